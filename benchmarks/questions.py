@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from replaceme_core.engine.evaluation.interval import share_interval
+from replaceme_core.engine.evaluation.measure import share_interval
 from replaceme_core.engine.model.load import DTYPES, load_model, load_tokenizer
 
 TOKENS_AT_ONCE = 8_192

@@ -80,9 +80,9 @@ def shorten(model: Path, target: Path, *, blocks: int) -> None:
     """Save the first `blocks` blocks of `model`."""
     import torch
 
+    from replaceme_core.engine.model.changes import remove_blocks
     from replaceme_core.engine.model.load import load_model, stored_weights
     from replaceme_core.engine.model.save import save_model
-    from replaceme_core.engine.model.surgery import remove_blocks
     from replaceme_core.families.resolve import resolve
 
     with torch.inference_mode():

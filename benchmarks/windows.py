@@ -22,20 +22,17 @@ import torch
 from benchmarks.smollm2 import provide
 from benchmarks.wikitext import detokenise, split
 from replaceme_core.engine.activations.capture import Activations
-from replaceme_core.engine.activations.held_out_loss import predictions_of, summed_loss
 from replaceme_core.engine.methods.protocol import Calibrated, Pruning, Task, find_method
-from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.cut import Variant
-from replaceme_core.engine.model.device import make_deterministic, resolve_spec
-from replaceme_core.engine.model.hooks import scale_output
+from replaceme_core.engine.model.block_runner import BlockRunner, predictions_of, scale_output, summed_loss
+from replaceme_core.engine.model.changes import Variant, try_changes
+from replaceme_core.engine.model.device import make_deterministic
 from replaceme_core.engine.model.load import load_config, load_model, load_tokenizer
-from replaceme_core.engine.model.weight_changes import try_changes
-from replaceme_core.engine.text.packing import encode, pack
-from replaceme_core.engine.text.sources import documents
-from replaceme_core.engine.text.tokens import calibration_tokens
+from replaceme_core.engine.text.documents import documents
+from replaceme_core.engine.text.tokens import calibration_tokens, encode, pack
 from replaceme_core.families.resolve import resolve
 from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.method import Method, MethodSpec
+from replaceme_core.request.resolve import resolve_spec
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, EvaluationSpec, ModelRef
 from replaceme_core.runner.messages import Progress, Stage
 

@@ -19,11 +19,10 @@ import torch
 
 from replaceme_core.engine.evaluation.compare import Unmeasured
 from replaceme_core.engine.evaluation.tasks import tasks_of
+from replaceme_core.engine.model.changes import kept_blocks
 from replaceme_core.engine.model.device import make_deterministic, resolve_on_this_machine
 from replaceme_core.engine.model.load import load_config, load_tokenizer, stored_weights
-from replaceme_core.engine.model.save import complete_or_absent
-from replaceme_core.engine.model.surgery import kept_blocks
-from replaceme_core.engine.model.verify import verify_saved
+from replaceme_core.engine.model.save import complete_or_absent, verify_saved
 from replaceme_core.engine.results.base_card import read_base_card
 from replaceme_core.engine.results.card.write import write_card
 from replaceme_core.engine.results.layer_angles import layer_angles
@@ -31,11 +30,8 @@ from replaceme_core.engine.results.metrics import report_candidates, report_capt
 from replaceme_core.engine.results.outcome import RunOutcome, plan_run, write_report
 from replaceme_core.engine.results.provenance import provenance_of
 from replaceme_core.engine.results.stage_clock import StageClock, resident_bytes
-from replaceme_core.engine.steps.decide import decide
-from replaceme_core.engine.steps.deepest_cut import capture_once, find_deepest_cut
-from replaceme_core.engine.steps.run import PROMPT_TOKENS, Run
+from replaceme_core.engine.run import PROMPT_TOKENS, Run, capture_once, decide, find_deepest_cut, write_pruned
 from replaceme_core.engine.steps.sizing import sized_to_text
-from replaceme_core.engine.steps.write_pruned import write_pruned
 from replaceme_core.families.layout import irregular_lists
 from replaceme_core.hub.model_config import read_outline
 from replaceme_core.request.method import Method

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from replaceme_core.engine.evaluation.answers import NEW_TOKENS, OPENINGS, answer
+from replaceme_core.engine.evaluation.compare import NEW_TOKENS, OPENINGS, answer
 from tests.fixtures.models.tiny import VARIANTS, Variant, byte_tokenizer, tiny_model
 
 

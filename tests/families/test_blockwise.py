@@ -9,11 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from replaceme_core.engine.model.cut import Cut, FittedCut
+from replaceme_core.engine.model.changes import Cut, FittedCut, fold, remove_blocks
 from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.engine.model.save import save_block_by_block, save_model
-from replaceme_core.engine.model.surgery import fold, remove_blocks
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, WIDTH, Variant, save_tiny, token_ids
 

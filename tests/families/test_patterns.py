@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from replaceme_core.engine.model.surgery import remove_blocks
+from replaceme_core.engine.model.changes import remove_blocks
 from replaceme_core.families.layout import has_pattern, irregular_lists, keeps_pattern
 from replaceme_core.families.resolve import resolve
 from replaceme_core.families.table import FAMILIES

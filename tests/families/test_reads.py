@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.hooks import Hook, record_values
-from replaceme_core.engine.model.surgery import scale_final_norm
+from replaceme_core.engine.model.block_runner import BlockRunner, Hook, record_values
+from replaceme_core.engine.model.changes import scale_final_norm
 from replaceme_core.errors import UnsupportedFamily
 from replaceme_core.families.resolve import Reading, ResolvedModel, resolve
 from replaceme_core.families.table import FAMILIES

@@ -9,12 +9,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from replaceme_core.engine.activations.window_sums import capture_next_cut
+from replaceme_core.engine.activations.cut_sums import capture_next_cut
 from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.cut import Cut, FittedCut, run_pruned
-from replaceme_core.engine.model.save import save_model
-from replaceme_core.engine.model.surgery import fold, remove_blocks
-from replaceme_core.engine.model.verify import verify_saved
+from replaceme_core.engine.model.changes import Cut, FittedCut, fold, remove_blocks, run_pruned
+from replaceme_core.engine.model.save import save_model, verify_saved
 from replaceme_core.engine.selection.cut_fit import fit_cut
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.families.layout import Layout, MapStructure

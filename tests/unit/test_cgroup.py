@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from replaceme_core.engine.model.memory import free_bytes
+from replaceme_core.engine.model.device import free_bytes
 from replaceme_core.hardware import free_group_memory, memory_groups
 
 UNLIMITED = 9223372036854771712  # what version 1 shows where there is no limit

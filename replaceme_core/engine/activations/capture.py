@@ -6,22 +6,67 @@ are the same to the bit either way.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
-from replaceme_core.engine.activations.cut_sums import AnchorSums, CutStatistics, Screen
-from replaceme_core.engine.activations.dense_streams import FIRST_HALF, FIT, SECOND_HALF, DenseStreams
-from replaceme_core.engine.activations.held_out_loss import summed_loss
-from replaceme_core.engine.activations.record import CaptureRecord, statistics_bytes
-from replaceme_core.engine.activations.tensor_store import MemoryStore, TensorStore
-from replaceme_core.engine.activations.window_sums import (
+import torch
+
+from replaceme_core.engine.activations.cut_sums import (
+    AnchorSums,
+    CutStatistics,
+    Screen,
     Windows,
     WindowSums,
     capture_next_cut,
     capture_windows,
     sums_of_cut,
 )
-from replaceme_core.engine.model.cut import Cut, FittedCut, run_pruned
-from replaceme_core.engine.numerics.sums import WriteSums
+from replaceme_core.engine.activations.dense_streams import FIRST_HALF, FIT, SECOND_HALF, DenseStreams
+from replaceme_core.engine.activations.tensor_store import (
+    HeldOutStreams,
+    MemoryStore,
+    TensorStore,
+    stored_held_out,
+    stream_key,
+)
+from replaceme_core.engine.model.block_runner import summed_loss
+from replaceme_core.engine.model.changes import Cut, FittedCut, run_pruned
+from replaceme_core.engine.numerics.stream import MeanAngle, Stream, token_weights
+from replaceme_core.engine.numerics.sums import SOLVE_DTYPE, WriteSums
+
+MATRICES = 4  # M'M and M'E, over fit and over held-out tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureRecord:
+    """Work and memory of a job's streams and sums.
+
+    `dense_block_runs` counts the runs of a block of the dense model on one batch; `cached` says whether the activations
+    came from the cache. `stream_bytes` is the size of one stream of all tokens, `statistics_bytes` of the sums that
+    were in memory at once, `kept_bytes` of all streams and sums that were stored, in memory or in files.
+    `batch_halvings` counts how often memory ran out in a block and the batch was halved.
+    """
+
+    dense_block_runs: int
+    cached: bool
+    stream_bytes: int
+    statistics_bytes: int
+    kept_bytes: int
+    batch_halvings: int
+
+    def as_dict(self) -> dict[str, int | bool]:
+        return asdict(self)
+
+    def metrics(self) -> list[tuple[str, float, str]]:
+        """Name, value and unit of each metric."""
+        sizes = [(name, float(getattr(self, name)), "bytes") for name in ("stream_bytes", "statistics_bytes")]
+        halvings = [("batch_halvings", float(self.batch_halvings), "times")] if self.batch_halvings else []
+        return [("dense_block_runs", float(self.dense_block_runs), "runs"), *sizes, *halvings]
+
+
+def statistics_bytes(*, cuts: int, width: int) -> int:
+    """Bytes of the sums of `cuts` cuts in a stream of `width` values."""
+    return cuts * MATRICES * width * width * SOLVE_DTYPE.itemsize
+
 
 PROOF = "residual_check_error"
 
@@ -190,3 +235,40 @@ class Activations(DenseStreams):
             batch_halvings=self.block_runner.halvings,
             kept_bytes=0 if self.store is None else self.store.nbytes,
         )
+
+
+def capture_distances(
+    activations: Activations, cuts: Sequence[Cut], *, keep_streams: bool = False
+) -> tuple[dict[Cut, MeanAngle], HeldOutStreams]:
+    """The mean angular distance across each of `cuts`, of any length, over all tokens that are no sinks.
+
+    One pass, or none where streams are stored. With `keep_streams` the held-out streams before every anchor block are
+    stored, where a replay starts.
+    """
+    angles = {cut: MeanAngle() for cut in cuts}
+    last_block, blocks = max(cut.end for cut in cuts), len(activations.block_runner.blocks)
+    starts = {cut.start: max(one.end for one in cuts if one.start == cut.start) for cut in cuts}
+    tokens: list[torch.Tensor] = []
+    streams = activations.make_held_out_store()
+    anchors = {cut.anchor for cut in cuts if keep_streams and not activations.stores_streams}
+    for number, batch in enumerate(activations.batches):
+        kept: dict[int, Stream] = {}  # by the first block of a cut, which reads it
+        for block, stream in enumerate(activations.streams_through(number, last_block=last_block)):
+            here = Stream(stream.flatten(0, 1))
+            for cut in cuts:
+                if cut.end == block - 1:
+                    mask = token_weights(kept[cut.start], here) == 1
+                    angles[cut].add(kept[cut.start], here, mask=mask)
+            kept = {start: one for start, one in kept.items() if starts[start] >= block}
+            if block in starts:
+                kept[block] = here
+            if batch.held_out and block in anchors:
+                streams.put(stream_key(block), stream)
+        if batch.held_out:
+            tokens.append(activations.tokens(number))
+            if anchors and last_block == blocks - 1:
+                streams.put(stream_key(blocks), stream)
+        activations.advance((number + 1) / len(activations.batches))
+    if activations.stores_streams:
+        return angles, activations.held_out_streams()
+    return angles, stored_held_out(streams, tokens=tokens, blocks=blocks, at_once=activations.batch_size)

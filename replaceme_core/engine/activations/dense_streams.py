@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import torch
 
-from replaceme_core.engine.activations.batches import Batch, schedule
-from replaceme_core.engine.activations.cached_activations import CachedActivations
-from replaceme_core.engine.activations.cut_sums import AnchorSums
-from replaceme_core.engine.activations.held_out_streams import HeldOutStreams, HeldOutView
+from replaceme_core.engine.activations.cache import CachedActivations
+from replaceme_core.engine.activations.cut_sums import AnchorSums, Batch, schedule
 from replaceme_core.engine.activations.tensor_store import (
     DamagedStore,
+    HeldOutStreams,
+    HeldOutView,
     MemoryStore,
     TensorStore,
     gram_key,
@@ -25,7 +25,7 @@ from replaceme_core.engine.activations.tensor_store import (
     write_key,
 )
 from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.cut import Cut, FittedCut, run_pruned
+from replaceme_core.engine.model.changes import Cut, FittedCut, run_pruned
 from replaceme_core.engine.numerics.stream import Stream
 
 FIT, FIRST_HALF, SECOND_HALF = 0, 1, 2

@@ -4,16 +4,18 @@ Files are read, not mapped: a tensor is then in memory that the allocator has al
 those of a tensor that never left memory, and no more than the present batch takes address space.
 """
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from tempfile import TemporaryDirectory
+from typing import Protocol, Self, overload
 
 import torch
 
 from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.numerics.moments import SOLVE_DTYPE
+from replaceme_core.engine.numerics.sums import SOLVE_DTYPE
 from replaceme_core.errors import ReplaceMeError
 
 _WORD = 8
@@ -188,3 +190,131 @@ def checksum(data: torch.Tensor) -> int:
 
 def _as_bytes(values: torch.Tensor) -> torch.Tensor:
     return values.flatten().view(torch.uint8)
+
+
+MEMORY_BYTES = 64 * 2**20
+"""For SmolLM2 in bfloat16: the streams before one anchor block on 58,000 held-out tokens, or before 22 on 2,600."""
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class SpillingStore:
+    """In memory up to `limit` bytes, then in a directory `beside` the output, which `close` deletes.
+
+    If writing fails, everything is moved back to memory and the directory is deleted: the output needs the space.
+    """
+
+    beside: Path
+    limit: int = MEMORY_BYTES
+    _memory: MemoryStore = field(default_factory=MemoryStore)
+    _files: FileStore | None = None
+    _place: "TemporaryDirectory[str] | None" = None
+    _refused: bool = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def put(self, name: str, values: torch.Tensor) -> None:
+        """As `TensorStore.put`."""
+        fits = self._files is None and self._memory.nbytes + values.nbytes <= self.limit
+        if fits or self._refused:
+            self._memory.put(name, values)
+            return
+        try:
+            self._on_disk().put(name, values)
+        except OSError as error:
+            logger.warning("the held-out streams stay in memory, they cannot be written to disk: %s", error)
+            self._back_to_memory()
+            self._memory.put(name, values)
+
+    def get(self, name: str, index: int) -> torch.Tensor:
+        """As `TensorStore.get`."""
+        first = self._memory.count(name)
+        if self._files is None or index < first:
+            return self._memory.get(name, index)
+        return self._files.get(name, index - first)
+
+    def count(self, name: str) -> int:
+        """As `TensorStore.count`."""
+        return self._memory.count(name) + (0 if self._files is None else self._files.count(name))
+
+    @property
+    def nbytes(self) -> int:
+        """As `TensorStore.nbytes`."""
+        return self._memory.nbytes + (0 if self._files is None else self._files.nbytes)
+
+    def close(self) -> None:
+        """Delete the files; tensors on disk cannot be read afterwards."""
+        if self._place is not None:
+            self._place.cleanup()
+        self._place = self._files = None
+
+    def _on_disk(self) -> FileStore:
+        if self._files is None:
+            self._place = TemporaryDirectory(prefix=f".{self.beside.name}.held-out-", dir=self.beside.parent)
+            self._files = FileStore(directory=Path(self._place.name))
+        return self._files
+
+    def _back_to_memory(self) -> None:
+        self._refused = True
+        if self._files is not None:
+            for name in self._files.index:
+                for index in range(self._files.count(name)):
+                    self._memory.put(name, self._files.get(name, index))
+        self.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutStreams:
+    """The stream before each anchor block on the held-out tokens, batch by batch: where a replay starts."""
+
+    tokens: Sequence[torch.Tensor]
+    before: Mapping[int, Sequence[torch.Tensor]]
+    last: Sequence[torch.Tensor]
+    """After the last block of the dense model; empty if the pass stopped before it."""
+    at_once: int = 1
+    """Sequences that may be run together."""
+
+    def together(self, first: int) -> range:
+        """The batches from `first` on that are of one shape, and together no more sequences than `at_once`."""
+        shape = self.tokens[first].shape
+        most = first + max(1, self.at_once // shape[0])
+        others = (number for number, ids in enumerate(self.tokens[first:most], start=first) if ids.shape != shape)
+        return range(first, next(others, min(most, len(self.tokens))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutView(Sequence[torch.Tensor]):
+    """The tensors that `read` returns for the held-out batches `numbers`."""
+
+    read: Callable[[int], torch.Tensor]
+    numbers: range
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[torch.Tensor]: ...
+    def __getitem__(self, index: int | slice) -> torch.Tensor | list[torch.Tensor]:
+        numbers = self.numbers[index]
+        return [self.read(number) for number in numbers] if isinstance(numbers, range) else self.read(numbers)
+
+
+def stored_held_out(
+    streams: TensorStore, *, tokens: Sequence[torch.Tensor], blocks: int, at_once: int = 1
+) -> HeldOutStreams:
+    """The streams before those of the `blocks` that have a list in `streams`, with one tensor for each batch."""
+    views = {block: _view(streams, block, tokens) for block in range(blocks + 1) if streams.count(stream_key(block))}
+    return HeldOutStreams(tokens=tokens, last=views.pop(blocks, ()), before=views, at_once=at_once)
+
+
+def _view(streams: TensorStore, block: int, tokens: Sequence[torch.Tensor]) -> HeldOutView:
+    def read(number: int) -> torch.Tensor:
+        return streams.get(stream_key(block), number).to(tokens[number].device)
+
+    return HeldOutView(read=read, numbers=range(len(tokens)))

@@ -1,7 +1,8 @@
-"""The source model and the pruned one beside each other: on every text apart, and in what they answer.
+"""The source model and the pruned one beside each other: on every text apart, in tasks, and in what they answer.
 
 A model that is pruned on one kind of text may be good on that and poor elsewhere, so it is also measured on text that
-took no part: the model's own, and the built-in general text.
+took no part: the model's own, and the built-in general text. Answers to a few prompts show a person at once what a
+perplexity does not tell.
 """
 
 import logging
@@ -12,27 +13,148 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from replaceme_core.engine.activations.verified_file import Contents
-from replaceme_core.engine.evaluation.answers import Answer, answer
-from replaceme_core.engine.evaluation.interval import mean_interval
 from replaceme_core.engine.evaluation.measure import (
     LARGEST_LOSS,
     Divergence,
     Measurement,
     Subject,
     TextSize,
+    mean_interval,
     measure,
 )
 from replaceme_core.engine.evaluation.speed import Rate, measure_speed, told_apart
 from replaceme_core.engine.evaluation.tasks import LoadedTasks, TaskPair
-from replaceme_core.engine.text.builtin import builtin_documents
-from replaceme_core.engine.text.packing import TokenSet, encode, pack
-from replaceme_core.errors import GateRejected
+from replaceme_core.engine.text.documents import builtin_documents
+from replaceme_core.engine.text.drawing import TokenSet
+from replaceme_core.engine.text.limits import render
+from replaceme_core.engine.text.tokens import encode, pack
+from replaceme_core.errors import GateRejected, NumericalFailure
+from replaceme_core.families.resolve import resolve
 from replaceme_core.request.calibration import GENERAL, PARTS_OF_GENERAL, SELF_GENERATED
-from replaceme_core.request.gate import OF_TASKS, GateSpec
+from replaceme_core.request.gate import OF_TASKS, GateResult, GateSpec
 from replaceme_core.runner.failure import describe, is_mistake
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three colors.",
+    "Why is the sky blue? Answer in one sentence.",
+    "How many days does a week have?",
+    "Write a Python function that adds two numbers.",
+)
+OPENINGS = (
+    "The capital of France is",
+    "Once upon a time, there was a",
+    "Water boils when",
+    "The seven days of the week are",
+    "def add(a, b):\n    ",
+)
+NEW_TOKENS = 48
+LONGEST_UNIT, LEAST_REPEATED = 16, 12
+"""An answer loops if its end repeats a unit of at most `LONGEST_UNIT` tokens three times, over `LEAST_REPEATED` tokens
+or more."""
+GRAM = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """`loops`: the answer ends in a repetition. `tokens` are the new ones, without the end token."""
+
+    prompt: str
+    text: str
+    tokens: tuple[int, ...]
+    loops: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerPair:
+    """The answers of the source model and of the pruned one to the same prompt."""
+
+    prompt: str
+    before: str
+    after: str
+    before_loops: bool
+    after_loops: bool
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def prompts_for(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Questions where the tokenizer has a chat template, else openings."""
+    return OPENINGS if tokenizer.chat_template is None else QUESTIONS
+
+
+@torch.inference_mode()
+def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
+    """Greedy answers of at most `NEW_TOKENS` tokens, one for each prompt."""
+    prompts = prompts_for(tokenizer)
+    rows = [_ids(tokenizer, prompt) for prompt in prompts]
+    width = max(map(len, rows))
+    # padded on the left, so that every answer begins at the same position; padded positions are masked
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    ends = _end_tokens(model, tokenizer)
+    model.generation_config = GenerationConfig()  # the model's own may ask for sampling
+    output = model.generate(  # type: ignore[operator]  # of GenerationMixin, which the type does not tell
+        ids,
+        attention_mask=mask,
+        generation_config=GenerationConfig(
+            do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0, eos_token_id=ends or None
+        ),
+        **dict.fromkeys(resolve(model).layout.switched_off, False),
+    )
+    found = []
+    for prompt, new in zip(prompts, output[:, width:].tolist(), strict=True):
+        end = next((place for place, token in enumerate(new) if token in ends), len(new))
+        tokens = tuple(new[:end])
+        text = str(tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
+        found.append(Answer(prompt=prompt, text=text, tokens=tokens, loops=repeats(tokens)))
+    return found
+
+
+def pair(before: Sequence[Answer], after: Sequence[Answer]) -> list[AnswerPair]:
+    """The answers of two models side by side."""
+    return [
+        AnswerPair(prompt=old.prompt, before=old.text, after=new.text, before_loops=old.loops, after_loops=new.loops)
+        for old, new in zip(before, after, strict=True)
+    ]
+
+
+def repeats(tokens: Sequence[int]) -> bool:
+    """Whether `tokens` end in a repetition.
+
+    >>> repeats([5, 1, 2, 3] + [7, 8, 9] * 4), repeats(list(range(20))), repeats([4] * 12)
+    (True, False, True)
+    """
+    for unit in range(1, LONGEST_UNIT + 1):
+        needed = max(3 * unit, LEAST_REPEATED)
+        end = tokens[-needed:]
+        if len(end) == needed and end[unit:] == end[:-unit]:
+            return True
+    return False
+
+
+def distinct_share(answers: Sequence[Answer]) -> float | None:
+    """The share of different runs of `GRAM` tokens among all of them; `None` where no answer is that long."""
+    grams = [one.tokens[place : place + GRAM] for one in answers for place in range(len(one.tokens) - GRAM + 1)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    chats = tokenizer.chat_template is not None
+    text = render(tokenizer, [{"role": "user", "content": prompt}], asks=True) if chats else prompt
+    return list(tokenizer(text, add_special_tokens=not chats, verbose=False)["input_ids"]) or [0]
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens after which a model has said all."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    found = configured if isinstance(configured, list) else [configured]
+    return sorted({token for token in [*found, tokenizer.eos_token_id] if isinstance(token, int)})
+
 
 ELSEWHERE = 4
 """Sequences of each text that is not part of the calibration."""
@@ -319,3 +441,34 @@ def _result(
         ratio_low=low,
         ratio_high=high,
     )
+
+
+def judge(gate: GateSpec, found: Comparison) -> GateResult:
+    """Every criterion of `gate` with its value in `found`. Raises `NumericalFailure` where nothing could be kept."""
+    values = measured_values(found)
+    for name in gate.criteria:
+        if name not in values:
+            tasks = name.removeprefix(OF_TASKS) if name.startswith(OF_TASKS) else "the tasks"
+            raise NumericalFailure(f"the gate cannot be judged: the original model has no accuracy above 0 in {tasks}")
+    return gate.judge(values)
+
+
+def measured_values(found: Comparison) -> dict[str, float]:
+    """All that a gate can ask for, by the names of its criteria; without tasks in which there was nothing to keep."""
+    first, names = found.texts[0], [one.before.name for one in found.tasks]
+    kept = {"accuracy_kept": _kept(found, names), **{f"{OF_TASKS}{name}": _kept(found, (name,)) for name in names}}
+    return {
+        **{name: share for name, share in kept.items() if share is not None},
+        "perplexity_ratio": first.ratio,
+        "worst_perplexity_ratio": max(one.ratio for one in found.texts),
+        "divergence": first.divergence,
+        "agreement": first.agreement,
+        "size_ratio": found.after.bytes / found.before.bytes,
+    }
+
+
+def _kept(found: Comparison, names: Sequence[str]) -> float | None:
+    """The share of the summed accuracy over the tasks `names` that is kept; those without an accuracy do not count."""
+    pairs = [one for one in found.tasks if one.before.name in names]
+    before = sum(one.before.accuracy or 0.0 for one in pairs)
+    return sum(one.after.accuracy or 0.0 for one in pairs) / before if before else None

@@ -21,8 +21,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from replaceme_core.engine.activations.activation_cache import ActivationCache
-from replaceme_core.engine.activations.content_key import code_digest, device_name, file_digest, model_digest
+from replaceme_core.engine.activations.cache import ActivationCache, code_digest, device_name, file_digest, model_digest
 from replaceme_core.engine.activations.verified_file import Contents, read_contents, write_verified
 from replaceme_core.engine.text.self_generated import generate_sequences
 from replaceme_core.hub.model_files import CARD, is_terms, side_files

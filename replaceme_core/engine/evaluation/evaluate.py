@@ -11,8 +11,8 @@ from replaceme_core.engine.evaluation.speed import measure_speed, told_apart
 from replaceme_core.engine.evaluation.tasks import load_tasks
 from replaceme_core.engine.model.device import hardware_name, make_deterministic, this_machine
 from replaceme_core.engine.model.load import load_model, load_tokenizer, stored_weights
-from replaceme_core.engine.text.packing import encode, pack
-from replaceme_core.engine.text.sources import documents
+from replaceme_core.engine.text.documents import documents
+from replaceme_core.engine.text.tokens import encode, pack
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.hub.model_config import read_outline
 from replaceme_core.request.calibration import CalibrationSource

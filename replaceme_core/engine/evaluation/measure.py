@@ -1,4 +1,4 @@
-"""Perplexity, speed and size of models, with the same settings for the dense and the pruned one."""
+"""Perplexity and size of models, with the same settings for the dense and the pruned one; and how sure a mean is."""
 
 import math
 import statistics
@@ -8,16 +8,143 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from replaceme_core.engine.activations.cache import tensor_digest
+from replaceme_core.engine.activations.verified_file import Contents
 from replaceme_core.engine.evaluation.dense_results import DenseResults
-from replaceme_core.engine.evaluation.last_stream import LastStream
 from replaceme_core.engine.evaluation.speed import Speed
+from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.device import synchronise
 from replaceme_core.engine.model.lazy_model import open_model
 from replaceme_core.errors import NumericalFailure
+from replaceme_core.families.resolve import resolve
 from replaceme_core.hub.model_files import weight_files
 from replaceme_core.request.resolve import ResolvedCompute
+
+# of Student's t for 1, 2, 3 ... degrees of freedom, 95 percent between both sides
+_QUANTILES = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+_NORMAL = 1.959964
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 percent confidence interval of the mean, by Student's t; `None` for fewer than two values.
+
+    >>> low, high = mean_interval([1.0, 2.0, 3.0])
+    >>> round(low, 3), round(high, 3)
+    (-0.484, 4.484)
+    """
+    count = len(values)
+    if count < 2:
+        return None
+    half = quantile(count - 1) * statistics.stdev(values) / math.sqrt(count)
+    mean = statistics.fmean(values)
+    return mean - half, mean + half
+
+
+def share_interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 percent confidence interval of a `share` of `count` cases (1 or more), by Wilson's score.
+
+    Unlike one from a standard error, it has a width where all cases are alike.
+
+    >>> low, high = share_interval(0.0, 6)
+    >>> round(low, 3), round(high, 3)
+    (0.0, 0.39)
+    """
+    spread = _NORMAL**2 / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
+    return max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))  # rounding leaves the share inside
+
+
+def quantile(degrees: int) -> float:
+    """The 97.5 percent quantile of Student's t."""
+    if degrees <= len(_QUANTILES):
+        return _QUANTILES[degrees - 1]
+    z = _NORMAL  # the expansion of Fisher and Cornish, exact to four digits from here on
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+
+
+_LAST_STREAM = "text"
+
+
+@dataclass(kw_only=True)
+class LastStream:
+    """Of one model over `batches` of token ids (sequences, length). `stored` are the streams of an earlier pass.
+
+    `made` are those of this pass; `None` where they are not kept.
+    """
+
+    results: DenseResults
+    runner: BlockRunner
+    batches: Sequence[torch.Tensor]
+    stored: Sequence[torch.Tensor] | None
+    made: list[torch.Tensor] | None = field(default=None)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, batches: Sequence[torch.Tensor], results: DenseResults) -> "LastStream | None":
+        """`None` where nothing is kept."""
+        tokens = sum(batch.numel() for batch in batches)
+        size = tokens * model.config.hidden_size * model.dtype.itemsize
+        if not results.has_room(size):
+            return None
+        found = results.find(_LAST_STREAM, _asked(batches))
+        stored = None if found is None else [found.tensors[str(number)] for number in range(len(batches))]
+        runner = BlockRunner(resolved=resolve(model))
+        return cls(results=results, runner=runner, batches=batches, stored=stored, made=[] if stored is None else None)
+
+    def logits(self, number: int, tokens: torch.Tensor) -> torch.Tensor:
+        """The logits (sequences, length, vocabulary) of a batch from its stored stream, without any block."""
+        assert self.stored is not None
+        return self.runner.leave(self.stored[number].to(tokens.device), tokens)
+
+    def run(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The logits of a batch from the whole model; the stream is kept on the way.
+
+        Where the first one does not give the same logits again, to the bit, none is kept.
+        """
+        model = self.runner.resolved.model
+        if self.made is None:
+            return _logits(model, tokens)
+        seen: list[torch.Tensor] = []
+
+        def note(module: nn.Module, given: object, output: object) -> None:
+            stream = output[0] if isinstance(output, tuple) else output
+            assert isinstance(stream, torch.Tensor)
+            seen.append(stream.detach().to("cpu", copy=True))
+
+        handle = self.runner.blocks[-1].register_forward_hook(note)
+        try:
+            logits = _logits(model, tokens)
+        finally:
+            handle.remove()
+        (stream,) = seen
+        if not self.made and not torch.equal(self.runner.leave(stream.to(tokens.device), tokens), logits):
+            self.made = None
+        else:
+            self.made.append(stream)
+        return logits
+
+    def keep(self) -> None:
+        """Once all batches have run: keep what is new."""
+        if self.made is not None and len(self.made) == len(self.batches):
+            tensors = {str(number): stream for number, stream in enumerate(self.made)}
+            self.results.keep(_LAST_STREAM, _asked(self.batches), Contents(record={}, tensors=tensors))
+
+
+def _asked(batches: Sequence[torch.Tensor]) -> dict[str, object]:
+    return {"tokens": [tensor_digest(batch) for batch in batches]}
+
+
+def _logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
+    return logits
+
 
 LOGITS_AT_ONCE = 2**26
 """Number of values in one batch of logits: 256 MiB in float32."""

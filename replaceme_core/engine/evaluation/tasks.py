@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from replaceme_core.engine.activations.verified_file import Contents
 from replaceme_core.engine.evaluation.dense_results import DenseResults
-from replaceme_core.engine.evaluation.interval import share_interval
+from replaceme_core.engine.evaluation.measure import share_interval
 from replaceme_core.errors import InvalidInput
 from replaceme_core.library_errors import library_errors
 from replaceme_core.request.tasks import check_tasks, expanded

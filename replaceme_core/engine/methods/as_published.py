@@ -14,9 +14,9 @@ import torch
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.methods.cuts import pruning, require_rank, runs
 from replaceme_core.engine.methods.protocol import Calibrated, Pruning, Selected, Task
-from replaceme_core.engine.model.cut import Cut, FittedCut, windows
-from replaceme_core.engine.numerics.moments import SOLVE_DTYPE, Moments
+from replaceme_core.engine.model.changes import Cut, FittedCut, windows
 from replaceme_core.engine.numerics.stream import Stream
+from replaceme_core.engine.numerics.sums import SOLVE_DTYPE, Moments
 from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.errors import NumericalFailure
 

@@ -1,8 +1,7 @@
 """Make the changes of a `Pruning` to one block of the model as it is stored."""
 
 from replaceme_core.engine.methods.protocol import Pruning
-from replaceme_core.engine.model.surgery import fold
-from replaceme_core.engine.model.weight_changes import apply_changes
+from replaceme_core.engine.model.changes import apply_changes, fold
 from replaceme_core.families.resolve import ResolvedModel
 
 

@@ -7,7 +7,7 @@ from replaceme_core.engine.activations.cut_sums import CutStatistics
 from replaceme_core.engine.methods.groups import CalibratedGroups, calibrate_groups
 from replaceme_core.engine.methods.protocol import Calibrated, Pruning, Selected, Task
 from replaceme_core.engine.methods.windows import CalibratedWindows, calibrate_windows
-from replaceme_core.engine.model.cut import Cut, FittedCut, Variant
+from replaceme_core.engine.model.changes import Cut, FittedCut, Variant
 from replaceme_core.engine.numerics.solve import check_rank
 from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.engine.selection.cut_fit import CutFit
@@ -41,7 +41,7 @@ def pruning(folds: Sequence[FittedCut], candidates: Sequence[Candidate]) -> Prun
 def require_rank(task: Task) -> None:
     """Raises `CalibrationTooSmall` if the fit tokens cannot determine a map."""
     width = task.block_runner.resolved.model.config.hidden_size
-    check_rank(tokens=task.tokens.fit.numel(), width=width, structure=task.structure)
+    check_rank(tokens=task.tokens.fit.numel(), width=width, diagonal=task.diagonal)
 
 
 def calibrate_cuts(task: Task, fit: Fit) -> Calibrated | Selected:
@@ -122,7 +122,7 @@ def fit_in_order(task: Task, cuts: Sequence[Cut], fit: Fit, *, first: CutStatist
     for index, cut in enumerate(cuts):
         before = [one.from_all_tokens for one in done]
         statistics = first if index == 0 else task.activations.statistics(cut, done=before)
-        statistics.structure = task.structure
+        statistics.diagonal = task.diagonal
         done.append(fit(statistics))
     return done
 

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from replaceme_core.engine.activations.distances import capture_distances
+from replaceme_core.engine.activations.capture import capture_distances
 from replaceme_core.engine.methods.cuts import runs
 from replaceme_core.engine.methods.protocol import Calibrated, Decided, Task
 from replaceme_core.engine.methods.removal import plain_removal
-from replaceme_core.engine.model.cut import Cut, windows
-from replaceme_core.engine.numerics.distance import MeanAngle
+from replaceme_core.engine.model.changes import Cut, windows
+from replaceme_core.engine.numerics.stream import MeanAngle
 from replaceme_core.engine.selection.candidate import Candidate
 
 

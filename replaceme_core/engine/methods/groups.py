@@ -8,7 +8,7 @@ from heapq import nsmallest
 from replaceme_core.engine.activations.cut_sums import CutStatistics
 from replaceme_core.engine.methods.protocol import Task
 from replaceme_core.engine.methods.windows import WindowSums, report_dense_loss, sum_windows
-from replaceme_core.engine.model.cut import Cut, Variant, windows
+from replaceme_core.engine.model.changes import Cut, Variant, windows
 from replaceme_core.engine.selection.candidate import Candidate, reported_ridge
 from replaceme_core.engine.selection.cut_fit import fit_on_fit_tokens
 from replaceme_core.engine.selection.replay import held_out_judge, replay_variant

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from replaceme_core.engine.activations.distances import capture_distances
-from replaceme_core.engine.activations.held_out_loss import mean_loss, summed_loss
-from replaceme_core.engine.activations.held_out_streams import HeldOutStreams
+from replaceme_core.engine.activations.capture import capture_distances
+from replaceme_core.engine.activations.tensor_store import HeldOutStreams
 from replaceme_core.engine.methods.cuts import runs
 from replaceme_core.engine.methods.protocol import Calibrated, Pruning, Selected, Task
 from replaceme_core.engine.methods.windows import report_dense_loss
-from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.cut import Cut, Variant, windows
-from replaceme_core.engine.model.weight_changes import WeightChange, try_changes
-from replaceme_core.engine.numerics.moments import SOLVE_DTYPE
+from replaceme_core.engine.model.block_runner import BlockRunner, mean_loss, summed_loss
+from replaceme_core.engine.model.changes import Cut, Variant, WeightChange, try_changes, windows
+from replaceme_core.engine.numerics.sums import SOLVE_DTYPE
 from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.engine.selection.replay import held_out_judge, variant_losses
 from replaceme_core.engine.selection.tournament import tournament

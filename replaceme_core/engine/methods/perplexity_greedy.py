@@ -9,9 +9,9 @@ from functools import partial
 
 import torch
 
-from replaceme_core.engine.activations.held_out_loss import mean_loss
 from replaceme_core.engine.methods.protocol import Calibrated, Decided, Task
 from replaceme_core.engine.methods.removal import plain_removal
+from replaceme_core.engine.model.block_runner import mean_loss
 from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.engine.selection.replay import losses_without_each
 

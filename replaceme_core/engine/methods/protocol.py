@@ -14,10 +14,9 @@ from typing import Protocol
 
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.cut import FittedCut
-from replaceme_core.engine.model.weight_changes import Change
+from replaceme_core.engine.model.changes import Change, FittedCut
 from replaceme_core.engine.selection.candidate import Candidate
-from replaceme_core.engine.text.packing import TokenSet
+from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.families.layout import MapStructure
 from replaceme_core.request.method import TRAITS, Method
 from replaceme_core.request.removal import check_structure
@@ -41,11 +40,11 @@ class Task:
     progress: Progress
 
     @property
-    def structure(self) -> MapStructure:
-        """Of the maps to fit. Raises `InvalidInput` for a full map where the family takes diagonal ones only."""
+    def diagonal(self) -> bool:
+        """Whether maps are diagonal. Raises `InvalidInput` for a full map where the family takes diagonal ones only."""
         check_structure(self.spec, self.block_runner.resolved.layout)
         requested = self.spec.method.structure
-        return self.block_runner.resolved.structure if requested is None else requested
+        return (requested or self.block_runner.resolved.structure) is MapStructure.DIAGONAL
 
     @property
     def calibration_tokens(self) -> int:

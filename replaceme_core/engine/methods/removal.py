@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from replaceme_core.engine.activations.held_out_loss import mean_loss
 from replaceme_core.engine.methods.protocol import Decided, Pruning, Task
-from replaceme_core.engine.model.cut import Variant
+from replaceme_core.engine.model.block_runner import mean_loss
+from replaceme_core.engine.model.changes import Variant
 from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.engine.selection.replay import variant_losses
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from replaceme_core.engine.activations.cut_sums import CutStatistics, Screen
-from replaceme_core.engine.activations.held_out_streams import HeldOutStreams
+from replaceme_core.engine.activations.tensor_store import HeldOutStreams
 from replaceme_core.engine.methods.protocol import Task
-from replaceme_core.engine.model.cut import Cut, windows
+from replaceme_core.engine.model.changes import Cut, windows
 from replaceme_core.engine.selection.candidate import Candidate, chosen_row
 from replaceme_core.engine.selection.choose import choose_by_loss
 from replaceme_core.engine.selection.replay import held_out_judge
@@ -34,7 +34,7 @@ def sum_windows(task: Task, cuts: Sequence[Cut] | None = None, *, screen: Screen
     found = cuts or windows(len(task.block_runner.blocks), task.remove)
     statistics, streams = task.activations.windows(found, screen=screen)
     for one in statistics:
-        one.structure = task.structure
+        one.diagonal = task.diagonal
     task.progress.metric("tokens", task.calibration_tokens, "tokens")
     task.progress.metric("sink_tokens", max(one.sinks for one in statistics), "tokens")
     return WindowSums(statistics=statistics, streams=streams)
@@ -85,7 +85,7 @@ class CalibratedWindows:
 def calibrate_windows(task: Task) -> CalibratedWindows:
     """Windows that the held-out tokens show to be far behind are left out before the fit tokens are run."""
     method = task.spec.method
-    screening = Screening(ridge=method.ridge, most=method.replays + SPARE, structure=task.structure)
+    screening = Screening(ridge=method.ridge, most=method.replays + SPARE, diagonal=task.diagonal)
     sums = sum_windows(task, screen=screening if _can_screen(task) else None)
     return CalibratedWindows(task=task, sums=sums, screening=screening)
 

@@ -7,7 +7,7 @@ logits and their scaling). Meanwhile stubs that record or return a stream take t
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -16,11 +16,126 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from replaceme_core.engine.model.allocator import PART_BYTES, release_memory
-from replaceme_core.engine.model.block_stubs import Arguments, OutputStub, RecordingStub
-from replaceme_core.engine.model.hooks import Hook, Stop, record_values, replace_forward, replace_output
+from replaceme_core.engine.model.device import is_out_of_memory
 from replaceme_core.engine.model.lazy_model import block_reader, load_block
-from replaceme_core.engine.model.memory import is_out_of_memory
 from replaceme_core.families.resolve import ResolvedModel, check_residual
+
+
+class Stop(Exception):
+    """Ends a forward pass early: the values that were wanted have been recorded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hook:
+    """The output of `module`, or with `on_input` its first input; with `copy`, safe from later in-place changes."""
+
+    module: nn.Module
+    on_input: bool = False
+    copy: bool = False
+
+
+@contextmanager
+def record_values(hook: Hook, *, stop: bool = False) -> Iterator[list[torch.Tensor]]:
+    """Yields a list that collects the values of `hook` while the context is open.
+
+    With `stop` the forward pass ends there, by the exception `Stop`.
+    """
+    seen: list[torch.Tensor] = []
+
+    def collect(values: object) -> None:
+        first = values[0] if isinstance(values, tuple) else values
+        assert isinstance(first, torch.Tensor)
+        seen.append(first.clone() if hook.copy else first)
+        if stop:
+            raise Stop
+
+    def read(_module: nn.Module, inputs: tuple[object, ...], named: Mapping[str, object]) -> None:
+        collect(inputs or next(iter(named.values())))
+
+    if hook.on_input:
+        handle = hook.module.register_forward_pre_hook(read, with_kwargs=True)
+    else:
+        handle = hook.module.register_forward_hook(lambda _module, _inputs, output: collect(output))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def replace_output(module: nn.Module, output: torch.Tensor) -> Iterator[None]:
+    """`module` computes its output, but returns `output` in the same shape."""
+    handle = module.register_forward_hook(lambda _module, _inputs, own: output.reshape(own.shape))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def replace_forward(module: nn.Module, output: object) -> Iterator[None]:
+    """`module` returns `output` and computes nothing."""
+    own = vars(module).get("forward")  # set where an offloading library wraps the forward of the module
+    vars(module)["forward"] = lambda *_args, **_kwargs: output
+    try:
+        yield
+    finally:
+        if own is None:
+            del vars(module)["forward"]
+        else:
+            vars(module)["forward"] = own
+
+
+@contextmanager
+def scale_output(module: nn.Module, factor: float) -> Iterator[None]:
+    """The output of `module` is multiplied by `factor`."""
+    handle = module.register_forward_hook(lambda _module, _inputs, output: output * factor)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """What a model passes to a block in addition to the stream: masks, positions, rotary embeddings ..."""
+
+    args: tuple[object, ...] = ()
+    kwargs: Mapping[str, object] = field(default_factory=dict)
+
+
+class RecordingStub(nn.Module):
+    """In place of one block: records what the model passes to it, and returns the stream unchanged."""
+
+    def __init__(self, block: nn.Module, *, last: bool, as_tuple: bool) -> None:
+        super().__init__()
+        self.recorded = Arguments()
+        self.stream: torch.Tensor | None = None
+        self._last = last
+        self._as_tuple = as_tuple
+        # Some forwards read plain attributes of a block, such as attention_type, before they call it.
+        for name, value in vars(block).items():
+            if not name.startswith("_") and name != "training":
+                setattr(self, name, value)
+
+    def forward(self, stream: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor | tuple[torch.Tensor]:
+        self.stream, self.recorded = stream, Arguments(args=args, kwargs=kwargs)
+        if self._last:
+            raise Stop
+        return (stream,) if self._as_tuple else stream
+
+
+class OutputStub(nn.Module):
+    """In place of all blocks: returns `stream`, whatever its input."""
+
+    def __init__(self, stream: torch.Tensor, *, as_tuple: bool) -> None:
+        super().__init__()
+        self._stream = [stream]  # in a list, so that `nn.Module` does not register it
+        self._as_tuple = as_tuple
+
+    def forward(self, _: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor | tuple[torch.Tensor]:
+        return (self._stream[0],) if self._as_tuple else self._stream[0]
+
 
 logger = logging.getLogger(__name__)
 
@@ -278,3 +393,42 @@ def sequences_at_once(stream: torch.Tensor, *, is_lazy: bool) -> int:
 def _flat(values: torch.Tensor) -> torch.Tensor:
     """As (tokens, width)."""
     return values.reshape(-1, values.shape[-1])
+
+
+LOGITS_AT_ONCE, FEWER_LOGITS_AT_ONCE = 6 * 2**20, 2**21
+"""Values of one part of the logits, for any vocabulary: 24 MiB in float32, which the allocator reuses
+(`allocator.PART_BYTES`); 8 MiB for a model that is loaded lazily."""
+
+
+def mean_loss(losses: Sequence[float], batches: Sequence[torch.Tensor]) -> float:
+    """Mean loss in nats per prediction, from `losses` summed over each of the first batches.
+
+    `batches` are token ids, (sequences, positions) each.
+    """
+    return sum(losses) / predictions_of(batches[: len(losses)])
+
+
+def predictions_of(batches: Sequence[torch.Tensor]) -> int:
+    """How many tokens are predicted in `batches`, (sequences, positions) each: all but the first of each sequence."""
+    return sum(tokens.shape[0] * (tokens.shape[1] - 1) for tokens in batches)
+
+
+def summed_losses(
+    block_runner: BlockRunner, streams: Sequence[torch.Tensor], tokens: Sequence[torch.Tensor]
+) -> list[float]:
+    """`summed_loss` of each batch."""
+    return [summed_loss(block_runner, stream, ids) for stream, ids in zip(streams, tokens, strict=True)]
+
+
+def summed_loss(block_runner: BlockRunner, stream: torch.Tensor, tokens: torch.Tensor) -> float:
+    """Loss in nats summed over all predictions; `stream` (batch, positions, d), `tokens` (batch, positions)."""
+    vocabulary = block_runner.resolved.model.config.vocab_size
+    positions = max(1, (FEWER_LOGITS_AT_ONCE if block_runner.is_lazy else LOGITS_AT_ONCE) // vocabulary)
+    sequences = max(1, positions // tokens.shape[1])
+    total = 0.0
+    for some, ids in zip(stream[:, :-1].split(sequences), tokens[:, 1:].split(sequences), strict=True):
+        # Final norm and head work on each position by itself, so a sequence can be split.
+        for part, following in zip(some.split(positions, dim=1), ids.split(positions, dim=1), strict=True):
+            logits = block_runner.leave(part, following).flatten(0, 1)
+            total += float(torch.nn.functional.cross_entropy(logits.float(), following.flatten(), reduction="sum"))
+    return total

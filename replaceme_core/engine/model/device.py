@@ -1,17 +1,51 @@
-"""The hardware of this machine, from which a specification is resolved."""
+"""The hardware and the free memory of this machine, from which a specification is resolved."""
 
 import os
 import platform
+from pathlib import Path
 from typing import Literal
 
+import psutil
 import torch
 
 from replaceme_core.engine.model.load import DTYPES
-from replaceme_core.engine.model.memory import free_bytes
 from replaceme_core.errors import InvalidInput
-from replaceme_core.hardware import CPU_INFO, WorkerKind, has_native_bfloat16
+from replaceme_core.hardware import CGROUP, CPU_INFO, PROC, WorkerKind, free_group_memory, has_native_bfloat16
 from replaceme_core.request.resolve import Machine, ResolvedCompute, ResolvedSpec, resolve_spec
 from replaceme_core.request.spec import CompressionSpec
+
+_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "cublas_status_alloc_failed")
+
+
+def free_bytes(device: torch.device, *, proc: Path = PROC, cgroup: Path = CGROUP) -> int:
+    """Bytes that this process may still allocate: the least of machine, control groups and address space limit.
+
+    `proc` and `cgroup` are where Linux shows the control groups.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    allowed = free_group_memory(proc=proc, cgroup=cgroup)
+    available = int(psutil.virtual_memory().available)
+    return min(available if allowed is None else min(available, allowed), _address_bytes())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the host or on an accelerator; torch reports the former in the text alone."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
+
+
+def _address_bytes() -> int:
+    if os.name != "posix":
+        return 2**63
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return 2**63
+    return limit - int(psutil.Process().memory_info().vms)
+
 
 CpuDtype = Literal["float32", "bfloat16"]
 

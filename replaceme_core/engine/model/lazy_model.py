@@ -29,14 +29,15 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
-from replaceme_core.engine.model.load import load_config, load_model, private_view
+from replaceme_core.engine.model.known_keys import GENERATION_CONFIG
+from replaceme_core.engine.model.load import load_config, load_model, load_quantized, private_view
 from replaceme_core.engine.model.safetensors_io import StoredTensor, tensors_of
-from replaceme_core.engine.model.side_files.generation import GENERATION_CONFIG
 from replaceme_core.errors import BrokenModel
 from replaceme_core.families.layout import Layout
 from replaceme_core.families.table import lookup
 from replaceme_core.hub.model_files import weight_files
 from replaceme_core.library_errors import library_errors
+from replaceme_core.request.resolve import ResolvedCompute
 from replaceme_core.request.spec import Loading
 
 _READER = "_reader"
@@ -62,6 +63,13 @@ def open_model(directory: Path, *, dtype: torch.dtype, device: str, loading: Loa
     """The model in eval mode, loaded whole or lazily as `loading` says. Raises `BrokenModel`."""
     load = load_lazily if loading is Loading.BLOCKWISE else load_model
     return load(directory, dtype=dtype, device=device)
+
+
+def open_for_capture(directory: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> PreTrainedModel:
+    """The model that activations are captured from, as `compute` says. Raises as `load_quantized`."""
+    if compute.quantization is not None:
+        return load_quantized(directory, dtype=dtype, compute=compute)
+    return open_model(directory, dtype=dtype, device=compute.device, loading=compute.loading)
 
 
 def load_lazily(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrainedModel:

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,18 +25,26 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from replaceme_core.engine.model.known_keys import (
+    GENERATION_CONFIG,
+    SPECIAL_TOKENS,
+    TOKENIZER_CONFIG,
+    known_config,
+    known_generation,
+    known_options,
+)
 from replaceme_core.engine.model.safetensors_io import STORED_DTYPES, all_finite, tensors_of
-from replaceme_core.engine.model.side_files.config import known_config
-from replaceme_core.engine.model.side_files.generation import GENERATION_CONFIG, known_generation
-from replaceme_core.engine.model.side_files.tokenizer import SPECIAL_TOKENS, TOKENIZER_CONFIG, known_options
-from replaceme_core.engine.text.trial import ends_badly
+from replaceme_core.engine.text.limits import ends_badly
 from replaceme_core.errors import BrokenModel, InvalidInput
 from replaceme_core.families.layout import Layout
+from replaceme_core.families.resolve import resolve
 from replaceme_core.families.table import lookup
 from replaceme_core.hub.files import read_json_file
 from replaceme_core.hub.model_config import admit_config, check_weights
 from replaceme_core.hub.model_files import CONFIG, INDEX, SINGLE, read_config, side_files, weight_files
 from replaceme_core.library_errors import library_errors
+from replaceme_core.request.resolve import ResolvedCompute
+from replaceme_core.request.spec import Quantization
 
 _REWRITTEN: Mapping[str, Callable[[Mapping[str, object]], dict[str, object]]] = {
     CONFIG: known_config,
@@ -225,3 +235,78 @@ def _read_tokenizer(view: Path) -> PreTrainedTokenizerBase:
 def _broken_tokenizer(what: str) -> BrokenModel:
     message = f"the tokenizer {what}; use the one that was saved with the model"
     return BrokenModel(message, field="model", value="tokenizer.json")
+
+
+LEAST_SHARE = 0.5
+"""Share of the values of the blocks that must be quantizable. With less, too little memory is saved."""
+MULTIPLE = 32
+"""Rows and columns must be multiples of this for the kernels of some processors. Other layers stay as they are."""
+FIELD = "compute.quantization"
+
+
+def load_quantized(directory: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> PreTrainedModel:
+    """As `load_model`, with the linear layers of the blocks in `compute.quantization`; other weights in `dtype`.
+
+    The host needs memory for the whole model in `dtype`. Raises `InvalidInput` where bitsandbytes is not installed, and
+    for a family whose weights are not in linear layers (Conv1D, stacked experts); `BrokenModel` as `load_model`.
+    """
+    assert compute.quantization is not None
+    make = _maker(compute.quantization, dtype=dtype)
+    model = load_model(directory, dtype=dtype, device="cpu")
+    blocks = resolve(model).blocks
+    whole = sum(parameter.numel() for parameter in blocks.parameters())
+    share = sum(module.weight.numel() for module in blocks.modules() if _fits(module)) / whole
+    if share < LEAST_SHARE:
+        raise InvalidInput(
+            f"only {share:.0%} of the weights in the blocks of this {model.config.model_type} model can be quantized "
+            f"to {compute.quantization} (linear layers with sides that are multiples of {MULTIPLE}); leave {FIELD} out",
+            field=FIELD,
+            value=str(compute.quantization),
+        )
+    for block in blocks:
+        for parent in list(block.modules()):
+            for name, child in parent.named_children():
+                if _fits(child):
+                    setattr(parent, name, make(child).to(compute.device))
+    model.to(torch.device(compute.device))  # type: ignore[arg-type]  # typed as a decorated method without self
+    model.eval()
+    return model
+
+
+def _fits(module: nn.Module) -> TypeGuard[nn.Linear]:
+    if type(module) is not nn.Linear:
+        return False
+    return module.in_features % MULTIPLE == 0 and module.out_features % MULTIPLE == 0
+
+
+def _maker(quantization: Quantization, *, dtype: torch.dtype) -> Callable[[nn.Linear], nn.Module]:
+    """A function that quantizes a layer in `dtype`; the values are rounded when it is moved to its device."""
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise InvalidInput(
+            f"bitsandbytes is not installed on the worker ({error}); install replaceme[quantized] there, or "
+            f"leave {FIELD} out",
+            field=FIELD,
+            value=str(quantization),
+        ) from None
+
+    def four(layer: nn.Linear) -> nn.Module:
+        made: nn.Linear = bitsandbytes.nn.Linear4bit(
+            layer.in_features, layer.out_features, bias=False, compute_dtype=dtype, quant_type="nf4"
+        )
+        made.weight = bitsandbytes.nn.Params4bit(
+            layer.weight.detach(), requires_grad=False, quant_type="nf4", module=made
+        )
+        made.bias = layer.bias
+        return made
+
+    def eight(layer: nn.Linear) -> nn.Module:
+        made: nn.Linear = bitsandbytes.nn.Linear8bitLt(
+            layer.in_features, layer.out_features, bias=False, has_fp16_weights=False
+        )
+        made.weight = bitsandbytes.nn.Int8Params(layer.weight.detach(), requires_grad=False, has_fp16_weights=False)
+        made.bias = layer.bias
+        return made
+
+    return four if quantization is Quantization.FOUR_BITS else eight

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from replaceme_core.families.layout import MapStructure
-
 BATCH_TOKENS = 1024
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
@@ -63,9 +61,9 @@ class CosineFit:
         self._mean, self._square = torch.zeros_like(self.delta), torch.zeros_like(self.delta)
 
     @classmethod
-    def start(cls, delta: torch.Tensor, *, structure: MapStructure, rate: float) -> "CosineFit":
+    def start(cls, delta: torch.Tensor, *, diagonal: bool, rate: float) -> "CosineFit":
         """Start at the map I + `delta` (d, d), of any precision."""
-        own = delta.diagonal() if structure is MapStructure.DIAGONAL else delta
+        own = delta.diagonal() if diagonal else delta
         return cls(delta=own.float().clone(), rate=rate)
 
     def output(self, tokens: CosineTokens) -> torch.Tensor:

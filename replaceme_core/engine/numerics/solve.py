@@ -1,12 +1,11 @@
-"""The map in place of removed blocks, by ridge regression toward the identity. Knows tensors only."""
+"""The map in place of removed blocks: solved by ridge regression toward the identity, and folded into a weight."""
 
 import math
 
 import torch
 
-from replaceme_core.engine.numerics.moments import SOLVE_DTYPE, Moments
+from replaceme_core.engine.numerics.sums import SOLVE_DTYPE, Moments
 from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
-from replaceme_core.families.layout import MapStructure
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, math.inf)
 """The last one is plain removal: it is chosen where every map has a greater residual on held-out tokens."""
@@ -15,11 +14,11 @@ FEW_TOKENS_RIDGES = (1e-2, 1e-1, 1.0, math.inf)
 """For a map from a few times as many tokens as it has unknowns in a column: smaller ones would fit the noise."""
 
 
-def solve_delta(moments: Moments, *, ridge: float, structure: MapStructure = MapStructure.FULL) -> torch.Tensor:
+def solve_delta(moments: Moments, *, ridge: float, diagonal: bool = False) -> torch.Tensor:
     """D (d, d) in float64 that minimises |M D - E|^2 + a |D|^2, with a = `ridge` x the mean diagonal of M'M.
 
     The map is I + D; an infinite ridge is plain removal, D = 0. Relative to the mean diagonal, the strength does not
-    depend on the number of tokens. With `MapStructure.DIAGONAL` it is the minimum among diagonal D: one
+    depend on the number of tokens. With `diagonal` it is the minimum among diagonal D: one
     regression for each channel. Raises `NumericalFailure` when the sums are not finite or M'M + aI has no
     Cholesky factor, which with a ridge of zero means fewer independent tokens than unknowns.
     """
@@ -29,7 +28,7 @@ def solve_delta(moments: Moments, *, ridge: float, structure: MapStructure = Map
     if math.isinf(ridge):
         return torch.zeros_like(cross)
     strength = ridge * float(gram.diagonal().mean())
-    if structure is MapStructure.DIAGONAL:
+    if diagonal:
         squares = gram.diagonal() + strength
         # A channel that is never written to needs no change, whatever the ridge.
         return torch.where(squares > 0, cross.diagonal() / squares, 0.0).diag()
@@ -53,7 +52,7 @@ def choose_ridge(
     held_out: Moments,
     *,
     ridges: tuple[float, ...] = RIDGES,
-    structure: MapStructure = MapStructure.FULL,
+    diagonal: bool = False,
 ) -> tuple[float, float]:
     """The ridge whose map has the least residual on held-out tokens, and that residual.
 
@@ -66,7 +65,7 @@ def choose_ridge(
     last = math.inf
     for ridge in sorted(ridges, reverse=True):
         try:
-            residual = held_out.residual(solve_delta(fit, ridge=ridge, structure=structure))
+            residual = held_out.residual(solve_delta(fit, ridge=ridge, diagonal=diagonal))
         except NumericalFailure as error:
             failure = error
             continue
@@ -82,12 +81,46 @@ def choose_ridge(
     return best
 
 
-def check_rank(*, tokens: int, width: int, structure: MapStructure = MapStructure.FULL) -> None:
+def check_rank(*, tokens: int, width: int, diagonal: bool = False) -> None:
     """A full map of `width` x `width` needs at least `width` tokens. Raises `CalibrationTooSmall`."""
-    if structure is MapStructure.FULL and tokens < width:
+    if not diagonal and tokens < width:
         raise CalibrationTooSmall(
             f"{tokens} calibration tokens are left for the fit; a model of width {width} needs at least {width}, and "
             "about fifty times as many for a good map: ask for more samples or a greater max_length",
             field="calibration.samples",
             value=tokens,
         )
+
+
+def fold_projection(
+    weight: torch.Tensor, bias: torch.Tensor | None, *, delta: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """`W <- T' W` and `b <- T' b` for T = I + `delta`, so that `x W' + b` becomes `(x W' + b) T`.
+
+    `weight` is (d, f) as `torch.nn.Linear` keeps it, `bias` (d,), `delta` (d, d) in float64. Computed in float64
+    and cast once to the dtype of the weight. Raises `NumericalFailure` if the result overflows that dtype.
+    """
+    change = delta.T.to(weight.device)
+    folded = (weight.to(SOLVE_DTYPE) + change @ weight.to(SOLVE_DTYPE)).to(weight.dtype)
+    shifted = None if bias is None else (bias.to(SOLVE_DTYPE) + change @ bias.to(SOLVE_DTYPE)).to(bias.dtype)
+    _check_fits(folded, shifted)
+    return folded, shifted
+
+
+def fold_norm(weight: torch.Tensor, *, delta: torch.Tensor, offset: float) -> torch.Tensor:
+    """The weight w of a norm `(offset + w) * x` whose output is the old one multiplied by T = I + `delta`.
+
+    `weight` is (d,), `delta` (d, d) in float64 and diagonal: no other map can be folded here. Precision and errors as
+    `fold_projection`.
+    """
+    diagonal = delta.diagonal().to(weight.device)
+    assert torch.equal(delta.diagonal().diag(), delta), "a norm can absorb a diagonal map only"
+    folded = (weight.to(SOLVE_DTYPE) + diagonal * (offset + weight.to(SOLVE_DTYPE))).to(weight.dtype)
+    _check_fits(folded)
+    return folded
+
+
+def _check_fits(*folded: torch.Tensor | None) -> None:
+    for one in folded:
+        if one is not None and not torch.isfinite(one).all():
+            raise NumericalFailure(f"the folded weights overflow {one.dtype}; try a larger ridge")

@@ -18,7 +18,7 @@ from typing import Final, Self
 
 import torch
 
-from replaceme_core.engine.activations.content_key import code_digest
+from replaceme_core.engine.activations.cache import code_digest
 from replaceme_core.engine.activations.verified_file import (
     content_digest,
     delete_file,
@@ -27,8 +27,7 @@ from replaceme_core.engine.activations.verified_file import (
     write_verified,
 )
 from replaceme_core.engine.methods.protocol import Pruning, Task
-from replaceme_core.engine.model.cut import Cut, FittedCut
-from replaceme_core.engine.model.weight_changes import ReadingChange, WeightChange
+from replaceme_core.engine.model.changes import Cut, FittedCut, ReadingChange, WeightChange
 from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.runner.requests import RunnerRequest
 

@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from replaceme_core.engine.activations.dense_streams import DenseStreams
-from replaceme_core.engine.numerics.distance import MeanAngle, mean_angles
-from replaceme_core.engine.numerics.sinks import token_weights
-from replaceme_core.engine.numerics.stream import Stream
+from replaceme_core.engine.numerics.stream import MeanAngle, Stream, mean_angles, token_weights
 
 MOST_BYTES = 64 * 2**20
 """Of the streams that are kept at once for the distances of windows, in float32."""

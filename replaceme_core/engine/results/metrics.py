@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 
-from replaceme_core.engine.activations.record import CaptureRecord
-from replaceme_core.engine.evaluation.answers import Answer, distinct_share
-from replaceme_core.engine.evaluation.compare import Comparison
-from replaceme_core.engine.evaluation.gate import judge
+from replaceme_core.engine.activations.capture import CaptureRecord
+from replaceme_core.engine.evaluation.compare import Answer, Comparison, distinct_share, judge
 from replaceme_core.engine.evaluation.measure import Measurement
 from replaceme_core.engine.evaluation.speed import Speed
 from replaceme_core.engine.evaluation.tasks import TaskPair

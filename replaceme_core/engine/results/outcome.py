@@ -8,13 +8,11 @@ from pathlib import Path
 
 import torch
 
-from replaceme_core.engine.activations.content_key import file_digest
-from replaceme_core.engine.activations.record import CaptureRecord
-from replaceme_core.engine.evaluation.answers import AnswerPair, pair
-from replaceme_core.engine.evaluation.compare import Comparison, SpeedChange, TextResult
-from replaceme_core.engine.evaluation.gate import judge
+from replaceme_core.engine.activations.cache import file_digest
+from replaceme_core.engine.activations.capture import CaptureRecord
+from replaceme_core.engine.evaluation.compare import AnswerPair, Comparison, SpeedChange, TextResult, judge, pair
 from replaceme_core.engine.evaluation.tasks import TaskPair
-from replaceme_core.engine.model.memory import free_bytes
+from replaceme_core.engine.model.device import free_bytes
 from replaceme_core.engine.model.safetensors_io import tensors_of
 from replaceme_core.engine.results.base_card import BaseCard
 from replaceme_core.engine.results.layer_angles import LayerAngles

@@ -12,12 +12,11 @@ from pathlib import Path
 import torch
 
 import replaceme_core
-from replaceme_core.engine.activations.cached_activations import entry_key
-from replaceme_core.engine.activations.content_key import code_digest, device_name, file_digest, tensor_digest
+from replaceme_core.engine.activations.cache import code_digest, device_name, entry_key, file_digest, tensor_digest
 from replaceme_core.engine.model.device import hardware_name
-from replaceme_core.engine.numerics.moments import SOLVE_DTYPE
-from replaceme_core.engine.text.builtin import builtin_documents
-from replaceme_core.engine.text.packing import TokenSet
+from replaceme_core.engine.numerics.sums import SOLVE_DTYPE
+from replaceme_core.engine.text.documents import builtin_documents
+from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.hub.data_files import local_data_files
 from replaceme_core.hub.model_files import CARD, is_terms, side_files, weight_files
 from replaceme_core.request.calibration import MixedSource

@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass
 
-from replaceme_core.engine.model.cut import Cut
+from replaceme_core.engine.model.changes import Cut
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from replaceme_core.engine.activations.cut_sums import CutStatistics
-from replaceme_core.engine.activations.held_out_streams import HeldOutStreams
+from replaceme_core.engine.activations.tensor_store import HeldOutStreams
 from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.cut import Cut
+from replaceme_core.engine.model.changes import Cut
 from replaceme_core.engine.selection.candidate import Candidate, reported_ridge
 from replaceme_core.engine.selection.cut_fit import fit_on_fit_tokens
 from replaceme_core.engine.selection.judge import Judge

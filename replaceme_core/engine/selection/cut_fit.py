@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from replaceme_core.engine.activations.cut_sums import CutStatistics
-from replaceme_core.engine.model.cut import Cut, FittedCut
+from replaceme_core.engine.model.changes import Cut, FittedCut
 from replaceme_core.engine.numerics.solve import RIDGES, choose_ridge, solve_delta
 from replaceme_core.engine.selection.candidate import reported_ridge
 
@@ -27,9 +27,8 @@ def fit_on_fit_tokens(statistics: CutStatistics, *, ridge: float | None) -> Ridg
     Raises `NumericalFailure` where no ridge gives a usable map.
     """
     ridges = RIDGES if ridge is None else (ridge,)
-    structure = statistics.structure
-    best, residual = choose_ridge(statistics.fit, statistics.held_out, ridges=ridges, structure=structure)
-    delta = solve_delta(statistics.fit, ridge=best, structure=structure)
+    best, residual = choose_ridge(statistics.fit, statistics.held_out, ridges=ridges, diagonal=statistics.diagonal)
+    delta = solve_delta(statistics.fit, ridge=best, diagonal=statistics.diagonal)
     return RidgeFit(fitted=FittedCut(cut=statistics.cut, delta=delta), ridge=best, residual=residual)
 
 
@@ -67,7 +66,7 @@ def fit_cut(statistics: CutStatistics, *, ridge: float | None) -> CutFit:
     """
     judged = fit_on_fit_tokens(statistics, ridge=ridge)
     everything = statistics.fit + statistics.held_out
-    delta = solve_delta(everything, ridge=judged.ridge, structure=statistics.structure)
+    delta = solve_delta(everything, ridge=judged.ridge, diagonal=statistics.diagonal)
     return CutFit(
         statistics=statistics,
         from_all_tokens=FittedCut(cut=statistics.cut, delta=delta),

@@ -5,12 +5,11 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 
 from replaceme_core.engine.activations.capture import Activations
-from replaceme_core.engine.activations.held_out_loss import predictions_of, summed_loss, summed_losses
-from replaceme_core.engine.activations.held_out_streams import HeldOutStreams
-from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.cut import FittedCut, Variant
+from replaceme_core.engine.activations.tensor_store import HeldOutStreams
+from replaceme_core.engine.model.block_runner import BlockRunner, predictions_of, summed_loss, summed_losses
+from replaceme_core.engine.model.changes import FittedCut, Variant
 from replaceme_core.engine.selection.judge import Judge
-from replaceme_core.engine.text.repeated import NAME as REPEATED
+from replaceme_core.engine.text.tokens import REPEATED
 
 
 def held_out_judge(

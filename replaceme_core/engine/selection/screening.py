@@ -4,10 +4,9 @@ import math
 from dataclasses import dataclass, field, replace
 
 from replaceme_core.engine.activations.cut_sums import CutStatistics
-from replaceme_core.engine.model.cut import Cut
+from replaceme_core.engine.model.changes import Cut
 from replaceme_core.engine.numerics.solve import FEW_TOKENS_RIDGES, SCREENING_RIDGE, choose_ridge
 from replaceme_core.engine.selection.candidate import Candidate, reported_ridge
-from replaceme_core.families.layout import MapStructure
 
 
 @dataclass(kw_only=True)
@@ -20,11 +19,11 @@ class Screening:
 
     ridge: float | None
     most: int
-    structure: MapStructure
+    diagonal: bool
     table: dict[Cut, Candidate] = field(default_factory=dict)
 
     def add(self, statistics: CutStatistics) -> None:
-        wanted = replace(statistics, structure=self.structure)
+        wanted = replace(statistics, diagonal=self.diagonal)
         self.table[statistics.cut] = screened_row(wanted, ridge=self.ridge, ridges=FEW_TOKENS_RIDGES)
 
     def remaining(self) -> list[Cut]:
@@ -37,7 +36,7 @@ def screened_row(
 ) -> Candidate:
     """A row with the residual of a map at `ridge`, or at the one of `ridges` that leaves least."""
     tried = ridges if ridge is None else (ridge,)
-    best, residual = choose_ridge(statistics.fit, statistics.held_out, ridges=tried, structure=statistics.structure)
+    best, residual = choose_ridge(statistics.fit, statistics.held_out, ridges=tried, diagonal=statistics.diagonal)
     return Candidate(
         start=statistics.cut.start,
         end=statistics.cut.end,

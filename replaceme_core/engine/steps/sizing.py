@@ -5,9 +5,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from replaceme_core.engine.text.counts import sequence_counts
-from replaceme_core.engine.text.packing import beginning_of_text, encode
-from replaceme_core.engine.text.sources import documents, is_running_text
+from replaceme_core.engine.text.documents import documents, is_running_text
+from replaceme_core.engine.text.drawing import sequence_counts
+from replaceme_core.engine.text.tokens import beginning_of_text, encode
 from replaceme_core.request.calibration import MixedSource, errors_of
 from replaceme_core.request.defaults import FEWEST_SAMPLES, HELD_OUT_SHARE, MEASURING_PART
 from replaceme_core.request.resolve import ResolvedCalibration, ResolvedSpec, resolve_text

@@ -1,17 +1,195 @@
-"""Draw the sequences of one text: whole documents on either side, and one sequence from each equal part of a side."""
+"""Draw the sequences of one text: whole documents on either side, and one sequence from each equal part of a side.
+
+Text beside a fitted sequence is like it: often the same document. So whole documents go to one side, in blocks, and
+each kind has blocks all over the text (docs/explanation/how-the-default-works.md#text).
+"""
 
 import itertools
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Self
 
 import torch
 
-from replaceme_core.engine.text.counts import SequenceCounts
-from replaceme_core.engine.text.packing import TokenSet
-from replaceme_core.engine.text.regions import KINDS, regions
 from replaceme_core.errors import CalibrationTooSmall
+from replaceme_core.request.calibration import held_out_samples
+from replaceme_core.request.resolve import ResolvedCalibration
 from replaceme_core.wording import counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSet:
+    """Token ids, (sequences, length) each: `fit` and `held_out` for calibration, `measure` for the evaluation.
+
+    `sources` are the names of what they come from; `fit_sources`, `held_out_sources` and `measure_sources` are indices
+    into these, int64 (sequences,). `measure` begins with the sequences of the first text.
+    """
+
+    fit: torch.Tensor
+    held_out: torch.Tensor
+    measure: torch.Tensor
+    sources: tuple[str, ...]
+    fit_sources: torch.Tensor
+    held_out_sources: torch.Tensor
+    measure_sources: torch.Tensor
+
+    def __post_init__(self) -> None:
+        for tokens, sources in (
+            (self.fit, self.fit_sources),
+            (self.held_out, self.held_out_sources),
+            (self.measure, self.measure_sources),
+        ):
+            assert sources.shape == tokens.shape[:1], "each sequence has a source"
+
+    @classmethod
+    def of_one_source(
+        cls, *, fit: torch.Tensor, held_out: torch.Tensor, measure: torch.Tensor, name: str = "text"
+    ) -> Self:
+        """All sequences are of the source `name`."""
+        fit_sources, held_out_sources, measure_sources = (
+            torch.zeros(len(tokens), dtype=torch.long) for tokens in (fit, held_out, measure)
+        )
+        return cls(
+            fit=fit,
+            held_out=held_out,
+            measure=measure,
+            sources=(name,),
+            fit_sources=fit_sources,
+            held_out_sources=held_out_sources,
+            measure_sources=measure_sources,
+        )
+
+    def first(self, *, fit: int, held_out: int) -> Self:
+        """The same with only the first `fit` and `held_out` sequences."""
+        return replace(
+            self,
+            fit=self.fit[:fit],
+            held_out=self.held_out[:held_out],
+            fit_sources=self.fit_sources[:fit],
+            held_out_sources=self.held_out_sources[:held_out],
+        )
+
+    def measure_of_first_text(self) -> torch.Tensor:
+        """The sequences of the first text that measure the result, (sequences, length)."""
+        return self.measure[self.measure_sources == self.measure_sources[:1]]
+
+
+OTHER_TEXTS = 4
+"""A text after the first one measures one sequence for each so many of the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceCounts:
+    """How many sequences of one source are fitted on and held out, and how many measure the result at most."""
+
+    fit: int
+    held_out: int
+    measure: int
+
+
+def sequence_counts(calibration: ResolvedCalibration, *, measure: int) -> tuple[SequenceCounts, ...]:
+    """Divides the samples of `calibration` by the shares of its mix; of the first text `measure` sequences measure.
+
+    The shares are about the same among fit and held-out sequences. A text has at least one of each. Those of `judges`
+    have held-out sequences beside those of the samples instead, and the model's own text may have further ones.
+    """
+    mix, held_out = calibration.mix, held_out_samples(calibration.samples)
+    judges = calibration.judges
+    least = [0 if source.self_generated or judge else 1 for source, judge in zip(mix, judges, strict=True)]
+    fits = divide(calibration.samples - held_out, [source.share for source in mix], least=least)
+    shares = [0.0 if judge else source.share for source, judge in zip(mix, judges, strict=True)]
+    held_outs = divide(held_out, shares, least=least)
+    held_outs = [
+        calibration.judging if judge else count + calibration.own_judging * source.self_generated
+        for source, count, judge in zip(mix, held_outs, judges, strict=True)
+    ]
+    texts = [number for number, source in enumerate(mix) if not source.self_generated]
+    others = max(1, measure // OTHER_TEXTS) if measure else 0
+    measures = [0 if number not in texts else measure if number == texts[0] else others for number in range(len(mix))]
+    return tuple(
+        SequenceCounts(fit=fit, held_out=held, measure=measured)
+        for fit, held, measured in zip(fits, held_outs, measures, strict=True)
+    )
+
+
+def divide(total: int, shares: Sequence[float], *, least: Sequence[int]) -> list[int]:
+    """`total` in parts by `shares`, rounded by the largest remainders; each part is no smaller than its `least`.
+
+    >>> divide(8, [0.5, 0.4, 0.1], least=[1, 1, 1])
+    [4, 3, 1]
+    """
+    assert sum(least) <= total, "the specification was checked for this"
+    exact = [total * share / sum(shares) for share in shares]
+    parts = [int(part) for part in exact]
+    largest = sorted(range(len(parts)), key=lambda number: (parts[number] - exact[number], number))
+    for number in largest[: total - sum(parts)]:
+        parts[number] += 1
+    for number, bound in enumerate(least):
+        while parts[number] < bound:
+            giver = max(range(len(parts)), key=lambda other: (parts[other] - least[other], -other))
+            parts[giver] -= 1
+            parts[number] += 1
+    return parts
+
+
+MOST_PERIODS = 4
+"""Every kind has a region in each of so many equal periods of the text."""
+KINDS = ("fit", "held_out", "measure")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """Tokens from `start` to before `end`, of one of `KINDS`."""
+
+    kind: str
+    start: int
+    end: int
+
+
+def regions(tokens: int, borders: Sequence[int], *, needs: Sequence[int], body: int) -> list[Region]:
+    """The regions of a text of so many tokens, in order, without gaps; an empty kind has none.
+
+    `borders` are where documents begin, in order. `needs` are the sequences of `body` tokens of each of `KINDS`; the
+    text must have enough for all. Regions are in proportion to the needs. An edge is at the nearest border of documents
+    if one is within half of the smallest region and leaves both sides what they need; else a document is cut.
+    """
+    sequences = sum(needs)
+    assert sequences * body <= tokens, "the text was checked for this"
+    if sequences == 0:
+        return []
+    totals = [tokens * need // sequences for need in needs]
+    totals[next(kind for kind, need in enumerate(needs) if need)] += tokens - sum(totals)
+    periods = max(1, min(MOST_PERIODS, *needs[:2]))  # both that calibrate are in each
+    ends, kinds = [0], list[int]()
+    for period in range(periods):
+        for kind, (total, need) in enumerate(zip(totals, needs, strict=True)):
+            used = min(periods, need)  # a sequence is not put together from more periods than there are sequences
+            before, after = (count * used // periods for count in (period, period + 1))
+            if after > before:
+                ends.append(ends[-1] + total * after // used - total * before // used)
+                kinds.append(kind)
+    spare = [total - need * body for total, need in zip(totals, needs, strict=True)]
+    smallest = min(end - start for start, end in pairwise(ends))
+    for number in range(1, len(ends) - 1):
+        left, right = kinds[number - 1], kinds[number]
+        for border in _nearest(borders, ends[number]):
+            gain = border - ends[number]
+            if 2 * abs(gain) < smallest and spare[left] + gain >= 0 and spare[right] - gain >= 0:
+                spare[left], spare[right], ends[number] = spare[left] + gain, spare[right] - gain, border
+                break
+    return [
+        Region(kind=KINDS[kind], start=start, end=end) for kind, start, end in zip(kinds, ends, ends[1:], strict=False)
+    ]
+
+
+def _nearest(borders: Sequence[int], place: int) -> list[int]:
+    """The border before `place` and the one at or after it, the nearer one first."""
+    index = bisect_left(borders, place)
+    return sorted(borders[max(0, index - 1) : index + 1], key=lambda border: abs(border - place))
+
 
 POOL_FACTOR = 8
 """Sequences read for each one that is used: samples are spread over the text without reading a huge data set whole."""

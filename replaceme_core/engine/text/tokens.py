@@ -1,21 +1,98 @@
-"""The token sequences of a job: for the fit, held out for selection, and for the evaluation."""
+"""The token sequences of a job: for the fit, held out for selection, and for the evaluation.
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+They are full sequences of one length, so that no padding enters the sums: of the texts of the mix, of the model's own
+text, and of repeated passages.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import tee
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from replaceme_core.engine.text.counts import SequenceCounts, sequence_counts
-from replaceme_core.engine.text.drawing import Piece, Wanted, draw
-from replaceme_core.engine.text.packing import TokenSet, beginning_of_text, encode
-from replaceme_core.engine.text.sources import documents, is_running_text, is_title
+from replaceme_core.engine.text.documents import Document, documents, is_running_text, is_title
+from replaceme_core.engine.text.drawing import Piece, SequenceCounts, TokenSet, Wanted, draw, sequence_counts
+from replaceme_core.engine.text.limits import render
 from replaceme_core.errors import InvalidInput
+from replaceme_core.library_errors import library_errors
 from replaceme_core.request.calibration import MixedSource, errors_of
+from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import ResolvedCalibration, ResolvedSpec
 from replaceme_core.request.spec import Loading
+
+
+def encode(
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: str = "auto",
+    running_text: bool = False,
+) -> Iterator[list[int]]:
+    """Token ids of each document. `template`: "auto", "chat" or "plain".
+
+    The end-of-text token follows each, unless they are the paragraphs of one `running_text`. Conversations go through
+    the chat template of the tokenizer; where it has none, as in base models, they become plain text.
+    """
+    has_template = tokenizer.chat_template is not None
+    if template == "chat" and not has_template:
+        raise InvalidInput(
+            "the model's tokenizer has no chat template; use template plain or auto",
+            field="calibration.template",
+            value=template,
+        )
+    ends = isinstance(tokenizer.eos_token_id, int) and not running_text
+    end = [tokenizer.eos_token_id] if ends else []
+    for document in documents:
+        if isinstance(document, str):
+            text = document
+        elif has_template and template != "plain":
+            text = render(tokenizer, document)
+        else:
+            text = "\n\n".join(turn["content"] for turn in document)
+        with library_errors("the model's tokenizer cannot read the calibration text"):
+            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        yield [*ids, *end]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """Full `sequences` (sequences, length), and the number of `tokens` that were read for them."""
+
+    sequences: torch.Tensor
+    tokens: int
+
+
+def pack(encoded: Iterable[list[int]], tokenizer: PreTrainedTokenizerBase, *, length: int, limit: int) -> Packed:
+    """At most `limit` full sequences; tokens that do not fill the last one are dropped.
+
+    Each begins with the beginning-of-text token if this tokenizer adds one, as the model saw in training.
+    """
+    prefix = beginning_of_text(tokenizer)
+    body = length - len(prefix)
+    rows: list[list[int]] = []
+    pending: list[int] = []
+    tokens = 0
+    for ids in encoded:
+        tokens += len(ids)
+        pending.extend(ids)
+        cut = 0
+        while len(pending) - cut >= body and len(rows) < limit:
+            rows.append([*prefix, *pending[cut : cut + body]])
+            cut += body
+        del pending[:cut]
+        if len(rows) >= limit:
+            break
+    return Packed(sequences=torch.tensor(rows, dtype=torch.long).reshape(-1, length), tokens=tokens)
+
+
+def beginning_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The beginning-of-text token where this tokenizer puts it before a text, else nothing."""
+    ids = tokenizer("a", verbose=False)["input_ids"]
+    return [ids[0]] if ids and ids[0] == tokenizer.bos_token_id else []
 
 
 def calibration_tokens(
@@ -154,3 +231,51 @@ def _require_whole_model(spec: ResolvedSpec) -> None:
             field=field,
             value=generated[0].share,
         )
+
+
+REPEATED = "repeated passages"
+"""The name of the source in reports."""
+PASSAGE = 128
+"""Tokens, about."""
+
+
+def with_repeated(tokens: TokenSet, calibration: ResolvedCalibration, *, method: Method, prefix: int) -> TokenSet:
+    """`tokens` with the sequences of repeated passages that `calibration` asks for, a source of their own.
+
+    Fitted ones are made of fitted sequences, those that `method` holds out of held-out sequences of every source in
+    turn. Each begins with the first `prefix` tokens of the sequence that it is made of.
+    """
+    count = calibration.repeating
+    if count == 0:
+        return tokens
+    fit = repeat_passages(tokens.fit[: math.ceil(count / 2)], prefix=prefix).flatten(0, 1)[:count]
+    of_each = _in_turn(tokens.held_out, tokens.held_out_sources)[: calibration.repeating_held_out(method)]
+    held_out = repeat_passages(of_each, prefix=prefix)[:, 0]
+    named = replace(tokens, sources=(*tokens.sources, REPEATED))
+    return with_source(named, len(tokens.sources), fit=fit, held_out=held_out, seed=calibration.seed)
+
+
+def _in_turn(sequences: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+    """The first sequence of each source, then the second of each, and so on."""
+    seen: Counter[int] = Counter()
+    places: list[tuple[int, int, int]] = []
+    for number, source in enumerate(sources.tolist()):
+        places.append((seen[source], source, number))
+        seen[source] += 1
+    return sequences[[number for _, _, number in sorted(places)]]
+
+
+def repeat_passages(sequences: torch.Tensor, *, prefix: int) -> torch.Tensor:
+    """Token ids (sequences, 2, length) from (sequences, length): the passages of each half, each of them twice.
+
+    >>> repeat_passages(torch.tensor([[0, 1, 2, 3, 4]]), prefix=1)
+    tensor([[[0, 1, 2, 1, 2],
+             [0, 3, 4, 3, 4]]])
+    """
+    body = sequences[:, prefix:]
+    width = body.shape[1]
+    passages = max(1, round(width / (2 * PASSAGE)))
+    size = math.ceil(width / (2 * passages))
+    halves = torch.stack([body[:, : passages * size], body[:, -passages * size :]], dim=1)
+    twice = halves.unflatten(-1, (passages, size)).repeat(1, 1, 1, 2).flatten(2)[..., :width]
+    return torch.cat([sequences[:, None, :prefix].expand(-1, 2, -1), twice], dim=-1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.engine.model.load import load_model, load_tokenizer, stored_weights
-from replaceme_core.engine.text.packing import encode
+from replaceme_core.engine.text.tokens import encode
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.hub.data_files import choose_data_files, header_of
 from replaceme_core.hub.model_config import read_outline

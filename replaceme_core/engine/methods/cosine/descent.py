@@ -7,9 +7,8 @@ from typing import TypeVar
 import torch
 
 from replaceme_core.engine.activations.capture import Activations
-from replaceme_core.engine.model.cut import Cut, FittedCut
+from replaceme_core.engine.model.changes import Cut, FittedCut
 from replaceme_core.engine.numerics.cosine import CosineFit, CosineTokens, annealed
-from replaceme_core.families.layout import MapStructure
 
 BUFFER_TOKENS = 8_192
 """On the device at a time, 3 d float32 values each: 57 MB at d = 576, 400 MB at d = 4,096, however long the text."""
@@ -34,7 +33,7 @@ class Descent:
 
 
 def descend(
-    activations: Activations, start: FittedCut, *, done: Sequence[FittedCut], structure: MapStructure, light: bool
+    activations: Activations, start: FittedCut, *, done: Sequence[FittedCut], diagonal: bool, light: bool
 ) -> Descent:
     """The map of least held-out cosine loss that Adam finds from `start` on; `start` itself counts.
 
@@ -46,7 +45,7 @@ def descend(
     wanted = max(BUFFER_TOKENS, int(SHARE * activations.fit.numel()))
     count = max(1, min(wanted, activations.fit.numel()) // BUFFER_TOKENS)
     some = _buffers(activations, activations.fit_batches, start.cut, make, done=done, limit=count * BUFFER_TOKENS)
-    fit = CosineFit.start(start.delta, structure=structure, rate=RATE)
+    fit = CosineFit.start(start.delta, diagonal=diagonal, rate=RATE)
     order = torch.Generator().manual_seed(0)
     before = after = fit.loss(held_out)
     best = start

@@ -9,7 +9,7 @@ from replaceme_core.engine.activations.cut_sums import CutStatistics
 from replaceme_core.engine.methods.cosine.descent import descend
 from replaceme_core.engine.methods.cuts import calibrate_cuts
 from replaceme_core.engine.methods.protocol import Calibrated, Selected, Task
-from replaceme_core.engine.model.cut import FittedCut
+from replaceme_core.engine.model.changes import FittedCut
 from replaceme_core.engine.selection.cut_fit import CutFit, fit_cut
 
 
@@ -31,7 +31,7 @@ def _improved(task: Task, start: CutFit, *, done: list[FittedCut]) -> CutFit:
         task.activations,
         start.from_fit_tokens,
         done=done,
-        structure=start.statistics.structure,
+        diagonal=start.statistics.diagonal,
         light=task.spec.method.loss == "light",
     )
     progress, name = task.progress, str(start.cut)

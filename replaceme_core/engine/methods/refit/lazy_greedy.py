@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from replaceme_core.engine.methods.refit.set_losses import SetLosses
-from replaceme_core.engine.model.cut import Cut
+from replaceme_core.engine.model.changes import Cut
 from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.engine.selection.judge import Judge
 from replaceme_core.engine.selection.tournament import tournament

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from replaceme_core.engine.activations.held_out_loss import summed_losses
 from replaceme_core.engine.methods.cuts import require_rank
 from replaceme_core.engine.methods.groups import CalibratedGroups, calibrate_groups
 from replaceme_core.engine.methods.protocol import Calibrated, Pruning, Selected, Task
@@ -22,7 +21,8 @@ from replaceme_core.engine.methods.refit.reach import first_unchanged
 from replaceme_core.engine.methods.refit.run_by_run import RunByRun, divisions
 from replaceme_core.engine.methods.refit.temperature import fit_scale
 from replaceme_core.engine.methods.windows import CalibratedWindows, calibrate_windows
-from replaceme_core.engine.model.cut import Variant
+from replaceme_core.engine.model.block_runner import summed_losses
+from replaceme_core.engine.model.changes import Variant
 from replaceme_core.engine.numerics.solve import SCREENING_RIDGE
 from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.engine.selection.replay import held_out_judge, variant_losses

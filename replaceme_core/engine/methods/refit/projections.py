@@ -18,12 +18,18 @@ from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.activations.dense_streams import DenseTargets, Targets
 from replaceme_core.engine.methods.refit.sums import added, may_keep
 from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.cut import Cut, FittedCut, compensate
-from replaceme_core.engine.model.weight_changes import Change, ReadingChange, WeightChange, try_changes
-from replaceme_core.engine.numerics.direction import target_before_norm
-from replaceme_core.engine.numerics.moments import PRODUCT_DTYPE, SOLVE_DTYPE, Moments
+from replaceme_core.engine.model.changes import (
+    Change,
+    Cut,
+    FittedCut,
+    ReadingChange,
+    WeightChange,
+    compensate,
+    try_changes,
+)
 from replaceme_core.engine.numerics.solve import solve_delta
-from replaceme_core.engine.numerics.stream import Stream
+from replaceme_core.engine.numerics.stream import Stream, target_before_norm
+from replaceme_core.engine.numerics.sums import PRODUCT_DTYPE, SOLVE_DTYPE, Moments
 from replaceme_core.families.layout import MapStructure
 from replaceme_core.families.resolve import NormedWrite, Projection, Reading
 
@@ -229,7 +235,7 @@ class _Pruned:
             _, _, written, reached = self._normed(block, write, batch, attention=attention)
             moments = added(moments, written, reached=reached.flatten(0, 1), target=targets(batch).flatten(0, 1))
         assert moments is not None
-        stretch = solve_delta(moments, ridge=self.strength.fold, structure=MapStructure.DIAGONAL).diagonal()
+        stretch = solve_delta(moments, ridge=self.strength.fold, diagonal=True).diagonal()
         weight = write.norm.get_parameter("weight").to(SOLVE_DTYPE) + write.offset
         change = (stretch * weight).to(PRODUCT_DTYPE)
         self._made(WeightChange(block=block, parameter=write.parameter, change=change))
@@ -281,4 +287,5 @@ class _Pruned:
             target = targets(batch).flatten(0, 1)
             moments = added(moments, write.flatten(0, 1), reached=reached.flatten(0, 1), target=target)
         assert moments is not None, "there are no fit tokens"
-        return solve_delta(moments, ridge=self.strength.fold, structure=self.block_runner.resolved.structure)
+        diagonal = self.block_runner.resolved.structure is MapStructure.DIAGONAL
+        return solve_delta(moments, ridge=self.strength.fold, diagonal=diagonal)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 from replaceme_core.engine.methods.cuts import runs
 from replaceme_core.engine.methods.protocol import Task
-from replaceme_core.engine.model.cut import Cut, FittedCut, Variant
+from replaceme_core.engine.model.changes import Cut, FittedCut, Variant
 from replaceme_core.engine.selection.cut_fit import fit_on_fit_tokens
 from replaceme_core.engine.selection.judge import Judge
 from replaceme_core.engine.selection.replay import held_out_judge, variant_losses

@@ -3,9 +3,8 @@
 import torch
 from torch import nn
 
-from replaceme_core.engine.numerics.moments import PRODUCT_DTYPE, Moments
-from replaceme_core.engine.numerics.sinks import inverse_length_weights
-from replaceme_core.engine.numerics.stream import Stream
+from replaceme_core.engine.numerics.stream import Stream, inverse_length_weights
+from replaceme_core.engine.numerics.sums import PRODUCT_DTYPE, Moments
 from replaceme_core.families.resolve import Projection
 
 KEPT_BYTES = 2**28

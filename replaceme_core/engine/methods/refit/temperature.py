@@ -9,9 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from replaceme_core.engine.activations.held_out_loss import summed_losses
-from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.hooks import scale_output
+from replaceme_core.engine.model.block_runner import BlockRunner, scale_output, summed_losses
 from replaceme_core.engine.selection.judge import Judge
 
 STEP = 0.05

@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from replaceme_core.engine.evaluation.answers import NEW_TOKENS
+from replaceme_core.engine.evaluation.compare import NEW_TOKENS
 from replaceme_core.engine.results.base_card import OTHER
 from replaceme_core.engine.results.card.again import as_command, as_request
 from replaceme_core.engine.results.outcome import RunOutcome, disagreements

@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from replaceme_core.engine.activations.activation_cache import ActivationCache
-from replaceme_core.engine.activations.cached_activations import CachedActivations, entry_key
+from replaceme_core.engine.activations.cache import ActivationCache, CachedActivations, entry_key
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.evaluation.evaluate import evaluate
 from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.cut import Cut
+from replaceme_core.engine.model.changes import Cut
 from replaceme_core.engine.model.load import load_model
-from replaceme_core.engine.text.packing import TokenSet
+from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.families.resolve import resolve
 from replaceme_core.request.spec import ComputeSpec
 from replaceme_core.runner.messages import Finished

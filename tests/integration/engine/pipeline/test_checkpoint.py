@@ -10,8 +10,7 @@ from safetensors import safe_open
 
 from replaceme_core.engine.activations.verified_file import PARTIAL
 from replaceme_core.engine.methods.protocol import Pruning, Task
-from replaceme_core.engine.model.cut import Cut, FittedCut
-from replaceme_core.engine.model.weight_changes import WeightChange
+from replaceme_core.engine.model.changes import Cut, FittedCut, WeightChange
 from replaceme_core.engine.pipeline import compress
 from replaceme_core.engine.results import checkpoint
 from replaceme_core.engine.selection.candidate import Candidate

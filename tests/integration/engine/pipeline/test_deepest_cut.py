@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from replaceme_core.engine import run as run_module
 from replaceme_core.engine.evaluation.compare import Original
-from replaceme_core.engine.evaluation.last_stream import LastStream
-from replaceme_core.engine.evaluation.measure import SOURCE, TIMED, Subject
+from replaceme_core.engine.evaluation.measure import SOURCE, TIMED, LastStream, Subject
 from replaceme_core.engine.methods.protocol import Task
-from replaceme_core.engine.steps import decide, deepest_cut
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.request.gate import GateResult
 from replaceme_core.runner.messages import Finished, Stage
@@ -68,7 +67,7 @@ def each_depth(depths: Sequence[int], is_too_deep: Callable[[int], bool]) -> int
 def divergences(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
     """By depth, from trials of all depths."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deepest_cut, "deepest", each_depth)
+        patch.setattr(run_module, "deepest", each_depth)
         place = tmp_path_factory.mktemp("all") / "out"
         found = verdict_of(run(at(source, place, ratio=SEARCH, gate={"divergence": {"max": 100}}))[0])
     values = {one.blocks: one.measured["divergence"] for one in found.trials}
@@ -186,7 +185,7 @@ def test_a_later_attempt_goes_on_with_what_was_decided(
         update={"checkpoint_directory": str(tmp_path / "checkpoints")}
     )
     decided: list[int] = []
-    find = decide.find_method
+    find = run_module.find_method
 
     def spied(name: object) -> object:
         def calibrate(task: Task) -> object:
@@ -197,7 +196,7 @@ def test_a_later_attempt_goes_on_with_what_was_decided(
 
         return calibrate
 
-    monkeypatch.setattr(decide, "find_method", spied)
+    monkeypatch.setattr(run_module, "find_method", spied)
     with pytest.raises(KeyboardInterrupt):
         run(asked)
     assert list(place.parent.iterdir()) == [], "neither a result nor a trial is left behind"

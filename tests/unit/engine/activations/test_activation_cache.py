@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from replaceme_core.engine.activations.activation_cache import ENTRY, ActivationCache
+from replaceme_core.engine.activations.cache import ENTRY, ActivationCache
 
 KEYS = [letter * 64 for letter in "abcdef"]
 PAYLOAD = 1000
@@ -59,7 +59,7 @@ def test_the_draft_of_a_killed_writer_is_ignored_and_removed(directory: Path) ->
     program = """
         import sys
         from pathlib import Path
-        from replaceme_core.engine.activations.activation_cache import ActivationCache
+        from replaceme_core.engine.activations.cache import ActivationCache
         draft = ActivationCache(Path(sys.argv[1]), limit=10_000).draft()
         (draft.directory / "stream-0").write_bytes(b"half")
         print("written", flush=True)

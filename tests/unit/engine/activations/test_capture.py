@@ -11,7 +11,7 @@ from replaceme_core.engine.activations.cut_sums import CutStatistics
 from replaceme_core.engine.activations.tensor_store import DamagedStore, FileStore, MemoryStore, TensorStore
 from replaceme_core.engine.model import block_runner as module
 from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.cut import Cut, FittedCut, windows
+from replaceme_core.engine.model.changes import Cut, FittedCut, windows
 from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.families.resolve import resolve

@@ -7,14 +7,14 @@ import pytest
 
 import replaceme_core
 import replaceme_core.engine.pipeline  # imports every module of the method
-from replaceme_core.engine.activations import content_key
+from replaceme_core.engine.activations import cache
 
 
 def test_the_digest_covers_every_module_that_the_pipeline_imports() -> None:
     names = [name for name in sys.modules if name.startswith("replaceme_core.")]
     imported = {Path(str(sys.modules[name].__file__)).resolve() for name in names}
     assert len(imported) > 50
-    assert imported <= {path.resolve() for path in content_key.code_files()}
+    assert imported <= {path.resolve() for path in cache.code_files()}
 
 
 def test_a_module_in_a_package_within_a_package_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,14 +22,14 @@ def test_a_module_in_a_package_within_a_package_counts(tmp_path: Path, monkeypat
     nested.parent.mkdir(parents=True)
     nested.write_text("RIDGE = 1")
     monkeypatch.setattr(replaceme_core, "__path__", [str(tmp_path)])
-    before = content_key.code_digest()
+    before = cache.code_digest()
     nested.write_text("RIDGE = 2")
-    assert content_key.code_digest() != before
+    assert cache.code_digest() != before
 
 
 def test_the_name_of_a_file_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.py").write_text("")
     monkeypatch.setattr(replaceme_core, "__path__", [str(tmp_path)])
-    before = content_key.code_digest()
+    before = cache.code_digest()
     (tmp_path / "a.py").rename(tmp_path / "b.py")
-    assert content_key.code_digest() != before
+    assert cache.code_digest() != before

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from replaceme_core.engine.activations.capture import Activations
-from replaceme_core.engine.activations.spill_to_disk import SpillingStore
-from replaceme_core.engine.activations.tensor_store import MemoryStore
-from replaceme_core.engine.model.cut import Cut
+from replaceme_core.engine.activations.tensor_store import MemoryStore, SpillingStore
+from replaceme_core.engine.model.changes import Cut
 from tests.fixtures.models.activations import CUTS, make_activations
 
 BLOCK = 4

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from replaceme_core.engine.activations import held_out_loss as module
-from replaceme_core.engine.activations.held_out_loss import summed_loss
-from replaceme_core.engine.model.block_runner import BlockRunner
+from replaceme_core.engine.model import block_runner as module
+from replaceme_core.engine.model.block_runner import BlockRunner, summed_loss
 from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.families.resolve import resolve

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from replaceme_core.engine.activations.spill_to_disk import SpillingStore
+from replaceme_core.engine.activations.tensor_store import SpillingStore
 
 TENSORS = {
     name: [torch.full((16,), float(10 * list_ + index)) for index in range(4)] for list_, name in enumerate("ab")

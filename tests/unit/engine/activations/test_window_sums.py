@@ -6,14 +6,10 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from replaceme_core.engine.activations.batches import schedule
-from replaceme_core.engine.activations.held_out_loss import predictions_of, summed_loss
-from replaceme_core.engine.activations.held_out_streams import HeldOutStreams
-from replaceme_core.engine.activations.window_sums import capture_next_cut, capture_windows
-from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.cut import Cut, FittedCut, Variant, run_pruned, windows
-from replaceme_core.engine.model.hooks import Hook, record_values
-from replaceme_core.engine.model.surgery import fold, remove_blocks
+from replaceme_core.engine.activations.cut_sums import capture_next_cut, capture_windows, schedule
+from replaceme_core.engine.activations.tensor_store import HeldOutStreams
+from replaceme_core.engine.model.block_runner import BlockRunner, Hook, predictions_of, record_values, summed_loss
+from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, fold, remove_blocks, run_pruned, windows
 from replaceme_core.engine.numerics.solve import SCREENING_RIDGE, choose_ridge
 from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.engine.selection.choose import choose_by_loss

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from replaceme_core.engine.evaluation.answers import (
+from replaceme_core.engine.evaluation.compare import (
     OPENINGS,
     QUESTIONS,
     answer,

@@ -9,7 +9,7 @@ import torch
 from replaceme_core.engine.evaluation.compare import ELSEWHERE, Comparison, Original, compare
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import Divergence, Subject, measure
-from replaceme_core.engine.text.packing import TokenSet
+from replaceme_core.engine.text.drawing import TokenSet
 from tests.fixtures.models.tiny import byte_tokenizer, save_tiny, tiny_model, token_ids
 
 LENGTH = 32

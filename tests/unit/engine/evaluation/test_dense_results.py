@@ -15,7 +15,7 @@ from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import TIMED, Subject
 from replaceme_core.engine.evaluation.tasks import LoadedTasks, load_tasks
 from replaceme_core.engine.model.load import load_model
-from replaceme_core.engine.text.packing import TokenSet
+from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.request.resolve import ResolvedCompute
 from tests.fixtures.evaluation.local_tasks import CHOICE, OF_A_DATA_SET, write_tasks
 from tests.fixtures.models.tiny import BLOCKS, byte_tokenizer, save_tiny, tiny_model, token_ids

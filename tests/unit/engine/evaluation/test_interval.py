@@ -7,7 +7,7 @@ import statistics
 import pytest
 
 from replaceme_core.engine.evaluation.compare import ratio_interval
-from replaceme_core.engine.evaluation.interval import mean_interval, quantile, share_interval
+from replaceme_core.engine.evaluation.measure import mean_interval, quantile, share_interval
 
 
 @pytest.mark.parametrize(

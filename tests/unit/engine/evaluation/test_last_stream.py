@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from replaceme_core.engine.activations.activation_cache import ActivationCache
+from replaceme_core.engine.activations.cache import ActivationCache
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import TIMED, Divergence, Subject, measure
 from replaceme_core.families.resolve import resolve

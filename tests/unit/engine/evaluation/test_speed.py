@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from replaceme_core.engine.evaluation import speed as module
-from replaceme_core.engine.evaluation.live_bytes import LiveBytes, storages
-from replaceme_core.engine.evaluation.speed import FEWEST_RUNS, RUNS, Rate, measure_speed, told_apart
+from replaceme_core.engine.evaluation.speed import (
+    FEWEST_RUNS,
+    RUNS,
+    LiveBytes,
+    Rate,
+    measure_speed,
+    storages,
+    told_apart,
+)
 from tests.fixtures.models.tiny import VARIANTS, Variant, tiny_model, token_ids
 
 LENGTH, NEW_TOKENS = 24, 3

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from replaceme_core.engine.evaluation.dense_results import DenseResults
-from replaceme_core.engine.evaluation.interval import share_interval
+from replaceme_core.engine.evaluation.measure import share_interval
 from replaceme_core.engine.evaluation.tasks import TaskResult, load_tasks
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.errors import InvalidInput

@@ -11,7 +11,7 @@ from replaceme_core.engine.methods.refit.lazy_greedy import BlockChoice
 from replaceme_core.engine.methods.refit.method import RefitJudged, RefitSelected
 from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.engine.selection.replay import held_out_judge
-from replaceme_core.engine.text.repeated import NAME
+from replaceme_core.engine.text.tokens import REPEATED
 from replaceme_core.request.method import Method
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.runner.messages import Progress
@@ -178,7 +178,9 @@ def test_windows_are_compared_on_as_many_positions_as_blocks(monkeypatch: pytest
 def test_repeated_passages_count_where_sets_of_blocks_are_compared() -> None:
     task, recorder = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=WITH_WINDOW)
     sources = torch.tensor([0] * 4 + [1] * 4)
-    task = replace(task, activations=replace(task.activations, held_out_sources=sources, source_names=("text", NAME)))
+    task = replace(
+        task, activations=replace(task.activations, held_out_sources=sources, source_names=("text", REPEATED))
+    )
     selected = calibrate(task).select()
     assert isinstance(selected, _Selected)
     assert selected.maps is not None

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from benchmarks.harness.specs import a_spec
-from replaceme_core.engine.activations.window_sums import capture_windows
+from replaceme_core.engine.activations.cut_sums import capture_windows
 from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.cut import windows
+from replaceme_core.engine.model.changes import windows
 from replaceme_core.families.resolve import resolve
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate
 from tests.fixtures.models.tiny import BLOCKS, tiny_model, token_ids

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from replaceme_core.engine.methods.merge import mergeable
-from replaceme_core.engine.model.cut import windows
+from replaceme_core.engine.model.changes import windows
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.resolve import kind
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled

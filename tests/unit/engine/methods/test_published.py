@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from replaceme_core.engine.model.hooks import Hook, record_values
+from replaceme_core.engine.model.block_runner import Hook, record_values
 from replaceme_core.errors import NumericalFailure
 from tests.fixtures.models.tasks import carry_out, make_task
 from tests.fixtures.models.tiny import BLOCKS, WIDTH, tiny_model, token_ids

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from replaceme_core.engine.model import device
-from replaceme_core.engine.text.counts import sequence_counts
+from replaceme_core.engine.text.drawing import sequence_counts
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.request.calibration import CalibrationSpec

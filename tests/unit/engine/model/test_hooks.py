@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from replaceme_core.engine.model.hooks import replace_forward
+from replaceme_core.engine.model.block_runner import replace_forward
 
 
 def test_a_module_computes_nothing_while_its_forward_is_replaced() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from replaceme_core.engine.activations.content_key import model_digest
+from replaceme_core.engine.activations.cache import model_digest
 from replaceme_core.engine.model.lazy_model import load_block, load_lazily
 from replaceme_core.engine.model.load import load_config, load_model, load_tokenizer, stored_weights
 from replaceme_core.engine.pipeline import compress

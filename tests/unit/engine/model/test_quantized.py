@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from replaceme_core.engine.model.block_runner import BlockRunner
+from replaceme_core.engine.model.lazy_model import open_for_capture
 from replaceme_core.engine.model.load import load_model
-from replaceme_core.engine.model.quantized import open_for_capture
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.resolve import resolve
 from replaceme_core.request.spec import ComputeSpec, Loading, Quantization

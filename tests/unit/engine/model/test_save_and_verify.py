@@ -11,13 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from replaceme_core.engine.model import save, surgery, verify
+from replaceme_core.engine.model import changes, save
+from replaceme_core.engine.model.changes import kept_blocks
 from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.engine.model.safetensors_io import all_finite
-from replaceme_core.engine.model.save import complete_or_absent, save_block_by_block, save_model
-from replaceme_core.engine.model.surgery import kept_blocks
-from replaceme_core.engine.model.verify import verify_saved
+from replaceme_core.engine.model.save import complete_or_absent, save_block_by_block, save_model, verify_saved
 from replaceme_core.errors import InvalidInput, OutOfSpace, VerificationFailed
 from tests.fixtures.models.tiny import BLOCKS, save_tiny, tiny_model, token_ids
 
@@ -176,7 +175,7 @@ def test_rounding_in_bfloat16_is_distinguished_from_a_wrong_cache(
     def logits(model: PreTrainedModel, start: torch.Tensor, *, new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         return whole + off[model.dtype] * whole.flip(0), whole
 
-    monkeypatch.setattr(verify, "_logits", logits)
+    monkeypatch.setattr(save, "_logits", logits)
     source = save_tiny(tmp_path / "model")
     with nullcontext() if passes else pytest.raises(VerificationFailed, match="of their standard deviation in torch"):
         difference = verify_saved(source, dtype=torch.bfloat16, blocks=BLOCKS, prompt=PROMPT, device="cpu")
@@ -184,8 +183,8 @@ def test_rounding_in_bfloat16_is_distinguished_from_a_wrong_cache(
 
 
 def test_surgery_renumbers_the_cache() -> None:
-    resolved = surgery.ResolvedModel(model=tiny_model(), layout=surgery_layout())
-    surgery.remove_blocks(resolved, [1, 4])
+    resolved = changes.ResolvedModel(model=tiny_model(), layout=surgery_layout())
+    changes.remove_blocks(resolved, [1, 4])
     assert [block.self_attn.layer_idx for block in resolved.blocks] == [0, 1, 2, 3]
     assert resolved.model.config.num_hidden_layers == 4
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from replaceme_core.engine.model.known_keys import known_generation
 from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.engine.model.load import load_config, load_model, load_tokenizer, private_view
-from replaceme_core.engine.model.side_files.generation import known_generation
 from replaceme_core.errors import BrokenModel, OutOfMemory
 from replaceme_core.library_errors import library_errors
 from tests.fixtures.hostile.case import changing

@@ -2,7 +2,7 @@
 
 import torch
 
-from replaceme_core.engine.numerics.direction import target_before_norm
+from replaceme_core.engine.numerics.stream import target_before_norm
 
 
 def norm(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

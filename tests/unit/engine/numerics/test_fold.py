@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from replaceme_core.engine.numerics.fold import fold_norm, fold_projection
+from replaceme_core.engine.numerics.solve import fold_norm, fold_projection
 from replaceme_core.errors import NumericalFailure
 
 

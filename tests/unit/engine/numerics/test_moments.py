@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from replaceme_core.engine.numerics.moments import gram_of
+from replaceme_core.engine.numerics.sums import gram_of
 
 
 @pytest.mark.parametrize("width", [0, 1, 3, 4, 5, 16, 41])

@@ -1,11 +1,16 @@
 import pytest
 import torch
 
-from replaceme_core.engine.numerics.distance import MeanAngle
-from replaceme_core.engine.numerics.moments import Moments
-from replaceme_core.engine.numerics.sinks import LARGEST_WEIGHT, LONGEST_ORDINARY, inverse_length_weights, token_weights
 from replaceme_core.engine.numerics.solve import solve_delta
-from replaceme_core.engine.numerics.stream import Stream
+from replaceme_core.engine.numerics.stream import (
+    LARGEST_WEIGHT,
+    LONGEST_ORDINARY,
+    MeanAngle,
+    Stream,
+    inverse_length_weights,
+    token_weights,
+)
+from replaceme_core.engine.numerics.sums import Moments
 
 
 def test_ordinary_tokens_count_in_full_and_sinks_as_the_longest_ordinary_one() -> None:

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from replaceme_core.engine.numerics import solve as module
-from replaceme_core.engine.numerics.moments import Moments
 from replaceme_core.engine.numerics.solve import check_rank, choose_ridge, solve_delta
 from replaceme_core.engine.numerics.stream import Stream
+from replaceme_core.engine.numerics.sums import Moments
 from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
-from replaceme_core.families.layout import MapStructure
 
 WIDTH, TOKENS = 12, 400
 
@@ -44,7 +43,7 @@ def test_without_ridge_it_is_least_squares() -> None:
 @pytest.mark.parametrize("ridge", [0.0, 0.1])
 def test_a_diagonal_map_is_a_regression_in_each_channel(ridge: float) -> None:
     write, kept, end = (one.double() for one in streams())
-    delta = solve_delta(moments(), ridge=ridge, structure=MapStructure.DIAGONAL)
+    delta = solve_delta(moments(), ridge=ridge, diagonal=True)
     strength = ridge * float(write.square().sum(dim=0).mean())
     expected = (write * (end - kept)).sum(dim=0) / (write.square().sum(dim=0) + strength)
     torch.testing.assert_close(delta, expected.diag(), rtol=1e-4, atol=1e-5)
@@ -58,14 +57,14 @@ def test_a_diagonal_map_is_never_worse_than_plain_removal_on_its_own_tokens() ->
     nothing = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
     for ridge in (0.0, 1e-2, 1.0, 1e3):
         few = moments(tokens=3, noise=5.0)
-        delta = solve_delta(few, ridge=ridge, structure=MapStructure.DIAGONAL)
+        delta = solve_delta(few, ridge=ridge, diagonal=True)
         assert few.residual(delta) <= few.residual(nothing)
 
 
 def test_a_channel_that_is_never_written_to_is_left_alone() -> None:
     dead = moments()
     dead.gram[3], dead.gram[:, 3], dead.cross[3] = 0, 0, 0
-    delta = solve_delta(dead, ridge=0.0, structure=MapStructure.DIAGONAL)
+    delta = solve_delta(dead, ridge=0.0, diagonal=True)
     assert delta[3, 3] == 0
     assert torch.isfinite(delta).all()
 
@@ -77,17 +76,17 @@ def test_the_ridge_pulls_toward_plain_removal() -> None:
 
 
 def test_an_infinite_ridge_is_plain_removal() -> None:
-    for structure in (MapStructure.FULL, MapStructure.DIAGONAL):
-        assert not solve_delta(moments(), ridge=math.inf, structure=structure).any()
+    for diagonal in (False, True):
+        assert not solve_delta(moments(), ridge=math.inf, diagonal=diagonal).any()
 
 
-@pytest.mark.parametrize("structure", [MapStructure.FULL, MapStructure.DIAGONAL])
-def test_plain_removal_where_every_map_is_worse_on_held_out_tokens(structure: MapStructure) -> None:
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_plain_removal_where_every_map_is_worse_on_held_out_tokens(diagonal: bool) -> None:
     """The fit tokens suggest the opposite of what the held-out tokens do."""
     write, kept, end = streams()
     against = Moments.zeros(WIDTH, device=torch.device("cpu"))
     against.add(write, kept=Stream(end), end=Stream(kept), weights=torch.ones(TOKENS))
-    ridge, residual = choose_ridge(moments(), against, structure=structure)
+    ridge, residual = choose_ridge(moments(), against, diagonal=diagonal)
     assert math.isinf(ridge)
     assert residual == against.residual(torch.zeros(WIDTH, WIDTH, dtype=torch.float64))
 
@@ -136,9 +135,9 @@ def test_held_out_tokens_choose_the_ridge() -> None:
 def test_no_ridge_is_tried_beyond_one_that_is_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = list[float]()
 
-    def solve(moments: Moments, *, ridge: float, structure: MapStructure) -> torch.Tensor:
+    def solve(moments: Moments, *, ridge: float, diagonal: bool) -> torch.Tensor:
         tried.append(ridge)
-        return solve_delta(moments, ridge=ridge, structure=structure)
+        return solve_delta(moments, ridge=ridge, diagonal=diagonal)
 
     monkeypatch.setattr(module, "solve_delta", solve)
     many, against = moments(tokens=4000, noise=2.0, seed=2), moments(tokens=4000, noise=2.0, seed=3)
@@ -173,4 +172,4 @@ def test_rank() -> None:
     check_rank(tokens=12, width=12)
     with pytest.raises(CalibrationTooSmall, match=r"11 calibration tokens are left for the fit.*needs at least 12"):
         check_rank(tokens=11, width=12)
-    check_rank(tokens=11, width=12, structure=MapStructure.DIAGONAL)
+    check_rank(tokens=11, width=12, diagonal=True)

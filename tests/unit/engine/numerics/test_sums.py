@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from replaceme_core.engine.numerics.sinks import token_weights
-from replaceme_core.engine.numerics.stream import Stream
+from replaceme_core.engine.numerics.stream import Stream, token_weights
 from replaceme_core.engine.numerics.sums import EndSums, WriteSums
 
 TOKENS, WIDTH = 200, 6

@@ -5,8 +5,7 @@ import torch
 
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.numerics.distance import MeanAngle, mean_angles
-from replaceme_core.engine.numerics.stream import Stream
+from replaceme_core.engine.numerics.stream import MeanAngle, Stream, mean_angles
 from replaceme_core.engine.results import layer_angles as module
 from replaceme_core.engine.results.layer_angles import layer_angles
 from replaceme_core.families.resolve import resolve

@@ -2,8 +2,7 @@
 
 import pytest
 
-from replaceme_core.engine.evaluation.answers import AnswerPair
-from replaceme_core.engine.evaluation.compare import TextResult
+from replaceme_core.engine.evaluation.compare import AnswerPair, TextResult
 from replaceme_core.engine.results.outcome import Disagreement, disagreements, warnings_of
 from replaceme_core.engine.selection.candidate import Candidate
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from replaceme_core.engine.activations.capture import Activations
-from replaceme_core.engine.activations.held_out_streams import HeldOutStreams
+from replaceme_core.engine.activations.tensor_store import HeldOutStreams
 from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.cut import Cut, FittedCut, Variant
+from replaceme_core.engine.model.changes import Cut, FittedCut, Variant
 from replaceme_core.engine.selection.replay import held_out_judge, replay_together, replay_variant, variant_losses
-from replaceme_core.engine.text.repeated import NAME
+from replaceme_core.engine.text.tokens import REPEATED
 from replaceme_core.families.resolve import resolve
 from tests.fixtures.models.tiny import tiny_model, token_ids
 
@@ -25,7 +25,7 @@ def test_repeated_passages_count_only_where_a_refit_follows() -> None:
         batch_size=2,
         advance=lambda _: None,
         held_out_sources=torch.tensor([0, 1, 0, 1]),
-        source_names=("text", NAME),
+        source_names=("text", REPEATED),
     )
     activations.capture()
     plain, recall = held_out_judge(activations), held_out_judge(activations, recall=True)
@@ -34,7 +34,7 @@ def test_repeated_passages_count_only_where_a_refit_follows() -> None:
     assert recall.score(losses) == pytest.approx(1.5 * math.log(2)), "twice, beside the mean"
     elsewhere = [2 * loss if source == 0 else loss for loss, source in zip(plain.dense, plain.sources, strict=True)]
     assert recall.score(elsewhere) == pytest.approx(0.5 * math.log(2)), "the worst source does not count twice here"
-    assert dict(plain.by_source(losses, beside=losses))[NAME] > 0
+    assert dict(plain.by_source(losses, beside=losses))[REPEATED] > 0
 
 
 @torch.inference_mode()

@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from replaceme_core.engine.activations.cut_sums import CutStatistics
+from replaceme_core.engine.activations.cut_sums import CutStatistics, capture_windows
 from replaceme_core.engine.activations.tensor_store import MemoryStore
-from replaceme_core.engine.activations.window_sums import capture_windows
-from replaceme_core.engine.model.cut import Cut
+from replaceme_core.engine.model.changes import Cut
 from replaceme_core.engine.numerics.solve import solve_delta
 from replaceme_core.engine.selection.screening import Screening
-from replaceme_core.families.layout import MapStructure
 from tests.fixtures.models.activations import CUTS, HELD_OUT, make_activations
 from tests.fixtures.models.tiny import BLOCKS
 
@@ -100,7 +98,7 @@ def test_nothing_after_the_last_cut_that_is_left_is_run_on_the_fit_tokens() -> N
 
 @torch.inference_mode()
 def test_the_ones_of_least_residual_stay() -> None:
-    screening = Screening(ridge=None, most=2, structure=MapStructure.FULL)
+    screening = Screening(ridge=None, most=2, diagonal=False)
     screen = Fixed()
     make_activations().windows(CUTS, screen=screen)
     residuals = {}

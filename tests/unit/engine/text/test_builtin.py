@@ -5,8 +5,7 @@ from importlib import resources
 
 import pytest
 
-from replaceme_core.engine.text.builtin import PARTS, PYDOC, builtin_documents, read_text_file
-from replaceme_core.engine.text.document import Document
+from replaceme_core.engine.text.documents import PARTS, PYDOC, Document, builtin_documents, read_text_file
 from replaceme_core.errors import InvalidInput
 from replaceme_core.request.calibration import GENERAL, PARTS_OF_GENERAL
 from replaceme_core.request.fields import BUILTIN_TEXTS

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from replaceme_core.engine.text import chat_template
-from replaceme_core.engine.text.chat_template import render
-from replaceme_core.engine.text.openings import openings
-from replaceme_core.engine.text.packing import encode
+from replaceme_core.engine.text import limits
+from replaceme_core.engine.text.limits import render
+from replaceme_core.engine.text.self_generated import openings
+from replaceme_core.engine.text.tokens import encode
 from replaceme_core.errors import BrokenModel
 from tests.fixtures.models.tiny import byte_tokenizer
 
@@ -46,9 +46,9 @@ def refusal(template: str) -> BrokenModel:
     ],
 )
 def test_hostile_templates(template: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(chat_template, "SECONDS", 1.0)
-    monkeypatch.setattr(chat_template, "MOST_BYTES", 2**27)
-    monkeypatch.setattr(chat_template, "LONGEST_TEXT", 10**6)
+    monkeypatch.setattr(limits, "TEMPLATE_SECONDS", 1.0)
+    monkeypatch.setattr(limits, "TEMPLATE_BYTES", 2**27)
+    monkeypatch.setattr(limits, "LONGEST_TEXT", 10**6)
     monkeypatch.chdir(tmp_path)
     began = time.process_time()
     assert said in refusal(template).message
@@ -57,7 +57,7 @@ def test_hostile_templates(template: str, said: str, monkeypatch: pytest.MonkeyP
 
 
 def test_what_is_encoded_and_split_goes_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_template, "SECONDS", 0.2)
+    monkeypatch.setattr(limits, "TEMPLATE_SECONDS", 0.2)
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = NESTED_RANGES
     with pytest.raises(BrokenModel, match="chat template takes more"):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replaceme_core.engine.text.counts import divide, sequence_counts
+from replaceme_core.engine.text.drawing import divide, sequence_counts
 from replaceme_core.request.calibration import held_out_samples
 from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import ResolvedCalibration

@@ -9,9 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaceme_core.engine.text.counts import SequenceCounts
-from replaceme_core.engine.text.drawing import POOL_FACTOR, RESERVED, Piece, Wanted, draw
-from replaceme_core.engine.text.packing import TokenSet
+from replaceme_core.engine.text.drawing import POOL_FACTOR, RESERVED, Piece, SequenceCounts, TokenSet, Wanted, draw
 from replaceme_core.errors import CalibrationTooSmall
 
 LENGTH = 8

@@ -1,6 +1,6 @@
 import pytest
 
-from replaceme_core.engine.text.packing import encode, pack
+from replaceme_core.engine.text.tokens import encode, pack
 from replaceme_core.errors import InvalidInput
 from tests.fixtures.models.tiny import byte_tokenizer
 

@@ -5,7 +5,7 @@ from itertools import accumulate, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replaceme_core.engine.text.regions import KINDS, MOST_PERIODS, Region, regions
+from replaceme_core.engine.text.drawing import KINDS, MOST_PERIODS, Region, regions
 
 needs = st.tuples(st.integers(1, 60), st.integers(1, 12), st.integers(0, 16))
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replaceme_core.engine.text.packing import TokenSet
-from replaceme_core.engine.text.repeated import NAME, PASSAGE, repeat_passages, with_repeated
+from replaceme_core.engine.text.drawing import TokenSet
+from replaceme_core.engine.text.tokens import PASSAGE, REPEATED, repeat_passages, with_repeated
 from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import ResolvedCalibration
 
@@ -48,7 +48,7 @@ def test_every_length_is_filled_and_repeats_half_of_itself(length: int, prefix: 
 def test_passages_of_fitted_sequences_are_spread_over_the_fit() -> None:
     tokens = numbered(fit=56, held_out=8)
     found = with_repeated(tokens, calibration(64, 0.375), method=Method.REFIT, prefix=1)
-    assert found.sources == ("text", NAME)
+    assert found.sources == ("text", REPEATED)
     assert torch.equal(found.held_out, tokens.held_out), "only `auto` holds any out"
     assert torch.equal(found.held_out_sources, tokens.held_out_sources)
     assert [int((found.fit_sources == source).sum()) for source in (0, 1)] == [56, 21]
@@ -66,7 +66,7 @@ def test_passages_of_held_out_sequences_of_every_source_judge() -> None:
         numbered(fit=56, held_out=8), sources=("a", "b"), held_out_sources=torch.tensor([0, 0, 0, 0, 0, 0, 0, 1])
     )
     found = with_repeated(tokens, calibration(64, 0.375), method=Method.AUTO, prefix=1)
-    assert found.sources == ("a", "b", NAME)
+    assert found.sources == ("a", "b", REPEATED)
     assert torch.equal(found.held_out[found.held_out_sources < 2].sort(dim=0).values, tokens.held_out)
     made = found.held_out[found.held_out_sources == 2]
     given = [tokens.held_out[number] for number in (0, 7, 1, 2)]  # the first of each, then more of the first

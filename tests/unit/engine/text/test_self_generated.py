@@ -7,8 +7,7 @@ import torch
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from replaceme_core.engine.text.openings import openings
-from replaceme_core.engine.text.self_generated import FEWEST, _end_tokens, _Row, generate_sequences
+from replaceme_core.engine.text.self_generated import FEWEST, _end_tokens, _Row, generate_sequences, openings
 from tests.fixtures.models.tiny import byte_tokenizer, tiny_model
 
 CHAT = (

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from replaceme_core.engine.text import sources
-from replaceme_core.engine.text.sources import documents, is_title
+from replaceme_core.engine.text import documents as module
+from replaceme_core.engine.text.documents import documents, is_title
 from replaceme_core.errors import InvalidInput
 from replaceme_core.request.calibration import CalibrationSource
 
@@ -148,9 +148,9 @@ def test_instructions_with_and_without_input_are_conversations(tmp_path: Path) -
 
 def test_a_text_ends_at_the_most_rows_and_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = jsonl(tmp_path / "a.jsonl", *({"text": ""} for _ in range(100)), {"text": "beyond"})
-    monkeypatch.setattr(sources, "MOST_ROWS", 50)
+    monkeypatch.setattr(module, "MOST_ROWS", 50)
     assert list(documents(spec("file:a.jsonl"), path)) == [""] * 50
-    monkeypatch.setattr(sources, "MOST_ROWS", 1000)
-    monkeypatch.setattr(sources, "MOST_CHARACTERS", 10)
+    monkeypatch.setattr(module, "MOST_ROWS", 1000)
+    monkeypatch.setattr(module, "MOST_CHARACTERS", 10)
     path = jsonl(tmp_path / "b.jsonl", *({"text": "12345678"} for _ in range(100)))
     assert list(documents(spec("file:b.jsonl"), path)) == ["12345678"] * 2

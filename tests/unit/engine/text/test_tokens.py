@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replaceme_core.engine.text.packing import TokenSet
+from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.engine.text.tokens import alternating, calibration_tokens, with_self_generated
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.request.resolve import ResolvedSpec

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from replaceme_core.engine.model.load import load_tokenizer
-from replaceme_core.engine.text import trial
-from replaceme_core.engine.text.trial import ends_badly
+from replaceme_core.engine.text import limits
+from replaceme_core.engine.text.limits import ends_badly
 from replaceme_core.errors import BrokenModel
 from tests.fixtures.models.tiny import save_tiny
 
@@ -27,13 +27,13 @@ def exploding(directory: Path, doublings: int) -> Path:
 
 
 def test_a_normaliser_that_takes_all_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "MOST_BYTES", 2**28)
+    monkeypatch.setattr(limits, "TRIAL_BYTES", 2**28)
     with pytest.raises(BrokenModel, match=r"the tokenizer needed more than .* of memory, or crashed \(signal 6\)"):
         load_tokenizer(exploding(tmp_path, 40))
 
 
 def test_a_normaliser_that_takes_all_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "SECONDS", 1.0)
+    monkeypatch.setattr(limits, "TRIAL_SECONDS", 1.0)
     model = exploding(tmp_path, 24)
     with pytest.raises(BrokenModel, match="the tokenizer took more than 1 seconds for a text of"):
         load_tokenizer(model)
@@ -48,7 +48,7 @@ def test_an_exception_is_no_bad_end() -> None:
 
 
 def test_one_that_waits_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "WALL_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "TRIAL_WALL_SECONDS", 0.2)
     assert ends_badly(lambda: time.sleep(60)) == "took more than 30 seconds"
 
 

@@ -6,9 +6,8 @@ import torch
 from replaceme_core.engine.methods.cosine import descent
 from replaceme_core.engine.methods.cosine.descent import descend
 from replaceme_core.engine.methods.protocol import Task
-from replaceme_core.engine.model.cut import Cut, FittedCut, run_pruned
+from replaceme_core.engine.model.changes import Cut, FittedCut, run_pruned
 from replaceme_core.engine.selection.cut_fit import fit_cut
-from replaceme_core.families.layout import MapStructure
 from tests.fixtures.models.tasks import carry_out, make_task, sampled
 from tests.fixtures.models.tiny import WIDTH, tiny_model
 
@@ -67,11 +66,11 @@ def test_the_best_map_is_kept_the_first_one_included(
     start = FittedCut(cut=CUT, delta=torch.zeros(WIDTH, WIDTH, dtype=torch.float64))
     task = make(texts)
     with torch.inference_mode():
-        found = descend(task.activations, start, done=[], structure=MapStructure.FULL, light=light)
+        found = descend(task.activations, start, done=[], diagonal=False, light=light)
         assert found.improved
         assert found.after < found.before
         monkeypatch.setattr(descent, "RATE", 1e3)  # every step leads astray
-        lost = descend(task.activations, start, done=[], structure=MapStructure.FULL, light=light)
+        lost = descend(task.activations, start, done=[], diagonal=False, light=light)
     assert not lost.improved
     assert lost.fitted is start
     assert lost.after == lost.before == found.before
@@ -106,7 +105,7 @@ def test_runs_are_turned_in_order_on_the_pruned_prefix(texts: tuple[torch.Tensor
     with torch.inference_mode():
         statistics = task.activations.statistics(second.cut, done=[first])
         start = fit_cut(statistics, ridge=0.1)
-        again = descend(task.activations, start.from_fit_tokens, done=[first], structure=MapStructure.FULL, light=False)
+        again = descend(task.activations, start.from_fit_tokens, done=[first], diagonal=False, light=False)
     for name, value in (("cosine_loss_before", again.before), ("cosine_loss", again.after)):
         assert recorder.values(name)[1] == pytest.approx(value, rel=1e-5)
     # what the steps changed is added to the map that knows all tokens

@@ -10,7 +10,7 @@ import torch
 from replaceme_core.engine.methods.refit.method import RefitSelected, calibrate, with_all_tokens
 from replaceme_core.engine.methods.refit.one_by_one import LEAST_TRIES, choose_one_by_one
 from replaceme_core.engine.methods.refit.set_losses import SetLosses
-from replaceme_core.engine.model.cut import Cut
+from replaceme_core.engine.model.changes import Cut
 from replaceme_core.engine.numerics.solve import solve_delta
 from replaceme_core.request.calibration import SELF_GENERATED
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled

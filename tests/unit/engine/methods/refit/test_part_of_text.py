@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from replaceme_core.engine.activations.batches import Batch
+from replaceme_core.engine.activations.cut_sums import Batch
 from replaceme_core.engine.activations.tensor_store import activation_bytes
 from replaceme_core.engine.methods.protocol import Task
 from replaceme_core.engine.methods.refit.part_of_text import batches_for_choice, for_choice, keeps_all

@@ -8,8 +8,7 @@ import torch
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.methods.refit.projections import Refit, Strength, refit_kept
 from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.surgery import fold, remove_blocks
-from replaceme_core.engine.model.weight_changes import WeightChange, apply_changes
+from replaceme_core.engine.model.changes import WeightChange, apply_changes, fold, remove_blocks
 from replaceme_core.families.resolve import resolve
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
 

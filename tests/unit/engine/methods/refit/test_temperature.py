@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from replaceme_core.engine.activations.held_out_loss import predictions_of, summed_losses
 from replaceme_core.engine.methods.refit.temperature import LEAST, MOST, fit_scale, least
-from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.surgery import scale_final_norm
+from replaceme_core.engine.model.block_runner import BlockRunner, predictions_of, summed_losses
+from replaceme_core.engine.model.changes import scale_final_norm
 from replaceme_core.engine.selection.judge import Judge
 from replaceme_core.families.resolve import resolve
 from tests.fixtures.models.tasks import mean_loss, sampled

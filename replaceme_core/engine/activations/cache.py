@@ -1,0 +1,374 @@
+"""A directory of captured activations that later jobs can read, and the entry of one job in it.
+
+    DIRECTORY/KEY/            a complete entry: files of streams, and their index `entry.json`
+    DIRECTORY/.draft-*/       an entry that is being written; it gets its name by one rename
+    DIRECTORY/lock            held while entries are renamed or removed
+
+Safe with several processes: a reader holds a shared lock on `entry.json` of its entry, a writer an exclusive lock on
+`held` of its draft; a directory without a lock may be removed. Locks end with their process, also after SIGKILL. Only
+`entry.json` is flushed to disk (fsync): after a power failure, the checksums of the tensors show what is missing.
+
+A key covers all that the values depend on: the content of weights and config, the tokens, the settings that decide the
+rounding, and the code (docs/decisions/0012-activation-cache.md).
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import transformers
+
+import replaceme_core
+from replaceme_core.engine.activations.tensor_store import DamagedStore, FileStore, MemoryStore, TensorStore, pieces_of
+from replaceme_core.engine.model.device import free_bytes
+from replaceme_core.engine.text.drawing import TokenSet
+from replaceme_core.hub.files import sha256_of
+from replaceme_core.hub.model_files import CONFIG, admit_file, weight_files
+from replaceme_core.library_errors import free_space
+from replaceme_core.request.resolve import ResolvedCompute, ResolvedSpec
+from replaceme_core.runner.requests import RunnerRequest
+
+
+def model_digest(directory: Path) -> str:
+    """SHA-256 of the content of config and weights: a name or a revision may be moved to other content.
+
+    These are the files that are loaded, and no others: else one model's activations could serve another.
+    """
+    total = hashlib.sha256()
+    for path in (admit_file(directory, CONFIG), *weight_files(directory)):
+        total.update(bytes.fromhex(file_digest(path)))
+    return total.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file. It is read once, unless it changes in between: weights are large."""
+    facts = path.stat()
+    return _digest(path, (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
+
+
+@lru_cache(maxsize=1024)
+def _digest(path: Path, _facts: tuple[int, ...]) -> str:
+    return sha256_of(path)
+
+
+def code_files() -> list[Path]:
+    """Every source file of the core, in every package: any of them may decide a number."""
+    return sorted(Path(replaceme_core.__path__[0]).rglob("*.py"))
+
+
+def code_digest() -> str:
+    """SHA-256 of the names and the content of `code_files`: it differs between releases, and after any local change."""
+    root, total = Path(replaceme_core.__path__[0]), hashlib.sha256()
+    for path in code_files():
+        total.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()
+
+
+def tensor_digest(values: torch.Tensor) -> str:
+    """SHA-256 of shape, dtype and values of a tensor on the host."""
+    shape = json.dumps([list(values.shape), str(values.dtype)]).encode()
+    return hashlib.sha256(shape + values.contiguous().numpy().tobytes()).hexdigest()
+
+
+def device_name(device: torch.device) -> str:
+    """The model of the GPU, or the architecture and vector instructions of the CPU: both decide the rounding."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+ENTRY = "entry.json"
+_HELD = "held"
+_DRAFT = ".draft-"
+_TRASH = ".trash-"
+
+
+class Entry:
+    """A complete entry, not evicted before `close`. `facts` is the content of its `entry.json`."""
+
+    def __init__(self, directory: Path, facts: Mapping[str, object], descriptor: int) -> None:
+        self.directory = directory
+        self.facts = facts
+        self._descriptor: int | None = descriptor
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class Draft:
+    """A directory to write into. `close` removes it unless it was published."""
+
+    def __init__(self, cache: "ActivationCache", directory: Path, descriptor: int) -> None:
+        self.directory = directory
+        self._cache = cache
+        self._descriptor = descriptor
+
+    def publish(self, key: str, facts: Mapping[str, object]) -> Entry | None:
+        """Make this the entry `key`. Returns `None`, and stays a draft, if there is one by now or no space for it."""
+        written = self.directory / f"{ENTRY}.new"
+        with written.open("x", encoding="utf-8") as file:
+            json.dump(facts, file)
+            file.flush()
+            os.fsync(file.fileno())
+        written.rename(self.directory / ENTRY)
+        return self._cache.admit(self.directory, key)
+
+    def close(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)  # a published draft has another name
+        os.close(self._descriptor)
+
+
+class ActivationCache:
+    """At most `limit` bytes: entries that were used least recently are evicted first."""
+
+    def __init__(self, directory: Path, *, limit: int) -> None:
+        self._directory = directory
+        self._limit = limit
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def has_room(self, size: int) -> bool:
+        """Whether an entry of `size` bytes fits, once others are evicted."""
+        return size <= self._limit and size <= free_space(self._directory)
+
+    def find(self, key: str) -> Entry | None:
+        """The entry, which counts as used now; `None` if there is none. One that cannot be read is removed."""
+        with self._locked():
+            return self._open(self._directory / key)
+
+    def draft(self) -> Draft:
+        """A new, empty draft. Drafts of processes that ended are removed first."""
+        with self._locked():
+            self._remove_abandoned()
+            path = self._directory / f"{_DRAFT}{uuid.uuid4().hex}"
+            path.mkdir()
+            descriptor = os.open(path / _HELD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            return Draft(self, path, descriptor)
+
+    def discard(self, entry: Entry) -> None:
+        """Remove a damaged entry, even if others read it: they read the same damaged files."""
+        entry.close()
+        with self._locked():
+            self._remove(entry.directory)
+
+    def admit(self, draft: Path, key: str) -> Entry | None:
+        """Rename `draft` to `key`; `None` if there is such an entry or no space for it."""
+        target = self._directory / key
+        with self._locked():
+            if target.exists() or not self._make_room(_size(draft)):
+                return None
+            (draft / _HELD).unlink()
+            draft.rename(target)
+            return self._open(target)
+
+    def _open(self, path: Path) -> Entry | None:
+        try:
+            descriptor = os.open(path / ENTRY, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            facts = json.loads((path / ENTRY).read_text(encoding="utf-8"))
+        except ValueError:
+            facts = None
+        if not isinstance(facts, dict):
+            os.close(descriptor)
+            self._remove(path)
+            return None
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        os.utime(path / ENTRY)
+        return Entry(path, facts, descriptor)
+
+    def _make_room(self, size: int) -> bool:
+        """Evict entries until `size` more bytes fit, except those in use. Returns whether they fit."""
+        by_use = sorted(self._entries(), key=lambda path: (path / ENTRY).stat().st_mtime_ns)
+        taken = sum(map(_size, by_use))
+        for path in by_use:
+            if taken + size <= self._limit:
+                break
+            freed = _size(path)
+            if _is_unlocked(path / ENTRY):
+                self._remove(path)
+                taken -= freed
+        return taken + size <= self._limit
+
+    def _entries(self) -> list[Path]:
+        return [
+            path for path in self._directory.iterdir() if not path.name.startswith(".") and (path / ENTRY).is_file()
+        ]
+
+    def _remove_abandoned(self) -> None:
+        for path in self._directory.iterdir():
+            abandoned = path.name.startswith(_DRAFT) and _is_unlocked(path / _HELD)
+            if abandoned or path.name.startswith(_TRASH):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _remove(self, path: Path) -> None:
+        """Renamed first, so that no process finds half an entry."""
+        trash = self._directory / f"{_TRASH}{uuid.uuid4().hex}"
+        with suppress(FileNotFoundError):
+            path.rename(trash)
+            shutil.rmtree(trash, ignore_errors=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        descriptor = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _is_unlocked(path: Path) -> bool:
+    """Whether no process holds a lock on the file; true if it is missing."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    with contextlib.closing(os.fdopen(descriptor)):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
+
+
+logger = logging.getLogger(__name__)
+
+MEMORY_SHARE = 0.25
+"""Streams that take more than this share of the free memory go to disk."""
+FORMAT = 2
+
+
+@contextmanager
+def find_cached_activations(
+    request: RunnerRequest, *, spec: ResolvedSpec, tokens: TokenSet, size: int
+) -> Iterator["CachedActivations | None"]:
+    """Yield the cache entry for this job; `None` if `request` names no cache or `size` bytes do not fit into it."""
+    if request.cache_directory is None or request.cache_bytes == 0:
+        yield None
+        return
+    try:
+        cache = ActivationCache(Path(request.cache_directory), limit=request.cache_bytes)
+        room = cache.has_room(size)
+    except OSError as error:  # for example, a sandbox that does not let the runner write there
+        logger.warning("the activation cache cannot be used: %s", error)
+        room = False
+    if not room:
+        yield None
+        return
+    key = entry_key(Path(request.model_directory), tokens=tokens, compute=spec.compute)
+    cached = CachedActivations(cache=cache, key=key)
+    try:
+        yield cached
+    finally:
+        cached.close()
+
+
+def scratch_store(stack: ExitStack, *, beside: Path, size: int, memory: bool = True) -> TensorStore:
+    """A store for streams that only this job needs, deleted when `stack` is closed.
+
+    In memory if `size` bytes are less than `MEMORY_SHARE` of what is free; else in a directory `beside` the output,
+    which is on a disk: the directory for temporary files may be in memory.
+    """
+    if memory and size <= MEMORY_SHARE * free_bytes(torch.device("cpu")):
+        return MemoryStore()
+    place = stack.enter_context(TemporaryDirectory(prefix=f".{beside.name}.streams-", dir=beside.parent))
+    return FileStore(directory=Path(place))
+
+
+def entry_key(directory: Path, *, tokens: TokenSet, compute: ResolvedCompute) -> str:
+    """The key of an entry, 64 hex digits. `directory` holds the model."""
+    facts = {
+        "format": FORMAT,
+        "model": model_digest(directory),
+        "tokens": [tensor_digest(each) for each in (tokens.fit, tokens.held_out, tokens.held_out_sources)],
+        "compute": compute.model_dump(mode="json", exclude={"pattern_safe"}),  # streams are of all blocks
+        "device": device_name(torch.device(compute.device or "cpu")),
+        "versions": [str(torch.__version__), transformers.__version__],
+        "code": code_digest(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(kw_only=True)
+class CachedActivations:
+    """Activations under one key in `cache`. `facts` are numbers that are stored with them."""
+
+    cache: ActivationCache
+    key: str
+    facts: dict[str, float] = field(default_factory=dict)
+    _entry: Entry | None = None
+    _draft: Draft | None = None
+
+    def find(self) -> FileStore | None:
+        """The complete activations of an earlier job; `None` if there are none."""
+        self._entry = self.cache.find(self.key)
+        if self._entry is None:
+            return None
+        try:
+            streams, self.facts = _read(self._entry)
+        except DamagedStore:
+            self.discard()
+            return None
+        return streams
+
+    def begin(self) -> FileStore:
+        """A new store. `complete` publishes it once it is filled."""
+        self.close()
+        self._draft = self.cache.draft()
+        return FileStore(directory=self._draft.directory)
+
+    def complete(self, streams: FileStore) -> None:
+        """Publish `streams` for later jobs. If they do not fit into the cache, only this job can use them."""
+        assert self._draft is not None, "`begin` was not called"
+        index = {name: [piece.as_dict() for piece in pieces] for name, pieces in streams.index.items()}
+        self._entry = self._draft.publish(self.key, {"index": index, "facts": self.facts})
+        if self._entry is not None:
+            streams.directory = self._entry.directory
+
+    def discard(self) -> None:
+        """Remove the entry that was found, since it is damaged."""
+        if self._entry is not None:
+            self.cache.discard(self._entry)
+        self.close()
+
+    def close(self) -> None:
+        """Release the entry or draft; nothing may be read from it afterwards."""
+        for held in (self._entry, self._draft):
+            if held is not None:
+                held.close()
+        self._entry = self._draft = None
+
+
+def _read(entry: Entry) -> tuple[FileStore, dict[str, float]]:
+    index, facts = entry.facts.get("index"), entry.facts.get("facts")
+    if not isinstance(index, Mapping) or not isinstance(facts, Mapping):
+        raise DamagedStore("the entry has no index")
+    pieces = pieces_of(index)
+    streams = FileStore(directory=entry.directory, index=pieces)
+    for name, several in pieces.items():
+        path = entry.directory / name
+        if not path.is_file() or path.stat().st_size != streams.end(several):
+            raise DamagedStore(f"the length of {name} is wrong")
+        streams.nbytes += streams.end(several)
+    return streams, {str(name): float(value) for name, value in facts.items()}

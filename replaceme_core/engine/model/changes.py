@@ -1,0 +1,245 @@
+"""What a decision changes: cuts with their maps, changes of weights, and removed blocks.
+
+It is tried on a live model, which is left as it was, and then made for good on the weights as they are stored.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Self
+
+import torch
+from torch import nn
+
+from replaceme_core.engine.model.block_runner import BlockRunner
+from replaceme_core.engine.model.lazy_model import BlockReader, block_reader, load_block
+from replaceme_core.engine.numerics.solve import fold_norm, fold_projection
+from replaceme_core.engine.numerics.sums import PRODUCT_DTYPE, SOLVE_DTYPE
+from replaceme_core.errors import InvalidInput, NumericalFailure
+from replaceme_core.families.layout import FoldKind, follow_blocks
+from replaceme_core.families.resolve import ResolvedModel
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Cut:
+    """Blocks `start` to `end`, both included, are removed; the anchor block `start - 1` absorbs the map."""
+
+    start: int
+    end: int
+
+    @property
+    def anchor(self) -> int:
+        return self.start - 1
+
+    @property
+    def blocks(self) -> range:
+        return range(self.start, self.end + 1)
+
+    def __str__(self) -> str:
+        return f"{self.start}-{self.end}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedCut:
+    """A cut and its map T = I + `delta` (d, d), applied to what the MLP of the anchor block writes.
+
+    `delta` is diagonal in families that can absorb diagonal maps only.
+    """
+
+    cut: Cut
+    delta: torch.Tensor
+
+    def scaled(self, scale: float) -> Self:
+        """With `delta` multiplied by `scale`: 1 is the map as it is, 0 plain removal."""
+        return self if scale == 1 else replace(self, delta=self.delta * scale)
+
+
+def windows(blocks: int, length: int) -> list[Cut]:
+    """Every run of `length` neighbouring blocks, block 0 excepted."""
+    return [Cut(start=start, end=start + length - 1) for start in range(1, blocks - length + 1)]
+
+
+def compensate(stream: torch.Tensor, write: torch.Tensor, *, delta: torch.Tensor) -> torch.Tensor:
+    """`Y + M T = L + M D`: the output of the anchor block as it is once the map is folded. `delta` is D (d, d)."""
+    return stream + write @ delta.to(write.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A model without the blocks `removed`, and with the maps of `folds` applied."""
+
+    removed: frozenset[int]
+    folds: tuple[FittedCut, ...] = ()
+
+    @classmethod
+    def of(cls, folds: Sequence[FittedCut]) -> "Variant":
+        return cls(removed=frozenset(block for one in folds for block in one.cut.blocks), folds=tuple(folds))
+
+    @property
+    def first(self) -> int:
+        """The first block at which it differs from the dense model."""
+        return min([*self.removed, *(one.cut.anchor for one in self.folds)])
+
+    def run(
+        self, block_runner: BlockRunner, stream: torch.Tensor, *, since: int, until: int | None = None
+    ) -> torch.Tensor:
+        """The stream before block `until`, or after the last one, from the stream before block `since`."""
+        deltas = {one.cut.anchor: one.delta for one in self.folds}
+        for block in range(since, len(block_runner.blocks) if until is None else until):
+            if block in self.removed:
+                continue
+            if block in deltas:
+                kept, write = block_runner.run_with_mlp_write(block, stream)
+                stream = compensate(kept, write, delta=deltas[block])
+            else:
+                stream = block_runner.run(block, stream)
+        return stream
+
+
+def run_pruned(
+    block_runner: BlockRunner, stream: torch.Tensor, *, done: Sequence[FittedCut], until: int, since: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run blocks `since` to `until` as if `done` were folded; returns the stream after `until` and its MLP's write."""
+    reached = Variant.of(done).run(block_runner, stream, since=since, until=until)
+    return block_runner.run_with_mlp_write(until, reached)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightChange:
+    """`change` is added to the parameter at the dotted path `parameter` of block `block` of the source; same shape."""
+
+    block: int
+    parameter: str
+    change: torch.Tensor
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return (self.parameter,)
+
+    def applied(self, weight: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
+        """The changed `weight`, computed in `dtype`."""
+        return weight.to(dtype) + self.change.to(weight.device, dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingChange:
+    """The input of `parameters` of block `block` of the source is multiplied by I + `change` (d, d) first.
+
+    The map is folded into the parameters, which are (..., d) each, or (d, f) where `transposed`.
+    """
+
+    block: int
+    parameters: tuple[str, ...]
+    transposed: bool
+    change: torch.Tensor
+
+    def applied(self, weight: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
+        """The changed `weight`, computed in `dtype`."""
+        wide, change = weight.to(dtype), self.change.to(weight.device, dtype)
+        return wide + (change @ wide if self.transposed else wide @ change.T)
+
+
+Change = WeightChange | ReadingChange
+
+
+@contextmanager
+def try_changes(blocks: nn.ModuleList) -> Iterator[Callable[[Change], None]]:
+    """Yields a function that applies a change to a live model, loaded whole or lazily; undone when the context ends."""
+    originals: list[tuple[nn.Parameter, torch.Tensor]] = []
+    readers: list[BlockReader] = []
+
+    def put(one: Change) -> None:
+        reader = block_reader(blocks[one.block])
+        if reader is not None:
+            readers.append(reader)
+            for parameter in one.parameters:
+                reader.change(parameter, partial(_tried, one))
+            return
+        for parameter in one.parameters:
+            weight = blocks[one.block].get_parameter(parameter)
+            originals.append((weight, weight.data))
+            weight.data = _tried(one, weight.data)
+
+    try:
+        yield put
+    finally:
+        for weight, data in reversed(originals):
+            weight.data = data
+        for reader in readers:
+            reader.restore()
+
+
+def _tried(one: Change, weight: torch.Tensor) -> torch.Tensor:
+    return one.applied(weight, dtype=torch.promote_types(weight.dtype, PRODUCT_DTYPE)).to(weight.dtype)
+
+
+@torch.no_grad()
+def apply_changes(resolved: ResolvedModel, changes: Sequence[Change]) -> None:
+    """Apply `changes` in place, in float64, cast once. Raises `NumericalFailure` if the dtype cannot hold a result."""
+    for one in changes:
+        block = load_block(resolved.blocks[one.block])
+        for parameter in one.parameters:
+            weight = block.get_parameter(parameter)
+            values = one.applied(weight, dtype=SOLVE_DTYPE).to(weight.dtype)
+            if not torch.isfinite(values).all():
+                raise NumericalFailure(
+                    f"{parameter} of block {one.block} overflows {weight.dtype} after its change; try a larger ridge"
+                )
+            weight.copy_(values)
+
+
+def kept_blocks(blocks: int, removed: Sequence[int]) -> list[int]:
+    """The indices of the blocks that stay, in order. Raises `InvalidInput` where one of `removed` cannot go."""
+    gone = set(removed)
+    wrong = [block for block in sorted(gone) if not 1 <= block < blocks]
+    if wrong:
+        raise InvalidInput(
+            f"block {wrong[0]} cannot be removed: blocks 1 to {blocks - 1} can", field="drop", value=sorted(gone)
+        )
+    return [block for block in range(blocks) if block not in gone]
+
+
+@torch.no_grad()
+def fold(resolved: ResolvedModel, fitted: FittedCut) -> None:
+    """Fold the map into all weights of the anchor block that write the output of its MLP, in place."""
+    for target in resolved.fold_targets(load_block(resolved.blocks[fitted.cut.anchor])):
+        match target.kind:
+            case FoldKind.LINEAR:
+                weight, bias = fold_projection(target.weight, target.bias, delta=fitted.delta)
+            case FoldKind.CONV1D:
+                weight, bias = fold_projection(target.weight.T, target.bias, delta=fitted.delta)
+                weight = weight.T
+            case FoldKind.EXPERTS:  # one at a time: all in float64 at once would be four times their size
+                for expert in target.weight:
+                    expert.copy_(fold_projection(expert, None, delta=fitted.delta)[0])
+                continue
+            case FoldKind.NORM | FoldKind.NORM_PLUS_ONE:
+                offset = 1.0 if target.kind is FoldKind.NORM_PLUS_ONE else 0.0
+                weight, bias = fold_norm(target.weight, delta=fitted.delta, offset=offset), None
+        target.weight.copy_(weight)
+        if target.bias is not None and bias is not None:
+            target.bias.copy_(bias)
+
+
+@torch.no_grad()
+def scale_final_norm(resolved: ResolvedModel, scale: float) -> None:
+    """Multiply the output of the final norm by `scale`: its weight (and bias) in place, in float64, cast once."""
+    if scale == 1:
+        return
+    offset = 1.0 if resolved.layout.final_norm.kind is FoldKind.NORM_PLUS_ONE else 0.0
+    for name, parameter in resolved.final_norm.named_parameters():
+        shift = offset if name == "weight" else 0.0
+        parameter.copy_((parameter.to(SOLVE_DTYPE) + shift) * scale - shift)
+
+
+def remove_blocks(resolved: ResolvedModel, removed: Sequence[int]) -> None:
+    """Remove blocks in place: the others get new slots in the KV cache, and the config describes those that stay."""
+    old = resolved.blocks
+    kept = kept_blocks(len(old), removed)
+    resolved.replace_blocks(nn.ModuleList([old[index] for index in kept]))
+    for slot, block in enumerate(resolved.blocks):
+        for module in block.modules():
+            if isinstance(vars(module).get("layer_idx"), int):
+                vars(module)["layer_idx"] = slot
+    follow_blocks(resolved.model.config, layout=resolved.layout, kept=kept)

@@ -1,0 +1,370 @@
+"""The models and the steps of one run, and the search for the deepest cut that passes the gate."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from replaceme_core.engine.activations.cache import find_cached_activations, scratch_store
+from replaceme_core.engine.activations.capture import Activations
+from replaceme_core.engine.activations.tensor_store import SpillingStore, activation_bytes
+from replaceme_core.engine.evaluation.compare import Comparison, Original, Unmeasured, judge, measured_values
+from replaceme_core.engine.evaluation.dense_results import DenseResults
+from replaceme_core.engine.evaluation.measure import PRUNED, SOURCE, Subject, open_pair, open_subject
+from replaceme_core.engine.evaluation.tasks import LoadedTasks
+from replaceme_core.engine.methods.change_block import change_block
+from replaceme_core.engine.methods.protocol import Calibrated, Pruning, Task, find_method
+from replaceme_core.engine.methods.refit.part_of_text import STREAM_BYTES
+from replaceme_core.engine.model.allocator import release_memory
+from replaceme_core.engine.model.block_runner import BlockRunner
+from replaceme_core.engine.model.changes import remove_blocks, scale_final_norm
+from replaceme_core.engine.model.lazy_model import open_for_capture, open_model
+from replaceme_core.engine.model.load import StoredWeights, check_positions, load_config
+from replaceme_core.engine.model.save import NEW_TOKENS, save_block_by_block, save_model
+from replaceme_core.engine.results.checkpoint import Checkpoint
+from replaceme_core.engine.results.metrics import report_trial
+from replaceme_core.engine.results.stage_clock import StageClock
+from replaceme_core.engine.text.drawing import TokenSet
+from replaceme_core.engine.text.tokens import beginning_of_text, calibration_tokens, with_repeated, with_self_generated
+from replaceme_core.errors import InvalidInput, NumericalFailure
+from replaceme_core.families.resolve import resolve
+from replaceme_core.library_errors import library_errors
+from replaceme_core.request.gate import Trial, deepest, most_trials
+from replaceme_core.request.removal import Allows
+from replaceme_core.request.resolve import ResolvedSpec
+from replaceme_core.request.spec import Loading
+from replaceme_core.runner.eta import writing_part
+from replaceme_core.runner.messages import Progress, Stage
+from replaceme_core.runner.part_of_stage import PartOfStage
+from replaceme_core.runner.requests import RunnerRequest
+
+
+def decide(request: RunnerRequest, task: Task, *, clock: StageClock | None) -> Pruning:
+    """What the method decides for `task`, kept for a later attempt. `clock` begins its stages; `None`: it has none."""
+    checkpoint = Checkpoint.of(request, task)
+    restored = checkpoint.restore()
+    if restored is not None:
+        if clock is not None:
+            clock.begin(Stage.SOLVE, resumed_from=Stage.SOLVE)
+        return restored
+    selected = find_method(task.spec.method.name)(task)
+    if isinstance(selected, Calibrated):  # else the request names the blocks
+        if clock is not None:
+            clock.begin(Stage.SELECT)
+        selected = selected.select()
+    if clock is not None:
+        clock.begin(Stage.SOLVE)
+    return checkpoint.keep(selected.solve())
+
+
+def write_pruned(
+    model: PreTrainedModel,
+    output: Path,
+    *,
+    pruning: Pruning,
+    source: Path,
+    is_lazy: bool,
+    begin_saving: Callable[[], None] = lambda: None,
+) -> None:
+    """Fold, remove and save into `output`; `model` is changed in place. `is_lazy`: it is read block by block."""
+    resolved, removed = resolve(model), list(pruning.removed)
+    scale_final_norm(resolved, pruning.final_scale)
+    if is_lazy:
+        begin_saving()
+        change = partial(change_block, pruning=pruning)
+        save_block_by_block(model, output, source=source, removed=removed, change=change)
+        return
+    for block in range(len(resolved.blocks)):
+        change_block(resolved, block, pruning=pruning)
+    remove_blocks(resolved, removed)
+    begin_saving()
+    save_model(model, output, source=source)
+
+
+CHECKED_TOKENS = 64
+PROMPT_TOKENS = 32
+_DOES_NOT_RUN = "the model does not run on the calibration text"
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What a run is given, and the model that it holds at present."""
+
+    request: RunnerRequest
+    spec: ResolvedSpec
+    source: Path
+    stored: StoredWeights
+    dtype: torch.dtype
+    clock: StageClock
+    tasks: LoadedTasks | None
+    tokenizer: PreTrainedTokenizerBase
+    unmeasured: Unmeasured
+    model: PreTrainedModel | None = None
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether models are read block by block."""
+        return self.spec.compute.loading is Loading.BLOCKWISE
+
+    @contextmanager
+    def opened(self, remove: int, *, allows: Allows | None) -> Iterator[Task]:
+        """Read the text, load the model, check it on the text, and prepare the capture of its activations."""
+        request, spec, progress = self.request, self.spec, self.clock.progress
+        config = load_config(self.source)
+        check_positions(config, longest=max(spec.calibration.max_length, PROMPT_TOKENS + NEW_TOKENS))
+        tokenizer = self.tokenizer
+        tokens = calibration_tokens(
+            spec, tokenizer, paths=request.text_paths(spec.calibration.mix), vocabulary=config.vocab_size
+        )
+        with self.clock.loading():
+            self.model = open_for_capture(self.source, dtype=self.dtype, compute=spec.compute)
+        writing = writing_part(spec)
+        if writing > 0:
+            generate = partial(self._own_text, self.model, advance=partial(_advance, progress, 0.0, writing))
+            with library_errors(_DOES_NOT_RUN):
+                tokens = with_self_generated(tokens, spec.calibration, generate)
+        prefix = len(beginning_of_text(tokenizer))
+        tokens = with_repeated(tokens, spec.calibration, method=spec.method.name, prefix=prefix)
+        block_runner = BlockRunner(resolved=resolve(self.model))
+        size = activation_bytes(block_runner, tokens=tokens.fit.numel() + tokens.held_out.numel())
+        by_block, place = self.is_lazy, Path(request.output_directory)
+        one_pass = spec.searches and size <= STREAM_BYTES  # which serves all trials
+        with ExitStack() as stack:
+            cached = stack.enter_context(find_cached_activations(request, spec=spec, tokens=tokens, size=size))
+            activations = Activations(
+                block_runner=block_runner,
+                fit=tokens.fit,
+                held_out=tokens.held_out,
+                held_out_sources=tokens.held_out_sources,
+                source_names=tokens.sources,
+                batch_size=spec.compute.batch_size,
+                advance=partial(_advance, progress, writing, 1.0),
+                cached=cached,
+                always_store=by_block or one_pass,
+                make_store=partial(scratch_store, stack, beside=place, size=size, memory=not by_block),
+                make_held_out_store=lambda: stack.enter_context(SpillingStore(beside=place)),
+                allows=allows,
+            )
+            with library_errors(_DOES_NOT_RUN):
+                error = activations.prove(CHECKED_TOKENS)
+            progress.metric("residual_check_error", error, "ratio")
+            yield Task(
+                block_runner=block_runner,
+                tokens=tokens,
+                activations=activations,
+                spec=spec,
+                remove=remove,
+                progress=progress,
+            )
+
+    def model_as_stored(self) -> PreTrainedModel:
+        """The model with its weights as they are stored, not in a rounded copy: maps are folded into these."""
+        loaded_as_stored = self.dtype == self.stored.dtype and self.spec.compute.quantization is None
+        if self.model is None or not loaded_as_stored or self.is_lazy:
+            self.release()
+            self.model = self.another_as_stored()
+        return self.model
+
+    def another_as_stored(self) -> PreTrainedModel:
+        """The same, beside the model that is held."""
+        compute = self.spec.compute
+        with self.clock.loading():
+            return open_model(self.source, dtype=self.stored.dtype, device=compute.device, loading=compute.loading)
+
+    def release(self) -> None:
+        """Free the model."""
+        self.model = None
+        release_memory()
+
+    def dense_results(self) -> DenseResults:
+        """What an evaluation finds of the source model, kept in the activation cache if there is one."""
+        return DenseResults.of(self.source, self.request, self.spec.compute)
+
+    def _own_text(self, model: PreTrainedModel, count: int, *, advance: Callable[[float], None]) -> torch.Tensor:
+        """`count` sequences (count, length) that `model` generates; they are kept beside the activations."""
+        calibration = self.spec.calibration
+        return self.dense_results().own_text(
+            model,
+            self.tokenizer,
+            count=count,
+            length=calibration.max_length,
+            seed=calibration.seed,
+            advance=advance,
+        )
+
+    def original(self, subject: Subject, tokens: TokenSet) -> Original:
+        """The source model, to compare results with."""
+        return Original(
+            subject=subject,
+            tokens=tokens,
+            tokenizer=self.tokenizer,
+            generates=not self.is_lazy,
+            seed=self.spec.calibration.seed,
+            tasks=self.tasks,
+            unmeasured=self.unmeasured,
+        )
+
+    def evaluate(self, output: Path, tokens: TokenSet, *, known: Comparison | None = None) -> Comparison:
+        """The source model and the one in `output`; `known` is what a trial has measured of both."""
+        results = self.dense_results()
+        with self.clock.loading():
+            before, after = open_pair(self.source, output, dtype=self.dtype, compute=self.spec.compute, results=results)
+        original = self.original(before, tokens)
+        if known is None:
+            known = original.compare(after, advance=self.clock.progress.advance)
+        return original.finish(known, after)
+
+
+def _advance(progress: Progress, start: float, end: float, fraction: float) -> None:
+    """`fraction` of the part of the present stage from `start` to `end` is done."""
+    progress.advance(start + (end - start) * fraction)
+
+
+DECIDING_PART = 0.6
+"""Of the progress of a trial; the rest is for carrying it out and measuring."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepestCut:
+    """The decision that was found, what its result was measured to be worth, and all trials in their order."""
+
+    pruning: Pruning
+    comparison: Comparison
+    trials: Sequence[Trial]
+
+
+def find_deepest_cut(run: Run, task: Task, depths: Sequence[int]) -> DeepestCut:
+    """The deepest of `depths`, which ascend, that passes the gate, as `gate.trials.deepest` says.
+
+    Where none passes, the deepest one that is not worse than wanted, or the shallowest that was measured: its report
+    says by how much the gate is missed. Raises the error of the last trial where nothing could be measured.
+    """
+    with run.dense_results().for_several(beside=Path(run.request.output_directory)) as results:
+        original = run.original(replace(_source(run), results=results), task.tokens)
+        search = _Search(run=run, task=task, original=original, most=most_trials(len(depths)))
+        deepest(depths, search.is_too_deep)
+        return search.result()
+
+
+def capture_once(task: Task) -> None:
+    """The dense pass that serves all trials, where its streams are stored at all."""
+    if task.activations.stores_streams:
+        task.activations.capture()
+
+
+def _source(run: Run) -> Subject:
+    """The model that activations are captured from, where it is in the dtype to measure in; else another one."""
+    if run.spec.compute.quantization is None and run.model is not None:
+        return Subject(name=SOURCE, model=run.model, directory=run.source)
+    with run.clock.loading():
+        return open_subject(SOURCE, run.source, dtype=run.dtype, compute=run.spec.compute)
+
+
+class _Metrics(PartOfStage):
+    """A part of a trial, whose metrics are reported once it is the chosen one."""
+
+    def __init__(self, progress: Progress, *, start: float, end: float, kept: list[Callable[[], None]]) -> None:
+        super().__init__(progress, start=start, end=end)
+        self._kept = kept
+
+    def metric(
+        self, name: str, value: float, unit: str, *, block: int | None = None, candidate: str | None = None
+    ) -> None:
+        self._kept.append(lambda: self._progress.metric(name, value, unit, block=block, candidate=candidate))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Decided:
+    """A decision, and the reports of its metrics."""
+
+    pruning: Pruning
+    metrics: Sequence[Callable[[], None]]
+
+
+@dataclass(kw_only=True)
+class _Search:
+    """The trials so far. Of one of them, which may be the result, all is kept."""
+
+    run: Run
+    task: Task
+    original: Original
+    most: int
+    trials: list[Trial] = field(default_factory=list)
+    _kept: tuple[_Decided, Comparison] | None = None
+    _has_passed: bool = False
+    _error: Exception | None = None
+
+    def is_too_deep(self, depth: int) -> bool:
+        """Try the removal of `depth` blocks."""
+        began, number, size = time.perf_counter(), len(self.trials), 1 / self.most
+        gate, progress = self.task.spec.gate, self.task.progress
+        assert gate is not None, "the specification was checked"
+        try:
+            decided, found = self._carry_out(depth, start=number * size, end=(number + 1) * size)
+        except (NumericalFailure, InvalidInput) as error:
+            self._error = error
+            trial = Trial(blocks=depth, passed=False, measured={}, seconds=0.0, problem=error.message)
+        else:
+            result = judge(gate, found)
+            trial = Trial(
+                blocks=depth,
+                removed_blocks=tuple(decided.pruning.removed),
+                passed=result.passed,
+                criteria=result.criteria,
+                measured={name: value for name, value in measured_values(found).items() if math.isfinite(value)},
+                seconds=0.0,
+            )
+            if not trial.is_too_deep or not self._has_passed:
+                self._kept = (decided, found)
+            self._has_passed = self._has_passed or not trial.is_too_deep
+        release_memory()
+        trial = trial.model_copy(update={"seconds": time.perf_counter() - began})
+        self.trials.append(trial)
+        report_trial(progress, trial)
+        progress.advance((number + 1) * size)
+        return trial.is_too_deep
+
+    def result(self) -> DeepestCut:
+        """What was kept; its metrics are reported."""
+        if self._kept is None:
+            assert self._error is not None, "a trial is kept, or has failed"
+            raise self._error
+        decided, comparison = self._kept
+        for report in decided.metrics:
+            report()
+        return DeepestCut(pruning=decided.pruning, comparison=comparison, trials=self.trials)
+
+    def _carry_out(self, depth: int, *, start: float, end: float) -> tuple[_Decided, Comparison]:
+        middle = start + (end - start) * DECIDING_PART
+        decided = self._decide(depth, start=start, end=middle)
+        release_memory()
+        rest = PartOfStage(self.task.progress, start=middle, end=end)
+        return decided, self._measure(decided.pruning, advance=rest.advance)
+
+    def _decide(self, depth: int, *, start: float, end: float) -> _Decided:
+        """What the method decides for one depth."""
+        metrics: list[Callable[[], None]] = []
+        part = _Metrics(self.task.progress, start=start, end=end, kept=metrics)
+        self.task.activations.advance = part.advance
+        task = replace(self.task, remove=depth, progress=part)
+        return _Decided(pruning=decide(self.run.request, task, clock=None), metrics=metrics)
+
+    def _measure(self, pruning: Pruning, *, advance: Callable[[float], None]) -> Comparison:
+        """The result beside the source model, as it would be published."""
+        run, target = self.run, Path(self.run.request.output_directory)
+        with TemporaryDirectory(prefix=f".{target.name}.trial-", dir=target.parent) as place:
+            directory = Path(place)
+            model = run.another_as_stored()
+            write_pruned(model, directory, pruning=pruning, source=run.source, is_lazy=run.is_lazy)
+            del model
+            release_memory()
+            with run.clock.loading():
+                after = open_subject(PRUNED, directory, dtype=run.dtype, compute=run.spec.compute)
+            return self.original.compare(after, advance=advance)

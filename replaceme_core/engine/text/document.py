@@ -1,5 +1,0 @@
-"""What calibration text consists of."""
-
-Conversation = list[dict[str, str]]
-"""Turns with `role` and `content`."""
-Document = str | Conversation
