@@ -7,7 +7,7 @@ from threading import Lock
 from celery import Celery
 from kombu.exceptions import KombuError
 
-from replaceme_core.broker.celery_config import broker_config, queue_of
+from replaceme_core.broker import broker_config, queue_of
 from replaceme_core.errors import QueueUnreachable
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.settings import RUN_JOB_TASK, Settings

@@ -40,7 +40,7 @@ _QUERY_SECONDS = 5.0
 class WorkerKind(StrEnum):
     """A job for one kind waits for a worker of that kind; one for no particular kind runs on the first free worker.
 
-    Each kind has a queue of the same name, and there is one more for the other jobs (`broker/celery_config.py`). The
+    Each kind has a queue of the same name, and there is one more for the other jobs (`broker.py`). The
     database and the settings call it `route`.
     """
 

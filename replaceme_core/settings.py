@@ -15,7 +15,7 @@ from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.cache import CACHE_BYTES as HUB_CACHE_BYTES
 from replaceme_core.hub.port import DIRECTORY_PREFIX
 from replaceme_core.request.admission import OutputRules, check_namespaces
-from replaceme_core.runner.requests import CACHE_BYTES
+from replaceme_core.runner.messages import CACHE_BYTES
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.secrets_box import SecretsBox, key_in_file, parse_keys
 from replaceme_core.telemetry import LogFormat

@@ -1,19 +1,23 @@
 """The Celery application: `celery -A worker.app worker`. Starts one sweep in the worker's main process.
 
 With `-Q cpu` or `-Q gpu` a worker serves the jobs for that kind of worker and the jobs for any worker. Without `-Q` it
-serves all jobs that this machine has the hardware for.
+serves all jobs that this machine has the hardware for. The message of its one task wakes a worker up; the database
+decides which job starts, if any.
 """
 
 import logging
+import mmap
 import os
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from multiprocessing.util import Finalize
 from pathlib import Path
+from typing import Final
 
-from celery import Celery
+from celery import Celery, Task
 from celery.apps.worker import Worker
 from celery.signals import (
     celeryd_after_setup,
@@ -28,22 +32,63 @@ from celery.worker.consumer import Consumer
 from kombu.exceptions import OperationalError
 
 from replaceme_core import telemetry
-from replaceme_core.broker.celery_config import QUEUE, broker_config, queue_of
+from replaceme_core.broker import QUEUE, broker_config, queue_of
 from replaceme_core.errors import InvalidInput, QueueUnreachable
 from replaceme_core.hardware import WorkerKind, local_worker_kinds
+from replaceme_core.hub.open import open_hub
 from replaceme_core.ledger.database import Database
-from replaceme_core.runner.confinement import Confinement, choose_confinement
+from replaceme_core.runner.process import Confinement, choose_confinement
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import RUN_JOB_TASK, Settings
-from replaceme_core.telemetry import message_headers
-from worker.drain import Drain
-from worker.reporting.heartbeat import Heartbeat
+from replaceme_core.telemetry import bound, from_message, message_headers
+from worker.heartbeat import Heartbeat
+from worker.supervisor import Supervisor
 from worker.sweep import Sweep
 from worker.workspace import TEMPORARY, locked_directory
 
+_WORKING: Final = 0
+_DRAINING: Final = 1
+_RELEASING: Final = 2
+
+
+class Drain:
+    """A shutdown in two steps: the worker takes no new job, then it releases the job that is still running.
+
+    The signal arrives in the main process, and the work is done in its threads or in processes that it forked. They
+    share one byte of memory, whose value only grows: create this before they are forked.
+    """
+
+    def __init__(self) -> None:
+        self._level = mmap.mmap(-1, 1)  # zero at first, and shared with forked processes
+
+    def begin(self, *, seconds: float) -> None:
+        """Take no new job from now on, and release the running ones after `seconds`. May be called again."""
+        self._raise_to(_DRAINING)
+        if seconds <= 0:
+            self._raise_to(_RELEASING)
+            return
+        timer = threading.Timer(seconds, self._raise_to, (_RELEASING,))
+        timer.daemon = True  # a worker whose job is done earlier ends earlier
+        timer.start()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether no new job may be taken."""
+        return self._level[0] >= _DRAINING
+
+    @property
+    def must_release(self) -> bool:
+        """Whether running jobs must be released now."""
+        return self._level[0] >= _RELEASING
+
+    def _raise_to(self, level: int) -> None:
+        if self._level[0] < level:
+            self._level[0] = level
+
+
 logger = logging.getLogger(__name__)
 
-app = Celery("replaceme", include=["worker.tasks"], set_as_current=True)
+app = Celery("replaceme", set_as_current=True)
 app.conf.update(broker_config(Settings()))
 
 drain = Drain()
@@ -209,3 +254,29 @@ def stop_sweep(**_: object) -> None:
         heartbeat.end(database)
     database.close()
     telemetry.flush_spans()
+
+
+@app.task(name=RUN_JOB_TASK, ignore_result=True, bind=True)  # type: ignore[untyped-decorator]
+def run_job(task: Task, job_id: str) -> None:
+    if drain.has_begun:  # the message was prefetched: send it to another worker
+        queue, headers = task.request.delivery_info["routing_key"], task.request.headers
+        app.send_task(RUN_JOB_TASK, args=[job_id], queue=queue, headers=headers)
+        return
+    with bound(from_message(task.request.headers)):
+        _supervisor(os.getpid()).run(job_id)
+
+
+@cache
+def _supervisor(_pid: int) -> Supervisor:
+    """One supervisor for each process, because connections to a database do not survive a fork."""
+    settings = Settings()
+    telemetry.configure_spans(os.environ, service="worker")  # here: its thread does not survive a fork either
+    return Supervisor(
+        settings=settings,
+        database=Database(settings.resolved_database_url),
+        open_hub=lambda: open_hub(settings),
+        confinement=confinements[0],
+        worker_kinds=served_worker_kinds(),
+        enqueue=enqueue,
+        must_release=lambda: drain.must_release,
+    )

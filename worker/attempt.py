@@ -1,12 +1,15 @@
 """One attempt at a job: resolve, download, the runner process, publish. Never loads a model itself.
 
 It sends no messages, and returns the write that ends the attempt in place of making it. When the lease ends early, the
-runner is killed (lease lost) or terminated and then killed (cancelled, out of time, shutdown), and calls to the Hub are
-abandoned.
+runner and all that it started are killed (lease lost) or terminated and then killed (cancelled, out of time, shutdown),
+and calls to the Hub are abandoned.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,39 +33,114 @@ from replaceme_core.errors import (
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.port import REPORT, Hub, Publication, RepositoryKind
 from replaceme_core.ledger import attempts
-from replaceme_core.ledger.records import Job
+from replaceme_core.ledger.records import Claim, Job
+from replaceme_core.ledger.states import EventType
 from replaceme_core.plan.duration import MODELLED, modelled_copy
+from replaceme_core.plan.resources import planned_host_bytes
 from replaceme_core.request.admission import OutputRules
 from replaceme_core.request.gate import GateResult
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner import inputs
-from replaceme_core.runner.confinement import Confinement
-from replaceme_core.runner.failure import describe, without_paths
 from replaceme_core.runner.messages import (
     Advanced,
     Failed,
     Finished,
     Measured,
+    ModelRequest,
+    PastJob,
     Resolved,
+    RunnerRequest,
     Stage,
     StageStarted,
+    describe,
+    without_paths,
 )
-from replaceme_core.runner.process import PerhapsOutOfMemory, RunnerKilled
-from replaceme_core.runner.requests import PastJob, RunnerRequest
+from replaceme_core.runner.process import RUNNER_COMMAND, Confinement, PerhapsOutOfMemory, Runner, RunnerKilled
 from replaceme_core.settings import Settings
 from replaceme_core.wording import counted
-from worker.hub_retry import retry_under_lease
-from worker.kept_result import KeptResult, find_result, keep_result
-from worker.lease import Lease, ShutDown
-from worker.processes.after_sigkill import outcome_after_sigkill
-from worker.processes.leased_runner import leased_runner, log_tail
+from worker.lease import Lease, ShutDown, retry_under_lease
 from worker.progress_writer import ProgressWriter
-from worker.workspace import checkpoints_of
+from worker.workspace import KeptResult, checkpoints_of, find_result, keep_result
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def leased_runner(
+    request: ModelRequest,
+    *,
+    lease: Lease,
+    settings: Settings,
+    confinement: Confinement,
+    scratch: Path,
+    flags: Sequence[str] = (),
+    on_line: Callable[[str], None] = lambda line: None,
+) -> Iterator[Runner]:
+    """A runner that works on `request`. `on_line` gets each line of its log.
+
+    Raises what `lease.check` raises rather than the errors that follow from it.
+    """
+    command: Sequence[str] = settings.runner_command or RUNNER_COMMAND
+    lease.check()
+    confinement = confinement.for_plan(partial(planned_host_bytes, request))
+    runner = Runner([*command, *flags], request, scratch=scratch, confinement=confinement, on_line=on_line)
+    with runner:
+        lease.on_end(partial(_end, runner, lease, grace_seconds=settings.cancel_grace_seconds))
+        try:
+            yield runner
+        except ReplaceMeError:
+            lease.check()  # the end of the lease may be the cause of the error
+            log_tail(runner, lease.claim.job_id)
+            raise
+
+
+def log_tail(runner: Runner, job_id: str) -> None:
+    """Log what the runner wrote last: the message of a failed job does not say where things are on this machine."""
+    lines = "\n".join(runner.end_of_log())
+    logger.error("job %s: last lines of the runner's log", job_id, extra={"lines": lines})
+
+
+def _end(runner: Runner, lease: Lease, *, grace_seconds: float) -> None:
+    """Called in the lease's thread, so it must not block."""
+    if lease.lost:
+        runner.kill()
+    else:
+        grace = {"grace_seconds": grace_seconds}
+        threading.Thread(target=runner.terminate, kwargs=grace, name="end-runner", daemon=True).start()
+
+
+REASON = "the runner was killed"
+
+
+def outcome_after_sigkill(
+    killed: RunnerKilled | PerhapsOutOfMemory, claim: Claim, *, max_attempts: int
+) -> Callable[[Session], None]:
+    """The write that ends the attempt. A kill that was not for memory uses up one attempt, as a lost worker does.
+
+    Where the cause is unknown the job is retried once: an operator seldom kills a runner twice, but a job that does not
+    fit into memory is killed each time.
+    """
+
+    def write(session: Session) -> None:
+        not_for_memory = isinstance(killed, RunnerKilled)
+        if claim.counted < max_attempts and (not_for_memory or not _killed_before(session, claim)):
+            attempts.release(session, claim, reason=REASON)
+        elif not_for_memory:
+            message = f"{killed.message} (attempt {claim.attempt} of {max_attempts})"
+            attempts.fail(session, claim, code=WorkerLost.code, message=message)
+        else:
+            attempts.fail(session, claim, code=killed.code, message=killed.message)
+
+    return write
+
+
+def _killed_before(session: Session, claim: Claim) -> bool:
+    events = attempts.history(session, claim)
+    return any(event.type is EventType.RELEASED and event.data.get("reason") == REASON for event in events)
+
 
 T = TypeVar("T")
 Write = Callable[[Session], None]
-
-logger = logging.getLogger(__name__)
 
 
 class Attempt:

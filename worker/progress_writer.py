@@ -2,16 +2,24 @@
 
 `note` never waits for the database, so that a slow database does not delay a runner. `flush` writes what has been
 collected, in one transaction; the lease's thread calls it about once a second.
+
+A runner gets no secret, and its log goes to the owner of the job only. But the log is text of libraries about a model
+that somebody else made, so nothing in it is taken on trust: secrets and the places of files are removed.
 """
 
 import logging
 import math
+import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+from urllib.parse import unquote, urlsplit
 
+from opentelemetry.trace import Span
 from sqlalchemy.orm import Session
 
 from replaceme_core.ledger import attempts
@@ -20,7 +28,85 @@ from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import Claim
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.eta import Course
-from replaceme_core.runner.messages import Advanced, Measured, Message, Resolved, Stage, StageStarted
+from replaceme_core.runner.messages import Advanced, Measured, Message, Resolved, Stage, StageStarted, without_paths
+from replaceme_core.settings import Settings
+from replaceme_core.telemetry import mark_failed, start_span
+
+HIDDEN = "[hidden]"
+_SHORTEST_SECRET = 6  # a shorter one would hide common words
+_SECRETS = re.compile(
+    r"""
+    \bhf_[A-Za-z0-9]{8,}                                  # tokens of the Hub
+    | \b(?:rm|whsec|sk|ghp|gho|github_pat)_[A-Za-z0-9_+/=-]{16,}  # API keys and secrets of webhooks
+    | \beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*  # JSON web tokens
+    | (?<=[?&])[^=\s&]*(?:sig|signature|token|credential|key)[^=\s&]*=[^\s&]+  # signed addresses
+    | (?<=//)[^/\s@]+(?=@)                                # names and passwords in addresses
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_NAMED = re.compile(
+    r"(?i)\b(authorization|bearer|token|password|passwd|secret|api[_-]?key)\b(\s*[:=]\s*|\s+)(bearer\s+)?\S+"
+)
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+class Redaction:
+    """Called with a line, it returns what a client may see of it; "" if nothing is left."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._known = tuple(sorted(set(_secrets_of(settings)), key=len, reverse=True))
+
+    def __call__(self, line: str) -> str:
+        """
+        >>> Redaction(Settings(_env_file=None))("reading /srv/models/config.json with token=abc123")
+        'reading config.json with token=[hidden]'
+        """
+        text = line.rsplit("\r", 1)[-1]  # the last state of a progress bar
+        text = _CONTROL.sub("", text)
+        for secret in self._known:
+            text = text.replace(secret, HIDDEN)
+        text = _SECRETS.sub(HIDDEN, text)
+        text = _NAMED.sub(lambda found: f"{found[1]}{found[2]}{HIDDEN}", text)
+        return without_paths(text).rstrip()
+
+
+def _secrets_of(settings: Settings) -> Iterator[str]:
+    """The secrets that this process knows."""
+    for token in (settings.hub_read_token, settings.hub_write_token):
+        if token is not None and len(token.get_secret_value()) >= _SHORTEST_SECRET:
+            yield token.get_secret_value()
+    for url in (settings.database_url, settings.broker_url):
+        password = urlsplit(url or "").password
+        if password is not None and len(password) >= _SHORTEST_SECRET:
+            yield from (password, unquote(password))
+
+
+class StageSpans:
+    """The stages of one attempt, one after the other. As a context manager it ends the last one."""
+
+    def __init__(self) -> None:
+        self._span: Span | None = None
+
+    def begin(self, stage: Stage) -> None:
+        """A stage begins, and the one before it has ended."""
+        self._end()
+        self._span = start_span(f"stage {stage}", attributes={"replaceme.stage": stage.value})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._span is not None and kind is not None:
+            mark_failed(self._span, kind.__name__)
+        self._end()
+
+    def _end(self) -> None:
+        if self._span is not None:
+            self._span.end()
+            self._span = None
+
 
 NEWS, NEWS_SECONDS = 0.1, 2.0
 """While nothing is reported, an estimate is written again once it has changed by this part, and by so many seconds."""

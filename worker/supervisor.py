@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import SpanKind, get_current_span
 from sqlalchemy.orm import Session
 
 from replaceme_core import telemetry
@@ -29,27 +29,46 @@ from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.port import Hub
 from replaceme_core.ledger import attempts, reading
 from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.keys import Owners, owner_hub
 from replaceme_core.ledger.records import Claim, Job, JobEvent
-from replaceme_core.ledger.states import JobStatus
-from replaceme_core.runner.confinement import UNCONFINED, Confinement
+from replaceme_core.ledger.states import EventType, JobStatus
+from replaceme_core.request.admission import OutputRules
 from replaceme_core.runner.eta import Course, weights_of
-from replaceme_core.runner.failure import describe, is_mistake
-from replaceme_core.runner.requests import PastJob
+from replaceme_core.runner.messages import PastJob, describe, is_mistake
+from replaceme_core.runner.process import UNCONFINED, Confinement
 from replaceme_core.settings import Settings
-from replaceme_core.telemetry import bound, origin
-from worker import owner
+from replaceme_core.telemetry import OUTCOME, bound, mark_failed, origin
 from worker.attempt import Attempt, Write
-from worker.hub_retry import retry_under_lease
-from worker.lease import Lease, ShutDown
-from worker.progress_writer import ProgressWriter
-from worker.reporting.outcome import report_outcome
-from worker.reporting.redaction import Redaction
-from worker.reporting.stage_spans import StageSpans
+from worker.lease import Lease, ShutDown, retry_under_lease
+from worker.progress_writer import ProgressWriter, Redaction, StageSpans
 from worker.workspace import remove_all_but_result, remove_checkpoints, workspace
 
-RETRY_PAUSE_SECONDS = 1.0
+_SHOWN = ("code", "message", "reason", "repo_id", "revision")
 
 logger = logging.getLogger(__name__)
+
+
+def report_outcome(claim: Claim, last: JobEvent) -> None:
+    """Report the event that ended the attempt: a failure is an error, a job that is queued again a warning."""
+    level = {EventType.FAILED: logging.ERROR, EventType.RELEASED: logging.WARNING}.get(last.type, logging.INFO)
+    span = get_current_span()
+    span.set_attribute(OUTCOME, last.type.value)
+    if last.type is EventType.FAILED:
+        mark_failed(span, str(last.data.get("code", last.type)))
+    found = {name: last.data[name] for name in _SHOWN if name in last.data}
+    why = found.get("message") or found.get("reason")
+    logger.log(
+        level,
+        "job %s: attempt %s has ended: %s%s",
+        claim.job_id,
+        claim.attempt,
+        last.type,
+        "" if why is None else f", {found['code']}: {why}" if "code" in found else f", {why}",
+        extra={"outcome": last.type.value, **{name: value for name, value in found.items() if name != "message"}},
+    )
+
+
+RETRY_PAUSE_SECONDS = 1.0
 
 
 class Supervisor:
@@ -185,13 +204,7 @@ class Supervisor:
             with lease, workspace(self._settings.workspace, job_id=job.id, attempt=claim.attempt) as directory:
                 hub, rules = retry_under_lease(
                     lease,
-                    partial(
-                        owner.hub_and_rules_of,
-                        job,
-                        settings=self._settings,
-                        database=self._database,
-                        default=self._open_hub,
-                    ),
+                    partial(self._hub_and_rules, job),
                     seconds=self._settings.hub_patience_seconds,
                     retry_on=(DatabaseUnreachable,),
                 )
@@ -215,6 +228,29 @@ class Supervisor:
             why = error.explained if isinstance(error, ReplaceMeError) else f"{failed.message} ({error})"
             logger.warning("job %s: attempt %s failed: %s", job.id, claim.attempt, why, exc_info=is_mistake(failed))
             return lambda session: attempts.fail(session, claim, code=failed.code, message=failed.message)
+
+    def _hub_and_rules(self, job: Job) -> tuple[Hub, OutputRules]:
+        """The Hub with the credential that the job names, if any, and the rules for outputs of its owner.
+
+        Raises as `owner_hub` does.
+        """
+
+        def has_made(job_id: str, repo_id: str) -> bool:
+            if job_id == job.retry_of:  # its own job, even if that has been deleted since
+                return True
+            with self._database.session(read_only=True) as session:
+                return reading.has_made(session, job_id, repo_id, owner=job.owner)
+
+        hub = owner_hub(
+            job.owner,
+            job.spec.credential,
+            settings=self._settings,
+            database=self._database,
+            default=self._open_hub,
+        )
+        with self._database.session(read_only=True) as session:
+            namespaces = Owners(session).output_namespaces(job.owner)
+        return hub, self._settings.output_rules(is_own=has_made, namespaces=namespaces)
 
     def _history(self, job: Job) -> Sequence[PastJob]:
         """What earlier jobs took on this kind of worker; empty where that is not known."""

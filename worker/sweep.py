@@ -27,10 +27,10 @@ from replaceme_core.ledger.sweep import (
 )
 from replaceme_core.ledger.watching import number_all
 from replaceme_core.settings import Settings
-from worker.kept_result import kept_results
 from worker.workspace import (
     TEMPORARY,
     jobs_with_checkpoints,
+    kept_results,
     remove_abandoned,
     remove_all_but_result,
     remove_checkpoints,

@@ -23,7 +23,7 @@ from replaceme_core.plan.resources import ModelShape
 from replaceme_core.request.admission import AdmittedModel, SizeLimits
 from replaceme_core.request.resolve import Machine
 from replaceme_core.request.spec import CompressionRequest
-from replaceme_core.runner.requests import PastJob
+from replaceme_core.runner.messages import PastJob
 from replaceme_core.settings import Settings
 
 KEPT_SHAPES = 100

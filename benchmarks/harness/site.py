@@ -22,7 +22,7 @@ from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.processes import Started, wait_until
 from benchmarks.harness.servers import free_port
 from benchmarks.harness.stub_model import write_stub_model
-from replaceme_core.broker.celery_config import broker_config, queue_of
+from replaceme_core.broker import broker_config, queue_of
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import changes, reading
 from replaceme_core.ledger.database import Database

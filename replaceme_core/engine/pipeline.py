@@ -36,8 +36,7 @@ from replaceme_core.families.layout import irregular_lists
 from replaceme_core.hub.model_config import read_outline
 from replaceme_core.request.method import Method
 from replaceme_core.request.removal import depths_of, pattern_rule
-from replaceme_core.runner.messages import Finished, Progress, Stage
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import Finished, Progress, RunnerRequest, Stage
 
 _ANY_CRITERION = ""
 

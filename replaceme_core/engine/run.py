@@ -40,10 +40,8 @@ from replaceme_core.request.gate import Trial, deepest, most_trials
 from replaceme_core.request.removal import Allows
 from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.request.spec import Loading
-from replaceme_core.runner.eta import writing_part
-from replaceme_core.runner.messages import Progress, Stage
-from replaceme_core.runner.part_of_stage import PartOfStage
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.eta import PartOfStage, writing_part
+from replaceme_core.runner.messages import Progress, RunnerRequest, Stage
 
 
 def decide(request: RunnerRequest, task: Task, *, clock: StageClock | None) -> Pruning:

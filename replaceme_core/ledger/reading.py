@@ -27,8 +27,7 @@ from replaceme_core.ledger.tables import JobEventRow, JobLabelRow, JobLogRow, Jo
 from replaceme_core.ledger.transitions import find_job
 from replaceme_core.plan.duration import MODELLED, inputs_of
 from replaceme_core.runner.eta import weights_of
-from replaceme_core.runner.messages import Stage
-from replaceme_core.runner.requests import PastJob
+from replaceme_core.runner.messages import PastJob, Stage
 
 _SHOWN = tuple(
     column.key

@@ -20,8 +20,7 @@ from replaceme_core.request.spec import CompressionRequest
 from replaceme_core.request.tasks import check_tasks
 from replaceme_core.runner.eta import weights_of
 from replaceme_core.runner.inputs import fetch, held, pin_text
-from replaceme_core.runner.messages import Finished, Stage
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import Finished, RunnerRequest, Stage
 from replaceme_core.settings import Settings
 
 Fields = Mapping[str, object]

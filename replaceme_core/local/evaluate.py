@@ -18,9 +18,8 @@ from replaceme_core.request.admission import resolve_calibration
 from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.tasks import check_tasks
 from replaceme_core.runner.inputs import Pinned, fetch, held, pin_text
-from replaceme_core.runner.messages import Evaluated, Stage
+from replaceme_core.runner.messages import Evaluated, EvaluateRequest, Stage
 from replaceme_core.runner.process import EVALUATE_FLAG
-from replaceme_core.runner.requests import EvaluateRequest
 from replaceme_core.settings import Settings
 
 SPLIT = "test"

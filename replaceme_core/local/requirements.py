@@ -6,8 +6,7 @@ from itertools import chain
 from pydantic import ValidationError
 
 from replaceme_core.errors import InvalidInput
-from replaceme_core.runner.confinement import Confinement, choose_confinement
-from replaceme_core.runner.process import RUNNER_COMMAND
+from replaceme_core.runner.process import RUNNER_COMMAND, Confinement, choose_confinement
 from replaceme_core.settings import Settings
 
 _OF_A_MODEL = ("torch", "transformers", "safetensors", "psutil")

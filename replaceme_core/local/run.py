@@ -9,11 +9,19 @@ from typing import Protocol
 
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.plan.resources import planned_host_bytes
-from replaceme_core.runner.confinement import Confinement
 from replaceme_core.runner.eta import Course
-from replaceme_core.runner.messages import Advanced, Evaluated, Failed, Finished, Message, Resolved, Stage, StageStarted
-from replaceme_core.runner.process import Runner
-from replaceme_core.runner.requests import ModelRequest
+from replaceme_core.runner.messages import (
+    Advanced,
+    Evaluated,
+    Failed,
+    Finished,
+    Message,
+    ModelRequest,
+    Resolved,
+    Stage,
+    StageStarted,
+)
+from replaceme_core.runner.process import Confinement, Runner
 
 GRACE_SECONDS = 5.0
 _LOG_LINES = 20

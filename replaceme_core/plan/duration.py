@@ -24,8 +24,7 @@ from replaceme_core.request.method import Method
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.request.tasks import task_tokens
 from replaceme_core.runner.eta import MODELS, weights_of_one_cut, with_tasks_and_trials, writing_part
-from replaceme_core.runner.messages import Stage
-from replaceme_core.runner.requests import PastJob
+from replaceme_core.runner.messages import PastJob, Stage
 
 FLOP_PER_SECOND: Mapping[WorkerKind, float] = {WorkerKind.CPU: 2e11, WorkerKind.GPU: 1e14}
 NETWORK_BYTES_PER_SECOND = 5e7

@@ -40,8 +40,7 @@ from replaceme_core.request.method import Method
 from replaceme_core.request.removal import check_removal, methods_of, structures_of, with_pattern_kept
 from replaceme_core.request.resolve import Machine
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec, Dtype, Loading
-from replaceme_core.runner.messages import Stage
-from replaceme_core.runner.requests import PastJob
+from replaceme_core.runner.messages import PastJob, Stage
 
 _HEADER_BYTES = 112
 """Of a tensor in the header of a weight file."""

@@ -19,10 +19,9 @@ from replaceme_core.request.method import Method, Selection
 from replaceme_core.request.removal import check_removal
 from replaceme_core.request.resolve import VALUE_BYTES, Machine, ResolvedSpec, resolve_spec
 from replaceme_core.request.spec import CompressionSpec, Loading
-from replaceme_core.runner.bubblewrap import accelerators
 from replaceme_core.runner.eta import trials_of
-from replaceme_core.runner.messages import Stage
-from replaceme_core.runner.requests import EvaluateRequest, ModelRequest, RunnerRequest
+from replaceme_core.runner.messages import EvaluateRequest, ModelRequest, RunnerRequest, Stage
+from replaceme_core.runner.sandbox import accelerators
 
 RUNNER_BYTES = 400 * 2**20
 """Measured: resident memory of a runner on a CPU with the interpreter and all libraries, before a model is loaded."""

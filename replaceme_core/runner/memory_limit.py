@@ -1,11 +1,16 @@
-"""The limit of a runner's memory: a control group of its own where one can be made, else a limit of the process.
+"""The limit of a runner's memory, and whether the kernel killed a process because memory ran out.
 
-A group counts what is really used, of all processes in it. The limit of a process counts address space that it may
-write to: mapped files of weights among it, for which it gets an allowance. Drivers of accelerators reserve much of it,
-so on a machine that may have one it holds only where a limit was asked for.
+The limit is a control group of its own where one can be made, else a limit of the process. A group counts what is
+really used, of all processes in it. The limit of a process counts address space that it may write to: mapped files of
+weights among it, for which it gets an allowance. Drivers of accelerators reserve much of it, so on a machine that may
+have one it holds only where a limit was asked for.
 
 By default the limit follows from what a job is planned to take: a stranger's file that native code reads into
 gigabytes, such as a tokenizer, ends its own job and takes no memory that others need.
+
+The kernel's SIGKILL looks like any other, but it is counted: `oom_kill` grows before the signal is sent, per control
+group and for the whole machine. A group's count includes all its members that were killed, whichever limit was hit
+(Linux, Documentation/admin-guide/cgroup-v2.rst, mm/oom_kill.c).
 """
 
 import contextlib
@@ -17,8 +22,48 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from replaceme_core.hardware import CGROUP, PROC, MemoryGroup, memory_groups, read_number
-from replaceme_core.runner.bubblewrap import accelerators
-from replaceme_core.runner.oom_kills import read_count
+from replaceme_core.runner.sandbox import accelerators
+
+
+@dataclass(frozen=True, kw_only=True)
+class OomKills:
+    """Counts that only grow: of this process's control group and of the machine. `None`: the count is not available."""
+
+    group: int | None
+    machine: int | None
+
+    def explain_a_kill_since(self, before: "OomKills") -> bool | None:
+        """Whether a process of this group that was killed since `before` was out of memory; `None`: unknown.
+
+        The group's count decides where it grew. Where only the machine's did, the process that was killed for memory
+        may have been in another group.
+        """
+        if _grew(before.group, self.group):
+            return True
+        if _grew(before.machine, self.machine):
+            return None if self.group is not None else True
+        return None if self.group is None and self.machine is None else False
+
+
+def count_oom_kills(*, proc: Path = PROC, cgroup: Path = CGROUP) -> OomKills:
+    """The present counts. The group is the nearest one that has a count."""
+    counts = (read_count(group.directory / group.oom_counts) for group in memory_groups(proc=proc, cgroup=cgroup))
+    return OomKills(
+        group=next((count for count in counts if count is not None), None), machine=read_count(proc / "vmstat")
+    )
+
+
+def _grew(before: int | None, after: int | None) -> bool:
+    return before is not None and after is not None and after > before
+
+
+def read_count(file: Path) -> int | None:
+    try:
+        lines = [line.split() for line in file.read_text().splitlines()]
+    except OSError:
+        return None
+    return next((int(words[1]) for words in lines if len(words) == 2 and words[0] == "oom_kill"), None)
+
 
 DEFAULT_SHARE = 0.9
 """Of the memory that this process may use: the machine's, or that of its control group. No job gets more by default."""

@@ -1,15 +1,28 @@
-"""The messages between a runner and its parent, one JSON object a line, and the protocol that the pipeline calls.
+"""What goes through the pipes between a runner and its parent: requests, messages, and errors as a message.
 
-The pipeline calls `Progress`; the runner sends these calls as messages; the supervisor and the command line read them.
+A request is one line of JSON on the runner's standard input, a pipe that stays open while the parent lives. Messages
+are lines of its standard output. The pipeline calls `Progress`; the runner sends these calls as messages; the
+supervisor and the command line read them.
 """
 
-from collections.abc import Mapping
+import errno
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated, Literal, Protocol
+from pathlib import Path
+from typing import Annotated, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic_core import PydanticCustomError
 
-from replaceme_core.request.spec import CompressionSpec
+from replaceme_core.errors import LONGEST_MESSAGE, InvalidInput, OutOfMemory, OutOfSpace, ReplaceMeError
+from replaceme_core.json_values import shorten
+from replaceme_core.library_errors import is_out_of_space
+from replaceme_core.request.calibration import CalibrationSource
+from replaceme_core.request.fields import TextSource
+from replaceme_core.request.method import Method
+from replaceme_core.request.spec import CompressionSpec, Dtype
+from replaceme_core.request.tasks import TaskNames
 
 
 class Stage(StrEnum):
@@ -113,3 +126,203 @@ Message = Resolved | StageStarted | Advanced | Measured | Finished | Evaluated |
 type_of_message = Annotated[Message, Field(discriminator="type")]
 FINAL_MESSAGES = (Finished, Evaluated, Failed)
 MESSAGE: TypeAdapter[Message] = TypeAdapter(type_of_message)
+
+
+CACHE_BYTES = 20 * 2**30
+"""The default limit of the activation cache, in bytes."""
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute())
+
+
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+"""A relative path is taken from the directory of the process that makes the request; a runner has another one."""
+
+
+class ModelRequest(Line):
+    """A request to a runner: one line of JSON on standard input, a pipe that stays open while the parent lives."""
+
+    model_directory: AbsolutePath
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The files and directories that are read."""
+        return (self.model_directory,)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The directories in which files are made; they need not exist."""
+        return ()
+
+
+class PastJob(Line):
+    """A job that has succeeded. `stages` are pairs of seconds: those that a model expected, and those that it took.
+
+    Of two jobs with the same `inputs` the later one may find activations, text and measurements of the earlier one.
+    """
+
+    method: Method
+    inputs: str
+    stages: dict[Stage, tuple[float, float]]
+
+
+class RunnerRequest(ModelRequest):
+    """The request to compress a model."""
+
+    spec: CompressionSpec
+    calibration_paths: tuple[AbsolutePath | None, ...]
+    """One for each source of `spec.calibration.mix`: a file, or a directory holding a snapshot of a data set; `None`
+    for a built-in text and for what the model generates."""
+    output_directory: AbsolutePath
+    """Must not exist. The runner creates it when the result is complete."""
+    job_id: str | None = None
+    hub: str | None = None
+    """The address of the Hub that model and data sets come from, for links; `None`: directories, which nobody else can
+    see."""
+    cache_directory: AbsolutePath | None = None
+    """The activation cache, for later jobs on the same model and data; `None`: no cache."""
+    cache_bytes: int = Field(default=CACHE_BYTES, ge=0)
+    history: tuple[PastJob, ...] = ()
+    """Earlier jobs on this kind of worker, the newest first, from which the time of this one is expected."""
+    needs_accelerator: bool = False
+    """The job is for workers with a GPU: without one it fails and does not run on the CPU."""
+    checkpoint_directory: AbsolutePath | None = None
+    """Where this job's attempts save checkpoints; need not exist. `None`: no checkpoints."""
+    tasks_directory: AbsolutePath | None = None
+    """With the YAML files and the data of tasks; `None`: none."""
+    compare_with: AbsolutePath | None = None
+    """A directory with the weights that should come out: the final report also has the `comparison` with these."""
+
+    def text_paths(self, mix: Sequence[CalibrationSource]) -> tuple[Path | None, ...]:
+        """One for each source of the resolved `mix`, to which the worker may have added one without a file."""
+        given = [None if path is None else Path(path) for path in self.calibration_paths]
+        return (*given, *[None] * (len(mix) - len(given)))
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        others = (*self.calibration_paths, self.compare_with, self.tasks_directory)
+        return (self.model_directory, *(path for path in others if path is not None))
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        beside = str(Path(self.output_directory).parent)
+        places = (beside, self.cache_directory, self.checkpoint_directory)
+        return tuple(place for place in places if place is not None)
+
+
+class EvaluateRequest(ModelRequest):
+    """The request with `--evaluate`: measure models on a text. The runner chooses values that are `None`.
+
+    The text is a file, a directory with a snapshot of `data_set`, or a `builtin` one. `others` are further models.
+    """
+
+    others: tuple[AbsolutePath, ...] = ()
+    text_path: AbsolutePath | None = None
+    builtin: TextSource | None = None
+    data_set: CalibrationSource | None = None
+    samples: int = Field(default=16, ge=1, le=100_000)
+    max_length: int | None = Field(default=None, ge=8, le=131_072)
+    device: str | None = Field(default=None, pattern=r"^[a-z]+(:\d+)?$")
+    dtype: Dtype | None = None
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    tasks: TaskNames = ()
+    tasks_directory: AbsolutePath | None = None
+    """With the YAML files and the data of tasks; `None`: none."""
+    task_limit: int | None = Field(default=None, ge=1)
+    few_shot: int | None = Field(default=None, ge=0, le=100)
+    cache_directory: AbsolutePath | None = None
+    """With results of the same models in earlier runs; `None`: no cache."""
+    cache_bytes: int = Field(default=CACHE_BYTES, ge=0)
+
+    @model_validator(mode="after")
+    def _one_text(self) -> Self:
+        if (self.text_path is None) == (self.builtin is None):
+            raise PydanticCustomError("one_text", "give either text_path or builtin", {"field": "text_path"})
+        return self
+
+    @property
+    def directories(self) -> tuple[str, ...]:
+        """Those of all models, in order."""
+        return (self.model_directory, *self.others)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        others = (self.text_path, self.tasks_directory)
+        return (*self.directories, *(path for path in others if path is not None))
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        return () if self.cache_directory is None else (self.cache_directory,)
+
+
+_PATH = re.compile(r"(?<![\w:/.])/(?:[^/\s'\"]+/)+[^/\s'\",;:)\]]*")
+_ALLOCATION = re.compile(r"allocate ([\d.,]+ ?(?:bytes|[KMGTP]?i?B))")
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "defaultcpuallocator: not enough memory",
+    "cublas_status_alloc_failed",
+    "(os error 12)",
+)
+_NO_MEMORY_CLASSES = ("MemoryError", "OutOfMemoryError", "AcceleratorOutOfMemoryError")
+
+
+def describe(error: BaseException) -> Failed:
+    """The failure to report. Where an error wraps others, the outermost that has a code of its own counts."""
+    for each, is_cause in _chain(error):
+        if isinstance(each, ReplaceMeError) and is_cause:
+            field = each.field if isinstance(each, InvalidInput) else None
+            return Failed(code=each.code, message=shorten(without_paths(each.message), LONGEST_MESSAGE), field=field)
+        if _is_out_of_memory(each):
+            return Failed(code=OutOfMemory.code, message=f"out of memory{_amount(each)}")
+        if is_out_of_space(each):
+            return Failed(code=OutOfSpace.code, message="no space left on the device of the worker")
+    kind = type(error).__name__
+    return Failed(code=ReplaceMeError.code, message=f"a mistake of the service ({kind}); the worker's log says more")
+
+
+def is_mistake(failed: Failed) -> bool:
+    """Whether the service itself is at fault, so that a traceback helps. A full disk or memory explains itself."""
+    return failed.code == ReplaceMeError.code
+
+
+def without_paths(text: str) -> str:
+    """`text` with the name of the file in place of each absolute path: a client may not learn where the worker has it.
+
+    >>> without_paths("/srv/cache/models/config.json is not JSON; see https://example.org/a/b and org/name")
+    'config.json is not JSON; see https://example.org/a/b and org/name'
+    """
+    return _PATH.sub(lambda found: found[0].rstrip("/").rpartition("/")[2], text)
+
+
+def _chain(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
+    """The error and those behind it. True for the error itself and its causes (`raise ... from`), else false.
+
+    An error of ours that was only being handled does not explain the bug that came after it. Memory or disk space that
+    ran out does explain what follows.
+    """
+    seen: set[int] = set()
+    each: BaseException | None = error
+    is_cause = True
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each, is_cause
+        is_cause = is_cause and each.__cause__ is not None
+        each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if any(kind.__name__ in _NO_MEMORY_CLASSES for kind in type(error).__mro__):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(phrase in text for phrase in _NO_MEMORY)
+
+
+def _amount(error: BaseException) -> str:
+    """How much could not be allocated, where the error says so."""
+    found = _ALLOCATION.search(str(error))
+    return f": {found[1]} could not be allocated" if found else ""

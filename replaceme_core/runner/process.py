@@ -4,9 +4,9 @@ The runner receives one line of JSON on standard input, a pipe that stays open w
 `Message` lines on standard output. It leads its own session, so that a signal reaches all processes it started. The
 supervisor and the command line both use this module.
 
-Its environment is made from an allow-list without tokens or the address of a database (`environment.py`), and Python's
-sockets are refused (`worker/runner.py`). A `Confinement` keeps native code too from files, processes and the network,
-as far as this machine can, and limits its memory.
+Its environment has no tokens and no address of a database, and Python's sockets are refused (`worker/runner.py`). A
+`Confinement` keeps native code too from files, processes and the network, as far as this machine can (`sandbox.py`),
+and limits its memory.
 
 On Linux the runner also has the kernel kill it when the *thread* that started it ends, so that thread has to live as
 long as the runner.
@@ -23,6 +23,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -31,15 +32,44 @@ from typing import IO, Self
 from pydantic import ValidationError
 
 from replaceme_core.errors import OutOfMemory, ReplaceMeError, WorkerLost
-from replaceme_core.runner.confinement import UNCONFINED, Confinement
-from replaceme_core.runner.environment import runner_environment
-from replaceme_core.runner.memory_limit import SETTING, RunnerGroup, make_group, mapped_bytes
-from replaceme_core.runner.messages import FINAL_MESSAGES, MESSAGE, Message
-from replaceme_core.runner.oom_kills import count_oom_kills
-from replaceme_core.runner.requests import ModelRequest
-from replaceme_core.runner.sandbox import launched
+from replaceme_core.runner.memory_limit import (
+    SETTING,
+    MemoryLimit,
+    RunnerGroup,
+    count_oom_kills,
+    make_group,
+    mapped_bytes,
+)
+from replaceme_core.runner.messages import FINAL_MESSAGES, MESSAGE, Message, ModelRequest
+from replaceme_core.runner.sandbox import NO_SANDBOX, Sandbox, SandboxMode, choose_sandbox, launched, runner_environment
 from replaceme_core.telemetry import in_context
 from replaceme_core.wording import printable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confinement:
+    """Without arguments: no sandbox, no limit of memory."""
+
+    sandbox: Sandbox = NO_SANDBOX
+    memory: MemoryLimit | None = None
+
+    def for_plan(self, planned: Callable[[], int]) -> "Confinement":
+        """The same for a job that is planned to take so many bytes of the host's memory."""
+        if self.memory is None or self.memory.named:
+            return self
+        return replace(self, memory=self.memory.for_plan(planned()))
+
+
+UNCONFINED = Confinement()
+
+
+def choose_confinement(
+    mode: SandboxMode, *, user: str | None, own_command: bool, memory_bytes: int | None
+) -> Confinement:
+    """The confinement that settings ask for, tried on this machine. Raises `InvalidInput` as `choose_sandbox` does."""
+    sandbox = choose_sandbox(mode, user=user, own_command=own_command)
+    return Confinement(sandbox=sandbox, memory=MemoryLimit.of_setting(memory_bytes))
+
 
 RUNNER_COMMAND = (sys.executable, "-P", "-m", "worker.runner")
 """`-P`: a module named `worker` in the working directory is not imported in place of ours."""

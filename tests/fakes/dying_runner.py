@@ -5,8 +5,7 @@ import signal
 from pathlib import Path
 
 from replaceme_core.engine import pipeline
-from replaceme_core.runner.messages import Finished, Progress, Stage
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import Finished, Progress, RunnerRequest, Stage
 from worker import runner
 
 compress = pipeline.compress

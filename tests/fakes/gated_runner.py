@@ -6,8 +6,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[2]))  # a script imports installed packages and what lies beside it only
 
 from benchmarks.harness.runners.gates import pass_gate
-from replaceme_core.runner.messages import Message, Stage
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import Message, RunnerRequest, Stage
 from worker import runner
 
 run_pipeline = runner.compress

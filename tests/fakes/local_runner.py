@@ -11,8 +11,17 @@ import sys
 import time
 from pathlib import Path
 
-from replaceme_core.runner.messages import Advanced, Evaluated, Failed, Finished, Message, Stage, StageStarted
-from replaceme_core.runner.requests import EvaluateRequest, RunnerRequest
+from replaceme_core.runner.messages import (
+    Advanced,
+    Evaluated,
+    EvaluateRequest,
+    Failed,
+    Finished,
+    Message,
+    RunnerRequest,
+    Stage,
+    StageStarted,
+)
 
 MEASURED = {"perplexity": 32.26, "tokens": 8176, "parameters": 134_515_008, "bytes": 269_030_016}
 REPORT: dict[str, object] = {

@@ -22,8 +22,7 @@ from replaceme_core.local.output_directory import make_staging, move_into_place,
 from replaceme_core.local.requirements import find_confinement, find_runner
 from replaceme_core.local.run import ShownCourse, run
 from replaceme_core.runner.eta import weights_of
-from replaceme_core.runner.messages import Finished
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import Finished, RunnerRequest
 
 _MOST_SHOWN = 20
 

@@ -8,7 +8,7 @@ neither network nor settings.
 import time
 from pathlib import Path
 
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import RunnerRequest
 
 FOLDER = "gates"
 HELD = ".held"

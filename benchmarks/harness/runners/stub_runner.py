@@ -22,8 +22,7 @@ from types import ModuleType
 from gates import pass_gate  # beside this script
 
 from replaceme_core.errors import CalibrationTooSmall
-from replaceme_core.runner.messages import Finished, Progress, Stage
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import Finished, Progress, RunnerRequest, Stage
 from worker import runner
 
 BLOCKS = 4

@@ -39,7 +39,7 @@ from replaceme_core.hub.files import sha256_of
 from replaceme_core.hub.model_files import CONFIG, admit_file, weight_files
 from replaceme_core.library_errors import free_space
 from replaceme_core.request.resolve import ResolvedCompute, ResolvedSpec
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import RunnerRequest
 
 
 def model_digest(directory: Path) -> str:

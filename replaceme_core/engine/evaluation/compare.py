@@ -35,7 +35,7 @@ from replaceme_core.errors import GateRejected, NumericalFailure
 from replaceme_core.families.resolve import resolve
 from replaceme_core.request.calibration import GENERAL, PARTS_OF_GENERAL, SELF_GENERATED
 from replaceme_core.request.gate import OF_TASKS, GateResult, GateSpec
-from replaceme_core.runner.failure import describe, is_mistake
+from replaceme_core.runner.messages import describe, is_mistake
 
 QUESTIONS = (
     "What is the capital of France?",

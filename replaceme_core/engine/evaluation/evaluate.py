@@ -20,7 +20,7 @@ from replaceme_core.request.defaults import CPU_CALIBRATION
 from replaceme_core.request.fields import FILE_PREFIX
 from replaceme_core.request.resolve import resolve_compute
 from replaceme_core.request.spec import ComputeSpec
-from replaceme_core.runner.requests import EvaluateRequest
+from replaceme_core.runner.messages import EvaluateRequest
 from replaceme_core.wording import counted
 
 

@@ -25,7 +25,7 @@ from replaceme_core.engine.evaluation.measure import share_interval
 from replaceme_core.errors import InvalidInput
 from replaceme_core.library_errors import library_errors
 from replaceme_core.request.tasks import check_tasks, expanded
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import RunnerRequest
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task

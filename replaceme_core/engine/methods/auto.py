@@ -22,8 +22,8 @@ from replaceme_core.engine.selection.judge import BEYOND_DOUBT, Judge
 from replaceme_core.engine.selection.replay import held_out_judge
 from replaceme_core.request.method import Method, Selection
 from replaceme_core.request.removal import block_ranges
+from replaceme_core.runner.eta import PartOfStage
 from replaceme_core.runner.messages import Progress
-from replaceme_core.runner.part_of_stage import PartOfStage
 
 RUNS_COST, REFIT_COST = 2.0, 2.0
 """The time that these steps are expected to take, in multiples of that of the window."""

@@ -29,7 +29,7 @@ from replaceme_core.engine.activations.verified_file import (
 from replaceme_core.engine.methods.protocol import Pruning, Task
 from replaceme_core.engine.model.changes import Cut, FittedCut, ReadingChange, WeightChange
 from replaceme_core.engine.selection.candidate import Candidate
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import RunnerRequest
 
 FORMAT: Final = 1
 _RECORDS: Final[Mapping[str, type]] = {

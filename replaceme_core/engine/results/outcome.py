@@ -31,8 +31,7 @@ from replaceme_core.request.gate import GateResult, Trial
 from replaceme_core.request.method import Method
 from replaceme_core.request.removal import ratio_of
 from replaceme_core.request.resolve import Machine, ResolvedSpec
-from replaceme_core.runner.messages import Stage
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import RunnerRequest, Stage
 
 FORMAT = 1
 """Of `replaceme.json`."""

@@ -21,7 +21,7 @@ from replaceme_core.hub.data_files import local_data_files
 from replaceme_core.hub.model_files import CARD, is_terms, side_files, weight_files
 from replaceme_core.request.calibration import MixedSource
 from replaceme_core.request.resolve import ResolvedSpec
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import RunnerRequest
 
 _CHECKOUT = Path(replaceme_core.__path__[0]).parent
 

@@ -11,7 +11,7 @@ from replaceme_core.engine.text.tokens import beginning_of_text, encode
 from replaceme_core.request.calibration import MixedSource, errors_of
 from replaceme_core.request.defaults import FEWEST_SAMPLES, HELD_OUT_SHARE, MEASURING_PART
 from replaceme_core.request.resolve import ResolvedCalibration, ResolvedSpec, resolve_text
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import RunnerRequest
 
 
 def sized_to_text(spec: ResolvedSpec, request: RunnerRequest, tokenizer: PreTrainedTokenizerBase) -> ResolvedSpec:

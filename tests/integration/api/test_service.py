@@ -19,7 +19,7 @@ from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.processes import Started
 from benchmarks.harness.site import Site
 from benchmarks.harness.stub_model import stub_weights
-from replaceme_core.broker.celery_config import QUEUE
+from replaceme_core.broker import QUEUE
 from replaceme_core.ledger import changes, reading
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import DEFAULT_OWNER

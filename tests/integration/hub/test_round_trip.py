@@ -18,7 +18,7 @@ from replaceme_core.engine.pipeline import compress
 from replaceme_core.hub.model_files import files_to_download
 from replaceme_core.hub.port import Publication, RepositoryKind
 from replaceme_core.request.spec import CompressionSpec
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import RunnerRequest
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tiny import BLOCKS, save_tiny
 from tests.fixtures.servers.hub import SocketSide, nothing

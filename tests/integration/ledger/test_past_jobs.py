@@ -13,8 +13,7 @@ from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.states import EventType
 from replaceme_core.ledger.tables import JobEventRow, JobRow
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, ModelRef
-from replaceme_core.runner.messages import Measured, Stage
-from replaceme_core.runner.requests import PastJob
+from replaceme_core.runner.messages import Measured, PastJob, Stage
 from tests.fixtures.jobs.ledger import Ledger
 
 STAGES = {Stage.RESOLVE: 2.0, Stage.DOWNLOAD: 5.0, Stage.CALIBRATE: 60.0, Stage.SELECT: 20.0, Stage.PUBLISH: 3.0}

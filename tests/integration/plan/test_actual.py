@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from benchmarks import smollm2
 from benchmarks.harness.checkout import ROOT
 from replaceme_core.plan.resources import planned_host_bytes
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import RunnerRequest
 from tests.fixtures.models.tiny import byte_tokenizer
 
 MEMORY, BYTES = 0.25, 0.01

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from replaceme_core.request.method import Method
-from replaceme_core.runner.messages import Stage
-from replaceme_core.runner.requests import PastJob
+from replaceme_core.runner.messages import PastJob, Stage
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import save_tiny
 

@@ -10,8 +10,6 @@ import pytest
 from replaceme_core.errors import OutOfMemory
 from replaceme_core.local.compress import compress
 from replaceme_core.runner import memory_limit, process
-from replaceme_core.runner.bubblewrap import accelerators
-from replaceme_core.runner.confinement import Confinement
 from replaceme_core.runner.memory_limit import (
     LEAST_BYTES,
     PLAN_FACTOR,
@@ -20,8 +18,9 @@ from replaceme_core.runner.memory_limit import (
     mapped_bytes,
     usable_memory,
 )
-from replaceme_core.runner.process import Runner
-from replaceme_core.runner.requests import EvaluateRequest
+from replaceme_core.runner.messages import EvaluateRequest
+from replaceme_core.runner.process import Confinement, Runner
+from replaceme_core.runner.sandbox import accelerators
 from tests.fixtures.hostile.files import FUSE, tokenizer_bomb
 from tests.fixtures.models.tiny import save_tiny
 
@@ -34,7 +33,7 @@ print('{"type": "evaluated", "report": {}}', flush=True)
 """
 DESCRIBES = """
 import sys
-from replaceme_core.runner.failure import describe
+from replaceme_core.runner.messages import describe
 sys.stdin.readline()
 try:
     kept = [bytearray(8 * 2**20) for _ in range(64)]

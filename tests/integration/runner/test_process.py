@@ -12,11 +12,10 @@ import pytest
 from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import OutOfMemory
 from replaceme_core.runner import process as child
-from replaceme_core.runner.environment import runner_environment
-from replaceme_core.runner.messages import Evaluated, Measured
-from replaceme_core.runner.oom_kills import OomKills
+from replaceme_core.runner.memory_limit import OomKills
+from replaceme_core.runner.messages import Evaluated, EvaluateRequest, Measured
 from replaceme_core.runner.process import PerhapsOutOfMemory, Runner, RunnerBroke, RunnerKilled
-from replaceme_core.runner.requests import EvaluateRequest
+from replaceme_core.runner.sandbox import runner_environment
 from replaceme_core.wording import printable
 from tests.fixtures.hostile.texts import TEXTS
 

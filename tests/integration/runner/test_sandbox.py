@@ -11,10 +11,8 @@ import pytest
 
 from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import InvalidInput
-from replaceme_core.runner.confinement import Confinement
-from replaceme_core.runner.messages import Evaluated
-from replaceme_core.runner.process import Runner, RunnerBroke, RunnerKilled
-from replaceme_core.runner.requests import EvaluateRequest
+from replaceme_core.runner.messages import Evaluated, EvaluateRequest
+from replaceme_core.runner.process import Confinement, Runner, RunnerBroke, RunnerKilled
 from replaceme_core.runner.sandbox import Sandbox, SandboxMode, choose_sandbox
 
 LOOK = """
@@ -103,7 +101,7 @@ def test_its_end_is_reported_as_without_a_sandbox(tmp_path: Path, code: str, err
 
 WAITS = """
 import os, signal, subprocess, sys, time
-from worker.processes.orphan_guard import start_orphan_guard
+from worker.runner import start_orphan_guard
 start_orphan_guard()
 def end(number, frame):
     print('{"type": "failed", "code": "cancelled", "message": "asked to stop"}', flush=True)

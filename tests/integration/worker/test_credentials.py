@@ -18,11 +18,11 @@ from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import Owners
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import Base
+from replaceme_core.runner.messages import RunnerRequest
 from replaceme_core.runner.process import Runner
-from replaceme_core.runner.requests import RunnerRequest
 from tests.fixtures.worker.supervisor import Bench
 from worker import attempt
-from worker.processes.leased_runner import leased_runner
+from worker.attempt import leased_runner
 
 TOKEN = "hf_plantedplantedplanted"
 KEY = SecretStr(Fernet.generate_key().decode())

@@ -20,7 +20,7 @@ from replaceme_core.runner.process import RUNNER_COMMAND
 from tests.fixtures.models.tiny import save_tiny
 from tests.fixtures.worker.hub_faults import commits
 from tests.fixtures.worker.supervisor import OUTPUT, Bench
-from worker.kept_result import kept_results
+from worker.workspace import kept_results
 
 GATE = GateSpec(perplexity_ratio=Limits(max=1.6))
 

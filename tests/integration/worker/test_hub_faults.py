@@ -12,7 +12,7 @@ from replaceme_core.hub import client
 from replaceme_core.ledger.states import JobStatus
 from tests.fixtures.worker.hub_faults import FILES, INFO, Case, commits
 from tests.fixtures.worker.supervisor import Bench
-from worker.kept_result import kept_results
+from worker.workspace import kept_results
 
 READING = {
     "401": Case(Fault.STATUS, INFO, "access_denied", 401),

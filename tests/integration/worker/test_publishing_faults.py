@@ -20,8 +20,8 @@ from replaceme_core.runner.messages import Stage
 from tests.fixtures.jobs.ledger import claim_job
 from tests.fixtures.worker.hub_faults import COMMIT, UPLOAD, Case, commits
 from tests.fixtures.worker.supervisor import OUTPUT, Bench
-from worker.kept_result import find_result, kept_results
 from worker.sweep import Sweep
+from worker.workspace import find_result, kept_results
 
 NO_RUNNER = ("/bin/false",)
 """A runner that computes nothing: what is published with it was computed before."""

@@ -15,10 +15,9 @@ from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import STUB_RUNNER
 from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.spec import CompressionSpec, ModelRef
-from replaceme_core.runner.environment import runner_environment
-from replaceme_core.runner.messages import Failed, Finished, Message
+from replaceme_core.runner.messages import Failed, Finished, Message, RunnerRequest
 from replaceme_core.runner.process import RUNNER_COMMAND, Runner
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.sandbox import runner_environment
 
 COMMAND = (sys.executable, str(STUB_RUNNER))
 
@@ -101,7 +100,7 @@ def test_it_ends_with_its_parent_together_with_what_it_started(tmp_path: Path) -
 import sys
 from pathlib import Path
 from replaceme_core.runner.process import Runner
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import RunnerRequest
 request = RunnerRequest.model_validate_json(sys.argv[1])
 with Runner({COMMAND!r}, request, scratch=Path(sys.argv[2])) as runner:
     for message in runner.messages():

@@ -7,13 +7,13 @@ from pathlib import Path
 from kombu import Connection, Queue
 
 from benchmarks.harness.processes import wait_until
-from replaceme_core.broker.celery_config import FILESYSTEM_TRANSPORT, broker_config
+from replaceme_core.broker import FILESYSTEM_TRANSPORT, broker_config
 from replaceme_core.settings import Settings
 
 SEND = """
 import sys
 from celery import Celery
-from replaceme_core.broker.celery_config import broker_config
+from replaceme_core.broker import broker_config
 from replaceme_core.settings import Settings
 app = Celery("sender")
 app.conf.update(broker_config(Settings(data=sys.argv[1])))

@@ -13,8 +13,7 @@ from replaceme_core.request.admission import admit_model, find_model
 from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import Machine
 from replaceme_core.request.spec import CompressionRequest, Loading
-from replaceme_core.runner.messages import Stage
-from replaceme_core.runner.requests import PastJob
+from replaceme_core.runner.messages import PastJob, Stage
 from tests.fixtures.models.headers import REVISION, SEVENTY_BILLION, SMOLLM2, HeaderHub, LlamaSize
 from tests.fixtures.models.plans import planner
 

@@ -4,11 +4,11 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-from replaceme_core.runner.bubblewrap import accelerators, arguments, places_of
+from replaceme_core.runner.sandbox import accelerators, bubblewrap_arguments, places_of
 
 
 def built(place: Path, *, reads: tuple[Path, ...] = (), **environment: str) -> list[str]:
-    return arguments(reads=reads, writes=[place], environment=environment, directory=place)
+    return bubblewrap_arguments(reads=reads, writes=[place], environment=environment, directory=place)
 
 
 def mounted(words: list[str], how: str) -> list[str]:

@@ -3,7 +3,7 @@ import errno
 import pytest
 
 from replaceme_core.errors import BrokenModel, CalibrationTooSmall, HubUnreachable
-from replaceme_core.runner.failure import describe
+from replaceme_core.runner.messages import describe
 
 
 class SafetensorError(Exception):

@@ -47,7 +47,7 @@ def test_the_environment_decides(environ: dict[str, str], wanted: bool, monkeypa
 PROGRAM = """
 import os, sys
 from opentelemetry.trace import SpanKind
-import api.main, worker.tasks
+import api.main, worker.app
 from replaceme_core import telemetry
 telemetry.configure_spans(os.environ, service="tests")
 with telemetry.span("a", kind=SpanKind.INTERNAL) as span:

@@ -7,7 +7,7 @@ from replaceme_core.ledger.records import Claim, Job
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.runner.process import PerhapsOutOfMemory, RunnerKilled
 from tests.fixtures.jobs.ledger import Ledger
-from worker.processes.after_sigkill import outcome_after_sigkill
+from worker.attempt import outcome_after_sigkill
 
 BY_HAND, UNKNOWN = RunnerKilled("SIGKILL"), PerhapsOutOfMemory("SIGKILL")
 

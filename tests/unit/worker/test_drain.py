@@ -1,7 +1,7 @@
 import os
 
 from benchmarks.harness.processes import wait_until
-from worker.drain import Drain
+from worker.app import Drain
 
 
 def test_first_no_new_job_then_the_release() -> None:

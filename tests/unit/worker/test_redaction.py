@@ -4,7 +4,7 @@ import pytest
 from pydantic import SecretStr
 
 from replaceme_core.settings import Settings
-from worker.reporting.redaction import HIDDEN, Redaction
+from worker.progress_writer import HIDDEN, Redaction
 
 SETTINGS = Settings(
     _env_file=None,

@@ -28,7 +28,7 @@ from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.engine.selection.replay import held_out_judge, variant_losses
 from replaceme_core.request.calibration import SELF_GENERATED
 from replaceme_core.request.method import Selection
-from replaceme_core.runner.part_of_stage import PartOfStage
+from replaceme_core.runner.eta import PartOfStage
 
 ANCHOR_RIDGE = 0.5
 LATER_RIDGE = 0.3

@@ -15,8 +15,7 @@ from replaceme_core.engine.model.load import load_model
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.families.resolve import resolve
 from replaceme_core.request.spec import ComputeSpec
-from replaceme_core.runner.messages import Finished
-from replaceme_core.runner.requests import EvaluateRequest, RunnerRequest
+from replaceme_core.runner.messages import EvaluateRequest, Finished, RunnerRequest
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import BLOCKS, save_tiny, token_ids
 

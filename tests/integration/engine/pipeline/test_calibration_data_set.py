@@ -8,8 +8,7 @@ from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.request.admission import OutputRules, resolve_request
 from replaceme_core.request.spec import CompressionRequest
 from replaceme_core.runner.inputs import PinnedInputs, download, resolve
-from replaceme_core.runner.messages import Finished
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import Finished, RunnerRequest
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tiny import save_tiny
 

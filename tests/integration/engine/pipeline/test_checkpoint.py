@@ -15,8 +15,7 @@ from replaceme_core.engine.pipeline import compress
 from replaceme_core.engine.results import checkpoint
 from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.request.method import Method
-from replaceme_core.runner.messages import Stage
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import RunnerRequest, Stage
 from tests.fixtures.models.pipeline import request
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tiny import save_tiny

@@ -12,8 +12,7 @@ from replaceme_core.engine.evaluation.measure import SOURCE, TIMED, LastStream, 
 from replaceme_core.engine.methods.protocol import Task
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.request.gate import GateResult
-from replaceme_core.runner.messages import Finished, Stage
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import Finished, RunnerRequest, Stage
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import BLOCKS, save_tiny, tiny_model
 

@@ -10,8 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from replaceme_core.engine.evaluation import compare
 from replaceme_core.errors import BrokenModel, GateRejected, NumericalFailure
-from replaceme_core.runner.messages import Finished
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import Finished, RunnerRequest
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import BLOCKS, save_tiny
 

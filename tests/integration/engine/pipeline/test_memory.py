@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from replaceme_core.errors import OutOfMemory
 from replaceme_core.request.method import Method
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import RunnerRequest
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import VARIANTS, save_tiny
 
@@ -30,9 +30,9 @@ import os, resource, sys
 from pathlib import Path
 from replaceme_core.errors import OutOfMemory, ReplaceMeError
 from replaceme_core.engine.pipeline import compress
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import RunnerRequest
 from tests.fixtures.models.recorder import Recorder
-from replaceme_core.runner.failure import describe
+from replaceme_core.runner.messages import describe
 
 small, large = (RunnerRequest.model_validate_json(line) for line in sys.stdin)
 compress(small, Recorder())  # what is imported on the way counts as imports

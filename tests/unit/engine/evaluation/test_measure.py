@@ -9,7 +9,7 @@ from replaceme_core.engine.evaluation.evaluate import evaluate
 from replaceme_core.engine.evaluation.measure import Subject, measure
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput, NumericalFailure
-from replaceme_core.runner.requests import EvaluateRequest
+from replaceme_core.runner.messages import EvaluateRequest
 from tests.fixtures.models.tiny import byte_tokenizer, save_tiny, token_ids
 
 TEXT = "Nothing is as good as a second opinion.\n\n" * 30

@@ -12,7 +12,7 @@ from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.defaults import FEWEST_SAMPLES, GENERAL_SHARE, OWN_SHARE
 from replaceme_core.request.resolve import Machine, ResolvedSpec, resolve_spec
 from replaceme_core.request.spec import CompressionSpec
-from replaceme_core.runner.requests import RunnerRequest
+from replaceme_core.runner.messages import RunnerRequest
 from tests.fixtures.models.tiny import byte_tokenizer
 
 LENGTH = 16

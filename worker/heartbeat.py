@@ -1,20 +1,46 @@
-"""This worker's row in the database: who it is, what it serves, when it was last there."""
+"""This worker's row in the database: who it is, what it serves, how much memory it uses, when it was last there."""
 
 import logging
 import os
 import platform
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+
+import psutil
 
 from replaceme_core.errors import Unavailable
-from replaceme_core.hardware import Accelerator, WorkerKind, find_accelerator
+from replaceme_core.hardware import Accelerator, WorkerKind, find_accelerator, gpu_memory, total_memory
 from replaceme_core.ledger.database import Database
-from replaceme_core.ledger.records import WorkerReport
+from replaceme_core.ledger.records import WorkerMemory, WorkerReport
 from replaceme_core.ledger.watching import Workers
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.wording import counted
-from worker.reporting.memory import memory_of
+
+
+def memory_of(process_id: int, *, gpu: str | None) -> WorkerMemory:
+    """Memory of a process with all its descendants, and of the NVIDIA GPU with this UUID.
+
+    Pages that several processes share count once for each. On the GPU the memory of all processes counts, those of
+    others too.
+    """
+    used = None if gpu is None else gpu_memory(gpu)
+    return WorkerMemory(
+        total_bytes=total_memory(),
+        used_bytes=sum(_resident_bytes(process_id)),
+        gpu_total_bytes=None if used is None else used[0],
+        gpu_used_bytes=None if used is None else used[1],
+    )
+
+
+def _resident_bytes(process_id: int) -> Iterator[int]:
+    with suppress(psutil.Error):
+        process = psutil.Process(process_id)
+        for each in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):  # it has ended meanwhile
+                yield each.memory_info().rss
+
 
 ALIVE_SWEEPS = 3.0
 """A worker that has missed this many sweeps counts as lost; those of a busy machine may be late."""
