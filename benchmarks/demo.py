@@ -21,14 +21,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from api.cli.output.answers import print_answers, print_warnings
 from api.cli.output.console import make_console
 from api.cli.output.progress import progress_display
-from api.cli.output.tables import before_after_table, candidates_table, texts_table
+from api.cli.output.report import print_answers, print_candidates, print_tables, print_warnings
 from api.client.client import Client
 from api.client.models import Job
 from benchmarks import smollm2
+from replaceme_core.report import view
 from replaceme_core.report.figures import duration
+from replaceme_core.report.view import Report
 from replaceme_core.request.removal import block_ranges
 
 DATA = Path("data/demo")
@@ -174,29 +175,28 @@ def _stage_times(report: Mapping[str, object], seconds: float) -> str:
     return ", ".join(f"{name} {times[name]} s" for name in longest if times[name])
 
 
-def _show_result(console: Console, report: Mapping[str, object], job: Job) -> None:
+def _show_result(console: Console, content: Mapping[str, object], job: Job) -> None:
     assert job.result is not None
+    report = Report(content)
     removed, kept = job.result.removed_blocks, job.result.kept_blocks
     console.print(f"removed {len(removed)} of {len(removed) + len(kept)} blocks: {block_ranges(removed)}")
-    before, after = report.get("before"), report.get("after")
-    if isinstance(before, dict) and isinstance(after, dict):
-        console.print(before_after_table(before, after))
-        console.print(f"measured on {after['tokens']:,} tokens of the same text, none of which calibration used")
-    texts = report.get("texts")
-    if isinstance(texts, list):
-        console.print()
-        console.print("On each kind of text apart, none of which calibration used:")
-        console.print(texts_table(texts))
+    print_tables(console, view.both_models(report))
+    tokens = report.number("after", "tokens")
+    if tokens is not None:
+        console.print(f"measured on {tokens:,.0f} tokens of the same text, none of which calibration used")
+    console.print()
+    console.print("On each kind of text apart, none of which calibration used:")
+    print_tables(console, view.texts(report))
     console.print()
     console.print("The same questions to both models, answered without sampling:")
     print_answers(console, report)
     console.print()
     print_warnings(console, report)
-    candidates = report.get("candidates")
+    candidates = content.get("candidates")
     if isinstance(candidates, list) and candidates:
         console.print()
         _explain(console, candidates)
-        console.print(candidates_table(candidates))
+        print_candidates(console, report)
 
 
 def _explain(console: Console, candidates: Sequence[Mapping[str, object]]) -> None:

@@ -5,9 +5,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from api.cli.output.console import JsonFlag, make_console, print_json, print_line, print_note
-from api.cli.output.job_tables import event_line, metrics_table
-from api.cli.output.times import describe_time
+from api.cli.output.console import JsonFlag, describe_time, make_console, print_json, print_line, print_note
+from api.cli.output.jobs import event_line, metrics_table
 from api.cli.service import ApiKeyOption, JobId, Url, connect
 from api.client.client import DEFAULT_URL
 from api.client.models import LogLine

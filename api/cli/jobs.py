@@ -8,12 +8,12 @@ import typer
 
 from api.cli.job_request import parse_labels
 from api.cli.output.console import JsonFlag, make_console, print_json, print_line, print_note
-from api.cli.output.job_tables import jobs_table, print_job, workers_table
-from api.cli.output.values import inside
+from api.cli.output.jobs import jobs_table, print_job, workers_table
 from api.cli.service import ApiKeyOption, JobId, Url, connect
 from api.cli.submit import IdempotencyKey
 from api.cli.watching import CancelOnInterrupt, Timeout, Wait, finish, interrupts
 from api.client.client import DEFAULT_URL
+from replaceme_core.report.view import Report
 from replaceme_core.request.fields import ending_of
 from replaceme_core.wording import counted
 
@@ -131,7 +131,7 @@ def retry(
         connect(url, api_key=api_key, as_json=as_json) as client,
     ):
         job = client.retry(job_id, idempotency_key=idempotency_key or uuid4().hex)
-        output = str(inside(job.spec, "output", "repo_id") or "")
+        output = Report(job.spec).text("output", "repo_id")
         is_new = output.endswith(ending_of(job.id))
         print_note(f"the result goes to {output}, {'a new repository' if is_new else 'as that of the job it repeats'}")
         finish(client, job, wait=wait, timeout=timeout, held=held, as_json=as_json)

@@ -16,7 +16,8 @@ from api.cli.service import ApiKeyOption, Url, connect
 from api.client.client import DEFAULT_URL
 from replaceme_core.hub.port import REPORT
 from replaceme_core.report.page import render_page, write_page, write_plots
-from replaceme_core.report.plots.style import FORMATS, can_draw
+from replaceme_core.report.plots import FORMATS, can_draw
+from replaceme_core.report.view import Report
 from replaceme_core.wording import counted
 
 _NO_PICTURES = "matplotlib is not installed: pip install 'replaceme[plot]'"
@@ -53,7 +54,7 @@ def report(
     if as_json:
         print_json(found)
     elif html is None and plots is None and not open_page:
-        print_report(make_console(stderr=False), found)
+        print_report(make_console(stderr=False), Report(found))
 
 
 def _write(found: dict[str, object], *, html: Path | None, plots: Path | None, open_page: bool) -> None:

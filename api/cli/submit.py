@@ -17,7 +17,7 @@ from api.cli.job_request import (
 )
 from api.cli.output.ci import Junit
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
-from api.cli.output.plan import print_plan
+from api.cli.output.jobs import print_plan
 from api.cli.service import ApiKeyOption, Url, connect
 from api.cli.watching import CancelOnInterrupt, Timeout, Wait, finish, interrupts
 from api.cli.webhooks import print_secret

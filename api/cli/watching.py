@@ -16,7 +16,7 @@ from api.cli.exit_codes import ExitCode, exit_code_of_job
 from api.cli.failure import Failure
 from api.cli.output.ci import Ended, write_for_pipeline
 from api.cli.output.console import make_console, print_note
-from api.cli.output.job_tables import print_job
+from api.cli.output.jobs import print_job
 from api.cli.output.progress import progress_display
 from api.client.client import Client
 from api.client.errors import Conflicting

@@ -6,7 +6,7 @@ import typer
 
 from api.cli.job_request import parse_labels
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
-from api.cli.output.webhook_tables import deliveries_table, webhook_table, webhooks_table
+from api.cli.output.jobs import deliveries_table, webhook_table, webhooks_table
 from api.cli.service import Url, connect
 from api.client.client import DEFAULT_URL
 from api.client.models import Delivery, Webhook

@@ -1,8 +1,7 @@
 """One job: its state, live; its history, measurements and report; cancelling and retrying; several side by side."""
 
-import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -38,121 +37,59 @@ from replaceme_core.ledger import changes, reading, webhooks
 from replaceme_core.ledger.attempts import KEPT_LINES
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.states import TERMINAL
+from replaceme_core.report import view
 from replaceme_core.report.page import plots_of
-from replaceme_core.report.plots.style import Format, can_draw
+from replaceme_core.report.plots import Format, can_draw
+from replaceme_core.report.view import Report
 from replaceme_core.request.fields import ending_of
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
-_BEFORE, _AFTER = "before.", "after."
-_COLUMNS = {
-    "distance": "distance before the fit",
-    "influence": "influence",
-    "residual": "residual after the fit",
-    "held_out_loss": "loss on held-out tokens",
-    "held_out_score": "score on held-out tokens",
-}
+_SIDES = ("before", "after")
+_COMPARED = (view.both_models, view.texts, view.tasks)
 _MARKS = ("chosen", "estimated", "tokens")
-_ROWS = {
-    "perplexity": "perplexity",
-    "text_perplexity": "perplexity on",
-    "blocks": "blocks",
-    "parameters": "parameters",
-    "bytes": "size on disk",
-    "tokens_per_second": "speed",
-    "looping_answers": "answers that end in a repetition",
-    "distinct_4grams": "different runs of four tokens",
+_OF_A_TEXT = {
+    "text_ratio_low": "ratio_low",
+    "text_ratio_high": "ratio_high",
+    "text_divergence": "divergence",
+    "text_agreement": "agreement",
 }
-"""Names for people, in the order in which they are shown; what has none here comes last, under its own name."""
+_QUANTITIES = {one.name: one for one in view.QUANTITIES}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Compared:
-    """A quantity of the original model and of the result; `None`: not measured. Values are as they are stored."""
-
-    name: str
-    unit: str
-    before: float | None
-    after: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A cut that was looked at; `values` by the name of the metric."""
-
-    blocks: str
-    values: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def is_chosen(self) -> bool:
-        return bool(self.values.get("chosen"))
-
-    @property
-    def is_estimated(self) -> bool:
-        """Whether its loss is an estimate from some of the held-out tokens."""
-        return bool(self.values.get("estimated"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurements:
-    """The tables. `columns` are pairs of metric and heading that the candidates have, with the unit of each."""
-
-    compared: tuple[Compared, ...]
-    candidates: tuple[Candidate, ...]
-    columns: tuple[tuple[str, str, str], ...]
-    others: tuple[MetricBody, ...]
-
-
-def measurements(metrics: Sequence[MetricBody]) -> Measurements:
-    """The tables of a job with these metrics, which are in the order in which they were written."""
-    compared: dict[tuple[str, str | None], dict[str, MetricBody]] = {}
-    candidates: dict[str, Candidate] = {}
-    units: dict[str, str] = {}
+def as_report(metrics: Sequence[MetricBody]) -> tuple[Report, list[MetricBody]]:
+    """The metrics of a job in the places that they have in a report, and those that have none."""
+    sides: dict[str, dict[str, object]] = {side: {} for side in _SIDES}
+    texts, tasks, cuts = (defaultdict[str, dict[str, object]](dict) for _ in range(3))
     others = []
     for metric in metrics:
-        side = next((side for side in (_BEFORE, _AFTER) if metric.name.startswith(side)), None)
-        if side is not None:
-            compared.setdefault((metric.name.removeprefix(side), metric.candidate), {})[side] = metric
-        elif metric.candidate is not None and metric.name in (*_COLUMNS, *_MARKS):
-            candidate = candidates.setdefault(metric.candidate, Candidate(blocks=metric.candidate))
-            candidate.values[metric.name] = metric.value
-            units.setdefault(metric.name, metric.unit)
+        side, _, name = metric.name.rpartition(".")
+        value, of = metric.value, metric.candidate or ""
+        if side in _SIDES and name in _QUANTITIES and not of:
+            *outer, last = _QUANTITIES[name].path
+            place = sides[side]
+            for step in outer:
+                place = place.setdefault(step, {})  # type: ignore[assignment]
+            place[last] = value
+        elif side in _SIDES and name == "text_perplexity":
+            texts[of][side] = value
+        elif side in _SIDES and name == "task_accuracy":
+            tasks[of][side] = {"accuracy": value}
+        elif name in _OF_A_TEXT:
+            texts[of][_OF_A_TEXT[name]] = value
+        elif name == "task_kept":
+            tasks[of]["kept"] = value
+        elif of and name in (*view.CANDIDATE_MEASURES, *_MARKS):
+            cuts[of][name] = value if name in (*view.CANDIDATE_MEASURES, "tokens") else bool(value)
         else:
             others.append(metric)
-    return Measurements(
-        compared=tuple(
-            _compared(*key, sides) for key, sides in sorted(compared.items(), key=lambda one: _place(one[0]))
-        ),
-        candidates=tuple(sorted(candidates.values(), key=_rank)),
-        columns=tuple((name, heading, units[name]) for name, heading in _COLUMNS.items() if name in units),
-        others=tuple(others),
-    )
-
-
-def _compared(name: str, candidate: str | None, sides: dict[str, MetricBody]) -> Compared:
-    shown = _ROWS.get(name, name.replace("_", " "))
-    unit = next(iter(sides.values())).unit
-    before, after = (sides[side].value if side in sides else None for side in (_BEFORE, _AFTER))
-    return Compared(
-        name=shown if candidate is None else f"{shown} {candidate}",
-        # a number of parameters, in the row of that name, needs no unit
-        unit="" if unit == shown else unit,
-        before=before,
-        after=after,
-    )
-
-
-def _place(key: tuple[str, str | None]) -> tuple[int, str]:
-    names = list(_ROWS)
-    name, candidate = key
-    return (names.index(name) if name in names else len(names), candidate or "")
-
-
-def _rank(candidate: Candidate) -> tuple[bool, float, float]:
-    """The chosen ones first, then by loss; most candidates have none."""
-    values = candidate.values
-    loss = values.get("held_out_loss", values.get("held_out_score", math.inf))
-    return not candidate.is_chosen, loss, values.get("residual", math.inf)
+    for text in texts.values():
+        before, after = text.get("before"), text.get("after")
+        if isinstance(before, float) and isinstance(after, float) and before:
+            text["ratio"] = after / before
+    named = (("texts", texts), ("tasks", tasks), ("candidates", cuts))
+    lists = {key: [{"name": name, **values} for name, values in found.items()] for key, found in named}
+    return Report({**sides, **lists}), others
 
 
 SHOWN_LINES = 200
@@ -210,6 +147,8 @@ async def _shown(
     seen = (await reader.read(job_id, owner=owner)).seen
     assert seen is not None, "no version was given as known"
     job = WholeJobBody.at(seen.position, seen.job, seen.timeline, root=root_of(request.scope))
+    gate = None if job.gate is None else job.gate.model_dump(mode="json")
+    judged = Report({"gate": gate, "removed_blocks": [] if job.result is None else list(job.result.removed_blocks)})
     history = await run_in_threadpool(_history, database, job_id, owner, root_of(request.scope))
     return await run_in_threadpool(
         page,
@@ -217,6 +156,8 @@ async def _shown(
         request.scope,
         job=job,
         **history,
+        gate=view.gate(judged),
+        trials=view.trials(judged),
         is_finished=job.status in TERMINAL,
         is_named_after_job=(seen.job.spec.output.repo_id or "").endswith(ending_of(job.id)),
         # of the present state: a retry is another job
@@ -235,12 +176,17 @@ def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str
         metrics = [MetricBody.of(metric) for metric in reading.metrics(session, job_id, owner=owner)]
         report = _report(session, job_id, owner)
         receivers = webhooks.page(session, owner=owner, job_id=job_id, limit=_MOST_WEBHOOKS).items
+    measured, others = as_report(metrics)
     return {
         "events": events,
         "last_seq": events[-1].seq if events else 0,
         "log": log[-SHOWN_LINES:],
         "log_lines": len(log),
-        "measured": measurements(metrics),
+        "compared": [
+            table for table in (make(measured) for make in (view.both_models, view.texts, view.tasks)) if table
+        ],
+        "candidates": view.candidates(measured),
+        "others": others,
         "has_report": report is not None,
         "plots": plots_of(report) if report is not None and can_draw() else [],
         "webhooks": [WebhookBody.of(webhook, root=root) for webhook in receivers],
@@ -326,16 +272,29 @@ async def compare(
     )
 
 
-def _measured(database: Database, ids: Sequence[str], owner: str) -> dict[str, Measurements]:
+def _measured(database: Database, ids: Sequence[str], owner: str) -> dict[str, dict[str, view.Row]]:
+    """The rows of each job, by their labels."""
     with database.session(read_only=True) as session:
-        return {
-            job_id: measurements([MetricBody.of(metric) for metric in reading.metrics(session, job_id, owner=owner)])
-            for job_id in ids
-        }
+        metrics = {job_id: reading.metrics(session, job_id, owner=owner) for job_id in ids}
+    reports = {job_id: as_report([MetricBody.of(one) for one in found])[0] for job_id, found in metrics.items()}
+    return {job_id: {row.label: row for row in _rows_of(report)} for job_id, report in reports.items()}
 
 
-def _rows(jobs: Sequence[WholeJobBody], found: Mapping[str, Measurements]) -> list[tuple[str, list[Compared | None]]]:
+def _rows_of(report: Report) -> list[view.Row]:
+    texts = view.texts(report)
+    of_texts = [] if texts is None else texts.only("name", "before", "after", "ratio").rows
+    return [
+        *view.compared(report),
+        *(
+            view.Row(label=f"Perplexity on {view.plain(name)}", before=before, after=after, change=(*ratio, " times"))
+            for name, before, after, ratio in of_texts
+        ),
+    ]
+
+
+def _rows(
+    jobs: Sequence[WholeJobBody], found: Mapping[str, Mapping[str, view.Row]]
+) -> list[tuple[str, list[view.Row | None]]]:
     """Each measured quantity, with what every job has of it."""
-    by_job = [{row.name: row for row in found[job.id].compared} for job in jobs]
-    names = dict.fromkeys(name for rows in by_job for name in rows)
-    return [(name, [rows.get(name) for rows in by_job]) for name in names]
+    labels = dict.fromkeys(label for job in jobs for label in found[job.id])
+    return [(label, [found[job.id].get(label) for job in jobs]) for label in labels]

@@ -19,10 +19,9 @@ from api.auth.sessions import session_of
 from replaceme_core.ledger.keys import Scope
 from replaceme_core.report.figures import (
     NONE,
+    PERPLEXITY,
     change,
     duration,
-    exact,
-    fixed,
     number,
     percent,
     size,
@@ -99,6 +98,10 @@ def measured(value: float | None, unit: str) -> str:
             return counted(value, unit, shown=number(value))
 
 
+def perplexity(value: float | None) -> str:
+    return NONE if value is None else PERPLEXITY(value)
+
+
 def removal(spec: CompressionSpec) -> str:
     """What a job removes, as its request says it."""
     if spec.greatest_ratio is not None:
@@ -163,8 +166,8 @@ def query(pairs: Iterable[tuple[str, object]]) -> str:
 
 
 FILTERS = (
-    *(duration, time_about, time_left, time_range, between, moment, size, number, counted, fixed, measured, change),
-    *(percent, removal, calibration, method, gate, limits_in_words, exact, sentence, short_id, pairs, ranges, query),
+    *(duration, time_about, time_left, time_range, between, moment, size, number, counted, perplexity, measured),
+    *(change, percent, removal, calibration, method, gate, sentence, short_id, pairs, ranges, query),
 )
 
 

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from replaceme_core.errors import Unavailable
 from replaceme_core.report.page import plots_of, render_page
-from replaceme_core.report.plots.style import Format, can_draw, rendered
+from replaceme_core.report.plots import Format, can_draw, rendered
 
 MOST_BYTES = 64 * 2**20
 """Of what is kept."""

@@ -23,8 +23,6 @@ from replaceme_core.engine.model.changes import kept_blocks
 from replaceme_core.engine.model.device import make_deterministic, resolve_on_this_machine
 from replaceme_core.engine.model.load import load_config, load_tokenizer, stored_weights
 from replaceme_core.engine.model.save import complete_or_absent, verify_saved
-from replaceme_core.engine.results.base_card import read_base_card
-from replaceme_core.engine.results.card.write import write_card
 from replaceme_core.engine.results.layer_angles import layer_angles
 from replaceme_core.engine.results.metrics import report_candidates, report_capture, report_comparison
 from replaceme_core.engine.results.outcome import RunOutcome, plan_run, write_report
@@ -34,6 +32,7 @@ from replaceme_core.engine.run import PROMPT_TOKENS, Run, capture_once, decide, 
 from replaceme_core.engine.steps.sizing import sized_to_text
 from replaceme_core.families.layout import irregular_lists
 from replaceme_core.hub.model_config import read_outline
+from replaceme_core.report.card import read_base_card
 from replaceme_core.request.method import Method
 from replaceme_core.request.removal import depths_of, pattern_rule
 from replaceme_core.runner.messages import Finished, Progress, RunnerRequest, Stage
@@ -151,6 +150,5 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             left_out=pruning.left_out,
             unmeasured=run.unmeasured.found,
         )
-        write_card(output, outcome)
         report = write_report(output, outcome)
     return Finished(removed_blocks=removed, kept_blocks=kept, report=report)

@@ -1,6 +1,10 @@
-"""Numbers as people read them. What has no value is an en dash."""
+"""Numbers as people read them, for every printer of a result. What has no value is an en dash."""
 
 import math
+from collections.abc import Callable
+
+Form = Callable[[float], str]
+"""What makes a number a text."""
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _UNITS_OF_RANGE = ((1, "seconds", 95), (_MINUTE, "minutes", 95), (_HOUR, "hours", 36), (_DAY, "days", math.inf))
@@ -88,9 +92,24 @@ def number(value: float | None) -> str:
     return f"{value:,.2f}" if abs(value) >= 10 else f"{value:.4g}"
 
 
-def fixed(value: float | None) -> str:
-    """A number of a column whose values are compared: all have as many digits."""
-    return NONE if value is None else f"{value:,.4f}"
+def digits(count: int) -> Form:
+    """The form with that many decimals, for columns whose values are compared.
+
+    >>> digits(2)(1234.5)
+    '1,234.50'
+    """
+    return lambda value: f"{value:,.{count}f}"
+
+
+WHOLE, PERPLEXITY, RATIO, LOSS = digits(0), digits(2), digits(3), digits(4)
+
+
+def share(value: float) -> str:
+    """
+    >>> share(0.5), share(0.123456)
+    ('50.0 %', '12.3 %')
+    """
+    return f"{value:.1%}".replace("%", " %")
 
 
 def exact(value: float) -> str:

@@ -10,28 +10,13 @@ from typing import Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from replaceme_core.report.parts import Plot, Section
-from replaceme_core.report.plots.style import Format, can_draw, rendered
-from replaceme_core.report.reading import Report
-from replaceme_core.report.sections.choice import choice
-from replaceme_core.report.sections.cost import cost
-from replaceme_core.report.sections.origin import origin
-from replaceme_core.report.sections.quality import answers, quality, size_and_speed
-from replaceme_core.report.sections.summary import gate, summary, warnings
-from replaceme_core.report.sections.trials import trials
+from replaceme_core.report.plots import Format, can_draw, rendered
+from replaceme_core.report.sections import Plot, sections_of
+from replaceme_core.report.view import Report, warnings
 from replaceme_core.request.removal import block_ranges
 
 PAGE: Final = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"
-
-
-def sections_of(report: Report) -> list[Section]:
-    """Those that the report has something for, in the order of the page."""
-    found = (
-        *(summary(report), gate(report), trials(report), quality(report), size_and_speed(report), answers(report)),
-        *(choice(report), cost(report), origin(report)),
-    )
-    return [one for one in found if one is not None]
 
 
 def plots_of(content: Mapping[str, object]) -> list[Plot]:

@@ -1,10 +1,9 @@
 """The gate: what a result must be worth to be published, how it is judged, and the search for the deepest cut."""
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Protocol, Self, TypeVar
+from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -63,27 +62,6 @@ def unit_of(name: str) -> str:
     return _UNITS.get(name, "ratio")
 
 
-PERPLEXITY, ACCURACY = "perplexity_ratio", "accuracy_kept"
-HEADER = ("blocks removed", "times the perplexity", "accuracy kept", "gate", "time")
-NONE = "-"
-
-
-class Tried(Protocol):
-    """A trial as a report, or a client, has it."""
-
-    @property
-    def blocks(self) -> int: ...
-    @property
-    def passed(self) -> bool: ...
-    @property
-    def measured(self) -> Mapping[str, float]: ...
-    @property
-    def seconds(self) -> float: ...
-
-
-T = TypeVar("T", bound=Tried)
-
-
 class Trial(Frozen):
     """The removal of so many `blocks`: which ones went, what the result is worth, and how many seconds it took.
 
@@ -131,45 +109,6 @@ def most_trials(depths: int) -> int:
     [1, 2, 4, 5]
     """
     return depths.bit_length()
-
-
-def trial_rows(trials: Iterable[Tried]) -> list[tuple[str, ...]]:
-    """A row of `HEADER` for each trial, the one that removes least first; those of the Pareto front have a star.
-
-    These remove more than any other trial of as low a perplexity and as much accuracy.
-    """
-    known = by_depth(trials)
-    return [
-        (
-            f"{one.blocks}{' *' if is_on_front(one, known) else ''}",
-            f"{one.measured[PERPLEXITY]:.3f}" if PERPLEXITY in one.measured else NONE,
-            f"{one.measured[ACCURACY]:.1%}" if ACCURACY in one.measured else NONE,
-            "passed" if one.passed else "missed",
-            f"{one.seconds:,.0f} s",
-        )
-        for one in known
-    ]
-
-
-def by_depth(trials: Iterable[T]) -> list[T]:
-    """The one that removes least first."""
-    return sorted(trials, key=lambda one: one.blocks)
-
-
-def is_on_front(one: Tried, trials: Iterable[Tried]) -> bool:
-    """Whether no other trial is better in one of blocks, perplexity and accuracy, and as good in the others."""
-    return bool(one.measured) and not any(_dominates(other, one) for other in trials)
-
-
-def _dominates(one: Tried, other: Tried) -> bool:
-    mine, its = _worth(one), _worth(other)
-    return mine != its and all(a >= b for a, b in zip(mine, its, strict=True))
-
-
-def _worth(one: Tried) -> tuple[float, float, float]:
-    """More is better in each."""
-    perplexity = one.measured.get(PERPLEXITY, math.inf)
-    return one.blocks, -perplexity, one.measured.get(ACCURACY, 0.0)
 
 
 class GateResult(Frozen):

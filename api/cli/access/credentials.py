@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli.output.console import JsonFlag, print_json, print_line, print_note
-from api.cli.output.times import describe_time
+from api.cli.output.console import JsonFlag, describe_time, print_json, print_line, print_note
 from api.cli.service import ApiKeyOption, Url, connect
 from api.client.client import DEFAULT_URL
 

@@ -12,8 +12,7 @@ from rich.table import Table
 
 from api.cli.exit_codes import ExitCode
 from api.cli.failure import Failure, failure_of, read_settings
-from api.cli.output.console import JsonFlag, make_console, print_json, print_line, print_note
-from api.cli.output.times import describe_time
+from api.cli.output.console import JsonFlag, describe_time, make_console, print_json, print_line, print_note
 from api.cli.service import ApiKeyOption, connect
 from api.client.client import KeysClient
 from api.client.models import ApiKey, CreatedApiKey

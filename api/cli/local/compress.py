@@ -10,13 +10,13 @@ from api.cli.exit_codes import ExitCode
 from api.cli.failure import failure_of, read_settings
 from api.cli.job_request import NOT_OF_A_RUN_HERE, SEVERAL, request_body, with_job_options
 from api.cli.local.shared import MODEL_HELP, CacheDirectory, Device, TasksDirectory, shown_progress
-from api.cli.output.answers import print_warnings
 from api.cli.output.ci import Ended, Junit, write_for_pipeline
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
-from api.cli.output.report import print_report
+from api.cli.output.report import print_report, print_warnings
 from replaceme_core.errors import GateRejected, ReplaceMeError
 from replaceme_core.local.compress import compress as compress_here
 from replaceme_core.local.outcome import Outcome
+from replaceme_core.report.view import Report
 
 _JSON_FIELDS = ("removed_blocks", "kept_blocks", "method", "candidates", "stages", "before", "after", "warnings")
 
@@ -61,7 +61,7 @@ def compress(
         print_json({name: found.get(name) for name in fields})
     else:
         _print_result(outcome)
-    print_warnings(make_console(stderr=True), warnings)
+    print_warnings(make_console(stderr=True), Report({"warnings": warnings}))
     write_for_pipeline(Ended.of_run(outcome, model=model, code=GateRejected.code), junit=junit)
     if outcome.rejection is not None:
         print_note(f"error: {outcome.rejection}; the result is kept in {out}")
@@ -73,7 +73,7 @@ with_job_options(compress, without=NOT_OF_A_RUN_HERE)
 
 def _print_result(outcome: Outcome) -> None:
     console = make_console(stderr=False)
-    print_report(console, _with_blocks(outcome))
+    print_report(console, Report(_with_blocks(outcome)))
     console.print(f"written to {outcome.directory}")
     print_note("load it with AutoModelForCausalLM.from_pretrained")
 

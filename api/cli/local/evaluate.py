@@ -10,7 +10,7 @@ from api.cli.failure import failure_of, read_settings
 from api.cli.job_request import parse_tasks, parse_text, with_job_options
 from api.cli.local.shared import MODEL_HELP, CacheDirectory, Device, TasksDirectory, shown_progress
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
-from api.cli.output.models import models_table
+from api.cli.output.report import models_table
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.local.evaluate import evaluate as evaluate_here
 from replaceme_core.local.outcome import EvaluatedModel

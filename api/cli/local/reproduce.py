@@ -14,7 +14,7 @@ from api.cli.failure import failure_of, read_settings
 from api.cli.local.recorded import find_model, find_texts, read_recorded, run_differences, version_differences
 from api.cli.local.shared import Device, shown_progress
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
-from api.cli.output.tables import differences_table
+from api.cli.output.report import differences_table
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.hub.open import open_hub
 from replaceme_core.local.models import outline_of

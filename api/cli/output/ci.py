@@ -4,7 +4,7 @@ The summary is appended to the file that `GITHUB_STEP_SUMMARY` names, where a pi
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
@@ -13,12 +13,12 @@ from xml.etree import ElementTree
 import typer
 
 from api.cli.output.console import print_note
-from api.cli.output.gate import Criterion, limits_of, verdict_of
-from api.cli.output.trials import STAR
-from api.cli.output.values import number
+from api.cli.output.jobs import report_of
 from api.client.models import Job
 from replaceme_core.local.outcome import Outcome
-from replaceme_core.request.gate import HEADER, Tried, trial_rows
+from replaceme_core.report import view
+from replaceme_core.report.figures import duration
+from replaceme_core.report.view import Report, markdown_table, plain
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.wording import counted, markdown, markdown_code, printable
 
@@ -43,13 +43,15 @@ Junit = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How a job ended. `facts` are rows for people; `error` is a code and a sentence; `seconds` how long it took."""
+    """How a job ended. `facts` are rows for people; `report` has the gate and both models.
+
+    `error` is a code and a sentence; `seconds` how long it took.
+    """
 
     title: str
     status: str
     facts: Sequence[tuple[str, str]]
-    criteria: Sequence[Criterion]
-    trials: Sequence[Tried]
+    report: Report
     error: tuple[str, str] | None
     seconds: float | None
 
@@ -59,24 +61,14 @@ class Ended:
         facts = [("job", job.id)]
         if job.result is not None:
             facts += [("result", f"{job.result.repo_id} at {job.result.revision}"), _removed(job.result.removed_blocks)]
-        if job.summary is not None:
-            changes = {"parameters": job.summary.parameters, "perplexity": job.summary.perplexity}
-            facts += [
-                (name, f"{change.before:,.6g} before, {change.after:,.6g} after")
-                for name, change in changes.items()
-                if change.before is not None and change.after is not None
-            ]
-        model = job.spec.get("model")
-        name = model.get("repo_id") if isinstance(model, Mapping) else None
         took = None
         if job.started_at is not None and job.finished_at is not None:
             took = (job.finished_at - job.started_at).total_seconds()
         return cls(
-            title=f"Compression of {name or 'a model'}",
+            title=f"Compression of {Report(job.spec).text('model', 'repo_id') or 'a model'}",
             status=job.status,
             facts=facts,
-            criteria=() if job.gate is None else job.gate.criteria,
-            trials=() if job.gate is None else job.gate.trials,
+            report=report_of(job),
             error=None if job.error is None else (job.error.code, job.error.message),
             seconds=took,
         )
@@ -85,22 +77,13 @@ class Ended:
     def of_run(cls, outcome: Outcome, *, model: str, code: str) -> Self:
         """A run on this machine; a rejection has this `code`."""
         facts = [("result", str(outcome.directory)), _removed(outcome.removed_blocks)]
-        if outcome.before is not None and outcome.after is not None:
-            for name in ("parameters", "perplexity"):
-                old, new = getattr(outcome.before, name), getattr(outcome.after, name)
-                facts.append((name, f"{old:,.6g} before, {new:,.6g} after"))
-        stages = outcome.report.get("stages")
-        seconds = [
-            number(stage.get("seconds")) or 0.0
-            for stage in (stages if isinstance(stages, list) else [])
-            if isinstance(stage, Mapping)
-        ]
+        report = Report(outcome.report)
+        seconds = [report.number("stages", row, "seconds") or 0.0 for row in report.rows("stages")]
         return cls(
             title=f"Compression of {model}",
             status="succeeded" if outcome.rejection is None else "failed",
             facts=facts,
-            criteria=() if outcome.gate is None else outcome.gate.criteria,
-            trials=() if outcome.gate is None else outcome.gate.trials,
+            report=report,
             error=None if outcome.rejection is None else (code, outcome.rejection),
             seconds=sum(seconds) or None,
         )
@@ -114,37 +97,32 @@ class Ended:
         lines += ["| | |", "|---|---|"]
         lines += [f"| {name} | {markdown(value)} |" for name, value in self.facts]
         if self.seconds is not None:
-            lines.append(f"| time | {self.seconds:,.0f} s |")
-        if self.criteria:
-            lines += ["", "| gate | measured | wanted | verdict |", "|---|---:|---:|---|"]
-            lines += [
-                f"| {markdown(one.name)} | {one.value:.6g} | {limits_of(one)} | {verdict_of(one)} |"
-                for one in self.criteria
-            ]
-        if self.trials:
-            lines += ["", f"| {' | '.join(HEADER)} |", f"|{'---:|' * len(HEADER)}"]
-            lines += [f"| {' | '.join(row)} |" for row in trial_rows(self.trials)]
-            lines += ["", markdown(STAR)]
+            lines.append(f"| time | {duration(self.seconds)} |")
+        models, gate, trials = (make(self.report) for make in (view.both_models, view.gate, view.trials))
+        lines += [f"\n{markdown_table(table)}" for table in (models, gate, trials) if table is not None]
+        if trials is not None:
+            lines.append(trials.note)
         return "\n".join(lines) + "\n"
 
     def as_junit(self) -> str:
         """One case for each criterion; without criteria one for the whole, which has an error where there was one."""
-        failed = [one for one in self.criteria if not one.passed]
+        gate = view.gate(self.report)
+        failed = gate.marked if gate is not None else frozenset()
+        criteria = [[plain(cell) for cell in row[:3]] for row in gate.rows] if gate is not None else []
         broken = self.error is not None and not failed
-        cases = len(self.criteria) + (broken or not self.criteria)
+        cases = len(criteria) + (broken or not criteria)
         counts = {"tests": str(cases), "failures": str(len(failed)), "errors": str(int(broken)), "skipped": "0"}
         time = {} if self.seconds is None else {"time": f"{self.seconds:.3f}"}
         root = ElementTree.Element("testsuites", counts)
         suite = ElementTree.SubElement(root, "testsuite", {"name": _SUITE, **counts, **time})
-        for one in self.criteria:
-            name = f"{one.name} {limits_of(one)}"
-            case = ElementTree.SubElement(suite, "testcase", {"classname": f"{_SUITE}.gate", "name": name})
-            said = f"{one.name} is {one.value:.6g}, {limits_of(one)} is wanted"
-            if one.passed:
-                ElementTree.SubElement(case, "system-out").text = said
-            else:
+        for row, (name, value, limit) in enumerate(criteria):
+            case = ElementTree.SubElement(suite, "testcase", {"classname": f"{_SUITE}.gate", "name": f"{name} {limit}"})
+            said = f"{name} is {value}, {limit} is wanted"
+            if row in failed:
                 ElementTree.SubElement(case, "failure", {"message": said, "type": "gate"}).text = said
-        if broken or not self.criteria:
+            else:
+                ElementTree.SubElement(case, "system-out").text = said
+        if broken or not criteria:
             case = ElementTree.SubElement(suite, "testcase", {"classname": _SUITE, "name": self.title, **time})
             if self.error is not None:
                 code, message = self.error

@@ -8,7 +8,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from api.cli.output.times import describe_eta
+from api.cli.output.console import describe_eta
 
 LINE_SECONDS = 15.0  # between two lines about the same stage, without a terminal
 

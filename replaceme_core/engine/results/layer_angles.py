@@ -27,12 +27,6 @@ class LayerAngles:
     windows: list[list[float]]
     tokens: int
 
-    def blocks_as_rows(self) -> list[dict[str, object]]:
-        return [{"block": block, "distance": distance} for block, distance in enumerate(self.blocks)]
-
-    def windows_as_dict(self) -> dict[str, object]:
-        return {"tokens": self.tokens, "distances": self.windows}
-
 
 def layer_angles(activations: DenseStreams) -> LayerAngles | None:
     """Of the first batch.

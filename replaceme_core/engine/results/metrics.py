@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from replaceme_core.engine.activations.capture import CaptureRecord
 from replaceme_core.engine.evaluation.compare import Answer, Comparison, distinct_share, judge
 from replaceme_core.engine.evaluation.measure import Measurement
-from replaceme_core.engine.evaluation.speed import Speed
 from replaceme_core.engine.evaluation.tasks import TaskPair
 from replaceme_core.engine.selection.candidate import Candidate
+from replaceme_core.report.view import QUANTITIES, Report
 from replaceme_core.request.gate import GateResult, GateSpec, Trial, unit_of
 from replaceme_core.runner.messages import Progress
 from replaceme_core.wording import counted
@@ -98,25 +98,14 @@ def report_trial(progress: Progress, trial: Trial) -> None:
 
 def report_measurement(progress: Progress, name: str, measured: Measurement) -> None:
     """`name` is `before` or `after`."""
-    progress.metric(f"{name}.perplexity", measured.perplexity, "ratio")
-    progress.metric(f"{name}.parameters", measured.parameters, "parameters")
-    progress.metric(f"{name}.bytes", measured.bytes, "bytes")
-    progress.metric(f"{name}.tokens_per_second", measured.tokens_per_second, "tokens/s")
-    progress.metric(f"{name}.blocks", measured.blocks, "blocks")
-    for unit, value in (("word", measured.word_perplexity), ("byte", measured.byte_perplexity)):
+    report = Report(measured.as_dict())
+    for one in QUANTITIES:
+        value = report.number(*one.path)
         if value is not None:
-            progress.metric(f"{name}.{unit}_perplexity", value, "ratio")
+            progress.metric(f"{name}.{one.name}", value, one.unit)
     if measured.speed is not None:
-        report_speed(progress, name, measured.speed)
-
-
-def report_speed(progress: Progress, name: str, speed: Speed) -> None:
-    """`name` is `before` or `after`."""
-    for kind, rate in (("prefill", speed.prefill), ("decode", speed.decode)):
-        progress.metric(f"{name}.{kind}_tokens_per_second", rate.median, "tokens/s")
-        progress.metric(f"{name}.{kind}_spread", rate.spread, "tokens/s")
-    progress.metric(f"{name}.cache_bytes_per_token", speed.cache_bytes_per_token, "bytes")
-    progress.metric(f"{name}.peak_bytes", speed.peak_bytes, "bytes")
+        for kind, rate in (("prefill", measured.speed.prefill), ("decode", measured.speed.decode)):
+            progress.metric(f"{name}.{kind}_spread", rate.spread, "tokens/s")
 
 
 def report_answers(progress: Progress, name: str, answers: Sequence[Answer]) -> None:

@@ -1,7 +1,7 @@
 """What a run came to: the one value from which `replaceme.json`, model card and metrics are made."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,11 +10,9 @@ import torch
 
 from replaceme_core.engine.activations.cache import file_digest
 from replaceme_core.engine.activations.capture import CaptureRecord
-from replaceme_core.engine.evaluation.compare import AnswerPair, Comparison, SpeedChange, TextResult, judge, pair
-from replaceme_core.engine.evaluation.tasks import TaskPair
+from replaceme_core.engine.evaluation.compare import AnswerPair, Comparison, TextResult, judge, pair
 from replaceme_core.engine.model.device import free_bytes
 from replaceme_core.engine.model.safetensors_io import tensors_of
-from replaceme_core.engine.results.base_card import BaseCard
 from replaceme_core.engine.results.layer_angles import LayerAngles
 from replaceme_core.engine.results.provenance import Provenance
 from replaceme_core.engine.results.stage_clock import RunTimes, StageRecord
@@ -26,10 +24,10 @@ from replaceme_core.hub.model_files import CARRIED_FILES, CONFIG, read_config, s
 from replaceme_core.hub.port import REPORT
 from replaceme_core.plan.plan import Estimate, estimate
 from replaceme_core.plan.resources import shape_of
+from replaceme_core.report.card import BaseCard, write_card
 from replaceme_core.report.page import write_page
-from replaceme_core.request.gate import GateResult, Trial
+from replaceme_core.request.gate import Trial
 from replaceme_core.request.method import Method
-from replaceme_core.request.removal import ratio_of
 from replaceme_core.request.resolve import Machine, ResolvedSpec
 from replaceme_core.runner.messages import RunnerRequest, Stage
 
@@ -47,9 +45,6 @@ class ResultWarning:
 
     code: str
     message: str
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def warnings_of(
@@ -140,9 +135,6 @@ class Disagreement:
     end: int
     loss: float
     chosen_loss: float
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def disagreements(candidates: Sequence[Candidate]) -> list[Disagreement]:
@@ -247,86 +239,53 @@ class RunOutcome:
     trials: Sequence[Trial] = ()
     """Of a search for the deepest cut."""
 
-    @property
-    def spec_of_result(self) -> ResolvedSpec:
-        """The specification for the depth that was found, where the deepest cut was asked for."""
-        if not self.spec.searches:
-            return self.spec
-        return self.spec.at_ratio(ratio_of(len(self.removed), len(self.removed) + len(self.kept)))
-
-    @property
-    def answers(self) -> list[AnswerPair]:
-        """Empty where no model was asked."""
-        return [] if self.comparison is None else pair(self.comparison.answers_before, self.comparison.answers_after)
-
-    @property
-    def texts(self) -> Sequence[TextResult]:
-        """Empty where nothing was measured."""
-        return () if self.comparison is None else self.comparison.texts
-
-    @property
-    def tasks(self) -> Sequence[TaskPair]:
-        """Empty where none were run."""
-        return () if self.comparison is None else self.comparison.tasks
-
-    @property
-    def speed_changes(self) -> Mapping[str, SpeedChange]:
-        """Of `prefill` and `decode`; empty where speed was not measured."""
-        return {} if self.comparison is None else self.comparison.speed_changes
-
-    @property
-    def gate(self) -> GateResult | None:
-        """`None` where there is no gate."""
-        if self.spec.gate is None or self.comparison is None:
-            return None
-        return judge(self.spec.gate, self.comparison).model_copy(update={"trials": tuple(self.trials)})
-
-    @property
-    def warnings(self) -> list[ResultWarning]:
-        return warnings_of(
-            self.answers,
-            self.texts,
-            irregular=self.irregular,
-            left_out=self.left_out,
-            unmeasured=self.unmeasured,
-        )
-
 
 def write_report(directory: Path, outcome: RunOutcome) -> dict[str, object]:
-    """Write the file into `directory`, after the page that shows it, and return its content."""
-    comparison, angles = outcome.comparison, outcome.layer_angles
+    """Write the file into `directory`, after the card and the page that show it, and return its content."""
+    comparison, angles, spec = outcome.comparison, outcome.layer_angles, outcome.spec
+    answers = pair(comparison.answers_before, comparison.answers_after) if comparison else []
+    texts = comparison.texts if comparison else ()
+    gate = (
+        judge(spec.gate, comparison).model_copy(update={"trials": tuple(outcome.trials)})
+        if spec.gate and comparison
+        else None
+    )
+    warnings = warnings_of(
+        answers, texts, irregular=outcome.irregular, left_out=outcome.left_out, unmeasured=outcome.unmeasured
+    )
     report: dict[str, object] = {
         "format": FORMAT,
         "job_id": outcome.job_id,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "method": str(outcome.spec.method.name),
+        "method": str(spec.method.name),
         "chosen_method": str(outcome.method),
         "removed_blocks": outcome.removed,
         "kept_blocks": outcome.kept,
         "candidates": [candidate.as_dict() for candidate in outcome.candidates],
-        "disagreements": [one.as_dict() for one in disagreements(outcome.candidates)],
+        "disagreements": [asdict(one) for one in disagreements(outcome.candidates)],
         "stages": [asdict(stage) for stage in outcome.times.stages],
-        "memory": [sample.as_dict() for sample in outcome.times.memory],
+        "memory": [asdict(sample) for sample in outcome.times.memory],
         "loading_seconds": outcome.times.loading_seconds,
         "plan": plan_against_actual(outcome.planned, outcome.times.stages, output=directory),
         "captured": outcome.captured.as_dict(),
         "imported_bytes": outcome.imported_bytes,
         "before": comparison.before.as_dict() if comparison else None,
         "after": comparison.after.as_dict() if comparison else None,
-        "speed_changes": {name: asdict(change) for name, change in outcome.speed_changes.items()},
-        "texts": [one.as_dict() for one in outcome.texts],
-        "tasks": [one.as_dict() for one in outcome.tasks],
+        "speed_changes": {name: asdict(one) for name, one in comparison.speed_changes.items()} if comparison else {},
+        "texts": [one.as_dict() for one in texts],
+        "tasks": [one.as_dict() for one in comparison.tasks] if comparison else [],
         "reused": list(comparison.reused) if comparison else [],
-        "gate": None if outcome.gate is None else outcome.gate.model_dump(mode="json"),
-        "answers": [one.as_dict() for one in outcome.answers],
-        "warnings": [one.as_dict() for one in outcome.warnings],
-        "layers": angles.blocks_as_rows() if angles else [],
-        "windows": angles.windows_as_dict() if angles else None,
+        "gate": None if gate is None else gate.model_dump(mode="json"),
+        "answers": [one.as_dict() for one in answers],
+        "warnings": [asdict(one) for one in warnings],
+        "layers": [{"block": block, "distance": one} for block, one in enumerate(angles.blocks)] if angles else [],
+        "windows": {"tokens": angles.tokens, "distances": angles.windows} if angles else None,
         "irregular": list(outcome.irregular),
-        "spec": outcome.spec.model_dump(mode="json"),
-        **outcome.provenance.as_dict(),
+        "spec": spec.model_dump(mode="json"),
+        **asdict(outcome.provenance),
         "result": {path.name: file_digest(path) for path in (directory / CONFIG, *weight_files(directory))},
     }
+    write_card(directory, report, base=outcome.base_card, is_chat=outcome.is_chat, structure=outcome.structure)
     write_page(directory, report)
     (directory / REPORT).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return report

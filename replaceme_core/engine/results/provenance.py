@@ -5,7 +5,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
@@ -87,9 +87,6 @@ class Provenance:
     versions: Mapping[str, str]
     device: Mapping[str, object]
     numerics: Mapping[str, object]
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def provenance_of(request: RunnerRequest, spec: ResolvedSpec, tokens: TokenSet, *, stored: torch.dtype) -> Provenance:

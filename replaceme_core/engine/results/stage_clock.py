@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,9 +31,6 @@ class MemorySample:
     seconds: float
     bytes: int
     stage: str
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 class MemorySampler:

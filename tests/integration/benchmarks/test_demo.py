@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import demo, smollm2
+from replaceme_core.report.figures import size
 
 SMALLER: dict[str, object] = {
     **demo.REQUEST,
@@ -40,8 +41,8 @@ def test_the_demo_says_what_happened(tmp_path: Path) -> None:
     assert "removed 8 of 30 blocks" in shown
     assert "Output of these lines, run just now: 22" in shown
     for side in ("before", "after"):
-        for key in ("parameters", "bytes"):
-            assert f"{report[side][key]:,}" in shown
+        assert f"{report[side]['parameters']:,}" in shown
+        assert size(report[side]["bytes"]) in shown
         assert f"{report[side]['perplexity']:,.2f}" in shown
     assert f"{sum(file.stat().st_size for file in result.iterdir()) / 1e6:,.0f} MB" in shown
     assert result.name in shown

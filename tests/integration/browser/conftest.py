@@ -21,7 +21,7 @@ REPOSITORY = "acme/real"
 OWNER = "alice"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     with chromium() as found:
         yield found

@@ -147,14 +147,14 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
             for metric in reading.metrics(session, job, owner=owner_of(session, job))
             if metric.candidate is None
         }
-    shown = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name="perplexity", exact=True))
+    shown = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name="Perplexity", exact=True))
     for side in ("before", "after"):
         expect(shown).to_contain_text(f"{metrics[f'{side}.perplexity']:,.2f}")
     criteria = page.locator("#gate tbody").get_by_role("row")
     expect(criteria).to_have_text([re.compile("passed"), re.compile("passed")])
     expect(page.locator("#trials tbody").get_by_role("row").last).to_contain_text("passed")
     expect(page.locator(".notice.good")).to_contain_text("2 of 6 blocks removed")
-    assert cut_off_on_a_phone(page, "#gate, #trials, #compared, #candidates") == []
+    assert cut_off_on_a_phone(page, "#gate, #trials, #compared-1, #compared-2, #candidates") == []
     plots = page.locator(".plots img")
     assert plots.count() >= 5
     for number in range(plots.count()):  # in one step: the page may be drawn anew meanwhile

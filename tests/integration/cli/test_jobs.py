@@ -70,7 +70,8 @@ def test_a_gate_decides_the_exit_code(command: Command) -> None:
         ("perplexity_ratio", False),
         ("agreement", True),
     ]
-    assert "missed: perplexity_ratio 1.25, at most 1.1" in command("status", job["id"]).stdout
+    row = ["perplexity_ratio", "1.25", "at", "most", "1.1", "✗", "missed"]
+    assert row in [line.split() for line in command("status", job["id"]).stdout.splitlines()]
     done = command(*SUBMIT, "--ratio", "0.25", "--gate", "perplexity_ratio<=1.25", "--wait", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["gate"]["passed"] is True

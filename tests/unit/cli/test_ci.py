@@ -74,15 +74,15 @@ def test_the_summary_has_every_criterion_and_no_markup_of_others() -> None:
     text = ended(**{**REJECTED, "spec": {"model": {"repo_id": "acme/<b>|x"}}}).as_markdown()
     assert "## Compression of acme/\\<b\\>\\|x: failed" in text
     assert "**`gate_rejected`** the result misses its gate" in text
-    assert "| perplexity_ratio | 1.75 | at most 1.6 | missed |" in text
+    assert "| **perplexity_ratio** | 1.75 | at most 1.6 | ✗ missed |" in text
     assert "| agreement | 0.8 | at least 0.7 | passed |" in text
     change = {"before": 2.0, "after": 1.0}
     result = {"repo_id": "acme/small", "revision": "b" * 40, "removed_blocks": [2, 3], "kept_blocks": [0, 1]}
     summary = {"blocks": change, "parameters": change, "perplexity": {"before": 20.5, "after": None}}
     text = ended(status="succeeded", result=result, summary=summary).as_markdown()
     assert "| removed | 2 blocks: 2-3 |" in text
-    assert "| parameters | 2 before, 1 after |" in text
-    assert "perplexity |" not in text
+    assert "| Parameters | 2 | 1 | -50.0 % |" in text
+    assert "| Perplexity | 20.50 | – |" in text
 
 
 def test_compress_writes_both(
@@ -134,10 +134,10 @@ def test_submit_writes_both_once_the_job_has_ended(
 def test_the_trials_of_a_search_are_a_table() -> None:
     text = ended(**{**REJECTED, "gate": {"passed": False, "criteria": CRITERIA, "trials": TRIALS}}).as_markdown()
     lines = text.splitlines()
-    first = lines.index("| blocks removed | times the perplexity | accuracy kept | gate | time |")
+    first = lines.index("| Blocks removed | Perplexity ratio | Accuracy kept | Gate | Time |")
     assert lines[first + 1 : first + 4] == [
-        "|---:|---:|---:|---:|---:|",
-        "| 1 * | 1.500 | 90.0% | passed | 40 s |",
-        "| 2 * | 2.500 | - | missed | 30 s |",
+        "| --- | ---: | ---: | --- | ---: |",
+        "| 1 \\* | 1.500 | 90.0 % | passed | 40 s |",
+        "| 2 \\* | 2.500 | – | ✗ missed | 30 s |",
     ]
-    assert "blocks removed" not in ended(**REJECTED).as_markdown()
+    assert "Blocks removed" not in ended(**REJECTED).as_markdown()

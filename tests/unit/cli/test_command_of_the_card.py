@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from replaceme_core.engine.results.card.again import as_command
+from replaceme_core.report.card import as_command
 from replaceme_core.request.resolve import ResolvedSpec
 from tests.fixtures.cli.local import Run
 

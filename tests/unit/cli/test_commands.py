@@ -33,8 +33,8 @@ def test_the_summary_is_printed_at_the_end(service: StubService) -> None:
     done = run_at(service, "submit", *wanted)
     assert done.exit_code == 0, done.output
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert ["perplexity", "30.50", "61.00", "x", "2.00"] in lines
-    assert ["blocks", "30", "22", "-26.7%"] in lines
+    assert ["Perplexity", "30.50", "61.00", "+100.0", "%"] in lines
+    assert ["Blocks", "30", "22", "-26.7", "%"] in lines
     done = run_at(service, "submit", *wanted, "--json")
     assert json.loads(done.stdout)["summary"]["perplexity"] == SUMMARY["perplexity"]
 
@@ -114,7 +114,7 @@ def test_report_of_a_job_and_of_a_directory(service: StubService, tmp_path: Path
     assert of_job.exit_code == of_directory.exit_code == 0, of_job.output
     assert of_job.stdout == of_directory.stdout
     assert "removed 2 of 5 blocks: 2-3" in of_job.stdout
-    assert "x 1.50" in of_job.stdout
+    assert "+50.0 %" in of_job.stdout
     assert json.loads(run_at(service, "report", JOB_ID, "--json").stdout) == REPORT
     (tmp_path / "replaceme.json").write_text("[]")
     assert run_at(service, "report", str(tmp_path)).exit_code == 2

@@ -33,7 +33,7 @@ def test_a_result_that_misses_is_kept(replaceme: Run, base: Base, tmp_path: Path
     assert done.exit_code == 4, done.stderr
     assert "perplexity_ratio is 1.5, at most 1.4 is wanted; the result is kept in out" in " ".join(done.stderr.split())
     row = next(line.split() for line in done.stdout.splitlines() if line.split()[:1] == ["perplexity_ratio"])
-    assert row == ["perplexity_ratio", "1.5", "at", "most", "1.4", "missed"]
+    assert row == ["perplexity_ratio", "1.5", "at", "most", "1.4", "✗", "missed"]
     assert (tmp_path / "out" / "replaceme.json").is_file()
 
 
@@ -44,8 +44,8 @@ def test_the_deepest_cut(replaceme: Run, model: Path, text: Path, tmp_path: Path
     sent = json.loads((tmp_path / "out" / "replaceme.json").read_text())["request"]["spec"]
     assert sent["ratio"] == {"max": 0.5}
     rows = [line.split() for line in done.stdout.splitlines()]
-    assert ["1", "*", "1.500", "90.0%", "passed", "2", "s"] in rows
-    assert ["2", "*", "2.500", "-", "missed", "1", "s"] in rows
+    assert ["1", "*", "(taken)", "1.500", "90.0", "%", "passed", "2.0", "s"] in rows
+    assert ["2", "*", "2.500", "–", "✗", "missed", "1.0", "s"] in rows
 
 
 @pytest.mark.parametrize("ratio", ["max:", "max:nan", "least:0.5", "half", "inf"])

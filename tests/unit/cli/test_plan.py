@@ -48,7 +48,7 @@ def test_a_plan_for_people(refused: bool) -> None:
         service.answers["POST /plans"] = [(200, {**PLAN, "refusals": refusals})]
         found = CliRunner().invoke(app, ["plan", "--url", service.url, *ARGUMENTS])
     assert found.exit_code == (2 if refused else 0), found.output
-    for text in ("8 of 30 blocks", "134,515,008 -> 106,194,240", "6.2 GB", "any (estimated for cpu), alive", "gated"):
+    for text in ("8 of 30 blocks", "134,515,008 -> 106,194,240", "6.20 GB", "any (estimated for cpu), alive", "gated"):
         assert text in found.stdout
     assert ("refused: it needs 7 bytes" in found.stdout) == refused
     body = {"model": {"repo_id": "org/name"}, "ratio": 0.25, "calibration": {"dataset": "builtin:general"}}

@@ -8,12 +8,19 @@ from rich.console import Console
 from rich.table import Table
 
 from api.cli.access.keys import keys_table
-from api.cli.output.job_tables import job_table, jobs_table, metrics_table, workers_table
-from api.cli.output.models import models_table
+from api.cli.output.jobs import (
+    deliveries_table,
+    job_table,
+    jobs_table,
+    metrics_table,
+    print_job,
+    webhooks_table,
+    workers_table,
+)
 from api.cli.output.progress import progress_display
-from api.cli.output.tables import before_after_table, candidates_table
-from api.cli.output.webhook_tables import deliveries_table, webhooks_table
+from api.cli.output.report import models_table, print_report
 from api.client.models import ApiKey, Delivery, Job, Metric, Try, Webhook, Worker
+from replaceme_core.report.view import Report
 from tests.fixtures.cli.stub_service import JOB_ID, a_job
 
 
@@ -70,69 +77,61 @@ def test_a_job_shows_all_sources_of_its_text() -> None:
     sources = [{"dataset": "org/a", "share": 0.5}, {"dataset": "builtin:code", "share": None}]
     sources += [{"dataset": None, "self_generated": True, "share": 0.25}]
     job = a_job(spec={"calibration": {"dataset": None, "sources": sources}})
-    assert "org/a 50%, builtin:code, self-generated 25%" in printed(job_table(Job.model_validate(job)))
+    assert "org/a 50 %, builtin:code, self-generated 25 %" in printed(job_table(Job.model_validate(job)))
     assert "org/b" in printed(job_table(Job.model_validate(a_job(spec={"calibration": {"dataset": "org/b"}}))))
 
 
-def test_before_and_after() -> None:
-    lines = printed(
-        before_after_table(
-            {"blocks": 30, "parameters": 134_515_008, "perplexity": 32.26, "tokens_per_second": 1000.0},
-            {"blocks": 22, "parameters": 106_194_240, "perplexity": 60.6, "tokens_per_second": 1300.0},
-        )
+def report_of(**content: object) -> list[list[str]]:
+    """The words of each line of a report in a terminal of 80 columns."""
+    console = Console(file=io.StringIO(), width=80, markup=False)
+    print_report(console, Report(content))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "…" not in text
+    return [line.split() for line in text.splitlines()]
+
+
+def test_both_models() -> None:
+    rows = report_of(
+        before={"blocks": 30, "parameters": 134_515_008, "perplexity": 32.26, "tokens_per_second": 1000.0},
+        after={"blocks": 22, "parameters": 106_194_240, "perplexity": 60.6, "tokens_per_second": 1300.0},
     )
-    assert "134,515,008" in lines
-    assert "-21.1%" in lines
-    assert "x 1.88" in lines
-    assert "bytes" not in lines
+    assert ["Parameters", "134,515,008", "106,194,240", "-21.1", "%"] in rows
+    assert ["Perplexity", "32.26", "60.60", "+87.8", "%"] in rows
+    assert not [row for row in rows if "disk" in row]
 
 
-def test_candidates_mark_the_chosen_one() -> None:
+def test_candidates_begin_with_the_chosen_one() -> None:
     rows = [
-        {
-            "start": start,
-            "end": start + 1,
-            "distance": 0.1,
-            "residual": residual,
-            "held_out_loss": loss,
-            "chosen": chosen,
-            "tokens": tokens,
-        }
-        for start, residual, loss, chosen, tokens in [
-            (1, 0.9, None, False, 900),
-            (2, 0.5, 4.25, True, 900),
-            (3, 0.4, 4.5, False, 900),
-            (4, 0.3, None, False, 100),
+        {"start": start, "end": start + 1, "distance": 0.1, "residual": residual, "held_out_loss": loss}
+        | {"chosen": start == 2, "tokens": tokens}
+        for start, residual, loss, tokens in [
+            (1, 0.9, None, 900),
+            (2, 0.5, 4.25, 900),
+            (3, 0.4, 4.5, 900),
+            (4, 0.3, None, 100),
         ]
     ]
-    lines = [line.split() for line in printed(candidates_table(rows)).splitlines() if "0.1000" in line]
-    assert [line[:2] for line in lines] == [["->", "2-3"], *([name, "0.1000"] for name in ("3-4", "1-2", "4-5"))]
-    assert lines[0][-1] == "4.2500"
-    assert lines[2][-1] == "-"
+    lines = [line for line in report_of(candidates=rows) if "0.1000" in line]
+    assert [line[0] for line in lines] == ["2-3", "3-4", "1-2", "4-5"]
+    assert lines[0][1:] == ["(chosen)", "0.1000", "0.5000", "4.2500"]
+    assert lines[2][-1] == "–"
 
 
 def test_candidates_of_four_sources_fit_into_80_columns() -> None:
     names = ("builtin:pydoc-topics", "self-generated", "builtin:general", "repeated passages")
     losses = {name: 2.6 + number / 10 for number, name in enumerate(names)}
     window = {"start": 12, "end": 19, "distance": 0.1, "residual": 0.2, "held_out_loss": 2.6861, "estimated": True}
-    text = printed(candidates_table([window | {"source_losses": losses, "chosen": True}]), width=80)
-    assert "…" not in text
-    assert text.splitlines()[-2].split() == [
-        "->",
-        "12-19",
-        "0.1000",
-        "0.2000",
-        "~2.6861",
-        "2.6000",
-        "2.7000",
-        "2.8000",
-        "2.9000",
+    words = [
+        word for line in report_of(candidates=[window | {"source_losses": losses, "chosen": True}]) for word in line
     ]
+    for value in ("12-19", "0.1000", "0.2000", "2.6861", "2.6000", "2.7000", "2.8000", "2.9000"):
+        assert value in words
 
 
 def test_blocks_chosen_one_by_one_have_no_empty_columns() -> None:
-    rows = [{"start": 5, "end": 5, "distance": None, "residual": None, "held_out_loss": 2.9, "chosen": True}]
-    assert "residual" not in printed(candidates_table(rows))
+    row = {"start": 5, "end": 5, "distance": None, "residual": None, "held_out_loss": 2.9, "chosen": True}
+    assert "Residual" not in {word for line in report_of(candidates=[row]) for word in line}
 
 
 def test_a_failed_job() -> None:
@@ -143,17 +142,19 @@ def test_a_failed_job() -> None:
     assert "team=nlp" in text
 
 
-def test_a_job_that_searches() -> None:
+def test_a_job_that_searches(capsys: pytest.CaptureFixture[str]) -> None:
     spec = {"model": {"repo_id": "org/name"}, "ratio": {"max": 0.5}}
     trials = [
         {"blocks": 2, "passed": False, "measured": {}, "seconds": 1.0, "problem": "infinite"},
         {"blocks": 1, "passed": True, "measured": {"perplexity_ratio": 1.5, "accuracy_kept": 0.9}, "seconds": 1.0},
     ]
-    job = Job.model_validate(a_job(spec=spec, gate={"passed": True, "criteria": [], "trials": trials}))
-    text = printed(job_table(job))
-    assert "at most 0.5 of blocks" in text
-    assert "passed: 1 block, 1.500 times the perplexity, 90.0% of the accuracy *" in text
-    assert "missed: 2 blocks, not measured" in text
+    print_job(
+        Job.model_validate(a_job(spec=spec, gate={"passed": True, "criteria": [], "trials": trials})), as_json=False
+    )
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["removes", "at", "most", "0.5", "of", "blocks"] in rows
+    assert ["1", "*", "1.500", "90.0", "%", "passed", "1.0", "s"] in rows
+    assert ["2", "–", "–", "✗", "missed:", "infinite", "1.0", "s"] in rows
 
 
 def test_models_beside_each_other() -> None:
@@ -176,17 +177,18 @@ def test_models_beside_each_other() -> None:
     }
     rows = [" ".join(line.split()) for line in printed(models_table(["a", "b"], [first, second])).splitlines()]
     for expected in (
-        "times the first - 1.500 (1.400-1.600)",
-        "read, tokens per second 100 (90-110) 100 (90-110)",
-        "against the first - told apart",
-        "against the first - not told apart",
-        "KV cache, bytes per token 192 192",
-        "peak memory, MiB 2 2",
-        "piqa accuracy (n = 1,838) 0.800 (0.750-0.850) 0.600 (0.550-0.650)",
-        "kept (above chance) - 75.0% (33.3%)",
+        "times the first – 1.500 (1.400 to 1.600)",
+        "Tokens read per second 100 (90 to 110) 100 (90 to 110)",
+        "against the first – told apart",
+        "against the first – not told apart",
+        "KV cache per token 192 B 192 B",
+        "Peak memory of weights and tensors 2.10 MB 2.10 MB",
+        "piqa accuracy (n = 1,838) 80.0 % (75.0 % to 85.0 %) 60.0 % (55.0 % to 65.0 %)",
+        "kept – 75.0 %",
+        "kept above chance – 33.3 %",
         "text byte_perplexity 7.5000 7.5000",
     ):
-        assert expected in rows
+        assert expected in rows, rows
 
 
 LONG = "HuggingFaceTB/SmolLM2-135M-Instruct-with-a-long-name"

@@ -1,19 +1,49 @@
-"""The model card of the same run shows the same values."""
+"""Licence and languages of the original: taken from its card, which a stranger wrote."""
 
-import json
 from pathlib import Path
 
-from huggingface_hub import ModelCard
+import pytest
 
-from tests.fixtures.reports.card import card_differences
+from replaceme_core.report.card import BaseCard, read_base_card
 
 
-def test_every_figure_of_the_card_is_the_one_in_the_report(result: Path) -> None:
-    card, report = ModelCard.load(result / "README.md"), json.loads((result / "replaceme.json").read_text())
-    assert card_differences(card, report) == []
-    report["texts"][1]["agreement"] += 0.02
-    report["after"]["parameters"] *= 2
-    report["gate"]["criteria"][0]["value"] *= 1.1
-    report["tasks"][0]["after"]["high"] += 0.01
-    report["candidates"][0]["held_out_loss"] = 99.0
-    assert len(card_differences(card, report)) >= 5, "a wrong value would be found"
+def card(directory: Path, header: str) -> None:
+    (directory / "README.md").write_text(f"---\n{header}\n---\n# A model\n")
+
+
+def test_licence_and_languages_are_inherited(tmp_path: Path) -> None:
+    card(tmp_path, "license: apache-2.0\nlanguage: [en, de]\ntags: [x]")
+    assert read_base_card(tmp_path) == BaseCard(licence="apache-2.0", languages=("en", "de"))
+    card(tmp_path, "license: other\nlicense_name: some-terms\nlicense_link: LICENSE\nlanguage: fr")
+    expected = BaseCard(licence="other", name="some-terms", link="LICENSE", languages=("fr",))
+    assert read_base_card(tmp_path) == expected
+
+
+def test_terms_without_a_named_licence(tmp_path: Path) -> None:
+    for name in ("LICENSE.txt", "NOTICE"):
+        (tmp_path / name).write_text("terms")
+    found = read_base_card(tmp_path)
+    assert (found.licence, found.link, found.terms) == ("other", "LICENSE.txt", ("LICENSE.txt", "NOTICE"))
+
+
+def test_nothing_is_invented(tmp_path: Path) -> None:
+    assert read_base_card(tmp_path) == BaseCard()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "license: 'mit\\nmalicious: true'",
+        "license: {a: b}",
+        "license: <script>alert(1)</script>",
+        "language: English, of course",
+        "license: &a mit\nlicense_name: *a",
+        "license: " + "a" * 40_000,
+        'license_name: "two\\nlines"',
+        "license_link: javascript:alert(1)",
+        "license_link: ../../elsewhere",
+    ],
+)
+def test_values_that_the_hub_does_not_know_are_left_out(tmp_path: Path, header: str) -> None:
+    card(tmp_path, header)
+    assert read_base_card(tmp_path) == BaseCard()

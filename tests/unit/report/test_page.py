@@ -1,4 +1,4 @@
-"""The page of a real run: its sections, its values, what it may load, and text of strangers in it."""
+"""What a real run leaves: the page with its sections and values, text of strangers in it, and the card and metrics."""
 
 import base64
 import json
@@ -6,13 +6,18 @@ import re
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
 from replaceme_core.report.page import plots_of, policy, render_page, write_plots
-from replaceme_core.report.plots.style import FORMATS
+from replaceme_core.report.plots import FORMATS
 from tests.fixtures.evaluation.local_tasks import CHOICE
 from tests.fixtures.hostile.texts import TEXTS
+from tests.fixtures.models.recorder import Recorder
+from tests.fixtures.reports.card import card_differences
+from tests.fixtures.reports.real_run import finished_run
 from tests.fixtures.reports.shown import differences, read_page
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
@@ -25,8 +30,19 @@ TRIALS = [
 
 
 @pytest.fixture(scope="module")
-def report(result: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads((result / "replaceme.json").read_text())
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recorder, Path]:
+    """The metrics of a run, and the directory of its result."""
+    return finished_run(tmp_path_factory.mktemp("run"))[1:]
+
+
+@pytest.fixture(scope="module")
+def result(recorded: tuple[Recorder, Path]) -> Path:
+    return recorded[1]
+
+
+@pytest.fixture(scope="module")
+def report(result: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((result / "replaceme.json").read_text())
     return found
 
 
@@ -54,7 +70,7 @@ def test_every_section_has_something(html: str) -> None:
         assert shown in html
 
 
-def test_every_plot_is_there_with_units_and_a_sentence_on_how_to_read_it(report: dict[str, object]) -> None:
+def test_every_plot_is_there_with_units_and_a_sentence_on_how_to_read_it(report: dict[str, Any]) -> None:
     plots = {plot.name: plot for plot in plots_of(report)}
     assert list(plots) == ["perplexity", "tasks", "influence", "windows", "candidates", "times", "peaks", "memory"]
     for plot in plots.values():
@@ -65,14 +81,14 @@ def test_every_plot_is_there_with_units_and_a_sentence_on_how_to_read_it(report:
         assert any("(" in label or "block" in label for label in labels), plot.name
 
 
-def test_every_value_is_the_one_in_the_report(html: str, report: dict[str, object]) -> None:
+def test_every_value_is_the_one_in_the_report(html: str, report: dict[str, Any]) -> None:
     page = read_page(html)
     assert differences(page, report) == []
     assert len(page.shown) > 150
     assert json.loads(page.code["#/spec"]) == report["spec"]
 
 
-def test_a_wrong_value_would_be_found(html: str, report: dict[str, object]) -> None:
+def test_a_wrong_value_would_be_found(html: str, report: dict[str, Any]) -> None:
     other = json.loads(json.dumps(report))
     other["texts"][0]["ratio"] *= 1.2
     other["removed_blocks"] = [1]
@@ -104,7 +120,7 @@ def test_it_is_for_everybody(html: str) -> None:
     assert tables == ["table", "caption"] * (len(tables) // 2)
 
 
-def test_text_of_strangers_is_text(report: dict[str, object]) -> None:
+def test_text_of_strangers_is_text(report: dict[str, Any]) -> None:
     hostile = json.loads(json.dumps(report))
     hostile["spec"]["model"]["repo_id"] = f"org/{HOSTILE}"
     hostile["answers"][0] |= {"prompt": HOSTILE, "before": HOSTILE, "after": HOSTILE}
@@ -125,7 +141,7 @@ def test_text_of_strangers_is_text(report: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_the_tags_are_those_of_a_page_with_plain_words(
-    report: dict[str, object], name: str, monkeypatch: pytest.MonkeyPatch
+    report: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # plots are pictures of their own, see above
     tags = []
@@ -161,18 +177,18 @@ def test_a_report_of_another_version_or_a_broken_one_is_shown_as_far_as_it_goes(
     page.encode()
 
 
-def test_a_search_is_a_table_and_a_plot(report: dict[str, object]) -> None:
+def test_a_search_is_a_table_and_a_plot(report: dict[str, Any]) -> None:
     searched = {**report, "removed_blocks": [2, 3], "gate": {"passed": True, "criteria": [], "trials": TRIALS}}
     page = render_page(searched)
     assert "Search for the deepest cut" in headings(page)
     assert "trials" in [plot.name for plot in plots_of(searched)]
     assert differences(read_page(page), searched) == []
     rows = re.findall(r'<th scope="row"><data[^>]*/trials/\d/blocks">(\d)</data>([^<]*)</th>', page)
-    assert rows == [("1", ""), ("2", " * (taken)"), ("3", " *"), ("4", " *")]
+    assert rows == [("1", ""), ("2", " * (taken)"), ("3", " *"), ("4", "")]
     assert "the perplexity is not finite" in page
 
 
-def test_plots_as_files(report: dict[str, object], tmp_path: Path) -> None:
+def test_plots_as_files(report: dict[str, Any], tmp_path: Path) -> None:
     written = write_plots(tmp_path, report, kinds=FORMATS)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in written)
     assert {path.suffix for path in written} == {".svg", ".png"}
@@ -184,9 +200,32 @@ def test_plots_as_files(report: dict[str, object], tmp_path: Path) -> None:
     assert all((again / path.name).read_bytes() == path.read_bytes() for path in written if path.suffix == ".svg")
 
 
-def test_without_matplotlib_the_page_says_so(report: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_page_says_so(report: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     page = render_page(report)
     assert "matplotlib was not installed" in page
     assert "<img" not in page
     assert differences(read_page(page), report) == []
+
+
+def test_every_figure_of_the_card_is_the_one_in_the_report(result: Path, report: dict[str, Any]) -> None:
+    card, other = ModelCard.load(result / "README.md"), json.loads(json.dumps(report))
+    assert card_differences(card, report) == []
+    other["texts"][1]["agreement"] += 0.02
+    other["after"]["parameters"] *= 2
+    other["gate"]["criteria"][0]["value"] *= 1.1
+    other["tasks"][0]["after"]["high"] += 0.01
+    other["candidates"][0]["held_out_loss"] = 99.0
+    assert len(card_differences(card, other)) >= 4, "a wrong value would be found"
+
+
+def test_the_metrics_are_the_values_of_the_report(recorded: tuple[Recorder, Path], report: dict[str, Any]) -> None:
+    recorder = recorded[0]
+    for side in ("before", "after"):
+        for name in ("perplexity", "parameters", "bytes", "blocks", "word_perplexity", "byte_perplexity"):
+            assert recorder.value(f"{side}.{name}") == report[side][name]
+        for kind in ("prefill", "decode"):
+            assert recorder.value(f"{side}.{kind}_tokens_per_second") == report[side]["speed"][kind]["median"]
+        assert recorder.value(f"{side}.peak_bytes") == report[side]["speed"]["peak_bytes"]
+    for name, key in (("seconds", "seconds"), ("peak_memory", "peak_bytes")):
+        assert recorder.values(name) == [stage[key] for stage in report["stages"]]

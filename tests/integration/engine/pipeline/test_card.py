@@ -4,20 +4,18 @@ import itertools
 import json
 import re
 import sys
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
-from replaceme_core.engine.evaluation.tasks import TaskPair, TaskResult
-from replaceme_core.engine.results.base_card import BaseCard
-from replaceme_core.engine.results.card.write import PICTURE, write_card
-from replaceme_core.engine.results.outcome import RunOutcome
-from replaceme_core.engine.selection.candidate import Candidate
+from replaceme_core.families.layout import MapStructure
+from replaceme_core.report.card import PICTURE, BaseCard, read_base_card, write_card
 from replaceme_core.request.spec import CompressionRequest
 from replaceme_core.wording import printable
 from tests.fixtures.hostile.texts import TEXTS
@@ -28,7 +26,7 @@ from tests.fixtures.reports.markdown import Rendered, rendered
 HUB = "https://huggingface.co"
 REVISION = "a" * 40
 HEADER = "---\nlicense: other\nlicense_name: tiny-terms\nlicense_link: LICENSE\nlanguage: [en, de]\n---\n# Tiny\n"
-OURS = ("distance", "residual", "window", "anchor", "held-out", "stream", "None", "nan")
+OURS = ("distance", "residual", "window", "anchor", "stream", "None", "nan")
 """Words that only we use, and what a value that is missing would look like."""
 
 
@@ -50,9 +48,11 @@ def body(card: ModelCard) -> str:
     return re.sub(r"```.*?```|`[^`]*`", "", card.text, flags=re.DOTALL)
 
 
-def test_what_the_hub_reads(source: Path) -> None:
-    finished, _, out = run(request(source).model_copy(update={"hub": HUB}))
-    data = read(out).data
+def test_what_the_hub_and_a_person_read(source: Path) -> None:
+    calibration = {"dataset": "file:text.txt", "samples": 16, "max_length": 32, "repeated": 0.25}
+    finished, _, out = run(request(source, calibration=calibration).model_copy(update={"hub": HUB}))
+    card = read(out)
+    data = card.data
     assert (
         data.to_dict().items()
         >= {
@@ -74,26 +74,20 @@ def test_what_the_hub_reads(source: Path) -> None:
     found = [(one.dataset_name, one.metric_type, one.metric_value) for one in data.eval_results]
     assert found == [(row["name"], "perplexity", round(row["after"], 4)) for row in texts]
     assert (out / "LICENSE").read_text() == "Do as you like."
-
-
-def test_what_a_person_reads(source: Path) -> None:
-    calibration = {"dataset": "file:text.txt", "samples": 16, "max_length": 32, "repeated": 0.25}
-    finished, _, out = run(request(source, calibration=calibration).model_copy(update={"hub": HUB}))
-    card = read(out)
     first, last = finished.removed_blocks[0], finished.removed_blocks[-1]
     for expected in (
-        "# tiny, 4 of 6 layers",
-        f"[org/tiny]({HUB}/org/tiny/tree/{REVISION}) with 4 of its 6 layers.",
-        f"Layers {first}-{last} of the original (counted from 0) were removed. A linear map",
+        "# tiny, 4 of 6 blocks",
+        f"[org/tiny]({HUB}/org/tiny/tree/{REVISION}) with 4 of its 6 blocks (layers).",
+        f"Blocks {first}-{last} of the original (counted from 0) were removed. A linear map",
         "Calibration: 16 sequences of 32 tokens (seed 0) of the file text.txt",
         "(seed 0) of the file text.txt, and 4 sequences with repeated passages of the others.",
-        "| perplexity on | original | this model | ratio |",
-        "| weights on disk (MB) |",
-        "| tokens written per second |",
-        "| KV cache for each token (bytes) | 384 | 256 |",
+        "| Text | Original | Result | Ratio (95 % interval) |",
+        "| Weights on disk |",
+        "| Tokens written per second |",
+        "| KV cache per token | 384 B | 256 B | -33.3 % |",
         "95 percent confidence interval",
-        "per byte ",
-        "| prompt | original | this model |",
+        "| Perplexity per byte |",
+        "| Prompt | Original | Result |",
         "Speed was measured on ",
         "AutoModelForCausalLM.from_pretrained(name",
         "from vllm import LLM",
@@ -124,7 +118,7 @@ def test_of_a_directory_nothing_is_invented(source: Path) -> None:
     card = read(out)
     data = card.data.to_dict()
     assert not data.keys() & {"license", "language", "base_model", "base_model_relation", "datasets", "model-index"}
-    assert "`tiny` with 4 of its 6 layers." in card.text
+    assert "`tiny` with 4 of its 6 blocks (layers)." in card.text
     assert "`tiny` states no licence" in card.text
     assert "replaceme compress MODEL_DIR --out OUT" in card.text
     assert "--model MODEL_DIR" in card.text
@@ -138,24 +132,23 @@ def test_a_result_in_a_directory_that_acts_as_the_hub_is_loaded_by_its_path(sour
     model = {"repo_id": "acme/tiny", "revision": "a" * 40}
     _, _, out = run(request(source, model=model, output={"repo_id": "local/small"}, evaluation={"enabled": False}))
     text = read(out).text
-    assert "`acme/tiny` with 4 of its 6 layers." in text
+    assert "`acme/tiny` with 4 of its 6 blocks (layers)." in text
     assert 'name = "path/to/this/directory"' in text
     assert "local/small" not in text
 
 
-def test_a_chat_model_is_asked(tmp_path: Path) -> None:
+def test_a_chat_model_is_asked_and_without_matplotlib_there_is_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     template = "{% for one in messages %}{{ one.content }}{% endfor %}"
     source = save_tiny(tmp_path / "source", chat_template=template)
     _, _, out = run(request(source, evaluation={"enabled": False}))
-    assert "apply_chat_template(" in read(out).text
-    assert "llm.chat(" in read(out).text
-
-
-def test_without_matplotlib_there_is_no_picture(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    _, _, out = run(request(source, evaluation={"enabled": False}))
+    text = read(out).text
+    assert "apply_chat_template(" in text
+    assert "llm.chat(" in text
     assert not (out / PICTURE).exists()
-    assert PICTURE not in read(out).text
+    assert PICTURE not in text
 
 
 def gemma2(tmp_path: Path) -> Path:
@@ -201,89 +194,73 @@ def test_what_the_time_budget_left_out_is_in_report_and_card(source: Path, monke
 
 
 LICENSE_NAME = "mit`<img src=x onerror=alert(1)> [terms](https://evil.example)` | https://evil.example"
+Content = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a card was written from."""
+
+    content: Content
+    base: BaseCard
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> RunOutcome:
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     """Of a run on a model whose own card is hostile."""
     source = save_tiny(tmp_path_factory.mktemp("run") / "source", dtype=torch.bfloat16)
     (source / "README.md").write_text(f"---\nlicense: other\nlicense_name: {json.dumps(LICENSE_NAME)}\n---\n")
-    found: list[RunOutcome] = []
-
-    def keep(directory: Path, outcome: RunOutcome) -> None:
-        found.append(outcome)
-        write_card(directory, outcome)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("replaceme_core.engine.pipeline.write_card", keep)
-        run(request(source).model_copy(update={"hub": HUB}))
-    return found[0]
+    finished, _, _ = run(request(source).model_copy(update={"hub": HUB}))
+    return Written(content=json.loads(json.dumps(finished.report)), base=read_base_card(source))
 
 
-def card_of(outcome: RunOutcome, place: Path) -> tuple[ModelCard, Rendered]:
+def card_of(one: Written, place: Path) -> tuple[ModelCard, Rendered]:
     place.mkdir()
-    write_card(place, outcome)
+    write_card(place, one.content, base=one.base, is_chat=False, structure=MapStructure.FULL)
     card = read(place)
     return card, rendered(card.text)
 
 
-def full_of(text: str, outcome: RunOutcome) -> RunOutcome:
-    """The same outcome, with `text` wherever a stranger may have put it, also where a check would refuse it."""
-    spec, comparison = outcome.spec, outcome.comparison
-    assert comparison is not None
+def full_of(text: str, one: Written) -> Written:
+    """The same report, with `text` wherever a stranger may have put it, also where a check would refuse it."""
+    content: Content = json.loads(json.dumps(one.content))
     name = "".join(" " if one < " " or one in "/\x7f" else one for one in text.encode(errors="replace").decode())
+    spec, score = content["spec"], {"accuracy": 0.5, "low": 0.4, "high": 0.6, "metrics": {}}
     sources = [
         {"dataset": f"file:a{name}.txt", "share": 0.5},
-        {"dataset": "org/data", "share": 0.5, "config": name, "split": name, "column": name, "revision": name},
+        {"dataset": "org/data", "share": 0.5, "config": name, "split": name, "column": name},
     ]
-    sizes = {"samples": spec.calibration.samples, "max_length": spec.calibration.max_length}
-    score = TaskResult(name=text, accuracy=0.5, metrics={}, samples=9, few_shot=0, chance=0.25)
+    sizes = {key: spec["calibration"][key] for key in ("samples", "max_length", "seed")}
+    spec["calibration"] = {**sizes, "sources": sources}
+    spec["model"]["repo_id"] = f"org/{name}"
+    content["texts"] = [
+        {**row, "name": each} for row, each in zip(content["texts"], (text, f"file:{text}"), strict=False)
+    ]
+    for row in content["answers"]:
+        row |= {"prompt": text, "before": text, "after": text}
+    content["tasks"] = [{"name": text, "before": score, "after": score, "samples": 9, "few_shot": 0, "chance": 0.25}]
     losses = {"start": 1, "end": 2, "held_out_loss": 3.0}
-    return replace(
-        outcome,
-        spec=spec.model_copy(
-            update={
-                "model": spec.model.model_copy(update={"repo_id": f"org/{name}", "revision": text}),
-                "calibration": type(spec.calibration).model_validate({**sizes, "sources": sources}),
-                "output": spec.output.model_copy(update={"repo_id": text}),
-            }
-        ),
-        base_card=BaseCard(licence="other", name=text, link=text, languages=(text,), terms=(text,)),
-        comparison=replace(
-            comparison,
-            before=replace(comparison.before, speed=None),
-            after=replace(comparison.after, dtype=text, speed=None),
-            texts=[
-                replace(one, name=name) for one, name in zip(comparison.texts, (text, f"file:{text}"), strict=False)
-            ],
-            answers_before=[replace(one, prompt=text, text=text) for one in comparison.answers_before],
-            answers_after=[replace(one, prompt=text, text=text) for one in comparison.answers_after],
-            tasks=[TaskPair(before=score, after=score)],
-        ),
-        candidates=[
-            Candidate(**losses, chosen=True, source_losses=((text, 3.0),)),  # type: ignore[arg-type]
-            Candidate(**losses, source_losses=((text, 2.0),)),  # type: ignore[arg-type]
-        ],
-        provenance=replace(
-            outcome.provenance, device={**outcome.provenance.device, "hardware": text}, code={"version": text}
-        ),
-        irregular=(text,),
-        left_out=[text],
-    )
+    content["candidates"] = [{**losses, "chosen": True, "source_losses": {text: 3.0, "b": 1.0}}, losses]
+    content["disagreements"] = [{"source": text, "start": 1, "end": 2, "loss": 2.0, "chosen_loss": 3.0}]
+    content["warnings"] = [{"code": "x", "message": text}]
+    content["device"]["hardware"] = content["code"]["version"] = content["after"]["dtype"] = text
+    content["irregular"] = [text]
+    base = BaseCard(licence="other", name=text, link=text, languages=(text,), terms=(text,))
+    return Written(content=content, base=base)
 
 
-def test_the_name_of_a_licence_is_text(outcome: RunOutcome, tmp_path: Path) -> None:
-    card, page = card_of(outcome, tmp_path / "out")
+def test_the_name_of_a_licence_is_text(written: Written, tmp_path: Path) -> None:
+    card, page = card_of(written, tmp_path / "out")
     assert card.data.license_name == LICENSE_NAME
     assert LICENSE_NAME in page.text
     assert (page.html, page.bare, [one for one in page.linked if "evil" in one]) == ([], [], [])
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_text_of_strangers_is_text(outcome: RunOutcome, name: str, tmp_path: Path) -> None:
+def test_text_of_strangers_is_text(written: Written, name: str, tmp_path: Path) -> None:
     """The blocks, the links and the fields are those of a card with plain words in these places."""
     (plain_card, plain), (card, page) = (
-        card_of(full_of(text, outcome), tmp_path / place)
+        card_of(full_of(text, written), tmp_path / place)
         for text, place in (("word", "plain"), (TEXTS[name], "hostile"))
     )
     assert page.blocks == plain.blocks
@@ -291,6 +268,6 @@ def test_text_of_strangers_is_text(outcome: RunOutcome, name: str, tmp_path: Pat
     assert [one for one in page.linked if "evil" in one and not one.startswith(f"{HUB}/org/")] == []
     assert len(page.linked) == len(plain.linked)
     assert card.data.to_dict().keys() == plain_card.data.to_dict().keys()
-    written = (tmp_path / "hostile" / "README.md").read_text()
-    assert printable(written, lines=True) == written
+    text = (tmp_path / "hostile" / "README.md").read_text()
+    assert printable(text, lines=True) == text
     assert printable(" ".join(TEXTS[name].split())) in page.text

@@ -2,7 +2,6 @@
 
 import re
 
-import pytest
 from starlette.testclient import TestClient
 
 from replaceme_core.hardware import WorkerKind
@@ -80,16 +79,16 @@ def test_jobs_side_by_side(client: TestClient, sqlite_database: Database) -> Non
     assert "Status succeeded succeeded queued" in rows
     assert "Removes 0.25 of the blocks 0.5 of the blocks 0.1 of the blocks" in rows
     assert "Removed blocks 12-13 12-13 –" in rows
-    assert "perplexity 12.50 → 15.50 +24.0 % 12.50 → 31.25 +150.0 % –" in rows
+    assert "Perplexity 12.50 → 15.50 +24.0 % 12.50 → 31.25 +150.0 % –" in rows
 
 
-@pytest.mark.parametrize(("given", "shown"), [(0, "No job was chosen"), (1, "One job was"), (6, "6 jobs were chosen")])
-def test_another_number_of_jobs_is_explained(client: TestClient, given: int, shown: str) -> None:
-    ids = [client.post("/jobs", json=SMALLEST).json()["id"] for _ in range(given)]
-    page = client.get("/ui/compare", params={"id": ids})
-    assert page.status_code == 422
-    assert shown in text_of(page)
-    assert "2 to 5 can be compared" in text_of(page)
+def test_another_number_of_jobs_is_explained(client: TestClient) -> None:
+    ids = [client.post("/jobs", json=SMALLEST).json()["id"] for _ in range(6)]
+    for given, shown in ((0, "No job was chosen"), (1, "One job was"), (6, "6 jobs were chosen")):
+        page = client.get("/ui/compare", params={"id": ids[:given]})
+        assert page.status_code == 422
+        assert shown in text_of(page)
+        assert "2 to 5 can be compared" in text_of(page)
 
 
 def test_the_jobs_of_another_owner_are_not_compared(client: TestClient, settings: Settings) -> None:

@@ -11,9 +11,7 @@ from replaceme_core.request.gate import (
     GateSpec,
     Trial,
     deepest,
-    is_on_front,
     most_trials,
-    trial_rows,
 )
 
 VALUES = {
@@ -90,24 +88,6 @@ def test_a_task_whose_accuracy_is_lost_is_too_deep() -> None:
 def trial(blocks: int, perplexity: float, accuracy: float | None = None, **more: object) -> Trial:
     measured = {"perplexity_ratio": perplexity} | ({} if accuracy is None else {"accuracy_kept": accuracy})
     return Trial.model_validate({"blocks": blocks, "passed": True, "measured": measured, "seconds": 61.0, **more})
-
-
-def test_rows_go_by_depth_and_mark_the_front() -> None:
-    trials = [
-        trial(4, 1.5, 0.9),
-        trial(6, 2.0, 0.95, passed=False),
-        trial(5, 1.7, 0.8),
-        Trial(blocks=7, passed=False, measured={}, seconds=1.0, problem="infinite"),
-        trial(3, 1.6, 0.9),
-    ]
-    assert [one.blocks for one in trials if is_on_front(one, trials)] == [4, 6, 5]
-    assert trial_rows(trials) == [
-        ("3", "1.600", "90.0%", "passed", "61 s"),
-        ("4 *", "1.500", "90.0%", "passed", "61 s"),
-        ("5 *", "1.700", "80.0%", "passed", "61 s"),
-        ("6 *", "2.000", "95.0%", "missed", "61 s"),
-        ("7", "-", "-", "missed", "1 s"),
-    ]
 
 
 def test_a_result_with_trials_is_stored_and_read_back() -> None:

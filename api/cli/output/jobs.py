@@ -1,0 +1,304 @@
+"""Tables and lines about jobs, plans, metrics, workers and webhooks, for people. Each fits 80 columns.
+
+What another command needs, such as an id, has a line or a column that is never cut.
+"""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from api.cli.output.console import describe_eta, describe_time, make_console, print_json
+from api.cli.output.report import print_gate, print_tables
+from api.client.models import Delivery, Job, JobEvent, Metric, Webhook, Worker
+from api.client.responses.plan import Estimate, Plan
+from replaceme_core.report.figures import percent, size, time_about, time_range
+from replaceme_core.report.view import Report, both_models
+from replaceme_core.request.calibration import SELF_GENERATED
+from replaceme_core.request.removal import block_ranges
+from replaceme_core.wording import counted
+
+_STATUS_STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
+
+
+def jobs_table(jobs: Sequence[Job]) -> Table:
+    """Two lines for each job: the first begins with the id, the second says what the job is."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(Group("id", "model and what goes"), overflow="fold")
+    for name in (Group("status", "stage"), "done", "created"):
+        table.add_column(name, no_wrap=True)
+    for job in jobs:
+        what = ", ".join(filter(None, (_model_of(job), _removal_of(job))))
+        status = Text(job.status, style=_STATUS_STYLE.get(job.status, ""))
+        table.add_row(
+            Group(job.id, f"  {what}"),
+            status if job.is_terminal else Group(status, job.stage or ""),
+            f"{job.progress.overall:.0%}",
+            Group(*describe_time(job.created_at).split()),
+        )
+    return table
+
+
+def job_table(job: Job) -> Table:
+    rows: dict[str, str | Text | list[str] | list[Text]] = {
+        "job": job.id,
+        "status": Text(job.status, style=_STATUS_STYLE.get(job.status, "")),
+        "model": _model_of(job),
+        "removes": _removal_of(job),
+        "calibration": _calibration_of(job),
+        "labels": ", ".join(f"{name}={value}" for name, value in job.labels.items()),
+        "workers": job.route or "",
+        "attempt": str(job.attempt) if job.attempt else "",
+        "created": describe_time(job.created_at),
+        "started": describe_time(job.started_at),
+        "finished": describe_time(job.finished_at),
+        "retry of": job.retry_of or "",
+        "retried as": job.retried_as or "",
+    }
+    if job.queue is not None and job.queue.position is not None:
+        start = describe_time(job.queue.estimated_start_at)
+        rows["queue"] = f"number {job.queue.position}" + (f", starts about {start}" if start else "")
+    if not job.is_terminal:
+        left = describe_eta(job.progress.eta_seconds, job.progress.eta_error_seconds)
+        progress = f"{job.progress.overall:.0%} {job.stage or ''} {left}"
+        rows["progress"] = " ".join(progress.split())
+    if job.result is not None:
+        rows["result"] = job.result.repo_id
+        rows["revision"] = job.result.revision
+        rows["removed"] = _blocks(job.result.removed_blocks)
+        rows["kept"] = _blocks(job.result.kept_blocks)
+        rows["warnings"] = [Text(one.message, style="yellow") for one in job.result.warnings]
+    if job.error is not None:
+        rows["error"] = Text(f"{job.error.code}: {job.error.message}", style="red")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, Group(*value) if isinstance(value, list) else value)
+    return table
+
+
+def print_job(job: Job, *, as_json: bool) -> None:
+    """Print a job on standard output, with the summary and the gate of its result, or as JSON."""
+    if as_json:
+        print_json(job.model_dump(mode="json"))
+        return
+    console = make_console(stderr=False)
+    console.print(job_table(job))
+    report = report_of(job)
+    print_tables(console, both_models(report))
+    print_gate(console, report)
+
+
+def report_of(job: Job) -> Report:
+    """What a job has of its report: the summary, the blocks and the gate."""
+    sides = {side: {name: getattr(change, side) for name, change in job.summary or ()} for side in ("before", "after")}
+    gate = None if job.gate is None else job.gate.model_dump(mode="json")
+    removed = [] if job.result is None else list(job.result.removed_blocks)
+    return Report({**sides, "gate": gate, "removed_blocks": removed})
+
+
+def event_line(event: JobEvent) -> str:
+    data = " ".join(f"{name}={value}" for name, value in event.data.items())
+    return f"{event.seq:>4}  {describe_time(event.at)}  attempt {event.attempt}  {event.type:<16}  {data}".rstrip()
+
+
+def metrics_table(metrics: Sequence[Metric]) -> Table:
+    """A row for each value; `of` is the cut or the block that it belongs to."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("stage", "metric"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("of", overflow="fold")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("unit", no_wrap=True)
+    for metric in metrics:
+        of = metric.candidate or ("" if metric.block is None else f"block {metric.block}")
+        table.add_row(metric.stage, metric.name, of, f"{metric.value:,.6g}", metric.unit)
+    return table
+
+
+def workers_table(workers: Sequence[Worker]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("name", overflow="fold")
+    for name in ("kinds", "device", "state", "heartbeat"):
+        table.add_column(name, no_wrap=name != "device", overflow="fold")
+    for worker in workers:
+        state = "lost" if not worker.alive else "busy" if worker.busy else "idle"
+        style = {"lost": "red", "busy": "cyan"}.get(state, "green")
+        table.add_row(
+            worker.name,
+            " ".join(worker.kinds),
+            worker.device,
+            Text(state, style=style),
+            describe_time(worker.heartbeat_at),
+        )
+    return table
+
+
+def _model_of(job: Job) -> str:
+    return Report(job.spec).text("model", "repo_id")
+
+
+def _removal_of(job: Job) -> str:
+    spec = Report(job.spec)
+    fixed, most = spec.number("ratio"), spec.number("ratio", "max")
+    if fixed is not None:
+        return f"{fixed:.4g} of blocks"
+    if most is not None:
+        return f"at most {most:.4g} of blocks"
+    drop = spec.blocks("drop")
+    return f"blocks {block_ranges(drop)}" if drop else ""
+
+
+def _calibration_of(job: Job) -> str:
+    """The names of all sources, with the shares that were given."""
+    spec, names = Report(job.spec), []
+    for row in spec.rows("calibration", "sources"):
+        source = ("calibration", "sources", row)
+        given = spec.number(*source, "share")
+        name = spec.text(*source, "dataset") or SELF_GENERATED
+        names.append(name if given is None else f"{name} {percent(given)}")
+    return ", ".join(names) or spec.text("calibration", "dataset")
+
+
+def _blocks(numbers: Sequence[int]) -> str:
+    return f"{counted(len(numbers), 'blocks')}: {block_ranges(numbers)}"
+
+
+_STATE_STYLE = {"delivered": "green", "failed": "red", "pending": "cyan"}
+
+
+def webhooks_table(webhooks: Sequence[Webhook]) -> Table:
+    table = _table(Group("id", "url"), "enabled", "events")
+    for webhook in webhooks:
+        table.add_row(Group(webhook.id, f"  {webhook.url}"), _enabled(webhook), Group(*webhook.events))
+    return table
+
+
+def webhook_table(webhook: Webhook) -> Table:
+    rows = {
+        "webhook": webhook.id,
+        "url": webhook.url,
+        "enabled": _enabled(webhook),
+        "events": ", ".join(webhook.events),
+        "labels": ", ".join(f"{name}={value}" for name, value in webhook.labels.items()),
+        "payload": webhook.payload,
+        "job": webhook.job_id or "",
+        "signed by": webhook.signed_by or "",
+        "key": webhook.key_id or "",
+        "old secret": describe_time(webhook.previous_secret_expires_at),
+        "created": describe_time(webhook.created_at),
+    }
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value)
+    return table
+
+
+def deliveries_table(deliveries: Sequence[Delivery]) -> Table:
+    """Two lines for each message; `last` is the outcome of the last try."""
+    table = _table(Group("message", "type"), Group("state", "next try"), Group("tries", "last"))
+    for delivery in deliveries:
+        last = delivery.tries[-1] if delivery.tries else None
+        outcome = "" if last is None else str(last.status or last.error)
+        at = "" if delivery.next_try_at is None else f"{delivery.next_try_at.astimezone():%m-%d %H:%M}"
+        state = Text(delivery.state, style=_STATE_STYLE.get(delivery.state, ""))
+        table.add_row(
+            Group(delivery.id, f"  {delivery.type}"),
+            Group(state, at),
+            Group(f"{len(delivery.tries)}", outcome),
+        )
+    return table
+
+
+def _enabled(webhook: Webhook) -> str:
+    return "yes" if webhook.enabled else f"no, by {webhook.disabled_by}"
+
+
+def _table(*names: RenderableType) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(names):
+        # the id is what the other commands need, so it is folded and never cut
+        table.add_column(name, overflow="fold" if number == 0 else "ellipsis", no_wrap=number > 0)
+    return table
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """The facts, a row for each stage, then warnings and refusals, one line each."""
+    console.print(_facts(plan))
+    if plan.estimate is not None:
+        console.print()
+        console.print(_stages(plan.estimate))
+    for notice, name, style in (
+        *((one, "warning", "yellow") for one in plan.warnings),
+        *((one, "refused", "red") for one in plan.refusals),
+    ):
+        console.print(Text(f"{name}: {notice.message}", style=style), soft_wrap=True)
+
+
+def _facts(plan: Plan) -> Table:
+    model, found = plan.model, plan.estimate
+    family = "unknown" if model.family is None else model.family
+    rows = {
+        "model": f"{model.repo_id} {model.revision or ''}".strip(),
+        "family": f"{family}, {'supported' if model.supported else 'not supported'}",
+        "methods": ", ".join(model.methods),
+    }
+    if found is not None:
+        before, after = found.parameters["before"], found.parameters["after"]
+        rows |= {
+            "removes": f"{'at most ' if found.trials else ''}{found.blocks['removed']} blocks",
+            "trials": _trials(found),
+            "parameters": f"{before:,} -> {after:,}",
+            "method": f"{found.method}, {found.samples} x {found.max_length} tokens, {found.dtype}, {found.loading}",
+            "download": size(found.bytes["download"]),
+            "result": size(found.bytes["write"]),
+            "disk": size(found.bytes["disk"]),
+            "memory": size(found.memory["host_bytes"]),
+            "GPU memory": size(found.memory["gpu_bytes"]) if found.memory["gpu_bytes"] else "",
+            "time": _time(found),
+        }
+    if plan.worker is not None:
+        kind = plan.worker.route or f"any (estimated for {plan.worker.estimated_for})"
+        alive = ", alive" if plan.worker.alive else ", none alive"
+        rows["worker"] = f"{kind}{alive}"
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value)
+    return table
+
+
+def _time(found: Estimate) -> str:
+    low, high = (float(found.time.get(name, found.time["seconds"])) for name in ("low_seconds", "high_seconds"))
+    jobs = int(found.time["jobs"])
+    if found.time["basis"] == "measured":
+        return f"{time_range(low, high)}, by {counted(jobs, 'earlier jobs')}"
+    return f"{time_range(low, high)}, by a rough model: no earlier job has been measured"
+
+
+def _trials(found: Estimate) -> str:
+    """Empty for a job that tries one depth."""
+    if found.trials is None:
+        return ""
+    return f"at most {found.trials.at_most}, {time_about(found.trials.seconds)} for all"
+
+
+def _stages(found: Estimate) -> Table:
+    gpu = any(one.gpu_bytes for one in found.stages)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("stage")
+    for name in ("time", "memory", *(["GPU memory"] if gpu else [])):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in found.stages:
+        sizes = [one.host_bytes, *([one.gpu_bytes] if gpu else [])]
+        table.add_row(one.stage, time_about(one.seconds), *map(size, sizes))
+    return table

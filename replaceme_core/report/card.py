@@ -1,0 +1,369 @@
+"""The model card, for somebody who finds the model and has never read of this project: one template over a report.
+
+Strangers wrote much of what it shows: names, the licence, answers of models, warnings that quote them. So whatever the
+template prints is made text for Markdown, unless it is `Markup`: numbers, code and sentences of ours. YAML quotes what
+the header holds, and of the card of the source model only values of the kind that the Hub knows are taken.
+"""
+
+import json
+import logging
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from replaceme_core.errors import InvalidInput
+from replaceme_core.families.layout import MapStructure
+from replaceme_core.hub.data_files import Value, header_of, read_card
+from replaceme_core.hub.model_files import CARD, is_terms
+from replaceme_core.report import view
+from replaceme_core.report.figures import PERPLEXITY, RATIO, WHOLE, percent
+from replaceme_core.report.page import plots_of
+from replaceme_core.report.plots import can_draw, rendered
+from replaceme_core.report.view import Report, Shown, Table, markdown_table
+from replaceme_core.request.calibration import SELF_GENERATED, CalibrationSource, CalibrationSpec, MixedSource
+from replaceme_core.request.fields import BUILTIN_PREFIX, FILE_PREFIX
+from replaceme_core.request.method import TRAITS, Method
+from replaceme_core.request.removal import block_ranges, ratio_of
+from replaceme_core.request.resolve import ResolvedSpec
+from replaceme_core.request.spec import ComputeSpec
+from replaceme_core.wording import counted, markdown, markdown_code, printable
+
+PICTURE: Final = "layers.png"
+ANSWER_CHARACTERS: Final = 240
+MOST_ROWS: Final = 8
+TAGS = ("depth-pruning", "pruned", "replaceme", "compression")
+RELATION = "finetune"
+"""The Hub knows adapter, finetune, merge and quantized; of these only this one means other weights of one kind."""
+OTHER = "other"
+"""The Hub's word for a licence that is none of its list."""
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
+_LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
+_LINK = re.compile(r"https?://[^\s<>\"']{1,300}|\w[\w.-]{0,99}", re.ASCII)
+_LINE = re.compile(r".{1,200}")
+_OWN = ("revision", "config", "split", "column", "template")
+_NOT_DECIDING = {"labels", "output", "priority", "max_queue_seconds", "max_runtime_seconds"}
+_SHAPE_AND_PLACE = {
+    MapStructure.FULL: {"shape": "linear", "place": "output projection"},
+    MapStructure.DIAGONAL: {"shape": "diagonal", "place": "last norm"},
+}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseCard:
+    """`licence` and `languages` are words of the Hub; `name` and `link` belong to the licence `other`.
+
+    `terms` are the files of licence, notice and use policy that lie beside the weights.
+    """
+
+    licence: str | None = None
+    name: str | None = None
+    link: str | None = None
+    languages: tuple[str, ...] = ()
+    terms: tuple[str, ...] = ()
+
+
+def read_base_card(directory: Path) -> BaseCard:
+    """Of the model in `directory`. What is missing or of another kind is left out."""
+    terms = tuple(sorted(path.name for path in directory.iterdir() if is_terms(path.name) and path.is_file()))
+    try:
+        header = header_of(read_card(directory / CARD)) if (directory / CARD).is_file() else {}
+    except InvalidInput:  # a header that is not read
+        header = {}
+    licence = _matching(header.get("license"), _LICENSE)
+    if licence is None and terms:
+        return BaseCard(
+            licence=OTHER,
+            name="terms-of-the-original-model",
+            link=terms[0],
+            languages=_languages(header.get("language")),
+            terms=terms,
+        )
+    return BaseCard(
+        licence=licence,
+        name=_matching(header.get("license_name"), _LINE),
+        link=_matching(header.get("license_link"), _LINK),
+        languages=_languages(header.get("language")),
+        terms=terms,
+    )
+
+
+def _matching(value: Value | None, pattern: re.Pattern[str]) -> str | None:
+    return value if isinstance(value, str) and pattern.fullmatch(value) and printable(value) == value else None
+
+
+def _languages(value: Value | None) -> tuple[str, ...]:
+    named = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    return tuple(dict.fromkeys(one for one in named if isinstance(one, str) and _LANGUAGE.fullmatch(one)))
+
+
+def write_card(
+    directory: Path, content: Mapping[str, object], *, base: BaseCard, is_chat: bool, structure: MapStructure
+) -> None:
+    """Write `README.md` into `directory`, and the picture beside it where it can be drawn.
+
+    `content` is that of `replaceme.json`. `base` is from the card of the original, `is_chat`: the tokenizer has a chat
+    template, `structure` is that of the maps that this model takes. `ModelCard` parses the header that it is given, and
+    refuses what is no valid one.
+    """
+    report, spec = Report(content), ResolvedSpec.model_validate(content["spec"])
+    removed, kept = report.blocks("removed_blocks"), report.blocks("kept_blocks")
+    model, hub, blocks = spec.model, report.text("hub"), len(removed) + len(kept)
+    short = model.repo_id.split("/")[-1]
+    repository = model.repo_id if hub and model.revision is not None else None
+    title = f"{short}, {len(kept)} of {blocks} blocks"
+    again = spec.at_ratio(ratio_of(len(removed), blocks)) if spec.searches else spec
+    body = _template().render(
+        report=report,
+        view=view,
+        spec=spec,
+        base=base,
+        is_chat=is_chat,
+        title=title,
+        short=short,
+        kept=len(kept),
+        blocks=blocks,
+        removed=removed,
+        repository=repository,
+        page=f"{hub}/{model.repo_id}/tree/{model.revision}",
+        place=(hub and spec.output.repo_id) or "path/to/this/directory",
+        how=_how(spec, Method(report.text("chosen_method")), structure),
+        picture=_draw(content, directory),
+        cuts=_compared_cuts(report),
+        again=as_request(again) if repository else as_command(again),
+    )
+    fields = _header(report, spec, base, title=title, repository=repository).to_dict()  # type: ignore[no-untyped-call]
+    header = ModelCardData(**_printable(fields))
+    ModelCard(f"---\n{header.to_yaml()}\n---\n\n" + re.sub(r"\n{3,}", "\n\n", body)).save(directory / CARD)
+
+
+def _header(report: Report, spec: ResolvedSpec, base: BaseCard, *, title: str, repository: str | None) -> ModelCardData:
+    """What the Hub reads. Licence and languages are those of the original; what is not known is left out."""
+    on_hub = {source.name: source for source in spec.calibration.mix if source.is_on_hub}
+    results = []
+    for row in report.rows("texts"):
+        name, before, after = report.text("texts", row, "name"), *(report.number("texts", row, side) for side in _SIDES)
+        assert before is not None and after is not None
+        source = on_hub.get(name)
+        results.append(
+            EvalResult(
+                task_type="text-generation",
+                task_name="Language modelling",
+                dataset_type=name.removeprefix(BUILTIN_PREFIX),
+                dataset_name=name,
+                dataset_config=source.config if source else None,
+                dataset_split=source.split if source else None,
+                dataset_revision=source.revision if source else None,
+                dataset_args={
+                    "tokens": report.at("texts", row, "tokens"),
+                    "sequence_length": spec.calibration.max_length,
+                    "original_model": round(before, 4),
+                },
+                metric_type="perplexity",
+                metric_name="Perplexity",
+                metric_value=round(after, 4),
+            )
+        )
+    return ModelCardData(
+        license=base.licence,
+        license_name=base.name,
+        license_link=base.link,
+        language=list(base.languages) or None,
+        base_model=repository,
+        base_model_relation=RELATION if repository else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=list(TAGS),
+        datasets=list(on_hub) if report.text("hub") and on_hub else None,
+        metrics=["perplexity"] if results else None,
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
+
+
+_SIDES = ("before", "after")
+
+
+def _printable(value: Any) -> Any:
+    """A value of the header, with all text in it printable."""
+    match value:
+        case str():
+            return printable(value)
+        case list():
+            return [_printable(one) for one in value]
+        case dict():
+            return {name: _printable(one) for name, one in value.items()}
+    return value
+
+
+def _how(spec: ResolvedSpec, name: Method, structure: MapStructure) -> Markup:
+    """How the blocks were chosen and what compensates for them, in the words of the method's traits."""
+    traits = TRAITS[name]
+    card = traits.card.format(name=name, **_SHAPE_AND_PLACE[structure])
+    if traits.selection_card is None:
+        return Markup(card)
+    how = traits.selection_card if spec.drop is None else "They were named in the request"
+    return Markup(f"{how} (method `{name}`). {card}")
+
+
+def _draw(content: Mapping[str, object], directory: Path) -> str | None:
+    """Draw how much each block of the original changes, and which are gone; the name of the picture.
+
+    `None` where the angles were not computed, and where matplotlib (extra `plot`) is not installed.
+    """
+    plot = next((one for one in plots_of(content) if one.name == "influence"), None)
+    if plot is None:
+        return None
+    if not can_draw():
+        logger.info("card and report get no pictures: matplotlib is not installed (pip install 'replaceme[plot]')")
+        return None
+    (directory / PICTURE).write_bytes(rendered(plot.draw, "png"))
+    return PICTURE
+
+
+def _compared_cuts(report: Report) -> Table | None:
+    """The alternatives that were tried to the end, the chosen one first; `None` where there was one."""
+    rows = report.rows("candidates", most=view.MOST_CANDIDATES)
+    if any(report.number("candidates", row, name) is not None for row in rows for name in view.ORDERS):
+        return None  # no alternatives to each other
+    tried = sum(report.number("candidates", row, "held_out_loss") is not None for row in rows)
+    table = view.candidates(report)
+    return table.only("blocks", "held_out_loss", most=min(tried, MOST_ROWS)) if table and tried > 1 else None
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,  # what a macro returns is `Markup`, and is not made text again
+        finalize=_finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "code": lambda text: Markup(markdown_code(text)),
+        "fenced": _fenced,
+        "percent": lambda value: Markup(percent(value)),
+        "table": lambda table: Markup(markdown_table(table)),
+    }
+    environment.globals |= {
+        "answer": ANSWER_CHARACTERS,
+        "counted": lambda number, things: Markup(counted(number, things)),
+        "link": lambda text, address: Markup(f"[{markdown(text)}]({quote(printable(address), safe='/:')})"),
+        "other": OTHER,
+        "perplexity": PERPLEXITY,
+        "ranges": block_ranges,
+        "ratio": RATIO,
+        "self_generated": SELF_GENERATED,
+        "whole": WHOLE,
+    }
+    return environment.get_template("card.md.jinja")
+
+
+def _finalize(value: object) -> object:
+    match value:
+        case Markup():
+            return value
+        case Shown(value=float() | int()):
+            return Markup(value.text)
+        case Shown():
+            return Markup(markdown(value.text))
+    return Markup(markdown(str(value)))
+
+
+def _fenced(text: str, language: str) -> Markup:
+    """A block of code, with a fence that is in no line of it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return Markup(f"{fence}{language}\n{printable(text, lines=True)}\n{fence}")
+
+
+def as_request(spec: ResolvedSpec) -> str:
+    """The body of `POST /jobs`; what is at its default and decides nothing is left out."""
+    body = spec.model_dump(mode="json", exclude=_NOT_DECIDING, exclude_none=True)
+    defaults = ComputeSpec().model_dump(mode="json")
+    body["compute"] = {name: value for name, value in body["compute"].items() if value != defaults[name]}
+    for part in ("calibration", "method", "evaluation"):
+        fields = type(getattr(spec, part)).model_fields
+        given = getattr(spec, part)
+        body[part] = {name: body[part][name] for name in body[part] if getattr(given, name) != fields[name].default}
+        if not body[part]:
+            del body[part]
+    return json.dumps(body, indent=2)
+
+
+def as_command(spec: ResolvedSpec) -> str:
+    """The call of `replaceme compress`, for a model in a directory."""
+    method, compute, text = spec.method, spec.compute, spec.calibration
+    options: list[tuple[str, object]] = [("ratio", spec.ratio)]
+    if spec.drop is not None:
+        options.append(("drop", ",".join(map(str, spec.drop))))
+    options += [("method", method.name), *_texts(text)]
+    options += [("samples", text.samples), ("max-length", text.max_length), ("seed", text.seed)]
+    fields = type(method).model_fields
+    named = {"ridge", "replays", "groups", "loss", "structure", "selection", "ridge_later"}
+    options += [
+        (name.replace("_", "-"), getattr(method, name))
+        for name in sorted(named)
+        if getattr(method, name) != fields[name].default
+    ]
+    options.append(("time-budget", method.time_budget_seconds))
+    asked = spec.evaluation
+    if asked.samples != type(asked).model_fields["samples"].default:
+        options.append(("evaluation-samples", asked.samples))
+    if asked.tasks:
+        options += [("tasks", ",".join(asked.tasks)), ("tasks-dir", "TASKS_DIR")]
+        options += [("task-limit", asked.task_limit), ("few-shot", asked.few_shot)]
+    options += [("gate", criterion) for criterion in _gate(spec)]
+    options += [("device", compute.device), ("dtype", compute.dtype), ("threads", compute.threads)]
+    options += [("batch-size", compute.batch_size), ("quantization", compute.quantization)]
+    options.append(("loading", compute.loading))
+    flags = [
+        *(["as-published"] if method.as_published else []),
+        *(["pattern-safe"] if compute.pattern_safe else []),
+        *([] if spec.evaluation.enabled else ["no-evaluate"]),
+    ]
+    parts = [f"--{name} {shlex.quote(str(value))}" for name, value in options if value is not None]
+    return " \\\n  ".join(["replaceme compress MODEL_DIR --out OUT", *parts, *(f"--{flag}" for flag in flags)])
+
+
+def _texts(text: CalibrationSpec) -> list[tuple[str, object]]:
+    beside: list[tuple[str, object]] = [("repeated", text.repeated), ("judged-on", text.judged_on)]
+    if text.sources is None:
+        shares = [("self-generated", text.self_generated), ("general", text.general)]
+        return [("calibration", _named(text.mix[0])), *shares, *beside]
+    given = text.mix[: len(text.sources)]
+    options: list[tuple[str, object]] = [("calibration", _named(source, share=source.share)) for source in given]
+    return [*options, *beside]
+
+
+def _named(source: MixedSource, *, share: float | None = None) -> str:
+    """As one value of `--calibration`: NAME, NAME=SHARE, or JSON where the source has options of its own."""
+    name = source.name.removeprefix(FILE_PREFIX)
+    fields = CalibrationSource.model_fields
+    own = {one: getattr(source, one) for one in _OWN if getattr(source, one) != fields[one].default}
+    if own:
+        return json.dumps({"dataset": name, **own, **({} if share is None else {"share": share})})
+    return name if share is None else f"{name}={share:.6g}"
+
+
+def _gate(spec: ResolvedSpec) -> list[str]:
+    """Each limit, such as "perplexity_ratio<=1.6"."""
+    criteria = {} if spec.gate is None else spec.gate.criteria
+    signs = (("min", ">="), ("max", "<="))
+    return [
+        f"{name}{sign}{limit}"
+        for name, limits in criteria.items()
+        for bound, sign in signs
+        if (limit := getattr(limits, bound)) is not None
+    ]
