@@ -206,7 +206,7 @@ def _explain(console: Console, candidates: Sequence[Mapping[str, object]]) -> No
         console.print("without which the model, with a map in place of what is missing, predicts")
         console.print("held-out text best. The chosen come first.")
     elif all(row.get("residual") is None for row in candidates):
-        console.print("Why these blocks: every run of so many blocks was looked at on a little held-out")
+        console.print("Why these blocks: every run of that length was looked at on a little held-out")
         console.print("text, with a map in its place, and those that lost least on more of it. The best")
         console.print("one was removed.")
     else:

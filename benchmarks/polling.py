@@ -156,7 +156,7 @@ async def measure(
 
 
 async def measure_list(url: str, seen: Seen) -> None:
-    """How large a list of `LISTED_JOBS` jobs is, and how long it takes. Submits jobs until there are so many."""
+    """How large a list of `LISTED_JOBS` jobs is, and how long it takes. Submits jobs until there are that many."""
     connection = Connection(url)
     path = f"/jobs?limit={LISTED_JOBS}"
     while True:

@@ -51,6 +51,11 @@ WORDS = (
     ("whoever|whomever", "name who it is: the worker, the caller"),
     ("round in circles", "repeat itself"),
     ("for ever", "forever, without limit"),
+    ("so many", 'the number, or "one per ...", "a quarter as many"'),
+    ("as many as there are", "the number"),
+    ("without doubt", "significantly; by more than 4 standard errors"),
+    ("what is left without", 'the value "after removing" the blocks'),
+    ("nobody uses", "say what it is for"),
 )
 
 STORED = ("last_rung_at", "hub_patience_seconds")

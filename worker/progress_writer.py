@@ -109,7 +109,7 @@ class StageSpans:
 
 
 NEWS, NEWS_SECONDS = 0.1, 2.0
-"""While nothing is reported, an estimate is written again once it has changed by this part, and by so many seconds."""
+"""While nothing is reported, an estimate is written again once it has changed by this part and these seconds."""
 
 logger = logging.getLogger(__name__)
 runner_log = logging.getLogger("runner")

@@ -135,7 +135,7 @@ class CriterionBody(Body):
 
 
 class TrialBody(Body):
-    """A trial of a search for the deepest cut: the removal of so many `blocks`, and what its result is worth.
+    """A trial of a search for the deepest cut: the number of removed `blocks`, and what its result is worth.
 
     `measured` are values by the names of criteria, also of those that the gate has not. `problem` says why there are
     none.

@@ -123,7 +123,7 @@ class Credential:
 
 PREFIX = "rmk_"
 SHOWN_CHARACTERS = 8
-"""So many characters of a key are stored and shown: the prefix and 24 of its 256 bits."""
+"""Characters of a key that are stored and shown: the prefix and 24 of its 256 bits."""
 
 _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _RANDOM_DIGITS = 43  # 62 ** 43 is more than 2 ** 256

@@ -103,7 +103,7 @@ def inputs_of(spec: CompressionSpec) -> str:
 
 
 def modelled_copy(stage: Stage, size: int, *, is_remote: bool) -> float:
-    """The seconds of `download` or `publish` by the model, for so many bytes.
+    """The seconds of `download` or `publish` by the model, for this number of bytes.
 
     `is_remote`: the Hub is reached over a network; else nothing is downloaded.
     """

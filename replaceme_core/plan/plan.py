@@ -77,7 +77,7 @@ class Estimate:
     memory: Mapping[Stage, Peak]
     duration: Duration
     trials: int = 0
-    """A search for the deepest cut has so many at most, and removes at most what `blocks` says."""
+    """The most trials of a search for the deepest cut, which removes at most what `blocks` says."""
 
     @property
     def host_bytes(self) -> int:

@@ -78,7 +78,7 @@ class ModelShape:
         return max(self.block_values)
 
     def parameters_after(self, removed: Sequence[int] | int) -> int:
-        """Parameters without the blocks `removed`, or without so many blocks of the usual size."""
+        """Parameters without the blocks `removed`, or without that number of blocks of the usual size."""
         if isinstance(removed, int):
             return self.parameters - round(removed * sum(self.block_values[1:]) / (self.blocks - 1))
         return self.parameters - sum(self.block_values[block] for block in removed)

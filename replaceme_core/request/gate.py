@@ -63,7 +63,7 @@ def unit_of(name: str) -> str:
 
 
 class Trial(Frozen):
-    """The removal of so many `blocks`: which ones went, what the result is worth, and how many seconds it took.
+    """The removal of a number of `blocks`: which ones, what the result is worth, and how many seconds it took.
 
     `measured` are all values by the names of the criteria, also of those that the gate does not ask for. `problem` says
     why nothing could be measured; such a trial has missed the gate.
@@ -103,7 +103,7 @@ def deepest(depths: Sequence[int], is_too_deep: Callable[[int], bool]) -> int | 
 
 
 def most_trials(depths: int) -> int:
-    """How many of so many depths `deepest` looks at, at most.
+    """The most trials that `deepest` makes of this number of depths.
 
     >>> [most_trials(depths) for depths in (1, 3, 15, 16)]
     [1, 2, 4, 5]

@@ -107,7 +107,7 @@ class ResolvedCalibration(CalibrationSpec):
     def own_judging(self) -> int:
         """How many held-out sequences of the model's own text are not part of the samples.
 
-        Where the request names one text and another one judges, so many that there are about as many as of that: an
+        Where the request names one text and another one judges, own text gets about as many sequences as that one: an
         eighth of the samples is a single one (docs/explanation/how-the-default-works.md#mix).
         """
         if self.dataset is None or self.generated_share == 0 or not any(self.judges):

@@ -131,7 +131,7 @@ class Course:
     _measured_from: tuple[float, float] = field(init=False)
     """When the speed began to be measured, and what was done then."""
     _doubt: float = field(default=0.0, init=False)
-    """The job is taken to have kept to its plan for so many seconds before; 0 without a plan."""
+    """Seconds for which the job is taken to have kept to its plan before; 0 without a plan."""
     _overdue: float = field(default=0.0, init=False)
     _estimates: list[tuple[float, float]] = field(default_factory=list, init=False)
     """Pairs of elapsed seconds and the seconds that the whole was then expected to take."""
@@ -141,7 +141,7 @@ class Course:
         self._measured_from = self.started, 0.0
 
     def expect(self, seconds: Mapping[Stage, float], now: float) -> None:
-        """From now on the stages are expected to take so many `seconds`; those without are no part of the job."""
+        """From now on the stages are expected to take these `seconds`; those without are no part of the job."""
         self.weights = {stage: seconds[stage] for stage in self.weights if stage in seconds}
         self._doubt = DOUBT * sum(self.weights.values())
         self._done = 0.0

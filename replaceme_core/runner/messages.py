@@ -43,7 +43,7 @@ class Progress(Protocol):
     """Receives the progress of the pipeline."""
 
     def resolved(self, spec: CompressionSpec, *, expected: Mapping[Stage, float]) -> None:
-        """Every default of the specification has been filled in; the stages are expected to take so many seconds."""
+        """Every default of the specification has been filled in; `expected` are the seconds that stages should take."""
 
     def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
         """A stage begins, and the one before it has ended.

@@ -84,7 +84,7 @@ class Activations(DenseStreams):
     """Whether blocks may be removed together; `None`: any."""
     _dense_losses: dict[int | None, list[float]] = field(init=False, default_factory=dict)
     _most_cuts: int = 0
-    """Statistics of so many cuts were in memory at once, at most."""
+    """The most cuts whose statistics were in memory at once."""
 
     def statistics(self, cut: Cut, *, done: Sequence[FittedCut] = ()) -> CutStatistics:
         """The sums of any `cut`, whose prefix is already pruned by `done`, toward the dense stream at its end.
@@ -195,7 +195,7 @@ class Activations(DenseStreams):
         return AnchorSums(fit=sums, held_out=sums.zero_width()), halves
 
     def prove(self, positions: int) -> float:
-        """The largest relative error of the residual check on so many positions of the first sequence.
+        """The largest relative error of the residual check on the first `positions` of the first sequence.
 
         A cached entry carries the result for this very model. Raises `NumericalFailure`.
         """

@@ -180,7 +180,7 @@ class LoadedTasks:
 def load_tasks(
     names: Sequence[str], *, directory: str | None, limit: int | None = None, few_shot: int | None = None
 ) -> LoadedTasks | None:
-    """The tasks of `names`; `None` without any. `limit`: only so many questions of each.
+    """The tasks of `names`; `None` without any. `limit`: the most questions of each.
 
     `few_shot` is the number of examples in the prompt; by default that of the task, or of the suite. Raises
     `InvalidInput` for a task that does not exist, or whose data are not in `directory`.

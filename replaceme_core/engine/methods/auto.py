@@ -75,7 +75,7 @@ class _Calibrated(Calibrated):
 
 @dataclass(frozen=True, kw_only=True)
 class _Selected(Selected):
-    """The `contenders` are refitted; the first is taken unless another one is better without doubt.
+    """The `contenders` are refitted; the first is taken unless another is better by 4 standard errors.
 
     `maps` is the result of the window with a map; `None`: found where it is needed.
     """

@@ -17,7 +17,7 @@ from replaceme_core.engine.selection.replay import losses_without_each
 
 EVIDENCE_TOKENS = 8_192
 """Fit sequences join the held-out ones until there are this many tokens. Removing n of L blocks costs about n L / 4
-dense passes over them, and a difference between two blocks that so many tokens do not show hardly counts."""
+dense passes over them, and a difference between two blocks that they do not show hardly counts."""
 
 
 def calibrate(task: Task) -> Calibrated:

@@ -379,7 +379,7 @@ class BlockRunner:
 def sequences_at_once(stream: torch.Tensor, *, is_lazy: bool) -> int:
     """How many sequences of `stream` (batch, positions, d) go through a block together, memory permitting.
 
-    On an accelerator all of them. On a CPU so many that the activations within an MLP, about `MLP_WIDTH` times as wide
+    On an accelerator all. On a CPU as many as keep the activations within an MLP, about `MLP_WIDTH` times as wide
     as the stream, stay in memory that the allocator reuses (measured:
     docs/explanation/how-the-default-works.md#memory), in
     parts of even size; a quarter of that where the model `is_lazy`.

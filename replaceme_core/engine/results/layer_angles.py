@@ -52,7 +52,7 @@ def layer_angles(activations: DenseStreams) -> LayerAngles | None:
 
 @dataclass
 class _Kept:
-    """The directions of some tokens, spread over the batch, in each of so many streams."""
+    """The directions of some tokens, spread over the batch, in each of several streams."""
 
     first: Stream
     streams: int

@@ -13,7 +13,7 @@ CERTAINTY = 2.0
 BEYOND_DOUBT = 4.0
 """Standard errors at which no further batch is run; more than `CERTAINTY`, because the test is repeated many times."""
 FIRST_LOOK = 4
-"""Batches that are run before an entry may be left out for good: so many of each source, or all that it has."""
+"""Batches of each source that are run before an entry may be left out for good, or all that the source has."""
 SMALLEST = 1e-12
 """In nats. A loss of zero has no logarithm."""
 
@@ -103,16 +103,16 @@ class Judge:
         return self.score(losses) - self.score(than) > certainty * self._error(losses, than=than)
 
     def is_beyond_doubt(self, losses: Sequence[float], *, than: Sequence[float]) -> bool:
-        """Whether they are worse by so much, on so many batches of every source, that no further batch is needed."""
+        """Whether they are worse by `BEYOND_DOUBT` standard errors on enough batches of every source to stop here."""
         return len(losses) >= self.first_verdict and self.is_worse(losses, than=than, certainty=BEYOND_DOUBT)
 
     @cached_property
     def first_verdict(self) -> int:
-        """On fewer batches than this nothing is beyond doubt."""
+        """On fewer batches than this nothing is left out."""
         return next((count for count in range(FIRST_LOOK, self.batches + 1) if self._shows(count)), self.batches + 1)
 
     def _shows(self, batches: int) -> bool:
-        """Whether so many batches have enough of every source."""
+        """Whether the first `batches` have enough of every source."""
         seen = Counter(self.sources[:batches])
         return all(seen[source] >= min(FIRST_LOOK, count) for source, count in self.counts.items())
 

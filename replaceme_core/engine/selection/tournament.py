@@ -22,7 +22,7 @@ def tournament(
 ) -> tuple[Entry, dict[Entry, list[float]]]:
     """The winner of `field`, and the losses of each entry by batch, as many as were computed.
 
-    Every entry is compared with the present best on the same batches, and is left out once it is worse beyond doubt
+    Every entry is compared with the present best on the same batches, and is left out once it is significantly worse
     (`Judge.is_beyond_doubt`): one batch says little, so nothing is left out before several batches of every source, and
     nothing whose difference is within its error. The winner has a loss for each batch. Where the scores of the last
     entries are close and their difference is within its error, the smaller `rank` wins; without ranks, the smaller
@@ -57,9 +57,9 @@ def accepted_scale(
     """The largest scale at which a change is surely better than none, its losses, and the losses without the change.
 
     `loss_at(scale)(batch)` is the loss; `known` are the losses of the whole change. Surely better means by more than
-    `judge.CERTAINTY` standard errors of the paired difference over all batches, or beyond doubt on fewer; then the
-    losses without the change are fewer too, and `Judge.paired_mean` compares them. The scale is 0 where no change is
-    surely better; both lists are then the losses without it.
+    `judge.CERTAINTY` standard errors of the paired difference over all batches, or `judge.BEYOND_DOUBT` on fewer; then
+    the losses without the change are fewer too, and `Judge.paired_mean` compares them. The scale is 0 where no change
+    is surely better; both lists are then the losses without it.
     """
     none: list[float] = []
     loss_of_none = loss_at(0.0)

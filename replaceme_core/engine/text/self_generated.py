@@ -85,7 +85,7 @@ LOOP, FEWEST = 64, 16
 """A text is ended when it repeats itself: its last `LOOP` tokens have fewer than `FEWEST` different values. That holds
 for 1 of 147 sequences of WikiText, and for every third document of a small model."""
 TEXT_TOKENS = 192
-"""About so many tokens are generated in one go. Attention to a longer text costs more for each token."""
+"""The approximate length of a generated text. Attention to a longer text costs more for each token."""
 BATCH_TEXTS = 128
 """Texts that are generated together: fewer would read all weights more often for the same tokens."""
 CACHE_STEP = 32

@@ -1,6 +1,6 @@
 """The service holds what its description says: requests that schemathesis makes from it, with all of its checks.
 
-`REPLACEME_TEST_API_EXAMPLES=2000` makes at least so many with and without a key, in all phases; by default few are made
+`REPLACEME_TEST_API_EXAMPLES=2000` makes at least 2,000 with and without a key, in all phases; by default few are made
 without a key.
 """
 

@@ -159,7 +159,7 @@ def test_a_server_whose_password_could_be_taken_for_something_else(settings: Set
         "sqlite:////srv/a@b;c/d",
     ],
 )
-def test_servers_that_are_named_without_doubt(settings: Settings, url: str) -> None:
+def test_servers_that_are_named_unambiguously(settings: Settings, url: str) -> None:
     for name in ("database_url", "broker_url"):
         Settings.model_validate({**settings.model_dump(exclude_none=True), name: url})
 

@@ -38,7 +38,7 @@ def finish(
     succeed: bool = True,
     lost: bool = False,
 ) -> None:
-    """A job whose stages took so many seconds, where the model says 10 of each."""
+    """A job whose stages took these seconds, where the model says 10 of each."""
     claim = ledger.claim(ledger.add_spec(spec))
     if lost:
         ledger.release(claim)

@@ -64,7 +64,7 @@ def position(ledger: Ledger, job_id: str) -> int | None:
 
 
 def run_for(ledger: Ledger, job_id: str, *, seconds: float) -> None:
-    """Let the job succeed after so many seconds."""
+    """Let the job succeed after these seconds."""
     claim = ledger.claim(job_id)
     ledger.succeed(claim)
     with ledger.database.session() as session:

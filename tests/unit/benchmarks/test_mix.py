@@ -1,4 +1,4 @@
-"""A file out of several texts: so many pieces of each, none twice, the same each time."""
+"""A file out of several texts: a number of pieces of each, none twice, the same each time."""
 
 import pytest
 

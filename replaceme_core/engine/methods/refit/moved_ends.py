@@ -1,4 +1,4 @@
-"""Move an end of runs of blocks that were chosen: a block comes back, and one beside a run goes.
+"""Swap an end block of the chosen runs for a neighbour of a run.
 
 A choice of runs begins with equal lengths, since runs of every length would be many times as many guesses. One move
 from there finds the better lengths nearby (docs/explanation/how-the-default-works.md#runs).

@@ -12,8 +12,8 @@ from replaceme_core.engine.methods.cuts import require_rank
 from replaceme_core.engine.methods.protocol import Task
 
 POSITIONS = 256
-"""Of each held-out sequence `auto` runs so many while it chooses blocks: more sequences are better evidence than longer
-ones."""
+"""`auto` chooses blocks on this many first positions of each held-out sequence: more sequences are better evidence than
+longer ones."""
 OF_EACH_SOURCE = 4
 """Held-out sequences."""
 STREAM_BYTES = 64 * 2**30
@@ -31,10 +31,10 @@ def positions_for_choice(task: Task) -> int | None:
 
 
 def batches_for_choice(task: Task) -> list[int]:
-    """The held-out batches that blocks are chosen on: of each source as many sequences, at least `OF_EACH_SOURCE`.
+    """The held-out batches that blocks are chosen on: the same number of sequences of each source.
 
-    As many as the source with the fewest has. The score has one mean for each source, so that more of one source alone
-    make it little surer.
+    `OF_EACH_SOURCE`, or all that the smallest source has if that is more: with one mean for each source, more of one
+    source alone hardly make the score more certain.
     """
     sequences, numbers, seen = Counter[int](), list[int](), Counter[int]()
     for number in task.activations.held_out_batches:

@@ -5,7 +5,7 @@ from collections.abc import Collection
 REACH = 2 / 3
 """Of the blocks. Solutions in the last ones are fitted to noise (docs/explanation/how-the-default-works.md#refit)."""
 LEAST_AFTER = 1 / 6
-"""Of the blocks, so many after the last one that is removed, where that is near the end."""
+"""The part of the blocks after the last removed one that may change, where that is near the end."""
 
 
 def first_unchanged(removed: Collection[int], blocks: int) -> int:

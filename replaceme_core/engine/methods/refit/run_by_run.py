@@ -18,12 +18,12 @@ from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.engine.selection.judge import Judge
 
 FOLLOWING = 3
-"""One in so many of the kept blocks follows all that are removed."""
+"""A third of the kept blocks follow all that are removed."""
 FIRST = 10
-"""One in so many blocks comes before all that are removed: without the first ones a refit leaves more than maps show
+"""A tenth of the blocks come before all that are removed: removing the first ones costs a refit more than maps show
 (docs/explanation/how-the-default-works.md#runs)."""
 LEAST_RUNS, BLOCKS_IN_RUN = 2, 4
-"""So many runs are removed, or one for each so many blocks. Each run has a map of its own here, and a refit has none:
+"""Two runs are removed, or one for each four blocks. Each run has a map of its own here, and a refit has none:
 maps flatter many short runs (docs/explanation/how-the-default-works.md#runs)."""
 LEAST_TRIES, MOST_TRIES = 4, 8
 """Runs tried in each step, whatever the guesses."""

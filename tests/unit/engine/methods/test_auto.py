@@ -58,7 +58,7 @@ def test_several_runs_are_refitted_beside_one_where_they_are_far_better_with_map
     ("factors", "removed"),
     [([0.98, 0.97] * 4, [1, 3]), ([0.99, 0.97, 1.0] * 2 + [0.99] * 2, [3, 4]), ([1.01] * 8, [3, 4])],
 )
-def test_several_runs_are_taken_where_they_are_better_without_doubt(
+def test_several_runs_are_taken_where_they_are_significantly_better(
     monkeypatch: pytest.MonkeyPatch, factors: list[float], removed: list[int]
 ) -> None:
     """Maps flatter several runs (docs/explanation/how-the-default-works.md#runs).

@@ -75,7 +75,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
 
 
 def write(path: Path, header: str | bytes | dict[str, object], *, data: int = 16) -> Path:
-    """A file with this header and so many bytes of data."""
+    """A file with this header and a number of bytes of data."""
     text = json.dumps(header) if isinstance(header, dict) else header
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     path.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(data))

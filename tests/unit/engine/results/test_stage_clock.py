@@ -1,4 +1,4 @@
-"""Samples of memory: while a clock runs, with the stage, and never more than so many."""
+"""Samples of memory: while a clock runs, with the stage, and never more than the limit."""
 
 import threading
 import time

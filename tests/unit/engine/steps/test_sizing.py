@@ -21,7 +21,7 @@ VOCABULARY = 260
 
 
 def written(path: Path, *, sequences: int) -> Path:
-    """A text of so many sequences."""
+    """A text of this number of sequences."""
     path.write_text("\n".join("a few words, and" for _ in range(sequences)))
     return path
 
