@@ -54,7 +54,7 @@ class Confinement:
     memory: MemoryLimit | None = None
 
     def for_plan(self, planned: Callable[[], int]) -> "Confinement":
-        """The same for a job that is planned to take so many bytes of the host's memory."""
+        """The same for a job that is planned to take this many bytes of the host's memory."""
         if self.memory is None or self.memory.named:
             return self
         return replace(self, memory=self.memory.for_plan(planned()))

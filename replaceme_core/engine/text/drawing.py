@@ -78,7 +78,7 @@ class TokenSet:
 
 
 OTHER_TEXTS = 4
-"""A text after the first one measures one sequence for each so many of the first."""
+"""A text after the first one measures a quarter as many sequences as the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ def divide(total: int, shares: Sequence[float], *, least: Sequence[int]) -> list
 
 
 MOST_PERIODS = 4
-"""Every kind has a region in each of so many equal periods of the text."""
+"""The text is divided into at most this many equal periods, each with a region of every kind."""
 KINDS = ("fit", "held_out", "measure")
 
 
@@ -150,7 +150,7 @@ class Region:
 
 
 def regions(tokens: int, borders: Sequence[int], *, needs: Sequence[int], body: int) -> list[Region]:
-    """The regions of a text of so many tokens, in order, without gaps; an empty kind has none.
+    """The regions of a text of `tokens` tokens, in order, without gaps; an empty kind has none.
 
     `borders` are where documents begin, in order. `needs` are the sequences of `body` tokens of each of `KINDS`; the
     text must have enough for all. Regions are in proportion to the needs. An edge is at the nearest border of documents
