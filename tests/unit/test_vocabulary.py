@@ -80,7 +80,7 @@ def test_hits_are_printed_with_file_and_line(
     (tmp_path / "worker" / "data.json").write_text('"doorbell"')
     (tmp_path / "README.md").write_text("plain words\n")
     assert check.main(tmp_path) == 1
-    assert capsys.readouterr().out == 'worker/app.py:2: "doorbell": write: wake-up message\n'
+    assert capsys.readouterr().out == 'worker/tasks.py:2: "doorbell": write: wake-up message\n'
     (tmp_path / "worker" / "tasks.py").unlink()
     assert check.main(tmp_path) == 0
 
