@@ -1,4 +1,4 @@
-"""How many blocks go: one number for a ratio, a range where the deepest cut is asked for."""
+"""What may be removed: how many blocks, and what keeps the pattern of a model's kinds of blocks."""
 
 import pytest
 
@@ -6,7 +6,17 @@ from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.hub.model_config import ModelOutline
-from replaceme_core.request.removal import blocks_to_remove, check_removal, depths_of, ratio_of
+from replaceme_core.request.method import Method, MethodSpec
+from replaceme_core.request.removal import (
+    blocks_to_remove,
+    check_removal,
+    depths_of,
+    keeping_method,
+    pattern_rule,
+    ratio_of,
+)
+from replaceme_core.request.spec import CompressionSpec
+from tests.fixtures.models.tiny import VARIANTS, tiny_config
 
 GATE = {"perplexity_ratio": {"max": 1.6}}
 OUTLINE = ModelOutline(layout=FAMILIES["llama"], blocks=30, hidden_size=576)
@@ -39,3 +49,72 @@ def test_groups_that_no_depth_has() -> None:
 def test_every_depth_has_a_ratio(blocks: int) -> None:
     for depth in range(1, blocks):
         assert blocks_to_remove(ratio_of(depth, blocks), blocks) == depth
+
+
+def rule(name: str, **fields: object) -> object:
+    variant = next(one for one in VARIANTS if one.name == name)
+    body: dict[str, object] = {
+        "model": {"repo_id": "org/tiny"},
+        "calibration": {"dataset": "builtin:general"},
+        "compute": {"pattern_safe": True},
+        **({} if "drop" in fields else {"ratio": 0.33}),
+        **fields,
+    }
+    spec = CompressionSpec.model_validate(body)
+    return pattern_rule(spec, tiny_config(variant), FAMILIES[variant.model_type])
+
+
+def test_only_where_it_is_asked_for_and_there_is_a_pattern() -> None:
+    assert rule("gemma2", compute={}) is None
+    assert rule("llama") is None
+    assert rule("llama", method={"name": "block_influence"}) is None
+    allows = rule("gemma2")
+    assert callable(allows)
+    assert allows([2, 3])
+    assert not allows([2])
+
+
+def test_named_blocks_that_break_it_are_refused() -> None:
+    assert rule("gemma2", drop=[2, 3]) is not None
+    with pytest.raises(InvalidInput, match="without blocks 2 the kinds of the others") as refused:
+        rule("gemma2", drop=[2])
+    assert refused.value.field == "drop"
+
+
+def test_a_model_that_follows_no_step_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"\(no_rope_layers, layer_types\) follow no step") as refused:
+        rule("smollm3-sliding")
+    assert refused.value.field == "compute.pattern_safe"
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "auto"},
+        {"name": "refit"},
+        {"name": "block_influence"},
+        {"name": "perplexity_greedy"},
+        {"name": "merge"},
+        {"name": "least_squares", "groups": 2},
+        {"name": "least_squares", "as_published": True},
+        {"time_budget_seconds": 60.0},
+    ],
+    ids=str,
+)
+def test_a_method_that_chooses_here_and_there_is_refused(method: dict[str, object]) -> None:
+    with pytest.raises(InvalidInput, match="needs a choice of one window: least_squares, cosine, drop, or refit") as no:
+        rule("gemma2", method=method)
+    assert no.value.field == "method.name"
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ({}, Method.LEAST_SQUARES),
+        ({"name": "drop"}, Method.DROP),
+        ({"name": "cosine"}, Method.COSINE),
+        ({"name": "refit", "selection": "window"}, Method.REFIT),
+    ],
+)
+def test_methods_that_choose_a_window(method: dict[str, object], expected: Method) -> None:
+    assert keeping_method(MethodSpec.model_validate(method)) is expected
