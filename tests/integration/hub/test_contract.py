@@ -1,18 +1,20 @@
 """One contract over both sides of the Hub port: the directory, and the real client against a Hub over a socket."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from replaceme_core.errors import BrokenModel, InvalidInput, LeaseLost, RepositoryNotFound, StaleParent
-from replaceme_core.hub.port import Hub, Publication, RepositoryFile, RepositoryKind
-from tests.fixtures.servers.hub import HubSide, anything, nothing
+from replaceme_core.hub.port import ExistingOutput, Hub, Publication, RepositoryFile, RepositoryKind
+from tests.fixtures.servers.hub import HubSide, SocketSide, anything, nothing
 
 CONFIG = b'{"model_type": "llama", "num_hidden_layers": 4}'
 WEIGHTS = bytes(range(256)) * 700
 MODEL = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "tokenizer.json": b"{}", "extra/notes.txt": b"notes"}
 TRAILER = "ReplaceMe-Job: 6f1c"
+THEIRS = {"config.json": b'{"theirs": 1}', "model.safetensors": b"their weights", "LICENSE": b"theirs"}
 
 Publish = Callable[..., Publication]
 
@@ -75,6 +77,8 @@ def test_a_file_that_is_not_there(hub: Hub, hub_side: HubSide, path: str) -> Non
         hub.download(snapshot, ("config.json", path))
     with pytest.raises(RepositoryNotFound, match="has no file"):
         hub.read_json(snapshot, path)
+    with pytest.raises(RepositoryNotFound, match="has no file"):
+        hub.read_range(snapshot, path, start=0, end=8)
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 8), (8, 300), (0, len(WEIGHTS)), (len(WEIGHTS) - 3, len(WEIGHTS) + 99)])
@@ -83,14 +87,6 @@ def test_a_part_of_a_file(hub: Hub, hub_side: HubSide, start: int, end: int) -> 
     snapshot = hub.resolve("acme/tiny", kind=RepositoryKind.MODEL)
     assert hub.read_range(snapshot, "model.safetensors", start=start, end=end) == WEIGHTS[start:end]
     assert hub.read_range(snapshot, "config.json", start=start, end=end) == CONFIG[start:end]
-
-
-@pytest.mark.parametrize("path", ["none.safetensors", "../tiny/config.json"])
-def test_a_part_of_a_file_that_is_not_there(hub: Hub, hub_side: HubSide, path: str) -> None:
-    hub_side.add_model("acme/tiny", MODEL)
-    snapshot = hub.resolve("acme/tiny", kind=RepositoryKind.MODEL)
-    with pytest.raises(RepositoryNotFound, match="has no file"):
-        hub.read_range(snapshot, path, start=0, end=8)
 
 
 def test_read_json(hub: Hub, hub_side: HubSide) -> None:
@@ -182,14 +178,6 @@ def test_a_second_result_replaces_the_first_whole(hub: Hub, hub_side: HubSide, r
     assert hub.find_publication(one.repo_id, "ReplaceMe-Job: 77aa") == second
 
 
-def test_the_same_publication_is_not_made_again(hub: Hub, hub_side: HubSide, result: Publish) -> None:
-    publication = result()
-    first = hub.publish(publication, before_commit=nothing)
-    (publication.folder / "config.json").write_bytes(b'{"tried": "again"}')
-    assert hub.publish(publication, before_commit=nothing) == first
-    assert hub_side.publications(publication.repo_id) == 1
-
-
 def test_find_publication_knows_nothing_of_others(hub: Hub, result: Publish) -> None:
     publication = result()
     assert hub.find_publication(publication.repo_id, TRAILER) is None
@@ -246,3 +234,77 @@ def test_an_empty_result_is_refused(hub: Hub, result: Publish, tmp_path: Path) -
         path.unlink()
     with pytest.raises(InvalidInput, match="no files"):
         hub.publish(publication, before_commit=nothing)
+
+
+def test_what_exists_is_left_byte_for_byte(hub: Hub, hub_side: HubSide, result: Publish) -> None:
+    mine = result()
+    hub_side.add_model(mine.repo_id, THEIRS)
+    asked: list[str] = []
+    with pytest.raises(InvalidInput, match="exists already"):
+        hub.publish(mine, before_commit=lambda: asked.append("commit"))
+    assert hub_side.files(mine.repo_id) == THEIRS
+    assert hub_side.publications(mine.repo_id) == 0
+    assert asked == [], "nothing is uploaded for a commit that is not made"
+
+
+def test_what_is_replaced_is_shown_first(hub: Hub, hub_side: HubSide, result: Publish) -> None:
+    mine = result()
+    files = {**THEIRS, "replaceme.json": json.dumps({"job_id": "their job"}).encode()}
+    hub_side.add_model(mine.repo_id, files)
+    shown: list[ExistingOutput] = []
+    hub.publish(mine, before_commit=nothing, may_replace=shown.append)
+    (existing,) = shown
+    assert (existing.repo_id, existing.is_empty, existing.job_id) == (mine.repo_id, False, "their job")
+    assert hub_side.files(mine.repo_id).keys() == {"config.json", "model.safetensors"}
+
+
+def test_a_repository_that_is_filled_meanwhile_is_left(hub: Hub, hub_side: HubSide, result: Publish) -> None:
+    mine = result()
+    hub_side.add_model(mine.repo_id, {"replaceme.json": b'{"job_id": "mine"}'})
+
+    def filled(existing: ExistingOutput) -> None:
+        assert existing.job_id == "mine"
+        hub_side.add_model(mine.repo_id, THEIRS)
+
+    with pytest.raises(Exception, match="changed by another writer"):
+        hub.publish(mine, before_commit=nothing, may_replace=filled)
+    assert hub_side.files(mine.repo_id).items() >= THEIRS.items()
+
+
+def test_find_output(hub: Hub, hub_side: HubSide, result: Publish) -> None:
+    mine = result()
+    assert hub.find_output(mine.repo_id) is None
+    hub_side.add_dataset(mine.repo_id, {"a.txt": b"a data set has a name of its own"})
+    assert hub.find_output(mine.repo_id) is None
+    hub.publish(mine, before_commit=nothing)
+    found = hub.find_output(mine.repo_id)
+    assert found == ExistingOutput(repo_id=mine.repo_id, is_empty=False, stays_public=False, job_id=None)
+
+
+def test_the_publication_of_a_job_is_never_refused_to_itself(hub: Hub, hub_side: HubSide, result: Publish) -> None:
+    """Also where its first try was cut off between the creation of the repository and the commit."""
+    mine = result()
+    with pytest.raises(ZeroDivisionError):
+        hub.publish(mine, before_commit=lambda: divmod(1, 0))  # type: ignore[arg-type,return-value]
+    revision = hub.publish(mine, before_commit=nothing)
+    (mine.folder / "config.json").write_bytes(b'{"tried": "again"}')
+    assert hub.publish(mine, before_commit=nothing) == revision
+    assert hub_side.publications(mine.repo_id) == 1
+
+
+def test_a_source_says_whether_it_is_private(hub: Hub, hub_side: HubSide, result: Publish) -> None:
+    mine = result()
+    hub_side.add_model("acme/open", THEIRS)
+    hub_side.add_dataset("acme/text", {"a.txt": b"text"})
+    assert not hub.resolve("acme/open", kind=RepositoryKind.MODEL).private
+    assert not hub.resolve("acme/text", kind=RepositoryKind.DATASET).private
+    hub.publish(mine, before_commit=nothing)
+    assert hub.resolve(mine.repo_id, kind=RepositoryKind.MODEL).private
+
+
+def test_an_existing_public_repository_stays_public(socket_side: SocketSide) -> None:
+    hub, fake = socket_side.hub, socket_side.fake
+    fake.add_model("tester/open", {"replaceme.json": b'{"job_id": "mine"}'})
+    found = hub.find_output("tester/open")
+    assert found == ExistingOutput(repo_id="tester/open", is_empty=False, stays_public=True, job_id="mine")
+    assert hub.find_output("tester/none") is None

@@ -1,7 +1,11 @@
 """The real client against a Hub that refuses, hangs, breaks off and loses replies."""
 
+import hashlib
 import logging
 import os
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -11,21 +15,26 @@ from huggingface_hub import close_session
 from benchmarks.harness.fake_hub.access import READ_TOKEN, STRANGER_TOKEN, WRITE_TOKEN
 from benchmarks.harness.fake_hub.faults import Fault
 from benchmarks.harness.fake_hub.server import FakeHub
+from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import (
     AccessDenied,
+    CorruptDownload,
     DisabledRepository,
     GatedRepository,
     HubUnreachable,
     InvalidInput,
+    LeaseLost,
     OutOfSpace,
+    RateLimited,
     ReplaceMeError,
     RepositoryNotFound,
+    StaleParent,
 )
 from replaceme_core.hub import client, huggingface
 from replaceme_core.hub.huggingface import HuggingFaceHub
 from replaceme_core.hub.port import Publication, RepositoryFile, RepositoryKind, Snapshot
 from tests.fixtures.hostile.replies import REPLIES
-from tests.fixtures.servers.hub import SocketSide, nothing, publication
+from tests.fixtures.servers.hub import SocketSide, anything, nothing, publication
 
 MODEL = RepositoryKind.MODEL
 WEIGHTS = os.urandom(3_000_000)
@@ -277,3 +286,257 @@ def test_tokens_are_in_no_error_and_no_log(
     for text in (*said, caplog.text, repr(hub)):
         assert READ_TOKEN not in text
         assert WRITE_TOKEN not in text
+
+
+STORAGE = "^/storage/"
+
+
+@pytest.fixture
+def snapshot(hub: HuggingFaceHub, fake: FakeHub) -> Snapshot:
+    fake.add_model("acme/tiny", FILES)
+    return hub.resolve("acme/tiny", kind=MODEL)
+
+
+def blobs(cache: Path) -> set[str]:
+    return {path.name for path in cache.glob("*/blobs/*")}
+
+
+def test_the_next_call_goes_on_where_the_last_one_broke_off(
+    hub: HuggingFaceHub, fake: FakeHub, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    fake.fail(Fault.TRUNCATE, STORAGE, value=2 * client.CHUNK)
+    fake.fail(Fault.STATUS, STORAGE, value=500, times=-1)
+    with pytest.raises(HubUnreachable):
+        hub.download(snapshot, ("model.safetensors",))
+    fake.faults.clear()
+    later = HuggingFaceHub(fake.url, read_token=READ_TOKEN, write_token=None, cache=tmp_path / "hub-cache")
+    folder = later.download(snapshot, ("model.safetensors",))
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    ranges = [seen.range for seen in fake.seen if seen.path.startswith("/storage/")]
+    assert (ranges[0], ranges[-1]) == (None, f"bytes={2 * client.CHUNK}-")
+    assert blobs(tmp_path / "hub-cache") == {hashlib.sha256(WEIGHTS).hexdigest()}
+
+
+@pytest.mark.parametrize("path", ["model.safetensors", "tokenizer.json"])
+def test_a_file_that_is_not_what_the_hub_lists_is_fetched_again(
+    hub: HuggingFaceHub, fake: FakeHub, snapshot: Snapshot, path: str
+) -> None:
+    """A large file has a SHA-256, a small one git's own hash; in both cases the size is right."""
+    fake.fail(Fault.CORRUPT, f"{STORAGE}|/resolve/.*tokenizer", method="GET")
+    if path == "model.safetensors":
+        fake.faults.clear()
+        fake.fail(Fault.CORRUPT, STORAGE)
+    assert (hub.download(snapshot, (path,)) / path).read_bytes() == FILES[path]
+
+
+def test_a_file_that_is_never_what_the_hub_lists_leaves_nothing(
+    hub: HuggingFaceHub, fake: FakeHub, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    fake.fail(Fault.CORRUPT, STORAGE, times=-1)
+    with pytest.raises(CorruptDownload, match="another content"):
+        hub.download(snapshot, ("model.safetensors",))
+    assert blobs(tmp_path / "hub-cache") == set()
+    fake.faults.clear()
+    assert (hub.download(snapshot, ("model.safetensors",)) / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_wrong_etag_gives_no_wrong_file(hub: HuggingFaceHub, fake: FakeHub, snapshot: Snapshot) -> None:
+    """The client library names blobs after it, so that one answer poisons the cache for another file."""
+    fake.fail(Fault.WRONG_ETAG, times=-1)
+    folder = hub.download(snapshot, ("model.safetensors", "tokenizer.json"))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        name: FILES[name] for name in ("model.safetensors", "tokenizer.json")
+    }
+
+
+def test_more_than_the_hub_lists_is_not_written(hub: HuggingFaceHub, fake: FakeHub, tmp_path: Path) -> None:
+    fake.add_model("acme/tiny", FILES)
+    listed = hub.resolve("acme/tiny", kind=MODEL)
+    large = fake.store.put(WEIGHTS * 4, lfs=True)
+    fake.store.object(large.sha256).replace(fake.store.object(hashlib.sha256(WEIGHTS).hexdigest()))
+    with pytest.raises(CorruptDownload, match="more bytes"):
+        hub.download(listed, ("model.safetensors",))
+    assert blobs(tmp_path / "hub-cache") == set()
+
+
+@pytest.mark.parametrize("path", [STORAGE, "^/api/models/"])
+def test_a_byte_now_and_then_is_given_up(
+    hub: HuggingFaceHub, fake: FakeHub, snapshot: Snapshot, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "SLOW_SECONDS", 0.5)
+    fake.fail(Fault.DRIP, path, value=0.05)
+    began = time.monotonic()
+    with pytest.raises(HubUnreachable, match="too slow"):
+        hub.download(hub.resolve("acme/tiny", kind=MODEL), ("model.safetensors",))
+    assert time.monotonic() - began < 5
+    assert hub.download(hub.resolve("acme/tiny", kind=MODEL), ("model.safetensors",)).is_dir()
+
+
+def test_a_limit_says_when_to_come_back(hub: HuggingFaceHub, fake: FakeHub, snapshot: Snapshot) -> None:
+    """At once: the client library sleeps for as long as the Hub says, and a cancel would wait for it."""
+    for path in (STORAGE, "^/api/models/"):
+        fake.fail(Fault.LIMIT, path, value=300)
+        began = time.monotonic()
+        with pytest.raises(RateLimited, match="wait for 300 s") as caught:
+            hub.download(hub.resolve("acme/tiny", kind=MODEL), ("model.safetensors",))
+        assert caught.value.retry_after == 300
+        assert time.monotonic() - began < 5
+
+
+def test_a_branch_that_moves_on_does_not_change_the_download(
+    hub: HuggingFaceHub, fake: FakeHub, snapshot: Snapshot
+) -> None:
+    held = fake.fail(Fault.HOLD, STORAGE)
+    found: list[Path] = []
+    work = threading.Thread(target=lambda: found.append(hub.download(snapshot, tuple(FILES))))
+    work.start()
+    wait_until(held.reached.is_set, seconds=10, what="the download")
+    fake.add_model("acme/tiny", {"config.json": b'{"newer": 1}', "model.safetensors": b"newer"})
+    held.release()
+    work.join(timeout=20)
+    assert {path.name: path.read_bytes() for path in found[0].iterdir()} == FILES
+
+
+def test_a_stopped_download_is_continued_by_the_next(hub: HuggingFaceHub, fake: FakeHub, snapshot: Snapshot) -> None:
+    held = fake.fail(Fault.HOLD, STORAGE)
+
+    def stop(_: float) -> None:
+        if held.reached.is_set():
+            raise LeaseLost("another worker has this job")
+
+    with pytest.raises(LeaseLost):
+        hub.download(snapshot, ("model.safetensors",), advance=stop)
+    held.release(carry_out=False)
+    assert (hub.download(snapshot, ("model.safetensors",)) / "model.safetensors").read_bytes() == WEIGHTS
+
+
+COMMIT = r"/commit/main$"
+
+
+def test_a_result_is_private_unless_asked_otherwise(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
+    hub.publish(result, before_commit=nothing)
+    assert fake.store.repository("model", "tester/out").private
+    public = Publication(folder=result.folder, repo_id="tester/open", private=False, title="t", trailer=TRAILER)
+    hub.publish(public, before_commit=nothing)
+    assert not fake.store.repository("model", "tester/open").private
+
+
+def test_what_the_commit_says(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
+    revision = hub.publish(result, before_commit=nothing)
+    commit = fake.commits("tester/out")[-1]
+    assert (commit.oid, commit.title, commit.message.splitlines()[-1]) == (revision, "Remove block 3", TRAILER)
+    assert ".gitattributes" in commit.tree  # the Hub's own file stays
+
+
+def test_uploads_are_done_when_before_commit_is_asked(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
+    seen: list[tuple[int, int]] = []
+    hub.publish(result, before_commit=lambda: seen.append((fake.count("PUT"), fake.count("POST", COMMIT))))
+    assert seen == [(1, 0)]
+    assert (fake.count("PUT"), fake.count("POST", COMMIT)) == (1, 1)
+
+
+@pytest.mark.parametrize("fault", [Fault.LOSE_REPLY, Fault.SPOIL_REPLY])
+def test_a_lost_reply_does_not_commit_twice(
+    hub: HuggingFaceHub, fake: FakeHub, result: Publication, fault: Fault
+) -> None:
+    """The connection breaks, or a proxy gives up on a commit that then stands."""
+    fake.fail(fault, COMMIT, value=504)
+    revision = hub.publish(result, before_commit=nothing)
+    assert revision == fake.commits("tester/out")[-1].oid
+    assert hub.publish(result, before_commit=nothing) == revision
+    assert (fake.count("POST", COMMIT), len(fake.commits("tester/out"))) == (1, 2)
+
+
+def test_a_commit_that_was_not_made_can_be_tried_again(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
+    fake.fail(Fault.DROP, COMMIT)
+    with pytest.raises(HubUnreachable):
+        hub.publish(result, before_commit=nothing)
+    assert len(fake.commits("tester/out")) == 1
+    hub.publish(result, before_commit=nothing)
+    assert len(fake.commits("tester/out")) == 2
+    assert fake.count("PUT") == 1  # the large file was there already
+
+
+def test_a_commit_that_arrives_late_is_recognised(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
+    """An earlier try of this job lands between our look and our commit: 412, and the result is already there."""
+
+    def land() -> None:
+        revisions.append(hub.publish(result, before_commit=nothing))
+
+    revisions: list[str] = []
+    assert [hub.publish(result, before_commit=land)] == revisions
+    assert len(fake.commits("tester/out")) == 2
+
+
+def test_a_failed_look_after_a_failed_commit_tells_of_the_commit(
+    hub: HuggingFaceHub, fake: FakeHub, result: Publication
+) -> None:
+    def then_all_fails() -> None:
+        fake.fail(Fault.STATUS, COMMIT, value=412)
+        fake.fail(Fault.STATUS, "/commits/", value=403, times=-1)
+
+    with pytest.raises(StaleParent):
+        hub.publish(result, before_commit=then_all_fails)
+
+
+def test_a_commit_of_what_was_not_uploaded_is_refused(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
+    def lose() -> None:
+        fake.store.object(hashlib.sha256(WEIGHTS).hexdigest()).unlink()
+
+    with pytest.raises(InvalidInput, match="does not exist"):
+        hub.publish(result, before_commit=lose)
+    assert len(fake.commits("tester/out")) == 1
+
+
+def test_an_upload_that_is_refused(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
+    fake.fail(Fault.STATUS, "^/upload/", value=403, times=-1)
+    with pytest.raises(AccessDenied, match="publishing to tester/out"):
+        hub.publish(result, before_commit=nothing)
+    assert fake.count("POST", COMMIT) == 0
+
+
+def test_the_same_content_under_a_new_job(
+    hub: HuggingFaceHub, fake: FakeHub, result: Publication, tmp_path: Path
+) -> None:
+    first = hub.publish(result, before_commit=nothing)
+    again = publication(tmp_path / "again", FILES, trailer="ReplaceMe-Job: 2222")
+    assert hub.publish(again, before_commit=nothing, may_replace=anything) == first  # there is nothing to commit
+
+
+def test_a_trailer_is_found_behind_many_later_commits(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
+    revision = hub.publish(result, before_commit=nothing)
+    for number in range(60):
+        fake.add_model("tester/out", {"README.md": str(number).encode()})
+    assert hub.find_publication("tester/out", TRAILER) == revision
+
+
+def test_a_model_card_with_a_broken_header_is_reported(hub: HuggingFaceHub, fake: FakeHub, tmp_path: Path) -> None:
+    broken = publication(tmp_path / "broken", {"README.md": b"---\na: [\n---\n", "config.json": b"{}"})
+    with pytest.raises(InvalidInput, match="flow node"):
+        hub.publish(broken, before_commit=nothing)
+    assert fake.count("POST", COMMIT) == 0
+
+
+@pytest.mark.parametrize("fault", [None, Fault.LOSE_REPLY])
+def test_a_pull_request_is_made_once_and_changes_nothing(
+    hub: HuggingFaceHub, fake: FakeHub, result: Publication, fault: Fault | None
+) -> None:
+    fake.add_model("tester/out", {"config.json": b"theirs", "old.txt": b"old"})
+    before = fake.commits("tester/out")
+    if fault is not None:
+        fake.fail(fault, COMMIT)
+    asked = replace(result, create_pr=True)
+    revision = hub.publish(asked, before_commit=nothing, may_replace=anything)
+    assert hub.publish(asked, before_commit=nothing, may_replace=anything) == revision
+    assert fake.commits("tester/out") == before
+    (proposed,) = fake.store.repository("model", "tester/out").proposed
+    assert (proposed.oid, proposed.tree.keys() - {".gitattributes"}) == (revision, FILES.keys())
+    assert proposed.message.splitlines()[-1] == TRAILER
+    assert hub.find_publication("tester/out", TRAILER) is None
+    assert hub.find_publication("tester/out", TRAILER, create_pr=True) == revision
+
+
+def test_a_pull_request_needs_a_repository(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
+    with pytest.raises(RepositoryNotFound):
+        hub.publish(replace(result, create_pr=True), before_commit=nothing)
+    assert fake.count("POST", "/api/repos/create") == 0
