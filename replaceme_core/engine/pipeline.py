@@ -29,7 +29,7 @@ from replaceme_core.engine.results.outcome import RunOutcome, plan_run, write_re
 from replaceme_core.engine.results.provenance import provenance_of
 from replaceme_core.engine.results.stage_clock import StageClock, resident_bytes
 from replaceme_core.engine.run import PROMPT_TOKENS, Run, capture_once, decide, find_deepest_cut, write_pruned
-from replaceme_core.engine.steps.sizing import sized_to_text
+from replaceme_core.engine.text.tokens import sized_to_text
 from replaceme_core.families.layout import irregular_lists
 from replaceme_core.hub.model_config import read_outline
 from replaceme_core.report.card import read_base_card

@@ -163,7 +163,7 @@ def resolve_spec(spec: CompressionSpec, machine: Machine, *, values: int, keeps_
     """`spec` with every default filled in for a model of `values` values on `machine`; what it names stays.
 
     With `keeps_pattern` the method must choose a window (`request.pattern`). Where the memory is not known, the model
-    is taken to fit. Of a short text there may be fewer samples in the end (`engine.steps.sizing`).
+    is taken to fit. Of a short text there may be fewer samples in the end (`engine.text.tokens`).
     """
     if keeps_pattern:
         spec = with_pattern_kept(spec)

@@ -1,7 +1,7 @@
 """The token sequences of a job: for the fit, held out for selection, and for the evaluation.
 
 They are full sequences of one length, so that no padding enters the sums: of the texts of the mix, of the model's own
-text, and of repeated passages.
+text, and of repeated passages. Where the request leaves their number open, a short text gives fewer than usual.
 """
 
 import math
@@ -20,9 +20,11 @@ from replaceme_core.engine.text.limits import render
 from replaceme_core.errors import InvalidInput
 from replaceme_core.library_errors import library_errors
 from replaceme_core.request.calibration import MixedSource, errors_of
+from replaceme_core.request.defaults import FEWEST_SAMPLES, HELD_OUT_SHARE, MEASURING_PART
 from replaceme_core.request.method import Method
-from replaceme_core.request.resolve import ResolvedCalibration, ResolvedSpec
+from replaceme_core.request.resolve import ResolvedCalibration, ResolvedSpec, resolve_text
 from replaceme_core.request.spec import Loading
+from replaceme_core.runner.messages import RunnerRequest
 
 
 def encode(
@@ -279,3 +281,75 @@ def repeat_passages(sequences: torch.Tensor, *, prefix: int) -> torch.Tensor:
     halves = torch.stack([body[:, : passages * size], body[:, -passages * size :]], dim=1)
     twice = halves.unflatten(-1, (passages, size)).repeat(1, 1, 1, 2).flatten(2)[..., :width]
     return torch.cat([sequences[:, None, :prefix].expand(-1, 2, -1), twice], dim=-1)
+
+
+def sized_to_text(spec: ResolvedSpec, request: RunnerRequest, tokenizer: PreTrainedTokenizerBase) -> ResolvedSpec:
+    """The resolved `spec`, with as many samples as its texts have, if these are fewer and `request` leaves that open.
+
+    With fewer than `FEWEST_SAMPLES`, or too few to hold out a sequence of each text, it stays as it is, and
+    drawing the samples raises the error. Raises `InvalidInput` for a text that cannot be read.
+    """
+    calibration, requested = spec.calibration, request.spec.calibration
+    if requested.samples is not None:
+        return spec
+    available = [
+        _sequences(source, wanted, calibration, tokenizer, path)
+        for source, wanted, path in zip(
+            calibration.mix, _wanted(calibration), request.text_paths(calibration.mix), strict=True
+        )
+    ]
+    texts = sum(needs > 0 for needs in _wanted(calibration))
+    least = max(FEWEST_SAMPLES, HELD_OUT_SHARE * texts)  # each has a held-out one
+    while calibration.samples >= least:
+        wanted = _wanted(calibration)
+        if all(has >= needs for has, needs in zip(available, wanted, strict=True)):
+            return spec.model_copy(update={"calibration": calibration})
+        possible = (has * calibration.samples // needs for has, needs in zip(available, wanted, strict=True) if needs)
+        samples = min(calibration.samples - 1, *possible)
+        if samples < least:
+            break
+        smaller = requested.model_copy(update={"samples": samples, "max_length": calibration.max_length})
+        calibration = resolve_text(
+            spec.model_copy(update={"calibration": smaller}),
+            on_cpu=spec.compute.device == "cpu",
+            loading=spec.compute.loading,
+        )
+    return spec
+
+
+def _wanted(calibration: ResolvedCalibration) -> list[int]:
+    """How many sequences each source of the mix should have; 0 where it is not fitted on, or the model writes it."""
+    counts = sequence_counts(calibration, measure=0)
+    sizes = [count.fit + count.held_out for count in counts]
+    return [
+        0 if source.self_generated or source.share == 0 else size + max(1, size // MEASURING_PART)
+        for source, size in zip(calibration.mix, sizes, strict=True)
+    ]
+
+
+def _sequences(
+    source: MixedSource,
+    wanted: int,
+    calibration: ResolvedCalibration,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path | None,
+) -> int:
+    """How many sequences the text has; no more than `wanted` are counted."""
+    if wanted == 0:
+        return 0
+    body = calibration.max_length - len(beginning_of_text(tokenizer))
+    with errors_of(source):
+        encoded = encode(
+            documents(source, path), tokenizer, template=source.template, running_text=is_running_text(path)
+        )
+        return _count(encoded, most=wanted * body) // body
+
+
+def _count(encoded: Iterable[Sequence[int]], *, most: int) -> int:
+    """How many tokens there are; no more than `most` are read."""
+    tokens = 0
+    for ids in encoded:
+        tokens += len(ids)
+        if tokens >= most:
+            return most
+    return tokens

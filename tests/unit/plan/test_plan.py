@@ -1,14 +1,21 @@
-"""Plans from a config and headers: sizes, warnings and refusals."""
+"""Plans from a config and headers: sizes, warnings and refusals. Sizes are those of the live model, for every family."""
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from replaceme_core.errors import CalibrationTooSmall, DoesNotFit
+from replaceme_core.engine.model.safetensors_io import tensors_of
+from replaceme_core.errors import BrokenModel, CalibrationTooSmall, DoesNotFit
+from replaceme_core.families.table import FAMILIES
 from replaceme_core.hardware import WorkerKind
+from replaceme_core.hub.model_config import admit_config
 from replaceme_core.plan.duration import FIXED_SECONDS, Basis
+from replaceme_core.plan.resources import TIED_BY_DEFAULT, ModelShape, shape_of
 from replaceme_core.request.admission import admit_model, find_model
 from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import Machine
@@ -16,6 +23,7 @@ from replaceme_core.request.spec import CompressionRequest, Loading
 from replaceme_core.runner.messages import PastJob, Stage
 from tests.fixtures.models.headers import REVISION, SEVENTY_BILLION, SMOLLM2, HeaderHub, LlamaSize
 from tests.fixtures.models.plans import planner
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_model
 
 GB = 10**9
 
@@ -67,12 +75,6 @@ def test_seventy_billion_parameters_in_less_than_two_seconds() -> None:
     assert found.download == pytest.approx(141.1e9, rel=0.001)
     assert found.loading is Loading.BLOCKWISE  # 141 GB do not fit on the GPU
     assert found.method is Method.LEAST_SQUARES
-
-
-def test_only_the_index_and_headers_are_read() -> None:
-    hub = HeaderHub(size=SEVENTY_BILLION, count=30)
-    planner(hub).plan(request())
-    assert hub.read < 0.001 * 141e9
 
 
 def test_a_model_that_fits_nowhere_is_refused_with_the_numbers() -> None:
@@ -234,3 +236,37 @@ def test_named_blocks_and_untied_embeddings() -> None:
     block = 4 * 64 * 64 + 3 * 64 * 160 + 2 * 64
     assert found.parameters.before == 2 * 500 * 64 + 64 + 6 * block
     assert found.parameters.after == found.parameters.before - 2 * block
+
+
+def saved_shape(directory: Path) -> ModelShape:
+    config = json.loads((directory / "config.json").read_text())
+    return shape_of(admit_config(config), config, tensors_of([directory / "model.safetensors"]))
+
+
+def test_families_that_tie_by_default() -> None:
+    assert {name for name in FAMILIES if CONFIG_MAPPING[name]().tie_word_embeddings} == TIED_BY_DEFAULT
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_parameters_are_those_of_the_model(variant: Variant, tmp_path: Path) -> None:
+    model = tiny_model(variant)
+    model.save_pretrained(tmp_path)
+    shape = saved_shape(tmp_path)
+    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert shape.blocks == BLOCKS
+    assert (shape.width, shape.item_bytes, shape.vocabulary) == (WIDTH, 4, 260)
+    assert shape.parameters_after([1, 2]) == shape.parameters - sum(shape.block_values[1:3])
+    assert shape.parameters_after(2) == pytest.approx(shape.parameters_after([3, 4]), rel=0.2)
+
+
+def test_widths_of_projections(tmp_path: Path) -> None:
+    tiny_model(VARIANTS[0]).save_pretrained(tmp_path)
+    shape = saved_shape(tmp_path)
+    assert (shape.inner, shape.key_value_width) == (40, 8)
+
+
+def test_a_config_of_another_model_is_refused(tmp_path: Path) -> None:
+    tiny_model(VARIANTS[0]).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"num_hidden_layers": 5}
+    with pytest.raises(BrokenModel, match="5, and the weights have 6 blocks"):
+        shape_of(admit_config(config), config, tensors_of([tmp_path / "model.safetensors"]))

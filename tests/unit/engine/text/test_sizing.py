@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from replaceme_core.engine.steps.sizing import sized_to_text
-from replaceme_core.engine.text.tokens import calibration_tokens
+from replaceme_core.engine.text.tokens import calibration_tokens, sized_to_text
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.request.calibration import CalibrationSpec
