@@ -1,4 +1,4 @@
-"""Plans from a config and headers: sizes, warnings and refusals. Sizes are those of the live model, for every family."""
+"""Plans from a config and headers: sizes, which are those of the live model, warnings and refusals."""
 
 import json
 import time
