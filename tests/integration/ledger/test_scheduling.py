@@ -1,8 +1,11 @@
-"""The order of jobs: priority, then fair shares of owners, then age; and the queue positions that follow from it."""
+"""The order of jobs: priority, then fair shares of owners, then age; the queue positions that follow from it; which
+workers claim which jobs; limits of jobs, which hold when many ask at once.
+"""
 
 import random
-import threading
+from collections.abc import Sequence
 from datetime import timedelta
+from itertools import chain
 
 import pytest
 from sqlalchemy import update
@@ -10,35 +13,35 @@ from sqlalchemy import update
 from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import JobNotFound
-from replaceme_core.ledger import attempts, reading, scheduling
+from replaceme_core.hardware import WorkerKind
+from replaceme_core.ledger import attempts, changes, reading, scheduling
 from replaceme_core.ledger.database import Database, now
-from replaceme_core.ledger.records import Claim, QueuePosition
+from replaceme_core.ledger.keys import KeyLimits, Keys, NewKey, Scope
+from replaceme_core.ledger.records import Claim, QueuePosition, WakeUp
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.sweep import collect_wake_ups, requeue_expired
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.runner.messages import Stage
 from tests.fixtures.jobs.ledger import Ledger
+from tests.fixtures.jobs.threads import at_once
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
-
-
-@pytest.fixture
-def ledger(database: Database) -> Ledger:
-    return Ledger(database)
 
 
 def add(ledger: Ledger, owner: str = "ada", *, priority: int = 5) -> str:
     return ledger.add_spec(a_spec(priority=priority), owner=owner)
 
 
-def claim_next(ledger: Ledger, *, lease_seconds: float = 60) -> Claim | None:
+def claim_next(
+    ledger: Ledger, *, lease_seconds: float = 60, worker_kinds: Sequence[WorkerKind] | None = None
+) -> Claim | None:
     with ledger.database.session() as session:
-        return attempts.claim_next(session, worker="w", lease_seconds=lease_seconds)
+        return attempts.claim_next(session, worker="w", lease_seconds=lease_seconds, worker_kinds=worker_kinds)
 
 
-def claim_all(ledger: Ledger) -> list[str]:
+def claim_all(ledger: Ledger, *, worker_kinds: Sequence[WorkerKind] | None = None) -> list[str]:
     claimed = []
-    while (claim := claim_next(ledger)) is not None:
+    while (claim := claim_next(ledger, worker_kinds=worker_kinds)) is not None:
         claimed.append(claim.job_id)
     return claimed
 
@@ -219,18 +222,7 @@ def test_the_start_is_estimated_from_jobs_before(ledger: Ledger) -> None:
 
 def test_many_workers_at_once(ledger: Ledger) -> None:
     jobs = [add(ledger, owner) for owner in "aaaabbbbcccc"]
-    start = threading.Barrier(4, timeout=30)
-    claimed: list[str] = []
-
-    def work() -> None:
-        start.wait()
-        claimed.extend(claim_all(ledger))
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
+    claimed = chain.from_iterable(at_once(*[lambda: claim_all(ledger)] * 4))
     assert sorted(claimed) == sorted(jobs)
     assert all(ledger.history(job_id) == ["created", "claimed"] for job_id in jobs)
 
@@ -257,3 +249,159 @@ def test_owners_are_found_one_by_one(ledger: Ledger) -> None:
     with ledger.database.session() as session:
         assert scheduling._owners(session, 5, [()], ()) == [(owner, 0) for owner in owners]
         assert scheduling._owners(session, 4, [()], ()) == []
+
+
+def add_for(ledger: Ledger, device: str | None = None, *, owner: str = "ada", priority: int = 5) -> str:
+    compute = {} if device is None else {"compute": {"device": device}}
+    return ledger.add_spec(a_spec(priority=priority, **compute), owner=owner)
+
+
+def both_positions(ledger: Ledger, job_id: str) -> int | None:
+    found = queue_position_of(ledger, job_id)
+    assert found is not None
+    assert getattr(position_in_snapshot(ledger, job_id), "position", None) == found.position
+    return found.position
+
+
+def test_the_device_decides_and_without_one_the_default(ledger: Ledger) -> None:
+    devices = {
+        "cpu": WorkerKind.CPU,
+        "cuda": WorkerKind.GPU,
+        "cuda:1": WorkerKind.GPU,
+        "mps": WorkerKind.GPU,
+        None: None,
+    }
+    for device, worker_kind in devices.items():
+        assert ledger.get(add_for(ledger, device)).worker_kind is worker_kind
+    with ledger.database.session() as session:
+        assert (
+            changes.add(session, spec=a_spec(), owner="ada", default_worker_kind=WorkerKind.GPU).worker_kind
+            is WorkerKind.GPU
+        )
+        named = a_spec(compute={"device": "cpu"})
+        assert (
+            changes.add(session, spec=named, owner="ada", default_worker_kind=WorkerKind.GPU).worker_kind
+            is WorkerKind.CPU
+        )
+
+
+def test_a_worker_claims_jobs_of_its_kind_and_those_for_any(ledger: Ledger) -> None:
+    cpu, gpu, any_worker = add_for(ledger, "cpu"), add_for(ledger, "cuda"), add_for(ledger)
+    assert claim_all(ledger, worker_kinds=[WorkerKind.GPU]) == [gpu, any_worker]
+    assert claim_all(ledger, worker_kinds=[WorkerKind.GPU]) == []
+    assert claim_all(ledger, worker_kinds=[WorkerKind.CPU]) == [cpu]
+
+
+@pytest.mark.parametrize("worker_kinds", [None, [WorkerKind.CPU, WorkerKind.GPU]])
+def test_a_worker_of_both_kinds_claims_all_in_order(ledger: Ledger, worker_kinds: Sequence[WorkerKind] | None) -> None:
+    jobs = [add_for(ledger, device) for device in ("cpu", None, "cuda", "cpu", "cuda")]
+    urgent = add_for(ledger, "cuda", priority=9)
+    other = add_for(ledger, "cpu", owner="bob")
+    assert claim_all(ledger, worker_kinds=worker_kinds) == [urgent, other, *jobs]
+
+
+def test_fair_shares_hold_across_worker_kinds(ledger: Ledger) -> None:
+    many = [add_for(ledger, device) for device in ("cuda", None, "cuda")]
+    one = add_for(ledger, None, owner="bob")
+    add_for(ledger, "cpu", owner="eve", priority=9)
+    assert claim_all(ledger, worker_kinds=[WorkerKind.GPU]) == [many[0], one, many[1], many[2]]
+
+
+def test_wake_ups_are_for_workers_of_the_jobs_kind(ledger: Ledger) -> None:
+    cpu, gpu, any_worker = add_for(ledger, "cpu"), add_for(ledger, "cuda"), add_for(ledger)
+
+    def due(worker_kinds: Sequence[WorkerKind] | None) -> list[WakeUp]:
+        with ledger.database.session() as session:
+            return collect_wake_ups(session, older_than_seconds=-1, limit=9, worker_kinds=worker_kinds)
+
+    for_any = WakeUp(job_id=any_worker, worker_kind=None)
+    assert due([WorkerKind.CPU]) == [WakeUp(job_id=cpu, worker_kind=WorkerKind.CPU), for_any]
+    assert due([WorkerKind.GPU]) == [WakeUp(job_id=gpu, worker_kind=WorkerKind.GPU), for_any]
+    assert [wake_up.job_id for wake_up in due(None)] == [cpu, gpu, any_worker]
+
+
+def test_a_resolved_device_decides_the_kind_for_later_attempts(ledger: Ledger) -> None:
+    job_id = add_for(ledger)
+    claim = ledger.claim(job_id)
+    with ledger.database.session() as session:
+        attempts.record_spec(session, claim, a_spec())
+    assert ledger.get(job_id).worker_kind is None
+    with ledger.database.session() as session:
+        attempts.record_spec(session, claim, a_spec(compute={"device": "cuda"}))
+    ledger.release(claim)
+    assert ledger.get(job_id).worker_kind is WorkerKind.GPU
+    assert claim_all(ledger, worker_kinds=[WorkerKind.CPU]) == []
+
+
+def test_the_queue_position_counts_jobs_for_the_same_workers(ledger: Ledger) -> None:
+    add_for(ledger, "cpu")
+    add_for(ledger, "cpu")
+    gpu = add_for(ledger, "cuda")
+    assert both_positions(ledger, gpu) == 1
+    any_worker = add_for(ledger)
+    assert both_positions(ledger, any_worker) == 4
+    assert both_positions(ledger, add_for(ledger, "cuda")) == 3
+
+
+def new_key(database: Database, *, running_jobs: int | None) -> str:
+    limits = KeyLimits(running_jobs=running_jobs)
+    new = NewKey(owner="someone", name="k", scopes=frozenset({Scope.JOBS_WRITE}), limits=limits)
+    with database.session() as session:
+        return Keys(session).create(new).key.id
+
+
+def add_with_key(ledger: Ledger, key_id: str | None, *, priority: int = 5) -> str:
+    spec = a_spec().model_copy(update={"priority": priority})
+    with ledger.database.session() as session:
+        return changes.add(session, spec=spec, owner="someone", key_id=key_id).id
+
+
+def test_a_key_at_its_limit_is_passed_over(ledger: Ledger) -> None:
+    limited, free = new_key(ledger.database, running_jobs=1), new_key(ledger.database, running_jobs=None)
+    first, second = add_with_key(ledger, limited, priority=9), add_with_key(ledger, limited, priority=9)
+    others = [add_with_key(ledger, free), add_with_key(ledger, None)]
+    claims = [claim_next(ledger) for _ in range(3)]
+    assert [claim.job_id for claim in claims if claim] == [first, *others], "others do not wait behind it"
+    assert claim_next(ledger) is None
+    with ledger.database.session() as session:
+        assert not scheduling.has_startable_job(session)
+        assert collect_wake_ups(session, older_than_seconds=-1, limit=9) == []
+    assert claims[0] is not None
+    ledger.release(claims[0])
+    with ledger.database.session() as session:
+        assert scheduling.has_startable_job(session)
+        assert len(collect_wake_ups(session, older_than_seconds=-1, limit=9)) == 2
+    again = claim_next(ledger)
+    assert again is not None
+    assert again.job_id == first
+    ledger.succeed(again)
+    last = claim_next(ledger)
+    assert last is not None
+    assert last.job_id == second
+
+
+def test_no_limit_is_none_or_zero(ledger: Ledger) -> None:
+    for most in (None, 0):
+        key_id = new_key(ledger.database, running_jobs=most)
+        jobs = [add_with_key(ledger, key_id) for _ in range(3)]
+        claims = [claim_next(ledger) for _ in range(3)]
+        assert [claim.job_id for claim in claims if claim] == jobs
+
+
+def test_many_workers_at_once_start_no_more_than_the_limit(ledger: Ledger) -> None:
+    key_id = new_key(ledger.database, running_jobs=2)
+    jobs = [add_with_key(ledger, key_id) for _ in range(8)]
+    at_once(*[lambda: claim_next(ledger)] * 6)
+    assert sum(ledger.status(job_id) is JobStatus.RUNNING for job_id in jobs) == 2
+
+
+def test_many_submissions_at_once_add_no_more_than_the_limit(ledger: Ledger) -> None:
+    added: list[str] = []
+
+    def submit() -> None:
+        with ledger.database.session() as session:
+            if not changes.has_active(session, 5, owner="someone", exact=True):
+                added.append(changes.add(session, spec=a_spec(), owner="someone").id)
+
+    at_once(*[lambda: [submit() for _ in range(3)]] * 6)
+    assert len(added) == 5

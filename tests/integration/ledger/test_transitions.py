@@ -1,6 +1,5 @@
 """Every transition, legal or not, on both databases."""
 
-import threading
 from collections.abc import Callable
 
 import pytest
@@ -10,19 +9,14 @@ from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import Conflict, JobNotFound, LeaseLost, NotFound, StaleTransition
 from replaceme_core.ledger import attempts, changes, reading
-from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import Claim, JobWarning
 from replaceme_core.ledger.states import ALLOWED, TERMINAL, JobStatus
 from replaceme_core.runner.messages import Measured, Stage
 from tests.fixtures.jobs.ledger import Ledger, claim_job, succeed
+from tests.fixtures.jobs.threads import at_once
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = JobStatus
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
-
-
-@pytest.fixture
-def ledger(database: Database) -> Ledger:
-    return Ledger(database)
 
 
 def claim_again(ledger: Ledger, claim: Claim) -> None:
@@ -128,22 +122,15 @@ def test_an_old_token_writes_nothing(ledger: Ledger, successor: str, write: str)
 def test_of_two_claims_at_once_one_wins(ledger: Ledger) -> None:
     for _ in range(10):
         job_id = ledger.add()
-        barrier, outcomes = threading.Barrier(2, timeout=30), []
 
-        def contend(job_id: str = job_id, barrier: threading.Barrier = barrier, outcomes: list[str] = outcomes) -> None:
-            barrier.wait()
+        def contend(job_id: str = job_id) -> str:
             try:
                 ledger.claim(job_id)
             except StaleTransition:
-                outcomes.append("stale")
-            else:
-                outcomes.append("won")
+                return "stale"
+            return "won"
 
-        threads = [threading.Thread(target=contend) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=60)
+        outcomes = at_once(contend, contend)
         assert sorted(outcomes) == ["stale", "won"]
         assert ledger.get(job_id).attempt == 1
         assert ledger.history(job_id) == ["created", "claimed"]

@@ -10,7 +10,7 @@ from replaceme_core.errors import JobNotFound, LeaseLost, StaleTransition
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import attempts, changes, reading
 from replaceme_core.ledger.attempts import KEPT_LINES
-from replaceme_core.ledger.database import Database, now
+from replaceme_core.ledger.database import now
 from replaceme_core.ledger.records import Claim, WorkerReport
 from replaceme_core.ledger.states import EventType
 from replaceme_core.ledger.sweep import delete_finished
@@ -19,11 +19,6 @@ from replaceme_core.ledger.watching import BOUNDS, REMEMBERED_SECONDS, Workers, 
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
 from tests.fixtures.jobs.ledger import Ledger
-
-
-@pytest.fixture
-def ledger(database: Database) -> Ledger:
-    return Ledger(database)
 
 
 def test_positions_rise_for_readers_while_many_write_and_number(ledger: Ledger) -> None:

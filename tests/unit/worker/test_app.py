@@ -1,14 +1,17 @@
-"""What a worker's application decides before it takes messages."""
+"""What a worker's application decides before it takes messages, and the two steps of its shutdown."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 import worker.app
+from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.settings import Settings
 from tests.fixtures.service.hardware import torch_that_sees
+from worker.app import Drain
 
 BOTH = (WorkerKind.CPU, WorkerKind.GPU)
 OURS = Settings(_env_file=None)
@@ -39,3 +42,34 @@ def test_a_runner_of_the_operators_own_may_see_other_hardware(tmp_path: Path) ->
     sandboxed = Settings(_env_file=None, runner_command=("sandbox", "run"))
     for named, served in ((None, BOTH), ((WorkerKind.GPU,), (WorkerKind.GPU,))):
         assert worker.app.select_worker_kinds(named, settings=sandboxed, environ=torch_that_sees(0, tmp_path)) == served
+
+
+def test_first_no_new_job_then_the_release() -> None:
+    drain = Drain()
+    assert (drain.has_begun, drain.must_release) == (False, False)
+    drain.begin(seconds=0.2)
+    assert (drain.has_begun, drain.must_release) == (True, False)
+    wait_until(lambda: drain.must_release, seconds=5, what="the end of the grace")
+    drain.begin(seconds=60)
+    assert drain.must_release, "a second signal gives no new time"
+
+
+def test_no_grace_is_over_at_once() -> None:
+    drain = Drain()
+    drain.begin(seconds=60)
+    drain.begin(seconds=0)
+    assert drain.must_release
+
+
+def test_a_process_that_was_forked_before_knows() -> None:
+    drain = Drain()
+    ready, go = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(ready, 1)
+        os._exit(10 * drain.has_begun + drain.must_release)
+    drain.begin(seconds=60)
+    os.write(go, b"x")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 10
+    os.close(ready)
+    os.close(go)

@@ -1,11 +1,14 @@
-"""Times are stored in each database and read as aware UTC datetimes."""
+"""Times are stored in each database and read as aware UTC datetimes; only sessions commit."""
 
+import ast
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 
+import replaceme_core
 from replaceme_core.ledger.database import UtcDateTime, now
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -39,3 +42,19 @@ def test_a_datetime_without_a_time_zone_is_an_error() -> None:
 def test_now_is_the_time_of_the_statement() -> None:
     """Not of the transaction, which may have waited for a lock. It is stable, so that an index can be used."""
     assert "statement_timestamp()" in str(select(now()).compile(dialect=postgresql.dialect()))
+
+
+ROOT = Path(replaceme_core.__file__).parent.parent
+
+
+def test_only_the_session_commits() -> None:
+    """Otherwise a message could be sent about a row that is rolled back."""
+    callers = set()
+    for room in ("api", "worker", "replaceme_core"):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            if path.is_relative_to(ROOT / "replaceme_core" / "hub"):
+                continue  # commits on the Hub, no SQL
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "commit":
+                    callers.add(str(path.relative_to(ROOT)))
+    assert callers == {"replaceme_core/ledger/database.py"}

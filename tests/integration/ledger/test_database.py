@@ -1,7 +1,8 @@
-"""Transactions: commits, actions after the commit, and a database that is not reachable."""
+"""Transactions: commits, actions after the commit, a database that is not reachable, and one that is a file."""
 
 import sqlite3
-import threading
+from functools import partial
+from pathlib import Path
 
 import pytest
 from psycopg import Connection
@@ -11,12 +12,14 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
 from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.specs import a_spec
-from replaceme_core.errors import DatabaseUnreachable, InvalidInput, QueueUnreachable, StaleTransition
+from replaceme_core.errors import DatabaseFull, DatabaseUnreachable, InvalidInput, QueueUnreachable, StaleTransition
 from replaceme_core.ledger import attempts, changes, reading
 from replaceme_core.ledger.database import Database, now
+from replaceme_core.ledger.migrate import upgrade
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import JobLabelRow, JobRow
 from tests.fixtures.jobs.ledger import Ledger, claim_job
+from tests.fixtures.jobs.threads import at_once
 
 
 def test_an_error_undoes_everything(database: Database) -> None:
@@ -32,7 +35,7 @@ def test_an_error_undoes_everything(database: Database) -> None:
         add_and_fail()
     assert sent == []
     with database.session(read_only=True) as session:
-        assert reading.page(session, owner="someone", limit=5).items == ()
+        assert reading.page(session, owner="ada", limit=5).items == ()
     assert ledger.add()
 
 
@@ -97,25 +100,15 @@ def test_a_transaction_that_reads_before_it_writes_waits_for_another(database: D
     """On SQLite the second transaction would fail if it began as a reader."""
     ledger = Ledger(database)
     jobs = [ledger.add() for _ in range(2)]
-    start, failures = threading.Barrier(2, timeout=30), []
 
     def work(job_id: str) -> None:
-        start.wait()
-        try:
-            for _ in range(20):
-                with database.session() as session:
-                    reading.page(session, owner="someone", limit=5)
-                    claim = claim_job(session, job_id, worker="w", lease_seconds=60)
-                    attempts.release(session, claim, reason="test")
-        except Exception as error:
-            failures.append(error)
+        for _ in range(20):
+            with database.session() as session:
+                reading.page(session, owner="someone", limit=5)
+                claim = claim_job(session, job_id, worker="w", lease_seconds=60)
+                attempts.release(session, claim, reason="test")
 
-    threads = [threading.Thread(target=work, args=(job_id,)) for job_id in jobs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert failures == []
+    at_once(*(partial(work, job_id) for job_id in jobs))
     assert [ledger.get(job_id).attempt for job_id in jobs] == [20, 20]
 
 
@@ -265,3 +258,68 @@ def test_the_driver_is_left_in_manual_mode(sqlite_database: Database) -> None:
         assert isinstance(connection, sqlite3.Connection)
         assert connection.isolation_level is None
         assert connection.in_transaction
+
+
+def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    database = Database(f"sqlite:///{tmp_path / 'folder'}")
+    with pytest.raises(DatabaseUnreachable):
+        database.ping()
+    database.close()
+
+
+@pytest.mark.parametrize("place", [0, 8192])
+def test_a_damaged_file(tmp_path: Path, place: int) -> None:
+    """In its header, and in a page that is read later."""
+    url = f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
+    upgrade(url)
+    with (tmp_path / "ledger.sqlite3").open("r+b") as file:
+        file.seek(place)
+        file.write(b"\xa5" * 200_000)
+    for leftover in tmp_path.glob("*-wal"):
+        leftover.unlink()
+    database = Database(url)
+    with (
+        pytest.raises(DatabaseUnreachable, match="the file of the database is damaged; restore it from a backup"),
+        database.session() as session,
+    ):
+        changes.add(session, spec=a_spec(), owner="tests")
+    database.close()
+
+
+def test_a_device_that_is_full(sqlite_database: Database) -> None:
+    ledger = Ledger(sqlite_database)
+    job_id = ledger.add()
+    with sqlite_database.session() as session:  # the limit belongs to the connection, and the pool returns the same one
+        pages = session.execute(text("PRAGMA page_count")).scalar_one()
+        session.execute(text(f"PRAGMA max_page_count = {pages}"))
+    with pytest.raises(DatabaseFull) as full, sqlite_database.session() as session:
+        changes.add(session, spec=a_spec(), owner="x" * 100_000)
+    assert full.value.code == "out_of_space"
+    assert isinstance(full.value, DatabaseUnreachable), "who waits for the database waits for space too"
+    sqlite_database.close()
+    assert ledger.claim(job_id).attempt == 1
+
+
+def test_sqlite_is_set_up_for_many_processes(sqlite_database: Database) -> None:
+    with sqlite_database.session() as session:
+        settings = [
+            session.execute(text(f"PRAGMA {name}")).scalar_one()
+            for name in ("journal_mode", "busy_timeout", "foreign_keys")
+        ]
+    assert settings == ["wal", 30_000, 1]
+
+
+@pytest.mark.parametrize("before", [None, 0o644], ids=["new", "readable by others"])
+def test_only_its_owner_can_read_the_file_and_those_beside_it(tmp_path: Path, before: int | None) -> None:
+    file = tmp_path / "ledger.sqlite3"
+    if before is not None:
+        file.touch(before)
+    upgrade(f"sqlite:///{file}")
+    database = Database(f"sqlite:///{file}")
+    with database.session() as session:
+        changes.add(session, spec=a_spec(), owner="tests")
+        session.flush()
+        modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()}
+    database.close()
+    assert modes == dict.fromkeys((file.name, f"{file.name}-wal", f"{file.name}-shm"), "0o600")

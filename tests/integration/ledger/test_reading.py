@@ -1,27 +1,26 @@
-"""Lists by cursor and filter, history, progress and metrics."""
+"""Lists of jobs, events, progress and metrics; what earlier jobs took."""
 
 import itertools
 import math
-import threading
+from collections.abc import Mapping
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from sqlalchemy import select
 
 from benchmarks.harness.jobs import owner_of
+from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import InvalidInput, LeaseLost, NumericalFailure
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import attempts, reading
-from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.reading import JobFilters, Sort
-from replaceme_core.ledger.states import JobStatus
-from replaceme_core.ledger.tables import MetricRow
-from replaceme_core.runner.messages import Measured, Stage
+from replaceme_core.ledger.states import EventType, JobStatus
+from replaceme_core.ledger.tables import JobEventRow, JobRow, MetricRow
+from replaceme_core.request.spec import CompressionSpec, ComputeSpec, ModelRef
+from replaceme_core.runner.messages import Measured, PastJob, Stage
 from tests.fixtures.jobs.ledger import Ledger
-
-
-@pytest.fixture
-def ledger(database: Database) -> Ledger:
-    return Ledger(database)
+from tests.fixtures.jobs.threads import at_once
 
 
 def ids(ledger: Ledger, *, owner: str = "someone", sort: Sort = Sort.NEWEST, **filters: object) -> list[str]:
@@ -93,8 +92,8 @@ def test_a_limit_below_one(ledger: Ledger, limit: int) -> None:
 
 
 def test_filters(ledger: Ledger) -> None:
-    red = ledger.add(owner="ada", labels={"team": "red", "run": "1"})
-    blue = ledger.add(owner="ada", labels={"team": "blue", "run": "1"})
+    red = ledger.add(labels={"team": "red", "run": "1"})
+    blue = ledger.add(labels={"team": "blue", "run": "1"})
     plain = ledger.add(owner="bob")
     ledger.claim(blue)
     assert ids(ledger, labels={"team": "red"}) == [red]
@@ -104,8 +103,8 @@ def test_filters(ledger: Ledger) -> None:
     assert ids(ledger, labels={"team": "r%"}) == []
     assert ids(ledger, owner="bob") == [plain]
     assert ids(ledger, statuses=[JobStatus.RUNNING]) == [blue]
-    assert ids(ledger, statuses=[JobStatus.QUEUED], owner="ada") == [red]
-    assert ids(ledger, statuses=[JobStatus.QUEUED], owner="ada", labels={"team": "blue"}) == []
+    assert ids(ledger, statuses=[JobStatus.QUEUED]) == [red]
+    assert ids(ledger, statuses=[JobStatus.QUEUED], labels={"team": "blue"}) == []
     for name, value in (("team", "\0"), ("\ud800", "red")):
         with pytest.raises(InvalidInput, match="printable"):
             ids(ledger, labels={name: value})
@@ -136,19 +135,13 @@ def test_events_in_pages(ledger: Ledger) -> None:
 def test_seq_has_no_gaps_when_many_write(ledger: Ledger) -> None:
     job_id = ledger.add()
     claim = ledger.claim(job_id)
-    start = threading.Barrier(4, timeout=30)
 
     def work(own: Stage) -> None:
-        start.wait()
         for stage in (own, Stage.SAVE, own, Stage.FOLD, own):
             with ledger.database.session() as session:
                 attempts.record_progress(session, claim, stage=stage, overall=0.1, fraction=0.1, eta_seconds=None)
 
-    threads = [threading.Thread(target=work, args=(stage,)) for stage in list(Stage)[:4]]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
+    at_once(*(partial(work, stage) for stage in list(Stage)[:4]))
     events = ledger.events(job_id)
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     assert len(events) > 7
@@ -218,3 +211,86 @@ def test_a_metric_that_is_not_finite(ledger: Ledger, value: float) -> None:
         attempts.add_metrics(session, claim, [good, good.model_copy(update={"name": "perplexity", "value": value})])
     with ledger.database.session(read_only=True) as session:
         assert reading.metrics(session, job_id, owner=owner_of(session, job_id)) == []
+
+
+STAGES = {Stage.RESOLVE: 2.0, Stage.DOWNLOAD: 5.0, Stage.CALIBRATE: 60.0, Stage.SELECT: 20.0, Stage.PUBLISH: 3.0}
+MODELLED = (Stage.DOWNLOAD, Stage.CALIBRATE, Stage.SELECT, Stage.PUBLISH)
+
+
+def spec_for(device: str, *, model: str = "org/model") -> CompressionSpec:
+    update = {"compute": ComputeSpec(device=device), "model": ModelRef(repo_id=model, revision="a" * 40)}
+    return a_spec().model_copy(update=update)
+
+
+def finish(
+    ledger: Ledger,
+    spec: CompressionSpec,
+    *,
+    stages: Mapping[Stage, float] = STAGES,
+    succeed: bool = True,
+    lost: bool = False,
+) -> None:
+    """A job whose stages took these seconds, where the model says 10 of each."""
+    claim = ledger.claim(ledger.add_spec(spec))
+    if lost:
+        ledger.release(claim)
+        claim = ledger.claim(claim.job_id)
+    with ledger.database.session() as session:
+        for stage in stages:
+            attempts.record_progress(session, claim, stage=stage, overall=0.1, fraction=0, eta_seconds=None)
+        attempts.add_metrics(
+            session, claim, [Measured(stage=stage, name="modelled_seconds", value=10.0, unit="s") for stage in MODELLED]
+        )
+    if succeed:
+        ledger.succeed(claim)
+    else:
+        ledger.fail(claim)
+    with ledger.database.session() as session:
+        row = session.scalars(select(JobRow).where(JobRow.id == claim.job_id)).one()
+        assert row.started_at is not None
+        events = session.scalars(
+            select(JobEventRow)
+            .where(JobEventRow.job_id == row.id, JobEventRow.type == EventType.STAGE)
+            .order_by(JobEventRow.seq)
+        )
+        at = row.started_at
+        for event, seconds in zip(events, stages.values(), strict=True):
+            event.at, at = at, at + timedelta(seconds=seconds)
+        row.finished_at = at
+
+
+def past(ledger: Ledger, kind: WorkerKind = WorkerKind.CPU) -> tuple[PastJob, ...]:
+    with ledger.database.session(read_only=True) as session:
+        return reading.past_jobs(session, kind)
+
+
+def test_the_stages_of_a_job_add_up_to_the_whole_of_it(ledger: Ledger) -> None:
+    finish(ledger, spec_for("cpu"))
+    (job,) = past(ledger)
+    took = {stage: pytest.approx(seconds, abs=0.01) for stage, (_, seconds) in job.stages.items()}
+    assert took == {Stage.DOWNLOAD: 7.0, Stage.CALIBRATE: 60.0, Stage.SELECT: 20.0, Stage.PUBLISH: 3.0}
+    assert {modelled for modelled, _ in job.stages.values()} == {10.0}
+    assert job.method is a_spec().expected_method
+
+
+def test_only_first_attempts_that_succeeded_on_this_kind_of_worker_the_newest_first(ledger: Ledger) -> None:
+    for seconds in (10.0, 20.0):
+        finish(ledger, spec_for("cpu"), stages={**STAGES, Stage.SELECT: seconds})
+    finish(ledger, spec_for("cuda"), stages={**STAGES, Stage.SELECT: 1.0})
+    finish(ledger, spec_for("cpu"), succeed=False)
+    finish(ledger, spec_for("cpu"), lost=True)
+    assert [round(job.stages[Stage.SELECT][1]) for job in past(ledger)] == [20, 10]
+    assert [round(job.stages[Stage.SELECT][1]) for job in past(ledger, WorkerKind.GPU)] == [1]
+
+
+def test_jobs_on_the_same_model_and_text_have_the_same_inputs(ledger: Ledger) -> None:
+    for model in ("org/one", "org/other", "org/one"):
+        finish(ledger, spec_for("cpu", model=model))
+    last, other, first = (job.inputs for job in past(ledger))
+    assert first == last != other
+
+
+def test_a_job_without_what_the_model_says_is_left_out(ledger: Ledger) -> None:
+    claim = ledger.claim(ledger.add_spec(spec_for("cpu")))
+    ledger.succeed(claim)
+    assert past(ledger) == ()

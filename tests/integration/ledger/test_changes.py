@@ -15,6 +15,7 @@ from replaceme_core.ledger.reading import JobFilters
 from replaceme_core.ledger.records import IdempotencyKey, Job
 from replaceme_core.ledger.sweep import delete_expired_keys
 from replaceme_core.ledger.tables import IdempotencyKeyRow
+from tests.fixtures.jobs.threads import at_once
 
 REQUESTS = 50
 SPEC = a_spec(labels={"team": "red"})
@@ -41,29 +42,16 @@ def stored_keys(database: Database) -> list[str]:
 
 
 def test_fifty_requests_at_once_make_one_job(database: Database) -> None:
-    start = threading.Barrier(REQUESTS, timeout=60)
-    made: list[str] = []
-    later: list[Exception] = []
 
-    def submit() -> None:
-        start.wait()
+    def submit() -> str:
         while True:
-            try:
-                made.append(add(database, key()).id)
-            except DatabaseUnreachable as error:  # all connections are in use: the client is asked to retry
-                later.append(error)
-            else:
-                return
+            with suppress(DatabaseUnreachable):  # all connections are in use: the client is asked to retry
+                return add(database, key()).id
 
-    threads = [threading.Thread(target=submit) for _ in range(REQUESTS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert len(made) == REQUESTS
+    made = at_once(*[submit] * REQUESTS)
     assert len(set(made)) == 1
     with database.session(read_only=True) as session:
-        (job,) = reading.page(session, owner="someone", limit=10, filters=JobFilters(labels={"team": "red"})).items
+        (job,) = reading.page(session, owner="ada", limit=10, filters=JobFilters(labels={"team": "red"})).items
         assert [
             event.type.value for event in reading.events(session, job.id, owner=owner_of(session, job.id)).items
         ] == ["created"]
