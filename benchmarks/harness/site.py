@@ -18,13 +18,13 @@ from pathlib import Path
 import psutil
 from celery import Celery
 
-from benchmarks.harness.jobs import owner_of
+from benchmarks.harness.jobs import events_of, job_of, owner_of
 from benchmarks.harness.processes import Started, wait_until
 from benchmarks.harness.servers import free_port
 from benchmarks.harness.stub_model import write_stub_model
 from replaceme_core.broker import broker_config, queue_of
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger import changes, reading
+from replaceme_core.ledger import changes
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import Job
 from replaceme_core.ledger.states import TERMINAL, JobStatus
@@ -148,19 +148,14 @@ class Site:
             app.send_task(RUN_JOB_TASK, args=[job_id], queue=queue_of(worker_kind))
 
     def job(self, job_id: str) -> Job:
-        with self.database.session(read_only=True) as session:
-            return reading.get(session, job_id, owner=owner_of(session, job_id))
+        return job_of(self.database, job_id)
 
     def cancel(self, job_id: str) -> None:
         with self.database.session() as session:
             changes.request_cancel(session, job_id, owner=owner_of(session, job_id))
 
     def event_types(self, job_id: str) -> list[str]:
-        with self.database.session(read_only=True) as session:
-            return [
-                str(event.type)
-                for event in reading.events(session, job_id, limit=1000, owner=owner_of(session, job_id)).items
-            ]
+        return [str(event.type) for event in events_of(self.database, job_id)]
 
     def wait_for_end(self, job_id: str, *, seconds: float = 30) -> Job:
         wait_until(lambda: self.job(job_id).status in TERMINAL, seconds=seconds, what=f"the end of job {job_id}")

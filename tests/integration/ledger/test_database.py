@@ -10,10 +10,11 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
-from benchmarks.harness.jobs import owner_of
+from benchmarks.harness.processes import wait_until
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import DatabaseFull, DatabaseUnreachable, InvalidInput, QueueUnreachable, StaleTransition
 from replaceme_core.ledger import attempts, changes, reading
+from replaceme_core.ledger import database as database_module
 from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.migrate import upgrade
 from replaceme_core.ledger.states import JobStatus
@@ -70,7 +71,7 @@ def test_an_error_after_the_commit_is_raised_after_all_actions(database: Databas
 
     def cancel_and_fail() -> None:
         with database.session() as session:
-            changes.request_cancel(session, job_id, owner=owner_of(session, job_id))
+            changes.request_cancel(session, job_id, owner="someone")
             session.after_commit(lambda: seen.append(1 / 0))
             session.after_commit(lambda: seen.append("next"))
 
@@ -159,14 +160,14 @@ def test_an_autocommit_session_opens_no_transaction_and_writes_nothing(postgres_
     database = Database(postgres_url)
     job_id = Ledger(database).add()
     with database.autocommit_session() as session:
-        assert reading.get(session, job_id, owner=owner_of(session, job_id)).id == job_id
+        assert reading.get(session, job_id, owner="someone").id == job_id
         connection = session.connection().connection.driver_connection
         assert isinstance(connection, Connection)
         assert connection.info.transaction_status is TransactionStatus.IDLE, "no transaction is open"
     with pytest.raises(DBAPIError, match="read-only transaction"), database.autocommit_session() as session:
         session.execute(text("DELETE FROM jobs"))
     with pytest.raises(DBAPIError, match="read-only transaction"), database.autocommit_session() as session:
-        changes.request_cancel(session, job_id, owner=owner_of(session, job_id))
+        changes.request_cancel(session, job_id, owner="someone")
     assert Ledger(database).status(job_id) is JobStatus.QUEUED
     database.close()
 
@@ -197,23 +198,27 @@ def test_a_connection_that_breaks(postgres_url: str) -> None:
         one.close()
 
 
-def test_a_transaction_that_idles_is_ended_by_the_server(postgres_url: str) -> None:
-    """Otherwise the lock of a frozen process would keep its job from being requeued."""
-    database = Database(postgres_url)
-    ledger = Ledger(database)
-    job_id = ledger.add()
+def test_a_frozen_worker_holds_its_job_only_for_so_long(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server ends its transaction, whose lock would keep the job from being requeued."""
+    monkeypatch.setattr(database_module, "IDLE_SECONDS", 1)
+    frozen, other = Database(postgres_url), Database(postgres_url)
+    job_id = Ledger(other).add()
+    claim = Ledger(frozen).claim(job_id, lease_seconds=-1)
 
-    def claim_and_idle() -> None:
-        with database.session() as session:
-            assert session.execute(text("SHOW idle_in_transaction_session_timeout")).scalar_one() == "30s"
-            session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '50ms'"))
-            claim = claim_job(session, job_id, worker="w", lease_seconds=60)
-            assert ledger.cancel(job_id).status is JobStatus.CANCELLED  # waits for the row's lock
+    def requeued() -> bool:
+        return Ledger(other).requeue_expired() == [job_id]
+
+    def freeze() -> None:
+        with frozen.session() as session:
+            session.execute(update(JobRow).where(JobRow.id == job_id).values(worker="still frozen"))
+            assert not requeued()
+            wait_until(requeued, seconds=10, what="the job to be requeued")
             attempts.renew(session, claim, lease_seconds=60)
 
     with pytest.raises(DatabaseUnreachable):
-        claim_and_idle()
-    database.close()
+        freeze()
+    for one in (frozen, other):
+        one.close()
 
 
 @pytest.mark.parametrize(

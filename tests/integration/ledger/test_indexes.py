@@ -10,7 +10,6 @@ from sqlalchemy import Connection, event, insert, select, text
 from sqlalchemy.orm import Session
 
 from benchmarks import rows
-from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.specs import a_spec
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import attempts, changes, reading, scheduling, webhooks
@@ -141,14 +140,12 @@ CALLS: dict[str, Callable[[Session], object]] = {
     "page of ids": lambda session: reading.page(session, limit=20, owner="owner-7", filters=JobFilters(ids=[SOME_ID])),
     "page by end": lambda session: reading.page(session, limit=20, owner="owner-3", sort=Sort.LAST_FINISHED),
     "snapshots": lambda session: reading.get_snapshots(session, [(SOME_ID, "owner-7")]),
-    "timelines": lambda session: reading.timelines(
-        session, [reading.get(session, SOME_ID, owner=owner_of(session, SOME_ID))]
-    ),
-    "log": lambda session: reading.log(session, SOME_ID, after=3, owner=owner_of(session, SOME_ID)),
+    "timelines": lambda session: reading.timelines(session, [reading.get(session, SOME_ID, owner="owner-7")]),
+    "log": lambda session: reading.log(session, SOME_ID, after=3, owner="owner-7"),
     "unnumbered events": lambda session: has_unnumbered(session),
     "events of an owner": lambda session: events_after(session, JOBS, limit=100, owner="owner-3"),
     "delete finished": lambda session: delete_finished(session, older_than_seconds=1e9, limit=10),
-    "get": lambda session: reading.get(session, SOME_ID, owner=owner_of(session, SOME_ID)),
+    "get": lambda session: reading.get(session, SOME_ID, owner="owner-7"),
     "add to the log": lambda session: attempts.add_log(
         session, Claim(job_id=str(UUID(int=3995)), token="0" * 32, attempt=1), ["a line"]
     ),
@@ -163,9 +160,7 @@ CALLS: dict[str, Callable[[Session], object]] = {
     "wake-ups for a worker kind": lambda session: collect_wake_ups(
         session, older_than_seconds=60, limit=100, worker_kinds=[WorkerKind.GPU]
     ),
-    "queue position": lambda session: scheduling.queue_position(
-        session, str(UUID(int=3000)), owner=owner_of(session, str(UUID(int=3000)))
-    ),
+    "queue position": lambda session: scheduling.queue_position(session, str(UUID(int=3000)), owner="owner-0"),
     "fail overdue": lambda session: fail_overdue(session, limit=100),
     "expired keys": lambda session: delete_expired_keys(session, limit=100),
     "find by key": lambda session: changes.find_by_key(
@@ -177,8 +172,8 @@ CALLS: dict[str, Callable[[Session], object]] = {
         owner="owner-3",
         idempotency_key=IdempotencyKey(key="k", fingerprint="f", keep_seconds=60),
     ),
-    "events": lambda session: reading.events(session, SOME_ID, after=3, owner=owner_of(session, SOME_ID)),
-    "metrics": lambda session: reading.metrics(session, SOME_ID, owner=owner_of(session, SOME_ID)),
+    "events": lambda session: reading.events(session, SOME_ID, after=3, owner="owner-7"),
+    "metrics": lambda session: reading.metrics(session, SOME_ID, owner="owner-7"),
     "wake-ups": lambda session: collect_wake_ups(session, older_than_seconds=60, limit=100),
     "requeue expired": lambda session: requeue_expired(session, max_attempts=3, limit=100),
     "due messages": lambda session: webhooks.has_due(session),
@@ -249,9 +244,7 @@ def test_an_event_reads_the_webhooks_of_its_job_only(sqlite_database: Database) 
     fill(sqlite_database)
     plans = plan_of(
         sqlite_database,
-        lambda session: changes.request_cancel(
-            session, str(UUID(int=3000)), owner=owner_of(session, str(UUID(int=3000)))
-        ),
+        lambda session: changes.request_cancel(session, str(UUID(int=3000)), owner="owner-0"),
     )
     (plan,) = [plan for plan in plans if "ix_webhooks_owner_job" in plan]
     assert plan.count("ix_webhooks_owner_job (owner=? AND job_id=?)") == 2, plan

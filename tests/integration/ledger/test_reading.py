@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 from sqlalchemy import select
 
-from benchmarks.harness.jobs import owner_of
+from benchmarks.harness.jobs import metrics_of
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import InvalidInput, LeaseLost, NumericalFailure
 from replaceme_core.hardware import WorkerKind
@@ -84,7 +84,7 @@ def test_a_limit_below_one(ledger: Ledger, limit: int) -> None:
     with ledger.database.session() as session:
         for ask in (
             lambda: reading.page(session, owner="someone", limit=limit),
-            lambda: reading.events(session, job_id, limit=limit, owner=owner_of(session, job_id)),
+            lambda: reading.events(session, job_id, limit=limit, owner="someone"),
         ):
             with pytest.raises(InvalidInput) as caught:
                 ask()
@@ -116,13 +116,11 @@ def test_events_in_pages(ledger: Ledger) -> None:
     ledger.release(claim)
     ledger.claim(job_id)
     with ledger.database.session(read_only=True) as session:
-        first = reading.events(session, job_id, limit=3, owner=owner_of(session, job_id))
-        rest = reading.events(
-            session, job_id, after=int(first.next_cursor or 0), limit=3, owner=owner_of(session, job_id)
-        )
-        assert reading.events(session, job_id, after=4, limit=3, owner=owner_of(session, job_id)).items == ()
-        assert reading.events(session, job_id, after=10**30, limit=3, owner=owner_of(session, job_id)).items == ()
-        assert reading.events(session, job_id, after=-1, limit=3, owner=owner_of(session, job_id)) == first
+        first = reading.events(session, job_id, limit=3, owner="someone")
+        rest = reading.events(session, job_id, after=int(first.next_cursor or 0), limit=3, owner="someone")
+        assert reading.events(session, job_id, after=4, limit=3, owner="someone").items == ()
+        assert reading.events(session, job_id, after=10**30, limit=3, owner="someone").items == ()
+        assert reading.events(session, job_id, after=-1, limit=3, owner="someone") == first
     events = [*first.items, *rest.items]
     assert [event.seq for event in events] == [1, 2, 3, 4]
     assert [event.type.value for event in events] == ["created", "claimed", "released", "claimed"]
@@ -189,7 +187,7 @@ def test_metrics_are_those_of_the_present_attempt(ledger: Ledger) -> None:
         attempts.add_metrics(session, second, measured)
         attempts.add_metrics(session, second, [])
     with ledger.database.session(read_only=True) as session:
-        metrics = reading.metrics(session, job_id, owner=owner_of(session, job_id))
+        metrics = reading.metrics(session, job_id, owner="someone")
         rows = session.scalars(select(MetricRow.attempt)).all()
     assert [(m.stage, m.name, m.value, m.unit, m.block, m.candidate) for m in metrics] == [
         (m.stage, m.name, m.value, m.unit, m.block, m.candidate) for m in measured
@@ -209,8 +207,7 @@ def test_a_metric_that_is_not_finite(ledger: Ledger, value: float) -> None:
     good = Measured(stage=Stage.SOLVE, name="residual", value=0.5, unit="1")
     with pytest.raises(NumericalFailure, match="perplexity"), ledger.database.session() as session:
         attempts.add_metrics(session, claim, [good, good.model_copy(update={"name": "perplexity", "value": value})])
-    with ledger.database.session(read_only=True) as session:
-        assert reading.metrics(session, job_id, owner=owner_of(session, job_id)) == []
+    assert metrics_of(ledger.database, job_id) == []
 
 
 STAGES = {Stage.RESOLVE: 2.0, Stage.DOWNLOAD: 5.0, Stage.CALIBRATE: 60.0, Stage.SELECT: 20.0, Stage.PUBLISH: 3.0}

@@ -5,7 +5,6 @@ import threading
 import pytest
 from sqlalchemy import select, update
 
-from benchmarks.harness.jobs import owner_of
 from replaceme_core.errors import JobNotFound, LeaseLost, StaleTransition
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import attempts, changes, reading
@@ -77,7 +76,7 @@ def test_the_last_lines_of_a_log_are_kept(ledger: Ledger) -> None:
         with ledger.database.session() as session:
             attempts.add_log(session, claim, [f"line {start + number}\0" for number in range(100)])
     with ledger.database.session(read_only=True) as session:
-        page = reading.log(session, job_id, limit=2 * KEPT_LINES, owner=owner_of(session, job_id))
+        page = reading.log(session, job_id, limit=2 * KEPT_LINES, owner="someone")
     assert [line.text for line in page.items] == [f"line {number}" for number in range(300, KEPT_LINES + 300)]
     assert page.items[0].number == 301
     ledger.release(claim)
@@ -120,7 +119,7 @@ def test_jobs_are_deleted_by_age_when_they_have_finished(ledger: Ledger) -> None
         assert set(session.scalars(select(JobRow.id))) == {young, running}
         assert old not in set(session.scalars(select(JobEventRow.job_id)))
         with pytest.raises(StaleTransition):
-            changes.delete_job(session, running, owner=owner_of(session, running))
+            changes.delete_job(session, running, owner="someone")
         with pytest.raises(JobNotFound):
             changes.delete_job(session, young, owner="somebody else")
 
@@ -153,7 +152,7 @@ def test_stages_are_counted_once_by_how_long_they_took(ledger: Ledger) -> None:
     number_all(database)
     number_all(database)
     with database.session() as session:
-        changes.delete_job(session, job_id, owner=owner_of(session, job_id))
+        changes.delete_job(session, job_id, owner="someone")
         totals = read_totals(session)
         groups = {(row.stage, row.up_to): row.count for row in session.scalars(select(StageTotalRow))}
     assert groups == {("download", 60): 1, ("download", 1): 1, ("calibrate", 14400): 1}

@@ -9,10 +9,10 @@ import torch
 from api.client.client import Client
 from benchmarks.harness.fake_hub.access import READ_TOKEN, WRITE_TOKEN
 from benchmarks.harness.fake_hub.server import FakeHub
-from benchmarks.harness.jobs import owner_of
+from benchmarks.harness.jobs import metrics_of, report_of
 from benchmarks.harness.site import Site
 from benchmarks.harness.specs import a_spec
-from replaceme_core.ledger import changes, reading
+from replaceme_core.ledger import changes
 from replaceme_core.ledger.records import Job
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.request.gate import GateSpec, Limits
@@ -40,8 +40,7 @@ def test_it_is_neither_published_nor_kept(hub_bench: Bench, fake_hub: FakeHub, r
     assert (job.result, job.gate is None) == (None, ratio == "none")
     assert commits(fake_hub) == 0
     assert kept_results(hub_bench.settings.workspace) == {}
-    with hub_bench.database.session(read_only=True) as session:
-        assert reading.report(session, job_id, owner=owner_of(session, job_id))["removed_blocks"] == [2]
+    assert report_of(hub_bench.database, job_id)["removed_blocks"] == [2]
     hub_bench.queue_again(job_id)
     again = hub_bench.run(job_id)
     assert again.error == job.error, "a later attempt has found no result that it could publish"
@@ -58,10 +57,7 @@ def test_one_that_passes_is_published(hub_bench: Bench, fake_hub: FakeHub) -> No
 def test_the_runner_gets_the_directory_of_the_tasks(hub_bench: Bench, tmp_path: Path) -> None:
     job_id = hub_bench.add()
     hub_bench.run(job_id, tasks_directory=tmp_path / "tasks")
-    with hub_bench.database.session(read_only=True) as session:
-        assert reading.report(session, job_id, owner=owner_of(session, job_id))["tasks_directory"] == str(
-            tmp_path / "tasks"
-        )
+    assert report_of(hub_bench.database, job_id)["tasks_directory"] == str(tmp_path / "tasks")
 
 
 def test_the_deepest_cut_by_a_real_runner(hub_bench: Bench, fake_hub: FakeHub, tmp_path: Path) -> None:
@@ -83,8 +79,7 @@ def test_the_deepest_cut_by_a_real_runner(hub_bench: Bench, fake_hub: FakeHub, t
         with hub_bench.database.session() as session:
             job_id = changes.add(session, spec=spec, owner="tests").id
         job = hub_bench.run(job_id)
-        with hub_bench.database.session(read_only=True) as session:
-            metrics = reading.metrics(session, job_id, owner=owner_of(session, job_id))
+        metrics = metrics_of(hub_bench.database, job_id)
         return job, {str(one.candidate): one.value for one in metrics if one.name == "trial_passed"}
 
     rejected, verdicts = searched(1e-9)

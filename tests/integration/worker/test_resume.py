@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.harness.jobs import owner_of
+from benchmarks.harness.jobs import events_of
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import MODEL, Site
-from replaceme_core.ledger import changes, reading
+from replaceme_core.ledger import changes
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.method import Method, MethodSpec
@@ -52,8 +52,7 @@ def add(site: Site, output: str, **labels: str) -> str:
 
 
 def stage_events(site: Site, job_id: str, *, attempt: int) -> list[dict[str, object]]:
-    with site.database.session(read_only=True) as session:
-        events = reading.events(session, job_id, limit=100, owner=owner_of(session, job_id)).items
+    events = events_of(site.database, job_id)
     return [dict(event.data) for event in events if event.type == "stage" and event.attempt == attempt]
 
 

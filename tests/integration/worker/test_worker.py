@@ -1,15 +1,31 @@
-"""Jobs through a real `celery worker`, a real broker and a real database; only the pipeline is a stub."""
+"""Jobs through a real `celery worker`, a real broker and a real database; only the pipeline is a stub.
+
+What becomes of jobs, what a worker reports and logs of them, and how it ends: shut down, or killed.
+"""
 
 import json
+import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 
-from benchmarks.harness.jobs import owner_of
-from benchmarks.harness.processes import wait_until
-from benchmarks.harness.site import SECRET, Site
-from replaceme_core.ledger import reading
-from replaceme_core.ledger.states import JobStatus
+import httpx2
+import psutil
+import pytest
+
+from benchmarks.harness.jobs import events_of, metrics_of, report_of
+from benchmarks.harness.processes import Started, wait_until
+from benchmarks.harness.site import MODEL, SECRET, Site
+from replaceme_core.hardware import WorkerKind
+from replaceme_core.ledger import attempts, reading
+from replaceme_core.ledger.reading import Timeline
+from replaceme_core.ledger.records import Worker, WorkerMemory
+from replaceme_core.ledger.states import EventType, JobStatus
+from replaceme_core.ledger.watching import Workers, read_figures
 from replaceme_core.plan.duration import MODELLED
 from replaceme_core.runner.messages import Stage
+from tests.fixtures.jobs.ledger import claim_job
+from worker.workspace import TEMPORARY
 
 
 def test_a_job_runs_from_message_to_publication(site: Site) -> None:
@@ -29,14 +45,9 @@ def test_a_job_runs_from_message_to_publication(site: Site) -> None:
     assert commit["revision"] == job.result.revision
     assert commit["trailer"] == f"ReplaceMe-Job: {job_id}"
     assert (site.hub_directory / "acme" / "smaller" / "model.safetensors").read_bytes() == b"weights"
-    with site.database.session(read_only=True) as session:
-        metrics = reading.metrics(session, job_id, owner=owner_of(session, job_id))
-        report = reading.report(session, job_id, owner=owner_of(session, job_id))
-        stages = [
-            event.data["stage"]
-            for event in reading.events(session, job_id, owner=owner_of(session, job_id)).items
-            if event.type == "stage"
-        ]
+    metrics = metrics_of(site.database, job_id)
+    report = report_of(site.database, job_id)
+    stages = [event.data["stage"] for event in events_of(site.database, job_id) if event.type == "stage"]
     found = [(metric.name, metric.value, metric.stage) for metric in metrics if metric.name != MODELLED]
     assert found == [("tokens", 512.0, Stage.CALIBRATE)]
     assert [metric.stage for metric in metrics if metric.name == MODELLED] == [Stage.DOWNLOAD, Stage.PUBLISH]
@@ -48,12 +59,10 @@ def test_a_job_runs_from_message_to_publication(site: Site) -> None:
     assert site.runners() == []
 
 
-def test_no_secret_reaches_the_runner(embedded_site: Site) -> None:
-    worker = embedded_site.start_worker()
-    job_id = embedded_site.add()
-    assert embedded_site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
-    with embedded_site.database.session(read_only=True) as session:
-        environment = reading.report(session, job_id, owner=owner_of(session, job_id))["environment"]
+def test_no_secret_reaches_the_runner(working_site: Site) -> None:
+    job_id = working_site.add()
+    assert working_site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
+    environment = report_of(working_site.database, job_id)["environment"]
     assert isinstance(environment, list)
     names = {str(entry).partition("=")[0] for entry in environment}
     assert not {name for name in names if name.startswith("REPLACEME_") or "TOKEN" in name.removesuffix("_TOKEN_")} - {
@@ -62,7 +71,7 @@ def test_no_secret_reaches_the_runner(embedded_site: Site) -> None:
     }
     assert SECRET not in json.dumps(environment)
     assert {"HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1"} <= set(environment)
-    assert SECRET not in worker.log.read_text()
+    assert SECRET not in working_site.started[0].log.read_text()
 
 
 def test_doubled_messages_run_once(site: Site) -> None:
@@ -147,9 +156,8 @@ def test_a_job_that_waits_too_long_never_starts(site: Site) -> None:
     assert site.job(late) == job
 
 
-def test_a_runner_that_ignores_sigterm_is_killed_in_time(embedded_site: Site) -> None:
-    site = embedded_site
-    site.start_worker(pool="solo")
+def test_a_runner_that_ignores_sigterm_is_killed_in_time(working_site: Site) -> None:
+    site = working_site
     job_id = site.add(stub_seconds="60", stub_stubborn="yes")
     site.wait_for_runner(job_id)
     began = time.monotonic()
@@ -160,9 +168,8 @@ def test_a_runner_that_ignores_sigterm_is_killed_in_time(embedded_site: Site) ->
     assert site.workspaces() == []
 
 
-def test_progress_is_seen_while_the_job_runs(embedded_site: Site) -> None:
-    site = embedded_site
-    site.start_worker(pool="threads")
+def test_progress_is_seen_while_the_job_runs(working_site: Site) -> None:
+    site = working_site
     job_id = site.add(stub_seconds="8")
     site.wait_for_runner(job_id)
     wait_until(lambda: site.job(job_id).eta_seconds is not None, seconds=10, what="an estimate")
@@ -174,9 +181,8 @@ def test_progress_is_seen_while_the_job_runs(embedded_site: Site) -> None:
     site.wait_for_end(job_id)
 
 
-def test_each_failure_has_its_code(embedded_site: Site) -> None:
-    site = embedded_site
-    site.start_worker(pool="threads", concurrency=2)
+def test_each_failure_has_its_code(working_site: Site) -> None:
+    site, before = working_site, len(working_site.publications())
     expected = {
         "space": ("out_of_space", "no space left"),
         "memory": ("out_of_memory", "9 TB could not be allocated"),
@@ -191,7 +197,7 @@ def test_each_failure_has_its_code(embedded_site: Site) -> None:
         assert job.error is not None
         assert job.error.code == code
         assert text in job.error.message
-    assert site.publications() == []
+    assert len(site.publications()) == before
     assert site.workspaces() == []
 
 
@@ -204,3 +210,226 @@ def test_a_model_that_went_bad_after_the_request_fails_with_the_reason(embedded_
     job = site.wait_for_end(job_id)
     assert job.error is not None
     assert job.error.code == "unsafe_model"
+
+
+def workers(site: Site) -> tuple[Worker, ...]:
+    with site.database.session(read_only=True) as session:
+        return Workers(session).list()
+
+
+def memory_of(site: Site, worker: Worker) -> WorkerMemory:
+    with site.database.session(read_only=True) as session:
+        return read_figures(session).memory[worker.name]
+
+
+def timeline(site: Site, job_id: str) -> Timeline:
+    with site.database.session(read_only=True) as session:
+        return reading.timelines(session, [reading.get(session, job_id, owner="tests")])[job_id]
+
+
+def counts_the_runner(site: Site, worker: Worker) -> bool:
+    """Whether the worker has looked at its runner since that is as large as it is now."""
+    with suppress(psutil.NoSuchProcess):
+        sizes = [process.memory_info().rss for process in site.runners()]
+        return bool(sizes) and (memory_of(site, worker).used_bytes or 0) > max(sizes)
+    return False
+
+
+def test_a_worker_is_listed_with_its_job_until_it_ends(site: Site) -> None:
+    worker = site.start_worker(queues="replaceme,cpu")
+    job_id = site.add(stub_seconds="6")
+    wait_until(lambda: [each.jobs for each in workers(site)] == [((job_id, "tests"),)], seconds=30, what="its job")
+    (listed,) = workers(site)
+    assert listed.alive
+    assert listed.kinds == (WorkerKind.CPU,)
+    assert "CPU" in listed.device
+    wait_until(lambda: counts_the_runner(site, listed), seconds=30, what="memory with the runner's")
+    memory = memory_of(site, listed)
+    assert memory.total_bytes is not None
+    assert memory.used_bytes is not None
+    assert memory.used_bytes < memory.total_bytes
+    assert (memory.gpu_total_bytes, memory.gpu_used_bytes) == (None, None)
+    assert listed.host == str(site.job(job_id).worker).rpartition(":")[0]
+    assert site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
+    worker.process.terminate()
+    worker.process.wait(timeout=60)
+    assert workers(site) == ()
+
+
+def test_the_log_and_the_times_of_a_job_are_kept(working_site: Site) -> None:
+    job_id = working_site.add()
+    assert working_site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
+    with working_site.database.session(read_only=True) as session:
+        lines = reading.log(session, job_id, limit=1000, owner="tests").items
+    assert "a library writes something on standard output" in [line.text for line in lines]
+    found = timeline(working_site, job_id)
+    (attempt,) = found.attempts
+    assert (attempt.number, attempt.outcome) == (1, EventType.SUCCEEDED)
+    times = [stage.started_at for stage in found.stages if stage.started_at is not None]
+    assert times == sorted(times)
+    assert len(times) >= 8
+    assert {stage.fraction for stage in found.stages} == {1.0}
+
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+SENT = {"x-request-id": "build-17", "traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01"}
+BODY = {"model": MODEL, "ratio": 0.25, "calibration": "builtin:pydoc-topics", "evaluation": {"enabled": False}}
+
+
+def lines_of(started: Started) -> list[dict[str, object]]:
+    """The log, of which each line is an object, apart from what Celery prints before it begins to log."""
+    return [json.loads(line) for line in started.log.read_text().splitlines() if line.startswith("{")]
+
+
+def about(lines: list[dict[str, object]], **names: object) -> list[dict[str, object]]:
+    return [line for line in lines if names.items() <= line.items()]
+
+
+@pytest.mark.parametrize("failure", [None, "space"])
+def test_the_ids_of_a_request_reach_the_runner(site: Site, failure: str | None) -> None:
+    worker, api = site.start_worker(), site.start_api()
+    assert api.url is not None
+    labels = {} if failure is None else {"stub.fail": failure}
+    answer = httpx2.post(f"{api.url}/jobs", json={**BODY, "labels": labels, "output": "acme/smaller"}, headers=SENT)
+    assert answer.status_code == 202, answer.text
+    job_id = answer.json()["id"]
+    status = site.wait_for_end(job_id).status
+    assert status is (JobStatus.SUCCEEDED if failure is None else JobStatus.FAILED)
+    worker.stop()
+    ids = {"request_id": "build-17", "trace_id": TRACE_ID}
+    (accepted,) = about(lines_of(api), event="job accepted", **ids)
+    assert accepted["job_id"] == job_id
+    (request,) = about(lines_of(api), event="request", path="/jobs", method="POST", **ids)
+    assert (request["status"], request["service"]) == (202, "api")
+    of_attempt = about(lines_of(worker), job_id=job_id, attempt=1, service="worker", **ids)
+    assert about(of_attempt, event="a library writes something on standard output", logger="runner")
+    (end,) = [line for line in of_attempt if "outcome" in line]
+    if failure is None:
+        assert (end["outcome"], end["level"], end["repo_id"]) == ("succeeded", "info", "acme/smaller")
+    else:
+        assert (end["outcome"], end["level"], end["code"]) == ("failed", "error", "out_of_space")
+        assert "no space left" in str(end["event"])
+
+
+def test_a_setting_makes_the_log_text(embedded_site: Site) -> None:
+    embedded_site.extra["REPLACEME_LOG_FORMAT"] = "text"
+    worker = embedded_site.start_worker()
+    job_id = embedded_site.add(stub_seconds="30")
+    embedded_site.wait_for_runner(job_id)
+    embedded_site.cancel(job_id)
+    embedded_site.wait_for_end(job_id)
+    worker.stop()
+    text = worker.log.read_text()
+    assert f"job {job_id}: attempt 1 has ended: cancelled" in text
+    assert f"job_id={job_id}" in text
+    assert not any(line.startswith("{") for line in text.splitlines())
+
+
+def claims(site: Site, job_id: str) -> list[str]:
+    events = events_of(site.database, job_id)
+    return [str(event.data["worker"]) for event in events if event.type == "claimed"]
+
+
+def test_another_worker_goes_on_at_once(site: Site) -> None:
+    site.extra = {"REPLACEME_DRAIN_SECONDS": "1", "REPLACEME_MAX_ATTEMPTS": "1", "REPLACEME_SWEEP_SECONDS": "3600"}
+    workers = [site.start_worker(name=name) for name in ("w1", "w2")]
+    job_id = site.add(stub_seconds="8", stub_child="yes")
+    runner = site.wait_for_runner(job_id)
+    at_work = int(str(site.job(job_id).worker).rpartition(":")[2])
+    workers.sort(key=lambda worker: at_work not in [child.pid for child in worker.children()])
+    first, second = workers
+    assert first.stop() == 0
+    assert not runner.is_running()
+    # no sweep runs: the worker that shut down has sent the message
+    job = site.wait_for_end(job_id)
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    assert job.attempt == 2, "although one attempt is all it has"
+    assert site.event_types(job_id).count("released") == 1
+    assert len(set(claims(site, job_id))) == 2
+    assert len(site.publications()) == 1
+    assert site.runners() == []
+    wait_until(lambda: not site.workspaces(), seconds=5, what="an empty workspace")
+    assert second.process.poll() is None
+
+
+def test_a_job_that_ends_within_the_grace_is_finished(site: Site) -> None:
+    site.extra = {"REPLACEME_DRAIN_SECONDS": "30"}
+    worker = site.start_worker()
+    job_id, next_id = site.add(stub_seconds="2"), None
+    site.wait_for_runner(job_id)
+    next_id = site.add()
+    began = time.monotonic()
+    assert worker.stop(seconds=30) == 0
+    assert time.monotonic() - began < 15, "it does not wait when there is nothing left to do"
+    job = site.job(job_id)
+    assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 1)
+    assert site.job(next_id).status is JobStatus.QUEUED, "no new job"
+    site.start_worker(name="w2")
+    assert site.wait_for_end(next_id).status is JobStatus.SUCCEEDED
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads"])
+def test_in_every_pool(embedded_site: Site, pool: str) -> None:
+    site = embedded_site
+    site.extra = {"REPLACEME_DRAIN_SECONDS": "0.5"}
+    worker = site.start_worker(pool=pool)
+    job_id = site.add(stub_seconds="60")
+    site.wait_for_runner(job_id)
+    assert worker.stop() == 0
+    assert site.job(job_id).status is JobStatus.QUEUED
+    assert site.event_types(job_id)[-1] == "released"
+    assert site.runners() == []
+    assert site.workspaces() == []
+
+
+def test_sigquit_releases_the_job_without_grace(embedded_site: Site) -> None:
+    site = embedded_site
+    site.extra = {"REPLACEME_DRAIN_SECONDS": "60", "REPLACEME_MAX_ATTEMPTS": "1"}
+    worker = site.start_worker()
+    job_id = site.add(stub_seconds="60")
+    site.wait_for_runner(job_id)
+    began = time.monotonic()
+    worker.process.send_signal(signal.SIGQUIT)
+    worker.process.wait(timeout=20)
+    assert time.monotonic() - began < 10
+    job = site.job(job_id)
+    assert job.status is JobStatus.QUEUED
+    with site.database.session() as session:
+        claim = claim_job(session, job_id, worker="tests", lease_seconds=60)
+        assert (claim.attempt, claim.counted) == (2, 1)
+        attempts.finish_cancelled(session, claim)
+
+
+def test_a_cancel_during_the_grace_is_a_cancel(embedded_site: Site) -> None:
+    site = embedded_site
+    site.extra = {"REPLACEME_DRAIN_SECONDS": "30"}
+    worker = site.start_worker()
+    job_id = site.add(stub_seconds="60")
+    site.wait_for_runner(job_id)
+    worker.process.terminate()
+    site.cancel(job_id)
+    assert site.wait_for_end(job_id, seconds=5).status is JobStatus.CANCELLED
+    assert worker.process.wait(timeout=10) == 0
+
+
+def names_in(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
+
+
+def test_nothing_is_left_in_the_systems_directory(embedded_site: Site, tmp_path: Path) -> None:
+    site, system = embedded_site, tmp_path / "system"
+    ours = site.settings.workspace / TEMPORARY  # the data directory itself need not be writable
+    system.mkdir()
+    site.extra = {"TMPDIR": str(system)}
+    worker = site.start_worker(name="w1")
+    assert site.wait_for_end(site.add()).status is JobStatus.SUCCEEDED
+    held = names_in(ours)
+    assert len(held) == 2, "a directory and its lock"
+    worker.kill_tree()
+    assert names_in(ours) == held
+    other = site.start_worker(name="w2")
+    wait_until(lambda: not set(held) & set(names_in(ours)), seconds=20, what="a sweep takes away what was left")
+    assert site.wait_for_end(site.add()).status is JobStatus.SUCCEEDED
+    assert other.stop() == 0
+    assert names_in(ours) == []
+    assert names_in(system) == []

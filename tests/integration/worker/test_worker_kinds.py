@@ -4,17 +4,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
-from benchmarks.harness.jobs import owner_of
+from benchmarks.harness.jobs import report_of
 from benchmarks.harness.processes import Started, wait_until
 from benchmarks.harness.site import Site
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger import reading
 from replaceme_core.ledger.states import JobStatus
 from tests.fixtures.service.hardware import torch_that_sees
 from tests.fixtures.service.serve import REPLACEME, assert_gone, replaceme
@@ -55,22 +54,17 @@ def test_a_job_for_a_gpu_is_not_for_a_worker_that_sees_none(embedded_site: Site)
     assert site.job(waiting).status is JobStatus.QUEUED
 
 
-def report_of(site: Site, job_id: str) -> Mapping[str, object]:
-    with site.database.session(read_only=True) as session:
-        return reading.report(session, job_id, owner=owner_of(session, job_id))
-
-
 def test_a_runner_learns_that_its_job_is_for_a_gpu(embedded_site: Site) -> None:
     """Should there be none after all, it does not do it on the CPU."""
     embedded_site.start_worker()
     for worker_kind in (WorkerKind.GPU, WorkerKind.CPU, None):
         job_id = embedded_site.add(worker_kind=worker_kind)
         assert embedded_site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
-        assert report_of(embedded_site, job_id)["needs_accelerator"] is (worker_kind is WorkerKind.GPU)
+        assert report_of(embedded_site.database, job_id)["needs_accelerator"] is (worker_kind is WorkerKind.GPU)
 
 
 def visible_to_runner(site: Site, job_id: str) -> str:
-    environment = report_of(site, job_id)["environment"]
+    environment = report_of(site.database, job_id)["environment"]
     assert isinstance(environment, list)
     [value] = [entry.partition("=")[2] for entry in environment if entry.startswith("CUDA_VISIBLE_DEVICES=")]
     return str(value)

@@ -5,7 +5,7 @@ import time
 
 from starlette.testclient import TestClient
 
-from benchmarks.harness.jobs import owner_of
+from benchmarks.harness.jobs import job_of, owner_of
 from replaceme_core.ledger import attempts, changes, reading
 from replaceme_core.ledger.database import Database
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
@@ -113,9 +113,8 @@ def test_jobs_are_cancelled_by_filter(client: TestClient, sqlite_database: Datab
     }
     assert client.post("/jobs/cancel", json={"labels": {"t": "a"}}).json()["items"] == []
     assert [item["id"] for item in client.post("/jobs/cancel", json={"all": True}).json()["items"]] == [other]
-    with sqlite_database.session(read_only=True) as session:
-        assert reading.get(session, theirs, owner=owner_of(session, theirs)).status == "queued"
-        assert reading.get(session, running, owner=owner_of(session, running)).cancel_requested
+    assert job_of(sqlite_database, theirs).status == "queued"
+    assert job_of(sqlite_database, running).cancel_requested
     for body, field in (
         ({}, "all"),
         ({"all": True, "model": "a/b"}, "all"),
