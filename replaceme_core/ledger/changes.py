@@ -160,7 +160,7 @@ def retry(
     An output that was named after the earlier job is named after the new one. So each result stays where its job says
     that it is; a repository that the request named is written again.
 
-    Raises `JobNotFound`, `StaleTransition` while the job has not finished, and as `submission.add` does.
+    Raises `JobNotFound`, `StaleTransition` while the job has not finished, and as `add` does.
     """
     earlier = find_job(session, job_id, owner=owner, lock=True)
     if earlier.status not in TERMINAL:
