@@ -114,6 +114,13 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_sections_that_the_constants_name_exist() -> None:
+    constants = (ROOT / "replaceme_core" / "request" / "defaults.py").read_text(encoding="utf-8")
+    named = {name for names in re.findall(r"\[([a-z][a-z, -]*)\]", constants) for name in names.split(", ")}
+    assert {"mix", "refit", "runs"} <= named
+    assert named <= anchors(ROOT / "docs" / "explanation" / "how-the-default-works.md")
+
+
 def test_documents_that_code_names_exist() -> None:
     for path in sources():
         for name in re.findall(r"docs/[\w./-]*\w", path.read_text(encoding="utf-8")):
