@@ -144,7 +144,7 @@ FOLLOWING: Final = 3
 """One in three of the kept blocks follows all that are removed. With late blocks allowed, 88 % of the answers
 stayed."""
 FIRST_BLOCKS: Final = 10
-"""One in ten blocks comes before all that are removed: without the first ones a refit leaves more than maps show."""
+"""One in ten blocks comes before all that are removed: removing the first ones costs a refit more than maps show."""
 LEAST_TRIES: Final = 4
 """Blocks tried in each step whatever the guesses: a block may become cheap once its neighbour is removed."""
 MOVE_TRIES: Final = 4

@@ -87,7 +87,7 @@ def deepest(depths: Sequence[int], is_too_deep: Callable[[int], bool]) -> int | 
     """The greatest of `depths`, which ascend, that is not too deep, by bisection; `None` where all are.
 
     Where quality falls with depth, that is the one. Where it does not, several depths may be the last one before a
-    depth that is too deep, and this is one of them: it was seen not to be, and the next one, if any, was seen to be.
+    depth that is too deep, and the result is one of them: it was tried, and so was the next one, if any.
 
     >>> deepest([1, 2, 3, 4, 5], lambda depth: depth > 3)
     3

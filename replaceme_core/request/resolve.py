@@ -55,7 +55,7 @@ class Machine:
 def judging_sequences(held_out: int, *, length: int) -> int:
     """How many sequences of `length` tokens the text of `judged_on` has, beside `held_out` ones of the others.
 
-    Half as many, within limits; 0 where so few are not to be had of the built-in text.
+    Half as many, within limits; 0 where the built-in text has fewer than the least number.
     """
     count = min(max(defaults.FEWEST_JUDGING, held_out // 2), defaults.MOST_JUDGING, defaults.JUDGING_TOKENS // length)
     return count if count >= defaults.FEWEST_JUDGING else 0
@@ -228,8 +228,8 @@ def usual_size(spec: CompressionSpec, *, on_cpu: bool) -> tuple[int, int]:
 def resolve_text(spec: CompressionSpec, *, on_cpu: bool, loading: Loading) -> ResolvedCalibration:
     """The calibration with its size, what calibrates beside a single `dataset`, and what judges.
 
-    Beside it comes text of the model's own, which is of all kinds that it has learned, and the built-in general text,
-    no more than that has. A model that is read block by block would be read from disk for each token that it generates,
+    Text that the model generates, which is of all kinds that it has learned, and the built-in general text are added,
+    at most as much as that has. A model that is read block by block would be read from disk for each token that it generates,
     so it gets the built-in text in place of its own as well. A method that fits nothing, one as published, and a
     request with a `self_generated` of 0 get nothing.
 

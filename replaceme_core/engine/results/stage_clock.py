@@ -21,7 +21,7 @@ _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 MOST_SAMPLES = 240
 FIRST_SECONDS = 0.1
-"""Between two looks; twice as long each time that there are `MOST_SAMPLES`, of which then every other one stays."""
+"""Between two samples; doubled whenever there are `MOST_SAMPLES`, of which every second one is then dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ def choose_by_loss(
     They are screened by residual, then judged by the losses of the pruned models (`tournament`): at all positions, or
     at the first `positions` of each sequence, which `judge` is for; the losses that are returned are at all.
 
-    Where the held-out tokens do not tell the last ones apart, the smaller residual decides: it rests on the same
+    Where the last ones do not differ significantly, the smaller residual decides: it rests on the same
     tokens, but on every value of the stream instead of one prediction a token. The chosen
     cut's map is then compared with plain removal (`accepted_scale`), unless its `ridge` was requested.
     """

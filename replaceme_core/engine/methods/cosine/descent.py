@@ -70,7 +70,7 @@ def _buffers(
 ) -> Iterator[Buffer]:
     """What `make` makes of `write`, `kept` and `end` (tokens, d), for the first `limit` tokens.
 
-    At most `BUFFER_TOKENS` at a time, of which nothing is held while they are used.
+    At most `BUFFER_TOKENS` at a time. No reference to a buffer is kept while it is used.
     """
     pending: list[tuple[torch.Tensor, ...]] = []
     waiting = given = 0
