@@ -229,9 +229,9 @@ def resolve_text(spec: CompressionSpec, *, on_cpu: bool, loading: Loading) -> Re
     """The calibration with its size, what calibrates beside a single `dataset`, and what judges.
 
     Text that the model generates, which is of all kinds that it has learned, and the built-in general text are added,
-    at most as much as that has. A model that is read block by block would be read from disk for each token that it generates,
-    so it gets the built-in text in place of its own as well. A method that fits nothing, one as published, and a
-    request with a `self_generated` of 0 get nothing.
+    at most as much as that has. A model that is read block by block would be read from disk for each token that it
+    generates, so it gets the built-in text in place of its own as well. A method that fits nothing, one as published,
+    and a request with a `self_generated` of 0 get nothing.
 
     Candidates are also judged on the built-in general text, unless the request is for one text and nothing else, or for
     a part of that text.
