@@ -22,7 +22,7 @@ import torch
 from benchmarks.smollm2 import provide
 from benchmarks.wikitext import detokenise, split
 from replaceme_core.engine.activations.capture import Activations
-from replaceme_core.engine.methods.protocol import Calibrated, Pruning, Task, find_method
+from replaceme_core.engine.methods.task import Pruning, Task, find_method
 from replaceme_core.engine.model.block_runner import BlockRunner, predictions_of, scale_output, summed_loss
 from replaceme_core.engine.model.changes import Variant, try_changes
 from replaceme_core.engine.model.device import make_deterministic
@@ -96,20 +96,13 @@ class Bench:
         for method in methods:
             spec = self.task.spec.model_copy(update={"drop": tuple(window), "method": MethodSpec(name=method)})
             task = replace(self.task, spec=spec, remove=len(window))
-            found[str(method)] = self.perplexity(carry_out(task, method))
+            found[str(method)] = self.perplexity(find_method(method)(task))
         return Row(
             start=window[0],
             end=window[-1],
             drop=self.perplexity(Pruning(removed=window)),
             methods=found,
         )
-
-
-def carry_out(task: Task, method: Method) -> Pruning:
-    """All steps of the method."""
-    found = find_method(method)(task)
-    selected = found.select() if isinstance(found, Calibrated) else found
-    return selected.solve()
 
 
 def prepare(options: argparse.Namespace) -> Bench:

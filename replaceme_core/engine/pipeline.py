@@ -90,7 +90,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
                 pruning = search.pruning
                 clock.begin(Stage.SOLVE)  # the solution is that of the trial
             else:
-                pruning = decide(request, task, clock=clock)
+                pruning = decide(request, task)
             captured = task.activations.record()
             angles = layer_angles(task.activations)
         del task

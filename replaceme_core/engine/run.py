@@ -19,12 +19,11 @@ from replaceme_core.engine.evaluation.compare import Comparison, Original, Unmea
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import PRUNED, SOURCE, Subject, open_pair, open_subject
 from replaceme_core.engine.evaluation.tasks import LoadedTasks
-from replaceme_core.engine.methods.change_block import change_block
-from replaceme_core.engine.methods.protocol import Calibrated, Pruning, Task, find_method
-from replaceme_core.engine.methods.refit.part_of_text import STREAM_BYTES
+from replaceme_core.engine.methods.refit_choice import STREAM_BYTES
+from replaceme_core.engine.methods.task import Pruning, Task, find_method
 from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.changes import remove_blocks, scale_final_norm
+from replaceme_core.engine.model.changes import apply_changes, fold, remove_blocks, scale_final_norm
 from replaceme_core.engine.model.lazy_model import open_for_capture, open_model
 from replaceme_core.engine.model.load import StoredWeights, check_positions, load_config
 from replaceme_core.engine.model.save import NEW_TOKENS, save_block_by_block, save_model
@@ -34,7 +33,7 @@ from replaceme_core.engine.results.stage_clock import StageClock
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.engine.text.tokens import beginning_of_text, calibration_tokens, with_repeated, with_self_generated
 from replaceme_core.errors import InvalidInput, NumericalFailure
-from replaceme_core.families.resolve import resolve
+from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.library_errors import library_errors
 from replaceme_core.request.gate import Trial, deepest, most_trials
 from replaceme_core.request.removal import Allows
@@ -44,22 +43,14 @@ from replaceme_core.runner.eta import PartOfStage, writing_part
 from replaceme_core.runner.messages import Progress, RunnerRequest, Stage
 
 
-def decide(request: RunnerRequest, task: Task, *, clock: StageClock | None) -> Pruning:
-    """What the method decides for `task`, kept for a later attempt. `clock` begins its stages; `None`: it has none."""
+def decide(request: RunnerRequest, task: Task) -> Pruning:
+    """What the method decides for `task`, unless an earlier attempt has left its decision; kept for a later one."""
     checkpoint = Checkpoint.of(request, task)
     restored = checkpoint.restore()
     if restored is not None:
-        if clock is not None:
-            clock.begin(Stage.SOLVE, resumed_from=Stage.SOLVE)
+        task.begin(Stage.SOLVE, resumed_from=Stage.SOLVE)
         return restored
-    selected = find_method(task.spec.method.name)(task)
-    if isinstance(selected, Calibrated):  # else the request names the blocks
-        if clock is not None:
-            clock.begin(Stage.SELECT)
-        selected = selected.select()
-    if clock is not None:
-        clock.begin(Stage.SOLVE)
-    return checkpoint.keep(selected.solve())
+    return checkpoint.keep(find_method(task.spec.method.name)(task))
 
 
 def write_pruned(
@@ -89,6 +80,14 @@ def write_pruned(
 CHECKED_TOKENS = 64
 PROMPT_TOKENS = 32
 _DOES_NOT_RUN = "the model does not run on the calibration text"
+
+
+def change_block(resolved: ResolvedModel, block: int, *, pruning: Pruning) -> None:
+    """Fold the maps of `block` and add its changes, in place."""
+    for one in pruning.folds:
+        if one.cut.anchor == block and bool(one.delta.any()):
+            fold(resolved, one)
+    apply_changes(resolved, [one for one in pruning.changes if one.block == block])
 
 
 @dataclass(kw_only=True)
@@ -160,6 +159,7 @@ class Run:
                 spec=spec,
                 remove=remove,
                 progress=progress,
+                begin=self.clock.begin,
             )
 
     def model_as_stored(self) -> PreTrainedModel:
@@ -351,8 +351,8 @@ class _Search:
         metrics: list[Callable[[], None]] = []
         part = _Metrics(self.task.progress, start=start, end=end, kept=metrics)
         self.task.activations.advance = part.advance
-        task = replace(self.task, remove=depth, progress=part)
-        return _Decided(pruning=decide(self.run.request, task, clock=None), metrics=metrics)
+        task = replace(self.task, remove=depth, progress=part, begin=lambda stage, **_: None)
+        return _Decided(pruning=decide(self.run.request, task), metrics=metrics)
 
     def _measure(self, pruning: Pruning, *, advance: Callable[[float], None]) -> Comparison:
         """The result beside the source model, as it would be published."""

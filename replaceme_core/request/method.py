@@ -36,7 +36,7 @@ class Method(StrEnum):
 class MethodTraits:
     """What a method takes, needs and costs.
 
-    `module`: has the function `calibrate` (`PruningMethod` in `replaceme_core.engine.methods.protocol`). `options`:
+    `module`: has the function `calibrate` (`PruningMethod` in `replaceme_core.engine.methods.task`). `options`:
     the fields of `MethodSpec` that only some methods take, and that this one takes. `changes_weights`: it tries
     changes on the weights of the live model, which quantised weights do not allow. `needs_like_blocks`: it mixes
     parameters of neighbouring blocks, which must be of one kind. `chooses_a_window`: it chooses among the windows
@@ -73,21 +73,21 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
             card=_MAP,
         ),
         Method.COSINE: MethodTraits(
-            module="replaceme_core.engine.methods.cosine.method",
+            module="replaceme_core.engine.methods.cosine",
             chooses_a_window=True,
             options=frozenset({"groups", "loss", "structure"}),
             stage_weights={"solve": 40},
             card=_MAP,
         ),
         Method.DROP: MethodTraits(
-            module="replaceme_core.engine.methods.drop",
+            module="replaceme_core.engine.methods.removal",
             chooses_a_window=True,
             selection_card="They are the neighbours across which the hidden states turn least",
             fits=False,
             card=_NOTHING,
         ),
         Method.REFIT: MethodTraits(
-            module="replaceme_core.engine.methods.refit.method",
+            module="replaceme_core.engine.methods.refit",
             chooses_a_window=True,
             options=frozenset({"groups", "ridge_later", "selection"}),
             changes_weights=True,
@@ -106,13 +106,13 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
             card="The best of several methods was taken (method `{name}`).",
         ),
         Method.BLOCK_INFLUENCE: MethodTraits(
-            module="replaceme_core.engine.methods.block_influence",
+            module="replaceme_core.engine.methods.removal",
             selection_card="They are those of least influence, after [ShortGPT](https://arxiv.org/abs/2403.03853)",
             fits=False,
             card=_NOTHING,
         ),
         Method.PERPLEXITY_GREEDY: MethodTraits(
-            module="replaceme_core.engine.methods.perplexity_greedy",
+            module="replaceme_core.engine.methods.removal",
             stage_weights={"select": 300},
             selection_card=(
                 "They were removed one at a time, each time the layer whose removal costs the least loss, after "

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from replaceme_core.engine.methods.protocol import Pruning
+from replaceme_core.engine.methods.task import Pruning
 from replaceme_core.engine.model.changes import windows
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, tiny_model

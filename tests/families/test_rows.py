@@ -10,10 +10,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from replaceme_core.engine.activations.cut_sums import capture_next_cut
+from replaceme_core.engine.methods.windows import fit_cut
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import Cut, FittedCut, fold, remove_blocks, run_pruned
 from replaceme_core.engine.model.save import save_model, verify_saved
-from replaceme_core.engine.selection.cut_fit import fit_cut
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.families.layout import Layout, MapStructure
 from replaceme_core.families.resolve import ResolvedModel, resolve

@@ -7,55 +7,36 @@ inverse of a singular matrix.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from replaceme_core.engine.activations.capture import Activations
-from replaceme_core.engine.methods.cuts import pruning, require_rank, runs
-from replaceme_core.engine.methods.protocol import Calibrated, Pruning, Selected, Task
-from replaceme_core.engine.model.changes import Cut, FittedCut, windows
+from replaceme_core.engine.methods.task import Candidate, Pruning, Task
+from replaceme_core.engine.model.changes import Cut, FittedCut, runs, windows
 from replaceme_core.engine.numerics.stream import Stream
 from replaceme_core.engine.numerics.sums import SOLVE_DTYPE, Moments
-from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.errors import NumericalFailure
+from replaceme_core.runner.messages import Stage
 
 
-def calibrate_as_published(task: Task) -> Calibrated | Selected:
-    """The named blocks, or the window that the last token of each sequence chooses; `ridge` is 0 unless given."""
-    require_rank(task)
+def as_published(task: Task) -> Pruning:
+    """Remove the named blocks, or the window that the last token of each sequence chooses; `ridge` is 0 by default."""
+    task.require_rank()
+    ridge = task.spec.method.ridge
     if task.spec.drop is not None:
-        cuts, ridge = runs(task.spec.drop), task.spec.method.ridge
+        cuts = runs(task.spec.drop)
         candidates = [Candidate(start=cut.start, end=cut.end, ridge=ridge, chosen=True) for cut in cuts]
-        return _Selected(task=task, cuts=cuts, candidates=candidates)
-    found = last_token_distances(task.activations, windows(len(task.block_runner.blocks), task.remove))
-    return _Calibrated(task=task, distances=found)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Calibrated(Calibrated):
-    task: Task
-    distances: dict[Cut, float]
-
-    def select(self) -> "_Selected":
-        nearest = min(self.distances, key=lambda cut: self.distances[cut])
+    else:
+        distances = last_token_distances(task.activations, windows(len(task.block_runner.blocks), task.remove))
+        task.begin(Stage.SELECT)
+        cuts = [min(distances, key=lambda cut: distances[cut])]
         candidates = [
-            Candidate(start=cut.start, end=cut.end, distance=distance, chosen=cut == nearest)
-            for cut, distance in self.distances.items()
+            Candidate(start=cut.start, end=cut.end, distance=distance, chosen=cut in cuts)
+            for cut, distance in distances.items()
         ]
-        return _Selected(task=self.task, cuts=[nearest], candidates=candidates)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Selected(Selected):
-    task: Task
-    cuts: list[Cut]
-    candidates: list[Candidate]
-
-    def solve(self) -> Pruning:
-        ridge = self.task.spec.method.ridge
-        maps = [published_map(self.task.activations, cut, ridge=0.0 if ridge is None else ridge) for cut in self.cuts]
-        return pruning(maps, self.candidates)
+    task.begin(Stage.SOLVE)
+    maps = [published_map(task.activations, cut, ridge=0.0 if ridge is None else ridge) for cut in cuts]
+    return Pruning.of_cuts(maps, candidates)
 
 
 def last_token_distances(activations: Activations, cuts: Sequence[Cut]) -> dict[Cut, float]:
@@ -75,10 +56,7 @@ def last_token_distances(activations: Activations, cuts: Sequence[Cut]) -> dict[
 
 def published_map(activations: Activations, cut: Cut, *, ridge: float) -> FittedCut:
     """T = (M'M + `ridge` I)^-1 M'(L_end - Y) over all tokens. Raises `NumericalFailure` where that has no solution."""
-    width, device = (
-        activations.block_runner.resolved.model.config.hidden_size,
-        activations.block_runner.resolved.model.device,
-    )
+    width, device = activations.block_runner.resolved.model.config.hidden_size, activations.device
     moments = Moments.zeros(width, device=device)
     for number in range(len(activations.batches)):
         write, kept, end = activations.at_cut(number, cut, done=())

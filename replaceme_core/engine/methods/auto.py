@@ -1,29 +1,28 @@
 """The best of several ways for this model, by held-out score, within a time budget.
 
 All read the streams of one dense pass, where these can be kept. One run of blocks is chosen with maps, and a few. The
-one is refitted. The few are refitted if they are far better with maps, which flatter them, and chosen if they are
-better by more than 4 standard errors after the refit (docs/explanation/how-the-default-works.md). The result is the fit
-that the held-out tokens judged, without a second fit on all tokens. If the refit is no better than maps, the best
-window with its map takes part. With a time budget this window comes first: a step that is not expected to end in time
-is not begun, which the result says; the window always is.
+one is refitted, and so are the few where they are far better with maps, which flatter them: they are taken if they are
+better by more than 4 standard errors after a refit, too (docs/explanation/how-the-default-works.md). What comes
+out is what the held-out tokens judged (docs/explanation/how-the-default-works.md). Where the refit is no better
+than maps, the best window with its map takes part. With a time budget this window comes first: a step that is not
+expected to end in time is not begun, which the result says; the window always is.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from replaceme_core.engine.methods import least_squares
-from replaceme_core.engine.methods.protocol import Calibrated, Pruning, Selected, Task
-from replaceme_core.engine.methods.refit import method as refit
-from replaceme_core.engine.methods.refit.part_of_text import keeps_all, positions_for_choice
+from replaceme_core.engine.methods.judge import BEYOND_DOUBT, Judge
+from replaceme_core.engine.methods.least_squares import least_squares
+from replaceme_core.engine.methods.refit import JudgedRefit, judge_refit
+from replaceme_core.engine.methods.refit_choice import choose_runs, keeps_all, positions_for_choice
+from replaceme_core.engine.methods.replay import held_out_judge
+from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.model.allocator import release_memory
-from replaceme_core.engine.selection.candidate import Candidate
-from replaceme_core.engine.selection.judge import BEYOND_DOUBT, Judge
-from replaceme_core.engine.selection.replay import held_out_judge
 from replaceme_core.request.method import Method, Selection
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.runner.eta import PartOfStage
-from replaceme_core.runner.messages import Progress
+from replaceme_core.runner.messages import Progress, Stage
 
 RUNS_COST, REFIT_COST = 2.0, 2.0
 """The time that these steps are expected to take, in multiples of that of the window."""
@@ -34,111 +33,35 @@ FAR_BETTER = 0.1
 refit has none (docs/explanation/how-the-default-works.md#runs)."""
 
 
-def calibrate(task: Task) -> Calibrated:
+def auto(task: Task) -> Pruning:
     """The result of the best way; its name is in `Pruning.method`, the losses of all are metrics."""
     if keeps_all(task):  # else each step makes a pass of its own
         task.activations.capture()
-    return _Calibrated(task=task)
+    task.begin(Stage.SELECT)
+    budget = _Budget(task.spec.method.time_budget_seconds)
+    judge = held_out_judge(task.activations, recall=True)
+    contenders, maps = find_contenders(task, judge, budget)
+    release_memory()
+    task.begin(Stage.SOLVE)
+    best = _best_refit(task, judge, budget, contenders)
+    if best is not None:
+        blocks, fitted = best
+        score = judge.score(fitted.pruning.held_out_losses)
+        if maps is None and score >= blocks.score:
+            maps = _with_least_squares(task, progress=PartOfStage(task.progress, start=1.0, end=1.0))
+        if maps is None or score < judge.score(maps.held_out_losses):
+            return replace(fitted.scaled(), method=str(Method.REFIT), left_out=budget.left_out)
+    assert maps is not None, "without a budget some blocks are refitted"
+    return replace(maps, method=str(Method.LEAST_SQUARES), left_out=budget.left_out)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Calibrated(Calibrated):
-    task: Task
-
-    def select(self) -> "_Selected":
-        """Choose the sets of blocks to refit, with maps alone."""
-        task, budget = self.task, _Budget(self.task.spec.method.time_budget_seconds)
-        judge, maps, contenders = held_out_judge(task.activations, recall=True), None, list[_Blocks]()
-        is_named = task.spec.drop is not None
-        if is_named or budget.seconds is not None:
-            maps = _with_least_squares(task, progress=PartOfStage(task.progress, start=0.0, end=WINDOW_PART))
-            score = _report(task, judge, "least_squares", maps)
-            contenders = [_Blocks(removed=list(maps.removed), candidates=maps.candidates, score=score)]
-            budget.first_step_ended()
-        if not is_named and budget.allows(RUNS_COST, "the choice of runs of blocks"):
-            part = PartOfStage(task.progress, start=0.0 if maps is None else WINDOW_PART, end=1.0)
-            contenders = self._runs(judge, progress=part, windows=() if maps is None else maps.candidates)
-        release_memory()
-        return _Selected(task=task, judge=judge, budget=budget, maps=maps, contenders=contenders)
-
-    def _runs(self, judge: Judge, *, progress: Progress, windows: Sequence[Candidate]) -> "list[_Blocks]":
-        """One run of blocks; then several, where these are far better with maps."""
-        found = list[_Blocks]()
-        for choice in reversed(refit.choose_runs(_as(self.task, Method.REFIT, progress=progress))):
-            score = judge.score(choice.losses)
-            _report_metrics(self.task, block_ranges(choice.removed), loss=judge.mean(choice.losses), score=score)
-            if not found or score < found[0].score - FAR_BETTER:
-                table = _one_row_each(windows, choice.candidates)
-                found.append(_Blocks(removed=choice.removed, candidates=table, score=score))
-        return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Selected(Selected):
-    """The `contenders` are refitted; the first is taken unless another is better by 4 standard errors.
-
-    `maps` is the result of the window with a map; `None`: found where it is needed.
-    """
-
-    task: Task
-    judge: Judge
-    budget: "_Budget"
-    maps: Pruning | None
-    contenders: "Sequence[_Blocks]"
-
-    def solve(self) -> Pruning:
-        """The best of the maps and the refits, judged on held-out tokens."""
-        task, judge, maps, left_out = self.task, self.judge, self.maps, self.budget.left_out
-        best = self._refitted()
-        if best is not None:
-            blocks, fitted = best
-            score = judge.score(fitted.pruning.held_out_losses)
-            if maps is None and score >= blocks.score:
-                maps = _with_least_squares(task, progress=PartOfStage(task.progress, start=1.0, end=1.0))
-            if maps is None or score < judge.score(maps.held_out_losses):
-                return replace(fitted.scaled(), method=str(Method.REFIT), left_out=left_out)
-        assert maps is not None, "without a budget some blocks are refitted"
-        return replace(maps, method=str(Method.LEAST_SQUARES), left_out=left_out)
-
-    def _refitted(self) -> "tuple[_Blocks, refit.RefitJudged] | None":
-        """The best of the contenders that the budget allows to refit."""
-        best, count = None, len(self.contenders)
-        for number, blocks in enumerate(self.contenders):
-            ranges = block_ranges(blocks.removed)
-            if not self.budget.allows(REFIT_COST, f"the refit without blocks {ranges}"):
-                continue
-            part = PartOfStage(self.task.progress, start=number / count, end=(number + 1) / count)
-            own = _as(self.task, Method.REFIT, progress=part)
-            fitted = refit.RefitSelected(task=own, removed=blocks.removed, candidates=list(blocks.candidates)).judge()
-            _report(self.task, self.judge, f"refit of {ranges}", fitted.pruning)
-            losses = fitted.pruning.held_out_losses
-            if best is None or self.judge.is_worse(
-                best[1].pruning.held_out_losses, than=losses, certainty=BEYOND_DOUBT
-            ):
-                best = blocks, fitted
-        return best
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Blocks:
+class Contender:
     """Blocks to remove, the table that explains them, and their score with maps alone."""
 
     removed: list[int]
     candidates: Sequence[Candidate]
     score: float
-
-
-def _one_row_each(windows: Sequence[Candidate], runs: Sequence[Candidate]) -> list[Candidate]:
-    """The rows of both; a window that is among `runs` has one row, with what was measured of it before."""
-    measured = {row.cut: row for row in windows}
-    tried = {row.cut for row in runs}
-    rows = [
-        replace(row, distance=before.distance, residual=before.residual, ridge=before.ridge, tokens=before.tokens)
-        if (before := measured.get(row.cut)) is not None
-        else row
-        for row in runs
-    ]
-    return [*(replace(row, chosen=False) for row in windows if row.cut not in tried), *rows]
 
 
 @dataclass
@@ -162,27 +85,78 @@ class _Budget:
         return False
 
 
+def find_contenders(task: Task, judge: Judge, budget: _Budget) -> tuple[list[Contender], Pruning | None]:
+    """The sets of blocks to refit, chosen with maps alone; and the best window with its map, where that came first."""
+    maps, contenders = None, list[Contender]()
+    is_named = task.spec.drop is not None
+    if is_named or budget.seconds is not None:
+        maps = _with_least_squares(task, progress=PartOfStage(task.progress, start=0.0, end=WINDOW_PART))
+        score = _report(task, judge, "least_squares", maps.held_out_losses)
+        contenders = [Contender(removed=list(maps.removed), candidates=maps.candidates, score=score)]
+        budget.first_step_ended()
+    if not is_named and budget.allows(RUNS_COST, "the choice of runs of blocks"):
+        part = PartOfStage(task.progress, start=0.0 if maps is None else WINDOW_PART, end=1.0)
+        contenders = _runs(task, judge, progress=part, windows=() if maps is None else maps.candidates)
+    return contenders, maps
+
+
+def _runs(task: Task, judge: Judge, *, progress: Progress, windows: Sequence[Candidate]) -> list[Contender]:
+    """One run of blocks; then several, where these are far better with maps."""
+    found = list[Contender]()
+    for choice in reversed(choose_runs(_as(task, Method.REFIT, progress=progress))):
+        score = _report(task, judge, block_ranges(choice.removed), choice.losses)
+        if not found or score < found[0].score - FAR_BETTER:
+            table = _one_row_each(windows, choice.candidates)
+            found.append(Contender(removed=choice.removed, candidates=table, score=score))
+    return found
+
+
+def _one_row_each(windows: Sequence[Candidate], runs: Sequence[Candidate]) -> list[Candidate]:
+    """The rows of both; a window that is among `runs` has one row, with what was measured of it before."""
+    measured = {row.cut: row for row in windows}
+    tried = {row.cut for row in runs}
+    rows = [
+        replace(row, distance=before.distance, residual=before.residual, ridge=before.ridge, tokens=before.tokens)
+        if (before := measured.get(row.cut)) is not None
+        else row
+        for row in runs
+    ]
+    return [*(replace(row, chosen=False) for row in windows if row.cut not in tried), *rows]
+
+
+def _best_refit(
+    task: Task, judge: Judge, budget: _Budget, contenders: Sequence[Contender]
+) -> tuple[Contender, JudgedRefit] | None:
+    """The refit of the first of the contenders that the budget allows, or of a later one that is surely better."""
+    best, count = None, len(contenders)
+    for number, blocks in enumerate(contenders):
+        ranges = block_ranges(blocks.removed)
+        if not budget.allows(REFIT_COST, f"the refit without blocks {ranges}"):
+            continue
+        part = PartOfStage(task.progress, start=number / count, end=(number + 1) / count)
+        fitted = judge_refit(_as(task, Method.REFIT, progress=part), blocks.removed, blocks.candidates)
+        losses = fitted.pruning.held_out_losses
+        _report(task, judge, f"refit of {ranges}", losses)
+        if best is None or judge.is_worse(best[1].pruning.held_out_losses, than=losses, certainty=BEYOND_DOUBT):
+            best = blocks, fitted
+    return best
+
+
 def _with_least_squares(task: Task, *, progress: Progress) -> Pruning:
     """The named blocks or the best window, with maps."""
-    own = _as(task, Method.LEAST_SQUARES, progress=progress)
-    found = least_squares.calibrate(own, positions=positions_for_choice(task))
-    selected = found.select() if isinstance(found, Calibrated) else found
-    return selected.solve()
+    return least_squares(_as(task, Method.LEAST_SQUARES, progress=progress), positions=positions_for_choice(task))
 
 
 def _as(task: Task, method: Method, *, progress: Progress) -> Task:
-    """The task with the settings of one step."""
+    """The task with the settings of one step, which has no stages of its own."""
     own = task.spec.method.model_copy(update={"name": method, "selection": Selection.WINDOW})
-    return replace(task, spec=task.spec.model_copy(update={"method": own}), progress=progress)
+    spec = task.spec.model_copy(update={"method": own})
+    return replace(task, spec=spec, progress=progress, begin=lambda stage: None)
 
 
-def _report(task: Task, judge: Judge, name: str, found: Pruning) -> float:
+def _report(task: Task, judge: Judge, name: str, losses: Sequence[float]) -> float:
     """Report what a step came to; returns its score."""
-    score = judge.score(found.held_out_losses)
-    _report_metrics(task, name, loss=judge.mean(found.held_out_losses), score=score)
-    return score
-
-
-def _report_metrics(task: Task, name: str, *, loss: float, score: float) -> None:
-    task.progress.metric("held_out_loss", loss, "nats", candidate=name)
+    score = judge.score(losses)
+    task.progress.metric("held_out_loss", judge.mean(losses), "nats", candidate=name)
     task.progress.metric("held_out_score", score, "log ratio", candidate=name)
+    return score

@@ -2,34 +2,38 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from torch import nn
 
 from replaceme_core.engine.activations.capture import capture_distances
 from replaceme_core.engine.activations.tensor_store import HeldOutStreams
-from replaceme_core.engine.methods.cuts import runs
-from replaceme_core.engine.methods.protocol import Calibrated, Pruning, Selected, Task
-from replaceme_core.engine.methods.windows import report_dense_loss
+from replaceme_core.engine.methods.judge import tournament
+from replaceme_core.engine.methods.replay import held_out_judge, report_dense_loss, variant_losses
+from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.model.block_runner import BlockRunner, mean_loss, summed_loss
-from replaceme_core.engine.model.changes import Cut, Variant, WeightChange, try_changes, windows
+from replaceme_core.engine.model.changes import Cut, Variant, WeightChange, runs, try_changes, windows
 from replaceme_core.engine.numerics.sums import SOLVE_DTYPE
-from replaceme_core.engine.selection.candidate import Candidate
-from replaceme_core.engine.selection.replay import held_out_judge, variant_losses
-from replaceme_core.engine.selection.tournament import tournament
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.resolve import kind
+from replaceme_core.runner.messages import Stage
 
 
-def calibrate(task: Task) -> Calibrated:
-    """The named blocks, or the window that costs least when merged; each run goes into the block before it.
+def merge(task: Task) -> Pruning:
+    """Remove the named blocks, or the window that costs least when merged; each run goes into the block before it.
 
     Raises `InvalidInput` where the blocks are not of one kind, so that their parameters do not mean the same.
     """
-    return _window(task) if task.spec.drop is None else _named(task, runs(task.spec.drop))
+    cuts, candidates = _best_window(task) if task.spec.drop is None else _named(task, runs(task.spec.drop))
+    task.begin(Stage.SOLVE)
+    return Pruning(
+        removed=sorted(block for cut in cuts for block in cut.blocks),
+        changes=[change for cut in cuts for change in merge_changes(task.block_runner, cut)],
+        candidates=candidates,
+    )
 
 
-def _named(task: Task, cuts: Sequence[Cut]) -> "_Named":
+def _named(task: Task, cuts: list[Cut]) -> tuple[list[Cut], list[Candidate]]:
+    """Nothing to choose; what merging costs is measured."""
     for cut in cuts:
         if not mergeable(task.block_runner.blocks, cut):
             raise InvalidInput(
@@ -38,10 +42,17 @@ def _named(task: Task, cuts: Sequence[Cut]) -> "_Named":
                 field="drop",
                 value=[block for one in cuts for block in one.blocks],
             )
-    return _Named(task=task, cuts=cuts)
+    task.begin(Stage.SELECT)
+    removed = frozenset(block for cut in cuts for block in cut.blocks)
+    with merged(task.block_runner, cuts):
+        (losses,) = variant_losses(task.activations, [Variant(removed=removed)])
+    task.progress.metric("result_held_out_loss", mean_loss(losses, task.activations.held_out_tokens), "nats")
+    task.progress.advance(1.0)
+    return cuts, [Candidate(start=cut.start, end=cut.end, chosen=True) for cut in cuts]
 
 
-def _window(task: Task) -> "_Windows":
+def _best_window(task: Task) -> tuple[list[Cut], list[Candidate]]:
+    """Screened by the distance across it, then chosen by the held-out loss of the merged model."""
     blocks = task.block_runner.blocks
     possible = [cut for cut in windows(len(blocks), task.remove) if mergeable(blocks, cut)]
     if not possible:
@@ -52,77 +63,36 @@ def _window(task: Task) -> "_Windows":
             value=str(task.spec.method.name),
         )
     angles, streams = capture_distances(task.activations, possible, keep_streams=True)
+    distances = {cut: angle.value for cut, angle in angles.items()}
     task.progress.metric("tokens", task.calibration_tokens, "tokens")
-    return _Windows(task=task, distances={cut: angle.value for cut, angle in angles.items()}, streams=streams)
 
+    task.begin(Stage.SELECT)
+    report_dense_loss(task)
+    judge = held_out_judge(task.activations)
 
-@dataclass(frozen=True, kw_only=True)
-class _Named(Calibrated):
-    task: Task
-    cuts: Sequence[Cut]
+    def loss(cut: Cut, batch: int) -> float:
+        with merged(task.block_runner, [cut]):
+            return merged_loss(task.block_runner, streams, cut, batch=batch)
 
-    def select(self) -> "_Selected":
-        """Nothing to choose; what merging costs is measured."""
-        task = self.task
-        removed = frozenset(block for cut in self.cuts for block in cut.blocks)
-        with merged(task.block_runner, self.cuts):
-            (losses,) = variant_losses(task.activations, [Variant(removed=removed)])
-        loss = mean_loss(losses, task.activations.held_out_tokens)
-        task.progress.metric("result_held_out_loss", loss, "nats")
-        task.progress.advance(1.0)
-        rows = [Candidate(start=cut.start, end=cut.end, chosen=True) for cut in self.cuts]
-        return _Selected(task=task, cuts=self.cuts, candidates=rows)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Windows(Calibrated):
-    task: Task
-    distances: dict[Cut, float]
-    streams: HeldOutStreams
-
-    def select(self) -> "_Selected":
-        """Screened by the distance across it, then chosen by the held-out loss of the merged model."""
-        task, streams, distances = self.task, self.streams, self.distances
-        report_dense_loss(task)
-        judge = held_out_judge(task.activations)
-
-        def loss(cut: Cut, batch: int) -> float:
-            with merged(task.block_runner, [cut]):
-                return merged_loss(task.block_runner, streams, cut, batch=batch)
-
-        winner, losses = tournament(
-            sorted(distances, key=lambda cut: distances[cut])[: task.spec.method.replays],
-            judge=judge,
-            loss=loss,
-            rank=distances,
-            advance=task.progress.advance,
+    winner, losses = tournament(
+        sorted(distances, key=lambda cut: distances[cut])[: task.spec.method.replays],
+        judge=judge,
+        loss=loss,
+        rank=distances,
+        advance=task.progress.advance,
+    )
+    candidates = [
+        Candidate(
+            start=cut.start,
+            end=cut.end,
+            distance=distances[cut],
+            held_out_loss=judge.paired_mean(losses[cut], beside=losses[winner]) if cut in losses else None,
+            estimated=cut in losses and len(losses[cut]) < len(losses[winner]),
+            chosen=cut == winner,
         )
-        candidates = [
-            Candidate(
-                start=cut.start,
-                end=cut.end,
-                distance=distances[cut],
-                held_out_loss=judge.paired_mean(losses[cut], beside=losses[winner]) if cut in losses else None,
-                estimated=cut in losses and len(losses[cut]) < len(losses[winner]),
-                chosen=cut == winner,
-            )
-            for cut in distances
-        ]
-        return _Selected(task=task, cuts=[winner], candidates=candidates)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Selected(Selected):
-    task: Task
-    cuts: Sequence[Cut]
-    candidates: Sequence[Candidate]
-
-    def solve(self) -> Pruning:
-        return Pruning(
-            removed=sorted(block for cut in self.cuts for block in cut.blocks),
-            changes=[change for cut in self.cuts for change in merge_changes(self.task.block_runner, cut)],
-            candidates=self.candidates,
-        )
+        for cut in distances
+    ]
+    return [winner], candidates
 
 
 def mergeable(blocks: nn.ModuleList, cut: Cut) -> bool:

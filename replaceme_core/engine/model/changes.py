@@ -60,6 +60,21 @@ def windows(blocks: int, length: int) -> list[Cut]:
     return [Cut(start=start, end=start + length - 1) for start in range(1, blocks - length + 1)]
 
 
+def runs(drop: Sequence[int]) -> list[Cut]:
+    """Neighbouring blocks together, in order.
+
+    >>> [str(cut) for cut in runs([3, 12, 13])]
+    ['3-3', '12-13']
+    """
+    cuts: list[Cut] = []
+    for block in sorted(drop):
+        if cuts and cuts[-1].end == block - 1:
+            cuts[-1] = Cut(start=cuts[-1].start, end=block)
+        else:
+            cuts.append(Cut(start=block, end=block))
+    return cuts
+
+
 def compensate(stream: torch.Tensor, write: torch.Tensor, *, delta: torch.Tensor) -> torch.Tensor:
     """`Y + M T = L + M D`: the output of the anchor block as it is once the map is folded. `delta` is D (d, d)."""
     return stream + write @ delta.to(write.dtype)

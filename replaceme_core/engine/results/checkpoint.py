@@ -26,9 +26,8 @@ from replaceme_core.engine.activations.verified_file import (
     read_contents,
     write_verified,
 )
-from replaceme_core.engine.methods.protocol import Pruning, Task
+from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.model.changes import Cut, FittedCut, ReadingChange, WeightChange
-from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.runner.messages import RunnerRequest
 
 FORMAT: Final = 1

@@ -6,7 +6,7 @@ from replaceme_core.engine.activations.capture import CaptureRecord
 from replaceme_core.engine.evaluation.compare import Answer, Comparison, distinct_share, judge
 from replaceme_core.engine.evaluation.measure import Measurement
 from replaceme_core.engine.evaluation.tasks import TaskPair
-from replaceme_core.engine.selection.candidate import Candidate
+from replaceme_core.engine.methods.task import Candidate
 from replaceme_core.report.view import QUANTITIES, Report
 from replaceme_core.request.gate import GateResult, GateSpec, Trial, unit_of
 from replaceme_core.runner.messages import Progress

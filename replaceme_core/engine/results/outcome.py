@@ -11,12 +11,12 @@ import torch
 from replaceme_core.engine.activations.cache import file_digest
 from replaceme_core.engine.activations.capture import CaptureRecord
 from replaceme_core.engine.evaluation.compare import AnswerPair, Comparison, TextResult, judge, pair
+from replaceme_core.engine.methods.task import Candidate
 from replaceme_core.engine.model.device import free_bytes
 from replaceme_core.engine.model.safetensors_io import tensors_of
 from replaceme_core.engine.results.layer_angles import LayerAngles
 from replaceme_core.engine.results.provenance import Provenance
 from replaceme_core.engine.results.stage_clock import RunTimes, StageRecord
-from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.families.layout import MapStructure
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.model_config import ModelOutline

@@ -9,11 +9,10 @@ import torch
 from safetensors import safe_open
 
 from replaceme_core.engine.activations.verified_file import PARTIAL
-from replaceme_core.engine.methods.protocol import Pruning, Task
+from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.model.changes import Cut, FittedCut, WeightChange
 from replaceme_core.engine.pipeline import compress
 from replaceme_core.engine.results import checkpoint
-from replaceme_core.engine.selection.candidate import Candidate
 from replaceme_core.request.method import Method
 from replaceme_core.runner.messages import RunnerRequest, Stage
 from tests.fixtures.models.pipeline import request
@@ -103,7 +102,7 @@ def test_nothing_is_decided_twice(source: Path, monkeypatch: pytest.MonkeyPatch)
         raise AssertionError("it was decided already")
 
     (before,) = kept(one)
-    monkeypatch.setattr("replaceme_core.engine.methods.least_squares.calibrate", never)
+    monkeypatch.setattr("replaceme_core.engine.methods.least_squares.least_squares", never)
     run(one, "resumed")
     assert kept(one) == [before]
 

@@ -9,7 +9,7 @@ import torch
 from replaceme_core.engine import run as run_module
 from replaceme_core.engine.evaluation.compare import Original
 from replaceme_core.engine.evaluation.measure import SOURCE, TIMED, LastStream, Subject
-from replaceme_core.engine.methods.protocol import Task
+from replaceme_core.engine.methods.task import Task
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.request.gate import GateResult
 from replaceme_core.runner.messages import Finished, RunnerRequest, Stage

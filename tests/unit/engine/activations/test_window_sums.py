@@ -7,16 +7,15 @@ import pytest
 import torch
 
 from replaceme_core.engine.activations.cut_sums import capture_next_cut, capture_windows, schedule
-from replaceme_core.engine.activations.tensor_store import HeldOutStreams
+from replaceme_core.engine.methods.judge import FIRST_LOOK
+from replaceme_core.engine.methods.replay import replay_variant
+from replaceme_core.engine.methods.task import Candidate
+from replaceme_core.engine.methods.windows import choose_window, fit_cut
 from replaceme_core.engine.model.block_runner import BlockRunner, Hook, predictions_of, record_values, summed_loss
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, fold, remove_blocks, run_pruned, windows
 from replaceme_core.engine.numerics.solve import SCREENING_RIDGE, choose_ridge
-from replaceme_core.engine.selection.candidate import Candidate
-from replaceme_core.engine.selection.choose import choose_by_loss
-from replaceme_core.engine.selection.cut_fit import fit_cut
-from replaceme_core.engine.selection.judge import FIRST_LOOK, Judge
-from replaceme_core.engine.selection.replay import replay_variant
 from replaceme_core.families.resolve import resolve
+from tests.fixtures.models.tasks import make_task
 from tests.fixtures.models.tiny import BLOCKS, WIDTH, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(6, 32, seed=1), token_ids(8, 32, seed=2)
@@ -156,9 +155,7 @@ def test_the_cut_of_least_loss_is_chosen_and_the_table_shows_why(block_runner: B
     statistics, streams = capture_windows(
         block_runner, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
     )
-    table, _ = choose_by_loss(
-        block_runner, statistics, streams, judge=judge_of(block_runner, streams), ridge=0.1, replays=9, advance=nothing
-    )
+    table = table_of(block_runner, ridge=0.1, replays=9)
     assert [row.cut for row in table] == windows(BLOCKS, 2)
     finalists = sorted((row for row in table if row.held_out_loss is not None), key=lambda row: row.held_out_loss or 0)
     (chosen,) = (row for row in table if row.chosen)
@@ -172,10 +169,10 @@ def test_the_cut_of_least_loss_is_chosen_and_the_table_shows_why(block_runner: B
     assert whole[chosen.cut] <= sorted(whole.values())[1]
 
 
-def judge_of(block_runner: BlockRunner, streams: HeldOutStreams) -> Judge:
-    losses = [summed_loss(block_runner, *pair) for pair in zip(streams.last, streams.tokens, strict=True)]
-    predictions = [predictions_of([tokens]) for tokens in streams.tokens]
-    return Judge(sources=[0] * len(losses), predictions=predictions, dense=losses)
+@torch.inference_mode()
+def table_of(block_runner: BlockRunner, **method: object) -> list[Candidate]:
+    task, _ = make_task(block_runner.resolved.model, remove=2, fit=FIT, held_out=HELD_OUT, method=method)
+    return choose_window(task).candidates
 
 
 def fit_map_on_fit(one: object) -> torch.Tensor:
@@ -186,12 +183,10 @@ def fit_map_on_fit(one: object) -> torch.Tensor:
 
 @torch.inference_mode()
 def test_only_the_best_by_residual_are_replayed(block_runner: BlockRunner) -> None:
-    statistics, streams = capture_windows(
+    statistics, _ = capture_windows(
         block_runner, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
     )
-    table, _ = choose_by_loss(
-        block_runner, statistics, streams, judge=judge_of(block_runner, streams), ridge=None, replays=2, advance=nothing
-    )
+    table = table_of(block_runner, ridge=None, replays=2)
     replayed = {row.cut for row in table if row.held_out_loss is not None}
     residuals = {
         one.cut: choose_ridge(one.fit, one.held_out, ridges=(SCREENING_RIDGE, math.inf))[1] for one in statistics
@@ -205,9 +200,7 @@ def test_a_cut_that_was_eliminated_is_shown_beside_the_chosen_one(block_runner: 
     statistics, streams = capture_windows(
         block_runner, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
     )
-    table, _ = choose_by_loss(
-        block_runner, statistics, streams, judge=judge_of(block_runner, streams), ridge=0.1, replays=9, advance=nothing
-    )
+    table = table_of(block_runner, ridge=0.1, replays=9)
     (chosen,) = (row for row in table if row.chosen)
     deltas = {one.cut: FittedCut(cut=one.cut, delta=fit_map_on_fit(one)) for one in statistics}
 

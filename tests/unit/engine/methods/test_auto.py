@@ -1,16 +1,16 @@
 """`auto`: the best contender by honest loss, within its budget."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 
-from replaceme_core.engine.methods.auto import _Selected, _with_least_squares, calibrate
-from replaceme_core.engine.methods.protocol import Pruning, Task
-from replaceme_core.engine.methods.refit.lazy_greedy import BlockChoice
-from replaceme_core.engine.methods.refit.method import RefitJudged, RefitSelected
-from replaceme_core.engine.selection.candidate import Candidate
-from replaceme_core.engine.selection.replay import held_out_judge
+from replaceme_core.engine.methods.auto import Contender, _Budget, _with_least_squares, auto, find_contenders
+from replaceme_core.engine.methods.refit import JudgedRefit, judge_refit
+from replaceme_core.engine.methods.refit_choice import BlockChoice
+from replaceme_core.engine.methods.replay import held_out_judge
+from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.text.tokens import REPEATED
 from replaceme_core.request.method import Method
 from replaceme_core.request.removal import block_ranges
@@ -22,6 +22,11 @@ from tests.fixtures.models.tiny import tiny_model
 WITH_WINDOW = {"name": "auto", "time_budget_seconds": 86_400.0}
 """With a budget the window with a map comes first."""
 FIT, HELD_OUT = sampled(tiny_model(), 16, 24, seed=1), sampled(tiny_model(), 8, 24, seed=2)
+
+
+def contenders_of(task: Task) -> tuple[list[Contender], Pruning | None]:
+    budget = _Budget(task.spec.method.time_budget_seconds)
+    return find_contenders(task, held_out_judge(task.activations, recall=True), budget)
 
 
 def test_it_takes_the_contender_of_least_held_out_loss() -> None:
@@ -42,10 +47,9 @@ def test_several_runs_are_refitted_beside_one_where_they_are_far_better_with_map
 ) -> None:
     """Factors are of the dense losses."""
     task, _ = _with_choices(monkeypatch, several=several)
-    selected = calibrate(task).select()
-    assert isinstance(selected, _Selected)
-    assert [found.removed for found in selected.contenders] == refitted
-    for found in selected.contenders:
+    contenders, _ = contenders_of(task)
+    assert [found.removed for found in contenders] == refitted
+    for found in contenders:
         assert [block for row in found.candidates if row.chosen for block in row.cut.blocks] == found.removed
         cuts = [row.cut for row in found.candidates]
         assert len(cuts) == len(set(cuts)), "a window has one row"
@@ -65,18 +69,17 @@ def test_several_runs_are_taken_where_they_are_significantly_better(
 
     Factors are those of the losses by held-out sequence without several runs, to those without one.
     """
-    judge = RefitSelected.judge
 
-    def judged(selected: RefitSelected) -> RefitJudged:
-        found, dense = judge(selected), held_out_judge(selected.task.activations).dense
+    def judged(task: Task, without: Sequence[int], candidates: Sequence[Candidate]) -> JudgedRefit:
+        found, dense = judge_refit(task, without, candidates), held_out_judge(task.activations).dense
         assert len(dense) == len(factors)
-        of_these = factors if selected.removed == [1, 3] else [1.0] * len(factors)
+        of_these = factors if without == [1, 3] else [1.0] * len(factors)
         losses = [loss * 0.5 * factor for loss, factor in zip(dense, of_these, strict=True)]
         return replace(found, pruning=replace(found.pruning, held_out_losses=losses))
 
-    monkeypatch.setattr(RefitSelected, "judge", judged)
+    monkeypatch.setattr("replaceme_core.engine.methods.auto.judge_refit", judged)
     task, recorder = _with_choices(monkeypatch, several=1.01)
-    found = calibrate(task).select().solve()
+    found = auto(task)
     assert found.method == Method.REFIT
     assert list(found.removed) == removed
     assert {change.block for change in found.changes} <= set(range(6)) - set(removed), "the refit of these blocks"
@@ -103,7 +106,7 @@ def _with_choices(monkeypatch: pytest.MonkeyPatch, *, several: float) -> tuple[T
             ),
         ]
 
-    monkeypatch.setattr("replaceme_core.engine.methods.auto.refit.choose_runs", choose_runs)
+    monkeypatch.setattr("replaceme_core.engine.methods.auto.choose_runs", choose_runs)
     return make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=WITH_WINDOW)
 
 
@@ -121,19 +124,19 @@ def test_the_refit_that_wins_is_the_one_that_was_judged() -> None:
 def test_the_window_with_a_map_is_searched_where_the_refit_is_no_better(
     monkeypatch: pytest.MonkeyPatch, better: bool, searched: int
 ) -> None:
-    windows, judge = list[Pruning](), RefitSelected.judge
+    windows = list[Pruning]()
 
     def least_squares(task: Task, *, progress: Progress) -> Pruning:
         windows.append(_with_least_squares(task, progress=progress))
         return windows[-1]
 
-    def judged(selected: RefitSelected) -> RefitJudged:
-        found = judge(selected)
+    def judged(task: Task, removed: Sequence[int], candidates: Sequence[Candidate]) -> JudgedRefit:
+        found = judge_refit(task, removed, candidates)
         losses = [loss * (1 if better else 10) for loss in found.pruning.held_out_losses]
         return replace(found, pruning=replace(found.pruning, held_out_losses=losses))
 
     monkeypatch.setattr("replaceme_core.engine.methods.auto._with_least_squares", least_squares)
-    monkeypatch.setattr(RefitSelected, "judge", judged)
+    monkeypatch.setattr("replaceme_core.engine.methods.auto.judge_refit", judged)
     task, _ = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method={"name": "auto"})
     found = carry_out(task)
     assert len(windows) == searched
@@ -168,7 +171,7 @@ def test_named_blocks_leave_only_ways_to_make_up_for_them() -> None:
 
 def test_windows_are_compared_on_as_many_positions_as_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for most in (12, 24):  # the sequences have 24
-        monkeypatch.setattr("replaceme_core.engine.methods.refit.part_of_text.POSITIONS", most)
+        monkeypatch.setattr("replaceme_core.engine.methods.refit_choice.POSITIONS", most)
         task, _ = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=WITH_WINDOW)
         compared = [row for row in carry_out(task).candidates if row.step is None and row.held_out_loss is not None]
         assert any(not row.estimated for row in compared) == (most == 24)
@@ -181,9 +184,8 @@ def test_repeated_passages_count_where_sets_of_blocks_are_compared() -> None:
     task = replace(
         task, activations=replace(task.activations, held_out_sources=sources, source_names=("text", REPEATED))
     )
-    selected = calibrate(task).select()
-    assert isinstance(selected, _Selected)
-    assert selected.maps is not None
-    losses = selected.maps.held_out_losses
+    _, maps = contenders_of(task)
+    assert maps is not None
+    losses = maps.held_out_losses
     counted, uncounted = (held_out_judge(task.activations, recall=recall).score(losses) for recall in (True, False))
     assert recorder.values("held_out_score")[0] == counted != uncounted

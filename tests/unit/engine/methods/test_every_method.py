@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from replaceme_core.engine.methods.protocol import Pruning, Task, find_method
+from replaceme_core.engine.methods.task import Pruning, Task, find_method
 from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.request.method import Method
 from replaceme_core.runner.messages import Stage

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from replaceme_core.engine.activations.cut_sums import capture_next_cut, capture_windows
-from replaceme_core.engine.methods.groups import best_sets, lengths
-from replaceme_core.engine.methods.protocol import Pruning
+from replaceme_core.engine.methods.task import Pruning
+from replaceme_core.engine.methods.windows import best_sets, fit_cut, lengths
 from replaceme_core.engine.model.changes import Cut, windows
-from replaceme_core.engine.selection.cut_fit import fit_cut
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import tiny_model
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from replaceme_core.engine.activations.cut_sums import CutStatistics
-from replaceme_core.engine.methods.cuts import accepted, fit_in_order, runs
-from replaceme_core.engine.methods.least_squares import calibrate
-from replaceme_core.engine.methods.protocol import Calibrated, Pruning
-from replaceme_core.engine.selection.cut_fit import CutFit, fit_cut
-from replaceme_core.engine.selection.replay import replay_together
+from replaceme_core.engine.methods.least_squares import accepted, fit_in_order, least_squares
+from replaceme_core.engine.methods.replay import replay_together
+from replaceme_core.engine.methods.task import Pruning
+from replaceme_core.engine.methods.windows import CutFit, fit_cut
+from replaceme_core.engine.model.changes import runs
 from replaceme_core.errors import InvalidInput
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import VARIANTS, WIDTH, Variant, tiny_model, token_ids
@@ -126,10 +126,8 @@ def test_windows_are_compared_on_first_positions_and_the_losses_are_those_of_who
             compared.append(positions)
         return losses
 
-    monkeypatch.setattr("replaceme_core.engine.selection.choose.replay_together", noted)
-    calibrated = calibrate(task, positions=12)
-    assert isinstance(calibrated, Calibrated)
-    found = calibrated.select().solve()
+    monkeypatch.setattr("replaceme_core.engine.methods.windows.replay_together", noted)
+    found = least_squares(task, positions=12)
     assert set(compared) == {12}
     assert found.held_out_losses == whole
     assert len(whole) == batches

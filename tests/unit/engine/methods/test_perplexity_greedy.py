@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from replaceme_core.engine.methods import perplexity_greedy
-from replaceme_core.engine.methods.perplexity_greedy import evidence
-from replaceme_core.engine.methods.protocol import Pruning
+from replaceme_core.engine.methods import removal
+from replaceme_core.engine.methods.removal import evidence
+from replaceme_core.engine.methods.task import Pruning
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import BLOCKS, tiny_model, token_ids
 
@@ -62,9 +62,9 @@ def test_every_trial_is_in_the_table_and_the_last_round_decides() -> None:
 def test_fit_sequences_join_until_the_evidence_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     fit, held_out = token_ids(12, 24, seed=1), token_ids(4, 24, seed=2)
     task, _ = make_task(tiny_model(), fit=fit, held_out=held_out, method=METHOD)
-    monkeypatch.setattr(perplexity_greedy, "EVIDENCE_TOKENS", 7 * 24 + 5)
+    monkeypatch.setattr(removal, "EVIDENCE_TOKENS", 7 * 24 + 5)
     assert torch.equal(torch.cat(evidence(task)), torch.cat([held_out, fit[:3]]))
-    monkeypatch.setattr(perplexity_greedy, "EVIDENCE_TOKENS", 5)
+    monkeypatch.setattr(removal, "EVIDENCE_TOKENS", 5)
     assert torch.equal(torch.cat(evidence(task)), held_out)
 
 

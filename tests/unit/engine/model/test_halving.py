@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from replaceme_core.engine.activations.capture import Activations
-from replaceme_core.engine.methods.refit.projections import Strength, refit_kept
+from replaceme_core.engine.methods.refit_projections import Strength, refit_kept
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import windows
 from replaceme_core.families.resolve import resolve

@@ -3,8 +3,8 @@
 import pytest
 
 from replaceme_core.engine.evaluation.compare import AnswerPair, TextResult
+from replaceme_core.engine.methods.task import Candidate
 from replaceme_core.engine.results.outcome import Disagreement, disagreements, warnings_of
-from replaceme_core.engine.selection.candidate import Candidate
 
 
 def answers(*after: str, loops: tuple[bool, ...] = (False,) * 5, before: str | None = None) -> list[AnswerPair]:

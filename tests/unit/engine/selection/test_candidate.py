@@ -3,7 +3,7 @@
 import json
 import math
 
-from replaceme_core.engine.selection.candidate import Candidate
+from replaceme_core.engine.methods.task import Candidate
 
 
 def test_a_value_that_is_not_finite_is_not_known() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replaceme_core.engine.selection.judge import Judge
+from replaceme_core.engine.methods.judge import Judge
 
 BEST = [100.0, 120.0, 90.0, 110.0]
 

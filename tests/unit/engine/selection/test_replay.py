@@ -7,9 +7,9 @@ import torch
 
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.activations.tensor_store import HeldOutStreams
+from replaceme_core.engine.methods.replay import held_out_judge, replay_together, replay_variant, variant_losses
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant
-from replaceme_core.engine.selection.replay import held_out_judge, replay_together, replay_variant, variant_losses
 from replaceme_core.engine.text.tokens import REPEATED
 from replaceme_core.families.resolve import resolve
 from tests.fixtures.models.tiny import tiny_model, token_ids

@@ -10,9 +10,9 @@ import torch
 
 from replaceme_core.engine.activations.cut_sums import CutStatistics, capture_windows
 from replaceme_core.engine.activations.tensor_store import MemoryStore
+from replaceme_core.engine.methods.windows import Screening
 from replaceme_core.engine.model.changes import Cut
 from replaceme_core.engine.numerics.solve import solve_delta
-from replaceme_core.engine.selection.screening import Screening
 from tests.fixtures.models.activations import CUTS, HELD_OUT, make_activations
 from tests.fixtures.models.tiny import BLOCKS
 

@@ -2,8 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
-from replaceme_core.engine.selection.judge import Judge
-from replaceme_core.engine.selection.tournament import accepted_scale, tournament
+from replaceme_core.engine.methods.judge import Judge, accepted_scale, tournament
 
 JUDGE = Judge(sources=[0] * 8, predictions=[10] * 8, dense=[50.0] * 8)
 

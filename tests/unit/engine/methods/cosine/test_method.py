@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from replaceme_core.engine.methods.cosine import descent
-from replaceme_core.engine.methods.cosine.descent import descend
-from replaceme_core.engine.methods.protocol import Task
+from replaceme_core.engine.methods import cosine as module
+from replaceme_core.engine.methods.cosine import descend
+from replaceme_core.engine.methods.task import Task
+from replaceme_core.engine.methods.windows import fit_cut
 from replaceme_core.engine.model.changes import Cut, FittedCut, run_pruned
-from replaceme_core.engine.selection.cut_fit import fit_cut
 from tests.fixtures.models.tasks import carry_out, make_task, sampled
 from tests.fixtures.models.tiny import WIDTH, tiny_model
 
@@ -41,14 +41,14 @@ def ends(task: Task, tokens: torch.Tensor, done: list[FittedCut]) -> dict[str, t
 def test_buffers_are_of_a_fixed_size_and_hold_the_tokens_in_order(
     texts: tuple[torch.Tensor, torch.Tensor], keep: bool, done: list[FittedCut], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(descent, "BUFFER_TOKENS", 50)
+    monkeypatch.setattr(module, "BUFFER_TOKENS", 50)
     task = make(texts, keep=keep)
     with torch.inference_mode():
         if keep:
             task.activations.capture()
         activations = task.activations
-        buffers = list(descent._buffers(activations, activations.fit_batches, CUT, dict, done=done, limit=10**9))
-        first = list(descent._buffers(activations, activations.fit_batches, CUT, dict, done=done, limit=120))
+        buffers = list(module._buffers(activations, activations.fit_batches, CUT, dict, done=done, limit=10**9))
+        first = list(module._buffers(activations, activations.fit_batches, CUT, dict, done=done, limit=120))
     sizes = [len(buffer["write"]) for buffer in buffers]
     assert sizes[:-1] == [50] * (len(sizes) - 1)
     assert sum(sizes) == texts[0].numel()
@@ -67,11 +67,10 @@ def test_the_best_map_is_kept_the_first_one_included(
     task = make(texts)
     with torch.inference_mode():
         found = descend(task.activations, start, done=[], diagonal=False, light=light)
-        assert found.improved
         assert found.after < found.before
-        monkeypatch.setattr(descent, "RATE", 1e3)  # every step leads astray
+        monkeypatch.setattr(module, "RATE", 1e3)  # every step leads astray
         lost = descend(task.activations, start, done=[], diagonal=False, light=light)
-    assert not lost.improved
+    assert not lost.after < lost.before
     assert lost.fitted is start
     assert lost.after == lost.before == found.before
 

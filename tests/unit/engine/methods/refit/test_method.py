@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from replaceme_core.engine.methods.refit.method import RefitSelected, calibrate, with_all_tokens
-from replaceme_core.engine.methods.refit.one_by_one import LEAST_TRIES, choose_one_by_one
-from replaceme_core.engine.methods.refit.set_losses import SetLosses
+from replaceme_core.engine.methods.refit import judge_refit, with_all_tokens
+from replaceme_core.engine.methods.refit_choice import LEAST_TRIES, SetLosses, choose_one_by_one
 from replaceme_core.engine.model.changes import Cut
 from replaceme_core.engine.numerics.solve import solve_delta
 from replaceme_core.request.calibration import SELF_GENERATED
@@ -122,9 +121,7 @@ def test_the_factor_of_the_final_norm_is_that_of_text_and_not_of_own_text() -> N
         task, _ = make_task(tiny_model(), fit=FIT, held_out=held_out, method=METHOD, drop=[2, 3])
         sources = torch.tensor([0] * 4 + [1] * 4)
         marked = replace(task.activations, held_out_sources=sources, source_names=("text", other))
-        selected = calibrate(replace(task, activations=marked))
-        assert isinstance(selected, RefitSelected)
-        scales.append(selected.judge().scaled().final_scale)
+        scales.append(judge_refit(replace(task, activations=marked), [2, 3], []).scaled().final_scale)
     assert scales[1] > scales[0] + 0.02
 
 
@@ -134,9 +131,7 @@ def test_held_out_tokens_judge_and_then_join_the_fit() -> None:
     for seed in (2, 7):
         held_out = sampled(tiny_model(), 8, 24, seed=seed)
         task, _ = make_task(tiny_model(), fit=FIT, held_out=held_out, method=METHOD, drop=[2, 3])
-        selected = calibrate(task)
-        assert isinstance(selected, RefitSelected)
-        judged.append(selected.judge().scaled())
+        judged.append(judge_refit(task, [2, 3], []).scaled())
         final.append(with_all_tokens(task, judged[-1]))
         assert final[-1].held_out_losses == judged[-1].held_out_losses, "the honest ones"
     for one, other in zip(judged[0].changes, judged[1].changes, strict=True):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from replaceme_core.engine.methods.cuts import runs
-from replaceme_core.engine.methods.refit.moved_ends import neighbours
+from replaceme_core.engine.methods.refit_choice import neighbours
+from replaceme_core.engine.model.changes import runs
 
 
 @pytest.mark.parametrize("removed", [[3, 4, 5, 6, 12, 13, 14, 15], [4, 9], [3, 5, 7], [21, 22]])

@@ -5,8 +5,8 @@ import torch
 
 from replaceme_core.engine.activations.cut_sums import Batch
 from replaceme_core.engine.activations.tensor_store import activation_bytes
-from replaceme_core.engine.methods.protocol import Task
-from replaceme_core.engine.methods.refit.part_of_text import batches_for_choice, for_choice, keeps_all
+from replaceme_core.engine.methods.refit_choice import batches_for_choice, for_choice, keeps_all
+from replaceme_core.engine.methods.task import Task
 from replaceme_core.errors import CalibrationTooSmall
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
@@ -21,7 +21,7 @@ def task_of(method: dict[str, object]) -> tuple[Task, Recorder]:
 
 def room_for(monkeypatch: pytest.MonkeyPatch, task: Task, *, sequences: int) -> None:
     size = activation_bytes(task.block_runner, tokens=sequences * FIT.shape[1])
-    monkeypatch.setattr("replaceme_core.engine.methods.refit.part_of_text.STREAM_BYTES", size)
+    monkeypatch.setattr("replaceme_core.engine.methods.refit_choice.STREAM_BYTES", size)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from replaceme_core.engine.methods.cuts import runs
-from replaceme_core.engine.methods.protocol import Task
-from replaceme_core.engine.methods.refit.lazy_greedy import BlockChoice
-from replaceme_core.engine.methods.refit.run_by_run import RunByRun, divisions, early_blocks
-from replaceme_core.engine.methods.refit.set_losses import SetLosses
+from replaceme_core.engine.methods.refit_choice import BlockChoice, RunByRun, SetLosses, divisions, early_blocks
+from replaceme_core.engine.methods.task import Task
+from replaceme_core.engine.model.changes import runs
 from tests.fixtures.models.tasks import make_task, sampled
 from tests.fixtures.models.tiny import BLOCKS, tiny_model
 
@@ -143,7 +141,7 @@ def test_no_more_runs_are_tried_where_the_guesses_hold(monkeypatch: pytest.Monke
 def test_it_looks_at_the_beginning_of_sequences_and_gives_the_losses_on_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("replaceme_core.engine.methods.refit.part_of_text.POSITIONS", 12)
+    monkeypatch.setattr("replaceme_core.engine.methods.refit_choice.POSITIONS", 12)
     task = with_activations()
     looked: list[int] = []
     loss = SetLosses.loss

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from replaceme_core.engine.methods.refit.set_losses import SetLosses
-from replaceme_core.engine.selection.replay import variant_losses
+from replaceme_core.engine.methods.refit_choice import SetLosses
+from replaceme_core.engine.methods.replay import variant_losses
 from tests.fixtures.models.tasks import make_task, sampled
 from tests.fixtures.models.tiny import tiny_model
 
@@ -25,6 +25,6 @@ def test_batches_that_will_be_asked_for_are_run_together(monkeypatch: pytest.Mon
         asked.append(len(batches))
         return variant_losses(*given, batches=batches, **named)
 
-    monkeypatch.setattr("replaceme_core.engine.methods.refit.set_losses.variant_losses", noted)
+    monkeypatch.setattr("replaceme_core.engine.methods.refit_choice.variant_losses", noted)
     assert [losses.loss([2], batch) for batch in range(8)] == pytest.approx(apart)
     assert asked == [4, 4], "nothing is left out before four batches of a source"

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from replaceme_core.engine.methods.refit.temperature import LEAST, MOST, fit_scale, least
+from replaceme_core.engine.methods.judge import Judge
+from replaceme_core.engine.methods.refit import LEAST, MOST, fit_scale, least
 from replaceme_core.engine.model.block_runner import BlockRunner, predictions_of, summed_losses
 from replaceme_core.engine.model.changes import scale_final_norm
-from replaceme_core.engine.selection.judge import Judge
 from replaceme_core.families.resolve import resolve
 from tests.fixtures.models.tasks import mean_loss, sampled
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
@@ -34,8 +34,8 @@ def found_for(variant: Variant, tokens: torch.Tensor) -> tuple[float, float, flo
     )
     streams = streams_of(block_runner, tokens)
     unscaled = summed_losses(block_runner, streams, batches)
-    found = fit_scale(block_runner, streams, batches, judge=judge, unscaled=unscaled)
-    return found.scale, judge.mean(found.losses), judge.mean(unscaled)
+    scale, losses = fit_scale(block_runner, streams, batches, judge=judge, unscaled=unscaled)
+    return scale, judge.mean(losses), judge.mean(unscaled)
 
 
 @pytest.mark.parametrize("variant", [VARIANTS[0], GEMMA], ids=lambda variant: variant.name)

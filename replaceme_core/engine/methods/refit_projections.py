@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.activations.dense_streams import DenseTargets, Targets
-from replaceme_core.engine.methods.refit.sums import added, may_keep
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import (
     Change,
@@ -28,10 +28,13 @@ from replaceme_core.engine.model.changes import (
     try_changes,
 )
 from replaceme_core.engine.numerics.solve import solve_delta
-from replaceme_core.engine.numerics.stream import Stream, target_before_norm
+from replaceme_core.engine.numerics.stream import Stream, inverse_length_weights, target_before_norm
 from replaceme_core.engine.numerics.sums import PRODUCT_DTYPE, SOLVE_DTYPE, Moments
 from replaceme_core.families.layout import MapStructure
 from replaceme_core.families.resolve import NormedWrite, Projection, Reading
+
+KEPT_BYTES = 2**28
+"""Of the inputs of an MLP's projection on all fit tokens, in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,19 +149,36 @@ class _Pruned:
         *,
         written: Mapping[int, torch.Tensor] | None = None,
     ) -> None:
-        moments: Moments | None = None
-        for batch in self.fit:
+        def rows(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             given = None if written is None else written[batch]
             read = self.block_runner.input_of(block, self.streams[batch], reading.module, written=given)
-            end = Stream(wanted(batch))
-            if moments is None:
-                moments = Moments.zeros(read.shape[1], device=read.device)
-            moments.add(read, kept=Stream(read), end=end, weights=torch.ones_like(end.length))
-        assert moments is not None, "there are no fit tokens"
+            return read, read, wanted(batch)
+
+        moments = self._sums(rows, weigh=lambda end: torch.ones_like(end.length))
         change = solve_delta(moments, ridge=self.strength.reading).to(PRODUCT_DTYPE)
         self._made(
             ReadingChange(block=block, parameters=reading.parameters, transposed=reading.transposed, change=change)
         )
+
+    def _sums(
+        self,
+        rows: Callable[[int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+        *,
+        weigh: Callable[[Stream], torch.Tensor] = inverse_length_weights,
+    ) -> Moments:
+        """The sums over the fit batches: of each, `rows` returns inputs (tokens, f), and a stream and its target.
+
+        Both are (tokens, d) or (sequences, positions, d); `weigh` weighs the tokens by the target.
+        """
+        moments: Moments | None = None
+        for batch in self.fit:
+            inputs, reached, target = rows(batch)
+            kept, end = Stream(_flat(reached)), Stream(_flat(target))
+            if moments is None:
+                moments = Moments.zeros(kept.values.shape[1], inputs=inputs.shape[1], device=inputs.device)
+            moments.add(inputs, kept=kept, end=end, weights=weigh(end))
+        assert moments is not None, "there are no fit tokens"
+        return moments
 
     def _made(self, change: Change) -> None:
         self.put(change)
@@ -219,23 +239,19 @@ class _Pruned:
     ) -> None:
         """A norm discards lengths: fit the projection before it to the direction, then the norm to the size."""
         scale = self.block_runner.resolved.write_scale
-        moments: Moments | None = None
-        for batch in self.fit:
+
+        def before_norm(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             read, given, written, reached = self._normed(block, write, batch, attention=attention)
             weight = write.norm.get_parameter("weight").to(PRODUCT_DTYPE) + write.offset  # in memory: it has just run
-            missing = (targets(batch) - reached).flatten(0, 1)
-            wanted = (written + missing).to(PRODUCT_DTYPE) / scale
-            aim = target_before_norm(wanted, given=given.to(PRODUCT_DTYPE), weight=weight)
-            moments = added(moments, read, reached=given, target=aim)
-        assert moments is not None, "there are no fit tokens"
-        self._make_weight(block, write.projection, solve_delta(moments, ridge=ridge))
+            wanted = (written + _flat(targets(batch) - reached)).to(PRODUCT_DTYPE) / scale
+            return read, given, target_before_norm(wanted, given=given.to(PRODUCT_DTYPE), weight=weight)
 
-        moments = None
-        for batch in self.fit:
+        def after_norm(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             _, _, written, reached = self._normed(block, write, batch, attention=attention)
-            moments = added(moments, written, reached=reached.flatten(0, 1), target=targets(batch).flatten(0, 1))
-        assert moments is not None
-        stretch = solve_delta(moments, ridge=self.strength.fold, diagonal=True).diagonal()
+            return written, reached, targets(batch)
+
+        self._make_weight(block, write.projection, solve_delta(self._sums(before_norm), ridge=ridge))
+        stretch = solve_delta(self._sums(after_norm), ridge=self.strength.fold, diagonal=True).diagonal()
         weight = write.norm.get_parameter("weight").to(SOLVE_DTYPE) + write.offset
         change = (stretch * weight).to(PRODUCT_DTYPE)
         self._made(WeightChange(block=block, parameter=write.parameter, change=change))
@@ -259,19 +275,17 @@ class _Pruned:
         keep: dict[int, torch.Tensor] | None = None,
     ) -> None:
         """Solve one output projection; its inputs (tokens, f) are stored in `keep`, batch by batch."""
-        moments: Moments | None = None
-        scale = self.block_runner.resolved.write_scale
-        for batch in self.fit:
+
+        def rows(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             written = None if attention else self.written[batch]
             inputs, reached = self.block_runner.run_with_projection_input(
                 block, self.streams[batch], projection.module, attention=attention, written=written
             )
             if keep is not None:
                 keep[batch] = inputs
-            target = targets(batch).flatten(0, 1)
-            moments = added(moments, inputs * scale, reached=reached.flatten(0, 1), target=target)
-        assert moments is not None, "there are no fit tokens"
-        self._make_weight(block, projection, solve_delta(moments, ridge=ridge))
+            return inputs * self.block_runner.resolved.write_scale, reached, targets(batch)
+
+        self._make_weight(block, projection, solve_delta(self._sums(rows), ridge=ridge))
 
     def _make_weight(self, block: int, projection: Projection, delta: torch.Tensor) -> None:
         """`delta` is (f, d)."""
@@ -279,13 +293,25 @@ class _Pruned:
         self._made(WeightChange(block=block, parameter=projection.parameter, change=change))
 
     def _solve_map(self, block: int, targets: Callable[[int], torch.Tensor]) -> torch.Tensor:
-        moments: Moments | None = None
-        for batch in self.fit:
+        def rows(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             reached, write = self.block_runner.run_with_mlp_write(
                 block, self.streams[batch], written=self.written[batch]
             )
-            target = targets(batch).flatten(0, 1)
-            moments = added(moments, write.flatten(0, 1), reached=reached.flatten(0, 1), target=target)
-        assert moments is not None, "there are no fit tokens"
+            return _flat(write), reached, targets(batch)
+
         diagonal = self.block_runner.resolved.structure is MapStructure.DIAGONAL
-        return solve_delta(moments, ridge=self.strength.fold, diagonal=diagonal)
+        return solve_delta(self._sums(rows), ridge=self.strength.fold, diagonal=diagonal)
+
+
+def _flat(values: torch.Tensor) -> torch.Tensor:
+    """As (tokens, width)."""
+    return values.reshape(-1, values.shape[-1])
+
+
+def may_keep(projection: Projection, block: nn.Module, *, tokens: int) -> bool:
+    """Whether the inputs (tokens, f) of the projection of an MLP are small enough to wait for its new weight.
+
+    Else the MLP is run a second time. A fixed limit, not what is free: the same request must give the same bytes.
+    """
+    shape = block.get_parameter(projection.parameter).shape
+    return tokens * shape[0 if projection.transposed else 1] * PRODUCT_DTYPE.itemsize <= KEPT_BYTES

@@ -6,9 +6,10 @@ import torch
 
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.activations.tensor_store import HeldOutStreams
+from replaceme_core.engine.methods.judge import Judge
+from replaceme_core.engine.methods.task import Task
 from replaceme_core.engine.model.block_runner import BlockRunner, predictions_of, summed_loss, summed_losses
 from replaceme_core.engine.model.changes import FittedCut, Variant
-from replaceme_core.engine.selection.judge import Judge
 from replaceme_core.engine.text.tokens import REPEATED
 
 
@@ -121,3 +122,9 @@ def losses_without_each(
         if block < max(tried):
             stream = block_runner.run(block, stream)
     return losses
+
+
+def report_dense_loss(task: Task) -> None:
+    """The held-out loss of the dense model, to compare that of the candidates with."""
+    judge = held_out_judge(task.activations)
+    task.progress.metric("dense_held_out_loss", judge.mean(judge.dense), "nats")

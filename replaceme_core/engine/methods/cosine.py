@@ -1,12 +1,20 @@
-"""Improve a cut's map by gradient descent on the cosine loss, over buffers of a fixed size (numerics/cosine.py)."""
+"""One map for each cut that maximises the cosine to the dense stream (ReplaceMe, arXiv 2505.02819, section 3).
+
+The cut is chosen as `least_squares` chooses it, and its map is where a gradient descent on the cosine loss starts, over
+buffers of a fixed size (`numerics/cosine.py`).
+"""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 
 from replaceme_core.engine.activations.capture import Activations
+from replaceme_core.engine.activations.cut_sums import CutStatistics
+from replaceme_core.engine.methods.least_squares import fit_cuts
+from replaceme_core.engine.methods.task import Pruning, Task
+from replaceme_core.engine.methods.windows import CutFit, fit_cut
 from replaceme_core.engine.model.changes import Cut, FittedCut
 from replaceme_core.engine.numerics.cosine import CosineFit, CosineTokens, annealed
 
@@ -19,6 +27,37 @@ RATE = 1e-4
 Buffer = TypeVar("Buffer")
 
 
+def cosine(task: Task) -> Pruning:
+    """Remove the named blocks, or those that cost least after their least-squares fit, each cut with its map."""
+    done: list[FittedCut] = []
+
+    def fit(statistics: CutStatistics) -> CutFit:
+        found = _improved(task, fit_cut(statistics, ridge=task.spec.method.ridge), done=done)
+        done.append(found.from_all_tokens)
+        return found
+
+    return fit_cuts(task, fit)
+
+
+def _improved(task: Task, start: CutFit, *, done: list[FittedCut]) -> CutFit:
+    """`start` with a better map, if the descent finds one on the prefix that is pruned by `done`."""
+    found = descend(
+        task.activations,
+        start.from_fit_tokens,
+        done=done,
+        diagonal=start.statistics.diagonal,
+        light=task.spec.method.loss == "light",
+    )
+    progress, name = task.progress, str(start.cut)
+    progress.metric("cosine_loss_before", found.before, "ratio", block=start.cut.anchor, candidate=name)
+    progress.metric("cosine_loss", found.after, "ratio", block=start.cut.anchor, candidate=name)
+    if not found.after < found.before:
+        return start
+    # The map of all tokens moves as the one of the fit tokens did, so that what it has learned of the others stays.
+    delta = start.from_all_tokens.delta + (found.fitted.delta - start.from_fit_tokens.delta)
+    return replace(start, from_fit_tokens=found.fitted, from_all_tokens=replace(start.from_all_tokens, delta=delta))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Descent:
     """The best map, and the mean of 1 - cos on held-out tokens with the first map and with the best one."""
@@ -26,10 +65,6 @@ class Descent:
     fitted: FittedCut
     before: float
     after: float
-
-    @property
-    def improved(self) -> bool:
-        return self.after < self.before
 
 
 def descend(

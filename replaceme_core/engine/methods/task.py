@@ -1,0 +1,154 @@
+"""What a method is given, and what it returns.
+
+A method is a function from a `Task` to a `Pruning`. It looks at the live model and decides which blocks are removed and
+how the weights that stay change. It saves nothing and leaves the model as it found it: the decision is carried out on
+the weights as they are stored (`model/changes.py`). A method runs in the stage `calibrate`; it begins `select`, unless
+the request names the blocks and nothing is left to choose, and then `solve`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from typing import Self
+
+from replaceme_core.engine.activations.capture import Activations
+from replaceme_core.engine.model.block_runner import BlockRunner
+from replaceme_core.engine.model.changes import Change, Cut, FittedCut
+from replaceme_core.engine.numerics.solve import check_rank
+from replaceme_core.engine.text.drawing import TokenSet
+from replaceme_core.families.layout import MapStructure
+from replaceme_core.request.method import TRAITS, Method
+from replaceme_core.request.removal import check_structure
+from replaceme_core.request.resolve import ResolvedSpec
+from replaceme_core.runner.messages import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A proved model in the dtype to compute in, its calibration tokens, and what is asked of them.
+
+    `activations` is what one dense pass leaves behind; it is computed when it is asked for, or read from the cache.
+    `remove` is the number of blocks to remove; `spec.drop` may name them. `begin` begins a stage, as
+    `StageClock.begin`; it does nothing where the method is a step of something else.
+    """
+
+    block_runner: BlockRunner
+    tokens: TokenSet
+    activations: Activations
+    spec: ResolvedSpec
+    remove: int
+    progress: Progress
+    begin: Callable[..., None] = lambda stage, **_: None
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether maps are diagonal. Raises `InvalidInput` for a full map where the family takes diagonal ones only."""
+        check_structure(self.spec, self.block_runner.resolved.layout)
+        return (self.spec.method.structure or self.block_runner.resolved.structure) is MapStructure.DIAGONAL
+
+    @property
+    def calibration_tokens(self) -> int:
+        """Fit and held-out tokens together."""
+        return self.tokens.fit.numel() + self.tokens.held_out.numel()
+
+    def require_rank(self) -> None:
+        """Raises `CalibrationTooSmall` if the fit tokens cannot determine a map."""
+        width = self.block_runner.resolved.model.config.hidden_size
+        check_rank(tokens=self.tokens.fit.numel(), width=width, diagonal=self.diagonal)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A row of the table that explains which blocks were chosen: a cut, and what was measured of it.
+
+    What a method does not measure is `None`.
+    `distance` is angular, in [0, 1], before any fit; `influence` is 1 - cosine, in [0, 2], across the block; `residual`
+    is relative to the stream at the end of the cut, on held-out tokens after the fit; `tokens` is the number of
+    calibration tokens that both rest on, smaller where the cut was left out early. `ridge` is `None` where there is no
+    map. `held_out_loss` in nats is over all held-out tokens; where the cut was replayed on some of them only,
+    `estimated` is true, and it is an estimate from the chosen cut's losses on the rest (`Judge.paired_mean`).
+    `source_losses` are the same on each source of the held-out text apart, by name. `plain_loss` is without maps;
+    `scale` is the part of the map's change that was accepted, below 1 where the whole of it does not lower that loss.
+    Where blocks are removed one after another, `step` is the number of the step, and rows of one `group` are cuts that
+    were tried together; both count from 1.
+    """
+
+    start: int
+    end: int
+    distance: float | None = None
+    residual: float | None = None
+    ridge: float | None = None
+    held_out_loss: float | None = None
+    chosen: bool = False
+    influence: float | None = None
+    step: int | None = None
+    group: int | None = None
+    scale: float | None = None
+    plain_loss: float | None = None
+    tokens: int | None = None
+    estimated: bool = False
+    source_losses: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        # a checkpoint reads lists back
+        object.__setattr__(self, "source_losses", tuple((name, loss) for name, loss in self.source_losses))
+
+    @property
+    def cut(self) -> Cut:
+        return Cut(start=self.start, end=self.end)
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON, which has no NaN and no infinity: a value that is not finite is `None`, not known."""
+        values = {**asdict(self), "source_losses": dict(self.source_losses)}
+        return {name: _finite(value) for name, value in values.items()}
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def chosen_row(candidates: Sequence[Candidate]) -> Candidate:
+    """The row of the cut that was chosen."""
+    return next(row for row in candidates if row.chosen)
+
+
+def reported_ridge(ridge: float) -> float | None:
+    """A ridge as the table shows it: an infinite one makes no map."""
+    return None if math.isinf(ridge) else ridge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """The blocks to remove, the maps to fold before them, and changes to other weights; `candidates` explain why.
+
+    Folds are made before changes are added. The output of the final norm is multiplied by `final_scale`.
+    `held_out_losses` are summed losses in nats by held-out batch, of the fit on the fit tokens alone; empty where the
+    method has not measured them. `method` names the method that was chosen where the request left it open. `left_out`
+    are steps that were not begun for lack of time, in words.
+    """
+
+    removed: Sequence[int]
+    folds: Sequence[FittedCut] = ()
+    changes: Sequence[Change] = ()
+    final_scale: float = 1.0
+    candidates: Sequence[Candidate] = ()
+    held_out_losses: Sequence[float] = ()
+    method: str | None = None
+    left_out: Sequence[str] = ()
+
+    @classmethod
+    def of_cuts(
+        cls, folds: Sequence[FittedCut], candidates: Sequence[Candidate], *, held_out_losses: Sequence[float] = ()
+    ) -> Self:
+        """The removal of exactly the cuts of `folds`."""
+        removed = sorted(block for one in folds for block in one.cut.blocks)
+        return cls(removed=removed, folds=folds, candidates=candidates, held_out_losses=held_out_losses)
+
+
+def find_method(name: Method) -> Callable[[Task], Pruning]:
+    """The function with the method's own name, in the module that its row in `TRAITS` names."""
+    method: Callable[[Task], Pruning] = getattr(import_module(TRAITS[name].module), name)
+    return method
