@@ -1,4 +1,4 @@
-"""The demo's own path, end to end on a real model; with fewer tokens, so that it takes a minute and not four."""
+"""The demo's own path, end to end, on a tiny model in place of the real one."""
 
 import io
 import json
@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 
 import psutil
-import pytest
 from rich.console import Console
 
 from benchmarks import demo, smollm2
 from replaceme_core.report.figures import size
+from tests.fixtures.models.tiny import BLOCKS, save_tiny
 
 SMALLER: dict[str, object] = {
     **demo.REQUEST,
@@ -21,8 +21,11 @@ SMALLER: dict[str, object] = {
 }
 
 
-@pytest.mark.timeout(900)
+CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+
+
 def test_the_demo_says_what_happened(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "hub" / smollm2.REPO_ID, chat_template=CHAT)
     before = psutil.Process().children(recursive=True)
     console = Console(file=io.StringIO(), width=120, markup=False)
     demo.run(console, data=tmp_path, request=SMALLER, plain={**SMALLER, "method": "drop"})
@@ -36,17 +39,17 @@ def test_the_demo_says_what_happened(tmp_path: Path) -> None:
     [result] = (path for path, found in reports.items() if found["method"] == "least_squares")
     [plain] = (found for found in reports.values() if found["method"] == "drop")
     report = reports[result]
-    assert json.loads((result / "config.json").read_text())["num_hidden_layers"] == 22
-    assert len(report["removed_blocks"]) == 8
-    assert "removed 8 of 30 blocks" in shown
-    assert "Output of these lines, run just now: 22" in shown
+    assert json.loads((result / "config.json").read_text())["num_hidden_layers"] == BLOCKS - 2
+    assert len(report["removed_blocks"]) == 2
+    assert f"removed 2 of {BLOCKS} blocks" in shown
+    assert f"Output of these lines, run just now: {BLOCKS - 2}" in shown
     for side in ("before", "after"):
         assert f"{report[side]['parameters']:,}" in shown
         assert size(report[side]["bytes"]) in shown
         assert f"{report[side]['perplexity']:,.2f}" in shown
     assert f"{sum(file.stat().st_size for file in result.iterdir()) / 1e6:,.0f} MB" in shown
     assert result.name in shown
-    assert len(plain["removed_blocks"]) == 8
+    assert len(plain["removed_blocks"]) == 2
     for text, removal in zip(report["texts"], plain["texts"], strict=True):
         assert text["name"] == removal["name"]
         assert f"{text['after']:,.2f}" in shown
