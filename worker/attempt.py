@@ -73,7 +73,6 @@ def leased_runner(
     settings: Settings,
     confinement: Confinement,
     scratch: Path,
-    flags: Sequence[str] = (),
     on_line: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Runner]:
     """A runner that works on `request`. `on_line` gets each line of its log.
@@ -83,7 +82,7 @@ def leased_runner(
     command: Sequence[str] = settings.runner_command or RUNNER_COMMAND
     lease.check()
     confinement = confinement.for_plan(partial(planned_host_bytes, request))
-    runner = Runner([*command, *flags], request, scratch=scratch, confinement=confinement, on_line=on_line)
+    runner = Runner(command, request, scratch=scratch, confinement=confinement, on_line=on_line)
     with runner:
         lease.on_end(partial(_end, runner, lease, grace_seconds=settings.cancel_grace_seconds))
         try:

@@ -114,13 +114,6 @@ def _lock_first(session: Session, worker_kinds: Sequence[WorkerKind] | None, all
     return None
 
 
-def has_startable_job(session: Session, *, worker_kinds: Sequence[WorkerKind] | None = None) -> bool:
-    """Whether a queued job for these kinds of workers, or for any, could start now."""
-    allowed = is_below_limit(keys_at_limit(session))
-    waiting = select(JobRow.number).where(QUEUED, is_due(), is_served(worker_kinds), *allowed).limit(1)
-    return session.scalars(waiting).one_or_none() is not None
-
-
 def last_start(owner: ColumnElement[str]) -> ScalarSelect[datetime | None]:
     """When a job of this owner was last started for the first time; null if none ever was."""
     return (

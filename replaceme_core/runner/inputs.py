@@ -112,11 +112,6 @@ def pin_text(source: MixedSource, hub: Callable[[], Hub], find_file: Callable[[s
         return Pinned(snapshot=data, names=data_files_of(hub(), data, config=source.config, split=source.split))
 
 
-def resolve_model(spec: CompressionSpec, hub: Hub) -> PinnedInputs:
-    """The model alone, of a `spec` that another worker has resolved and checked."""
-    return PinnedInputs(spec=spec, model=pin_model(spec.model, hub))
-
-
 @contextmanager
 def held(pinned: Iterable[Pinned], hub: Callable[[], Hub]) -> Iterator[None]:
     """Keep the files on this machine for as long as a runner reads them. `hub` is called if any comes from there."""

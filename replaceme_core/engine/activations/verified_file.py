@@ -59,18 +59,6 @@ def write_verified(
         delete_file(partial)
 
 
-def read_record(path: Path) -> dict[str, object] | None:
-    """The record, after a check of every tensor, one in memory at a time; `None` if the file is missing or damaged."""
-    try:
-        if not path.exists():
-            return None
-        with safe_open(path, framework="pt") as file:
-            return _checked(file.metadata(), ((name, file.get_tensor(name)) for name in sorted(file.keys())))
-    except DAMAGED as error:
-        logger.warning("the file %s is not used: %s", path.name, error)
-        return None
-
-
 def read_contents(path: Path) -> Contents | None:
     """The record and all tensors; `None` if the file is missing or damaged."""
     try:
@@ -92,9 +80,9 @@ def delete_file(path: Path) -> None:
         logger.warning("the file %s could not be deleted: %s", path, error)
 
 
-def delete_partial_files(directory: Path, name: str = "") -> None:
-    """Delete what writers that were killed left in `directory`, of the file `name` or of all. Raises `OSError`."""
-    for left_over in directory.glob(f"{name}*{PARTIAL}"):
+def delete_partial_files(directory: Path) -> None:
+    """Delete what writers that were killed left in `directory`. Raises `OSError`."""
+    for left_over in directory.glob(f"*{PARTIAL}"):
         left_over.unlink(missing_ok=True)
 
 
