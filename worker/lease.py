@@ -76,14 +76,10 @@ class Lease:
         self._on_heartbeat = on_heartbeat
         self._must_release = must_release
         self._state = threading.RLock()
-        self._deadline = None if claim.seconds_left is None else time.monotonic() + claim.seconds_left
+        self._deadline = math.inf if claim.seconds_left is None else time.monotonic() + claim.seconds_left
         self._stage_seconds = stage_seconds
-        self._stage: tuple[Stage, float] | None = None  # and until when it may take, by the monotonic clock
-        self._lost: str | None = None
-        self._cancelled = False
-        self._out_of_time = False
-        self._late_stage: Stage | None = None
-        self._shut_down = False
+        self._stage: tuple[Stage | None, float] = (None, math.inf)  # and until when it may take, by the monotonic clock
+        self._error: ReplaceMeError | None = None  # why the work has to stop
         self._committing = False
         self._actions: list[Callable[[], None]] = []
         self._closed = threading.Event()
@@ -94,24 +90,13 @@ class Lease:
 
     @property
     def lost(self) -> bool:
-        return self._lost is not None
+        return isinstance(self._error, LeaseLost)
 
     def check(self) -> None:
         """Raise `LeaseLost`, `Cancelled`, `OutOfTime`, `StageTimeout` or `ShutDown` if the work has to stop."""
         with self._state:
-            if self._lost is not None:
-                raise LeaseLost(self._lost)
-            if self._cancelled:
-                raise Cancelled("the job was cancelled")
-            if self._out_of_time:
-                raise OutOfTime("not done within max_runtime_seconds of its first start")
-            if self._late_stage is not None:
-                raise StageTimeout(
-                    f"the stage {self._late_stage} was not done within {self._stage_seconds:g} s, the limit that "
-                    "REPLACEME_STAGE_SECONDS sets"
-                )
-            if self._shut_down:
-                raise ShutDown("the worker was shut down")
+            if self._error is not None:
+                raise self._error.with_traceback(None)
 
     def begin_stage(self, stage: Stage) -> None:
         """From now on, or again, `stage` has its time. What it does then, in native code too, is ended by `on_end`."""
@@ -174,7 +159,7 @@ class Lease:
             return
         self._renewed_at = before
         if cancel:
-            self._cancel()
+            self._stop(Cancelled("the job was cancelled"))
 
     def _look_for_cancel(self) -> None:
         """A cheap read between renewals. Where the database cannot be reached, the next renewal decides."""
@@ -187,7 +172,7 @@ class Lease:
             self._lose(f"the job can no longer be read: {error}")
             return
         if cancelled:
-            self._cancel()
+            self._stop(Cancelled("the job was cancelled"))
 
     def _extend(self, *, only_if_valid: bool) -> bool:
         """Renew the lease in the database; returns whether a cancel was requested. Raises `LeaseLost`."""
@@ -215,54 +200,35 @@ class Lease:
             if left <= 0:
                 self._lose("the lease expired: no renewal succeeded in time")
                 return
-            if self._deadline is not None and self._deadline <= now:
-                self._deadline = None
-                self._expire()
-            stage = self._stage
-            if stage is not None and stage[1] <= now:
-                self._expire_stage(stage)
+            if self._deadline <= now:
+                self._stop(OutOfTime("not done within max_runtime_seconds of its first start"))
+            stage, end = self._stage
+            if end <= now:
+                self._stop(
+                    StageTimeout(
+                        f"the stage {stage} was not done within {self._stage_seconds:g} s, the limit that "
+                        "REPLACEME_STAGE_SECONDS sets"
+                    )
+                )
             if self._must_release():
-                self._release()
-            self._closed.wait(min(left, POLL_SECONDS, math.inf if self._deadline is None else self._deadline - now))
+                self._stop(ShutDown("the worker was shut down"))
+            self._closed.wait(min(left, POLL_SECONDS, self._deadline - now if self._deadline > now else math.inf))
 
     def _lose(self, reason: str) -> None:
         with self._state:
-            if self._closed.is_set() or self._lost is not None:
+            if self._closed.is_set() or self.lost:
                 return
-            self._lost = reason
+            self._error = LeaseLost(reason)
         logger.error("job %s, attempt %s: %s", self.claim.job_id, self.claim.attempt, reason)
         self._end()
 
-    def _cancel(self) -> None:
+    def _stop(self, error: ReplaceMeError) -> None:
+        """End the work with `error`, unless it has ended. After the last check only the loss of the lease ends it."""
         with self._state:
-            if self._closed.is_set() or self._cancelled or self._committing:
+            if self._closed.is_set() or self._committing or self._error is not None:
                 return
-            self._cancelled = True
-        logger.info("job %s: a cancel was requested", self.claim.job_id)
-        self._end()
-
-    def _expire(self) -> None:
-        with self._state:
-            if self._closed.is_set() or self._committing:
-                return
-            self._out_of_time = True
-        logger.warning("job %s: max_runtime_seconds has passed", self.claim.job_id)
-        self._end()
-
-    def _expire_stage(self, stage: tuple[Stage, float]) -> None:
-        with self._state:
-            if self._closed.is_set() or self._committing or self._stage is not stage:
-                return
-            self._stage, self._late_stage = None, stage[0]
-        logger.warning("job %s: REPLACEME_STAGE_SECONDS have passed in the stage %s", self.claim.job_id, stage[0])
-        self._end()
-
-    def _release(self) -> None:
-        with self._state:
-            if self._closed.is_set() or self._committing or self._shut_down:
-                return
-            self._shut_down = True
-        logger.warning("job %s: releasing it, because this worker is shutting down", self.claim.job_id)
+            self._error = error
+        logger.warning("job %s: attempt %s is stopped: %s", self.claim.job_id, self.claim.attempt, error)
         self._end()
 
     def _end(self) -> None:

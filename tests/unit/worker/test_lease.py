@@ -145,6 +145,16 @@ def test_a_deadline_after_the_last_check_comes_too_late(sqlite_database: Databas
         lease.check()
 
 
+def test_after_a_refused_commit_the_deadline_counts_again(sqlite_database: Database) -> None:
+    with held(sqlite_database, late(claimed(sqlite_database), 0.3), lease_seconds=60) as lease:
+        lease.last_check()
+        assert not lease.ended.wait(0.6)
+        lease.commit_refused()
+        assert lease.ended.wait(5)
+        with pytest.raises(OutOfTime):
+            lease.check()
+
+
 def test_the_last_check_queries_the_database(sqlite_database: Database) -> None:
     claim = claimed(sqlite_database)
     with held(sqlite_database, claim, lease_seconds=60) as lease:
