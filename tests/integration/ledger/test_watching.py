@@ -14,7 +14,14 @@ from replaceme_core.ledger.records import Claim, WorkerReport
 from replaceme_core.ledger.states import EventType
 from replaceme_core.ledger.sweep import delete_finished
 from replaceme_core.ledger.tables import JobEventRow, JobRow, StageTotalRow, WorkerRow
-from replaceme_core.ledger.watching import BOUNDS, REMEMBERED_SECONDS, Workers, events_after, number_all, read_totals
+from replaceme_core.ledger.watching import (
+    BOUNDS,
+    REMEMBERED_SECONDS,
+    Workers,
+    all_events_after,
+    number_all,
+    read_totals,
+)
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
 from tests.fixtures.jobs.ledger import Ledger
@@ -42,7 +49,7 @@ def test_positions_rise_for_readers_while_many_write_and_number(ledger: Ledger) 
         if ended:
             number_all(database)
         with database.session(read_only=True) as session:
-            found = events_after(session, last, limit=1000)
+            found = all_events_after(session, last, limit=1000)
         seen += [(each.position, each.event.job_id, each.event.seq) for each in found]
         last = found[-1].position if found else last
         if ended and not found and len(seen) == 72:
@@ -66,7 +73,7 @@ def test_a_clock_that_was_set_back_does_not_turn_a_history_around(ledger: Ledger
         session.execute(update(JobEventRow).where(JobEventRow.seq == 3).values(at=now(plus_seconds=-60)))
     number_all(ledger.database)
     with ledger.database.session(read_only=True) as session:
-        assert [each.event.seq for each in events_after(session, 0, limit=10)] == [1, 2, 3]
+        assert [each.event.seq for each in all_events_after(session, 0, limit=10)] == [1, 2, 3]
 
 
 def test_the_last_lines_of_a_log_are_kept(ledger: Ledger) -> None:
