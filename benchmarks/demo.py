@@ -29,7 +29,7 @@ from api.client.models import Job
 from benchmarks import smollm2
 from replaceme_core.report import view
 from replaceme_core.report.figures import duration
-from replaceme_core.report.view import Report
+from replaceme_core.report.reading import Report
 from replaceme_core.request.removal import block_ranges
 
 DATA = Path("data/demo")

@@ -13,7 +13,7 @@ from api.cli.service import ApiKeyOption, JobId, Url, connect
 from api.cli.submit import IdempotencyKey
 from api.cli.watching import CancelOnInterrupt, Timeout, Wait, finish, interrupts
 from api.client.client import DEFAULT_URL
-from replaceme_core.report.view import Report
+from replaceme_core.report.reading import Report
 from replaceme_core.request.fields import ending_of
 from replaceme_core.wording import counted
 

@@ -17,7 +17,7 @@ from api.client.client import DEFAULT_URL
 from replaceme_core.hub.port import REPORT
 from replaceme_core.report.page import render_page, write_page, write_plots
 from replaceme_core.report.plots import FORMATS, can_draw
-from replaceme_core.report.view import Report
+from replaceme_core.report.reading import Report
 from replaceme_core.wording import counted
 
 _NO_PICTURES = "matplotlib is not installed: pip install 'replaceme[plot]'"

@@ -40,7 +40,7 @@ from replaceme_core.ledger.states import TERMINAL
 from replaceme_core.report import view
 from replaceme_core.report.page import plots_of
 from replaceme_core.report.plots import Format, can_draw
-from replaceme_core.report.view import Report
+from replaceme_core.report.reading import Report
 from replaceme_core.request.fields import ending_of
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)

@@ -28,7 +28,8 @@ from replaceme_core.report import view
 from replaceme_core.report.figures import PERPLEXITY, RATIO, WHOLE, percent
 from replaceme_core.report.page import plots_of
 from replaceme_core.report.plots import can_draw, rendered
-from replaceme_core.report.view import Report, Shown, Table, markdown_table
+from replaceme_core.report.reading import Report, Shown
+from replaceme_core.report.view import Table, markdown_table
 from replaceme_core.request.calibration import SELF_GENERATED, CalibrationSource, CalibrationSpec, MixedSource
 from replaceme_core.request.fields import BUILTIN_PREFIX, FILE_PREFIX
 from replaceme_core.request.method import TRAITS, Method

@@ -11,8 +11,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from replaceme_core.report.plots import Format, can_draw, rendered
+from replaceme_core.report.reading import Report
 from replaceme_core.report.sections import Plot, sections_of
-from replaceme_core.report.view import Report, warnings
+from replaceme_core.report.view import warnings
 from replaceme_core.request.removal import block_ranges
 
 PAGE: Final = "report.html"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from replaceme_core.report import plots, view
 from replaceme_core.report.figures import PERPLEXITY, RATIO, WHOLE, duration, size
-from replaceme_core.report.view import Cell, Column, Piece, Report, Shown, Step, Table, pointer
+from replaceme_core.report.reading import Piece, Report, Shown, Step, pointer
+from replaceme_core.report.view import Cell, Column, Table
 from replaceme_core.request.removal import block_ranges
 
 if TYPE_CHECKING:

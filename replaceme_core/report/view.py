@@ -1,156 +1,29 @@
 """What a result says, in one place for all who show it: page, model card, terminal and dashboard.
 
-`Report` reads the content of `replaceme.json`, each value with the place where it is there. Tables of labelled values
-are made from it; the printers choose among their columns, and decide no words and no digits.
-
-A runner that has loaded a stranger's model wrote the report, and an earlier version may have: nothing of it is taken
-for granted. What is not there, or of another kind, is `None` or empty.
+Tables of labelled values are made from a `Report`. The printers choose among their columns, and decide no words and no
+digits.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
-from urllib.parse import quote
 
-from replaceme_core.json_values import json_safe
 from replaceme_core.report.figures import (
     LOSS,
-    NONE,
     PERPLEXITY,
     RATIO,
     WHOLE,
     Form,
-    change,
     duration,
     exact,
     share,
     size,
 )
-from replaceme_core.report.figures import number as in_few_digits
+from replaceme_core.report.reading import Piece, Report, Step
 from replaceme_core.wording import counted, markdown
 
-Step = str | int
 MOST_CANDIDATES, SHOWN_CANDIDATES, MOST_SOURCES, MOST_ANSWERS = 4000, 24, 6, 20
-LONGEST_TEXT: Final = 4000
-MOST_ROWS: Final = 200
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shown:
-    """A value as it is shown, and as it is stored: `places` are JSON Pointers into the report.
-
-    With two places, `value` is by which part the second differs from the first.
-    """
-
-    text: str
-    value: float | None
-    places: tuple[str, ...]
-
-
-Piece = str | Shown
-"""Words of ours, or a value of the report."""
-
-
-class Report:
-    """The content of `replaceme.json`."""
-
-    def __init__(self, content: Mapping[str, object]) -> None:
-        self.content = {str(name): json_safe(value) for name, value in content.items()}
-
-    def at(self, *path: Step) -> object:
-        """The value at a path of names and indexes; `None` where there is none."""
-        value: object = self.content
-        for step in path:
-            if isinstance(value, Mapping) and isinstance(step, str):
-                value = value.get(step)
-            elif isinstance(value, list) and isinstance(step, int) and 0 <= step < len(value):
-                value = value[step]
-            else:
-                return None
-        return value
-
-    def number(self, *path: Step) -> float | None:
-        """A finite number."""
-        return as_number(self.at(*path))
-
-    def is_true(self, *path: Step) -> bool:
-        return self.at(*path) is True
-
-    def text(self, *path: Step) -> str:
-        """A text, or a number in words; empty where there is none."""
-        value = self.at(*path)
-        if isinstance(value, str):
-            return value
-        return "" if (found := as_number(value)) is None else in_few_digits(found)
-
-    def numbers(self, *path: Step) -> list[float]:
-        """The finite numbers of a list."""
-        value = self.at(*path)
-        return [one for one in map(as_number, value if isinstance(value, list) else ()) if one is not None]
-
-    def blocks(self, *path: Step) -> list[int]:
-        """A list of block numbers."""
-        return [int(one) for one in self.numbers(*path)]
-
-    def rows(self, *path: Step, most: int | None = MOST_ROWS) -> range:
-        """The indexes of a list of objects, up to the first that is none."""
-        value = self.at(*path)
-        found = value if isinstance(value, list) else []
-        count = next((index for index, one in enumerate(found) if not isinstance(one, Mapping)), len(found))
-        return range(count if most is None else min(count, most))
-
-    def names(self, *path: Step) -> Sequence[str]:
-        """The names in an object."""
-        value = self.at(*path)
-        return list(value)[:MOST_ROWS] if isinstance(value, Mapping) else []
-
-    def figure(self, *path: Step, as_: Callable[[float], str] = in_few_digits) -> Piece:
-        """The number there, in the form that `as_` gives it."""
-        value = self.number(*path)
-        return NONE if value is None else Shown(text=as_(value), value=value, places=(pointer(path),))
-
-    def words(self, *path: Step, longest: int = LONGEST_TEXT) -> Piece:
-        """The text there."""
-        text = self.text(*path)
-        shown = text if len(text) <= longest else f"{text[:longest]}…"
-        return NONE if not text else Shown(text=shown, value=None, places=(pointer(path),))
-
-    def line(self, *path: Step, longest: int) -> Piece:
-        """The text there on one line, such as an answer of a model, which may be empty."""
-        line = " ".join(self.text(*path).split())
-        shown = line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
-        return Shown(text=shown or "(nothing)", value=None, places=(pointer(path),))
-
-    def change(self, before: Sequence[Step], after: Sequence[Step]) -> Piece:
-        """By which part one number differs from another."""
-        old, new = self.number(*before), self.number(*after)
-        if not old or new is None:
-            return ""
-        return Shown(text=change(old, new), value=new / old - 1, places=(pointer(before), pointer(after)))
-
-
-def as_number(value: object) -> float | None:
-    """A finite number; `None` for everything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        found = float(value)
-    except OverflowError:
-        return None
-    return found if math.isfinite(found) else None
-
-
-def pointer(path: Sequence[Step]) -> str:
-    """As the fragment of an address (RFC 6901, section 6).
-
-    >>> pointer(["model", "a/b~c d", 0])
-    '#/model/a~1b~0c%20d/0'
-    """
-    return "#" + "".join(f"/{quote(str(step).replace('~', '~0').replace('/', '~1'), safe='~:')}" for step in path)
-
-
 Cell = tuple[Piece, ...]
 
 

@@ -16,7 +16,7 @@ from api.cli.output.report import print_report, print_warnings
 from replaceme_core.errors import GateRejected, ReplaceMeError
 from replaceme_core.local.compress import compress as compress_here
 from replaceme_core.local.outcome import Outcome
-from replaceme_core.report.view import Report
+from replaceme_core.report.reading import Report
 
 _JSON_FIELDS = ("removed_blocks", "kept_blocks", "method", "candidates", "stages", "before", "after", "warnings")
 

@@ -18,7 +18,8 @@ from api.client.models import Job
 from replaceme_core.local.outcome import Outcome
 from replaceme_core.report import view
 from replaceme_core.report.figures import duration
-from replaceme_core.report.view import Report, markdown_table, plain
+from replaceme_core.report.reading import Report
+from replaceme_core.report.view import markdown_table, plain
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.wording import counted, markdown, markdown_code, printable
 

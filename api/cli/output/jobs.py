@@ -15,7 +15,8 @@ from api.cli.output.report import print_gate, print_tables
 from api.client.models import Delivery, Job, JobEvent, Metric, Webhook, Worker
 from api.client.responses.plan import Estimate, Plan
 from replaceme_core.report.figures import percent, size, time_about, time_range
-from replaceme_core.report.view import Report, both_models
+from replaceme_core.report.reading import Report
+from replaceme_core.report.view import both_models
 from replaceme_core.request.calibration import SELF_GENERATED
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.wording import counted

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from replaceme_core.report import view
 from replaceme_core.report.figures import LOSS, NONE, RATIO, WHOLE, share
-from replaceme_core.report.view import Cell, Report, Step, plain
+from replaceme_core.report.reading import Report, Step
+from replaceme_core.report.view import Cell, plain
 from replaceme_core.request.removal import block_ranges
 
 ANSWER_CHARACTERS = 300

@@ -7,7 +7,8 @@ from replaceme_core.engine.evaluation.compare import Answer, Comparison, distinc
 from replaceme_core.engine.evaluation.measure import Measurement
 from replaceme_core.engine.evaluation.tasks import TaskPair
 from replaceme_core.engine.methods.task import Candidate
-from replaceme_core.report.view import QUANTITIES, Report
+from replaceme_core.report.reading import Report
+from replaceme_core.report.view import QUANTITIES
 from replaceme_core.request.gate import GateResult, GateSpec, Trial, unit_of
 from replaceme_core.runner.messages import Progress
 from replaceme_core.wording import counted

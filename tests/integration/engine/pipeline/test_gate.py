@@ -44,9 +44,9 @@ def test_every_criterion_is_judged_by_what_was_measured(tmp_path: Path) -> None:
     assert {one.name: one.value for one in result.criteria} == expected
     assert [one.name for one in result.missed] == ["size_ratio"]
     card = (out / "README.md").read_text()
-    assert f"| size ratio | {expected['size_ratio']:.4g} | at most 0.01 | **missed** |" in card
+    assert f"| **size_ratio** | {expected['size_ratio']:.6g} | at most 0.01 | ✗ missed |" in card
     assert (
-        f"| perplexity ratio | {expected['perplexity_ratio']:.4g} | at least 0.001 and at most 1000 | passed |" in card
+        f"| perplexity_ratio | {expected['perplexity_ratio']:.6g} | at least 0.001 and at most 1000 | passed |" in card
     )
     assert recorder.values("gate_passed") == [1, 1, 1, 1, 0]
     assert recorder.values("gate_value") == list(expected.values())
@@ -55,7 +55,7 @@ def test_every_criterion_is_judged_by_what_was_measured(tmp_path: Path) -> None:
 def test_without_a_gate_nothing_is_said_of_one(tmp_path: Path) -> None:
     finished, recorder, out = run(request(save_tiny(tmp_path / "source")))
     assert finished.report["gate"] is None
-    assert "verdict" not in (out / "README.md").read_text()
+    assert "Verdict" not in (out / "README.md").read_text()
     assert recorder.values("gate_value") == []
 
 
