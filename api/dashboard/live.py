@@ -15,7 +15,7 @@ from replaceme_core.errors import JobNotFound, Unavailable
 from replaceme_core.ledger.states import EventType
 
 LOOK_SECONDS = 1.0
-"""So often progress is looked at, and so seldom a page is called to read again."""
+"""Between two reads of progress, and at least between two messages to a page."""
 _CHANGED, _ENDED = b"event: changed\ndata:\n\n", b"event: ended\ndata:\n\n"
 _STOPS = (
     EventType.RELEASED,

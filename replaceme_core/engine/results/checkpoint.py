@@ -1,7 +1,7 @@
 """A method's decision, kept on disk: a job that is resumed need not calibrate and solve again.
 
 A file's name is a key of all that the decision follows from, so it is never used for another one. It is written beside
-its place, read back, and renamed. The job goes on with what was read back, so that it comes to the same weights
+its place, read back, and renamed. The job continues with what was read back, so that it gives the same weights
 whether it was interrupted or not. Nothing in the file is executed: tensors are safetensors, and the records around them
 are JSON in its header.
 """

@@ -1,4 +1,4 @@
-"""What a run came to: the one value from which `replaceme.json`, model card and metrics are made."""
+"""The outcome of a run, and how it is written: `replaceme.json`, with the card and the page that are made from it."""
 
 import json
 from collections.abc import Sequence
