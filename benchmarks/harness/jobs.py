@@ -6,12 +6,13 @@ from sqlalchemy.orm import Session
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import Job, JobEvent, Metric
-from replaceme_core.ledger.tables import JobRow
+from replaceme_core.ledger.tables import JobRow, is_uuid
 
 
 def owner_of(session: Session, job_id: str) -> str:
     """Whose job it is; "" for an id that is none."""
-    return session.scalars(select(JobRow.owner).where(JobRow.id == job_id)).one_or_none() or ""
+    query = select(JobRow.owner).where(JobRow.id == job_id)
+    return (session.scalars(query).one_or_none() if is_uuid(job_id) else None) or ""
 
 
 def job_of(database: Database, job_id: str) -> Job:
