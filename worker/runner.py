@@ -191,7 +191,7 @@ def compress(line: bytes, writer: MessageWriter) -> Message:
         finished = run_pipeline(request, ProgressSender(writer))
         report = finished.report
         if request.compare_with is not None:
-            from replaceme_core.engine.results.tensor_comparison import compare_weights
+            from replaceme_core.engine.results.provenance import compare_weights
 
             report = {**report, "comparison": compare_weights(Path(request.compare_with), output)}
         return finished.model_copy(update={"report": json_safe(report, name=str)})

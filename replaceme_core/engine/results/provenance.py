@@ -1,11 +1,11 @@
-"""What a result was made from, with what, and where: enough to make it again, and to see why it comes out otherwise."""
+"""What a result was made from, with what and where, and whether a result that is made again has the same weights."""
 
 import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 import replaceme_core
 from replaceme_core.engine.activations.cache import code_digest, device_name, entry_key, file_digest, tensor_digest
 from replaceme_core.engine.model.device import hardware_name
+from replaceme_core.engine.model.safetensors_io import StoredTensor, tensors_of
 from replaceme_core.engine.numerics.sums import SOLVE_DTYPE
 from replaceme_core.engine.text.documents import builtin_documents
 from replaceme_core.engine.text.drawing import TokenSet
@@ -65,6 +66,8 @@ def _commit_of_url(text: str | None) -> str | None:
     return commit if isinstance(commit, str) else None
 
 
+MOST_LISTED = 1000
+"""Differing tensors."""
 PACKAGES = ("replaceme", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "pyarrow", "lm_eval")
 Digests = dict[str, str]
 """SHA-256 by name."""
@@ -153,3 +156,68 @@ def _text(source: MixedSource, path: Path | None) -> dict[str, object]:
     else:
         files = {path.name: file_digest(path)}
     return {"name": source.name, "revision": source.revision, "files": files}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorDifference:
+    """`what`: "values", or "missing", "added", "shape" or "dtype", where values cannot be compared.
+
+    `differing` of `values` are not the same; `largest` is their greatest difference, `relative` the norm of the
+    difference over that of the recorded tensor.
+    """
+
+    name: str
+    what: str
+    values: int
+    differing: int | None = None
+    largest: float | None = None
+    relative: float | None = None
+
+
+def compare_weights(recorded: Path, again: Path) -> dict[str, object]:
+    """`same`, the number of `tensors`, and `differing`: the differences by name, at most `MOST_LISTED` of them.
+
+    One tensor of each model is in memory at a time. Raises `BrokenModel` and `UnsafeModel` for files that are none.
+    """
+    before, after = (_by_name(directory) for directory in (recorded, again))
+    found: list[TensorDifference] = []
+    for name in sorted(before.keys() | after.keys()):
+        difference = _difference(name, before.get(name), after.get(name))
+        if difference is not None:
+            found.append(difference)
+    return {
+        "same": not found,
+        "tensors": len(before),
+        "differing_tensors": len(found),
+        "differing": [asdict(one) for one in _worst_first(found)[:MOST_LISTED]],
+    }
+
+
+def _by_name(directory: Path) -> dict[str, StoredTensor]:
+    return {one.name: one for one in tensors_of(weight_files(directory))}
+
+
+def _difference(name: str, before: StoredTensor | None, after: StoredTensor | None) -> TensorDifference | None:
+    if after is None or before is None:
+        known = before or after
+        assert known is not None
+        return TensorDifference(name=name, what="missing" if after is None else "added", values=known.numel)
+    for what in ("shape", "dtype"):
+        if getattr(before, what) != getattr(after, what):
+            return TensorDifference(name=name, what=what, values=before.numel)
+    old, new = before.read(), after.read()
+    if old.numel() == 0 or torch.equal(old.flatten().view(torch.uint8), new.flatten().view(torch.uint8)):
+        return None
+    wide, change = old.double(), new.double() - old.double()
+    return TensorDifference(
+        name=name,
+        what="values",
+        values=before.numel,
+        differing=int((old != new).sum()),
+        largest=float(change.abs().max()),
+        relative=float(change.norm() / wide.norm().clamp_min(torch.finfo(torch.float64).tiny)),
+    )
+
+
+def _worst_first(found: Sequence[TensorDifference]) -> list[TensorDifference]:
+    return sorted(found, key=lambda one: float("-inf") if one.relative is None else -one.relative)
