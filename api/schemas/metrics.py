@@ -7,27 +7,21 @@ from pydantic import Field
 
 from api.schemas.body import Body
 from replaceme_core.ledger.records import Metric
+from replaceme_core.report.view import QUANTITIES
 from replaceme_core.runner.messages import Stage
 
-_NAMES = (
-    "`after.blocks`, `after.byte_perplexity`, `after.bytes`, `after.cache_bytes_per_token`, `after.decode_spread`, "
-    "`after.decode_tokens_per_second`, `after.distinct_4grams`, `after.looping_answers`, `after.parameters`, "
-    "`after.peak_bytes`, `after.perplexity`, `after.prefill_spread`, `after.prefill_tokens_per_second`, "
-    "`after.task_accuracy`, `before.task_accuracy`, `task_kept`, "
-    "`after.text_perplexity`, `after.tokens_per_second`, `after.word_perplexity`, `batch_halvings`, "
-    "`before.blocks`, `before.byte_perplexity`, `before.bytes`, `before.cache_bytes_per_token`, "
-    "`before.decode_spread`, `before.decode_tokens_per_second`, `before.distinct_4grams`, `before.looping_answers`, "
-    "`before.parameters`, `before.peak_bytes`, `before.perplexity`, `before.prefill_spread`, "
-    "`before.prefill_tokens_per_second`, `before.text_perplexity`, `before.tokens_per_second`, "
-    "`before.word_perplexity`, "
-    "`cache_difference`, `choice_tokens`, `chosen`, `cosine_loss`, `cosine_loss_before`, `dense_block_runs`, "
-    "`dense_held_out_loss`, `distance`, `estimated`, `final_scale`, `gate_max`, `gate_min`, `gate_passed`, "
-    "`gate_value`, `held_out_loss`, `held_out_score`, `influence`, `modelled_seconds`, `peak_memory`, "
-    "`plain_held_out_loss`, `residual`, `residual_check_error`, "
-    "`result_held_out_loss`, `seconds`, `sink_tokens`, `statistics_bytes`, `stream_bytes`, "
-    "`text_agreement`, `text_divergence`, `text_ratio_high`, `text_ratio_low`, `tokens`, `trial_met`, "
-    "`trial_passed`, `trial_seconds`, `trial_value`, `unscaled_held_out_loss`"
+_OF_A_MODEL = ("decode_spread", "prefill_spread", "task_accuracy", "text_perplexity", *(one.name for one in QUANTITIES))
+_OTHERS = (
+    "`batch_halvings`, `cache_difference`, `choice_tokens`, `chosen`, `cosine_loss`, `cosine_loss_before`, "
+    "`dense_block_runs`, `dense_held_out_loss`, `distance`, `estimated`, `final_scale`, `gate_max`, `gate_min`, "
+    "`gate_passed`, `gate_value`, `held_out_loss`, `held_out_score`, `influence`, `modelled_seconds`, `peak_memory`, "
+    "`plain_held_out_loss`, `residual`, `residual_check_error`, `result_held_out_loss`, `seconds`, `sink_tokens`, "
+    "`statistics_bytes`, `stream_bytes`, `task_kept`, `text_agreement`, `text_divergence`, `text_ratio_high`, "
+    "`text_ratio_low`, `tokens`, `trial_met`, `trial_passed`, `trial_seconds`, `trial_value`, "
+    "`unscaled_held_out_loss`"
 )
+_OF_BOTH = sorted(f"`{side}.{name}`" for side in ("before", "after") for name in _OF_A_MODEL)
+_NAMES = f"{', '.join(_OF_BOTH)}, {_OTHERS}"
 """What each of them means is in docs/reference/http.md; a later release may add names."""
 
 
