@@ -59,7 +59,7 @@ class MethodTraits:
 
 _PAPER = "[ReplaceMe](https://arxiv.org/abs/2505.02819)"
 _MAP = (
-    "A {shape} map, solved in closed form and folded into the {place} of the layer before them, "
+    "A {shape} map, solved in closed form and folded into the {place} of the block before them, "
     f"compensates for them (method `{{name}}`, after {_PAPER})."
 )
 _NOTHING = "Nothing compensates for them."
@@ -93,7 +93,7 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
             changes_weights=True,
             stage_weights={"select": 150, "solve": 225},
             card=(
-                "Projections of the layers that stay were solved anew in closed form, from the first cut on, so that "
+                "Projections of the blocks that stay were solved anew in closed form, from the first cut on, so that "
                 "the model's hidden states follow those of the original (method `{name}`, building on "
                 f"{_PAPER})."
             ),
@@ -115,7 +115,7 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
             module="replaceme_core.engine.methods.removal",
             stage_weights={"select": 300},
             selection_card=(
-                "They were removed one at a time, each time the layer whose removal costs the least loss, after "
+                "They were removed one at a time, each time the block whose removal costs the least loss, after "
                 "[SLEB](https://arxiv.org/abs/2402.09025)"
             ),
             fits=False,
@@ -127,7 +127,7 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
             needs_like_blocks=True,
             fits=False,
             card=(
-                "The differences of their parameters to those of the layer before them were added to that layer "
+                "The differences of their parameters to those of the block before them were added to that block "
                 "(method `{name}`, after [LaCo](https://arxiv.org/abs/2402.11187))."
             ),
         ),

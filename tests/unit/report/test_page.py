@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from replaceme_core.report import view
 from replaceme_core.report.page import plots_of, policy, render_page, write_plots
 from replaceme_core.report.plots import FORMATS
+from replaceme_core.report.reading import Report
 from tests.fixtures.evaluation.local_tasks import CHOICE
 from tests.fixtures.hostile.texts import TEXTS
 from tests.fixtures.models.recorder import Recorder
-from tests.fixtures.reports.card import card_differences
 from tests.fixtures.reports.real_run import finished_run
 from tests.fixtures.reports.shown import differences, read_page
 
@@ -208,15 +209,18 @@ def test_without_matplotlib_the_page_says_so(report: dict[str, Any], monkeypatch
     assert differences(read_page(page), report) == []
 
 
-def test_every_figure_of_the_card_is_the_one_in_the_report(result: Path, report: dict[str, Any]) -> None:
-    card, other = ModelCard.load(result / "README.md"), json.loads(json.dumps(report))
-    assert card_differences(card, report) == []
-    other["texts"][1]["agreement"] += 0.02
-    other["after"]["parameters"] *= 2
-    other["gate"]["criteria"][0]["value"] *= 1.1
-    other["tasks"][0]["after"]["high"] += 0.01
-    other["candidates"][0]["held_out_loss"] = 99.0
-    assert len(card_differences(card, other)) >= 4, "a wrong value would be found"
+def test_the_card_has_the_tables_of_the_view_and_its_figures(result: Path, report: dict[str, Any]) -> None:
+    text, found = ModelCard.load(result / "README.md").text, Report(report)
+    for make in (view.both_models, view.texts, view.tasks, view.gate):
+        table = make(found)
+        assert table is not None
+        assert view.markdown_table(table) in text
+    cuts = view.candidates(found)
+    assert cuts is not None
+    assert view.markdown_table(cuts.only("blocks", "held_out_loss", most=2)) in text
+    fewer = 1 - report["after"]["parameters"] / report["before"]["parameters"]
+    assert f"It has {fewer:.0%} fewer parameters".replace("%", " %") in text
+    assert f"its perplexity is {report['texts'][0]['ratio']:.3f} times that of the original" in text
 
 
 def test_the_metrics_are_the_values_of_the_report(recorded: tuple[Recorder, Path], report: dict[str, Any]) -> None:
