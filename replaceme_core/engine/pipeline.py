@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
+from replaceme_core.engine.activations.cache import open_cache
 from replaceme_core.engine.evaluation.compare import Unmeasured
-from replaceme_core.engine.evaluation.tasks import tasks_of
+from replaceme_core.engine.evaluation.tasks import load_tasks
 from replaceme_core.engine.model.changes import kept_blocks
 from replaceme_core.engine.model.device import make_deterministic, resolve_on_this_machine
 from replaceme_core.engine.model.load import load_config, load_tokenizer, stored_weights
@@ -64,20 +65,26 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
     planned = plan_run(request, spec, outline=outline, removed=depths[-1])
     clock = StageClock(progress=progress, device=torch.device(spec.compute.device), modelled=planned.duration.modelled)
     progress.resolved(spec, expected=planned.duration.stages)
+    asked = spec.evaluation
     run = Run(
-        request=request,
         spec=spec,
         source=source,
+        output=Path(request.output_directory),
+        text_paths=request.text_paths(spec.calibration.mix),
+        cache=open_cache(request.cache_directory, limit=request.cache_bytes),
+        checkpoints=None if request.checkpoint_directory is None else Path(request.checkpoint_directory),
         stored=stored,
         dtype=dtype,
         clock=clock,
-        tasks=tasks_of(request),
+        tasks=load_tasks(
+            asked.tasks, directory=request.tasks_directory, limit=asked.task_limit, few_shot=asked.few_shot
+        ),
         tokenizer=tokenizer,
         unmeasured=Unmeasured(gate=spec.gate),
     )
     # fewer bytes than there will be: what is outside the blocks stays whole
     least = stored.values * stored.dtype.itemsize * (outline.blocks - depths[-1]) // outline.blocks
-    with complete_or_absent(Path(request.output_directory), least=least) as output, clock:
+    with complete_or_absent(run.output, least=least) as output, clock:
         clock.begin(Stage.CALIBRATE)
         with run.opened(depths[-1], allows=allows) as task:
             tokens = task.tokens
@@ -90,7 +97,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
                 pruning = search.pruning
                 clock.begin(Stage.SOLVE)  # the solution is that of the trial
             else:
-                pruning = decide(request, task)
+                pruning = decide(task, run.checkpoints)
             captured = task.activations.record()
             angles = layer_angles(task.activations)
         del task

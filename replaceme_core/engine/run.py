@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,12 @@ from tempfile import TemporaryDirectory
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from replaceme_core.engine.activations.cache import find_cached_activations, scratch_store
+from replaceme_core.engine.activations.cache import ActivationCache, CachedActivations, entry_key, scratch_store
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.activations.tensor_store import SpillingStore, activation_bytes
 from replaceme_core.engine.evaluation.compare import Comparison, Original, Unmeasured, judge, measured_values
 from replaceme_core.engine.evaluation.dense_results import DenseResults
-from replaceme_core.engine.evaluation.measure import PRUNED, SOURCE, Subject, open_pair, open_subject
+from replaceme_core.engine.evaluation.measure import PRUNED, SOURCE, Subject, open_subject
 from replaceme_core.engine.evaluation.tasks import LoadedTasks
 from replaceme_core.engine.methods.refit_choice import STREAM_BYTES
 from replaceme_core.engine.methods.task import Pruning, Task, find_method
@@ -40,12 +40,12 @@ from replaceme_core.request.removal import Allows
 from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.request.spec import Loading
 from replaceme_core.runner.eta import PartOfStage, writing_part
-from replaceme_core.runner.messages import Progress, RunnerRequest, Stage
+from replaceme_core.runner.messages import Progress, Stage
 
 
-def decide(request: RunnerRequest, task: Task) -> Pruning:
-    """What the method decides for `task`, unless an earlier attempt has left its decision; kept for a later one."""
-    checkpoint = Checkpoint.of(request, task)
+def decide(task: Task, checkpoints: Path | None) -> Pruning:
+    """What the method decides for `task`, unless an earlier attempt has left its decision in `checkpoints`."""
+    checkpoint = Checkpoint.of(task, checkpoints)
     restored = checkpoint.restore()
     if restored is not None:
         task.begin(Stage.SOLVE, resumed_from=Stage.SOLVE)
@@ -94,9 +94,12 @@ def change_block(resolved: ResolvedModel, block: int, *, pruning: Pruning) -> No
 class Run:
     """What a run is given, and the model that it holds at present."""
 
-    request: RunnerRequest
     spec: ResolvedSpec
     source: Path
+    output: Path
+    text_paths: Sequence[Path | None]
+    cache: ActivationCache | None
+    checkpoints: Path | None
     stored: StoredWeights
     dtype: torch.dtype
     clock: StageClock
@@ -113,13 +116,10 @@ class Run:
     @contextmanager
     def opened(self, remove: int, *, allows: Allows | None) -> Iterator[Task]:
         """Read the text, load the model, check it on the text, and prepare the capture of its activations."""
-        request, spec, progress = self.request, self.spec, self.clock.progress
+        spec, progress, tokenizer = self.spec, self.clock.progress, self.tokenizer
         config = load_config(self.source)
         check_positions(config, longest=max(spec.calibration.max_length, PROMPT_TOKENS + NEW_TOKENS))
-        tokenizer = self.tokenizer
-        tokens = calibration_tokens(
-            spec, tokenizer, paths=request.text_paths(spec.calibration.mix), vocabulary=config.vocab_size
-        )
+        tokens = calibration_tokens(spec, tokenizer, paths=self.text_paths, vocabulary=config.vocab_size)
         with self.clock.loading():
             self.model = open_for_capture(self.source, dtype=self.dtype, compute=spec.compute)
         writing = writing_part(spec)
@@ -131,10 +131,13 @@ class Run:
         tokens = with_repeated(tokens, spec.calibration, method=spec.method.name, prefix=prefix)
         block_runner = BlockRunner(resolved=resolve(self.model))
         size = activation_bytes(block_runner, tokens=tokens.fit.numel() + tokens.held_out.numel())
-        by_block, place = self.is_lazy, Path(request.output_directory)
+        by_block, place = self.is_lazy, self.output
         one_pass = spec.searches and size <= STREAM_BYTES  # which serves all trials
         with ExitStack() as stack:
-            cached = stack.enter_context(find_cached_activations(request, spec=spec, tokens=tokens, size=size))
+            cached = None
+            if self.cache is not None and self.cache.has_room(size):
+                key = entry_key(self.source, tokens=tokens, compute=spec.compute)
+                cached = stack.enter_context(closing(CachedActivations(cache=self.cache, key=key)))
             activations = Activations(
                 block_runner=block_runner,
                 fit=tokens.fit,
@@ -183,7 +186,7 @@ class Run:
 
     def dense_results(self) -> DenseResults:
         """What an evaluation finds of the source model, kept in the activation cache if there is one."""
-        return DenseResults.of(self.source, self.request, self.spec.compute)
+        return DenseResults.of(self.source, self.cache, self.spec.compute)
 
     def _own_text(self, model: PreTrainedModel, count: int, *, advance: Callable[[float], None]) -> torch.Tensor:
         """`count` sequences (count, length) that `model` generates; they are kept beside the activations."""
@@ -213,8 +216,11 @@ class Run:
         """The source model and the one in `output`; `known` is what a trial has measured of both."""
         results = self.dense_results()
         with self.clock.loading():
-            before, after = open_pair(self.source, output, dtype=self.dtype, compute=self.spec.compute, results=results)
-        original = self.original(before, tokens)
+            before, after = (
+                open_subject(name, directory, dtype=self.dtype, compute=self.spec.compute)
+                for name, directory in ((SOURCE, self.source), (PRUNED, output))
+            )
+        original = self.original(replace(before, results=results), tokens)
         if known is None:
             known = original.compare(after, advance=self.clock.progress.advance)
         return original.finish(known, after)
@@ -244,7 +250,7 @@ def find_deepest_cut(run: Run, task: Task, depths: Sequence[int]) -> DeepestCut:
     Where none passes, the deepest one that is not worse than wanted, or the shallowest that was measured: its report
     says by how much the gate is missed. Raises the error of the last trial where nothing could be measured.
     """
-    with run.dense_results().for_several(beside=Path(run.request.output_directory)) as results:
+    with run.dense_results().for_several(beside=run.output) as results:
         original = run.original(replace(_source(run), results=results), task.tokens)
         search = _Search(run=run, task=task, original=original, most=most_trials(len(depths)))
         deepest(depths, search.is_too_deep)
@@ -279,11 +285,12 @@ class _Metrics(PartOfStage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Decided:
-    """A decision, and the reports of its metrics."""
+class _Tried:
+    """What the method decided for one depth, the reports of its metrics, and what the result is worth."""
 
     pruning: Pruning
     metrics: Sequence[Callable[[], None]]
+    comparison: Comparison
 
 
 @dataclass(kw_only=True)
@@ -295,7 +302,7 @@ class _Search:
     original: Original
     most: int
     trials: list[Trial] = field(default_factory=list)
-    _kept: tuple[_Decided, Comparison] | None = None
+    _kept: _Tried | None = None
     _has_passed: bool = False
     _error: Exception | None = None
 
@@ -305,22 +312,22 @@ class _Search:
         gate, progress = self.task.spec.gate, self.task.progress
         assert gate is not None, "the specification was checked"
         try:
-            decided, found = self._carry_out(depth, start=number * size, end=(number + 1) * size)
+            tried = self._try(depth, start=number * size, end=(number + 1) * size)
         except (NumericalFailure, InvalidInput) as error:
             self._error = error
             trial = Trial(blocks=depth, passed=False, measured={}, seconds=0.0, problem=error.message)
         else:
-            result = judge(gate, found)
+            result, values = judge(gate, tried.comparison), measured_values(tried.comparison)
             trial = Trial(
                 blocks=depth,
-                removed_blocks=tuple(decided.pruning.removed),
+                removed_blocks=tuple(tried.pruning.removed),
                 passed=result.passed,
                 criteria=result.criteria,
-                measured={name: value for name, value in measured_values(found).items() if math.isfinite(value)},
+                measured={name: value for name, value in values.items() if math.isfinite(value)},
                 seconds=0.0,
             )
             if not trial.is_too_deep or not self._has_passed:
-                self._kept = (decided, found)
+                self._kept = tried
             self._has_passed = self._has_passed or not trial.is_too_deep
         release_memory()
         trial = trial.model_copy(update={"seconds": time.perf_counter() - began})
@@ -334,35 +341,24 @@ class _Search:
         if self._kept is None:
             assert self._error is not None, "a trial is kept, or has failed"
             raise self._error
-        decided, comparison = self._kept
-        for report in decided.metrics:
+        for report in self._kept.metrics:
             report()
-        return DeepestCut(pruning=decided.pruning, comparison=comparison, trials=self.trials)
+        return DeepestCut(pruning=self._kept.pruning, comparison=self._kept.comparison, trials=self.trials)
 
-    def _carry_out(self, depth: int, *, start: float, end: float) -> tuple[_Decided, Comparison]:
-        middle = start + (end - start) * DECIDING_PART
-        decided = self._decide(depth, start=start, end=middle)
-        release_memory()
-        rest = PartOfStage(self.task.progress, start=middle, end=end)
-        return decided, self._measure(decided.pruning, advance=rest.advance)
-
-    def _decide(self, depth: int, *, start: float, end: float) -> _Decided:
-        """What the method decides for one depth."""
-        metrics: list[Callable[[], None]] = []
-        part = _Metrics(self.task.progress, start=start, end=end, kept=metrics)
+    def _try(self, depth: int, *, start: float, end: float) -> _Tried:
+        """Decide, carry it out, and measure the result beside the source model, as it would be published."""
+        run, middle, metrics = self.run, start + (end - start) * DECIDING_PART, list[Callable[[], None]]()
+        part = _Metrics(self.task.progress, start=start, end=middle, kept=metrics)
         self.task.activations.advance = part.advance
         task = replace(self.task, remove=depth, progress=part, begin=lambda stage, **_: None)
-        return _Decided(pruning=decide(self.run.request, task), metrics=metrics)
-
-    def _measure(self, pruning: Pruning, *, advance: Callable[[float], None]) -> Comparison:
-        """The result beside the source model, as it would be published."""
-        run, target = self.run, Path(self.run.request.output_directory)
-        with TemporaryDirectory(prefix=f".{target.name}.trial-", dir=target.parent) as place:
+        pruning = decide(task, run.checkpoints)
+        release_memory()
+        rest = PartOfStage(self.task.progress, start=middle, end=end)
+        with TemporaryDirectory(prefix=f".{run.output.name}.trial-", dir=run.output.parent) as place:
             directory = Path(place)
-            model = run.another_as_stored()
-            write_pruned(model, directory, pruning=pruning, source=run.source, is_lazy=run.is_lazy)
-            del model
+            write_pruned(run.another_as_stored(), directory, pruning=pruning, source=run.source, is_lazy=run.is_lazy)
             release_memory()
             with run.clock.loading():
                 after = open_subject(PRUNED, directory, dtype=run.dtype, compute=run.spec.compute)
-            return self.original.compare(after, advance=advance)
+            comparison = self.original.compare(after, advance=rest.advance)
+        return _Tried(pruning=pruning, metrics=metrics, comparison=comparison)

@@ -38,8 +38,7 @@ from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.hub.files import sha256_of
 from replaceme_core.hub.model_files import CONFIG, admit_file, weight_files
 from replaceme_core.library_errors import free_space
-from replaceme_core.request.resolve import ResolvedCompute, ResolvedSpec
-from replaceme_core.runner.messages import RunnerRequest
+from replaceme_core.request.resolve import ResolvedCompute
 
 
 def model_digest(directory: Path) -> str:
@@ -143,7 +142,11 @@ class ActivationCache:
 
     def has_room(self, size: int) -> bool:
         """Whether an entry of `size` bytes fits, once others are evicted."""
-        return size <= self._limit and size <= free_space(self._directory)
+        try:
+            return size <= self._limit and size <= free_space(self._directory)
+        except OSError as error:
+            logger.warning("the activation cache cannot be used: %s", error)
+            return False
 
     def find(self, key: str) -> Entry | None:
         """The entry, which counts as used now; `None` if there is none. One that cannot be read is removed."""
@@ -259,29 +262,15 @@ MEMORY_SHARE = 0.25
 FORMAT = 2
 
 
-@contextmanager
-def find_cached_activations(
-    request: RunnerRequest, *, spec: ResolvedSpec, tokens: TokenSet, size: int
-) -> Iterator["CachedActivations | None"]:
-    """Yield the cache entry for this job; `None` if `request` names no cache or `size` bytes do not fit into it."""
-    if request.cache_directory is None or request.cache_bytes == 0:
-        yield None
-        return
+def open_cache(directory: str | None, *, limit: int) -> ActivationCache | None:
+    """The cache in `directory`; `None` if there is none, or the runner may not write there."""
+    if directory is None or limit == 0:
+        return None
     try:
-        cache = ActivationCache(Path(request.cache_directory), limit=request.cache_bytes)
-        room = cache.has_room(size)
+        return ActivationCache(Path(directory), limit=limit)
     except OSError as error:  # for example, a sandbox that does not let the runner write there
         logger.warning("the activation cache cannot be used: %s", error)
-        room = False
-    if not room:
-        yield None
-        return
-    key = entry_key(Path(request.model_directory), tokens=tokens, compute=spec.compute)
-    cached = CachedActivations(cache=cache, key=key)
-    try:
-        yield cached
-    finally:
-        cached.close()
+        return None
 
 
 def scratch_store(stack: ExitStack, *, beside: Path, size: int, memory: bool = True) -> TensorStore:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol, Self
+from typing import Self
 
 import torch
 import transformers
@@ -34,15 +34,6 @@ _FILE = "result.safetensors"
 logger = logging.getLogger(__name__)
 
 
-class CachePlace(Protocol):
-    """Where results are kept: a request to a runner."""
-
-    @property
-    def cache_directory(self) -> str | None: ...
-    @property
-    def cache_bytes(self) -> int: ...
-
-
 @dataclass(kw_only=True)
 class DenseResults:
     """The results of one model: each is in one of `caches`, the first that has room. Without any all are made anew.
@@ -57,14 +48,9 @@ class DenseResults:
     """Keys of the results of this run."""
 
     @classmethod
-    def of(cls, directory: Path, place: CachePlace, compute: ResolvedCompute) -> Self:
-        """Those of the model in `directory`, computed as `compute` says; none are kept without a place for them."""
-        if place.cache_directory is None or place.cache_bytes == 0:
-            return cls()
-        try:
-            cache = ActivationCache(Path(place.cache_directory), limit=place.cache_bytes)
-        except OSError as error:  # for example, a sandbox that does not let the runner write there
-            logger.warning("results of the dense model cannot be kept: %s", error)
+    def of(cls, directory: Path, cache: ActivationCache | None, compute: ResolvedCompute) -> Self:
+        """Those of the model in `directory`, computed as `compute` says; none are kept without a `cache`."""
+        if cache is None:
             return cls()
         beside = [path for path in side_files(directory) if path.name != CARD and not is_terms(path.name)]
         facts = {

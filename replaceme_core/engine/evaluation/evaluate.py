@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from replaceme_core.engine.activations.cache import open_cache
 from replaceme_core.engine.evaluation.compare import ratio_interval
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import Measurement, Subject, TextSize, measure
@@ -46,12 +47,13 @@ def evaluate(request: EvaluateRequest) -> dict[str, object]:
         read_outline(directory)
         stored_weights(directory)
         texts.append(_sequences(directory, request))
+    cache = open_cache(request.cache_directory, limit=request.cache_bytes)
     subjects = [
         Subject(
             name=directory.name,
             model=load_model(directory, dtype=dtype, device=compute.device),
             directory=directory,
-            results=DenseResults.of(directory, request, compute),
+            results=DenseResults.of(directory, cache, compute),
         )
         for directory in directories
     ]

@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -258,14 +258,6 @@ class Subject:
             word_perplexity=None if size is None else _perplexity_over(total, size.words),
             byte_perplexity=None if size is None else _perplexity_over(total, size.bytes),
         )
-
-
-def open_pair(
-    source: Path, output: Path, *, dtype: torch.dtype, compute: ResolvedCompute, results: DenseResults
-) -> tuple[Subject, Subject]:
-    """The source model with its `results`, and the pruned one, loaded as `compute` says."""
-    before = open_subject(SOURCE, source, dtype=dtype, compute=compute)
-    return replace(before, results=results), open_subject(PRUNED, output, dtype=dtype, compute=compute)
 
 
 def open_subject(name: str, directory: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> Subject:

@@ -25,7 +25,6 @@ from replaceme_core.engine.evaluation.measure import share_interval
 from replaceme_core.errors import InvalidInput
 from replaceme_core.library_errors import library_errors
 from replaceme_core.request.tasks import check_tasks, expanded
-from replaceme_core.runner.messages import RunnerRequest
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -198,13 +197,6 @@ def load_tasks(
     with contextlib.chdir(directory):  # paths of data are relative to it
         tasks = _load(expanded(names), directory=Path(directory), few_shot=few_shot)
     return LoadedTasks(tasks, limit=limit, code=_code_of(Path(directory)))
-
-
-def tasks_of(request: RunnerRequest) -> LoadedTasks | None:
-    """Those that the evaluation of a job asks for. Raises as `load_tasks` does."""
-    asked = request.spec.evaluation
-    directory = request.tasks_directory
-    return load_tasks(asked.tasks, directory=directory, limit=asked.task_limit, few_shot=asked.few_shot)
 
 
 def _load(names: Mapping[str, int | None], *, directory: Path, few_shot: int | None) -> "dict[str, Task]":

@@ -28,7 +28,6 @@ from replaceme_core.engine.activations.verified_file import (
 )
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.model.changes import Cut, FittedCut, ReadingChange, WeightChange
-from replaceme_core.runner.messages import RunnerRequest
 
 FORMAT: Final = 1
 _RECORDS: Final[Mapping[str, type]] = {
@@ -42,18 +41,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Where the decision of one job lies; `path` is `None` where the request names no directory."""
+    """Where the decision of one job lies; `path` is `None` where there is no directory."""
 
     path: Path | None
     device: torch.device
 
     @classmethod
-    def of(cls, request: RunnerRequest, task: Task) -> Self:
+    def of(cls, task: Task, directory: Path | None) -> Self:
         """Its name is a key that takes the code and all tokens to compute, so it is made once for each attempt."""
-        device, path = torch.device(task.spec.compute.device), None
-        if request.checkpoint_directory is not None:
-            path = Path(request.checkpoint_directory) / f"{checkpoint_key(task)}.safetensors"
-        return cls(path=path, device=device)
+        path = None if directory is None else directory / f"{checkpoint_key(task)}.safetensors"
+        return cls(path=path, device=torch.device(task.spec.compute.device))
 
     def restore(self) -> Pruning | None:
         """What an earlier attempt at the same job has decided; `None` where there is nothing, or nothing usable."""

@@ -2,12 +2,12 @@
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
+from replaceme_core.engine.activations.cache import open_cache
 from replaceme_core.engine.activations.verified_file import Contents
 from replaceme_core.engine.evaluation import compare as module
 from replaceme_core.engine.evaluation.compare import Comparison, compare
@@ -47,8 +47,8 @@ def _one_sequence_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def results_of(source: Path, *, limit: int = 2**30, **compute: object) -> DenseResults:
-    place = SimpleNamespace(cache_directory=str(source.parent / "cache"), cache_bytes=limit)
-    return DenseResults.of(source, place, COMPUTE.model_copy(update=compute))
+    cache = open_cache(str(source.parent / "cache"), limit=limit)
+    return DenseResults.of(source, cache, COMPUTE.model_copy(update=compute))
 
 
 def tokens() -> TokenSet:
