@@ -1,6 +1,6 @@
 """Stored activations give the sums of a pass that stores nothing, to the bit, for every cut without another pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,13 +8,20 @@ import torch
 
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.activations.cut_sums import CutStatistics
-from replaceme_core.engine.activations.tensor_store import DamagedStore, FileStore, MemoryStore, TensorStore
+from replaceme_core.engine.activations.tensor_store import (
+    DamagedStore,
+    FileStore,
+    MemoryStore,
+    SpillingStore,
+    TensorStore,
+)
 from replaceme_core.engine.model import block_runner as module
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import Cut, FittedCut, windows
 from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.families.resolve import resolve
+from tests.fixtures.models.activations import CUTS, make_activations
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, WIDTH, Variant, save_tiny, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(6, 32, seed=1), token_ids(8, 32, seed=2)
@@ -24,7 +31,7 @@ def nothing(_: float) -> None:
     pass
 
 
-def make_activations(streams: TensorStore | None, *, variant: Variant = VARIANTS[0], sink: bool = False) -> Activations:
+def activations_of(streams: TensorStore | None, *, variant: Variant = VARIANTS[0], sink: bool = False) -> Activations:
     model = tiny_model(variant)
     if sink:
         with torch.no_grad():
@@ -56,10 +63,10 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], TensorS
 @torch.inference_mode()
 @pytest.mark.parametrize("sink", [False, True])
 def test_kept_streams_give_the_sums_of_a_pass_to_the_bit(make: Callable[[], TensorStore], sink: bool) -> None:
-    kept = make_activations(make(), sink=sink)
+    kept = activations_of(make(), sink=sink)
     for length in (1, 2, 5):
         cuts = windows(BLOCKS, length)
-        expected, streams = make_activations(None, sink=sink).windows(cuts)
+        expected, streams = activations_of(None, sink=sink).windows(cuts)
         found, lazily = kept.windows(cuts)
         assert all(equal(one, other) for one, other in zip(found, expected, strict=True))
         for cut in cuts:
@@ -74,7 +81,7 @@ def test_kept_streams_give_the_sums_of_a_pass_to_the_bit(make: Callable[[], Tens
 @pytest.mark.parametrize("name", ["llama", "falcon-7b", "gpt2", "granite"])
 def test_each_block_runs_once_for_all_cuts(name: str) -> None:
     variant = next(one for one in VARIANTS if one.name == name)
-    kept = make_activations(MemoryStore(), variant=variant)
+    kept = activations_of(MemoryStore(), variant=variant)
     runs = [0] * BLOCKS
     for index, block in enumerate(kept.block_runner.blocks):
         block.register_forward_hook(lambda _m, _i, _o, index=index: runs.__setitem__(index, runs[index] + 1))
@@ -87,7 +94,7 @@ def test_each_block_runs_once_for_all_cuts(name: str) -> None:
 
 @torch.inference_mode()
 def test_the_streams_are_those_of_the_model(make: Callable[[], TensorStore]) -> None:
-    kept = make_activations(make())
+    kept = activations_of(make())
     model = kept.block_runner.resolved.model
     for batch in (*kept.fit_batches, *kept.held_out_batches):
         hidden = model(input_ids=kept.tokens(batch), output_hidden_states=True).hidden_states
@@ -105,13 +112,13 @@ def test_the_streams_are_those_of_the_model(make: Callable[[], TensorStore]) -> 
 def test_a_cut_on_a_pruned_prefix(make: Callable[[], TensorStore], first: Cut) -> None:
     done = [FittedCut(cut=first, delta=torch.eye(WIDTH, dtype=torch.float64) * 0.2)]
     cut = Cut(start=4, end=5)
-    expected = make_activations(None).statistics(cut, done=done)
-    assert equal(make_activations(make()).statistics(cut, done=done), expected)
+    expected = activations_of(None).statistics(cut, done=done)
+    assert equal(activations_of(make()).statistics(cut, done=done), expected)
 
 
 @torch.inference_mode()
 def test_streams_are_stored_once_a_single_one_is_requested() -> None:
-    kept = make_activations(None)
+    kept = activations_of(None)
     kept.windows(windows(BLOCKS, 5))
     kept.before(3, 0)
     assert kept.store is not None
@@ -178,3 +185,40 @@ def test_memory_is_released_after_each_block_and_cut_of_a_lazily_loaded_model(
         )
         activations.windows(cuts)
         assert len(released) == expected
+
+
+BLOCK = 4
+
+
+@pytest.fixture
+def windowed(tmp_path: Path) -> Iterator[Activations]:
+    """After a pass over windows whose anchor blocks come before `BLOCK`; its held-out streams lie on disk."""
+    with SpillingStore(beside=tmp_path / "out", limit=0) as streams, torch.inference_mode():
+        activations = make_activations(make_held_out_store=lambda: streams)
+        activations.windows([cut for cut in CUTS if cut.anchor < BLOCK])
+        yield activations
+
+
+@torch.inference_mode()
+def test_the_stream_is_that_of_a_plain_pass_and_blocks_run_since_the_nearest_one(windowed: Activations) -> None:
+    plain, kept = make_activations(), make_activations(store=MemoryStore())
+    kept.capture()
+    nearest = max(cut.anchor for cut in CUTS if cut.anchor < BLOCK)
+    for batch, since in ((0, 0), (plain.held_out_batches[3], nearest)):
+        expected = plain.block_runner.enter(plain.tokens(batch))
+        for block in range(BLOCK):
+            expected = plain.block_runner.run(block, expected)
+        for activations, runs in ((plain, BLOCK), (windowed, BLOCK - since), (kept, 0)):
+            before = activations.dense_block_runs
+            assert torch.equal(activations.read_or_run(BLOCK, batch), expected)
+            assert activations.dense_block_runs - before == runs
+
+
+@torch.inference_mode()
+def test_the_ends_of_a_cut_cost_the_blocks_since_its_anchor_on_held_out_tokens(windowed: Activations) -> None:
+    kept = make_activations(store=MemoryStore())
+    kept.capture()
+    for activations, runs in ((windowed, 3), (kept, 0)):
+        before = activations.dense_block_runs
+        activations.at_cut(activations.held_out_batches[0], Cut(start=3, end=4), done=[])
+        assert activations.dense_block_runs - before == runs

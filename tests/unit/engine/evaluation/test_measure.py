@@ -1,16 +1,32 @@
+"""Confidence intervals: known quantiles, and how often they hold."""
+
 import math
+import random
+import statistics
 from pathlib import Path
 
 import pytest
 import torch
 
+from replaceme_core.engine.activations.cache import ActivationCache
 from replaceme_core.engine.evaluation import measure as module
+from replaceme_core.engine.evaluation.compare import ratio_interval
+from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.evaluate import evaluate
-from replaceme_core.engine.evaluation.measure import Subject, measure
+from replaceme_core.engine.evaluation.measure import (
+    TIMED,
+    Divergence,
+    Subject,
+    mean_interval,
+    measure,
+    quantile,
+    share_interval,
+)
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput, NumericalFailure
+from replaceme_core.families.resolve import resolve
 from replaceme_core.runner.messages import EvaluateRequest
-from tests.fixtures.models.tiny import byte_tokenizer, save_tiny, token_ids
+from tests.fixtures.models.tiny import VARIANTS, Variant, byte_tokenizer, save_tiny, tiny_model, token_ids
 
 TEXT = "Nothing is as good as a second opinion.\n\n" * 30
 
@@ -146,3 +162,93 @@ def test_a_built_in_text(tmp_path: Path) -> None:
     assert evaluated(asked)[0]["tokens"] == 2 * 31
     with pytest.raises(ValueError, match="give either text_path or builtin"):
         EvaluateRequest.model_validate({"model_directory": str(directory)})
+
+
+@pytest.mark.parametrize(
+    ("degrees", "expected"), [(1, 12.706), (9, 2.262), (30, 2.042), (31, 2.0395), (60, 2.0003), (1000, 1.9623)]
+)
+def test_quantiles_of_students_t(degrees: int, expected: float) -> None:
+    assert quantile(degrees) == pytest.approx(expected, abs=5e-4)
+
+
+def test_nineteen_of_twenty_intervals_hold_the_mean() -> None:
+    numbers = random.Random(0)
+    held = 0
+    for _ in range(2000):
+        low, high = mean_interval([numbers.gauss(3.0, 2.0) for _ in range(4)]) or (math.nan, math.nan)
+        held += low <= 3.0 <= high
+    assert 0.935 < held / 2000 < 0.965
+
+
+@pytest.mark.parametrize(
+    ("right", "count", "low", "high"),
+    [(0, 6, 0.0, 0.390), (6, 6, 0.610, 1.0), (1, 1, 0.207, 1.0), (70, 100, 0.604, 0.781), (1, 100, 0.0018, 0.0545)],
+)
+def test_the_interval_of_a_share(right: int, count: int, low: float, high: float) -> None:
+    """Known values of Wilson's score interval. It has a width where all or none are right."""
+    assert share_interval(right / count, count) == pytest.approx((low, high), abs=5e-4)
+
+
+def test_the_interval_of_a_share_holds_it() -> None:
+    for count in (1, 2, 3, 7, 100, 1838):
+        for right in range(count + 1):
+            found_low, found_high = share_interval(right / count, count)
+            assert 0 <= found_low <= right / count <= found_high <= 1
+            assert found_high > found_low
+
+
+def test_one_value_says_nothing_about_its_spread() -> None:
+    assert mean_interval([1.0]) is None
+    assert ratio_interval([2.0], [3.0], predictions=10) is None
+
+
+def test_pairs_are_compared_not_means() -> None:
+    """Sequences differ far more than the models do on each of them."""
+    before = [10.0, 200.0, 400.0, 800.0]
+    after = [loss + 10 * math.log(1.5) + noise for loss, noise in zip(before, (0.1, -0.1, 0.1, -0.1), strict=True)]
+    low, high = ratio_interval(before, after, predictions=10) or (math.nan, math.nan)
+    assert low < 1.5 < high
+    assert high - low < 0.1
+    assert math.sqrt(low * high) == pytest.approx(
+        math.exp(statistics.fmean(after) / 10 - statistics.fmean(before) / 10)
+    )
+
+
+SEQUENCES, LENGTH = 5, 16
+
+
+@pytest.mark.parametrize("limit", [None, 100, 2**30], ids=["no cache", "a cache that is too small", "a cache"])
+@pytest.mark.parametrize(
+    "variant", [one for one in VARIANTS if one.name in ("llama", "gemma2", "granite", "gpt2", "falcon")], ids=str
+)
+def test_it_runs_once_and_its_numbers_stay_the_same(
+    variant: Variant, limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, sequences = save_tiny(tmp_path / "model", variant=variant), token_ids(SEQUENCES, LENGTH)
+    model, pruned = tiny_model(variant), tiny_model(variant, seed=1)
+    monkeypatch.setattr("replaceme_core.engine.evaluation.measure.LOGITS_AT_ONCE", 1)
+    passes: list[int] = []
+    resolve(model).blocks[0].register_forward_hook(lambda *_: passes.append(1))
+
+    def measured(results: DenseResults, speeds: list[float]) -> tuple[list[float], Divergence]:
+        before = Subject(name="the source model", model=model, directory=directory, results=results, speeds=speeds)
+        after, apart = Subject(name="pruned", model=pruned, directory=directory), Divergence()
+        measure([before, after], sequences, divergence=apart)
+        return before.losses, apart
+
+    caches = [] if limit is None else [ActivationCache(tmp_path / "cache", limit=limit)]
+    with DenseResults(caches=caches).for_several(beside=tmp_path / "out") as results:
+        speeds: list[float] = []
+        found = [measured(results, speeds) for _ in range(3)]
+        assert len(passes) == 1 + SEQUENCES, "a warm-up, and each batch once"
+        assert len(speeds) == SEQUENCES
+        assert results.reused == [], "what this run has found is not of an earlier one"
+        measured(results, [])
+        assert len(passes) == 1 + SEQUENCES + 1 + TIMED, "as many as its speed needs"
+    assert found[0] == found[1] == found[2]
+    assert found[0] == measured(DenseResults(), [])
+    assert torch.isfinite(torch.tensor(found[0][0])).all()
+    assert not list(tmp_path.glob(".out*")), "nothing is left beside the output"
+    later = DenseResults(caches=caches)
+    assert measured(later, []) == found[0]
+    assert later.reused == (["text"] if limit == 2**30 else [])

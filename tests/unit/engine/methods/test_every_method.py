@@ -1,12 +1,14 @@
 """What holds for all methods alike."""
 
+import json
+import math
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
-from replaceme_core.engine.methods.task import Pruning, Task, find_method
+from replaceme_core.engine.methods.task import Candidate, Pruning, Task, find_method
 from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.request.method import Method
 from replaceme_core.runner.messages import Stage
@@ -95,3 +97,10 @@ def test_a_model_read_block_by_block_gives_the_same_answer(method: str, tmp_path
         torch.testing.assert_close(one.delta, other.delta)
     for one, other in zip(by_block.changes, whole.changes, strict=True):
         torch.testing.assert_close(one.change, other.change)
+
+
+def test_a_value_that_is_not_finite_is_not_known() -> None:
+    row = Candidate(start=2, end=4, distance=math.nan, residual=math.inf, held_out_loss=3.5, chosen=True)
+    shown = json.loads(json.dumps(row.as_dict(), allow_nan=False))
+    assert (shown["distance"], shown["residual"], shown["held_out_loss"]) == (None, None, 3.5)
+    assert (shown["start"], shown["end"], shown["chosen"]) == (2, 4, True)

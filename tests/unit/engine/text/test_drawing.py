@@ -1,16 +1,121 @@
-"""Sequences of one text: from whole documents on either side, from all of it, and always the same."""
+"""How many sequences each text gives, and which: whole documents on either side."""
 
 import math
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replaceme_core.engine.text.drawing import POOL_FACTOR, RESERVED, Piece, SequenceCounts, TokenSet, Wanted, draw
+from replaceme_core.engine.text.drawing import (
+    KINDS,
+    MOST_PERIODS,
+    POOL_FACTOR,
+    RESERVED,
+    Piece,
+    Region,
+    SequenceCounts,
+    TokenSet,
+    Wanted,
+    divide,
+    draw,
+    regions,
+    sequence_counts,
+)
 from replaceme_core.errors import CalibrationTooSmall
+from replaceme_core.request.calibration import held_out_samples
+from replaceme_core.request.method import Method
+from replaceme_core.request.resolve import ResolvedCalibration
+
+
+def calibration(samples: int, **fields: object) -> ResolvedCalibration:
+    return ResolvedCalibration.model_validate({"samples": samples, "max_length": 16, **fields})
+
+
+@pytest.mark.parametrize(
+    ("samples", "share", "expected"),
+    [
+        (64, 0.0, [(56, 8)]),
+        (64, 0.5, [(28, 4), (28, 4)]),
+        (64, 1.0, [(0, 4), (56, 8)]),
+        (9, 0.25, [(6, 1), (2, 0)]),
+        (2, 0.5, [(1, 1), (0, 0)]),
+        (8, 0.9, [(1, 1), (6, 0)]),
+    ],
+)
+def test_own_text_beside_one_dataset(samples: int, share: float, expected: list[tuple[int, int]]) -> None:
+    found = sequence_counts(calibration(samples, dataset="org/a", self_generated=share), measure=0)
+    assert [(one.fit, one.held_out) for one in found] == expected
+
+
+@pytest.mark.parametrize(("samples", "length", "judging"), [(64, 512, 4), (2, 512, 2), (1024, 1024, 11), (64, 6000, 2)])
+def test_a_text_that_only_judges_has_sequences_beside_the_samples(samples: int, length: int, judging: int) -> None:
+    fields = {"samples": samples, "max_length": length, "self_generated": 0.0, "judged_on": "builtin:code"}
+    of_text, of_judge = sequence_counts(ResolvedCalibration.model_validate({"dataset": "org/a", **fields}), measure=16)
+    assert of_text.fit + of_text.held_out == samples
+    assert (of_judge.fit, of_judge.held_out, of_judge.measure) == (0, judging, 4)
+
+
+@pytest.mark.parametrize(("samples", "length", "share", "own"), [(64, 512, 0.125, (7, 4)), (64, 512, 0.5, (28, 4))])
+def test_own_text_judges_with_as_many_sequences_as_another_text(
+    samples: int, length: int, share: float, own: tuple[int, int]
+) -> None:
+    """Beside the samples where its share of the held-out ones would be fewer."""
+    fields = {"samples": samples, "max_length": length, "self_generated": share, "judged_on": "builtin:code"}
+    found = ResolvedCalibration.model_validate({"dataset": "org/a", **fields})
+    of_text, of_own, of_judge = sequence_counts(found, measure=0)
+    assert (of_own.fit, of_own.held_out) == own
+    assert of_judge.held_out == 4
+    assert of_text.held_out == (7 if share == 0.125 else 4), "no more than its share: the text may be short"
+    assert found.generating == sum(own)
+    total = sum(one.fit + one.held_out for one in (of_text, of_own, of_judge))
+    assert total == samples + found.beside_samples(Method.LEAST_SQUARES)
+
+
+def test_a_long_calibration_has_enough_of_its_own_text_among_the_samples() -> None:
+    fields = {"samples": 1024, "max_length": 1024, "self_generated": 0.125, "judged_on": "builtin:code"}
+    found = ResolvedCalibration.model_validate({"dataset": "org/a", **fields})
+    assert [one.held_out for one in sequence_counts(found, measure=0)] == [112, 16, 11]
+    assert found.generating == 128
+
+
+def test_every_text_measures_and_the_first_one_most() -> None:
+    sources = [{"self_generated": True}, {"dataset": "org/a"}, {"dataset": "org/b"}]
+    for measure, expected in ((16, [0, 16, 4]), (3, [0, 3, 1]), (0, [0, 0, 0])):
+        found = sequence_counts(calibration(64, sources=sources), measure=measure)
+        assert [one.measure for one in found] == expected
+
+
+@given(
+    shares=st.lists(st.floats(0.001, 1), min_size=1, max_size=8),
+    more=st.integers(0, 3000),
+    generated=st.booleans(),
+)
+def test_counts_are_complete_and_follow_the_shares(shares: list[float], more: int, generated: bool) -> None:
+    total = sum(shares)
+    sources: list[dict[str, object]] = [
+        {"dataset": f"org/{number}", "share": share / total} for number, share in enumerate(shares)
+    ]
+    if generated and len(sources) > 1:
+        sources[-1] = {"self_generated": True, "share": shares[-1] / total}
+    samples = 8 * len(sources) + more
+    found = sequence_counts(calibration(samples, sources=sources), measure=16)
+    held_out = held_out_samples(samples)
+    assert sum(one.held_out for one in found) == held_out
+    assert sum(one.fit for one in found) == samples - held_out
+    for source, share, one in zip(sources, shares, found, strict=True):
+        assert "self_generated" in source or (one.fit >= 1 and one.held_out >= 1)
+        for count, whole in ((one.fit, samples - held_out), (one.held_out, held_out)):
+            assert abs(count - whole * share / total) < len(sources)
+
+
+def test_the_largest_remainders_are_rounded_up() -> None:
+    assert divide(10, [0.55, 0.25, 0.2], least=[0, 0, 0]) == [6, 2, 2]
+    assert divide(7, [0.5, 0.5], least=[0, 0]) == [4, 3]
+    assert divide(3, [0.98, 0.01, 0.01], least=[1, 1, 1]) == [1, 1, 1]
+
 
 LENGTH = 8
 
@@ -190,3 +295,77 @@ def test_of_several_sources_it_says_which_and_how_many_samples_of_all_would_do()
 def test_hardly_any_text_is_too_little_text() -> None:
     with pytest.raises(CalibrationTooSmall, match=r"has 3 tokens, which fill 0 sequences of 16; .*: give more text$"):
         draw(counted(3), wanted(1, 1, length=16), seed=0)
+
+
+needs = st.tuples(st.integers(1, 60), st.integers(1, 12), st.integers(0, 16))
+
+
+def sizes(found: list[Region]) -> dict[str, int]:
+    return {kind: sum(one.end - one.start for one in found if one.kind == kind) for kind in KINDS}
+
+
+@given(
+    needs=needs | st.tuples(st.just(0), st.just(0), st.integers(1, 16)),
+    body=st.integers(1, 20),
+    more=st.integers(0, 3000),
+    documents=st.lists(st.integers(1, 90), max_size=80),
+)
+def test_regions_cover_the_text_and_have_what_each_kind_needs(
+    needs: tuple[int, int, int], body: int, more: int, documents: list[int]
+) -> None:
+    tokens = sum(needs) * body + more
+    borders = [0, *(border for border in accumulate(documents) if border < tokens)]
+    found = regions(tokens, borders, needs=needs, body=body)
+    assert found[0].start == 0
+    assert found[-1].end == tokens
+    assert all(one.end == other.start and one.kind != other.kind for one, other in pairwise(found))
+    assert all(one.end > one.start for one in found)
+    for (kind, size), need in zip(sizes(found).items(), needs, strict=True):
+        assert size >= need * body
+        assert (size == 0) == (need == 0)
+        assert sum(one.kind == kind for one in found) <= min(MOST_PERIODS, need)
+
+
+@given(needs=needs, body=st.integers(1, 20), factor=st.integers(2, 9))
+def test_regions_grow_alike_and_each_period_has_one(needs: tuple[int, int, int], body: int, factor: int) -> None:
+    tokens = factor * sum(needs) * body
+    found = regions(tokens, [], needs=needs, body=body)
+    assert list(sizes(found).values()) == [factor * need * body for need in needs]
+    periods = min(MOST_PERIODS, *needs[:2])
+    edges = [tokens * period // periods for period in range(periods + 1)]
+    for start, end in pairwise(edges):
+        held_out = [one for one in found if one.kind == "held_out" and start - periods <= one.start < end]
+        assert held_out, "each period has held-out tokens"
+
+
+@given(needs=needs, body=st.integers(8, 20), factor=st.integers(2, 9), seed=st.randoms(use_true_random=False))
+def test_edges_are_borders_of_documents_where_these_are_short(
+    needs: tuple[int, int, int], body: int, factor: int, seed: object
+) -> None:
+    tokens = factor * sum(needs) * body
+    smallest = min(one.end - one.start for one in regions(tokens, [], needs=needs, body=body))
+    borders = [0]
+    while borders[-1] < tokens:
+        borders.append(borders[-1] + seed.randint(1, max(1, smallest // 4)))  # type: ignore[attr-defined]
+    found = regions(tokens, borders[:-1], needs=needs, body=body)
+    assert {one.start for one in found} <= set(borders)
+
+
+def test_a_document_is_cut_where_no_border_is_near() -> None:
+    found = regions(1000, [0, 260], needs=(8, 1, 1), body=10)
+    assert [(one.kind, one.start, one.end) for one in found] == [
+        ("fit", 0, 800),
+        ("held_out", 800, 900),
+        ("measure", 900, 1000),
+    ]
+    moved = regions(1000, [0, 260, 770, 948], needs=(8, 1, 1), body=10)
+    assert [(one.start, one.end) for one in moved] == [(0, 770), (770, 948), (948, 1000)]
+
+
+def test_a_border_that_leaves_a_side_too_little_is_not_taken() -> None:
+    found = regions(100, [0, 79, 83], needs=(8, 1, 1), body=10)
+    assert [one.start for one in found] == [0, 80, 90], "the text is just long enough"
+    found = regions(104, [0, 79, 85], needs=(8, 1, 1), body=10)
+    assert [one.start for one in found] == [0, 84, 94]
+    found = regions(120, [0, 95, 99, 108], needs=(8, 1, 1), body=10)
+    assert [one.start for one in found] == [0, 95, 108], "95 leaves 12 + 1 to what is held out"

@@ -1,6 +1,7 @@
-"""The sequences of several sources: how many of each, in which order, and that they know where they come from."""
+"""Token sequences of one length: packed, drawn from the texts of a mix, and of repeated passages."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,95 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from replaceme_core.engine.text.drawing import TokenSet
-from replaceme_core.engine.text.tokens import alternating, calibration_tokens, with_self_generated
+from replaceme_core.engine.text.tokens import (
+    PASSAGE,
+    REPEATED,
+    alternating,
+    calibration_tokens,
+    encode,
+    pack,
+    repeat_passages,
+    with_repeated,
+    with_self_generated,
+)
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
-from replaceme_core.request.resolve import ResolvedSpec
+from replaceme_core.request.method import Method
+from replaceme_core.request.resolve import ResolvedCalibration, ResolvedSpec
 from replaceme_core.request.spec import EvaluationSpec
 from tests.fixtures.models.tiny import byte_tokenizer
+
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+def text_of(ids: list[int]) -> str:
+    return byte_tokenizer().decode(ids)
+
+
+def test_sequences_are_full_and_nothing_is_padded() -> None:
+    tokenizer = byte_tokenizer()
+    packed = pack(encode(["abcdefg", "hij"], tokenizer), tokenizer, length=4, limit=100).sequences
+    assert packed.shape == (3, 4)
+    assert [text_of(row.tolist()) for row in packed] == ["abcd", "efg<|end|>", "hij<|end|>"]
+
+
+def test_what_is_left_over_is_cut_off() -> None:
+    tokenizer = byte_tokenizer()
+    assert pack(encode(["abcdef"], tokenizer), tokenizer, length=4, limit=100).sequences.shape == (1, 4)
+    assert pack(encode([], tokenizer), tokenizer, length=4, limit=100).sequences.shape == (0, 4)
+
+
+def test_reading_stops_at_the_limit() -> None:
+    def endless():  # type: ignore[no-untyped-def]
+        while True:
+            yield "abcdefgh"
+
+    tokenizer = byte_tokenizer()
+    assert pack(encode(endless(), tokenizer), tokenizer, length=4, limit=5).sequences.shape == (5, 4)
+
+
+def test_a_running_text_has_no_ends_inside() -> None:
+    tokenizer = byte_tokenizer()
+    packed = pack(encode(["ab", "cd", "ef"], tokenizer, running_text=True), tokenizer, length=6, limit=1).sequences
+    assert text_of(packed[0].tolist()) == "abcdef"
+
+
+def test_a_beginning_token_leads_each_sequence_where_the_tokenizer_adds_one() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
+    begin = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", begin)]
+    )
+    packed = pack(encode(["abcdefgh"], tokenizer, running_text=True), tokenizer, length=5, limit=9).sequences
+    assert packed[:, 0].tolist() == [begin, begin]
+    assert text_of(packed[1, 1:].tolist()) == "efgh"
+
+
+CONVERSATION = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+
+
+@pytest.mark.parametrize(
+    ("template", "has", "expected"),
+    [
+        ("auto", True, "<user>hi<assistant>yo"),
+        ("chat", True, "<user>hi<assistant>yo"),
+        ("plain", True, "hi\n\nyo"),
+        ("auto", False, "hi\n\nyo"),
+    ],
+)
+def test_conversations_go_through_the_template_where_there_is_one(template: str, has: bool, expected: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT if has else None
+    (ids,) = encode([CONVERSATION], tokenizer, template=template)
+    assert text_of(ids) == expected + "<|end|>"
+
+
+def test_asking_for_a_template_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(InvalidInput, match="no chat template"):
+        list(encode([CONVERSATION], byte_tokenizer(), template="chat"))
+
 
 LENGTH = 16
 VOCABULARY = 260
@@ -190,3 +275,72 @@ def test_a_lazily_loaded_model_generates_nothing(calibration: dict[str, object],
             resolved(calibration, compute=compute), byte_tokenizer(), paths=[None], vocabulary=VOCABULARY
         )
     assert refused.value.field == field
+
+
+LENGTH_OF_REPEATED = 12
+
+
+def calibration(samples: int, repeated: float | None, *, length: int = LENGTH_OF_REPEATED) -> ResolvedCalibration:
+    fields = {"dataset": "org/a", "self_generated": 0.0, "samples": samples, "max_length": length}
+    return ResolvedCalibration.model_validate({**fields, "repeated": repeated})
+
+
+def numbered(fit: int, held_out: int) -> TokenSet:
+    """Each token once."""
+    ids = torch.arange((fit + held_out) * LENGTH_OF_REPEATED).reshape(-1, LENGTH_OF_REPEATED)
+    return TokenSet.of_one_source(fit=ids[:fit], held_out=ids[fit:], measure=ids[:0])
+
+
+def test_a_long_sequence_has_several_passages_and_each_follows_itself() -> None:
+    (of_first, of_second), *_ = repeat_passages(torch.arange(4 * PASSAGE)[None], prefix=0)
+    first, second, third, fourth = torch.arange(4 * PASSAGE).split(PASSAGE)
+    assert torch.equal(of_first, torch.cat([first, first, second, second]))
+    assert torch.equal(of_second, torch.cat([third, third, fourth, fourth]))
+
+
+@given(length=st.integers(8, 1100), prefix=st.integers(0, 2))
+def test_every_length_is_filled_and_repeats_half_of_itself(length: int, prefix: int) -> None:
+    given = torch.arange(length)[None]
+    found = repeat_passages(given, prefix=prefix)
+    assert found.shape == (1, 2, length)
+    assert torch.equal(found[..., :prefix], given[:, None, :prefix].expand(-1, 2, -1))
+    for body in found[0, :, prefix:]:
+        again = [token in body[:place] for place, token in enumerate(body)]
+        assert sum(again) == pytest.approx(len(body) / 2, abs=PASSAGE / 2)
+        assert body[1] == body[0] + 1, "a passage is text in its order"
+
+
+def test_passages_of_fitted_sequences_are_spread_over_the_fit() -> None:
+    tokens = numbered(fit=56, held_out=8)
+    found = with_repeated(tokens, calibration(64, 0.375), method=Method.REFIT, prefix=1)
+    assert found.sources == ("text", REPEATED)
+    assert torch.equal(found.held_out, tokens.held_out), "only `auto` holds any out"
+    assert torch.equal(found.held_out_sources, tokens.held_out_sources)
+    assert [int((found.fit_sources == source).sum()) for source in (0, 1)] == [56, 21]
+    made = found.fit[found.fit_sources == 1]
+    assert torch.isin(made, tokens.fit).all()
+    assert all(len(row.unique()) < LENGTH_OF_REPEATED for row in made)
+    assert len(made.unique(dim=0)) == 21
+    assert torch.equal(found.fit[found.fit_sources == 0].sort(dim=0).values, tokens.fit)
+    assert 0 < int(found.fit_sources[:20].sum()) < 20
+    assert torch.equal(found.fit, with_repeated(tokens, calibration(64, 0.375), method=Method.REFIT, prefix=1).fit)
+
+
+def test_passages_of_held_out_sequences_of_every_source_judge() -> None:
+    tokens = replace(
+        numbered(fit=56, held_out=8), sources=("a", "b"), held_out_sources=torch.tensor([0, 0, 0, 0, 0, 0, 0, 1])
+    )
+    found = with_repeated(tokens, calibration(64, 0.375), method=Method.AUTO, prefix=1)
+    assert found.sources == ("a", "b", REPEATED)
+    assert torch.equal(found.held_out[found.held_out_sources < 2].sort(dim=0).values, tokens.held_out)
+    made = found.held_out[found.held_out_sources == 2]
+    given = [tokens.held_out[number] for number in (0, 7, 1, 2)]  # the first of each, then more of the first
+    assert [int(row[0]) for row in made] == [int(row[0]) for row in given], "the beginning of the text"
+    for row, wanted in zip(made, given, strict=True):
+        assert set(row.tolist()) < set(wanted.tolist())
+
+
+@pytest.mark.parametrize(("samples", "share"), [(64, None), (64, 0.0), (2, 0.375)])
+def test_none_leaves_the_text_as_it_is(samples: int, share: float | None) -> None:
+    tokens = numbered(fit=4, held_out=2)
+    assert with_repeated(tokens, calibration(samples, share), method=Method.AUTO, prefix=0) is tokens

@@ -1,4 +1,6 @@
-"""A block that runs out of memory gets half the batch, and its results are the same."""
+"""Blocks run one at a time: in parts where memory runs out, with hooks, and the loss of a stream."""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,10 +8,13 @@ from torch import nn
 
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.methods.refit_projections import Strength, refit_kept
-from replaceme_core.engine.model.block_runner import BlockRunner
+from replaceme_core.engine.model import block_runner as module
+from replaceme_core.engine.model.block_runner import BlockRunner, replace_forward, summed_loss
 from replaceme_core.engine.model.changes import windows
+from replaceme_core.engine.model.lazy_model import load_lazily
+from replaceme_core.engine.model.load import load_model
 from replaceme_core.families.resolve import resolve
-from tests.fixtures.models.tiny import BLOCKS, VARIANTS, tiny_model, token_ids
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, save_tiny, tiny_model, token_ids
 
 TOKENS = token_ids(7, 16)
 ERRORS = (
@@ -118,3 +123,44 @@ def test_what_halving_does_not_help_is_raised(at_most: int, error: Exception) ->
     stream = block_runner.run(0, block_runner.enter(TOKENS))
     with pytest.raises(type(error), match=str(error)):
         block_runner.run(1, stream)
+
+
+def test_a_module_computes_nothing_while_its_forward_is_replaced() -> None:
+    module = nn.Linear(2, 2)
+    given, own = torch.ones(1, 2), module(torch.ones(1, 2))
+    with replace_forward(module, given):
+        assert module(torch.zeros(3, 3, 3)) is given
+    assert torch.equal(module(torch.ones(1, 2)), own)
+    assert "forward" not in vars(module)
+
+
+def test_a_forward_set_by_another_library_is_restored() -> None:
+    module = nn.Linear(2, 2)
+    vars(module)["forward"] = forward = lambda values: values + 1
+    with replace_forward(module, torch.ones(1, 2)):
+        pass
+    assert vars(module)["forward"] is forward
+    assert torch.equal(module(torch.zeros(1, 2)), torch.ones(1, 2))
+
+
+@torch.inference_mode()
+def test_parts_of_the_logits_are_smaller_for_a_lazily_loaded_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 8 * 260)
+    monkeypatch.setattr(module, "FEWER_LOGITS_AT_ONCE", 2 * 260)
+    source, tokens = save_tiny(tmp_path / "model"), token_ids(1, 17)
+    losses, pieces = [], []
+    for load in (load_model, load_lazily):
+        block_runner = BlockRunner(resolved=resolve(load(source, dtype=torch.float32, device="cpu")))
+        stream = block_runner.enter(tokens)
+        for block in range(len(block_runner.blocks)):
+            stream = block_runner.run(block, stream)
+        positions = list[int]()
+        block_runner.resolved.model.register_forward_hook(
+            lambda _, args, output, positions=positions: positions.append(output.logits.shape[1])
+        )
+        losses.append(summed_loss(block_runner, stream, tokens))
+        pieces.append(positions)
+    assert pieces == [[8, 8], [2] * 8]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)

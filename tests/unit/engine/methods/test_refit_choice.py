@@ -1,15 +1,31 @@
-"""Runs of blocks removed one after another, early ones only."""
+"""Which blocks a refit removes: runs of them or one at a time, on as much of the text as can keep its streams."""
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from replaceme_core.engine.methods.refit_choice import BlockChoice, RunByRun, SetLosses, divisions, early_blocks
+from replaceme_core.engine.activations.cut_sums import Batch
+from replaceme_core.engine.activations.tensor_store import activation_bytes
+from replaceme_core.engine.methods.refit_choice import (
+    BlockChoice,
+    RunByRun,
+    SetLosses,
+    batches_for_choice,
+    divisions,
+    early_blocks,
+    for_choice,
+    keeps_all,
+    neighbours,
+)
+from replaceme_core.engine.methods.replay import variant_losses
 from replaceme_core.engine.methods.task import Task
 from replaceme_core.engine.model.changes import runs
-from tests.fixtures.models.tasks import make_task, sampled
+from replaceme_core.errors import CalibrationTooSmall
+from tests.fixtures.models.recorder import Recorder
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import BLOCKS, tiny_model
 
 FIT, HELD_OUT = sampled(tiny_model(), 16, 24, seed=1), sampled(tiny_model(), 8, 24, seed=2)
@@ -176,3 +192,118 @@ def test_it_looks_at_some_sequences_of_a_long_source_and_gives_the_losses_on_all
     assert all(row.estimated for row in found.candidates)
     assert len(found.losses) == 8
     assert found.losses == pytest.approx(SetLosses(task).whole(found.removed))
+
+
+def task_of(method: dict[str, object]) -> tuple[Task, Recorder]:
+    return make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=method)
+
+
+def room_for(monkeypatch: pytest.MonkeyPatch, task: Task, *, sequences: int) -> None:
+    size = activation_bytes(task.block_runner, tokens=sequences * FIT.shape[1])
+    monkeypatch.setattr("replaceme_core.engine.methods.refit_choice.STREAM_BYTES", size)
+
+
+@pytest.mark.parametrize(
+    ("sources", "size", "expected"),
+    [
+        ([0] * 8, 1, [0] * 8),
+        ([0, 0, 1] * 4, 1, [0, 0, 1, 0, 0, 1, 1, 1]),
+        ([0] * 6 + [1] * 2, 1, [0] * 4 + [1] * 2),
+        ([0] * 6 + [1] * 2, 2, [0] * 2 + [1] * 2),
+        ([0] * 14 + [1] * 6, 1, [0] * 6 + [1] * 6),
+    ],
+)
+def test_blocks_are_chosen_on_as_many_sequences_of_each_source(
+    sources: list[int], size: int, expected: list[int]
+) -> None:
+    """Four, or as many as the one that has fewest."""
+    task, _ = task_of({"name": "auto"})
+    batches = [Batch(tokens=HELD_OUT[:size], held_out=True, source=source) for source in sources]
+    task.activations.batches = [*task.activations.batches[: task.activations.held_out_batches.start], *batches]
+    chosen = [task.activations.batches[number] for number in batches_for_choice(task)]
+    assert [batch.source for batch in chosen] == expected
+    assert all(batch.held_out for batch in chosen)
+
+
+def test_as_many_sequences_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, _ = task_of({"name": "refit"})
+    assert for_choice(task) is task
+    room_for(monkeypatch, task, sequences=24)
+    assert for_choice(task) is task
+    room_for(monkeypatch, task, sequences=12)
+    part = for_choice(task)
+    assert torch.equal(part.tokens.fit, FIT[:8])
+    assert torch.equal(part.tokens.held_out, HELD_OUT[:4])
+
+
+def test_too_small_a_part_for_a_map_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = {"fit": FIT[:, :8], "held_out": HELD_OUT[:, :8]}  # one sequence is less than the width of 16
+    task, _ = make_task(tiny_model(), remove=2, method={"name": "refit"}, **short)
+    room_for(monkeypatch, task, sequences=0)
+    with pytest.raises(CalibrationTooSmall):
+        for_choice(task)
+
+
+def test_refit_chooses_on_the_part_and_fits_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = {"name": "refit", "ridge": 1e-2, "ridge_later": 0.1}
+    task, recorder = task_of(method)
+    room_for(monkeypatch, task, sequences=12)
+    found = carry_out(task)
+    assert recorder.value("choice_tokens") == 12 * 24
+    assert not task.activations.complete, "the streams of all tokens are nowhere"
+    named, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, method=method, drop=list(found.removed))
+    whole = carry_out(named)
+    for one, other in zip(found.changes, whole.changes, strict=True):
+        assert torch.equal(one.change, other.change)
+    blocks = len(task.block_runner.blocks)
+    assert task.activations.dense_block_runs > named.activations.dense_block_runs >= blocks, (
+        "the part's pass is counted"
+    )
+
+
+def test_auto_keeps_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, recorder = task_of({"name": "auto"})
+    room_for(monkeypatch, task, sequences=12)
+    assert not keeps_all(task)
+    found = carry_out(task)
+    assert not task.activations.complete
+    losses = recorder.values("held_out_loss")
+    assert len(losses) in (3, 5)
+    assert mean_loss(operate(tiny_model(), found), HELD_OUT) <= min(losses[0], losses[-1]) + 1e-3
+
+
+@torch.inference_mode()
+def test_batches_that_will_be_asked_for_are_run_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, _ = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method={"name": "refit"})
+    task.activations.capture()
+    losses = SetLosses(task)
+    apart = losses.whole([2])
+    asked = list[int]()
+
+    def noted(*given: Any, batches: list[int], **named: Any) -> list[list[float]]:
+        asked.append(len(batches))
+        return variant_losses(*given, batches=batches, **named)
+
+    monkeypatch.setattr("replaceme_core.engine.methods.refit_choice.variant_losses", noted)
+    assert [losses.loss([2], batch) for batch in range(8)] == pytest.approx(apart)
+    assert asked == [4, 4], "nothing is left out before four batches of a source"
+
+
+@pytest.mark.parametrize("removed", [[3, 4, 5, 6, 12, 13, 14, 15], [4, 9], [3, 5, 7], [21, 22]])
+def test_one_block_comes_back_and_another_goes(removed: list[int]) -> None:
+    allowed = range(3, 23)
+    found = neighbours(removed, allowed=allowed)
+    assert found
+    for blocks in found:
+        assert len(blocks) == len(set(blocks)) == len(removed)
+        assert len(set(blocks) - set(removed)) == 1
+        assert set(blocks) <= set(allowed)
+        assert len(runs(blocks)) <= len(runs(removed))
+
+
+def test_a_block_in_the_middle_of_a_run_stays_away() -> None:
+    assert all({4, 5} <= set(blocks) for blocks in neighbours([3, 4, 5, 6], allowed=range(1, 9)))
+
+
+def test_a_run_of_one_block_can_join_another() -> None:
+    assert (3, 4, 5) in neighbours([3, 4, 9], allowed=range(1, 12))

@@ -1,0 +1,200 @@
+"""Methods that remove blocks and compensate for nothing."""
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from benchmarks.harness.specs import a_spec
+from replaceme_core.engine.activations.cut_sums import capture_windows
+from replaceme_core.engine.methods import removal
+from replaceme_core.engine.methods.removal import evidence
+from replaceme_core.engine.methods.task import Pruning
+from replaceme_core.engine.model.block_runner import BlockRunner
+from replaceme_core.engine.model.changes import windows
+from replaceme_core.families.resolve import resolve
+from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tiny import BLOCKS, WIDTH, tiny_model, token_ids
+
+FIT, HELD_OUT = token_ids(6, 24, seed=1), token_ids(4, 24, seed=2)
+METHOD = {"name": "drop"}
+
+
+@torch.inference_mode()
+def test_the_window_of_least_distance_goes() -> None:
+    statistics, _ = capture_windows(
+        BlockRunner(resolved=resolve(tiny_model())),
+        windows(BLOCKS, 2),
+        fit=FIT,
+        held_out=HELD_OUT,
+        batch_size=4,
+        advance=lambda _: None,
+    )
+    expected = {one.cut: one.angle.value for one in statistics}
+    task, recorder = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=METHOD)
+    pruning = carry_out(task)
+    assert {row.cut: row.distance for row in pruning.candidates} == pytest.approx(expected)
+    nearest = min(expected, key=lambda cut: expected[cut])
+    assert list(pruning.removed) == list(nearest.blocks)
+    assert [row.cut for row in pruning.candidates if row.chosen] == [nearest]
+    assert not pruning.folds
+    pruned = operate(tiny_model(), pruning)
+    assert recorder.value("result_held_out_loss") == pytest.approx(mean_loss(pruned, HELD_OUT), rel=1e-5)
+
+
+def test_named_blocks_are_measured_by_run() -> None:
+    pruning = carry_out(make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, drop=[1, 3, 4], method=METHOD)[0])
+    assert [(row.start, row.end, row.chosen) for row in pruning.candidates] == [(1, 1, True), (3, 4, True)]
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"), [("drop", True), ("merge", True), ("least_squares", False), (None, False)]
+)
+def test_only_a_method_that_fits_something_has_a_mix_by_default(method: str | None, expected: bool) -> None:
+    assert a_spec(method={"name": method}).one_text == expected
+
+
+INFLUENCE = {"name": "block_influence"}
+
+
+@torch.inference_mode()
+def influences(model: PreTrainedModel, tokens: torch.Tensor, *, ordinary: torch.Tensor | None = None) -> list[float]:
+    """1 - mean cos across each block, from hooks on the model's own forward pass."""
+    ends: list[torch.Tensor] = []
+    starts: list[torch.Tensor] = []
+    handles = []
+    for block in model.model.layers:
+        handles.append(
+            block.register_forward_hook(
+                lambda _m, inputs, output: (starts.append(inputs[0]), ends.append(output))[0]  # type: ignore[func-returns-value]
+            )
+        )
+    model(input_ids=tokens)
+    for handle in handles:
+        handle.remove()
+    found = []
+    for start, end in zip(starts, ends, strict=True):
+        cosine = torch.nn.functional.cosine_similarity(start.reshape(-1, WIDTH), end.reshape(-1, WIDTH))
+        found.append(1 - float(cosine.mean() if ordinary is None else cosine[ordinary].mean()))
+    return found
+
+
+def test_the_blocks_of_least_influence_go_wherever_they_stand() -> None:
+    model = tiny_model()
+    expected = influences(model, torch.cat([FIT, HELD_OUT]))
+    task, recorder = make_task(model, remove=3, fit=FIT, held_out=HELD_OUT, method=INFLUENCE)
+    pruning = carry_out(task)
+    assert [row.start for row in pruning.candidates] == list(range(1, BLOCKS))
+    for row in pruning.candidates:
+        assert row.influence == pytest.approx(expected[row.start], rel=1e-4)
+    assert list(pruning.removed) == sorted(sorted(range(1, BLOCKS), key=lambda block: expected[block])[:3])
+    assert not pruning.folds
+    assert not pruning.changes
+    pruned = operate(tiny_model(), pruning)
+    assert recorder.value("result_held_out_loss") == pytest.approx(mean_loss(pruned, HELD_OUT), rel=1e-5)
+
+
+def test_block_0_stays_though_its_influence_is_least() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            model.model.layers[0].get_submodule(name).weight.mul_(1e-3)
+    assert min(influences(model, FIT)) == influences(model, FIT)[0]
+    assert 0 not in carry_out(make_task(model, remove=4, fit=FIT, held_out=HELD_OUT, method=INFLUENCE)[0]).removed
+
+
+def test_tokens_with_massive_activations_do_not_count() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7].mul_(1e4)
+    fit = FIT.clone()
+    fit[:, 0] = 7
+    ordinary = (torch.cat([fit, HELD_OUT]) != 7).flatten()
+    expected = influences(model, torch.cat([fit, HELD_OUT]), ordinary=ordinary)
+    pruning = carry_out(make_task(model, fit=fit, held_out=HELD_OUT, method=INFLUENCE)[0])
+    for row in pruning.candidates:
+        assert row.influence == pytest.approx(expected[row.start], rel=1e-3)
+
+
+def test_named_blocks_are_measured_and_go() -> None:
+    expected = influences(tiny_model(), torch.cat([FIT, HELD_OUT]))
+    pruning = carry_out(make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, drop=[2, 4], method=INFLUENCE)[0])
+    assert list(pruning.removed) == [2, 4]
+    assert [(row.start, row.chosen) for row in pruning.candidates] == [(2, True), (4, True)]
+    assert pruning.candidates[1].influence == pytest.approx(expected[4], rel=1e-4)
+
+
+GREEDY = {"name": "perplexity_greedy"}
+
+
+def brute_force(tokens: torch.Tensor, *, remove: int) -> list[tuple[int, float]]:
+    """The blocks in the order in which they go, each with the loss without it."""
+    removed: list[tuple[int, float]] = []
+    while len(removed) < remove:
+        gone = [block for block, _ in removed]
+        losses = {
+            block: mean_loss(operate(tiny_model(), Pruning(removed=sorted([*gone, block]))), tokens)
+            for block in range(1, BLOCKS)
+            if block not in gone
+        }
+        best = min(losses, key=lambda block: losses[block])
+        removed.append((best, losses[best]))
+    return removed
+
+
+def test_each_step_takes_the_block_that_costs_least() -> None:
+    model = tiny_model()
+    fit, held_out = sampled(model, 2, 24, seed=1), sampled(model, 1, 24, seed=2)
+    # A single batch of evidence, so that no round leaves a block behind.
+    task, _ = make_task(model, remove=3, fit=fit[:0], held_out=held_out, method=GREEDY)
+    pruning = carry_out(task)
+    expected = brute_force(held_out, remove=3)
+    chosen = sorted((row for row in pruning.candidates if row.chosen), key=lambda row: row.step or 0)
+    assert [(row.step, row.start) for row in chosen] == [(1, expected[0][0]), (2, expected[1][0]), (3, expected[2][0])]
+    for row, (_, loss) in zip(chosen, expected, strict=True):
+        assert row.held_out_loss == pytest.approx(loss, rel=1e-5)
+    assert list(pruning.removed) == sorted(block for block, _ in expected)
+    assert not pruning.folds
+    assert not pruning.changes
+
+
+def test_every_trial_is_in_the_table_and_the_last_round_decides() -> None:
+    model = tiny_model()
+    fit, held_out = sampled(model, 12, 24, seed=1), sampled(model, 4, 24, seed=2)
+    task, recorder = make_task(model, remove=2, fit=fit, held_out=held_out, method=GREEDY)
+    pruning = carry_out(task)
+    assert [(row.step, row.start) for row in pruning.candidates if row.step == 1] == [(1, b) for b in range(1, BLOCKS)]
+    assert len([row for row in pruning.candidates if row.step == 2]) == BLOCKS - 2
+    everything = torch.cat([held_out, fit])
+    for row in pruning.candidates:
+        if row.chosen and row.step == 1:
+            loss = mean_loss(operate(tiny_model(), Pruning(removed=[row.start])), everything)
+            assert row.held_out_loss == pytest.approx(loss, rel=1e-5)
+    loss = mean_loss(operate(tiny_model(), pruning), held_out)
+    assert recorder.value("result_held_out_loss") == pytest.approx(loss, rel=1e-5)
+
+
+def test_fit_sequences_join_until_the_evidence_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit, held_out = token_ids(12, 24, seed=1), token_ids(4, 24, seed=2)
+    task, _ = make_task(tiny_model(), fit=fit, held_out=held_out, method=GREEDY)
+    monkeypatch.setattr(removal, "EVIDENCE_TOKENS", 7 * 24 + 5)
+    assert torch.equal(torch.cat(evidence(task)), torch.cat([held_out, fit[:3]]))
+    monkeypatch.setattr(removal, "EVIDENCE_TOKENS", 5)
+    assert torch.equal(torch.cat(evidence(task)), held_out)
+
+
+def test_only_what_comes_after_a_block_is_run_for_its_sake() -> None:
+    model = tiny_model()
+    held_out = token_ids(1, 24)
+    task, _ = make_task(model, remove=1, fit=held_out[:0], held_out=held_out, method=GREEDY)
+    calls = dict.fromkeys(range(BLOCKS), 0)
+
+    def count(index: int) -> None:
+        calls[index] += 1
+
+    for index, block in enumerate(task.block_runner.blocks):
+        block.register_forward_hook(lambda _m, _i, _o, index=index: count(index))
+    pruning = carry_out(task)
+    for block in pruning.removed:  # the result is measured once more, without it
+        calls[block] += 1
+    # once for the walk (not the last), once for each block before it that is tried, once for the result
+    assert calls == {0: 2, 1: 2, 2: 3, 3: 4, 4: 5, 5: 5}
