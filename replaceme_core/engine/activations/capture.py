@@ -11,16 +11,16 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from replaceme_core.engine.activations.cut_sums import (
-    AnchorSums,
+    FIRST_HALF,
+    PARTS,
     CutStatistics,
     Screen,
-    Windows,
     WindowSums,
     capture_next_cut,
     capture_windows,
-    sums_of_cut,
+    statistics_of,
 )
-from replaceme_core.engine.activations.dense_streams import FIRST_HALF, FIT, SECOND_HALF, DenseStreams
+from replaceme_core.engine.activations.dense_streams import DenseStreams
 from replaceme_core.engine.activations.tensor_store import (
     HeldOutStreams,
     MemoryStore,
@@ -104,14 +104,16 @@ class Activations(DenseStreams):
                 advance=self.advance,
                 sources=self.held_out_sources,
             )
-        sums, halves = self._stored_sums(cut, range(len(self.batches)), done=done)
-        return sums.with_held_out(halves.merge_halves([cut])).statistics()[0]
+        fit, first, second = self._stored_sums(cut, range(len(self.batches)), done=done)
+        return statistics_of(fit, first.merged(second, [cut]), self.block_runner.resolved)[0]
 
     def allowed(self, cuts: Sequence[Cut]) -> Sequence[Cut]:
         """Those of `cuts` that keep the pattern of kinds of blocks, where the request asks for that."""
         return cuts if self.allows is None else [cut for cut in cuts if self.allows(cut.blocks)]
 
-    def windows(self, cuts: Sequence[Cut], *, screen: Screen | None = None) -> Windows:
+    def windows(
+        self, cuts: Sequence[Cut], *, screen: Screen | None = None
+    ) -> tuple[list[CutStatistics], HeldOutStreams]:
         """The sums of `cuts`, of any lengths, or of those that `screen` keeps, and the streams before anchors.
 
         Cuts that are not allowed are left out.
@@ -140,59 +142,44 @@ class Activations(DenseStreams):
         if screen is None:
             self._most_cuts = max(self._most_cuts, len(cuts))
             return [self.statistics(cut) for cut in cuts]
-        remaining: dict[Cut, WindowSums] = {}
+        resolved, halves = self.block_runner.resolved, dict[Cut, tuple[WindowSums, WindowSums]]()
         for cut in cuts:
-            _, remaining[cut] = self._stored_sums(cut, self.held_out_batches)
-            screen.add(*remaining[cut].statistics())
-            self._most_cuts = max(self._most_cuts, len(remaining))
-            remaining = {one: remaining[one] for one in screen.remaining()}
+            _, first, second = self._stored_sums(cut, self.held_out_batches)
+            halves[cut] = first, second
+            screen.add(*statistics_of(first, second, resolved))
+            self._most_cuts = max(self._most_cuts, len(halves))
+            halves = {one: halves[one] for one in screen.remaining()}
         found: list[CutStatistics] = []
-        while remaining:
-            cut = next(iter(remaining))
-            sums, _ = self._stored_sums(cut, self.fit_batches)
-            found += sums.with_held_out(remaining.pop(cut).merge_halves([cut])).statistics()
+        while halves:
+            cut = next(iter(halves))
+            fit, _, _ = self._stored_sums(cut, self.fit_batches)
+            first, second = halves.pop(cut)
+            found += statistics_of(fit, first.merged(second, [cut]), resolved)
         return found
 
-    def _stored_sums(
-        self, cut: Cut, numbers: range, *, done: Sequence[FittedCut] = ()
-    ) -> tuple[WindowSums, WindowSums]:
-        """The sums of `cut` over the stored streams of the batches `numbers`; returned as `sums_of_cut` does."""
+    def _stored_sums(self, cut: Cut, numbers: range, *, done: Sequence[FittedCut] = ()) -> list[WindowSums]:
+        """The sums of `cut` over each of `PARTS`, from the stored streams of the batches `numbers`."""
         self.capture()
-        anchors = None if done else self._anchor_sums(cut.anchor)
-        sums, halves = sums_of_cut(cut, resolved=self.block_runner.resolved, anchors=anchors)
+        anchors = [None for _ in PARTS] if done else self._anchor_sums(cut.anchor)
+        sums = [WindowSums.empty([cut], self.block_runner.resolved, anchor=anchor) for anchor in anchors]
         for number in numbers:
-            batch = self.batches[number]
             if done:
                 first = min(one.cut.anchor for one in done)
                 stream = self.before(first, number)
                 kept, write = run_pruned(self.block_runner, stream, done=done, since=first, until=cut.anchor)
             else:
                 kept, write = self.after(cut.anchor, number), self.write(cut.anchor, number)
-            into = halves if batch.held_out else sums
-            into.add_cut(
-                cut,
-                write=write,
-                kept=kept,
-                end=self.after(cut.end, number),
-                second_half=batch.second_half,
-                anchor=bool(done),
-            )
+            end = self.after(cut.end, number)
+            sums[self.batches[number].part].add(cut, write=write, kept=kept, end=end, anchor=bool(done))
         self.block_runner.trim_memory()
-        return sums, halves
+        return sums
 
-    def _anchor_sums(self, block: int) -> tuple[AnchorSums, AnchorSums]:
-        """What all cuts after `block` share: over the fit tokens, and over the halves of the held-out ones."""
-        fit, first, second = (self.gram(block, part) for part in (FIT, FIRST_HALF, SECOND_HALF))
-        counts = [
-            sum(batch.tokens.numel() for batch in self.batches if batch.held_out and batch.second_half == half)
-            for half in (False, True)
-        ]
-        halves = AnchorSums(
-            fit=WriteSums(gram=first.clone(), tokens=counts[0]),  # a copy: the second half is added to it
-            held_out=WriteSums(gram=second, tokens=counts[1]),
-        )
-        sums = WriteSums(gram=fit, tokens=self.fit.numel())
-        return AnchorSums(fit=sums, held_out=sums.zero_width()), halves
+    def _anchor_sums(self, block: int) -> list[WriteSums]:
+        """What all cuts after `block` share, over each of `PARTS`."""
+        counts = [sum(batch.tokens.numel() for batch in self.batches if batch.part == part) for part in PARTS]
+        sums = [WriteSums(gram=self.gram(block, part), tokens=counts[part]) for part in PARTS]
+        sums[FIRST_HALF].gram = sums[FIRST_HALF].gram.clone()  # the second half is added to it
+        return sums
 
     def prove(self, positions: int) -> float:
         """The largest relative error of the residual check on the first `positions` of the first sequence.

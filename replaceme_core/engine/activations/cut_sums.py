@@ -5,7 +5,7 @@ The sums serve every ridge, and give the residual of every candidate without a s
 evaluated on the other shows which cuts need the fit tokens, before any of these is run (`Screen`).
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
@@ -27,6 +27,8 @@ from replaceme_core.families.resolve import ResolvedModel
 
 HELD_OUT_BATCHES = 16
 """Least number of held-out batches, if there are as many sequences: a replay may stop after some of them."""
+FIT, FIRST_HALF, SECOND_HALF = PARTS = range(3)
+"""Parts of the tokens that have sums of their own: the fit tokens, and two halves of the held-out ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,11 @@ class Batch:
     held_out: bool = False
     second_half: bool = False
     source: int = 0
+
+    @property
+    def part(self) -> int:
+        """`FIT`, `FIRST_HALF` or `SECOND_HALF`."""
+        return FIT if not self.held_out else SECOND_HALF if self.second_half else FIRST_HALF
 
 
 def schedule(
@@ -91,87 +98,6 @@ class CutStatistics:
         return self.fit.tokens + self.held_out.tokens
 
 
-@dataclass(frozen=True, kw_only=True)
-class AnchorSums:
-    """The part of the sums that all cuts after one anchor block share: M'M of what its MLP writes."""
-
-    fit: WriteSums
-    held_out: WriteSums
-
-    @classmethod
-    def empty(cls, resolved: ResolvedModel, *, held_out: bool = True) -> Self:
-        """Sums over no tokens; without `held_out`, the held-out sums take no memory."""
-        width, device = resolved.model.config.hidden_size, resolved.model.device
-        held_out_sums = WriteSums.zeros(width if held_out else 0, device=device)
-        return cls(fit=WriteSums.zeros(width, device=device), held_out=held_out_sums)
-
-    def add(self, *, write: torch.Tensor, kept: Stream, held_out: bool) -> None:
-        """Add a batch: `write` (batch, positions, d) and the stream `kept` after the block."""
-        (self.held_out if held_out else self.fit).add(write.flatten(0, 1), weights=token_weights(kept))
-
-    def merge_halves(self) -> Self:
-        """Where `fit` and `held_out` are two halves of the held-out tokens: both in `held_out`. Consumes these sums."""
-        self.fit.include(self.held_out)
-        return replace(self, fit=self.held_out.zero_width(), held_out=self.fit)
-
-    def with_held_out(self, held_out: Self) -> Self:
-        """These sums over the fit tokens, with the held-out sums of `held_out`."""
-        return replace(self, held_out=held_out.held_out)
-
-
-@dataclass(kw_only=True)
-class CutSums:
-    """What a cut adds to the sums of its anchor block. Tokens that are sinks at either end are scaled down."""
-
-    cut: Cut
-    fit: EndSums
-    held_out: EndSums
-    diagonal: bool
-    angle: MeanAngle = field(default_factory=MeanAngle)
-    sinks: int = 0
-
-    @classmethod
-    def empty(cls, cut: Cut, *, resolved: ResolvedModel, held_out: bool = True) -> Self:
-        """As `AnchorSums.empty`."""
-        width, device = resolved.model.config.hidden_size, resolved.model.device
-        held_out_sums = EndSums.zeros(width if held_out else 0, device=device)
-        return cls(
-            cut=cut,
-            fit=EndSums.zeros(width, device=device),
-            held_out=held_out_sums,
-            diagonal=resolved.structure is MapStructure.DIAGONAL,
-        )
-
-    def add(self, *, write: torch.Tensor, kept: Stream, end: Stream, held_out: bool) -> None:
-        """Add a batch: `write` (batch, positions, d) and the streams at both ends."""
-        own = token_weights(kept)
-        weights = torch.minimum(own, token_weights(end))
-        self.sinks += int((weights < 1).sum())
-        self.angle.add(kept, end, mask=weights == 1)
-        sums = self.held_out if held_out else self.fit
-        sums.add(write.flatten(0, 1), kept=kept, end=end, weights=weights, own=own)
-
-    def merge_halves(self) -> Self:
-        """As `AnchorSums.merge_halves`."""
-        self.fit.include(self.held_out)
-        return replace(self, fit=self.held_out.zero_width(), held_out=self.fit)
-
-    def with_held_out(self, held_out: Self) -> Self:
-        """As `AnchorSums.with_held_out`; consumes both."""
-        self.angle.include(held_out.angle)
-        return replace(self, held_out=held_out.held_out, sinks=self.sinks + held_out.sinks)
-
-    def statistics(self, anchor: AnchorSums) -> CutStatistics:
-        return CutStatistics(
-            cut=self.cut,
-            fit=self.fit.moments(anchor.fit),
-            held_out=self.held_out.moments(anchor.held_out),
-            diagonal=self.diagonal,
-            angle=self.angle,
-            sinks=self.sinks,
-        )
-
-
 class Screen(Protocol):
     """Excludes cuts before the fit tokens are run for them."""
 
@@ -185,19 +111,46 @@ class Screen(Protocol):
         """The cuts that remain of those added so far. One that is excluded stays excluded."""
 
 
+@dataclass(kw_only=True)
+class CutSums:
+    """What a cut adds to the sums of its anchor block. Tokens that are sinks at either end are scaled down."""
+
+    ends: EndSums
+    angle: MeanAngle = field(default_factory=MeanAngle)
+    sinks: int = 0
+
+    def add(self, *, write: torch.Tensor, kept: Stream, end: Stream) -> None:
+        """Add a batch: `write` (batch, positions, d) and the streams at both ends."""
+        own = token_weights(kept)
+        weights = torch.minimum(own, token_weights(end))
+        self.sinks += int((weights < 1).sum())
+        self.angle.add(kept, end, mask=weights == 1)
+        self.ends.add(write.flatten(0, 1), kept=kept, end=end, weights=weights, own=own)
+
+    def include(self, other: Self) -> None:
+        """Add the sums over other tokens."""
+        self.ends.include(other.ends)
+        self.angle.include(other.angle)
+        self.sinks += other.sinks
+
+
 @dataclass(frozen=True, kw_only=True)
 class WindowSums:
-    """The sums of several cuts, of any lengths, added up batch by batch."""
+    """The sums of several cuts, of any lengths, over one part of the tokens, added up batch by batch.
 
-    anchors: Mapping[int, AnchorSums]
+    M'M of what the MLP of an anchor block writes is shared by all cuts after it.
+    """
+
+    anchors: Mapping[int, WriteSums]
     cuts: Mapping[Cut, CutSums]
 
     @classmethod
-    def empty(cls, cuts: Sequence[Cut], *, resolved: ResolvedModel, held_out: bool = True) -> Self:
-        """As `AnchorSums.empty`."""
+    def empty(cls, cuts: Iterable[Cut], resolved: ResolvedModel, *, anchor: WriteSums | None = None) -> Self:
+        """Sums over no tokens; `anchor` are the sums of the only anchor block where these are known."""
+        width, device, cuts = resolved.model.config.hidden_size, resolved.model.device, list(cuts)
         return cls(
-            anchors={cut.anchor: AnchorSums.empty(resolved, held_out=held_out) for cut in cuts},
-            cuts={cut: CutSums.empty(cut, resolved=resolved, held_out=held_out) for cut in cuts},
+            anchors={cut.anchor: anchor or WriteSums.zeros(width, device=device) for cut in cuts},
+            cuts={cut: CutSums(ends=EndSums.zeros(width, device=device)) for cut in cuts},
         )
 
     @property
@@ -205,29 +158,23 @@ class WindowSums:
         """The last block that has to run."""
         return max(cut.end for cut in self.cuts)
 
-    def add(
-        self,
-        block_runner: BlockRunner,
-        tokens: torch.Tensor,
-        *,
-        second_half: bool = False,
-        before: TensorStore | None = None,
+    def run(
+        self, block_runner: BlockRunner, tokens: torch.Tensor, *, before: TensorStore | None = None
     ) -> torch.Tensor:
         """Run a batch (sequences, positions) and add it; returns the stream after the last block that was run.
 
-        It is added to the sums over the fit tokens or, with `second_half`, to the held-out ones. The streams before
-        anchor blocks are put into `before`.
+        The streams before anchor blocks are put into `before`.
         """
         last_end = {anchor: max(cut.end for cut in self.cuts if cut.anchor == anchor) for anchor in self.anchors}
         stream = block_runner.enter(tokens)
         waiting: dict[int, tuple[torch.Tensor, Stream]] = {}  # anchor block -> its MLP's write and its output
         for block in range(self.last_block + 1):
-            if before is not None and block in self.anchors:
-                before.put(stream_key(block), stream)
             if block in self.anchors:
+                if before is not None:
+                    before.put(stream_key(block), stream)
                 stream, write = block_runner.run_with_mlp_write(block, stream)
                 here = Stream(stream.flatten(0, 1))
-                self.anchors[block].add(write=write, kept=here, held_out=second_half)
+                self.anchors[block].add(write.flatten(0, 1), weights=token_weights(here))
                 waiting[block] = (write, here)
             else:
                 stream = block_runner.run(block, stream)
@@ -235,65 +182,47 @@ class WindowSums:
             for cut, sums in self.cuts.items():
                 if cut.end == block:
                     write, kept = waiting[cut.anchor]
-                    sums.add(write=write, kept=kept, end=here, held_out=second_half)
+                    sums.add(write=write, kept=kept, end=here)
             waiting = {anchor: pair for anchor, pair in waiting.items() if last_end[anchor] > block}
         return stream
 
-    def add_cut(
-        self, cut: Cut, *, write: torch.Tensor, kept: torch.Tensor, end: torch.Tensor, second_half: bool, anchor: bool
-    ) -> None:
+    def add(self, cut: Cut, *, write: torch.Tensor, kept: torch.Tensor, end: torch.Tensor, anchor: bool) -> None:
         """Add a batch to the sums of `cut`, with `anchor` also to those of its anchor; all (batch, positions, d)."""
         start = Stream(kept.flatten(0, 1))
         if anchor:
-            self.anchors[cut.anchor].add(write=write, kept=start, held_out=second_half)
-        self.cuts[cut].add(write=write, kept=start, end=Stream(end.flatten(0, 1)), held_out=second_half)
+            self.anchors[cut.anchor].add(write.flatten(0, 1), weights=token_weights(start))
+        self.cuts[cut].add(write=write, kept=start, end=Stream(end.flatten(0, 1)))
 
-    def add_fit(self, block_runner: BlockRunner, batches: Sequence[Batch], *, step: Callable[[int], None]) -> None:
-        """Run and add the fit `batches`; `step` is called with the number of tokens of each."""
-        for batch in batches:
-            self.add(block_runner, batch.tokens.to(block_runner.resolved.model.device))
-            step(batch.tokens.numel())
-
-    def add_held_out(
-        self,
-        block_runner: BlockRunner,
-        batches: Sequence[Batch],
-        *,
-        step: Callable[[int], None],
-        streams: TensorStore | None = None,
-        at_once: int = 1,
-    ) -> HeldOutStreams:
-        """Run the held-out `batches` and add each half to its sums; `step` as in `add_fit`.
-
-        The streams before anchor blocks, and the one after the last block if it is run, are put into `streams`, or
-        into memory; `at_once` as in `HeldOutStreams`.
-        """
-        streams = MemoryStore() if streams is None else streams
-        device, blocks = block_runner.resolved.model.device, len(block_runner.blocks)
-        tokens = [batch.tokens.to(device) for batch in batches]
-        for batch, ids in zip(batches, tokens, strict=True):
-            stream = self.add(block_runner, ids, second_half=batch.second_half, before=streams)
-            if self.last_block == blocks - 1:
-                streams.put(stream_key(blocks), stream)
-            step(ids.numel())
-        return stored_held_out(streams, tokens=tokens, blocks=blocks, at_once=at_once)
-
-    def merge_halves(self, cuts: Collection[Cut]) -> Self:
-        """As `AnchorSums.merge_halves`, for some of the cuts."""
+    def merged(self, other: Self, cuts: Collection[Cut]) -> Self:
+        """The sums over the tokens of both, for some of the cuts. Consumes both."""
+        for anchor in {cut.anchor for cut in cuts}:
+            self.anchors[anchor].include(other.anchors[anchor])
+        for cut in cuts:
+            self.cuts[cut].include(other.cuts[cut])
         return type(self)(
-            anchors={anchor: self.anchors[anchor].merge_halves() for anchor in sorted({cut.anchor for cut in cuts})},
-            cuts={cut: self.cuts[cut].merge_halves() for cut in cuts},
+            anchors={anchor: self.anchors[anchor] for anchor in sorted({cut.anchor for cut in cuts})},
+            cuts={cut: self.cuts[cut] for cut in cuts},
         )
 
-    def with_held_out(self, held_out: Self) -> Self:
-        """These sums over the fit tokens, with the held-out sums of `held_out` for the same cuts. Consumes both."""
-        return type(self)(
-            anchors={anchor: self.anchors[anchor].with_held_out(sums) for anchor, sums in held_out.anchors.items()},
-            cuts={cut: self.cuts[cut].with_held_out(sums) for cut, sums in held_out.cuts.items()},
-        )
 
-    def statistics(self) -> list[CutStatistics]:
-        return [sums.statistics(self.anchors[cut.anchor]) for cut, sums in self.cuts.items()]
+def statistics_of(fit: WindowSums, held_out: WindowSums, resolved: ResolvedModel) -> list[CutStatistics]:
+    """The statistics of the cuts of `fit`, with the sums of the same cuts over the held-out tokens."""
+    found = []
+    for cut, sums in fit.cuts.items():
+        others = held_out.cuts[cut]
+        angle = replace(sums.angle)
+        angle.include(others.angle)
+        found.append(
+            CutStatistics(
+                cut=cut,
+                fit=sums.ends.moments(fit.anchors[cut.anchor]),
+                held_out=others.ends.moments(held_out.anchors[cut.anchor]),
+                diagonal=resolved.structure is MapStructure.DIAGONAL,
+                angle=angle,
+                sinks=sums.sinks + others.sinks,
+            )
+        )
+    return found
 
 
 def token_progress(advance: Callable[[float], None], *, total: int) -> Callable[[int], None]:
@@ -308,18 +237,6 @@ def token_progress(advance: Callable[[float], None], *, total: int) -> Callable[
     return step
 
 
-def apply_screen(halves: WindowSums, screen: Screen | None) -> WindowSums:
-    """The cuts in `halves` that `screen` leaves, with their halves merged. Consumes `halves`."""
-    if screen is None:
-        return halves.merge_halves(halves.cuts)
-    for one in halves.statistics():
-        screen.add(one)
-    return halves.merge_halves(screen.remaining())
-
-
-Windows = tuple[list[CutStatistics], HeldOutStreams]
-
-
 def capture_windows(
     block_runner: BlockRunner,
     cuts: Sequence[Cut],
@@ -331,22 +248,38 @@ def capture_windows(
     sources: torch.Tensor | None = None,
     streams: TensorStore | None = None,
     screen: Screen | None = None,
-) -> Windows:
+) -> tuple[list[CutStatistics], HeldOutStreams]:
     """The sums of `cuts`, of any lengths, from one pass over `held_out` and then `fit` (sequences, length).
 
-    The held-out streams before their anchor blocks are put into `streams`, or into memory. With a `screen`, the fit
-    tokens are run only for the cuts that remain. `sources` are those of the held-out sequences (`schedule`).
+    The held-out streams before their anchor blocks, and the one after the last block if it is run, are put into
+    `streams`, or into memory. With a `screen`, the fit tokens are run only for the cuts that remain. `sources` are
+    those of the held-out sequences (`schedule`).
     """
+    resolved, blocks = block_runner.resolved, len(block_runner.blocks)
     step = token_progress(advance, total=fit.numel() + held_out.numel())
     work = schedule(fit, held_out, batch_size, sources=sources)
-    halves = WindowSums.empty(cuts, resolved=block_runner.resolved)
-    held_out_work = [batch for batch in work if batch.held_out]
-    held = halves.add_held_out(block_runner, held_out_work, streams=streams, step=step, at_once=batch_size)
-    held_out_sums = apply_screen(halves, screen)
-    del halves
-    sums = WindowSums.empty(list(held_out_sums.cuts), resolved=block_runner.resolved, held_out=False)
-    sums.add_fit(block_runner, [batch for batch in work if not batch.held_out], step=step)
-    return sums.with_held_out(held_out_sums).statistics(), held
+    streams = MemoryStore() if streams is None else streams
+    first, second = WindowSums.empty(cuts, resolved), WindowSums.empty(cuts, resolved)
+    tokens: list[torch.Tensor] = []
+    for batch in work:
+        if batch.held_out:
+            tokens.append(batch.tokens.to(resolved.model.device))
+            stream = (second if batch.second_half else first).run(block_runner, tokens[-1], before=streams)
+            if first.last_block == blocks - 1:
+                streams.put(stream_key(blocks), stream)
+            step(batch.tokens.numel())
+    if screen is not None:
+        for one in statistics_of(first, second, resolved):
+            screen.add(one)
+    held_out_sums = first.merged(second, cuts if screen is None else screen.remaining())
+    del first, second
+    sums = WindowSums.empty(held_out_sums.cuts, resolved)
+    for batch in work:
+        if not batch.held_out:
+            sums.run(block_runner, batch.tokens.to(resolved.model.device))
+            step(batch.tokens.numel())
+    held = stored_held_out(streams, tokens=tokens, blocks=blocks, at_once=batch_size)
+    return statistics_of(sums, held_out_sums, resolved), held
 
 
 def capture_next_cut(
@@ -364,27 +297,15 @@ def capture_next_cut(
 
     The reference fits every map on the unpruned model, so that later maps are fitted to inputs that never occur.
     """
+    resolved = block_runner.resolved
     step = token_progress(advance, total=fit.numel() + held_out.numel())
-    sums, halves = sums_of_cut(cut, resolved=block_runner.resolved)
+    sums = [WindowSums.empty([cut], resolved) for _ in PARTS]
     for batch in schedule(fit, held_out, batch_size, sources=sources):
-        start = block_runner.enter(batch.tokens.to(block_runner.resolved.model.device))
+        start = block_runner.enter(batch.tokens.to(resolved.model.device))
         pruned, write = run_pruned(block_runner, start, done=done, until=cut.anchor)
-        dense, first = (start, 0) if done else (pruned, cut.start)
-        for block in range(first, cut.end + 1):
+        dense, since = (start, 0) if done else (pruned, cut.start)
+        for block in range(since, cut.end + 1):
             dense = block_runner.run(block, dense)
-        into = halves if batch.held_out else sums
-        into.add_cut(cut, write=write, kept=pruned, end=dense, second_half=batch.second_half, anchor=True)
+        sums[batch.part].add(cut, write=write, kept=pruned, end=dense, anchor=True)
         step(batch.tokens.numel())
-    return sums.with_held_out(halves.merge_halves([cut])).statistics()[0]
-
-
-def sums_of_cut(
-    cut: Cut, *, resolved: ResolvedModel, anchors: tuple[AnchorSums, AnchorSums] | None = None
-) -> tuple[WindowSums, WindowSums]:
-    """Empty sums over the fit tokens and over two halves of the held-out tokens; with known sums of the `anchors`."""
-    sums = WindowSums.empty([cut], resolved=resolved, held_out=False)
-    halves = WindowSums.empty([cut], resolved=resolved)
-    if anchors is None:
-        return sums, halves
-    first, second = ({cut.anchor: anchor} for anchor in anchors)
-    return replace(sums, anchors=first), replace(halves, anchors=second)
+    return statistics_of(sums[FIT], sums[FIRST_HALF].merged(sums[SECOND_HALF], [cut]), resolved)[0]

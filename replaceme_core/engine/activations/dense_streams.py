@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from replaceme_core.engine.activations.cache import CachedActivations
-from replaceme_core.engine.activations.cut_sums import AnchorSums, Batch, schedule
+from replaceme_core.engine.activations.cut_sums import PARTS, Batch, schedule
 from replaceme_core.engine.activations.tensor_store import (
     DamagedStore,
     HeldOutStreams,
@@ -26,10 +26,9 @@ from replaceme_core.engine.activations.tensor_store import (
 )
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import Cut, FittedCut, run_pruned
-from replaceme_core.engine.numerics.stream import Stream
+from replaceme_core.engine.numerics.stream import Stream, token_weights
+from replaceme_core.engine.numerics.sums import WriteSums
 
-FIT, FIRST_HALF, SECOND_HALF = 0, 1, 2
-"""Parts of the tokens that a Gram matrix is stored over: the fit tokens, and two halves of the held-out ones."""
 logger = logging.getLogger(__name__)
 
 
@@ -209,22 +208,21 @@ class DenseStreams:
 
     def _capture(self, store: TensorStore) -> None:
         """Block after block, each with all batches, so that a block is in memory once."""
-        blocks = len(self.block_runner.blocks)
+        blocks, width = len(self.block_runner.blocks), self.block_runner.resolved.model.config.hidden_size
         for number in range(len(self.batches)):
             store.put(stream_key(0), self.block_runner.enter(self.tokens(number)))
         for block in range(blocks):
-            sums = AnchorSums.empty(self.block_runner.resolved, held_out=False)
-            halves = AnchorSums.empty(self.block_runner.resolved)
+            sums = [WriteSums.zeros(width, device=self.device) for _ in PARTS]
             for number, batch in enumerate(self.batches):
                 stream = store.get(stream_key(block), number).to(self.device)
                 after, write = self.block_runner.run_with_mlp_write(block, stream)
                 self.dense_block_runs += 1
-                into = halves if batch.held_out else sums
-                into.add(write=write, kept=Stream(after.flatten(0, 1)), held_out=batch.second_half)
+                kept = Stream(after.flatten(0, 1))
+                sums[batch.part].add(write.flatten(0, 1), weights=token_weights(kept))
                 store.put(stream_key(block + 1), after)
                 store.put(write_key(block), write)
                 self.advance((block + (number + 1) / len(self.batches)) / blocks)
-            for each in (sums.fit, halves.fit, halves.held_out):  # in the order of `FIT, FIRST_HALF, SECOND_HALF`
+            for each in sums:
                 store.put(gram_key(block), each.gram)
             self.block_runner.trim_memory()
 

@@ -18,8 +18,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 PARTIAL: Final = ".partial"
-DAMAGED: Final = (OSError, SafetensorError, ValueError, KeyError, TypeError)
-"""What reading a damaged file may raise."""
 
 Found = TypeVar("Found")
 logger = logging.getLogger(__name__)
@@ -67,7 +65,7 @@ def read_contents(path: Path) -> Contents | None:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
             return Contents(record=_checked(file.metadata(), tensors.items()), tensors=tensors)
-    except DAMAGED as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         logger.warning("the file %s is not used: %s", path.name, error)
         return None
 

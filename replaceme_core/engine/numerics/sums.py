@@ -107,10 +107,6 @@ class WriteSums:
         self.gram += gram_of(scaled)
         self.tokens += write.shape[0]
 
-    def zero_width(self) -> Self:
-        """Sums of width 0 on the same device, which take no memory."""
-        return self.zeros(0, device=self.gram.device)
-
     def include(self, other: Self) -> None:
         """Add the sums over other tokens.
 
@@ -148,10 +144,6 @@ class EndSums:
             rows = write[lighter].to(SOLVE_DTYPE)  # (a few, d)
             change = weights[lighter].to(SOLVE_DTYPE).square() - own[lighter].to(SOLVE_DTYPE).square()
             self._correct(rows.T @ (rows * change.unsqueeze(1)))
-
-    def zero_width(self) -> Self:
-        """As `WriteSums.zero_width`."""
-        return self.zeros(0, device=self.cross.device)
 
     def include(self, other: Self) -> None:
         """As `WriteSums.include`."""

@@ -168,7 +168,7 @@ def test_a_failed_run_leaves_no_draft(source: Path, monkeypatch: pytest.MonkeyPa
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no more")
 
-    monkeypatch.setattr("replaceme_core.engine.activations.capture.AnchorSums.add", fail)
+    monkeypatch.setattr("replaceme_core.engine.activations.capture.WriteSums.add", fail)
     with pytest.raises(RuntimeError, match="no more"):
         run(cached(source, "first"))
     assert entries(source) == []
