@@ -3,8 +3,6 @@ messages to webhooks about them. None of these exists without the others.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import cast
 
 from sqlalchemy import ColumnElement, Table, bindparam, insert, select, union_all, update
@@ -12,74 +10,11 @@ from sqlalchemy.orm import Session
 
 from replaceme_core.errors import JobNotFound, StaleTransition
 from replaceme_core.ledger.database import now
+from replaceme_core.ledger.records import JobEvent
 from replaceme_core.ledger.row_mapping import to_job
 from replaceme_core.ledger.states import DeliveryState, EventType, JobStatus, is_allowed
 from replaceme_core.ledger.tables import DeliveryRow, JobEventRow, JobRow, WebhookRow, is_uuid
 from replaceme_core.ledger.webhook_payload import body_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class WrittenEvent:
-    """An event that this transaction has written."""
-
-    seq: int
-    type: EventType
-    at: datetime
-    data: Mapping[str, object]
-
-
-# two ranges of the index: with OR, SQLite would read those of all jobs of the owner
-_NUMBERS = union_all(
-    *(
-        select(WebhookRow.number).where(WebhookRow.owner == bindparam("owner"), one)
-        for one in (WebhookRow.job_id.is_(None), WebhookRow.job_id == bindparam("job_id"))
-    )
-)
-_WEBHOOKS = (
-    select(WebhookRow)
-    .where(WebhookRow.number.in_(_NUMBERS), WebhookRow.disabled_at.is_(None))
-    # who deletes a webhook waits for this transaction: the messages refer to it
-    .with_for_update(read=True, key_share=True)
-)
-"""Built once, since every event reads by it."""
-
-
-def write_messages(session: Session, row: JobRow, events: Sequence[WrittenEvent]) -> None:
-    """Insert a message for each of `events` and each webhook that wants it. `row` is the job after all of them."""
-    asked = {"owner": row.owner, "job_id": row.id}
-    webhooks = session.scalars(_WEBHOOKS, asked, execution_options={"populate_existing": True}).all()
-    if not webhooks:
-        return
-    job = to_job(row)
-    for webhook in webhooks:
-        if not webhook.labels.items() <= job.labels.items():
-            continue
-        for event in events:
-            if event.type.value in webhook.events:
-                body = body_of(
-                    webhook.payload,
-                    job,
-                    seq=event.seq,
-                    event=event.type,
-                    at=event.at,
-                    attempt=row.attempt,
-                    event_data=event.data,
-                )
-                session.execute(
-                    insert(DeliveryRow).values(
-                        webhook_id=webhook.id,
-                        owner=row.owner,
-                        job_id=row.id,
-                        seq=event.seq,
-                        type=event.type,
-                        body=body,
-                        state=DeliveryState.PENDING,
-                        tries=0,
-                        next_try_at=now(),
-                        created_at=now(),
-                    )
-                )
-
 
 Event = tuple[EventType, Mapping[str, object]]
 
@@ -162,9 +97,53 @@ def write_events(session: Session, row: JobRow, events: Sequence[Event]) -> None
     for seq, (kind, data) in enumerate(events, first):
         values = {"job_id": row.id, "seq": seq, "type": kind, "attempt": row.attempt, "data": dict(data)}
         at = session.execute(_INSERT_EVENT, values).scalar_one()
-        written.append(WrittenEvent(seq=seq, type=kind, at=at, data=data))
+        written.append(JobEvent(job_id=row.id, seq=seq, type=kind, at=at, attempt=row.attempt, data=data))
     if written:
-        write_messages(session, row, written)
+        _write_messages(session, row, written)
+
+
+# two ranges of the index: with OR, SQLite would read those of all jobs of the owner
+_NUMBERS = union_all(
+    *(
+        select(WebhookRow.number).where(WebhookRow.owner == bindparam("owner"), one)
+        for one in (WebhookRow.job_id.is_(None), WebhookRow.job_id == bindparam("job_id"))
+    )
+)
+_WEBHOOKS = (
+    select(WebhookRow)
+    .where(WebhookRow.number.in_(_NUMBERS), WebhookRow.disabled_at.is_(None))
+    # who deletes a webhook waits for this transaction: the messages refer to it
+    .with_for_update(read=True, key_share=True)
+)
+"""Built once, since every event reads by it."""
+
+
+def _write_messages(session: Session, row: JobRow, events: Sequence[JobEvent]) -> None:
+    """Insert a message for each of `events` and each webhook that wants it. `row` is the job after all of them."""
+    asked = {"owner": row.owner, "job_id": row.id}
+    webhooks = session.scalars(_WEBHOOKS, asked, execution_options={"populate_existing": True}).all()
+    if not webhooks:
+        return
+    job = to_job(row)
+    for webhook in webhooks:
+        if not webhook.labels.items() <= job.labels.items():
+            continue
+        for event in events:
+            if event.type.value in webhook.events:
+                session.execute(
+                    insert(DeliveryRow).values(
+                        webhook_id=webhook.id,
+                        owner=row.owner,
+                        job_id=row.id,
+                        seq=event.seq,
+                        type=event.type,
+                        body=body_of(webhook.payload, job, event),
+                        state=DeliveryState.PENDING,
+                        tries=0,
+                        next_try_at=now(),
+                        created_at=now(),
+                    )
+                )
 
 
 def find_job(session: Session, job_id: str, *, owner: str, lock: bool = False) -> JobRow:

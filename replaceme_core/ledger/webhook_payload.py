@@ -1,39 +1,29 @@
 """The body of a message: `{type, timestamp, data}`, as Standard Webhooks recommends."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 
 from replaceme_core.json_values import json_safe
-from replaceme_core.ledger.records import Job
-from replaceme_core.ledger.states import EventType, Payload
+from replaceme_core.ledger.records import Job, JobEvent
+from replaceme_core.ledger.states import Payload
 
 TYPE_PREFIX = "job."
 
 
-def body_of(
-    payload: Payload,
-    job: Job,
-    *,
-    seq: int,
-    event: EventType,
-    at: datetime,
-    attempt: int,
-    event_data: Mapping[str, object],
-) -> str:
+def body_of(payload: Payload, job: Job, event: JobEvent) -> str:
     """The JSON text of a message about one event. `job` is as it is right after the event."""
     data: dict[str, object] = {
         "job_id": job.id,
-        "seq": seq,
-        "attempt": attempt,
+        "seq": event.seq,
+        "attempt": event.attempt,
         "status": job.status.value,
         "labels": dict(job.labels),
-        "event": json_safe(event_data),
+        "event": json_safe(event.data),
     }
     if payload is Payload.FULL:
         data["job"] = _whole(job)
-    message = {"type": f"{TYPE_PREFIX}{event}", "timestamp": _time(at), "data": data}
+    message = {"type": f"{TYPE_PREFIX}{event.type}", "timestamp": _time(event.at), "data": data}
     return json.dumps(message, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
