@@ -114,6 +114,13 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_the_recipes_name_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = {name for name in re.findall(r"`([a-z_]+/[\w./-]+)`", text) if not re.search("NAME|RESOURCE", name)}
+    assert len(named) > 15
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
 def test_sections_that_the_constants_name_exist() -> None:
     constants = (ROOT / "replaceme_core" / "request" / "defaults.py").read_text(encoding="utf-8")
     named = {name for names in re.findall(r"\[([a-z][a-z, -]*)\]", constants) for name in names.split(", ")}
