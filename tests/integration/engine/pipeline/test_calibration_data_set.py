@@ -110,6 +110,6 @@ def test_a_mix_of_all_kinds_of_sources(tmp_path: Path) -> None:
     assert spec["calibration"]["sources"][1]["revision"] == pinned.spec.calibration.mix[1].revision
     card = (tmp_path / "out" / "README.md").read_text()
     assert "datasets:\n- acme/text\n- acme/more\n" in card
-    assert "20% text that the original model wrote itself, 20% `acme/text` (revision" in card
-    assert "20% the file some.txt and 20% `code`, a text that comes with the tool." in card
-    assert "| `acme/text` |" in card
+    assert "20 % text that the original model wrote itself, 20 % `acme/text` (revision" in card
+    assert "20 % the file some.txt and 20 % `code`, a text that comes with the tool." in card
+    assert "| acme/text |" in card

@@ -82,7 +82,7 @@ def test_tasks_are_run_on_both_models_and_judged(tmp_path: Path, monkeypatch: py
     }
     assert recorder.values("before.task_accuracy") == [before]
     card = (out / "README.md").read_text()
-    assert f"| `{CHOICE}` | {before:.1%} (" in card
+    assert f"| {CHOICE} | {100 * before:.1f} % (" in card
     assert "No benchmark" not in card
     measured = load_tasks([CHOICE], directory=tasks)
     assert measured is not None
