@@ -7,8 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from api.schemas.body import Body, Query
 from replaceme_core.ledger.states import DEFAULT_EVENTS, DeliveryState, DisabledBy, EventType, Payload
-from replaceme_core.ledger.webhook_payload import TYPE_PREFIX
-from replaceme_core.ledger.webhooks import Delivery, Try, Webhook
+from replaceme_core.ledger.webhooks import TYPE_PREFIX, Delivery, Try, Webhook
 from replaceme_core.request.fields import Frozen, as_tuple, length, one_of
 from replaceme_core.request.fields import Labels as AnyLabels
 from replaceme_core.webhooks import LONGEST_URL

@@ -14,7 +14,7 @@ from replaceme_core.ledger.records import JobEvent
 from replaceme_core.ledger.row_mapping import to_job
 from replaceme_core.ledger.states import DeliveryState, EventType, JobStatus, is_allowed
 from replaceme_core.ledger.tables import DeliveryRow, JobEventRow, JobRow, WebhookRow, is_uuid
-from replaceme_core.ledger.webhook_payload import body_of
+from replaceme_core.ledger.webhooks import body_of
 
 Event = tuple[EventType, Mapping[str, object]]
 
