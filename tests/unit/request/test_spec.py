@@ -12,7 +12,6 @@ from replaceme_core.ledger.row_mapping import stored_spec
 from replaceme_core.request.fields import BUILTIN_TEXTS
 from replaceme_core.request.method import Method
 from replaceme_core.request.removal import blocks_to_remove
-from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec
 
 SMALLEST = {"model": "org/name", "ratio": 0.25, "calibration": "org/data"}
@@ -242,34 +241,3 @@ def test_one_pass_is_what_every_job_makes(given: int | None) -> None:
 def test_a_calibration_is_not_divided_among_workers(given: object) -> None:
     with pytest.raises(ValidationError, match="sharded calibration was removed"):
         request(compute={"shards": given})
-
-
-def test_a_resolved_specification_is_written_as_any_other() -> None:
-    open_ones = {"calibration": {"samples": 64, "max_length": 512}, "compute": {"device": "cpu", "dtype": "float32"}}
-    spec = CompressionSpec.model_validate(
-        {
-            "model": {"repo_id": "org/model"},
-            "ratio": 0.25,
-            "calibration": {"dataset": "org/text", "self_generated": 0.0, **open_ones["calibration"]},
-            "method": {"name": "refit"},
-            "compute": {**open_ones["compute"], "batch_size": 8, "threads": 1},
-        }
-    )
-    assert ResolvedSpec.of(spec).model_dump_json() == spec.model_dump_json()
-
-
-def test_a_method_that_is_still_open_is_not_resolved() -> None:
-    compute = {"device": "cpu", "dtype": "float32", "batch_size": 8, "threads": 1}
-    calibration = {"dataset": "org/text", "samples": 64, "max_length": 512, "self_generated": 0.0}
-    with pytest.raises(ValidationError, match="name"):
-        ResolvedSpec.of(request(calibration=calibration, compute=compute, method=None).to_spec())
-
-
-@pytest.mark.parametrize("missing", ["device", "dtype", "batch_size", "threads"])
-def test_what_is_still_open_is_not_resolved(missing: str) -> None:
-    compute = {"device": "cpu", "dtype": "float32", "batch_size": 8, "threads": 1}
-    del compute[missing]
-    calibration = {"dataset": "org/text", "samples": 64, "max_length": 512, "self_generated": 0.0}
-    spec = request(calibration=calibration, compute=compute).to_spec()
-    with pytest.raises(ValidationError, match=missing):
-        ResolvedSpec.of(spec)
