@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from replaceme_core.errors import BrokenModel, OutOfMemory, OutOfSpace, ReplaceMeError
-from replaceme_core.json_values import shorten
+from replaceme_core.wording import shorten
 
 _CODES = (errno.ENOSPC, errno.EDQUOT)
 _PHRASES = ("no space left", "disk quota exceeded", "(os error 28)", "(os error 122)")

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict
 
-from replaceme_core.json_values import json_safe, shorten
+from replaceme_core.wording import json_safe, shorten
 
 MOST_PROBLEMS = 20
 _LONGEST_VALUE = 200  # characters, as JSON

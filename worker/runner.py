@@ -25,7 +25,6 @@ from typing import Final, NoReturn
 
 from replaceme_core.engine.model.allocator import reuse_freed_memory
 from replaceme_core.errors import Cancelled, ReplaceMeError
-from replaceme_core.json_values import json_safe
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import (
     Advanced,
@@ -42,6 +41,7 @@ from replaceme_core.runner.messages import (
     is_mistake,
 )
 from replaceme_core.runner.process import EVALUATE_FLAG
+from replaceme_core.wording import json_safe
 
 _PR_SET_PDEATHSIG: Final = 1
 _OUTSIDE: Final = 0

@@ -22,8 +22,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from api.http.problems import problem_response
-from replaceme_core.json_values import shorten
 from replaceme_core.settings import Settings
+from replaceme_core.wording import shorten
 
 MISDIRECTED, FOREIGN_ORIGIN = "misdirected_request", "foreign_origin"
 ANY_HOST = ANY_PROXY = "*"

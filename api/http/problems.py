@@ -20,8 +20,8 @@ from starlette.routing import BaseRoute, Match
 from api.http import request_log
 from api.schemas.body import has_secrets, schema_of
 from replaceme_core import errors as core
-from replaceme_core.json_values import shorten
 from replaceme_core.validation import MOST_PROBLEMS, Problem, parameter_problem, problem, problems
+from replaceme_core.wording import shorten
 
 PROBLEM_JSON = "application/problem+json"
 _HIDDEN = "***"

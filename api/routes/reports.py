@@ -10,10 +10,10 @@ from starlette.concurrency import run_in_threadpool
 from api.deps import CallerDep, DatabaseDep, ReportPagesDep
 from api.http.requests import prefers_html
 from api.http.responses import NO_STORE
-from replaceme_core.json_values import json_safe
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database
 from replaceme_core.report.page import policy
+from replaceme_core.wording import json_safe
 
 router = APIRouter(tags=["history"])
 

@@ -6,9 +6,9 @@ from typing import Annotated, Self
 from pydantic import Field
 
 from api.schemas.body import Body, Query
-from replaceme_core.json_values import json_safe
 from replaceme_core.ledger.records import JobEvent
 from replaceme_core.ledger.states import EventType
+from replaceme_core.wording import json_safe
 
 _LARGEST_SEQ = 2**31 - 1
 _HIGHEST_POSITION = 2**63 - 1

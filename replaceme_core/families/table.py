@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from replaceme_core.families.layout import Fold, FoldKind, Layout, Period, Refusal, Requirement
-from replaceme_core.json_values import shorten
+from replaceme_core.wording import shorten
 
 _HYBRID = (
     "it mixes attention with recurrent or convolutional blocks (state space, linear attention), whose writes to the "

@@ -37,8 +37,8 @@ from replaceme_core.errors import (
 )
 from replaceme_core.hub.files import check_names
 from replaceme_core.hub.port import REPOSITORY, RepositoryFile
-from replaceme_core.json_values import shorten
 from replaceme_core.library_errors import is_out_of_space
+from replaceme_core.wording import shorten
 
 TIMEOUT = httpx2.Timeout(
     connect=10, read=120, write=120, pool=None

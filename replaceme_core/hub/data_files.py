@@ -13,7 +13,7 @@ import yaml
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.port import Hub, RepositoryFile, Snapshot
-from replaceme_core.json_values import shorten
+from replaceme_core.wording import shorten
 
 CARD = "README.md"
 LONGEST_HEADER = 32 * 1024

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from replaceme_core.errors import AccessDenied, BrokenModel, InvalidInput
-from replaceme_core.json_values import is_utf8, read_json, shorten
+from replaceme_core.wording import is_utf8, read_json, shorten
 
 DEEPEST = 64
 MOST_FILES = 100_000

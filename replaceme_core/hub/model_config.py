@@ -13,8 +13,7 @@ from replaceme_core.errors import BrokenModel, UnsafeModel, UnsupportedFamily
 from replaceme_core.families.layout import Layout, Refusal
 from replaceme_core.families.table import lookup, unmet
 from replaceme_core.hub.model_files import SINGLE, read_config, side_files, weight_files
-from replaceme_core.json_values import shorten
-from replaceme_core.wording import counted
+from replaceme_core.wording import counted, shorten
 
 _FORBIDDEN_KEYS = ("auto_map", "_attn_implementation", "_attn_implementation_internal", "attn_implementation")
 FILE_KEYS = ("transformers_weights", "gguf_file")

@@ -15,7 +15,7 @@ from replaceme_core.errors import BrokenModel, InvalidInput, UnsafeModel
 from replaceme_core.hub.files import read_json_file
 from replaceme_core.hub.port import Hub, Snapshot
 from replaceme_core.hub.safetensors_header import TensorPlace, read_headers
-from replaceme_core.json_values import shorten
+from replaceme_core.wording import shorten
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"

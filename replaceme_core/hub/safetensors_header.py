@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Any
 
 from replaceme_core.errors import BrokenModel
-from replaceme_core.json_values import read_json, shorten
+from replaceme_core.wording import read_json, shorten
 
 ITEM_BYTES: Mapping[str, int] = {
     "F64": 8,

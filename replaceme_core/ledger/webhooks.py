@@ -22,12 +22,12 @@ from sqlalchemy import ColumnElement, delete, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
 from replaceme_core.errors import Conflict, InvalidInput, NotFound
-from replaceme_core.json_values import json_safe
 from replaceme_core.ledger.database import now
 from replaceme_core.ledger.keys import OF_WEBHOOKS, Keys
 from replaceme_core.ledger.records import Job, JobEvent, Page
 from replaceme_core.ledger.states import ACTIVE, DEFAULT_EVENTS, DeliveryState, DisabledBy, EventType, Payload
 from replaceme_core.ledger.tables import DeliveryRow, JobRow, TryRow, WebhookRow, is_uuid
+from replaceme_core.wording import json_safe
 
 _MESSAGE_ID = re.compile(r"evt_([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-([1-9]\d{0,8})")
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
-from replaceme_core.json_values import json_safe
 from replaceme_core.report.figures import NONE, change
 from replaceme_core.report.figures import number as in_few_digits
+from replaceme_core.wording import json_safe
 
 Step = str | int
 LONGEST_TEXT: Final = 4000

@@ -8,9 +8,9 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from replaceme_core.json_values import json_safe, shorten
 from replaceme_core.request.fields import Frozen, Ratio, as_tuple
 from replaceme_core.request.tasks import TaskName, expanded
+from replaceme_core.wording import json_safe, shorten
 
 _UNITS: Mapping[str, str] = {"divergence": "nats"}
 _RISES = ("perplexity_ratio", "worst_perplexity_ratio", "divergence")

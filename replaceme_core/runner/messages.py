@@ -16,13 +16,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from pydantic_core import PydanticCustomError
 
 from replaceme_core.errors import LONGEST_MESSAGE, InvalidInput, OutOfMemory, OutOfSpace, ReplaceMeError
-from replaceme_core.json_values import shorten
 from replaceme_core.library_errors import is_out_of_space
 from replaceme_core.request.calibration import CalibrationSource
 from replaceme_core.request.fields import TextSource
 from replaceme_core.request.method import Method
 from replaceme_core.request.spec import CompressionSpec, Dtype
 from replaceme_core.request.tasks import TaskNames
+from replaceme_core.wording import shorten
 
 
 class Stage(StrEnum):

@@ -16,13 +16,10 @@ CORE = Path(replaceme_core.__file__).parent
 NEED_TORCH = {"engine"}
 NEED_NO_TORCH = {
     "broker",
-    "cgroup",
-    "disk_space",
     "errors",
     "families",
     "hardware",
     "hub",
-    "json_values",
     "ledger",
     "library_errors",
     "local",

@@ -14,9 +14,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from replaceme_core.json_values import json_safe
 from replaceme_core.report.figures import time_left
-from replaceme_core.wording import printable
+from replaceme_core.wording import json_safe, printable
 
 
 def describe_eta(seconds: float | None, error: float | None) -> str:

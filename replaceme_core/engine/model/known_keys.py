@@ -15,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from replaceme_core.errors import BrokenModel
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.hub.model_config import admit_config, refuse_file_keys
-from replaceme_core.json_values import shorten
+from replaceme_core.wording import shorten
 
 _OF_EVERY_CLASS = ("architectures", "dtype", "model_type", "transformers_version")
 _OLDER_NAMES = (

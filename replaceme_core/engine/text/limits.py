@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from replaceme_core.engine.text.documents import Conversation
 from replaceme_core.errors import BrokenModel
-from replaceme_core.json_values import is_utf8, shorten
+from replaceme_core.wording import is_utf8, shorten
 
 TEMPLATE_SECONDS = 5.0
 """For one conversation; usual templates take a thousandth of a second."""

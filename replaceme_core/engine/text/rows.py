@@ -18,7 +18,7 @@ from typing import IO, TextIO, cast
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.data_files import format_of
-from replaceme_core.json_values import check_json, read_json, shorten
+from replaceme_core.wording import check_json, read_json, shorten
 
 LONGEST_ROW = 16 * 2**20  # characters of one row, with all its columns; the longest documents of common sets have 2 M
 MOST_LEVELS = 64

@@ -15,8 +15,8 @@ from api.http.problems import HTTP_ERRORS, http_error_of
 from api.http.requests import MOST_BYTES
 from api.main import create_app
 from replaceme_core import errors as core
-from replaceme_core.json_values import json_safe
 from replaceme_core.settings import Settings
+from replaceme_core.wording import json_safe
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
 
 JSON = {"content-type": "application/json"}

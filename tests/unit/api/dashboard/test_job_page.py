@@ -9,13 +9,13 @@ from httpx2 import Response
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from replaceme_core.json_values import json_safe
 from replaceme_core.ledger import attempts
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import Claim
 from replaceme_core.ledger.transitions import storable
 from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.settings import Settings
+from replaceme_core.wording import json_safe
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.pages import sign_in, text_of, token_of
 from tests.fixtures.api.requests import SMALLEST
