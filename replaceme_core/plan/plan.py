@@ -6,6 +6,7 @@ Reads the list of files, the config, the tokenizer's config and the headers of t
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from replaceme_core.errors import CalibrationTooSmall, DoesNotFit, InvalidInput
@@ -42,6 +43,11 @@ from replaceme_core.request.resolve import Machine
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec, Dtype, Loading
 from replaceme_core.runner.messages import PastJob, Stage
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+GOOD_TOKENS = 10
+"""Fit tokens for each value of the stream's width; with fewer, maps are poor."""
+_WITH_MAPS = (Method.LEAST_SQUARES, Method.COSINE, Method.REFIT, Method.AUTO)
 _HEADER_BYTES = 112
 """Of a tensor in the header of a weight file."""
 
@@ -143,44 +149,6 @@ def _kept_on_disk(shape: ModelShape, work: Workload) -> int:
     if not keeps_streams(shape, work) or store_place(shape, work) == "memory":
         return 0
     return min(store_bytes(shape, work), defaults.CHOICE_STREAM_BYTES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shortage:
-    """What a job needs more of than there is, in bytes."""
-
-    resource: str
-    needed: int
-    available: int
-    stage: Stage | None = None
-
-    @property
-    def message(self) -> str:
-        at = f" in the stage {self.stage}" if self.stage is not None else ""
-        return f"it needs about {self.needed:,} bytes of {self.resource}{at}, and the worker has {self.available:,}"
-
-
-def shortages(found: Estimate, machine: Machine) -> Sequence[Shortage]:
-    """What a worker like `machine` has too little of; empty where that is not known."""
-    missing: list[Shortage] = []
-    for resource, attribute, available in (
-        ("host memory", "host", machine.memory_bytes),
-        ("GPU memory", "device", machine.device_bytes),
-    ):
-        stage = max(found.memory, key=lambda one: int(getattr(found.memory[one], attribute)))
-        needed = int(getattr(found.memory[stage], attribute))
-        if available is not None and needed > available:
-            missing.append(Shortage(resource=resource, needed=needed, available=available, stage=stage))
-    if machine.disk_bytes is not None and found.disk > machine.disk_bytes:
-        missing.append(Shortage(resource="disk space", needed=found.disk, available=machine.disk_bytes))
-    return missing
-
-
-TOKENIZER_CONFIG = "tokenizer_config.json"
-CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
-GOOD_TOKENS = 10
-"""Fit tokens for each value of the stream's width; with fewer, maps are poor."""
-_WITH_MAPS = (Method.LEAST_SQUARES, Method.COSINE, Method.REFIT, Method.AUTO)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,9 +255,9 @@ class Planner:
             plan = replace(plan, spec=resolved)
         except InvalidInput as error:
             refusals.append(error)
-        for check in (check_tokens, check_fit):
+        for check in (partial(check_tokens, model=model), partial(check_fit, machine=self.machine)):
             try:
-                check(found, spec, model, self.machine)
+                check(found, spec)
             except InvalidInput as error:
                 refusals.append(error)
         return replace(plan, refusals=refusals)
@@ -298,8 +266,8 @@ class Planner:
         """Raise `DoesNotFit`, `CalibrationTooSmall` or `BrokenModel` for a job that cannot succeed on such a worker."""
         removed = check_removal(spec, model.outline)
         found = self._estimate(spec, model, removed=removed, history=())  # no time is looked at
-        check_tokens(found, spec, model, self.machine)
-        check_fit(found, spec, model, self.machine)
+        check_tokens(found, spec, model)
+        check_fit(found, spec, self.machine)
 
     def _estimate(
         self, spec: CompressionSpec, model: AdmittedModel, *, removed: int, history: Sequence[PastJob]
@@ -332,10 +300,11 @@ class Planner:
         return found
 
 
-def check_tokens(found: Estimate, spec: CompressionSpec, model: AdmittedModel, machine: Machine) -> None:
+def check_tokens(found: Estimate, spec: CompressionSpec, model: AdmittedModel) -> None:
     """Raise `CalibrationTooSmall` if the fit tokens cannot determine a map."""
     width, tokens = model.outline.hidden_size, fit_tokens(found)
-    if found.method in _WITH_MAPS and _structure(spec, model) is MapStructure.FULL and tokens < width:
+    structure = spec.method.structure or structures_of(model.outline.layout)[0]
+    if found.method in _WITH_MAPS and structure is MapStructure.FULL and tokens < width:
         raise CalibrationTooSmall(
             f"{tokens:,} calibration tokens are for the fit; a model of width {width:,} needs at least {width:,}, and "
             "about fifty times as many for a good map: ask for more samples or a greater max_length",
@@ -344,14 +313,24 @@ def check_tokens(found: Estimate, spec: CompressionSpec, model: AdmittedModel, m
         )
 
 
-def check_fit(found: Estimate, spec: CompressionSpec, model: AdmittedModel, machine: Machine) -> None:
+def check_fit(found: Estimate, spec: CompressionSpec, machine: Machine) -> None:
     """Raise `DoesNotFit`, with the numbers, if a worker like `machine` has too little memory or disk space."""
-    missing = shortages(found, machine)
+    of_host = max(found.memory, key=lambda stage: found.memory[stage].host)
+    of_device = max(found.memory, key=lambda stage: found.memory[stage].device)
+    needs = (
+        (found.host_bytes, f"host memory in the stage {of_host}", machine.memory_bytes),
+        (found.device_bytes, f"GPU memory in the stage {of_device}", machine.device_bytes),
+        (found.disk, "disk space", machine.disk_bytes),
+    )
+    missing = [
+        f"it needs about {needed:,} bytes of {what}, and the worker has {available:,}"
+        for needed, what, available in needs
+        if available is not None and needed > available
+    ]
     if missing:
         raise DoesNotFit(
-            f"the job does not fit on a worker of kind {machine.kind}: "
-            f"{'; '.join(one.message for one in missing)}; choose a smaller model, fewer or shorter calibration "
-            "samples, method least_squares or compute.loading blockwise",
+            f"the job does not fit on a worker of kind {machine.kind}: {'; '.join(missing)}; choose a smaller model, "
+            "fewer or shorter calibration samples, method least_squares or compute.loading blockwise",
             field="model",
             value=spec.model.repo_id,
         )
@@ -382,10 +361,6 @@ def _few_tokens(found: Estimate, model: AdmittedModel) -> list[Notice]:
         "are good from about fifty on"
     )
     return [Notice(code="few_tokens", message=message, field="calibration.samples")]
-
-
-def _structure(spec: CompressionSpec, model: AdmittedModel) -> MapStructure:
-    return structures_of(model.outline.layout)[0] if spec.method.structure is None else spec.method.structure
 
 
 def _has_chat_template(snapshot: Snapshot, hub: Hub) -> bool:
