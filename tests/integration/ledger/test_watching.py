@@ -40,7 +40,7 @@ def test_positions_rise_for_readers_while_many_write_and_number(ledger: Ledger) 
             number_all(database)
 
     writers = [threading.Thread(target=write) for _ in range(3)]
-    numberers = [threading.Thread(target=number) for _ in range(2)]
+    numberers = [threading.Thread(target=number, daemon=True) for _ in range(2)]
     for thread in (*writers, *numberers):
         thread.start()
     last = 0
