@@ -62,6 +62,12 @@ from worker.lease import Lease, ShutDown, retry_under_lease
 from worker.progress_writer import ProgressWriter
 from worker.workspace import KeptResult, checkpoints_of, find_result, keep_result
 
+REASON = "the runner was killed"
+"""Of the release of a job whose runner was ended by a SIGKILL that we did not send."""
+T = TypeVar("T")
+Write = Callable[[Session], None]
+"""What ends an attempt in the ledger, in one transaction."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -108,12 +114,7 @@ def _end(runner: Runner, lease: Lease, *, grace_seconds: float) -> None:
         threading.Thread(target=runner.terminate, kwargs=grace, name="end-runner", daemon=True).start()
 
 
-REASON = "the runner was killed"
-
-
-def outcome_after_sigkill(
-    killed: RunnerKilled | PerhapsOutOfMemory, claim: Claim, *, max_attempts: int
-) -> Callable[[Session], None]:
+def outcome_after_sigkill(killed: RunnerKilled | PerhapsOutOfMemory, claim: Claim, *, max_attempts: int) -> Write:
     """The write that ends the attempt. A kill that was not for memory uses up one attempt, as a lost worker does.
 
     Where the cause is unknown the job is retried once: an operator seldom kills a runner twice, but a job that does not
@@ -136,10 +137,6 @@ def outcome_after_sigkill(
 def _killed_before(session: Session, claim: Claim) -> bool:
     events = attempts.history(session, claim)
     return any(event.type is EventType.RELEASED and event.data.get("reason") == REASON for event in events)
-
-
-T = TypeVar("T")
-Write = Callable[[Session], None]
 
 
 class Attempt:
