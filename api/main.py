@@ -12,17 +12,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware.gzip import GZipMiddleware
 
 from api import routes
-from api.auth.guard import Guard
-from api.auth.scopes import scopes_of
+from api.auth.guard import Guard, scopes_of
 from api.dashboard import job, jobs, new_job, service
 from api.dashboard.middleware import Pages
+from api.deps import Services
 from api.http import openapi, problems
 from api.http.deadline import Deadline, low_latency
 from api.http.hosts import Edge
 from api.http.request_log import RequestLog, RouteNote
 from api.http.requests import BodyLimit, Head, refuse_unknown
-from api.jobs.unchanged import Unchanged
-from api.services import Services
+from api.jobs.reading import Unchanged
 from replaceme_core import telemetry
 from replaceme_core.settings import Settings
 
@@ -78,10 +77,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _routers() -> Iterator[APIRouter]:
-    """The `router` of every module in `api/routes`, in the order of their names, and those of the dashboard."""
-    for module in sorted(pkgutil.iter_modules(routes.__path__), key=lambda module: module.name):
-        router: APIRouter = import_module(f"{routes.__name__}.{module.name}").router
-        yield router
+    """All routers of the modules in `api/routes`, in the order of their names, and those of the dashboard."""
+    for found in sorted(pkgutil.iter_modules(routes.__path__), key=lambda module: module.name):
+        module = import_module(f"{routes.__name__}.{found.name}")
+        yield from (value for value in vars(module).values() if isinstance(value, APIRouter))
     for pages in (job, jobs, new_job, service):
         yield pages.router
 

@@ -1,17 +1,250 @@
-"""Which caller a request comes from: the holder of its key or, where that is allowed, somebody without one."""
+"""Who a request comes from: the holder of its key, somebody signed in to the dashboard or, where allowed, anybody.
 
+The caller is kept in the request's ASGI scope, from the moment it is known. Keys that were looked up a moment ago are
+used for `CACHE_SECONDS`, so that a request does not cost a read of the database: a key that another process revokes, or
+that expires, is accepted for that long at most. A session is sealed in a cookie, so that no process has to remember
+anybody. The cookie has the hash of a key and not the key: a session ends with its key, and nobody reads the key from
+it. The database has the sessions that were ended by signing out. Only pages have sessions; the API knows no cookies.
+"""
+
+import asyncio
+import base64
 import ipaddress
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
+import structlog
 from starlette.datastructures import Headers
 from starlette.types import Scope as AsgiScope
 
-from api.auth.caller import WITHOUT_KEY, Caller
-from api.auth.key_cache import KeyCache
-from api.auth.sessions import session_of
+from replaceme_core.errors import SecretUnreadable
 from replaceme_core.ledger.database import Database
-from replaceme_core.ledger.keys import hash_of, is_key
+from replaceme_core.ledger.keys import (
+    DEFAULT_OWNER,
+    LAST_USED_SECONDS,
+    NO_LIMITS_OF_ITS_OWN,
+    ApiKey,
+    KeyLimits,
+    Keys,
+    Scope,
+    hash_of,
+    is_key,
+)
+from replaceme_core.secrets_box import KEY_BYTES, SecretsBox
 from replaceme_core.settings import Settings
+
+# Callers
+
+_SCOPE_KEY = "replaceme.caller"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """The owner that a request acts for, and what it may do. `key_id` is `None` without a key."""
+
+    owner: str
+    key_id: str | None
+    scopes: frozenset[Scope]
+    limits: KeyLimits = NO_LIMITS_OF_ITS_OWN
+
+    @classmethod
+    def of(cls, key: ApiKey) -> "Caller":
+        return cls(owner=key.owner, key_id=key.id, scopes=key.scopes, limits=key.limits)
+
+
+def limit_of(own: int | None, default: int) -> int | None:
+    """The limit of a key, by default that of the settings; `None`: no limit, written as 0 in both."""
+    return (default if own is None else own) or None
+
+
+WITHOUT_KEY = Caller(owner=DEFAULT_OWNER, key_id=None, scopes=frozenset(Scope))
+
+
+def set_caller(scope: AsgiScope, caller: Caller) -> None:
+    scope[_SCOPE_KEY] = caller
+
+
+def known_caller(scope: AsgiScope) -> Caller | None:
+    """The caller of any request; `None` if it has not passed `Guard`, or needed no caller."""
+    found: Caller | None = scope.get(_SCOPE_KEY)
+    return found
+
+
+def caller_of(scope: AsgiScope) -> Caller:
+    """The caller of a request that has passed `Guard`."""
+    found: Caller = scope[_SCOPE_KEY]
+    return found
+
+
+# Sessions of the dashboard
+
+COOKIE = "replaceme_session"
+SESSION_SECONDS = 12 * 3600
+_SESSION_KEY = "replaceme.session"
+_LONGEST_COOKIE = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """Somebody with a browser. `key_hash` is `None` where nobody has signed in; every form must have `csrf_token`.
+
+    `expires_at` is in seconds since 1970, by the clock of the API.
+    """
+
+    key_hash: str | None
+    csrf_token: str
+    expires_at: float
+
+    @classmethod
+    def start(cls, key_hash: str | None = None) -> "Session":
+        """A new session, of the holder of this key."""
+        return cls(key_hash=key_hash, csrf_token=secrets.token_urlsafe(32), expires_at=time.time() + SESSION_SECONDS)
+
+    @property
+    def id(self) -> str:
+        """Tells it from others, and does not give its token away: 64 hex digits."""
+        return hash_of(self.csrf_token)
+
+    @property
+    def is_live(self) -> bool:
+        return time.time() < self.expires_at
+
+
+class Sessions:
+    """Seals sessions and opens them. Where the service has no key for secrets, with one that lives as this process."""
+
+    def __init__(self, box: SecretsBox) -> None:
+        own = base64.b64encode(os.urandom(KEY_BYTES)).decode()
+        self._box = box if box.has_keys else SecretsBox([own])
+
+    def seal(self, session: Session) -> str:
+        """The value of the cookie."""
+        text = json.dumps([session.key_hash, session.csrf_token, session.expires_at])
+        return self._box.seal(text, field=COOKIE)
+
+    def open(self, cookie: str) -> Session | None:
+        """The session in a cookie; `None` if it is not one of ours, or has expired."""
+        if len(cookie) > _LONGEST_COOKIE:
+            return None
+        try:
+            key_hash, csrf_token, expires_at = json.loads(self._box.open(cookie))
+            found = Session(key_hash=key_hash, csrf_token=csrf_token, expires_at=float(expires_at))
+        except (SecretUnreadable, ValueError, TypeError):  # another secret that was sealed with the same key
+            return None
+        return found if found.is_live else None
+
+
+def set_session(scope: AsgiScope, session: Session) -> None:
+    scope[_SESSION_KEY] = session
+
+
+def session_of(scope: AsgiScope) -> Session | None:
+    """The session of a request for a page; `None` for every other request."""
+    found: Session | None = scope.get(_SESSION_KEY)
+    return found
+
+
+# Keys
+
+CACHE_SECONDS = 5.0
+MOST_ENTRIES = 10_000
+_ANY_ISSUED = ""  # no hash of a key
+T = TypeVar("T")
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """A read, finished or not, and until when its result is used (seconds of the monotonic clock)."""
+
+    read: "asyncio.Future[ApiKey | bool | None]"
+    expires_at: float
+
+
+class KeyCache:
+    """Looks keys up in a thread of its own, so that this never waits for a thread behind submissions."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._entries: dict[str, _Entry] = {}
+        self._reading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="keys")
+        self._writing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="key-use")
+        self._noted_at: dict[str, float] = {}
+
+    async def find_live(self, key_hash: str, session_id: str = "") -> ApiKey | None:
+        """The key with this hash; `None` if there is none, or if it or the session has ended.
+
+        Raises `DatabaseUnreachable`.
+        """
+        found = await self._find(key_hash + session_id, lambda keys: keys.find_live(key_hash, session_id))
+        assert not isinstance(found, bool)
+        return found
+
+    async def is_any_issued(self) -> bool:
+        """Whether a person has ever created a key. Raises `DatabaseUnreachable`."""
+        return bool(await self._find(_ANY_ISSUED, Keys.is_any_issued))
+
+    def note_use(self, key_id: str) -> None:
+        """Write in the background when the key was last used, at most once a minute."""
+        now = time.monotonic()
+        if now < self._noted_at.get(key_id, float("-inf")) + LAST_USED_SECONDS:
+            return
+        self._noted_at.pop(key_id, None)
+        self._noted_at[key_id] = now
+        _limit(self._noted_at)
+        self._writing.submit(self._write_use, key_id)
+
+    def forget(self) -> None:
+        """Look everything up again: keys have changed. For the process that made the change."""
+        self._entries.clear()
+
+    def close(self) -> None:
+        """Stop the threads. A use that was noted and not written yet is lost."""
+        self._reading.shutdown(cancel_futures=True)
+        self._writing.shutdown(cancel_futures=True)
+
+    async def _find(self, name: str, read: Callable[[Keys], ApiKey | bool | None]) -> ApiKey | bool | None:
+        entry = self._entries.get(name)
+        if entry is None or time.monotonic() >= entry.expires_at:
+            future = asyncio.get_running_loop().run_in_executor(self._reading, self._read, read)
+            entry = _Entry(read=future, expires_at=time.monotonic() + CACHE_SECONDS)
+            self._entries.pop(name, None)
+            self._entries[name] = entry
+            _limit(self._entries)
+        if entry.read.done() and entry.read.exception() is None:
+            return entry.read.result()
+        try:
+            return await asyncio.shield(entry.read)  # a client that disconnects must not end the read of others
+        except Exception:
+            if self._entries.get(name) is entry:
+                del self._entries[name]
+            raise
+
+    def _read(self, read: Callable[[Keys], ApiKey | bool | None]) -> ApiKey | bool | None:
+        with self._database.session(read_only=True) as session:
+            return read(Keys(session))
+
+    def _write_use(self, key_id: str) -> None:
+        try:
+            with self._database.session() as session:
+                Keys(session).note_use([key_id])
+        except Exception as error:
+            _log.warning("the last use of a key could not be written", key_id=key_id, error=type(error).__name__)
+
+
+def _limit(entries: dict[str, T]) -> None:
+    """Drop the oldest, which are first."""
+    while len(entries) > MOST_ENTRIES:
+        del entries[next(iter(entries))]
+
+
+# From a request to its caller
 
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
 

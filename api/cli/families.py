@@ -7,7 +7,6 @@ import typer
 from api.cli.output.console import JsonFlag, print_json, print_line
 from api.cli.service import ApiKeyOption, connect
 from api.client.models import Family, Page
-from api.schemas.families import FamilyBody
 from replaceme_core.families.table import listing
 
 
@@ -25,6 +24,8 @@ def families(
     as_json: JsonFlag = False,
 ) -> None:
     if url is None:
+        from api.bodies import FamilyBody  # here: it imports SQLAlchemy, which takes half a second
+
         found = tuple(Family.model_validate(FamilyBody.of(row).model_dump(mode="json")) for row in listing())
     else:
         with connect(url, api_key=api_key, as_json=as_json) as client:

@@ -339,8 +339,7 @@ def _with_sources(before: Mapping[str, object], sources: Sequence[Mapping[str, o
 def check_request(body: Mapping[str, object], *, as_json: bool) -> None:
     """Raises `Failure` for a body that does not match the schema of `POST /jobs`."""
     # imported here: they import SQLAlchemy, which takes half a second
-    from api.schemas.body import schema_of
-    from api.schemas.submission import JobRequest
+    from api.bodies import JobRequest, schema_of
     from replaceme_core.validation import MOST_PROBLEMS, problems
 
     try:

@@ -43,9 +43,9 @@ def worker(
     data: DataDirectory = None,
 ) -> None:
     with _prepared("worker", "worker", data=data) as settings:
-        from api.launch import workers
+        from api.launch import serve
 
-        workers.work(gpus=gpus, settings=settings, environ=os.environ, announce=typer.echo, warn=print_note)
+        serve.work(gpus=gpus, settings=settings, environ=os.environ, announce=typer.echo, warn=print_note)
 
 
 def openapi(

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 
+from api.bodies import EventBody, WholeJobBody
 from api.dashboard import live
 from api.dashboard.middleware import FormDep, PageRoute, key_of
 from api.dashboard.rendering import page, root_of
@@ -23,15 +24,11 @@ from api.deps import (
     SessionDep,
     SubmitterDep,
 )
-from api.jobs.batched_reader import BatchedReader
-from api.jobs.event_message import last_event_id, stream
+from api.jobs.event_feed import last_event_id, stream
+from api.jobs.reading import BatchedReader
+from api.routes.jobs import JobId, LogLineBody, MetricBody
 from api.routes.reports import page_response, read_report
-from api.schemas.events import EventBody
-from api.schemas.jobs import WholeJobBody
-from api.schemas.lists import JobId
-from api.schemas.logs import LogLineBody
-from api.schemas.metrics import MetricBody
-from api.schemas.webhooks import WebhookBody
+from api.routes.webhooks import WebhookBody
 from replaceme_core.errors import NotFound
 from replaceme_core.ledger import changes, reading, webhooks
 from replaceme_core.ledger.attempts import KEPT_LINES

@@ -6,14 +6,13 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field, ValidationError
 
+from api.bodies import JobBody, Parameters
 from api.dashboard.live import changes
 from api.dashboard.middleware import PageRoute
 from api.dashboard.rendering import page, root_of
 from api.deps import CallerDep, FeedDep, ReaderDep, ReadingSessionDep
-from api.jobs.event_message import last_event_id, stream
-from api.schemas.body import Query as QueryBody
-from api.schemas.jobs import JobBody
-from api.schemas.lists import JobId, JobsQuery
+from api.jobs.event_feed import last_event_id, stream
+from api.routes.jobs import JobId, JobsQuery
 from replaceme_core.errors import InvalidInput
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import LedgerSession
@@ -29,7 +28,7 @@ Text = Annotated[str, Field(max_length=_LONGEST_FILTER)]
 Position = Annotated[int, Query(ge=0, le=2**63 - 1)]
 
 
-class Filters(QueryBody):
+class Filters(Parameters):
     """What the form of the list sends. An empty field is one that was left empty; labels have commas between them."""
 
     status: list[str] = Field(default=[], max_length=len(JobStatus))

@@ -14,14 +14,13 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 
-from api.auth.caller import caller_of
+from api.auth.callers import caller_of
+from api.bodies import JobRequest, schema_of
 from api.dashboard.middleware import FormDep, PageRoute, key_of
 from api.dashboard.rendering import page, root_of
 from api.deps import CallerDep, PlanningDep, SubmitterDep
 from api.http.problems import http_error_of
-from api.schemas.body import schema_of
-from api.schemas.plans import PlanBody
-from api.schemas.submission import JobRequest
+from api.routes.plans import PlanBody
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.request.fields import BUILTIN_TEXTS
 from replaceme_core.request.gate import read_criteria

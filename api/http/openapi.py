@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
+from api.bodies import ProblemBody
 from api.http.problems import PROBLEM_JSON
-from api.schemas.problems import ProblemBody
 
 _SECURITY = "key"
 _SCHEME = {

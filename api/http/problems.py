@@ -17,8 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 
+from api.bodies import has_secrets, schema_of
 from api.http import request_log
-from api.schemas.body import has_secrets, schema_of
 from replaceme_core import errors as core
 from replaceme_core.validation import MOST_PROBLEMS, Problem, parameter_problem, problem, problems
 from replaceme_core.wording import shorten

@@ -3,19 +3,248 @@
     python -m api.launch.http_server --host 127.0.0.1 --port 8000
 
 Exit status 2: the settings forbid this address, or are not valid, or the database does not say whether there are keys.
+
+Limited are how many connections there are, of whom, how large the head of a request may be, and how long it may take.
+Whatever a client holds open is a connection: a stream of events, a response that is waited for, half a body, half a
+head, or nothing at all. So connections are what is counted, for each key and, where no key is known yet, for each
+address. One caller has at most half of them. When all are in use, the caller who holds most loses one to the next that
+comes. Uvicorn has no such limits for its fast parser. Its own limit of concurrency counts idle connections and then
+refuses everybody.
 """
 
 import argparse
+import asyncio
 import resource
 import sys
+import time
+from collections import defaultdict
+from functools import partial
+from http import HTTPStatus
+from typing import Any, ClassVar
 
+import structlog
 import uvicorn
+from fastapi import Response
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from api.launch.connections import KEEP_ALIVE_SECONDS, limited_to
+from api.auth.guard import HOLD
+from api.http.hosts import is_trusted, network_of
+from api.http.problems import problem_response, unavailable_response
+from api.http.request_log import FOR_BROWSERS
 from api.launch.startup import check_exposure
 from replaceme_core import telemetry
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.settings import Settings
+
+HEAD_BYTES = 16 * 1024  # of a request line and its headers together
+HEAD_FIELDS = 100
+HEAD_SECONDS = 10.0
+MESSAGE_BYTES = 1024 * 1024  # as sent: a body within its limit is smaller, even in chunks of one byte each
+KEEP_ALIVE_SECONDS = 5
+_PIECE_BYTES = 8 * 1024  # how much the parser gets at once, since it keeps all of an incomplete header
+_REPORT_SECONDS = 60.0
+_PROXIES = "proxies"
+_log = structlog.get_logger(__name__)
+
+
+class HeadTooLarge(Exception):
+    """Raised within the parser to end it."""
+
+
+class OpenConnections:
+    """The open connections of a process by their holders, keys or addresses. At most `most` stay open.
+
+    Those of a holder are in the order of their last requests. `proxies` are addresses that hold connections for others:
+    one belongs to no caller before its request has come.
+    """
+
+    def __init__(self, most: int, *, proxies: tuple[str, ...] = ()) -> None:
+        self.most = most
+        self.share = most // 2
+        self._proxies = proxies
+        self._held: defaultdict[str, dict[LimitedProtocol, None]] = defaultdict(dict)
+        self._reported_at = float("-inf")
+
+    def add(self, connection: "LimitedProtocol", address: str) -> None:
+        """Add a new one. If there are too many now, one of the holder with most is closed."""
+        self.hold(connection, _PROXIES if is_trusted(address, self._proxies) else network_of(address))
+        if sum(map(len, self._held.values())) > self.most:
+            held = max(self._held.values(), key=len)
+            self._close(_first_waiting(held, besides=connection) or next(iter(held)))
+
+    def hold(self, connection: "LimitedProtocol", holder: str) -> int | None:
+        """Count a connection, unless it is being closed, for this holder from now on.
+
+        Returns the limit if the holder has more than it may. If one of them waits for its client, the one that has
+        waited longest is closed instead.
+        """
+        self.remove(connection)
+        if connection.transport.is_closing():
+            return None
+        connection.holder = holder
+        held = self._held[holder]
+        held[connection] = None
+        if len(held) <= self.share or holder == _PROXIES:
+            return None
+        waiting = _first_waiting(held, besides=connection)
+        if waiting is None:
+            return self.share
+        self._close(waiting)
+        return None
+
+    def remove(self, connection: "LimitedProtocol") -> None:
+        held = self._held.get(connection.holder, {})
+        held.pop(connection, None)
+        if not held:
+            self._held.pop(connection.holder, None)
+
+    def _close(self, connection: "LimitedProtocol") -> None:
+        now = time.monotonic()
+        if now - self._reported_at > _REPORT_SECONDS:
+            self._reported_at = now
+            holder, held = connection.holder, len(self._held[connection.holder])
+            _log.warning("a caller holds too many connections; the oldest are closed", holder=holder, held=held)
+        self.remove(connection)
+        connection.shed()
+
+
+def _first_waiting(held: dict["LimitedProtocol", None], *, besides: "LimitedProtocol") -> "LimitedProtocol | None":
+    return next((each for each in held if each.waits_for_client and each is not besides), None)
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """Uvicorn's protocol with limits. A subclass for each server holds its `open_connections`."""
+
+    open_connections: ClassVar[OpenConnections]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.holder = ""
+        self._in_head = True
+        self._message_bytes = 0  # received for the present request
+        self._fields = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered; one may have begun to arrive."""
+        return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether the client has to send something next: a request, or the rest of one."""
+        return self.is_idle or (self.cycle.more_body and not self.cycle.response_started)
+
+    def shed(self) -> None:
+        """Close it to make room for another. A client that has sent a request, or a part of one, gets 503."""
+        is_begun = self._in_head and self._message_bytes > 0 if self.is_idle else not self.cycle.response_started
+        if is_begun and not self.pipeline:
+            self._respond(
+                unavailable_response(
+                    code="unavailable",
+                    detail="you hold too many connections, and this one was closed for another; check whether the "
+                    "request took effect before you retry",
+                )
+            )
+            self.transport.close()
+        else:
+            self.transport.abort()
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # what the application sends now has nowhere to go
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_timer()
+        self.open_connections.add(self, self.client[0] if self.client else "")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        self.open_connections.remove(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data), _PIECE_BYTES):
+            if self.transport.is_closing():
+                return
+            if self._in_head:  # empty lines before a request are no request yet, but end the wait for one
+                self._start_timer()
+            piece = data[start : start + _PIECE_BYTES]
+            self._message_bytes += len(piece)
+            super().data_received(piece)
+            if self.transport.is_closing():
+                return
+            if self._in_head and self._message_bytes > HEAD_BYTES:
+                self.send_400_response("")
+            elif self._message_bytes > MESSAGE_BYTES:
+                self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope[HOLD] = partial(self.open_connections.hold, self)  # type: ignore[literal-required]
+        self._in_head = True
+        self._fields = 0
+        self._start_timer()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields += 1
+        if self._fields > HEAD_FIELDS:
+            raise HeadTooLarge
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_head = True
+        self._message_bytes = 0
+
+    def on_response_complete(self) -> None:
+        self.open_connections.hold(self, self.holder)  # now the last of those that wait
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what cannot be read, and close the connection."""
+        if self._fields > HEAD_FIELDS or self._message_bytes > HEAD_BYTES:
+            status, code = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large"
+            detail = f"expected at most {HEAD_BYTES} bytes of headers in at most {HEAD_FIELDS} lines"
+        else:
+            status, code, detail = HTTPStatus.BAD_REQUEST, "bad_request", "the request is not valid HTTP"
+        if self.is_idle or not self.cycle.response_started:
+            self._respond(problem_response(status=status, code=code, detail=detail))
+        self.transport.close()
+
+    def _respond(self, response: Response) -> None:
+        """Send a response of the server itself, the last one on this connection."""
+        response.headers.update(FOR_BROWSERS)
+        head = b"".join(b"%s: %s\r\n" % header for header in [*response.raw_headers, (b"connection", b"close")])
+        self.transport.write(STATUS_LINE[response.status_code] + head + b"\r\n" + bytes(response.body))
+
+    def _start_timer(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self._end_late_head)
+
+    def _end_late_head(self) -> None:
+        self._timer = None
+        if self.is_idle:
+            self.transport.close()
+        else:  # it is the next request that is late; the present one is still to be answered
+            self._start_timer()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def limited_to(most: int, *, proxies: tuple[str, ...] = ()) -> type[LimitedProtocol]:
+    """The protocol for one server with at most `most` open connections; `proxies` as for `OpenConnections`."""
+    return type("LimitedProtocol", (LimitedProtocol,), {"open_connections": OpenConnections(most, proxies=proxies)})
+
+
+# The process
 
 DRAIN_SECONDS = 5
 RESERVED_DESCRIPTORS = 256  # for the backlog, which is accepted at once, and for database, broker, Hub and log

@@ -1,14 +1,19 @@
-"""`replaceme serve`: migrations, then the API and a worker as child processes, until a signal or until one ends.
+"""The commands that run the service until a signal: `replaceme serve` and `replaceme worker`.
 
-Standard output has one line, `ready http://HOST:PORT`. The logs of the child processes go to standard error.
+`serve` runs migrations, then the API and a worker as child processes, until one of them ends. Standard output has one
+line, `ready http://HOST:PORT`. `worker` runs a Celery worker for each GPU, or one for the CPU, and restarts one that
+ends. Each worker and its runners see their own GPU only (`CUDA_VISIBLE_DEVICES`). Standard output has one line once all
+of them have started, `ready NAME ...`. The logs of child processes go to standard error.
 """
 
 import json
+import os
 import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
@@ -25,7 +30,6 @@ from api.launch.child_processes import (
     signals_to,
     worker_command,
 )
-from api.launch.local_key import provide_api_key
 from api.launch.startup import (
     answered_hosts,
     check_broker,
@@ -34,11 +38,15 @@ from api.launch.startup import (
     child_environment,
     claim_port,
     prepare_data,
+    provide_api_key,
     url_of,
 )
-from replaceme_core.hardware import local_worker_kinds
+from replaceme_core.errors import InvalidInput
+from replaceme_core.hardware import WorkerKind, count_gpus, local_worker_kinds
 from replaceme_core.ledger.migrate import upgrade
 from replaceme_core.settings import Settings
+
+# `replaceme serve`
 
 STARTUP_SECONDS = 120.0
 API_GRACE_SECONDS = 8.0
@@ -164,3 +172,183 @@ def _report_readiness(url: str, children: list[ChildProcess], report: Callable[[
 
 def _api_command(host: str, port: int) -> list[str]:
     return [sys.executable, "-m", "api.launch.http_server", "--host", host, "--port", str(port)]
+
+
+# `replaceme worker`
+
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 60.0  # a worker that ran for longer than this is restarted after the first pause again
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSpec:
+    """A worker to start: its name, its kind, and the GPUs that it sees (a value of `CUDA_VISIBLE_DEVICES`)."""
+
+    name: str
+    worker_kind: WorkerKind
+    visible: str
+
+
+def plan_workers(gpus: str | None, environ: Mapping[str, str], *, count: Callable[[], int]) -> list[WorkerSpec]:
+    """A worker for each GPU in `gpus` ("all", or numbers such as "0,1"); for `None`, one for the CPU.
+
+    Numbers are CUDA's: they count the GPUs in CUDA_VISIBLE_DEVICES, if that is set. Raises `InvalidInput` for a number
+    without a GPU.
+    """
+    if gpus is None:
+        return [WorkerSpec(name="cpu", worker_kind=WorkerKind.CPU, visible="")]
+    numbers = None if gpus.strip() == "all" else _numbers(gpus)
+    found = count()
+    if not found:
+        raise InvalidInput("torch sees no GPU on this machine; without --gpus, a worker uses the CPU", field="gpus")
+    for number in numbers or ():
+        if number >= found:
+            present = "GPU 0" if found == 1 else f"GPUs 0 to {found - 1}"
+            raise InvalidInput(f"there is no GPU {number}: this machine has {present}", field="gpus", value=gpus)
+    seen = [name.strip() for name in environ.get(VISIBLE, "").split(",") if name.strip()]
+    names = seen[:found] if seen else [str(number) for number in range(found)]
+    return [
+        WorkerSpec(name=f"gpu{number}", worker_kind=WorkerKind.GPU, visible=names[number])
+        for number in (range(found) if numbers is None else numbers)
+    ]
+
+
+def _numbers(gpus: str) -> list[int]:
+    parts = [part.strip() for part in gpus.split(",")]
+    if not all(part.isascii() and part.isdecimal() and len(part) < 6 for part in parts):
+        raise InvalidInput(f"expected all, or GPU numbers such as 0,1; got {gpus!r}", field="gpus", value=gpus)
+    numbers = [int(part) for part in parts]
+    if len(set(numbers)) != len(numbers):
+        raise InvalidInput(f"a GPU appears twice in {gpus!r}", field="gpus", value=gpus)
+    return numbers
+
+
+@dataclass
+class _Running:
+    """A worker and its process. `pause` is the delay before its next restart, in seconds."""
+
+    spec: WorkerSpec
+    process: ChildProcess
+    started_at: float = field(default_factory=time.monotonic)
+    pause: float = FIRST_PAUSE_SECONDS
+    restart_at: float | None = None
+
+
+class Workers:
+    """Runs the workers in `specs`."""
+
+    def __init__(self, specs: Sequence[WorkerSpec], *, settings: Settings, environ: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._environment = child_environment(settings, environ)
+        self._events: queue.SimpleQueue[ProcessEvent] = queue.SimpleQueue()
+        self._specs = specs
+        self._running: dict[str, _Running] = {}
+
+    def run(self, *, announce: Callable[[str], None], warn: Callable[[str], None]) -> None:
+        """Run until SIGTERM, SIGINT or SIGHUP, which the workers receive as SIGTERM.
+
+        `announce` prints a line on standard output, `warn` on standard error. Raises `ServiceStopped` if a worker does
+        not start.
+        """
+        with signals_to(self._events):
+            try:
+                for spec in self._specs:
+                    self._running[spec.name] = _Running(spec=spec, process=self._start(spec))
+                self._handle_events(announce, warn)
+            finally:
+                self._stop()
+
+    def _handle_events(self, announce: Callable[[str], None], warn: Callable[[str], None]) -> None:
+        waiting_for = {spec.name for spec in self._specs}
+        deadline = time.monotonic() + STARTUP_SECONDS
+        while True:
+            try:
+                event = self._events.get(timeout=self._seconds_until_due(deadline if waiting_for else None))
+            except queue.Empty:
+                if waiting_for and time.monotonic() >= deadline:
+                    late = ", ".join(sorted(waiting_for))
+                    raise ServiceStopped(
+                        f"not started within {STARTUP_SECONDS:.0f} seconds: worker {late}; see the log above"
+                    ) from None
+                self._restart_due()
+                continue
+            match event:
+                case Ready(name=name):
+                    first_start = name in waiting_for
+                    waiting_for.discard(name)
+                    if first_start and not waiting_for:
+                        announce(f"ready {' '.join(spec.name for spec in self._specs)}")
+                case Ended(name=name, status=status) if name in waiting_for:
+                    raise ServiceStopped(
+                        f"the worker {name} ended with exit status {status} during its start; see the log above"
+                    )
+                case Ended(name=name, status=status):
+                    self._schedule_restart(self._running[name], status, warn)
+                case Signalled():
+                    return
+
+    def _seconds_until_due(self, deadline: float | None) -> float | None:
+        """Seconds until the next restart or the deadline for startup; `None` if there is neither."""
+        due = [running.restart_at for running in self._running.values() if running.restart_at is not None]
+        due += [] if deadline is None else [deadline]
+        return max(min(due) - time.monotonic(), 0) if due else None
+
+    def _schedule_restart(self, running: _Running, status: int, warn: Callable[[str], None]) -> None:
+        now = time.monotonic()
+        if now - running.started_at > LONGEST_PAUSE_SECONDS:
+            running.pause = FIRST_PAUSE_SECONDS
+        running.restart_at = now + running.pause
+        warn(f"the worker {running.spec.name} ended with exit status {status}; restarting it in {running.pause:.0f} s")
+        running.pause = min(2 * running.pause, LONGEST_PAUSE_SECONDS)
+
+    def _restart_due(self) -> None:
+        for running in self._running.values():
+            if running.restart_at is not None and running.restart_at <= time.monotonic():
+                running.restart_at = None
+                running.process.stop()  # it has ended: this closes its pipe and joins its threads
+                running.process = self._start(running.spec)
+                running.started_at = time.monotonic()
+
+    def _start(self, spec: WorkerSpec) -> ChildProcess:
+        return ChildProcess(
+            spec.name,
+            worker_command("--hostname", f"{spec.name}-{os.getpid()}@%h", "--queues", spec.worker_kind.value),
+            environment={**self._environment, VISIBLE: spec.visible},
+            grace_seconds=self._settings.drain_seconds + WORKER_GRACE_SECONDS,
+            report=self._events.put,
+            ready_line=WORKER_READY,
+        )
+
+    def _stop(self) -> None:
+        """Stop all workers at the same time, since each may have a job to finish. A second signal kills them."""
+        processes = [running.process for running in self._running.values()]
+        threads = [threading.Thread(target=process.stop) for process in processes]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            try:
+                event = self._events.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if isinstance(event, Signalled):
+                for process in processes:
+                    if process.is_running():
+                        process.kill()
+        for thread in threads:
+            thread.join()
+
+
+def work(
+    *,
+    gpus: str | None,
+    settings: Settings,
+    environ: Mapping[str, str],
+    announce: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> None:
+    """Run workers until a signal. Raises `InvalidInput`, `QueueUnreachable`, and as `Workers.run` does."""
+    specs = plan_workers(gpus, environ, count=lambda: count_gpus(environ))
+    prepare_data(settings.resolved_data)
+    check_broker(settings)
+    Workers(specs, settings=settings, environ=environ).run(announce=announce, warn=warn)

@@ -5,19 +5,32 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
+from api.bodies import EventBody, JobEventBody, ListBody, Parameters
 from api.deps import CallerDep, DatabaseDep, FeedDep, ReaderDep
 from api.http.responses import UNCHANGED, json_response, next_page
-from api.jobs.event_message import KEEP_ALIVE, RETRY, STREAM, EventMessage, last_event_id, stream
-from api.schemas.body import ListBody
-from api.schemas.events import AllEventsQuery, EventBody, EventsQuery, JobEventBody
+from api.jobs.event_feed import KEEP_ALIVE, RETRY, STREAM, EventMessage, last_event_id, stream
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.states import TERMINAL
 from replaceme_core.ledger.watching import events_after, number_all
 
 router = APIRouter(tags=["history"])
+_LARGEST_SEQ = 2**31 - 1
+_HIGHEST_POSITION = 2**63 - 1
+
+
+class EventsQuery(Parameters):
+    after: Annotated[int, Field(ge=0, le=_LARGEST_SEQ)] = 0
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
+
+class AllEventsQuery(Parameters):
+    after: Annotated[int, Field(ge=0, le=_HIGHEST_POSITION, description="a position")] = 0
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+
 
 _STREAMED: dict[int | str, dict[str, Any]] = {
     **UNCHANGED,

@@ -1,14 +1,30 @@
-"""Jobs: submit, get, list."""
+"""Jobs: submit, list, get, cancel, retry, delete, and their log and metrics."""
 
+import re
+from collections.abc import Iterable
+from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Self
 
 from fastapi import APIRouter, Body, Query, Request, Response
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic.main import IncEx
+from pydantic_core import PydanticCustomError
 
-from api.auth.caller import caller_of
-from api.deps import CallerDep, FeedDep, IdempotencyKeyDep, ReaderDep, ReadingSessionDep, SubmitterDep
+from api.auth.callers import caller_of
+from api.bodies import JobBody, JobPartBody, JobRequest, ListBody, Parameters, ResponseBody, WholeJobBody
+from api.deps import CallerDep, FeedDep, IdempotencyKeyDep, ReaderDep, ReadingSessionDep, SessionDep, SubmitterDep
 from api.http import deadline
+from api.http.problems import MethodRefused
 from api.http.requests import StrictRoute, wait_seconds
 from api.http.responses import (
     CHECKED,
@@ -21,19 +37,237 @@ from api.http.responses import (
     not_modified,
     tag_of,
 )
-from api.jobs.batched_reader import BatchedReader
 from api.jobs.event_feed import EventFeed
+from api.jobs.reading import BatchedReader, headers_of, retry_after
 from api.jobs.submission import Submitted
-from api.jobs.unchanged import headers_of, retry_after
-from api.schemas.body import ListBody
-from api.schemas.jobs import JobBody, JobPartBody, WholeJobBody
-from api.schemas.lists import JobsQuery
-from api.schemas.plans import PlanBody
-from api.schemas.submission import JobRequest, SubmittedJobBody
-from replaceme_core.ledger import reading
-from replaceme_core.ledger.records import Job
+from api.routes.plans import PlanBody
+from api.routes.webhooks import WebhookWithSecretBody
+from replaceme_core.ledger import changes, reading
+from replaceme_core.ledger.attempts import KEPT_LINES
+from replaceme_core.ledger.reading import CURSOR_PATTERN, JobFilters, Sort
+from replaceme_core.ledger.records import Job, LogLine, Metric
+from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.webhooks import Webhook
+from replaceme_core.report.view import QUANTITIES
+from replaceme_core.request.fields import Labels, LabelText, one_of
+from replaceme_core.runner.messages import Stage
 
 router = APIRouter(tags=["jobs"], route_class=StrictRoute)
+history = APIRouter(tags=["history"])
+_HIGHEST_NUMBER = 2**31 - 1
+_OF_A_MODEL = ("decode_spread", "prefill_spread", "task_accuracy", "text_perplexity", *(one.name for one in QUANTITIES))
+_OTHERS = (
+    "`batch_halvings`, `cache_difference`, `choice_tokens`, `chosen`, `cosine_loss`, `cosine_loss_before`, "
+    "`dense_block_runs`, `dense_held_out_loss`, `distance`, `estimated`, `final_scale`, `gate_max`, `gate_min`, "
+    "`gate_passed`, `gate_value`, `held_out_loss`, `held_out_score`, `influence`, `modelled_seconds`, `peak_memory`, "
+    "`plain_held_out_loss`, `residual`, `residual_check_error`, `result_held_out_loss`, `seconds`, `sink_tokens`, "
+    "`statistics_bytes`, `stream_bytes`, `task_kept`, `text_agreement`, `text_divergence`, `text_ratio_high`, "
+    "`text_ratio_low`, `tokens`, `trial_met`, `trial_passed`, `trial_seconds`, `trial_value`, "
+    "`unscaled_held_out_loss`"
+)
+_OF_BOTH = sorted(f"`{side}.{name}`" for side in ("before", "after") for name in _OF_A_MODEL)
+_NAMES = f"{', '.join(_OF_BOTH)}, {_OTHERS}"
+"""What each of them means is in docs/reference/http.md; a later release may add names."""
+
+
+# Bodies and query parameters
+
+MOST_JOBS = 500
+MOST_IDS = 200
+_LABEL_TEXT: TypeAdapter[str] = TypeAdapter(LabelText)
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+
+
+def _written_out(value: object) -> object:
+    """Pydantic would take a number for seconds since 1970."""
+    if not isinstance(value, str) or not _RFC_3339.fullmatch(value):
+        raise ValueError("expected a time with its zone, such as 2026-11-27T03:33:56Z")
+    return value
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_written_out), Field(strict=False)]
+JobId = Annotated[str, Field(pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+Model = Annotated[str, Field(min_length=1, max_length=200, pattern="^[!-~]+$")]
+
+
+class JobsQuery(Parameters):
+    """Filters, order, page and fields. All filters must match; of a repeated one, except `label`, any value."""
+
+    limit: Annotated[int, Field(ge=1, le=MOST_JOBS)] = 50
+    cursor: Annotated[str, Field(pattern=CURSOR_PATTERN)] | None = Field(
+        default=None, description="opaque: the `next_cursor` of the page before"
+    )
+    sort: Sort = Field(
+        default=Sort.NEWEST, description="`-` is descending; by `finished_at`, only finished jobs are listed"
+    )
+    status: list[JobStatus] = Field(default=[], max_length=len(JobStatus), description="repeat it for several")
+    label: list[str] = Field(default=[], max_length=32, description="KEY=VALUE; a job must have all that are given")
+    model: Model | None = Field(default=None, description="the repository of the original model, `org/name`")
+    created_after: Time | None = None
+    created_before: Time | None = None
+    id: list[JobId] = Field(default=[], max_length=MOST_IDS, description="repeat it for several")
+    fields: list[str] = Field(
+        default=[], max_length=64, description="names of fields, with commas or repeated; the answer has only these"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.filters()
+        self.shown()
+        return self
+
+    def filters(self) -> JobFilters:
+        return JobFilters(
+            statuses=self.status,
+            labels=_labels(self.label),
+            model=self.model,
+            created_after=self.created_after,
+            created_before=self.created_before,
+            ids=self.id,
+        )
+
+    def shown(self) -> frozenset[str] | None:
+        """The fields that are wanted; `None`: all."""
+        names = [name.strip() for part in self.fields for name in part.split(",") if name.strip()]
+        for name in names:
+            if name not in JobBody.model_fields:
+                known = ", ".join(JobBody.model_fields)
+                raise _wrong("fields", f"there is no field {name[:40]!r}; the fields are {known}")
+        return frozenset(names) or None
+
+
+class CancelRequest(BaseModel):
+    """Which jobs to cancel: those that match all that is given, of each list any value. Something must be given."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    status: Annotated[list[Annotated[JobStatus, one_of(JobStatus)]], Field(max_length=2)] = []
+    labels: Labels = {}
+    model: Model | None = None
+    created_after: Time | None = None
+    created_before: Time | None = None
+    ids: Annotated[list[JobId], Field(max_length=MOST_IDS)] = []
+    all: bool = Field(default=False, description="true: all of your queued and running jobs")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        given = self.model_dump(exclude={"all"}, exclude_defaults=True)
+        if bool(given) is self.all:
+            raise _wrong("all", "expected at least one filter, or all: true and no filter")
+        return self
+
+    def filters(self) -> JobFilters:
+        return JobFilters(
+            statuses=self.status,
+            labels=self.labels,
+            model=self.model,
+            created_after=self.created_after,
+            created_before=self.created_before,
+            ids=self.ids,
+        )
+
+
+class CancelledBody(ResponseBody):
+    """A job of a bulk cancel: `cancelled`, or `running` until its worker has stopped it."""
+
+    id: str
+    status: JobStatus
+
+
+class CancelledJobsBody(ResponseBody):
+    """What a bulk cancel has done. `more`: others match; send the request again."""
+
+    items: list[CancelledBody]
+    more: bool
+
+
+def _labels(texts: Iterable[str]) -> dict[str, str]:
+    """The labels to filter by, name to value."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, *rest = re.split("[=:]", text, maxsplit=1)
+        try:
+            value = _LABEL_TEXT.validate_python("".join(rest))
+            name = _LABEL_TEXT.validate_python(name)
+        except ValidationError:
+            raise _wrong("label", "expected KEY=VALUE, each of 1 to 63 letters, digits, '.', '_', '/', '-'") from None
+        if found.setdefault(name, value) != value:
+            raise _wrong("label", "two values for one label match no job, since a job has one value for each label")
+    return found
+
+
+def _wrong(field: str, message: str) -> PydanticCustomError:
+    return PydanticCustomError("query", "{message}", {"field": field, "message": message})
+
+
+class SubmittedJobBody(JobBody):
+    """The answer to a submission. `notice`: the request is a repeated one, and its job has not succeeded.
+
+    `webhook` is the one that was asked for; without one the field is absent.
+    """
+
+    notice: str | None
+    webhook: WebhookWithSecretBody | None = None
+
+    @classmethod
+    def after(cls, job: Job, *, repeated: bool, webhook: Webhook | None, secret: str | None, root: str) -> Self:
+        notice = None
+        if repeated and job.status in (JobStatus.FAILED, JobStatus.CANCELLED):
+            notice = (
+                f"this Idempotency-Key made this job before, and it is {job.status}; to run it again, "
+                f"POST {root}/jobs/{job.id}/retry, or send the request with a new key"
+            )
+        shown = None if webhook is None else WebhookWithSecretBody.of(webhook, root=root, secret=secret)
+        return cls.of(job, root=root, notice=notice, webhook=shown)
+
+    def as_json(self) -> str:
+        """The JSON that is sent."""
+        return self.model_dump_json(exclude={"webhook"} if self.webhook is None else None)
+
+
+class LogLineBody(ResponseBody):
+    """A line that the runner wrote; `number` counts from 1. Secrets and folders are removed."""
+
+    number: int
+    at: datetime
+    attempt: int
+    text: str
+
+    @classmethod
+    def of(cls, line: LogLine) -> Self:
+        return cls(number=line.number, at=line.at, attempt=line.attempt, text=line.text)
+
+
+class LogsQuery(Parameters):
+    after: Annotated[int, Field(ge=0, le=_HIGHEST_NUMBER, description="a `number`")] = 0
+    limit: Annotated[int, Field(ge=1, le=KEPT_LINES)] = KEPT_LINES
+
+
+class MetricBody(ResponseBody):
+    """One measured value of a job's current attempt."""
+
+    name: str = Field(description=f"one of {_NAMES}; a later release may add others")
+    stage: Stage
+    block: int | None
+    candidate: str | None
+    value: float
+    unit: str
+    at: datetime
+
+    @classmethod
+    def of(cls, metric: Metric) -> Self:
+        return cls(
+            name=metric.name,
+            stage=metric.stage,
+            block=metric.block,
+            candidate=metric.candidate,
+            value=metric.value,
+            unit=metric.unit,
+            at=metric.at,
+        )
+
+
+# Routes
 
 _ONE_TEXT = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "ratio": 0.25, "calibration": "builtin:general"}
 _SEVERAL_SOURCES = {
@@ -53,6 +287,9 @@ _PREFER = {
     "schema": {"type": "string", "examples": ["wait=30"]},
     "description": "`wait=N`: hold the answer until the job has ended, at most N seconds and at most 60.",
 }
+_NOT_OF_A_CANCEL = ["GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
+MOST_CANCELLED = 500
+"""In one transaction, which holds the rows of all of them."""
 
 
 @router.post(
@@ -105,6 +342,24 @@ def list_jobs(
     return json_response(listed.model_dump_json(include=include), request=request, tag=tag, headers=headers)
 
 
+@router.api_route("/jobs/cancel", methods=_NOT_OF_A_CANCEL, include_in_schema=False)
+def refuse() -> None:
+    """`cancel` is no id of a job, so that `GET` is not 404."""
+    raise MethodRefused("POST")
+
+
+@router.post("/jobs/cancel")
+def cancel_jobs(
+    body: Annotated[CancelRequest, Body(examples=[{"labels": {"team": "nlp"}}, {"all": True}])],
+    session: SessionDep,
+    caller: CallerDep,
+) -> CancelledJobsBody:
+    """Cancel all of your queued and running jobs that match. At most 500 at a time; `more` says whether to repeat."""
+    done = changes.cancel_matching(session, owner=caller, filters=body.filters(), limit=MOST_CANCELLED)
+    items = [CancelledBody(id=job_id, status=status) for job_id, status in done.statuses.items()]
+    return CancelledJobsBody(items=items, more=done.more)
+
+
 @router.get("/jobs/{job_id}", response_model=WholeJobBody, responses={**UNCHANGED})
 async def get_job(job_id: str, reader: ReaderDep, caller: CallerDep, request: Request) -> Response:
     """A job with its stages, its attempts and, while it is queued, its queue position."""
@@ -116,6 +371,53 @@ async def get_job(job_id: str, reader: ReaderDep, caller: CallerDep, request: Re
     seen = found.seen
     whole = WholeJobBody.at(seen.position, seen.job, seen.timeline, root=root_of(request))
     return json_response(whole.model_dump_json(), request=request, tag=found.tag, headers=headers)
+
+
+@router.post("/jobs/{job_id}/cancel", responses={HTTPStatus.ACCEPTED: {"model": JobBody}})
+def cancel_job(job_id: str, session: SessionDep, caller: CallerDep, request: Request, response: Response) -> JobBody:
+    """Cancel a job. 202 while a running job is being stopped, 200 once it is cancelled. May be repeated."""
+    job = changes.request_cancel(session, job_id, owner=caller)
+    if job.status is not JobStatus.CANCELLED:
+        response.status_code = HTTPStatus.ACCEPTED
+    return JobBody.of(job, root=root_of(request))
+
+
+@router.post("/jobs/{job_id}/retry", status_code=HTTPStatus.ACCEPTED, response_model=SubmittedJobBody)
+async def retry_job(
+    job_id: str,
+    key: IdempotencyKeyDep,
+    submitter: SubmitterDep,
+    reader: ReaderDep,
+    feed: FeedDep,
+    caller: CallerDep,
+    request: Request,
+) -> Response:
+    """Submit a new job with the stored specification of one that has finished. Each names the other."""
+    submitted = await submitter.retry(job_id, key=key, owner=caller, scope=request.scope)
+    return await accepted(submitted, request=request, reader=reader, feed=feed)
+
+
+@router.delete("/jobs/{job_id}", status_code=HTTPStatus.NO_CONTENT)
+def delete_job(job_id: str, session: SessionDep, caller: CallerDep) -> None:
+    """Delete a job that has finished, with its events, metrics, log and report. Its result stays on the Hub."""
+    changes.delete_job(session, job_id, owner=caller)
+
+
+@history.get("/jobs/{job_id}/logs", response_model=ListBody[LogLineBody], responses={**UNCHANGED})
+def list_log_lines(
+    job_id: str, query: Annotated[LogsQuery, Query()], session: ReadingSessionDep, caller: CallerDep, request: Request
+) -> Response:
+    """The last lines that the runners of a job wrote, oldest first. `next_cursor` is the `after` of the next page."""
+    page = reading.log(session, job_id, after=query.after, limit=query.limit, owner=caller)
+    body = ListBody[LogLineBody](items=[LogLineBody.of(line) for line in page.items], next_cursor=page.next_cursor)
+    headers = {} if page.next_cursor is None else {"Link": next_page(request, cursor=page.next_cursor, name="after")}
+    return json_response(body.model_dump_json(), request=request, headers=headers)
+
+
+@history.get("/jobs/{job_id}/metrics")
+def list_metrics(job_id: str, session: ReadingSessionDep, caller: CallerDep) -> ListBody[MetricBody]:
+    """The values that the current attempt measured, oldest first."""
+    return ListBody(items=[MetricBody.of(metric) for metric in reading.metrics(session, job_id, owner=caller)])
 
 
 async def accepted(submitted: Submitted, *, request: Request, reader: BatchedReader, feed: EventFeed) -> Response:

@@ -1,27 +1,66 @@
-"""API keys and their owners, for administrators: create, list, revoke, rotate."""
+"""API keys and their owners, for administrators, and credentials of callers.
 
+Credentials are tokens for the Hub that a caller keeps here, to name them in jobs.
+"""
+
+from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Self
 
 from fastapi import APIRouter, Body, Query, Request, Response
+from pydantic import Field, SecretStr, StringConstraints
 
-from api.deps import CallerDep, KeysDep, KeysToReadDep, OwnersDep, OwnersToReadDep
-from api.http.requests import StrictRoute
-from api.http.responses import NO_STORE
-from api.schemas.body import ListBody
-from api.schemas.keys import (
+from api.bodies import (
     CreatedKeyBody,
     KeyBody,
     KeyId,
     KeyRequest,
     KeyRotationRequest,
-    KeysQuery,
+    ListBody,
     OwnerBody,
     OwnerName,
     OwnerRequest,
+    Parameters,
+    ResponseBody,
 )
+from api.deps import CallerDep, KeysDep, KeysToReadDep, OwnersDep, OwnersToReadDep, ServicesDep
+from api.http.requests import StrictRoute
+from api.http.responses import NO_STORE
+from replaceme_core.ledger.keys import Credential
+from replaceme_core.request.fields import CREDENTIAL_NAME, Frozen
 
 router = APIRouter(tags=["keys"], route_class=StrictRoute)
+credentials = APIRouter(tags=["credentials"], route_class=StrictRoute)
+
+
+class KeysQuery(Parameters):
+    limit: Annotated[int, Field(ge=1, le=200)] = 50
+    cursor: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    owner: OwnerName | None = None
+
+
+CredentialPath = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=CREDENTIAL_NAME)]
+
+
+class CredentialRequest(Frozen):
+    """A token for the Hub. It is stored encrypted and never shown again."""
+
+    token: SecretStr = Field(min_length=1, max_length=500)
+
+
+class CredentialBody(ResponseBody):
+    """A credential without its token."""
+
+    name: str
+    created_at: datetime
+    updated_at: datetime
+
+    @classmethod
+    def of(cls, credential: Credential) -> Self:
+        return cls(name=credential.name, created_at=credential.created_at, updated_at=credential.updated_at)
+
+
+# Routes of keys and owners
 
 _READER = {"name": "dashboard", "owner": "team-a", "scopes": ["jobs:read"], "expires_in_seconds": 7_776_000}
 
@@ -84,3 +123,31 @@ def set_owner(
     """Say where results of an owner may go."""
     owners.set_output_namespaces(owner, body.output_namespaces)
     return OwnerBody(owner=owner, output_namespaces=owners.output_namespaces(owner))
+
+
+# Routes of credentials
+
+
+@credentials.get("/credentials")
+def list_credentials(owners: OwnersToReadDep, caller: CallerDep) -> ListBody[CredentialBody]:
+    """Your credentials by name, without their tokens."""
+    return ListBody(items=[CredentialBody.of(one) for one in owners.credentials(caller)])
+
+
+@credentials.put("/credentials/{name}")
+def put_credential(
+    name: CredentialPath,
+    body: Annotated[CredentialRequest, Body(examples=[{"token": "hf_..."}])],
+    owners: OwnersDep,
+    services: ServicesDep,
+    caller: CallerDep,
+) -> CredentialBody:
+    """Store a token under a name, in place of an earlier one. No response shows it again."""
+    token = body.token.get_secret_value()
+    return CredentialBody.of(owners.put_credential(caller, name, token, box=services.secrets_box))
+
+
+@credentials.delete("/credentials/{name}", status_code=HTTPStatus.NO_CONTENT)
+def delete_credential(name: CredentialPath, owners: OwnersDep, caller: CallerDep) -> None:
+    """Delete a credential. Jobs that name it and have not started will fail."""
+    owners.delete_credential(caller, name)

@@ -1,37 +1,180 @@
 """Webhooks: create, list, change, rotate the secret, delete; the log of deliveries, and sending again."""
 
 from collections.abc import Callable
+from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Self
 
 from fastapi import APIRouter, Body, Query, Request, Response
+from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from api.auth.caller import caller_of
-from api.deps import CallerDep, ReadingSessionDep, ServicesDep, SessionDep
+from api.auth.callers import caller_of
+from api.bodies import Events, Labels, ListBody, Parameters, PayloadField, ResponseBody, Url
+from api.deps import CallerDep, ReadingSessionDep, Services, ServicesDep, SessionDep
 from api.http import deadline
 from api.http.requests import StrictRoute
 from api.http.responses import NO_STORE
-from api.jobs.webhook_delivery import check_url
-from api.schemas.body import ListBody
-from api.schemas.webhooks import (
-    DeliveriesQuery,
-    DeliveryBody,
-    NewWebhookRequest,
-    RotationRequest,
-    WebhookBody,
-    WebhookChanges,
-    WebhooksQuery,
-    WebhookWithSecretBody,
-    WholeDeliveryBody,
-)
-from api.services import Services
+from api.jobs.webhooks import check_url
 from replaceme_core.ledger import webhooks
-from replaceme_core.ledger.webhooks import NewWebhook, Webhook
+from replaceme_core.ledger.states import DEFAULT_EVENTS, DeliveryState, DisabledBy, EventType, Payload
+from replaceme_core.ledger.webhooks import TYPE_PREFIX, Delivery, NewWebhook, Try, Webhook
+from replaceme_core.request.fields import Frozen
 from replaceme_core.webhooks import new_secret
 
 router = APIRouter(tags=["webhooks"], route_class=StrictRoute)
+DEFAULT_OVERLAP_SECONDS = 86_400
+LONGEST_OVERLAP_SECONDS = 604_800
+
+
+# Bodies and query parameters
+
+
+class NewWebhookRequest(Frozen):
+    """A standing webhook, for all jobs of yours that are submitted or go on from now on."""
+
+    url: Url
+    events: Events = DEFAULT_EVENTS
+    labels: Labels = Field(default_factory=dict)
+    payload: PayloadField = Payload.THIN
+
+
+class WebhookChanges(Frozen):
+    """What is not given stays as it is."""
+
+    url: Url | None = None
+    events: Events | None = None
+    labels: Labels | None = None
+    payload: PayloadField | None = None
+    enabled: bool | None = None
+
+    def values(self) -> dict[str, object]:
+        """The columns to set."""
+        given: dict[str, object] = {"url": self.url, "labels": self.labels, "payload": self.payload}
+        given["events"] = None if self.events is None else [event.value for event in self.events]
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class RotationRequest(Frozen):
+    """`overlap_seconds`: how long the secret before signs as well; 0 revokes it at once."""
+
+    overlap_seconds: float = Field(default=DEFAULT_OVERLAP_SECONDS, ge=0, le=LONGEST_OVERLAP_SECONDS)
+
+
+class WebhookLinks(ResponseBody):
+    self: str
+    deliveries: str
+
+
+class WebhookBody(ResponseBody):
+    """A webhook. Its secret is shown by the requests that make one, and never again."""
+
+    id: str
+    url: str
+    events: tuple[EventType, ...]
+    labels: dict[str, str]
+    payload: Payload
+    enabled: bool
+    disabled_by: DisabledBy | None
+    disabled_at: datetime | None
+    job_id: str | None
+    signed_by: str | None
+    key_id: str | None
+    previous_secret_expires_at: datetime | None
+    created_at: datetime
+    links: WebhookLinks
+
+    @classmethod
+    def of(cls, webhook: Webhook, *, root: str, **more: object) -> Self:
+        here = f"{root}/webhooks/{webhook.id}"
+        return cls(
+            **more,
+            id=webhook.id,
+            url=webhook.url,
+            events=webhook.events,
+            labels=dict(webhook.labels),
+            payload=webhook.payload,
+            enabled=webhook.disabled_at is None,
+            disabled_by=webhook.disabled_by,
+            disabled_at=webhook.disabled_at,
+            job_id=webhook.job_id,
+            signed_by=webhook.signed_by,
+            key_id=webhook.key_id,
+            previous_secret_expires_at=webhook.previous_expires_at,
+            created_at=webhook.created_at,
+            links=WebhookLinks(self=here, deliveries=f"{here}/deliveries"),
+        )
+
+
+class WebhookWithSecretBody(WebhookBody):
+    """A webhook with its new secret; null if another webhook signs for it, or if the request is a repetition."""
+
+    secret: str | None
+
+
+class TryBody(ResponseBody):
+    """One try to send a message. `status` is null where no response came, `error` where all is well."""
+
+    number: int
+    at: datetime
+    status: int | None
+    error: str | None
+    seconds: float
+
+    @classmethod
+    def of(cls, one: Try) -> Self:
+        return cls(number=one.number, at=one.at, status=one.status, error=one.error, seconds=round(one.seconds, 3))
+
+
+class DeliveryBody(ResponseBody):
+    """One message to one webhook. `id` is its `webhook-id`."""
+
+    id: str
+    type: str
+    job_id: str
+    seq: int
+    state: DeliveryState
+    created_at: datetime
+    next_try_at: datetime | None
+    finished_at: datetime | None
+    tries: list[TryBody]
+
+    @classmethod
+    def of(cls, delivery: Delivery, **more: object) -> Self:
+        return cls(
+            **more,
+            id=delivery.message_id,
+            type=f"{TYPE_PREFIX}{delivery.type}",
+            job_id=delivery.job_id,
+            seq=delivery.seq,
+            state=delivery.state,
+            created_at=delivery.created_at,
+            next_try_at=delivery.next_try_at,
+            finished_at=delivery.finished_at,
+            tries=[TryBody.of(one) for one in delivery.tries],
+        )
+
+
+class WholeDeliveryBody(DeliveryBody):
+    """With what is sent, to the byte."""
+
+    body: str
+
+
+class WebhooksQuery(Parameters):
+    limit: Annotated[int, Field(ge=1, le=200)] = 50
+    cursor: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    job: Annotated[str, Field(min_length=1, max_length=64, description="those of this job")] | None = None
+
+
+class DeliveriesQuery(Parameters):
+    limit: Annotated[int, Field(ge=1, le=200)] = 50
+    cursor: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    state: DeliveryState | None = None
+
+
+# Routes
 
 _ROTATION = RotationRequest()
 _EXAMPLE = {"url": "https://hooks.example.com/replaceme", "events": ["succeeded", "failed"], "labels": {"team": "nlp"}}

@@ -10,7 +10,7 @@ from api.auth.guard import TOO_MANY_REQUESTS, UNAUTHENTICATED
 from api.dashboard.middleware import CSRF_FAILED
 from api.http.hosts import FOREIGN_ORIGIN, MISDIRECTED
 from api.http.problems import FRAMEWORK_CODES
-from api.schemas.metrics import MetricBody
+from api.routes.jobs import MetricBody
 from benchmarks.harness.checkout import ROOT
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.families.table import FAMILIES

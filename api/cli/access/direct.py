@@ -5,9 +5,8 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter
 
+from api.bodies import CreatedKeyBody, KeyBody, KeyRequest, KeyRotationRequest, OwnerRequest, ResponseBody
 from api.client.models import ApiKey, CreatedApiKey, OwnerSettings
-from api.schemas.body import Body
-from api.schemas.keys import CreatedKeyBody, KeyBody, KeyRequest, KeyRotationRequest, OwnerRequest
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import DEFAULT_OWNER, Keys, Owners
 from replaceme_core.ledger.migrate import upgrade
@@ -62,5 +61,5 @@ class DirectKeys:
         self._database.close()
 
 
-def _as_sent(shape: type[T], body: Body) -> T:
+def _as_sent(shape: type[T], body: ResponseBody) -> T:
     return TypeAdapter(shape).validate_json(body.model_dump_json())

@@ -20,9 +20,8 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from api.http.hosts import network_of
-from api.launch import connections
-from api.launch.connections import HEAD_BYTES, HEAD_FIELDS, limited_to
-from api.launch.http_server import most_connections
+from api.launch import http_server
+from api.launch.http_server import HEAD_BYTES, HEAD_FIELDS, limited_to, most_connections
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port
 from benchmarks.harness.site import MODEL
@@ -408,7 +407,7 @@ def test_trailers_without_end_are_cut_off(port: int) -> None:
 def test_a_head_that_does_not_come_ends_the_connection(
     port: int, monkeypatch: pytest.MonkeyPatch, begun: bytes
 ) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.3)
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
         connection.sendall(begun)
         assert closes_within(connection, 3)
@@ -420,7 +419,7 @@ def test_a_head_that_does_not_come_ends_the_connection(
 
 
 def test_a_head_byte_by_byte_ends_too(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.5)
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection, pytest.raises(ConnectionError):
         send_slowly(connection, [bytes([byte]) for byte in GET * 100], pause=0.02)
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import text, update
 
-from api.schemas.jobs import JobBody
+from api.bodies import JobBody
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import Conflict, NotFound
 from replaceme_core.ledger import changes, webhooks

@@ -19,9 +19,9 @@ from sqlalchemy import update
 from standardwebhooks import Webhook, WebhookVerificationError
 from starlette.testclient import TestClient
 
-from api.jobs.webhook_delivery import Delivery, rules_of
+from api.jobs.webhooks import Delivery, rules_of
 from api.main import create_app
-from api.monitoring.webhook_metrics import WebhookMetrics
+from api.monitoring import WebhookMetrics
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port
 from replaceme_core.ledger.database import Database, now

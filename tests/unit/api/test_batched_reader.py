@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import event, update
 
-from api.jobs.batched_reader import BatchedReader, JobRead
+from api.jobs.reading import BatchedReader, JobRead
 from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import DatabaseUnreachable, JobNotFound
 from replaceme_core.ledger.database import Database

@@ -13,12 +13,10 @@ from sqlalchemy import event, update
 from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
-from api.auth import key_cache
-from api.auth.caller import WITHOUT_KEY, set_caller
-from api.auth.callers import Unknown
-from api.jobs import event_feed, event_message
-from api.jobs.event_feed import EventFeed
-from api.jobs.event_message import EventMessage, stream
+from api.auth import callers
+from api.auth.callers import WITHOUT_KEY, Unknown, set_caller
+from api.jobs import event_feed
+from api.jobs.event_feed import EventFeed, EventMessage, stream
 from benchmarks.harness.jobs import owner_of
 from replaceme_core.ledger import attempts, changes, reading
 from replaceme_core.ledger.database import Database, now
@@ -230,8 +228,8 @@ def test_a_stream_ends_with_its_key(
     client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch, path: str, how: str
 ) -> None:
     monkeypatch.setattr(event_feed, "KEEP_ALIVE_SECONDS", 0.1)
-    monkeypatch.setattr(event_message, "RECHECK_SECONDS", 0.1)
-    monkeypatch.setattr(key_cache, "CACHE_SECONDS", 0.1)
+    monkeypatch.setattr(event_feed, "RECHECK_SECONDS", 0.1)
+    monkeypatch.setattr(callers, "CACHE_SECONDS", 0.1)
     holder = hold_key(client, settings, owner="ada", scopes=["jobs:read", "jobs:write"])
     job_id = holder.post("/jobs", json=SMALLEST).json()["id"]
     with ThreadPoolExecutor(1) as pool:
@@ -258,8 +256,8 @@ def test_a_stream_without_a_key_ends_once_a_key_is_needed(
     client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_feed, "KEEP_ALIVE_SECONDS", 0.1)
-    monkeypatch.setattr(event_message, "RECHECK_SECONDS", 0.1)
-    monkeypatch.setattr(key_cache, "CACHE_SECONDS", 0.1)
+    monkeypatch.setattr(event_feed, "RECHECK_SECONDS", 0.1)
+    monkeypatch.setattr(callers, "CACHE_SECONDS", 0.1)
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(client.get, "/events", headers=STREAM)
         with pytest.raises(TimeoutError):
@@ -270,7 +268,7 @@ def test_a_stream_without_a_key_ends_once_a_key_is_needed(
 
 def test_a_busy_stream_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that never pauses gets no keep-alive, and its key is looked at all the same."""
-    monkeypatch.setattr(event_message, "RECHECK_SECONDS", 0.05)
+    monkeypatch.setattr(event_feed, "RECHECK_SECONDS", 0.05)
 
     class Callers:
         async def identify(self, _: object) -> Unknown:

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
-from api.jobs.batched_reader import LONGEST_AGE_SECONDS
+from api.jobs.reading import LONGEST_AGE_SECONDS
 from api.main import create_app
 from benchmarks.harness.processes import wait_until
 from replaceme_core.hardware import WorkerKind

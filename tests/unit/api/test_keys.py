@@ -3,7 +3,7 @@
 import pytest
 from starlette.testclient import TestClient
 
-from api.auth import key_cache
+from api.auth import callers
 from api.main import create_app
 from replaceme_core.ledger.keys import is_key, new_key
 from replaceme_core.settings import Settings
@@ -185,7 +185,7 @@ def test_another_process_revokes_within_seconds(
         assert other.get("/jobs", headers=theirs).status_code == 200
         admin.delete(f"/keys/{admin.key_id}")
         assert other.get("/jobs", headers=theirs).status_code == 200, "its cache still has the key"
-        monkeypatch.setattr(key_cache.time, "monotonic", lambda now=key_cache.time.monotonic: now() + 5.1)
+        monkeypatch.setattr(callers.time, "monotonic", lambda now=callers.time.monotonic: now() + 5.1)
         assert_problem(other.get("/jobs", headers=theirs), status=401, code="unauthenticated")
 
 
@@ -193,7 +193,7 @@ def test_a_request_with_a_known_key_reads_no_key(
     client: TestClient, admin: Holder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert admin.get("/jobs").status_code == 200
-    monkeypatch.setattr(key_cache.KeyCache, "_read", lambda *_: pytest.fail("the key was read again"))
+    monkeypatch.setattr(callers.KeyCache, "_read", lambda *_: pytest.fail("the key was read again"))
     assert admin.get("/jobs").status_code == 200
 
 

@@ -7,8 +7,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
+from api import monitoring
 from api.main import create_app
-from api.monitoring import service_metrics
 from benchmarks.harness.jobs import owner_of
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import attempts, changes, reading
@@ -41,7 +41,7 @@ def ledger(settings: Settings) -> Iterator[Ledger]:
 
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_metrics, "CACHE_SECONDS", 0.0)
+    monkeypatch.setattr(monitoring, "CACHE_SECONDS", 0.0)
 
 
 def scrape(client: TestClient) -> Samples:
@@ -201,7 +201,7 @@ def test_two_processes_show_the_same_of_the_service(client: TestClient, settings
 def test_frequent_scrapes_read_the_database_once(
     client: TestClient, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_metrics, "CACHE_SECONDS", 600.0)
+    monkeypatch.setattr(monitoring, "CACHE_SECONDS", 600.0)
     assert value(scrape(client), "replaceme_jobs", status="queued", kind="any") == 0
     ledger.add()
     assert value(scrape(client), "replaceme_jobs", status="queued", kind="any") == 0

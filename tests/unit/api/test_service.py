@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
+from api.bodies import JobRequest
 from api.main import create_app
-from api.schemas.submission import JobRequest
 from replaceme_core.errors import AccessDenied, InvalidInput
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.ledger.database import make_engine

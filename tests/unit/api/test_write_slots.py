@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import anyio.to_thread
 from starlette.testclient import TestClient
 
-from api.services import WRITE_SLOTS
+from api.deps import WRITE_SLOTS
 from tests.fixtures.api.requests import SMALLEST
 
 THREADS = WRITE_SLOTS + 3

@@ -10,10 +10,9 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
+from api.bodies import JobRequest, schema_of
 from api.cli.job_request import OPTIONS
 from api.cli.main import app
-from api.schemas.body import schema_of
-from api.schemas.submission import JobRequest
 from benchmarks.harness.checkout import ROOT
 from tests.fixtures.cli.stub_service import StubService, a_job, run_at
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.launch.workers import WorkerSpec, plan_workers
+from api.launch.serve import WorkerSpec, plan_workers
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import WorkerKind
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from api.jobs.webhook_delivery import rules_of
+from api.jobs.webhooks import rules_of
 from benchmarks.harness.checkout import ROOT
 from replaceme_core.errors import AddressRefused, HostUnknown, InvalidInput
 from replaceme_core.settings import Settings

@@ -10,10 +10,10 @@ from httpx2 import Response
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from api.auth.sessions import COOKIE, SESSION_SECONDS, Session, Sessions
+from api.auth.callers import COOKIE, SESSION_SECONDS, Session, Sessions
 from api.dashboard import job, jobs, live, new_job, service
 from api.dashboard.middleware import PageRoute
-from api.jobs import event_message
+from api.jobs import event_feed
 from api.main import create_app
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import Keys
@@ -143,7 +143,7 @@ def test_a_stream_ends_with_its_session(
 ) -> None:
     monkeypatch.setattr(live, "KEEP_ALIVE_SECONDS", 0.1)
     monkeypatch.setattr(live, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(event_message, "RECHECK_SECONDS", 0.1)
+    monkeypatch.setattr(event_feed, "RECHECK_SECONDS", 0.1)
     admin = hold_key(client, client.app.state.services.settings, owner="root", scopes=["admin"])  # type: ignore[attr-defined]
     job = holder.post("/jobs", json=SMALLEST).json()["id"]
     sign_in(client, holder.text)

@@ -1,4 +1,4 @@
-"""Webhooks: checks their URLs before they are stored, and sends messages from the database, in threads of the API.
+"""Webhooks: the fields of requests, the check of a URL before it is stored, and sending messages from the database.
 
 docs/decisions/0040-webhooks.md says why there. A URL is checked again at each message, since names change.
 
@@ -32,6 +32,8 @@ from replaceme_core.webhooks import (
     signed_headers,
 )
 
+# Sending
+
 LOOK_UP_SECONDS = 2.0
 KEY_ENDED = "key_ended"
 """The error of a message whose webhook belongs to a key that may not read jobs any more."""
@@ -42,7 +44,6 @@ _CLAIM_SLACK_SECONDS = 1.0
 _CLEAN_SECONDS = 300.0
 _CLEAN_LIMIT = 1000
 _STOP_SECONDS = 2.0
-
 _log = structlog.get_logger(__name__)
 
 

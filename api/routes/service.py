@@ -1,0 +1,145 @@
+"""The service: whether it lives and is ready, its workers, the families of models that it knows, its metrics."""
+
+import hashlib
+import hmac
+from datetime import datetime
+from http import HTTPStatus
+from typing import Literal, Self
+
+from fastapi import APIRouter, HTTPException, Request, Response
+from pydantic import Field
+
+from api.auth.guard import CHALLENGE, UNAUTHENTICATED
+from api.bodies import FamilyBody, ListBody, ResponseBody
+from api.deps import CallerDep, ReadingSessionDep, ServicesDep
+from api.http.problems import problem_response, unavailable_response
+from api.http.responses import NO_STORE, UNCHANGED, json_response
+from replaceme_core.errors import Unavailable
+from replaceme_core.families.table import listing
+from replaceme_core.hardware import WorkerKind
+from replaceme_core.ledger.migrate import check_migrated
+from replaceme_core.ledger.records import Worker
+from replaceme_core.ledger.watching import Workers
+from replaceme_core.runner.sandbox import SandboxMode
+
+router = APIRouter(tags=["health"])
+workers = APIRouter(tags=["workers"])
+families = APIRouter(tags=["families"])
+
+
+# Bodies
+
+
+class HealthBody(ResponseBody):
+    status: Literal["ok"] = "ok"
+
+
+class ReadyBody(ResponseBody):
+    status: Literal["ok"] = "ok"
+    database: Literal["ok"] = "ok"
+    broker: Literal["ok"] = "ok"
+    workers: dict[WorkerKind, int] = Field(description="live workers that serve each kind of job")
+    sandboxes: tuple[SandboxMode, ...] = Field(description="the sandbox in force of each live worker")
+
+
+class WorkerBody(ResponseBody):
+    """A worker. `alive` is false once it has missed its heartbeats; it is listed for another hour.
+
+    `busy`: it runs a job; `jobs` are those of yours.
+    """
+
+    name: str
+    host: str
+    kinds: tuple[WorkerKind, ...]
+    device: str
+    sandbox: SandboxMode
+    started_at: datetime
+    heartbeat_at: datetime
+    alive: bool
+    busy: bool
+    jobs: tuple[str, ...]
+
+    @classmethod
+    def of(cls, worker: Worker, *, caller: str) -> Self:
+        return cls(
+            name=worker.name,
+            host=worker.host,
+            kinds=worker.kinds,
+            device=worker.device,
+            sandbox=worker.sandbox,
+            started_at=worker.started_at,
+            heartbeat_at=worker.heartbeat_at,
+            alive=worker.alive,
+            busy=bool(worker.jobs),
+            jobs=tuple(job_id for job_id, owner in worker.jobs if owner == caller),
+        )
+
+
+# Routes
+
+
+@router.get("/health")
+async def health() -> HealthBody:
+    """200 while the process runs. Does not check the database or the broker."""
+    return HealthBody()  # async: it must respond while all threads wait for the database
+
+
+@router.get("/ready", response_model=ReadyBody, responses={HTTPStatus.SERVICE_UNAVAILABLE: {}})
+def ready(services: ServicesDep) -> Response | ReadyBody:
+    """200 when the database has all migrations of this release and the broker responds, otherwise 503.
+
+    Reports live workers by kind, and the sandbox of each.
+    """
+    down: list[Unavailable] = []
+    workers: dict[WorkerKind, int] = {}
+    sandboxes: tuple[SandboxMode, ...] = ()
+    try:
+        with services.database.session(read_only=True) as session:
+            check_migrated(session)
+            reported = Workers(session)
+            workers, sandboxes = reported.count_alive(), reported.sandboxes_alive()
+    except Unavailable as error:
+        down.append(error)
+    try:
+        services.queue.ping()
+    except Unavailable as error:
+        down.append(error)
+    if not down:
+        return ReadyBody(workers=workers, sandboxes=sandboxes)
+    return unavailable_response(code=down[0].code, detail="; ".join(error.message for error in down))
+
+
+@workers.get("/workers", response_model=ListBody[WorkerBody], responses={**UNCHANGED})
+def list_workers(session: ReadingSessionDep, caller: CallerDep, request: Request) -> Response:
+    """The workers by name: those that are alive, and those that were lost within the last hour."""
+    body = ListBody[WorkerBody](items=[WorkerBody.of(worker, caller=caller) for worker in Workers(session).list()])
+    return json_response(body.model_dump_json(), request=request)
+
+
+@families.get("/families")
+def list_families() -> ListBody[FamilyBody]:
+    """The families that can be compressed, and those that are refused with the reason."""
+    return ListBody(items=[FamilyBody.of(row) for row in listing()])
+
+
+@router.get("/metrics", include_in_schema=False)  # it is there only where the operator has set a key
+async def scrape(services: ServicesDep, request: Request) -> Response:
+    """All metrics in Prometheus' text format, or as OpenMetrics."""
+    monitoring, key = services.monitoring, services.settings.metrics_key
+    if monitoring is None or key is None:
+        raise HTTPException(HTTPStatus.NOT_FOUND)
+    kind, _, given = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() != "bearer" or not _is_same(given.strip(), key.get_secret_value()):
+        return problem_response(
+            status=HTTPStatus.UNAUTHORIZED,
+            code=UNAUTHENTICATED,
+            detail="expected `Authorization: Bearer KEY` with the key in REPLACEME_METRICS_KEY, which is no API key",
+            headers={"WWW-Authenticate": CHALLENGE},
+        )
+    body, media_type = await monitoring.scrape(accept=request.headers.get("accept", ""))
+    return Response(body, headers={"Content-Type": media_type, "Cache-Control": NO_STORE})
+
+
+def _is_same(given: str, key: str) -> bool:
+    """Compared as hashes, so that the time says nothing of the key or its length."""
+    return hmac.compare_digest(*(hashlib.sha256(text.encode(errors="replace")).digest() for text in (given, key)))
