@@ -9,10 +9,9 @@ from api.cli.output.console import JsonFlag, describe_time, make_console, print_
 from api.cli.output.jobs import event_line, metrics_table
 from api.cli.service import ApiKeyOption, JobId, Url, connect
 from api.client.client import DEFAULT_URL
-from api.client.models import LogLine
-from api.client.responses.base import Response
+from replaceme_core.shapes import LogLine, Shape
 
-One = TypeVar("One", bound=Response)
+One = TypeVar("One", bound=Shape)
 
 
 def events(

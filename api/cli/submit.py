@@ -22,7 +22,7 @@ from api.cli.service import ApiKeyOption, Url, connect
 from api.cli.watching import CancelOnInterrupt, Timeout, Wait, finish, interrupts
 from api.cli.webhooks import print_secret
 from api.client.client import DEFAULT_URL
-from api.client.responses.plan import Plan
+from api.client.models import Plan
 
 
 def check_key(text: str | None) -> str | None:

@@ -30,15 +30,14 @@ from api.client.models import (
     Family,
     Job,
     JobEvent,
-    LogLine,
-    Metric,
     OwnerSettings,
     Page,
+    Plan,
     Webhook,
     WholeDelivery,
     Worker,
 )
-from api.client.responses.plan import Plan
+from replaceme_core.shapes import LogLine, Metric
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _EVENTS_PER_PAGE = 500

@@ -1,16 +1,12 @@
-"""The service's responses as a client reads them. Pydantic only: a client needs no web framework.
-
-Unknown fields are kept, so that an older client works with a newer service. The service's own strict bodies are in
-`api.schemas`.
-"""
+"""The responses of the service that are not of jobs (`replaceme_core.shapes`), as a client reads them."""
 
 from datetime import datetime
 from typing import Generic, TypeVar
 
 from pydantic import Field
 
-from api.client.responses.base import Response
-from api.client.responses.results import Gate, JobSummary
+from replaceme_core import shapes
+from replaceme_core.shapes import QueuePosition, Shape
 
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 """The statuses in which a job has ended; also the types of its last event."""
@@ -18,41 +14,7 @@ TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 T = TypeVar("T")
 
 
-class JobProgress(Response):
-    """`overall` is the completed fraction of the job, `stage` that of its current stage, both from 0 to 1."""
-
-    overall: float
-    stage: float | None = None
-    eta_seconds: float | None = None
-    eta_error_seconds: float | None = None
-
-
-class JobError(Response):
-    code: str
-    message: str
-
-
-class JobWarning(Response):
-    code: str
-    message: str
-
-
-class JobResult(Response):
-    repo_id: str
-    revision: str
-    removed_blocks: tuple[int, ...]
-    kept_blocks: tuple[int, ...]
-    warnings: tuple[JobWarning, ...] = ()
-
-
-class QueuePosition(Response):
-    """The position of a queued job; 1 starts next."""
-
-    position: int | None = None
-    estimated_start_at: datetime | None = None
-
-
-class Webhook(Response):
+class Webhook(Shape):
     """A webhook. `secret` is set in the responses that make one, and in no other."""
 
     id: str
@@ -71,7 +33,7 @@ class Webhook(Response):
     secret: str | None = Field(default=None, repr=False)
 
 
-class Try(Response):
+class Try(Shape):
     """One try to send a message: the status of the response, or a word for what went wrong."""
 
     number: int
@@ -81,7 +43,7 @@ class Try(Response):
     seconds: float
 
 
-class Delivery(Response):
+class Delivery(Shape):
     """One message to one webhook; `id` is its `webhook-id`."""
 
     id: str
@@ -101,32 +63,17 @@ class WholeDelivery(Delivery):
     body: str
 
 
-class Job(Response):
-    """A job; `spec` is its resolved specification as JSON, `route` the kind of worker that may run it.
+class Job(shapes.Job):
+    """A job; `spec` is its resolved specification as JSON. `queue` is null unless the job is queued.
 
-    `webhook` is set in the response to a `submit` that asked for one.
+    `webhook` and `notice` are set in the response to a `submit`: the webhook that was asked for, and what to know of a
+    repeated request.
     """
 
-    id: str
-    status: str
-    route: str | None = None
-    stage: str | None = None
-    progress: JobProgress
-    attempt: int
-    labels: dict[str, str] = Field(default_factory=dict)
     spec: dict[str, object]
-    created_at: datetime
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
-    error: JobError | None = None
-    result: JobResult | None = None
-    summary: JobSummary | None = None
-    gate: Gate | None = None
     queue: QueuePosition | None = None
     webhook: Webhook | None = None
     notice: str | None = None
-    retry_of: str | None = None
-    retried_as: str | None = None
     links: dict[str, str] = Field(default_factory=dict)
 
     @property
@@ -134,28 +81,15 @@ class Job(Response):
         return self.status in TERMINAL
 
 
-class JobEvent(Response):
+class JobEvent(shapes.JobEvent):
     """`job_id` and `position` are set where the events of all jobs are listed or streamed."""
 
-    seq: int
     job_id: str | None = None
     position: int | None = None
-    type: str
-    at: datetime
-    attempt: int
     data: dict[str, object] = Field(default_factory=dict)
 
 
-class LogLine(Response):
-    """A line that the runner wrote; `number` counts from 1."""
-
-    number: int
-    at: datetime
-    attempt: int
-    text: str
-
-
-class Worker(Response):
+class Worker(Shape):
     """A worker; `jobs` are those of the caller that it runs."""
 
     name: str
@@ -169,33 +103,21 @@ class Worker(Response):
     jobs: tuple[str, ...] = ()
 
 
-class CancelledJob(Response):
+class CancelledJob(Shape):
     """A job of a bulk cancel: `cancelled`, or `running` until its worker has stopped it."""
 
     id: str
     status: str
 
 
-class CancelledJobs(Response):
+class CancelledJobs(Shape):
     """One answer to a bulk cancel. `more`: others match."""
 
     items: tuple[CancelledJob, ...]
     more: bool = False
 
 
-class Metric(Response):
-    """One measured value. JSON has NaN and infinities as strings; here they are numbers."""
-
-    name: str
-    stage: str
-    block: int | None = None
-    candidate: str | None = None
-    value: float
-    unit: str
-    at: datetime
-
-
-class Family(Response):
+class Family(Shape):
     """A model family: the methods and map structures that it supports, or the reason why it is refused."""
 
     model_type: str
@@ -205,7 +127,7 @@ class Family(Response):
     reason: str | None = None
 
 
-class ApiKey(Response):
+class ApiKey(Shape):
     """An API key without its text; `start` is the beginning of it. `limits` are null where the service decides."""
 
     id: str
@@ -227,14 +149,14 @@ class CreatedApiKey(ApiKey):
     key: str
 
 
-class OwnerSettings(Response):
+class OwnerSettings(Shape):
     """Where results of an owner may go; `None`: where those of everybody may."""
 
     owner: str
     output_namespaces: tuple[str, ...] | None = None
 
 
-class Credential(Response):
+class Credential(Shape):
     """A token for the Hub that the service keeps under a name; the token itself is not here."""
 
     name: str
@@ -242,13 +164,13 @@ class Credential(Response):
     updated_at: datetime
 
 
-class FieldError(Response):
+class FieldError(Shape):
     field: str = ""
     value: object = None
     message: str
 
 
-class Problem(Response):
+class Problem(Shape):
     """An `application/problem+json` body (RFC 9457)."""
 
     type: str = "about:blank"
@@ -259,8 +181,78 @@ class Problem(Response):
     errors: tuple[FieldError, ...] = ()
 
 
-class Page(Response, Generic[T]):
+class Page(Shape, Generic[T]):
     """One page of a list; `next_cursor` is `None` on the last one."""
 
     items: tuple[T, ...]
     next_cursor: str | None = None
+
+
+# Plans
+
+
+class Notice(Shape):
+    """`code` is for programs, `message` one sentence for a person."""
+
+    code: str
+    message: str
+    field: str | None = None
+
+
+class PlannedModel(Shape):
+    repo_id: str
+    revision: str | None = None
+    family: str | None = None
+    supported: bool
+    methods: tuple[str, ...] = ()
+
+
+class StagePlan(Shape):
+    """Seconds and bytes; the bytes are `None` for stages that run no model."""
+
+    stage: str
+    seconds: float
+    host_bytes: int | None = None
+    gpu_bytes: int | None = None
+
+
+class Trials(Shape):
+    """Of a search for the deepest cut: how many at most, and the seconds of all of them."""
+
+    at_most: int
+    seconds: float
+
+
+class Estimate(Shape):
+    """What a job is expected to take. The HTTP reference explains the fields of `blocks`, `bytes` and the others."""
+
+    method: str
+    loading: str
+    dtype: str
+    samples: int
+    max_length: int
+    blocks: dict[str, int | str]
+    parameters: dict[str, int]
+    bytes: dict[str, int]
+    memory: dict[str, int]
+    time: dict[str, float | str]
+    stages: tuple[StagePlan, ...]
+    trials: Trials | None = None
+
+
+class WorkerPlan(Shape):
+    """`route` is the kind of worker that would run the job, `None` any; `alive`: whether there is one now."""
+
+    route: str | None = None
+    estimated_for: str
+    alive: bool
+
+
+class Plan(Shape):
+    """What a job would take. A submission is refused if there are `refusals`."""
+
+    model: PlannedModel
+    estimate: Estimate | None = None
+    worker: WorkerPlan | None = None
+    warnings: tuple[Notice, ...] = ()
+    refusals: tuple[Notice, ...] = ()

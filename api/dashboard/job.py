@@ -26,7 +26,7 @@ from api.deps import (
 )
 from api.jobs.event_feed import last_event_id, stream
 from api.jobs.reading import BatchedReader
-from api.routes.jobs import JobId, LogLineBody, MetricBody
+from api.routes.jobs import JobId, MetricBody
 from api.routes.reports import page_response, read_report
 from api.routes.webhooks import WebhookBody
 from replaceme_core.errors import NotFound
@@ -169,8 +169,8 @@ def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str
         events = [
             EventBody.of(event) for event in reading.events(session, job_id, limit=_MOST_EVENTS, owner=owner).items
         ]
-        log = [LogLineBody.of(line) for line in reading.log(session, job_id, limit=KEPT_LINES, owner=owner).items]
-        metrics = [MetricBody.of(metric) for metric in reading.metrics(session, job_id, owner=owner)]
+        log = list(reading.log(session, job_id, limit=KEPT_LINES, owner=owner).items)
+        metrics = [MetricBody.model_validate(metric) for metric in reading.metrics(session, job_id, owner=owner)]
         report = _report(session, job_id, owner)
         receivers = webhooks.page(session, owner=owner, job_id=job_id, limit=_MOST_WEBHOOKS).items
     measured, others = as_report(metrics)
@@ -273,7 +273,9 @@ def _measured(database: Database, ids: Sequence[str], owner: str) -> dict[str, d
     """The rows of each job, by their labels."""
     with database.session(read_only=True) as session:
         metrics = {job_id: reading.metrics(session, job_id, owner=owner) for job_id in ids}
-    reports = {job_id: as_report([MetricBody.of(one) for one in found])[0] for job_id, found in metrics.items()}
+    reports = {
+        job_id: as_report([MetricBody.model_validate(one) for one in found])[0] for job_id, found in metrics.items()
+    }
     return {job_id: {row.label: row for row in _rows_of(report)} for job_id, report in reports.items()}
 
 

@@ -29,10 +29,11 @@ from replaceme_core.errors import ReplaceMeError, Unavailable
 from replaceme_core.ledger import reading, scheduling
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.reading import JobSnapshot, OwnedId, Timeline
-from replaceme_core.ledger.records import Job, QueuePosition
+from replaceme_core.ledger.records import Job
 from replaceme_core.ledger.scheduling import QueueSnapshot
 from replaceme_core.ledger.states import TERMINAL, JobStatus
 from replaceme_core.ledger.transitions import no_such_job
+from replaceme_core.shapes import QueuePosition
 
 REFRESH_FACTOR = 20.0
 """Queue positions are read again after this many times the duration of a read, which bounds the load to a twentieth."""

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable
-from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Self
 
@@ -42,15 +41,17 @@ from api.jobs.reading import BatchedReader, headers_of, retry_after
 from api.jobs.submission import Submitted
 from api.routes.plans import PlanBody
 from api.routes.webhooks import WebhookWithSecretBody
+from replaceme_core import shapes
 from replaceme_core.ledger import changes, reading
 from replaceme_core.ledger.attempts import KEPT_LINES
 from replaceme_core.ledger.reading import CURSOR_PATTERN, JobFilters, Sort
-from replaceme_core.ledger.records import Job, LogLine, Metric
+from replaceme_core.ledger.records import Job
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.webhooks import Webhook
 from replaceme_core.report.view import QUANTITIES
 from replaceme_core.request.fields import Labels, LabelText, one_of
 from replaceme_core.runner.messages import Stage
+from replaceme_core.shapes import LogLine
 
 router = APIRouter(tags=["jobs"], route_class=StrictRoute)
 history = APIRouter(tags=["history"])
@@ -225,46 +226,16 @@ class SubmittedJobBody(JobBody):
         return self.model_dump_json(exclude={"webhook"} if self.webhook is None else None)
 
 
-class LogLineBody(ResponseBody):
-    """A line that the runner wrote; `number` counts from 1. Secrets and folders are removed."""
-
-    number: int
-    at: datetime
-    attempt: int
-    text: str
-
-    @classmethod
-    def of(cls, line: LogLine) -> Self:
-        return cls(number=line.number, at=line.at, attempt=line.attempt, text=line.text)
-
-
 class LogsQuery(Parameters):
     after: Annotated[int, Field(ge=0, le=_HIGHEST_NUMBER, description="a `number`")] = 0
     limit: Annotated[int, Field(ge=1, le=KEPT_LINES)] = KEPT_LINES
 
 
-class MetricBody(ResponseBody):
+class MetricBody(shapes.Metric):
     """One measured value of a job's current attempt."""
 
     name: str = Field(description=f"one of {_NAMES}; a later release may add others")
     stage: Stage
-    block: int | None
-    candidate: str | None
-    value: float
-    unit: str
-    at: datetime
-
-    @classmethod
-    def of(cls, metric: Metric) -> Self:
-        return cls(
-            name=metric.name,
-            stage=metric.stage,
-            block=metric.block,
-            candidate=metric.candidate,
-            value=metric.value,
-            unit=metric.unit,
-            at=metric.at,
-        )
 
 
 # Routes
@@ -403,13 +374,13 @@ def delete_job(job_id: str, session: SessionDep, caller: CallerDep) -> None:
     changes.delete_job(session, job_id, owner=caller)
 
 
-@history.get("/jobs/{job_id}/logs", response_model=ListBody[LogLineBody], responses={**UNCHANGED})
+@history.get("/jobs/{job_id}/logs", response_model=ListBody[LogLine], responses={**UNCHANGED})
 def list_log_lines(
     job_id: str, query: Annotated[LogsQuery, Query()], session: ReadingSessionDep, caller: CallerDep, request: Request
 ) -> Response:
     """The last lines that the runners of a job wrote, oldest first. `next_cursor` is the `after` of the next page."""
     page = reading.log(session, job_id, after=query.after, limit=query.limit, owner=caller)
-    body = ListBody[LogLineBody](items=[LogLineBody.of(line) for line in page.items], next_cursor=page.next_cursor)
+    body = ListBody[LogLine](items=list(page.items), next_cursor=page.next_cursor)
     headers = {} if page.next_cursor is None else {"Link": next_page(request, cursor=page.next_cursor, name="after")}
     return json_response(body.model_dump_json(), request=request, headers=headers)
 
@@ -417,7 +388,9 @@ def list_log_lines(
 @history.get("/jobs/{job_id}/metrics")
 def list_metrics(job_id: str, session: ReadingSessionDep, caller: CallerDep) -> ListBody[MetricBody]:
     """The values that the current attempt measured, oldest first."""
-    return ListBody(items=[MetricBody.of(metric) for metric in reading.metrics(session, job_id, owner=caller)])
+    return ListBody(
+        items=[MetricBody.model_validate(metric) for metric in reading.metrics(session, job_id, owner=caller)]
+    )
 
 
 async def accepted(submitted: Submitted, *, request: Request, reader: BatchedReader, feed: EventFeed) -> Response:
@@ -438,7 +411,7 @@ async def accepted(submitted: Submitted, *, request: Request, reader: BatchedRea
     )
     headers |= {"Location": body.links.self, "Cache-Control": CHECKED if submitted.secret is None else NO_STORE}
     if not job.is_terminal:
-        headers["Retry-After"] = retry_after(job.status, job.eta_seconds)
+        headers["Retry-After"] = retry_after(job.status, job.progress.eta_seconds)
     # already validated, and the framework would validate it again
     return Response(body.as_json(), status_code=HTTPStatus.ACCEPTED, headers=headers, media_type="application/json")
 

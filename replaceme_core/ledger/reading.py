@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session, undefer
 
 from replaceme_core.errors import InvalidInput, NotFound
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.records import Job, JobEvent, LogLine, Metric, Page
+from replaceme_core.ledger.records import Job, JobEvent, Metric, Page
 from replaceme_core.ledger.row_mapping import to_job, to_spec
 from replaceme_core.ledger.states import EventType, JobStatus
 from replaceme_core.ledger.tables import JobEventRow, JobLabelRow, JobLogRow, JobRow, MetricRow, is_uuid
@@ -28,6 +28,7 @@ from replaceme_core.ledger.transitions import find_job
 from replaceme_core.plan.duration import MODELLED, inputs_of
 from replaceme_core.runner.eta import weights_of
 from replaceme_core.runner.messages import PastJob, Stage
+from replaceme_core.shapes import LogLine
 
 _SHOWN = tuple(
     column.key
@@ -291,9 +292,9 @@ def timeline_of(job: Job, events: Sequence[JobEvent]) -> Timeline:
     if job.status is JobStatus.QUEUED:
         entered = {}  # the next attempt begins anew
     elif ended_at is not None:
-        _end_last(entered, ended_at, fraction=1.0 if job.status is JobStatus.SUCCEEDED else job.fraction)
+        _end_last(entered, ended_at, fraction=1.0 if job.status is JobStatus.SUCCEEDED else (job.progress.stage or 0.0))
     elif job.stage in entered:
-        entered[job.stage] = replace(entered[job.stage], fraction=job.fraction)
+        entered[job.stage] = replace(entered[job.stage], fraction=(job.progress.stage or 0.0))
     return Timeline(attempts=tuple(attempts), stages=_all_stages(job, entered))
 
 

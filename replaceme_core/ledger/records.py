@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeVar
 
+from replaceme_core import shapes
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.states import TERMINAL, EventType, JobStatus
-from replaceme_core.request.gate import GateResult
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
@@ -16,85 +16,22 @@ from replaceme_core.telemetry import UNKNOWN, Origin
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class JobError:
-    """Why a job failed: a code of `replaceme_core.errors` and one sentence."""
+class Job(shapes.Job):
+    """The present state of one job: what everybody sees, and what the service itself needs to know."""
 
-    code: str
-    message: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobWarning:
-    """What to know before using the result: a code and one sentence (`replaceme_core.engine.results.outcome`)."""
-
-    code: str
-    message: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobResult:
-    """Where the result of a job is, which blocks of the source model were removed and kept, and warnings."""
-
-    repo_id: str
-    revision: str
-    removed_blocks: tuple[int, ...]
-    kept_blocks: tuple[int, ...]
-    warnings: tuple[JobWarning, ...] = ()
-    summary: "JobSummary | None" = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """A quantity of the original model and of the result; `None`: not measured."""
-
-    before: float | None
-    after: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobSummary:
-    """What a result is, in three lines. `perplexity` is on text that calibration did not see."""
-
-    blocks: Change
-    parameters: Change
-    perplexity: Change
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """The present state of one job. `overall` and `fraction` (of the present stage) run from 0 to 1.
-
-    `worker_kind`: the workers that may run it; `None`: all.
-    """
-
-    id: str
     owner: str
     status: JobStatus
     spec: CompressionSpec
-    worker_kind: WorkerKind | None
+    route: WorkerKind | None
     stage: Stage | None
-    overall: float
-    fraction: float
-    eta_seconds: float | None
-    eta_error_seconds: float | None
-    attempt: int
     worker: str | None
     lease_expires_at: datetime | None
     cancel_requested_at: datetime | None
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-    error: JobError | None
-    result: JobResult | None
-    gate: GateResult | None = None
-    """What became of the gate of the specification, once the result is measured."""
-    retry_of: str | None = None
-    retried_as: str | None = None
 
     @property
-    def labels(self) -> Mapping[str, str]:
-        return self.spec.labels
+    def worker_kind(self) -> WorkerKind | None:
+        """The workers that may run it; `None`: all."""
+        return self.route
 
     @property
     def is_terminal(self) -> bool:
@@ -171,29 +108,11 @@ class WakeUp:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueuePosition:
-    """The position of a queued job: 1 starts next; `None` in a queue too long to count. The start is an estimate."""
-
-    position: int | None
-    estimated_start_at: datetime | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class BulkCancel:
     """The jobs that were asked to cancel, with their status since; `more`: others match, and another call is needed."""
 
     statuses: Mapping[str, JobStatus]
     more: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogLine:
-    """A line that the runner of a job wrote. `number` counts from 1 within the job."""
-
-    number: int
-    at: datetime
-    attempt: int
-    text: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from replaceme_core.ledger.records import Change, Job, JobError, JobResult, JobSummary, JobWarning
+from replaceme_core.ledger.records import Job
 from replaceme_core.ledger.tables import JobRow, JsonObject
-from replaceme_core.request.gate import GateResult
 from replaceme_core.request.spec import CompressionSpec
+from replaceme_core.shapes import JobError, JobProgress, JobResult, JobSummary
 
 # These fields have columns of their own, because SQL statements use them. They are left out of the JSON, because the
 # version before this one refuses fields that it does not know.
@@ -19,6 +19,11 @@ _ONLY_IF_SET = {
     "output": ("overwrite", "create_pr"),
 }
 _PARTS_ONLY_IF_SET = ("gate",)
+_AS_STORED = (
+    *("id", "owner", "status", "stage", "attempt", "worker", "lease_expires_at", "cancel_requested_at", "created_at"),
+    *("started_at", "finished_at", "gate", "retry_of", "retried_as"),
+)
+"""The columns that a record has as they are."""
 
 
 def stored_spec(spec: CompressionSpec) -> JsonObject:
@@ -43,54 +48,21 @@ def to_spec(row: JobRow) -> CompressionSpec:
 
 def to_job(row: JobRow) -> Job:
     """The record of a row."""
-    failed = row.error_code is not None
+    spec, stored = to_spec(row), row.result or {}
+    result, summary = {name: stored[name] for name in JobResult.model_fields if name in stored}, stored.get("summary")
     return Job(
-        id=row.id,
-        owner=row.owner,
-        status=row.status,
-        spec=to_spec(row),
-        worker_kind=row.worker_kind,
-        stage=row.stage,
-        overall=row.overall,
-        fraction=row.stage_fraction,
-        eta_seconds=row.eta_seconds,
-        # the version before clears the estimate only
-        eta_error_seconds=None if row.eta_seconds is None else row.eta_error_seconds,
-        attempt=row.attempt,
-        worker=row.worker,
-        lease_expires_at=row.lease_expires_at,
-        cancel_requested_at=row.cancel_requested_at,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        error=JobError(code=row.error_code or "", message=row.error_message or "") if failed else None,
-        result=_to_result(row.result) if row.result is not None else None,
-        gate=None if row.gate is None else GateResult.model_validate(row.gate),
-        retry_of=row.retry_of,
-        retried_as=row.retried_as,
+        **{name: getattr(row, name) for name in _AS_STORED},
+        spec=spec,
+        labels=spec.labels,
+        route=row.worker_kind,
+        progress=JobProgress(
+            overall=row.overall,
+            stage=row.stage_fraction,
+            eta_seconds=row.eta_seconds,
+            # the version before clears the estimate only
+            eta_error_seconds=None if row.eta_seconds is None else row.eta_error_seconds,
+        ),
+        error=None if row.error_code is None else JobError(code=row.error_code, message=row.error_message or ""),
+        result=JobResult.model_validate(result) if result else None,
+        summary=JobSummary.model_validate(summary) if summary else None,  # none in a result of the version before
     )
-
-
-def _to_result(stored: JsonObject) -> JobResult:
-    warnings = stored.get("warnings", [])
-    assert isinstance(warnings, list)
-    return JobResult(
-        repo_id=str(stored["repo_id"]),
-        revision=str(stored["revision"]),
-        removed_blocks=_to_blocks(stored["removed_blocks"]),
-        kept_blocks=_to_blocks(stored["kept_blocks"]),
-        warnings=tuple(JobWarning(code=one["code"], message=one["message"]) for one in warnings),
-        summary=_to_summary(stored.get("summary")),
-    )
-
-
-def _to_summary(stored: object) -> JobSummary | None:
-    """`None` for a result that the version before has written."""
-    if not isinstance(stored, dict):
-        return None
-    return JobSummary(**{name: Change(before=both["before"], after=both["after"]) for name, both in stored.items()})
-
-
-def _to_blocks(stored: object) -> tuple[int, ...]:
-    assert isinstance(stored, list)
-    return tuple(int(block) for block in stored)

@@ -21,11 +21,11 @@ from sqlalchemy.orm import Session, aliased
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.database import lock_until_commit, now
 from replaceme_core.ledger.reading import JobSnapshot
-from replaceme_core.ledger.records import QueuePosition
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import ApiKeyRow, JobRow
 from replaceme_core.ledger.transitions import find_job
 from replaceme_core.request.spec import HIGHEST_PRIORITY
+from replaceme_core.shapes import QueuePosition
 
 # Written into the statement and not passed as a parameter: a plan for any status cannot use a partial index on one.
 QUEUED: ColumnElement[bool] = JobRow.status == literal(JobStatus.QUEUED, JobRow.status.type, literal_execute=True)

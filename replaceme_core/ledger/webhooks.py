@@ -14,13 +14,14 @@ import re
 import secrets
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import uuid4
 
 from sqlalchemy import ColumnElement, delete, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
+from replaceme_core import shapes
 from replaceme_core.errors import Conflict, InvalidInput, NotFound
 from replaceme_core.ledger.database import now
 from replaceme_core.ledger.keys import OF_WEBHOOKS, Keys
@@ -555,48 +556,11 @@ def body_of(payload: Payload, job: Job, event: JobEvent) -> str:
         "event": json_safe(event.data),
     }
     if payload is Payload.FULL:
-        data["job"] = _whole(job)
-    message = {"type": f"{TYPE_PREFIX}{event.type}", "timestamp": _time(event.at), "data": data}
-    return json.dumps(message, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
-def _whole(job: Job) -> dict[str, object]:
-    """The job as the API shows it, without links, which depend on how the API is reached."""
-    result = job.result
-    return {
-        "id": job.id,
-        "status": job.status.value,
-        "route": None if job.worker_kind is None else job.worker_kind.value,
-        "stage": None if job.stage is None else job.stage.value,
-        "progress": {
-            "overall": job.overall,
-            "stage": job.fraction,
-            "eta_seconds": job.eta_seconds,
-            "eta_error_seconds": job.eta_error_seconds,
-        },
-        "attempt": job.attempt,
-        "labels": dict(job.labels),
-        "spec": job.spec.model_dump(mode="json"),
-        "created_at": _time(job.created_at),
-        "started_at": _time(job.started_at),
-        "finished_at": _time(job.finished_at),
-        "error": None if job.error is None else {"code": job.error.code, "message": job.error.message},
-        "result": None
-        if result is None
-        else {
-            "repo_id": result.repo_id,
-            "revision": result.revision,
-            "removed_blocks": list(result.removed_blocks),
-            "kept_blocks": list(result.kept_blocks),
-            "warnings": [{"code": one.code, "message": one.message} for one in result.warnings],
-        },
-        "summary": None if result is None or result.summary is None else asdict(result.summary),
-        "gate": None if job.gate is None else job.gate.model_dump(mode="json"),
-        "retry_of": job.retry_of,
-        "retried_as": job.retried_as,
+        # without links, which depend on how the API is reached
+        data["job"] = job.model_dump(mode="json", include=set(shapes.Job.model_fields))
+    message = {
+        "type": f"{TYPE_PREFIX}{event.type}",
+        "timestamp": event.at.isoformat().replace("+00:00", "Z"),
+        "data": data,
     }
-
-
-def _time(at: datetime | None) -> str | None:
-    """RFC 3339 in UTC, as the API writes times."""
-    return None if at is None else at.isoformat().replace("+00:00", "Z")
+    return json.dumps(message, separators=(",", ":"), ensure_ascii=True, allow_nan=False)

@@ -29,6 +29,7 @@ NEED_NO_TORCH = {
     "runner",
     "secrets_box",
     "settings",
+    "shapes",
     "telemetry",
     "validation",
     "webhooks",

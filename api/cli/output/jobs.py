@@ -12,13 +12,13 @@ from rich.text import Text
 
 from api.cli.output.console import describe_eta, describe_time, make_console, print_json
 from api.cli.output.report import print_gate, print_tables
-from api.client.models import Delivery, Job, JobEvent, Metric, Webhook, Worker
-from api.client.responses.plan import Estimate, Plan
+from api.client.models import Delivery, Estimate, Job, JobEvent, Plan, Webhook, Worker
 from replaceme_core.report.figures import percent, size, time_about, time_range
 from replaceme_core.report.reading import Report
 from replaceme_core.report.view import both_models
 from replaceme_core.request.calibration import SELF_GENERATED
 from replaceme_core.request.removal import block_ranges
+from replaceme_core.shapes import Metric
 from replaceme_core.wording import counted
 
 _STATUS_STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}

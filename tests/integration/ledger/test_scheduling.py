@@ -17,11 +17,12 @@ from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import attempts, changes, reading, scheduling
 from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.keys import KeyLimits, Keys, NewKey, Scope
-from replaceme_core.ledger.records import Claim, QueuePosition, WakeUp
+from replaceme_core.ledger.records import Claim, WakeUp
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.sweep import collect_wake_ups, requeue_expired
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.runner.messages import Stage
+from replaceme_core.shapes import QueuePosition
 from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.jobs.threads import at_once
 

@@ -9,9 +9,10 @@ from benchmarks.harness.jobs import job_of, report_of
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import Conflict, JobNotFound, LeaseLost, NotFound, StaleTransition
 from replaceme_core.ledger import attempts, changes, reading
-from replaceme_core.ledger.records import Claim, JobWarning
+from replaceme_core.ledger.records import Claim
 from replaceme_core.ledger.states import ALLOWED, TERMINAL, JobStatus
 from replaceme_core.runner.messages import Measured, Stage
+from replaceme_core.shapes import JobWarning
 from tests.fixtures.jobs.ledger import Ledger, claim_job, succeed
 from tests.fixtures.jobs.threads import at_once
 
