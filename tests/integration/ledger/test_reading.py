@@ -160,14 +160,20 @@ def test_progress(ledger: Ledger) -> None:
             attempts.record_progress(session, claim, stage=stage, overall=overall, fraction=fraction, eta_seconds=eta)
         job = ledger.get(job_id)
         assert job.stage is stage
-        assert 0 <= job.overall <= 1
-        assert 0 <= job.fraction <= 1
-        assert job.eta_seconds in (None, 0.0, 12.5)
-    assert (job.overall, job.fraction, job.eta_seconds) == (0.5, 0.5, 12.5)
+        assert 0 <= job.progress.overall <= 1
+        assert 0 <= job.progress.stage <= 1
+        assert job.progress.eta_seconds in (None, 0.0, 12.5)
+    assert (job.progress.overall, job.progress.stage, job.progress.eta_seconds) == (0.5, 0.5, 12.5)
     assert [event.data for event in ledger.events(job_id)[2:]] == [{"stage": "resolve"}, {"stage": "calibrate"}]
     ledger.release(claim)
     job = ledger.get(job_id)
-    assert (job.stage, job.overall, job.fraction, job.eta_seconds, job.worker) == (None, 0.0, 0.0, None, None)
+    assert (job.stage, job.progress.overall, job.progress.stage, job.progress.eta_seconds, job.worker) == (
+        None,
+        0.0,
+        0.0,
+        None,
+        None,
+    )
 
 
 def test_metrics_are_those_of_the_present_attempt(ledger: Ledger) -> None:

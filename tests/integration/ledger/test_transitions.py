@@ -229,7 +229,7 @@ def test_a_job_that_succeeds(ledger: Ledger) -> None:
         job_of(ledger.database, job.id),
         report_of(ledger.database, job.id),
     )
-    assert (done.status, done.spec, done.overall, done.error) == (SUCCEEDED, resolved, 1.0, None)
+    assert (done.status, done.spec, done.progress.overall, done.error) == (SUCCEEDED, resolved, 1.0, None)
     assert done.result is not None
     assert (done.result.removed_blocks, done.result.kept_blocks) == ((12, 13), (0, 1, 2))
     assert list(report.items()) == [("zeta", 20.5), ("alpha", [1, 2])]

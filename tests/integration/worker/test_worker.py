@@ -34,7 +34,7 @@ def test_a_job_runs_from_message_to_publication(site: Site) -> None:
     job = site.wait_for_end(job_id)
     assert job.status is JobStatus.SUCCEEDED, job.error
     assert job.attempt == 1
-    assert job.overall == 1
+    assert job.progress.overall == 1
     assert job.result is not None
     assert job.result.removed_blocks == (2,)
     assert job.result.kept_blocks == (0, 1, 3)
@@ -172,11 +172,11 @@ def test_progress_is_seen_while_the_job_runs(working_site: Site) -> None:
     site = working_site
     job_id = site.add(stub_seconds="8")
     site.wait_for_runner(job_id)
-    wait_until(lambda: site.job(job_id).eta_seconds is not None, seconds=10, what="an estimate")
+    wait_until(lambda: site.job(job_id).progress.eta_seconds is not None, seconds=10, what="an estimate")
     first = site.job(job_id)
     assert first.stage is Stage.CALIBRATE
-    assert 0 < first.overall < 1
-    wait_until(lambda: site.job(job_id).overall > first.overall, seconds=5, what="progress")
+    assert 0 < first.progress.overall < 1
+    wait_until(lambda: site.job(job_id).progress.overall > first.progress.overall, seconds=5, what="progress")
     site.cancel(job_id)
     site.wait_for_end(job_id)
 

@@ -21,9 +21,9 @@ def test_the_time_left_is_news_while_a_stage_reports_nothing(sqlite_database: Da
     def left() -> tuple[float, float]:
         writer.flush()
         job = ledger.get(job_id)
-        assert job.eta_seconds is not None
-        assert job.eta_error_seconds is not None
-        return job.eta_seconds, job.eta_error_seconds
+        assert job.progress.eta_seconds is not None
+        assert job.progress.eta_error_seconds is not None
+        return job.progress.eta_seconds, job.progress.eta_error_seconds
 
     expected = {Stage.CALIBRATE: 60.0, Stage.SELECT: 20.0, Stage.SAVE: 20.0}
     writer.note(Resolved(spec=spec, expected=expected))
