@@ -1,18 +1,24 @@
-"""The deadline until a response starts."""
+"""Requests that take too long, clients that hang up, and transactions that wait for each other."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from threading import Event
+from typing import Any
 
+import anyio.to_thread
 import pytest
 from fastapi import FastAPI, Request
 from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
+from api.deps import WRITE_SLOTS
 from api.http.deadline import Deadline, check
+from api.main import create_app
 from replaceme_core.errors import Unavailable
-from tests.fixtures.api.requests import assert_problem
+from replaceme_core.settings import Settings
+from tests.fixtures.api.requests import SMALLEST, assert_problem
 
 
 def test_a_late_response_becomes_503() -> None:
@@ -62,3 +68,57 @@ def test_a_late_commit_is_refused() -> None:
     check({"replaceme.deadline": float("inf")})
     with pytest.raises(Unavailable):
         check({"replaceme.deadline": 0.0})
+
+
+@pytest.mark.parametrize("pieces", [[], [b'{"model": '], [b'{"model": ', b'"org/na']])
+def test_a_request_that_breaks_off(settings: Settings, pieces: list[bytes], capfd: pytest.CaptureFixture[str]) -> None:
+    arriving: list[dict[str, Any]] = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    arriving.append({"type": "http.disconnect"})
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return arriving.pop(0) if len(arriving) > 1 else arriving[0]
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"testserver"), (b"content-type", b"application/json"), (b"content-length", b"500")]
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/jobs",
+        "raw_path": b"/jobs",
+        "query_string": b"",
+        "root_path": "",
+        "scheme": "http",
+        "headers": headers,
+        "client": ("127.0.0.1", 1),
+        "server": ("testserver", 80),
+    }
+    asyncio.run(create_app(settings)(scope, receive, send))  # type: ignore[arg-type]
+    assert [message.get("status") for message in sent[:1]] == [499]
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+THREADS = WRITE_SLOTS + 3
+REQUESTS = 4 * THREADS
+
+
+def test_waiting_requests_do_not_block_the_commit_of_another(client: TestClient) -> None:
+    """Between the route of a cancellation and its commit the framework takes a thread of the pool once more."""
+
+    async def few_threads() -> None:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+
+    assert client.portal is not None
+    client.portal.call(few_threads)
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        replies = list(pool.map(lambda _: client.post("/jobs", json=SMALLEST), range(REQUESTS)))
+    assert [reply.status_code for reply in replies] == [202] * REQUESTS
+    assert len({reply.headers["location"] for reply in replies}) == REQUESTS
+    jobs = [reply.headers["location"] for reply in replies]
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        replies = list(pool.map(lambda job: client.post(f"{job}/cancel"), jobs))
+    assert [reply.status_code for reply in replies] == [200] * REQUESTS
