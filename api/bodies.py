@@ -45,9 +45,9 @@ T = TypeVar("T")
 
 
 class ResponseBody(BaseModel):
-    """A JSON body that the service sends."""
+    """A JSON body that the service sends; made of any object that has the attributes."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, from_attributes=True)
 
 
 @cache

@@ -5,7 +5,7 @@ Credentials are tokens for the Hub that a caller keeps here, to name them in job
 
 from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Self
+from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import Field, SecretStr, StringConstraints
@@ -26,7 +26,6 @@ from api.bodies import (
 from api.deps import CallerDep, KeysDep, KeysToReadDep, OwnersDep, OwnersToReadDep, ServicesDep
 from api.http.requests import StrictRoute
 from api.http.responses import NO_STORE
-from replaceme_core.ledger.keys import Credential
 from replaceme_core.request.fields import CREDENTIAL_NAME, Frozen
 
 router = APIRouter(tags=["keys"], route_class=StrictRoute)
@@ -54,10 +53,6 @@ class CredentialBody(ResponseBody):
     name: str
     created_at: datetime
     updated_at: datetime
-
-    @classmethod
-    def of(cls, credential: Credential) -> Self:
-        return cls(name=credential.name, created_at=credential.created_at, updated_at=credential.updated_at)
 
 
 # Routes of keys and owners
@@ -131,7 +126,7 @@ def set_owner(
 @credentials.get("/credentials")
 def list_credentials(owners: OwnersToReadDep, caller: CallerDep) -> ListBody[CredentialBody]:
     """Your credentials by name, without their tokens."""
-    return ListBody(items=[CredentialBody.of(one) for one in owners.credentials(caller)])
+    return ListBody(items=[CredentialBody.model_validate(one) for one in owners.credentials(caller)])
 
 
 @credentials.put("/credentials/{name}")
@@ -144,7 +139,7 @@ def put_credential(
 ) -> CredentialBody:
     """Store a token under a name, in place of an earlier one. No response shows it again."""
     token = body.token.get_secret_value()
-    return CredentialBody.of(owners.put_credential(caller, name, token, box=services.secrets_box))
+    return CredentialBody.model_validate(owners.put_credential(caller, name, token, box=services.secrets_box))
 
 
 @credentials.delete("/credentials/{name}", status_code=HTTPStatus.NO_CONTENT)

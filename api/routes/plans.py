@@ -11,11 +11,10 @@ from api.auth.callers import caller_of
 from api.bodies import ResponseBody
 from api.deps import PlanningDep
 from api.http.requests import StrictRoute
-from replaceme_core.errors import InvalidInput
 from replaceme_core.families.layout import MapStructure
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.plan.duration import Basis
-from replaceme_core.plan.plan import Estimate, Notice, Plan, WorkerPlan
+from replaceme_core.plan.plan import Estimate, Plan, WorkerPlan
 from replaceme_core.request.method import Method
 from replaceme_core.request.spec import CompressionRequest, Dtype, Loading
 from replaceme_core.runner.messages import Stage
@@ -102,10 +101,6 @@ class NoticeBody(ResponseBody):
     message: str
     field: str | None
 
-    @classmethod
-    def of(cls, notice: Notice | InvalidInput) -> Self:
-        return cls(code=notice.code, message=notice.message, field=notice.field)
-
 
 class TrialsBody(ResponseBody):
     """Of a search for the deepest cut: how many trials there are at most, and the expected seconds of all of them."""
@@ -184,23 +179,12 @@ class PlanBody(ResponseBody):
     @classmethod
     def of(cls, plan: Plan) -> Self:
         return cls(
-            model=_model(plan),
+            model=PlannedModelBody.model_validate(plan),
             estimate=None if plan.estimate is None else EstimateBody.of(plan.estimate),
             worker=None if plan.worker is None else WorkerPlanBody.of(plan.worker),
-            warnings=tuple(NoticeBody.of(one) for one in plan.warnings),
-            refusals=tuple(NoticeBody.of(one) for one in plan.refusals),
+            warnings=tuple(NoticeBody.model_validate(one) for one in plan.warnings),
+            refusals=tuple(NoticeBody.model_validate(one) for one in plan.refusals),
         )
-
-
-def _model(plan: Plan) -> PlannedModelBody:
-    return PlannedModelBody(
-        repo_id=plan.repo_id,
-        revision=plan.revision,
-        family=plan.family,
-        supported=plan.supported,
-        methods=tuple(plan.methods),
-        structures=tuple(plan.structures),
-    )
 
 
 # Routes
