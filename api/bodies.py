@@ -262,8 +262,6 @@ class JobRequest(CompressionRequest):
 
 # API keys and their owners
 
-# Bodies and query parameters
-
 MOST_OVERLAP_SECONDS = 2_592_000  # 30 days
 _LARGEST = 2**31 - 1
 _LARGEST_SIZE = 2**53 - 1  # the largest whole number that every JSON reader keeps

@@ -32,8 +32,6 @@ from replaceme_core.webhooks import (
     signed_headers,
 )
 
-# Sending
-
 LOOK_UP_SECONDS = 2.0
 KEY_ENDED = "key_ended"
 """The error of a message whose webhook belongs to a key that may not read jobs any more."""
