@@ -19,7 +19,7 @@ from replaceme_core.ledger.records import Claim, Job, JobEvent
 from replaceme_core.ledger.row_mapping import stored_spec, to_job
 from replaceme_core.ledger.scheduling import lock_next_job
 from replaceme_core.ledger.states import TERMINAL, EventType, JobStatus
-from replaceme_core.ledger.tables import JobEventRow, JobLogRow, JobRow, MetricRow
+from replaceme_core.ledger.tables import JobEventRow, JobLogRow, JobRow, MetricRow, is_uuid
 from replaceme_core.ledger.transitions import (
     NO_LEASE,
     NO_PROGRESS,
@@ -132,6 +132,8 @@ def history(session: Session, claim: Claim) -> tuple[JobEvent, ...]:
 
 
 def _present_row(session: Session, claim: Claim) -> JobRow:
+    if not is_uuid(claim.job_id):
+        raise no_such_job(claim.job_id)
     row = session.scalars(
         select(JobRow).where(JobRow.id == claim.job_id), execution_options={"populate_existing": True}
     ).one_or_none()
