@@ -8,9 +8,9 @@ fold       the solution is folded into the weights that stay, and the blocks are
 save       in the model's own dtype; loaded again and checked
 evaluate   before and after, in the same run
 
-What a method does in `calibrate`, `select` and `solve` is in `methods/`. Where the deepest cut that passes the gate is
-asked for, `select` is a search, each trial of which goes through all of it (`steps/deepest_cut.py`). Stages begin here
-and nowhere else.
+What a method does in `calibrate`, `select` and `solve` is in `methods/`; it begins the last two itself. Where the
+deepest cut that passes the gate is asked for, `select` is a search, each trial of which goes through all of it
+(`run.py`).
 """
 
 from pathlib import Path

@@ -36,7 +36,7 @@ class Method(StrEnum):
 class MethodTraits:
     """What a method takes, needs and costs.
 
-    `module`: has the function `calibrate` (`PruningMethod` in `replaceme_core.engine.methods.task`). `options`:
+    `module`: has a function with the own name of the method (`replaceme_core.engine.methods.task`). `options`:
     the fields of `MethodSpec` that only some methods take, and that this one takes. `changes_weights`: it tries
     changes on the weights of the live model, which quantised weights do not allow. `needs_like_blocks`: it mixes
     parameters of neighbouring blocks, which must be of one kind. `chooses_a_window`: it chooses among the windows

@@ -13,6 +13,7 @@ from replaceme_core.engine.activations.cut_sums import capture_next_cut
 from replaceme_core.engine.methods.windows import fit_cut
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import Cut, FittedCut, fold, remove_blocks, run_pruned
+from replaceme_core.engine.model.load import stored_weights
 from replaceme_core.engine.model.save import save_model, verify_saved
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.families.layout import Layout, MapStructure
@@ -37,6 +38,11 @@ KEPT = [0, 1, 3, 4, 5]
 
 def test_every_row_has_a_variant() -> None:
     assert {variant.model_type for variant in VARIANTS} == set(FAMILIES)
+
+
+@every_variant
+def test_stored_weights_agree_with_the_config(variant: Variant, tmp_path: Path) -> None:
+    stored_weights(save_tiny(tmp_path / "model", variant=variant))
 
 
 @every_variant

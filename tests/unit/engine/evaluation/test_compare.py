@@ -68,6 +68,12 @@ def test_the_share_of_different_runs_falls_where_text_repeats(tmp_path: Path) ->
 LENGTH = 32
 
 
+@pytest.fixture(autouse=True)
+def _short_answers_and_few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replaceme_core.engine.evaluation.compare.NEW_TOKENS", 8)
+    monkeypatch.setattr("replaceme_core.engine.evaluation.speed.RUNS", 1)
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny"

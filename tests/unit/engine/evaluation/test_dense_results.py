@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 
 from replaceme_core.engine.activations.cache import open_cache
 from replaceme_core.engine.activations.verified_file import Contents
-from replaceme_core.engine.evaluation import compare as module
 from replaceme_core.engine.evaluation.compare import Comparison, compare
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import TIMED, Subject
@@ -44,6 +43,8 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def _one_sequence_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("replaceme_core.engine.evaluation.measure.LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr("replaceme_core.engine.evaluation.compare.NEW_TOKENS", 4)
+    monkeypatch.setattr("replaceme_core.engine.evaluation.speed.RUNS", 1)
 
 
 def results_of(source: Path, *, limit: int = 2**30, **compute: object) -> DenseResults:
@@ -192,14 +193,3 @@ def test_no_place_no_result(source: Path) -> None:
     (source.parent / "cache").write_text("a file")
     found, _ = compared(source, results_of(source), generates=False)
     assert found.before.perplexity > 1
-
-
-def test_text_is_written_and_prompts_are_answered_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, _ = compared(source, results_of(source))
-    answer, asked = module.answer, list[PreTrainedModel]()
-    again = "replaceme_core.engine.evaluation.dense_results.generate_sequences"
-    monkeypatch.setattr(again, lambda *_, **__: pytest.fail("text was generated again"))
-    monkeypatch.setattr(module, "answer", lambda model, tokenizer: asked.append(model) or answer(model, tokenizer))
-    second, _ = compared(source, results_of(source))
-    assert len(asked) == 1, "the pruned model"
-    assert second.answers_before == first.answers_before

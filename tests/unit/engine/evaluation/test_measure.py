@@ -1,4 +1,4 @@
-"""Confidence intervals: known quantiles, and how often they hold."""
+"""Perplexity of models beside each other, confidence intervals, and the stream that saves a second run."""
 
 import math
 import random

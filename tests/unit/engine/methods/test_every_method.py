@@ -17,7 +17,7 @@ from tests.fixtures.models.tiny import BLOCKS, VARIANTS, save_tiny, tiny_model, 
 
 FIT, HELD_OUT = token_ids(8, 24, seed=1), token_ids(4, 24, seed=2)
 every_method = pytest.mark.parametrize("method", [str(method) for method in Method])
-families = pytest.mark.parametrize("name", ["llama", "gemma3", "qwen2-moe"])
+families = pytest.mark.parametrize("name", ["gemma3", "qwen2-moe"])
 
 
 @every_method
@@ -61,19 +61,6 @@ def test_named_blocks_go(method: str) -> None:
 def answered(method: str, *, keep: bool) -> tuple[Pruning, Task]:
     task, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, keep=keep, method={"name": method})
     return carry_out(task), task
-
-
-@every_method
-def test_the_same_task_gives_the_same_answer(method: str) -> None:
-    first, _ = answered(method, keep=False)
-    second, _ = answered.__wrapped__(method, keep=False)
-    assert first is not second
-    assert first.removed == second.removed
-    assert first.candidates == second.candidates
-    for one, other in zip(first.folds, second.folds, strict=True):
-        assert torch.equal(one.delta, other.delta)
-    for one, other in zip(first.changes, second.changes, strict=True):
-        assert torch.equal(one.change, other.change)
 
 
 @every_method

@@ -1,5 +1,6 @@
 """A map is accepted if it beats plain removal of the same blocks on held-out tokens."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_model, token_ids
 
 
+@cache
 def texts(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Fit and held-out tokens that the model itself has written."""
     model = tiny_model(variant(name))

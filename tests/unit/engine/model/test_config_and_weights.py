@@ -15,7 +15,7 @@ from replaceme_core.engine.pipeline import compress
 from replaceme_core.errors import BrokenModel
 from tests.fixtures.models.pipeline import request
 from tests.fixtures.models.recorder import Recorder
-from tests.fixtures.models.tiny import BLOCKS, VARIANTS, Variant, save_tiny
+from tests.fixtures.models.tiny import BLOCKS, VARIANTS, save_tiny
 
 WEIGHTS = "model.safetensors"
 BY_NAME = {variant.name: variant for variant in VARIANTS}
@@ -35,11 +35,6 @@ def directory(tmp_path: Path) -> Path:
     return save_tiny(tmp_path / "model")
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda one: one.name)
-def test_every_family_agrees_with_its_config(variant: Variant, tmp_path: Path) -> None:
-    stored_weights(save_tiny(tmp_path / "model", variant=variant))
-
-
 @pytest.mark.parametrize("name", ["llama", "gpt2", "falcon-7b", "opt", "neox-parallel"])
 def test_weights_that_were_saved_without_the_head(name: str, tmp_path: Path) -> None:
     """Names begin one level below, as in the first checkpoints of gpt2."""
@@ -49,8 +44,8 @@ def test_weights_that_were_saved_without_the_head(name: str, tmp_path: Path) -> 
     load_model(directory, dtype=torch.float32, device="cpu")
 
 
-@pytest.mark.parametrize("blocks", [3, BLOCKS - 1, BLOCKS + 1, 100, 10**7])
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", "gemma3"])
+@pytest.mark.parametrize("blocks", [BLOCKS - 1, BLOCKS + 1, 10**7])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_a_number_of_blocks_that_is_not_there(name: str, blocks: int, tmp_path: Path) -> None:
     directory = save_tiny(tmp_path / "model", variant=BY_NAME[name])
     key = "n_layer" if name == "gpt2" else "num_hidden_layers"
@@ -121,8 +116,10 @@ def read_lazily(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("read", [read_whole, read_lazily])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [(float("nan"), torch.float32), (float("inf"), torch.bfloat16), (float("-inf"), torch.float16)],
+)
 @pytest.mark.parametrize(
     ("variant", "tensor"),
     [
