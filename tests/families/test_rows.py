@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from replaceme_core.engine.activations.cut_sums import capture_next_cut
+from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.methods.windows import fit_cut
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import Cut, FittedCut, fold, remove_blocks, run_pruned
@@ -138,9 +138,9 @@ def test_what_is_fitted_is_what_is_folded(variant: Variant) -> None:
     anchor, end = CUT.anchor, CUT.end
     with torch.inference_mode():
         block_runner = BlockRunner(resolved=resolve(model))
-        statistics = capture_next_cut(
-            block_runner, CUT, done=[], fit=tokens, held_out=tokens, batch_size=8, advance=lambda _: None
-        )
+        statistics = Activations(
+            block_runner=block_runner, fit=tokens, held_out=tokens, batch_size=8, advance=lambda _: None
+        ).statistics(CUT)
         fitted = fit_cut(statistics, ridge=1e-6)
         promised, delta = fitted.residual, fitted.from_all_tokens.delta
         dense = block_runner.enter(tokens)

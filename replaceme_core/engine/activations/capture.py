@@ -1,7 +1,7 @@
 """What methods read of the dense model: its streams and MLP writes, and the sums of any cut of any length.
 
 Where a method needs no more than the sums of some windows and no store is asked for, a pass that stores no stream is
-enough (`capture_windows`). Otherwise the dense model runs once, block by block, and its streams are stored. The sums
+enough. Otherwise the dense model runs once, block by block, and its streams are stored. The sums
 are the same to the bit either way.
 """
 
@@ -16,8 +16,6 @@ from replaceme_core.engine.activations.cut_sums import (
     CutStatistics,
     Screen,
     WindowSums,
-    capture_next_cut,
-    capture_windows,
     statistics_of,
 )
 from replaceme_core.engine.activations.dense_streams import DenseStreams
@@ -92,19 +90,9 @@ class Activations(DenseStreams):
         Runs no block of the dense model a second time where streams are stored.
         """
         self._most_cuts = max(self._most_cuts, 1)
-        if not self.stores_streams:
-            self.dense_block_runs += (cut.end + 1) * len(self.batches)
-            return capture_next_cut(
-                self.block_runner,
-                cut,
-                done=done,
-                fit=self.fit,
-                held_out=self.held_out,
-                batch_size=self.batch_size,
-                advance=self.advance,
-                sources=self.held_out_sources,
-            )
-        fit, first, second = self._stored_sums(cut, range(len(self.batches)), done=done)
+        every = range(len(self.batches))
+        sums = self._stored_sums(cut, every, done=done) if self.stores_streams else self._passed_sums(cut, done)
+        fit, first, second = sums
         return statistics_of(fit, first.merged(second, [cut]), self.block_runner.resolved)[0]
 
     def allowed(self, cuts: Sequence[Cut]) -> Sequence[Cut]:
@@ -122,21 +110,64 @@ class Activations(DenseStreams):
         if self.stores_streams:
             return self._stored_windows(cuts, screen), self.held_out_streams()
         self._most_cuts = max(self._most_cuts, len(cuts))
-        statistics, self.window_streams = capture_windows(
-            self.block_runner,
-            cuts,
-            streams=self.make_held_out_store(),
-            fit=self.fit,
-            held_out=self.held_out,
-            batch_size=self.batch_size,
-            advance=self.advance,
-            sources=self.held_out_sources,
-            screen=screen,
-        )
-        fitted = [one.cut for one in statistics]
-        for some, batches in ((cuts, self.held_out_batches), (fitted, self.fit_batches)):
+        return self._passed_windows(cuts, screen)
+
+    def _passed_windows(self, cuts: Sequence[Cut], screen: Screen | None) -> tuple[list[CutStatistics], HeldOutStreams]:
+        """From one pass over the held-out tokens, and then over the fit tokens for the cuts that remain.
+
+        The held-out streams before anchor blocks, and the one after the last block if it is run, are stored.
+        """
+        resolved, blocks, step = self.block_runner.resolved, len(self.block_runner.blocks), self._token_progress()
+        streams, tokens = self.make_held_out_store(), list[torch.Tensor]()
+        first, second = WindowSums.empty(cuts, resolved), WindowSums.empty(cuts, resolved)
+        for number in self.held_out_batches:
+            tokens.append(self.tokens(number))
+            sums = second if self.batches[number].second_half else first
+            stream = sums.run(self.block_runner, tokens[-1], before=streams)
+            if sums.last_block == blocks - 1:
+                streams.put(stream_key(blocks), stream)
+            step(number)
+        if screen is not None:
+            for one in statistics_of(first, second, resolved):
+                screen.add(one)
+        held_out = first.merged(second, cuts if screen is None else screen.remaining())
+        del first, second, sums
+        fit = WindowSums.empty(held_out.cuts, resolved)
+        for number in self.fit_batches:
+            fit.run(self.block_runner, self.tokens(number))
+            step(number)
+        for some, batches in ((cuts, self.held_out_batches), (fit.cuts, self.fit_batches)):
             self.dense_block_runs += (max(cut.end for cut in some) + 1) * len(batches)
-        return statistics, self.window_streams
+        self.window_streams = stored_held_out(streams, tokens=tokens, blocks=blocks, at_once=self.batch_size)
+        return statistics_of(fit, held_out, resolved), self.window_streams
+
+    def _passed_sums(self, cut: Cut, done: Sequence[FittedCut]) -> list[WindowSums]:
+        """The sums of `cut` over each of `PARTS` from a pass that stores nothing.
+
+        The reference fits every map on the unpruned model, so that later maps are fitted to inputs that never occur.
+        """
+        sums, step = [WindowSums.empty([cut], self.block_runner.resolved) for _ in PARTS], self._token_progress()
+        for number, batch in enumerate(self.batches):
+            start = self.block_runner.enter(self.tokens(number))
+            pruned, write = run_pruned(self.block_runner, start, done=done, until=cut.anchor)
+            dense, since = (start, 0) if done else (pruned, cut.start)
+            for block in range(since, cut.end + 1):
+                dense = self.block_runner.run(block, dense)
+            sums[batch.part].add(cut, write=write, kept=pruned, end=dense, anchor=True)
+            step(number)
+        self.dense_block_runs += (cut.end + 1) * len(self.batches)
+        return sums
+
+    def _token_progress(self) -> Callable[[int], None]:
+        """A function to call with the number of each batch that is done; it reports the part of all tokens."""
+        total, done = self.fit.numel() + self.held_out.numel(), 0
+
+        def step(number: int) -> None:
+            nonlocal done
+            done += self.batches[number].tokens.numel()
+            self.advance(done / total)
+
+        return step
 
     def _stored_windows(self, cuts: Sequence[Cut], screen: Screen | None) -> list[CutStatistics]:
         if screen is None:

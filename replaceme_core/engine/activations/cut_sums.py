@@ -1,25 +1,22 @@
-"""The sums of candidate cuts, over the fit tokens and over the held-out tokens, and a pass for those of windows.
+"""The sums of candidate cuts, over the fit tokens and over the held-out tokens.
 
 The sums serve every ridge, and give the residual of every candidate without a second pass
 (docs/explanation/method.md, "One pass"). Held-out tokens are summed in two halves: a map that is fitted on one half and
 evaluated on the other shows which cuts need the fit tokens, before any of these is run (`Screen`).
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
 import torch
 
 from replaceme_core.engine.activations.tensor_store import (
-    HeldOutStreams,
-    MemoryStore,
     TensorStore,
-    stored_held_out,
     stream_key,
 )
 from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.changes import Cut, FittedCut, run_pruned
+from replaceme_core.engine.model.changes import Cut
 from replaceme_core.engine.numerics.stream import MeanAngle, Stream, token_weights
 from replaceme_core.engine.numerics.sums import EndSums, Moments, WriteSums
 from replaceme_core.families.layout import MapStructure
@@ -223,89 +220,3 @@ def statistics_of(fit: WindowSums, held_out: WindowSums, resolved: ResolvedModel
             )
         )
     return found
-
-
-def token_progress(advance: Callable[[float], None], *, total: int) -> Callable[[int], None]:
-    """A function to call with the number of tokens of each batch; it reports the part of `total` to `advance`."""
-    done = 0
-
-    def step(tokens: int) -> None:
-        nonlocal done
-        done += tokens
-        advance(done / total)
-
-    return step
-
-
-def capture_windows(
-    block_runner: BlockRunner,
-    cuts: Sequence[Cut],
-    *,
-    fit: torch.Tensor,
-    held_out: torch.Tensor,
-    batch_size: int,
-    advance: Callable[[float], None],
-    sources: torch.Tensor | None = None,
-    streams: TensorStore | None = None,
-    screen: Screen | None = None,
-) -> tuple[list[CutStatistics], HeldOutStreams]:
-    """The sums of `cuts`, of any lengths, from one pass over `held_out` and then `fit` (sequences, length).
-
-    The held-out streams before their anchor blocks, and the one after the last block if it is run, are put into
-    `streams`, or into memory. With a `screen`, the fit tokens are run only for the cuts that remain. `sources` are
-    those of the held-out sequences (`schedule`).
-    """
-    resolved, blocks = block_runner.resolved, len(block_runner.blocks)
-    step = token_progress(advance, total=fit.numel() + held_out.numel())
-    work = schedule(fit, held_out, batch_size, sources=sources)
-    streams = MemoryStore() if streams is None else streams
-    first, second = WindowSums.empty(cuts, resolved), WindowSums.empty(cuts, resolved)
-    tokens: list[torch.Tensor] = []
-    for batch in work:
-        if batch.held_out:
-            tokens.append(batch.tokens.to(resolved.model.device))
-            stream = (second if batch.second_half else first).run(block_runner, tokens[-1], before=streams)
-            if first.last_block == blocks - 1:
-                streams.put(stream_key(blocks), stream)
-            step(batch.tokens.numel())
-    if screen is not None:
-        for one in statistics_of(first, second, resolved):
-            screen.add(one)
-    held_out_sums = first.merged(second, cuts if screen is None else screen.remaining())
-    del first, second
-    sums = WindowSums.empty(held_out_sums.cuts, resolved)
-    for batch in work:
-        if not batch.held_out:
-            sums.run(block_runner, batch.tokens.to(resolved.model.device))
-            step(batch.tokens.numel())
-    held = stored_held_out(streams, tokens=tokens, blocks=blocks, at_once=batch_size)
-    return statistics_of(sums, held_out_sums, resolved), held
-
-
-def capture_next_cut(
-    block_runner: BlockRunner,
-    cut: Cut,
-    *,
-    done: Sequence[FittedCut],
-    fit: torch.Tensor,
-    held_out: torch.Tensor,
-    batch_size: int,
-    advance: Callable[[float], None],
-    sources: torch.Tensor | None = None,
-) -> CutStatistics:
-    """Statistics of one `cut` whose prefix is already pruned by `done`, toward the dense model's stream at its end.
-
-    The reference fits every map on the unpruned model, so that later maps are fitted to inputs that never occur.
-    """
-    resolved = block_runner.resolved
-    step = token_progress(advance, total=fit.numel() + held_out.numel())
-    sums = [WindowSums.empty([cut], resolved) for _ in PARTS]
-    for batch in schedule(fit, held_out, batch_size, sources=sources):
-        start = block_runner.enter(batch.tokens.to(resolved.model.device))
-        pruned, write = run_pruned(block_runner, start, done=done, until=cut.anchor)
-        dense, since = (start, 0) if done else (pruned, cut.start)
-        for block in range(since, cut.end + 1):
-            dense = block_runner.run(block, dense)
-        sums[batch.part].add(cut, write=write, kept=pruned, end=dense, anchor=True)
-        step(batch.tokens.numel())
-    return statistics_of(sums[FIT], sums[FIRST_HALF].merged(sums[SECOND_HALF], [cut]), resolved)[0]

@@ -6,7 +6,8 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from replaceme_core.engine.activations.cut_sums import capture_next_cut, capture_windows, schedule
+from replaceme_core.engine.activations.capture import Activations
+from replaceme_core.engine.activations.cut_sums import schedule
 from replaceme_core.engine.methods.judge import FIRST_LOOK
 from replaceme_core.engine.methods.replay import replay_variant
 from replaceme_core.engine.methods.task import Candidate
@@ -26,8 +27,9 @@ def block_runner() -> BlockRunner:
     return BlockRunner(resolved=resolve(tiny_model()))
 
 
-def nothing(_: float) -> None:
-    pass
+def activations_of(block_runner: BlockRunner, **fields: object) -> Activations:
+    given = {"fit": FIT, "held_out": HELD_OUT, "batch_size": 4, "advance": lambda _: None, **fields}
+    return Activations(block_runner=block_runner, **given)  # type: ignore[arg-type]
 
 
 def test_windows_leave_block_0() -> None:
@@ -47,9 +49,7 @@ def test_held_out_sequences_come_in_parts() -> None:
 def test_statistics_are_those_of_every_token(block_runner: BlockRunner) -> None:
     """Against streams from the model's own hidden states; the last window ends before the final norm (pitfall 1)."""
     fractions: list[float] = []
-    statistics, streams = capture_windows(
-        block_runner, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=fractions.append
-    )
+    statistics, streams = activations_of(block_runner, advance=fractions.append).windows(windows(BLOCKS, 2))
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
     for one in statistics:
@@ -86,15 +86,7 @@ def test_nothing_after_the_last_wanted_block_is_run_and_no_logits(block_runner: 
         block.register_forward_hook(lambda _m, _i, _o, index=index: count(index))
     head: list[int] = []
     block_runner.resolved.model.lm_head.register_forward_hook(lambda *_: head.append(1))
-    capture_next_cut(
-        block_runner,
-        Cut(start=2, end=3),
-        done=[],
-        fit=FIT,
-        held_out=HELD_OUT[:2],
-        batch_size=6,
-        advance=nothing,
-    )
+    activations_of(block_runner, held_out=HELD_OUT[:2], batch_size=6).statistics(Cut(start=2, end=3))
     assert head == []
     assert calls == {0: 3, 1: 3, 2: 3, 3: 3, 4: 0, 5: 0}, "one run a batch of each block up to the end of the cut"
 
@@ -103,7 +95,7 @@ def test_nothing_after_the_last_wanted_block_is_run_and_no_logits(block_runner: 
 def test_the_model_is_left_as_it_was(block_runner: BlockRunner) -> None:
     model = block_runner.resolved.model
     before = model(input_ids=FIT).logits
-    capture_windows(block_runner, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing)
+    activations_of(block_runner).windows(windows(BLOCKS, 2))
     assert block_runner.resolved.blocks is block_runner.blocks
     assert not any(module._forward_hooks for module in model.modules())
     assert torch.equal(model(input_ids=FIT).logits, before)
@@ -111,9 +103,7 @@ def test_the_model_is_left_as_it_was(block_runner: BlockRunner) -> None:
 
 @torch.inference_mode()
 def test_a_replay_costs_what_the_pruned_model_costs(block_runner: BlockRunner) -> None:
-    statistics, streams = capture_windows(
-        block_runner, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
-    )
+    statistics, streams = activations_of(block_runner).windows(windows(BLOCKS, 2))
     tokens = predictions_of(streams.tokens)
     replayed = []
     for one in statistics:
@@ -139,9 +129,7 @@ def whole_loss(model: object) -> float:
 @torch.inference_mode()
 def test_a_later_cut_is_fitted_on_the_pruned_prefix_toward_the_dense_stream(block_runner: BlockRunner) -> None:
     first = FittedCut(cut=Cut(start=1, end=1), delta=torch.eye(WIDTH, dtype=torch.float64) * 0.2)
-    statistics = capture_next_cut(
-        block_runner, Cut(start=4, end=4), done=[first], fit=FIT, held_out=HELD_OUT, batch_size=3, advance=nothing
-    )
+    statistics = activations_of(block_runner, batch_size=3).statistics(Cut(start=4, end=4), done=[first])
     dense = block_runner.enter(FIT)
     for block in range(5):
         dense = block_runner.run(block, dense)
@@ -152,9 +140,7 @@ def test_a_later_cut_is_fitted_on_the_pruned_prefix_toward_the_dense_stream(bloc
 
 @torch.inference_mode()
 def test_the_cut_of_least_loss_is_chosen_and_the_table_shows_why(block_runner: BlockRunner) -> None:
-    statistics, streams = capture_windows(
-        block_runner, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
-    )
+    statistics, streams = activations_of(block_runner).windows(windows(BLOCKS, 2))
     table = table_of(block_runner, ridge=0.1, replays=9)
     assert [row.cut for row in table] == windows(BLOCKS, 2)
     finalists = sorted((row for row in table if row.held_out_loss is not None), key=lambda row: row.held_out_loss or 0)
@@ -183,9 +169,7 @@ def fit_map_on_fit(one: object) -> torch.Tensor:
 
 @torch.inference_mode()
 def test_only_the_best_by_residual_are_replayed(block_runner: BlockRunner) -> None:
-    statistics, _ = capture_windows(
-        block_runner, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
-    )
+    statistics, _ = activations_of(block_runner).windows(windows(BLOCKS, 2))
     table = table_of(block_runner, ridge=None, replays=2)
     replayed = {row.cut for row in table if row.held_out_loss is not None}
     residuals = {
@@ -197,9 +181,7 @@ def test_only_the_best_by_residual_are_replayed(block_runner: BlockRunner) -> No
 @torch.inference_mode()
 def test_a_cut_that_was_eliminated_is_shown_beside_the_chosen_one(block_runner: BlockRunner) -> None:
     """What it was not replayed on may be easier or harder to predict; that is no property of the cut."""
-    statistics, streams = capture_windows(
-        block_runner, windows(BLOCKS, 2), fit=FIT, held_out=HELD_OUT, batch_size=4, advance=nothing
-    )
+    statistics, streams = activations_of(block_runner).windows(windows(BLOCKS, 2))
     table = table_of(block_runner, ridge=0.1, replays=9)
     (chosen,) = (row for row in table if row.chosen)
     deltas = {one.cut: FittedCut(cut=one.cut, delta=fit_map_on_fit(one)) for one in statistics}

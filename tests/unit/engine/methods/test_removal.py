@@ -5,13 +5,10 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.harness.specs import a_spec
-from replaceme_core.engine.activations.cut_sums import capture_windows
 from replaceme_core.engine.methods import removal
 from replaceme_core.engine.methods.removal import evidence
 from replaceme_core.engine.methods.task import Pruning
-from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import windows
-from replaceme_core.families.resolve import resolve
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import BLOCKS, WIDTH, tiny_model, token_ids
 
@@ -21,16 +18,8 @@ METHOD = {"name": "drop"}
 
 @torch.inference_mode()
 def test_the_window_of_least_distance_goes() -> None:
-    statistics, _ = capture_windows(
-        BlockRunner(resolved=resolve(tiny_model())),
-        windows(BLOCKS, 2),
-        fit=FIT,
-        held_out=HELD_OUT,
-        batch_size=4,
-        advance=lambda _: None,
-    )
-    expected = {one.cut: one.angle.value for one in statistics}
     task, recorder = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=METHOD)
+    expected = {one.cut: one.angle.value for one in task.activations.windows(windows(BLOCKS, 2))[0]}
     pruning = carry_out(task)
     assert {row.cut: row.distance for row in pruning.candidates} == pytest.approx(expected)
     nearest = min(expected, key=lambda cut: expected[cut])

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
 
 import pytest
 import torch
 
-from replaceme_core.engine.activations.cut_sums import CutStatistics, capture_next_cut, capture_windows
+from replaceme_core.engine.activations.cut_sums import CutStatistics
 from replaceme_core.engine.activations.tensor_store import MemoryStore
 from replaceme_core.engine.methods.task import Pruning
 from replaceme_core.engine.methods.windows import Screening, best_sets, fit_cut, lengths
@@ -72,10 +72,7 @@ def test_the_screen_sees_two_halves_of_the_held_out_tokens(streams: MemoryStore 
     """The first to fit on, the second to judge on."""
     screen = Fixed()
     make_activations(store=streams).windows(CUTS, screen=screen)
-    block_runner = make_activations().block_runner
-    halves, _ = capture_windows(
-        block_runner, CUTS, fit=HELD_OUT[::2], held_out=HELD_OUT[1::2], batch_size=1, advance=lambda _: None
-    )
+    halves, _ = replace(make_activations(), fit=HELD_OUT[::2], held_out=HELD_OUT[1::2], batch_size=1).windows(CUTS)
     for one in halves:
         seen = screen.seen[one.cut]
         assert seen.tokens == HELD_OUT.numel()
@@ -158,11 +155,10 @@ def test_shares_are_even_and_add_up(groups: int) -> None:
 def test_one_pass_serves_cuts_of_several_lengths(texts: tuple[torch.Tensor, torch.Tensor]) -> None:
     task, _ = make_task(tiny_model(num_hidden_layers=DEPTH), fit=texts[0], held_out=texts[1])
     cuts = [*windows(DEPTH, 3), *windows(DEPTH, 2)]
-    options = {"fit": texts[0], "held_out": texts[1], "batch_size": 4, "advance": lambda _: None}
-    statistics, _ = capture_windows(task.block_runner, cuts, **options)  # type: ignore[arg-type]
+    statistics, _ = task.activations.windows(cuts)
     assert [one.cut for one in statistics] == cuts
     for one in statistics:
-        alone = capture_next_cut(task.block_runner, one.cut, done=[], **options)  # type: ignore[arg-type]
+        alone = task.activations.statistics(one.cut)
         torch.testing.assert_close(one.fit.gram, alone.fit.gram)
         torch.testing.assert_close(one.held_out.cross, alone.held_out.cross)
         assert one.angle.value == pytest.approx(alone.angle.value)
