@@ -8,8 +8,6 @@ are the same to the bit either way.
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
-import torch
-
 from replaceme_core.engine.activations.cut_sums import (
     FIRST_HALF,
     PARTS,
@@ -20,10 +18,8 @@ from replaceme_core.engine.activations.cut_sums import (
 )
 from replaceme_core.engine.activations.dense_streams import DenseStreams
 from replaceme_core.engine.activations.tensor_store import (
-    HeldOutStreams,
     MemoryStore,
     TensorStore,
-    stored_held_out,
     stream_key,
 )
 from replaceme_core.engine.model.block_runner import summed_loss
@@ -99,31 +95,25 @@ class Activations(DenseStreams):
         """Those of `cuts` that keep the pattern of kinds of blocks, where the request asks for that."""
         return cuts if self.allows is None else [cut for cut in cuts if self.allows(cut.blocks)]
 
-    def windows(
-        self, cuts: Sequence[Cut], *, screen: Screen | None = None
-    ) -> tuple[list[CutStatistics], HeldOutStreams]:
-        """The sums of `cuts`, of any lengths, or of those that `screen` keeps, and the streams before anchors.
-
-        Cuts that are not allowed are left out.
-        """
+    def windows(self, cuts: Sequence[Cut], *, screen: Screen | None = None) -> list[CutStatistics]:
+        """The sums of `cuts`, of any lengths, or of those that `screen` keeps; those not allowed are left out."""
         cuts = self.allowed(cuts)
         if self.stores_streams:
-            return self._stored_windows(cuts, screen), self.held_out_streams()
+            return self._stored_windows(cuts, screen)
         self._most_cuts = max(self._most_cuts, len(cuts))
         return self._passed_windows(cuts, screen)
 
-    def _passed_windows(self, cuts: Sequence[Cut], screen: Screen | None) -> tuple[list[CutStatistics], HeldOutStreams]:
+    def _passed_windows(self, cuts: Sequence[Cut], screen: Screen | None) -> list[CutStatistics]:
         """From one pass over the held-out tokens, and then over the fit tokens for the cuts that remain.
 
         The held-out streams before anchor blocks, and the one after the last block if it is run, are stored.
         """
         resolved, blocks, step = self.block_runner.resolved, len(self.block_runner.blocks), self._token_progress()
-        streams, tokens = self.make_held_out_store(), list[torch.Tensor]()
+        streams = self.window_streams = self.make_held_out_store()
         first, second = WindowSums.empty(cuts, resolved), WindowSums.empty(cuts, resolved)
         for number in self.held_out_batches:
-            tokens.append(self.tokens(number))
             sums = second if self.batches[number].second_half else first
-            stream = sums.run(self.block_runner, tokens[-1], before=streams)
+            stream = sums.run(self.block_runner, self.tokens(number), before=streams)
             if sums.last_block == blocks - 1:
                 streams.put(stream_key(blocks), stream)
             step(number)
@@ -138,8 +128,7 @@ class Activations(DenseStreams):
             step(number)
         for some, batches in ((cuts, self.held_out_batches), (fit.cuts, self.fit_batches)):
             self.dense_block_runs += (max(cut.end for cut in some) + 1) * len(batches)
-        self.window_streams = stored_held_out(streams, tokens=tokens, blocks=blocks, at_once=self.batch_size)
-        return statistics_of(fit, held_out, resolved), self.window_streams
+        return statistics_of(fit, held_out, resolved)
 
     def _passed_sums(self, cut: Cut, done: Sequence[FittedCut]) -> list[WindowSums]:
         """The sums of `cut` over each of `PARTS` from a pass that stores nothing.
@@ -235,10 +224,7 @@ class Activations(DenseStreams):
     def _dense_loss(self, number: int, positions: int | None) -> float:
         """Of the held-out batch `number`, counted from 0."""
         batch = self.held_out_batches[number]
-        if not self.complete and self.window_streams is not None and self.window_streams.last:
-            last = self.window_streams.last[number]
-        else:
-            last = self.read_or_run(len(self.block_runner.blocks), batch)
+        last = self.read_or_run(len(self.block_runner.blocks), batch)
         return summed_loss(self.block_runner, last[:, :positions], self.tokens(batch)[:, :positions])
 
     def record(self) -> CaptureRecord:
@@ -257,7 +243,7 @@ class Activations(DenseStreams):
 
 def capture_distances(
     activations: Activations, cuts: Sequence[Cut], *, keep_streams: bool = False
-) -> tuple[dict[Cut, MeanAngle], HeldOutStreams]:
+) -> dict[Cut, MeanAngle]:
     """The mean angular distance across each of `cuts`, of any length, over all tokens that are no sinks.
 
     One pass, or none where streams are stored. With `keep_streams` the held-out streams before every anchor block are
@@ -266,9 +252,9 @@ def capture_distances(
     angles = {cut: MeanAngle() for cut in cuts}
     last_block, blocks = max(cut.end for cut in cuts), len(activations.block_runner.blocks)
     starts = {cut.start: max(one.end for one in cuts if one.start == cut.start) for cut in cuts}
-    tokens: list[torch.Tensor] = []
-    streams = activations.make_held_out_store()
-    anchors = {cut.anchor for cut in cuts if keep_streams and not activations.stores_streams}
+    streams, anchors = None, set[int]()
+    if keep_streams and not activations.stores_streams:
+        streams, anchors = activations.make_held_out_store(), {cut.anchor for cut in cuts}
     for number, batch in enumerate(activations.batches):
         kept: dict[int, Stream] = {}  # by the first block of a cut, which reads it
         for block, stream in enumerate(activations.streams_through(number, last_block=last_block)):
@@ -280,13 +266,9 @@ def capture_distances(
             kept = {start: one for start, one in kept.items() if starts[start] >= block}
             if block in starts:
                 kept[block] = here
-            if batch.held_out and block in anchors:
+            if streams is not None and batch.held_out and (block in anchors or block == blocks):
                 streams.put(stream_key(block), stream)
-        if batch.held_out:
-            tokens.append(activations.tokens(number))
-            if anchors and last_block == blocks - 1:
-                streams.put(stream_key(blocks), stream)
         activations.advance((number + 1) / len(activations.batches))
-    if activations.stores_streams:
-        return angles, activations.held_out_streams()
-    return angles, stored_held_out(streams, tokens=tokens, blocks=blocks, at_once=activations.batch_size)
+    if streams is not None:
+        activations.window_streams = streams
+    return angles

@@ -7,7 +7,6 @@ after the last block is named by the number of blocks. Every run of a dense bloc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,8 +15,6 @@ from replaceme_core.engine.activations.cache import CachedActivations
 from replaceme_core.engine.activations.cut_sums import PARTS, Batch, schedule
 from replaceme_core.engine.activations.tensor_store import (
     DamagedStore,
-    HeldOutStreams,
-    HeldOutView,
     MemoryStore,
     TensorStore,
     gram_key,
@@ -68,8 +65,9 @@ class DenseStreams:
     store: TensorStore | None = None
     complete: bool = False
     """Whether `store` has the streams of every block and batch."""
-    window_streams: HeldOutStreams | None = None
-    """The held-out streams before anchor blocks that the last pass over windows left, where nothing else is stored."""
+    window_streams: TensorStore | None = None
+    """The held-out streams before anchor blocks, where replays start, and after the last block. The last pass over
+    windows leaves them where nothing else is stored."""
     dense_block_runs: int = 0
     batches: list[Batch] = field(init=False)
     _found: bool = False
@@ -128,16 +126,6 @@ class DenseStreams:
         """M'M (d, d) of the MLP of `block`, over `FIT`, `FIRST_HALF` or `SECOND_HALF`."""
         return self._stored(gram_key(block), part)
 
-    def held_out_streams(self) -> HeldOutStreams:
-        """The stored held-out streams before every block and after the last one, read on access."""
-        blocks = len(self.block_runner.blocks)
-        views = [
-            HeldOutView(read=partial(self.before, block), numbers=self.held_out_batches) for block in range(blocks + 1)
-        ]
-        tokens = [self.tokens(batch) for batch in self.held_out_batches]
-        before = dict(enumerate(views[:blocks]))
-        return HeldOutStreams(tokens=tokens, before=before, last=views[blocks], at_once=self.batch_size)
-
     # Streams without a full pass: read if they are stored, else computed from the nearest stream that is known.
 
     def read_or_run(self, block: int, batch: int) -> torch.Tensor:
@@ -147,10 +135,11 @@ class DenseStreams:
         """
         if self.complete:
             return self.before(block, batch)
-        if self.window_streams is not None and self.batches[batch].held_out:
-            since = max((anchor for anchor in self.window_streams.before if anchor <= block), default=None)
+        store = self.window_streams
+        if store is not None and self.batches[batch].held_out:
+            since = max((one for one in range(block + 1) if store.count(stream_key(one))), default=None)
             if since is not None:
-                stream = self.window_streams.before[since][self.held_out_batches.index(batch)]
+                stream = store.get(stream_key(since), self.held_out_batches.index(batch)).to(self.device)
                 return self.run(stream, since=since, until=block)
         return self.run(self.block_runner.enter(self.tokens(batch)), since=0, until=block)
 

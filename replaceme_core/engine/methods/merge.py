@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from torch import nn
 
 from replaceme_core.engine.activations.capture import capture_distances
-from replaceme_core.engine.activations.tensor_store import HeldOutStreams
 from replaceme_core.engine.methods.judge import tournament
 from replaceme_core.engine.methods.replay import held_out_judge, report_dense_loss, variant_losses
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
-from replaceme_core.engine.model.block_runner import BlockRunner, mean_loss, summed_loss
+from replaceme_core.engine.model.block_runner import BlockRunner, mean_loss
 from replaceme_core.engine.model.changes import Cut, Variant, WeightChange, runs, try_changes, windows
 from replaceme_core.engine.numerics.sums import SOLVE_DTYPE
 from replaceme_core.errors import InvalidInput
@@ -43,9 +42,8 @@ def _named(task: Task, cuts: list[Cut]) -> tuple[list[Cut], list[Candidate]]:
                 value=[block for one in cuts for block in one.blocks],
             )
     task.begin(Stage.SELECT)
-    removed = frozenset(block for cut in cuts for block in cut.blocks)
     with merged(task.block_runner, cuts):
-        (losses,) = variant_losses(task.activations, [Variant(removed=removed)])
+        (losses,) = variant_losses(task.activations, [without(cuts)])
     task.progress.metric("result_held_out_loss", mean_loss(losses, task.activations.held_out_tokens), "nats")
     task.progress.advance(1.0)
     return cuts, [Candidate(start=cut.start, end=cut.end, chosen=True) for cut in cuts]
@@ -62,7 +60,7 @@ def _best_window(task: Task) -> tuple[list[Cut], list[Candidate]]:
             field="method",
             value=str(task.spec.method.name),
         )
-    angles, streams = capture_distances(task.activations, possible, keep_streams=True)
+    angles = capture_distances(task.activations, possible, keep_streams=True)
     distances = {cut: angle.value for cut, angle in angles.items()}
     task.progress.metric("tokens", task.calibration_tokens, "tokens")
 
@@ -72,7 +70,8 @@ def _best_window(task: Task) -> tuple[list[Cut], list[Candidate]]:
 
     def loss(cut: Cut, batch: int) -> float:
         with merged(task.block_runner, [cut]):
-            return merged_loss(task.block_runner, streams, cut, batch=batch)
+            number = task.activations.held_out_batches[batch]
+            return variant_losses(task.activations, [without([cut])], batches=[number])[0][0]
 
     winner, losses = tournament(
         sorted(distances, key=lambda cut: distances[cut])[: task.spec.method.replays],
@@ -93,6 +92,12 @@ def _best_window(task: Task) -> tuple[list[Cut], list[Candidate]]:
         for cut in distances
     ]
     return [winner], candidates
+
+
+def without(cuts: Sequence[Cut]) -> Variant:
+    """The model without the blocks of `cuts`, while their anchor blocks are merged (`merged`)."""
+    removed = frozenset(block for cut in cuts for block in cut.blocks)
+    return Variant(removed=removed, changed=frozenset(cut.anchor for cut in cuts))
 
 
 def mergeable(blocks: nn.ModuleList, cut: Cut) -> bool:
@@ -122,10 +127,3 @@ def merged(block_runner: BlockRunner, cuts: Sequence[Cut]) -> Iterator[None]:
         for one in changes:
             put(one)
         yield
-
-
-def merged_loss(block_runner: BlockRunner, streams: HeldOutStreams, cut: Cut, *, batch: int) -> float:
-    """Summed next-token loss in nats on one held-out batch, with the anchor block of `cut` merged (`merged`)."""
-    without = Variant(removed=frozenset(cut.blocks))
-    stream = without.run(block_runner, streams.before[cut.anchor][batch], since=cut.anchor)
-    return summed_loss(block_runner, stream, streams.tokens[batch])

@@ -21,7 +21,7 @@ def drop(task: Task) -> Pruning:
     """Remove the window of least angular distance (UIDL, arXiv 2403.17887), or the named blocks."""
     named, blocks = task.spec.drop, len(task.block_runner.blocks)
     cuts = task.activations.allowed(windows(blocks, task.remove)) if named is None else runs(named)
-    angles, _ = capture_distances(task.activations, cuts)
+    angles = capture_distances(task.activations, cuts)
     task.progress.metric("tokens", task.calibration_tokens, "tokens")
     task.begin(Stage.SELECT)
     distances = {cut: angle.value for cut, angle in angles.items()}
@@ -39,7 +39,7 @@ def block_influence(task: Task) -> Pruning:
     The influence of block i is 1 - mean cos(X_i, X_i+1) (ShortGPT, arXiv 2403.03853).
     """
     blocks = range(1, len(task.block_runner.blocks)) if task.spec.drop is None else task.spec.drop
-    angles, _ = capture_distances(task.activations, [Cut(start=block, end=block) for block in blocks])
+    angles = capture_distances(task.activations, [Cut(start=block, end=block) for block in blocks])
     task.progress.metric("tokens", task.calibration_tokens, "tokens")
     task.begin(Stage.SELECT)
     influence = {cut.start: angle.influence for cut, angle in angles.items()}

@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 
 from replaceme_core.engine.activations.capture import Activations
-from replaceme_core.engine.activations.tensor_store import HeldOutStreams
 from replaceme_core.engine.methods.judge import Judge
 from replaceme_core.engine.methods.task import Task
 from replaceme_core.engine.model.block_runner import BlockRunner, predictions_of, summed_loss, summed_losses
@@ -40,28 +39,12 @@ def held_out_judge(
     )
 
 
-def replay_together(
-    block_runner: BlockRunner, streams: HeldOutStreams, fitted: FittedCut, *, first: int, positions: int | None = None
+def next_losses(
+    activations: Activations, fitted: FittedCut, *, first: int, positions: int | None = None
 ) -> list[float]:
-    """Next-token losses in nats with `fitted` in place, summed over each held-out batch from `first` on.
-
-    They are of those that are run together (`HeldOutStreams.together`); with `positions` only these first ones of each
-    sequence are run.
-    """
-    variant, numbers = Variant.of([fitted]), streams.together(first)
-    tokens = [streams.tokens[number][:, :positions] for number in numbers]
-    stream = torch.cat([streams.before[variant.first][number][:, :positions] for number in numbers])
-    after = variant.run(block_runner, stream, since=variant.first).split([len(ids) for ids in tokens])
-    return summed_losses(block_runner, after, tokens)
-
-
-def replay_variant(
-    block_runner: BlockRunner, streams: HeldOutStreams, variant: Variant, *, batch: int, positions: int | None = None
-) -> float:
-    """The same of one held-out batch, and of a model with several cuts."""
-    stream = streams.before[variant.first][batch][:, :positions]
-    after = variant.run(block_runner, stream, since=variant.first)
-    return summed_loss(block_runner, after, streams.tokens[batch][:, :positions])
+    """`variant_losses` with `fitted` in place, of those held-out batches from `first` on that are run together."""
+    batches = next(_together(activations, activations.held_out_batches[first:]))
+    return variant_losses(activations, [Variant.of([fitted])], batches=batches, positions=positions)[0]
 
 
 def variant_losses(

@@ -12,9 +12,8 @@ from heapq import nsmallest
 from typing import Self
 
 from replaceme_core.engine.activations.cut_sums import CutStatistics, Screen
-from replaceme_core.engine.activations.tensor_store import HeldOutStreams
 from replaceme_core.engine.methods.judge import accepted_scale, tournament
-from replaceme_core.engine.methods.replay import held_out_judge, replay_together, replay_variant, report_dense_loss
+from replaceme_core.engine.methods.replay import held_out_judge, next_losses, report_dense_loss, variant_losses
 from replaceme_core.engine.methods.task import Candidate, Task, reported_ridge
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, windows
 from replaceme_core.engine.numerics.solve import (
@@ -142,16 +141,14 @@ def residual_of(row: Candidate) -> float:
     return row.residual
 
 
-def sum_windows(
-    task: Task, cuts: Sequence[Cut], *, screen: Screen | None = None
-) -> tuple[dict[Cut, CutStatistics], HeldOutStreams]:
-    """In one pass the sums of `cuts`, or of those that `screen` keeps, and the dense streams where replays start."""
-    statistics, streams = task.activations.windows(cuts, screen=screen)
+def sum_windows(task: Task, cuts: Sequence[Cut], *, screen: Screen | None = None) -> dict[Cut, CutStatistics]:
+    """In one pass the sums of `cuts`, or of those that `screen` keeps."""
+    statistics = task.activations.windows(cuts, screen=screen)
     for one in statistics:
         one.diagonal = task.diagonal
     task.progress.metric("tokens", task.calibration_tokens, "tokens")
     task.progress.metric("sink_tokens", max(one.sinks for one in statistics), "tokens")
-    return {one.cut: one for one in statistics}, streams
+    return {one.cut: one for one in statistics}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,14 +170,14 @@ def choose_window(task: Task, *, positions: int | None = None) -> WindowChoice:
     of one prediction a token. The chosen window's map is then compared with plain removal (`accepted_scale`), unless
     its ridge was requested.
     """
-    block_runner, ridge, replays = task.block_runner, task.spec.method.ridge, task.spec.method.replays
+    activations, ridge, replays = task.activations, task.spec.method.ridge, task.spec.method.replays
     screening = Screening(ridge=ridge, most=replays + SPARE, diagonal=task.diagonal)
-    every = windows(len(block_runner.blocks), task.remove)
-    by_cut, streams = sum_windows(task, every, screen=screening if _can_screen(task) else None)
+    every = windows(len(task.block_runner.blocks), task.remove)
+    by_cut = sum_windows(task, every, screen=screening if _can_screen(task) else None)
 
     task.begin(Stage.SELECT)
     report_dense_loss(task)
-    judge = held_out_judge(task.activations, positions=positions)
+    judge = held_out_judge(activations, positions=positions)
     table = {cut: screened_row(one, ridge=ridge) for cut, one in by_cut.items()}
     residuals = {cut: residual_of(row) for cut, row in table.items()}
     finalists = sorted(by_cut, key=lambda cut: residuals[cut])[:replays]
@@ -191,7 +188,7 @@ def choose_window(task: Task, *, positions: int | None = None) -> WindowChoice:
         of_cut = known.setdefault((cut, scale), [])
         fitted = maps[cut].scaled(scale)
         while len(of_cut) <= batch:
-            of_cut += replay_together(block_runner, streams, fitted, first=len(of_cut), positions=positions)
+            of_cut += next_losses(activations, fitted, first=len(of_cut), positions=positions)
         return of_cut[batch]
 
     winner, losses = tournament(finalists, judge=judge, loss=loss, rank=residuals, advance=task.progress.advance)
@@ -220,7 +217,7 @@ def choose_window(task: Task, *, positions: int | None = None) -> WindowChoice:
     if positions is not None:
         kept = []
         while len(kept) < judge.batches:
-            kept += replay_together(block_runner, streams, fitted, first=len(kept))
+            kept += next_losses(activations, fitted, first=len(kept))
     table = screening.table | table
     return WindowChoice(winner=by_cut[winner], losses=kept, candidates=[table[cut] for cut in sorted(table)])
 
@@ -265,7 +262,7 @@ def choose_groups(task: Task) -> GroupChoice:
     """
     method, blocks = task.spec.method, len(task.block_runner.blocks)
     shares = lengths(remove=task.remove, groups=method.groups)
-    by_cut, streams = sum_windows(task, [cut for share in shares for cut in windows(blocks, share)])
+    by_cut = sum_windows(task, [cut for share in shares for cut in windows(blocks, share)])
 
     task.begin(Stage.SELECT)
     report_dense_loss(task)
@@ -278,7 +275,8 @@ def choose_groups(task: Task) -> GroupChoice:
 
     def loss(cuts: tuple[Cut, ...], batch: int) -> float:
         variant = Variant.of([maps[cut] for cut in cuts])
-        return replay_variant(task.block_runner, streams, variant, batch=batch)
+        number = task.activations.held_out_batches[batch]
+        return variant_losses(task.activations, [variant], batches=[number])[0][0]
 
     winner, losses = tournament(
         sets,

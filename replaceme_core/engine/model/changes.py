@@ -82,10 +82,14 @@ def compensate(stream: torch.Tensor, write: torch.Tensor, *, delta: torch.Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A model without the blocks `removed`, and with the maps of `folds` applied."""
+    """A model without the blocks `removed`, and with the maps of `folds` applied.
+
+    The live blocks `changed` have other weights than those of the dense model.
+    """
 
     removed: frozenset[int]
     folds: tuple[FittedCut, ...] = ()
+    changed: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, folds: Sequence[FittedCut]) -> "Variant":
@@ -94,7 +98,7 @@ class Variant:
     @property
     def first(self) -> int:
         """The first block at which it differs from the dense model."""
-        return min([*self.removed, *(one.cut.anchor for one in self.folds)])
+        return min([*self.removed, *self.changed, *(one.cut.anchor for one in self.folds)])
 
     def run(
         self, block_runner: BlockRunner, stream: torch.Tensor, *, since: int, until: int | None = None

@@ -9,10 +9,10 @@ import torch
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.activations.cut_sums import schedule
 from replaceme_core.engine.methods.judge import FIRST_LOOK
-from replaceme_core.engine.methods.replay import replay_variant
+from replaceme_core.engine.methods.replay import variant_losses
 from replaceme_core.engine.methods.task import Candidate
 from replaceme_core.engine.methods.windows import choose_window, fit_cut
-from replaceme_core.engine.model.block_runner import BlockRunner, Hook, predictions_of, record_values, summed_loss
+from replaceme_core.engine.model.block_runner import BlockRunner, Hook, predictions_of, record_values
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, fold, remove_blocks, run_pruned, windows
 from replaceme_core.engine.numerics.solve import SCREENING_RIDGE, choose_ridge
 from replaceme_core.families.resolve import resolve
@@ -49,7 +49,7 @@ def test_held_out_sequences_come_in_parts() -> None:
 def test_statistics_are_those_of_every_token(block_runner: BlockRunner) -> None:
     """Against streams from the model's own hidden states; the last window ends before the final norm (pitfall 1)."""
     fractions: list[float] = []
-    statistics, streams = activations_of(block_runner, advance=fractions.append).windows(windows(BLOCKS, 2))
+    statistics = activations_of(block_runner, advance=fractions.append).windows(windows(BLOCKS, 2))
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
     for one in statistics:
@@ -59,7 +59,6 @@ def test_statistics_are_those_of_every_token(block_runner: BlockRunner) -> None:
         assert one.fit.error == pytest.approx(float((end - kept).square().sum()), rel=1e-4)
         assert one.fit.tokens == FIT.numel()
         assert one.held_out.tokens == HELD_OUT.numel()
-    assert len(streams.last) == len(streams.tokens) == 8
 
 
 def hidden_streams(block_runner: BlockRunner, cut: Cut) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -103,17 +102,14 @@ def test_the_model_is_left_as_it_was(block_runner: BlockRunner) -> None:
 
 @torch.inference_mode()
 def test_a_replay_costs_what_the_pruned_model_costs(block_runner: BlockRunner) -> None:
-    statistics, streams = activations_of(block_runner).windows(windows(BLOCKS, 2))
-    tokens = predictions_of(streams.tokens)
+    activations = activations_of(block_runner)
+    statistics, tokens = activations.windows(windows(BLOCKS, 2)), predictions_of(activations.held_out_tokens)
     replayed = []
     for one in statistics:
         fitted = fit_cut(one, ridge=0.1).from_all_tokens
         variant = Variant.of([fitted])
-        losses = [replay_variant(block_runner, streams, variant, batch=batch) for batch in range(8)]
-        replayed.append((fitted, sum(losses) / tokens))
-    pairs = zip(streams.last, streams.tokens, strict=True)
-    dense = sum(summed_loss(block_runner, stream, ids) for stream, ids in pairs) / tokens
-    assert dense == pytest.approx(whole_loss(tiny_model()), rel=1e-5)
+        replayed.append((fitted, sum(variant_losses(activations, [variant])[0]) / tokens))
+    assert sum(activations.dense_losses()) / tokens == pytest.approx(whole_loss(tiny_model()), rel=1e-5)
     for fitted, loss in replayed:
         model = tiny_model()
         resolved = resolve(model)
@@ -140,7 +136,8 @@ def test_a_later_cut_is_fitted_on_the_pruned_prefix_toward_the_dense_stream(bloc
 
 @torch.inference_mode()
 def test_the_cut_of_least_loss_is_chosen_and_the_table_shows_why(block_runner: BlockRunner) -> None:
-    statistics, streams = activations_of(block_runner).windows(windows(BLOCKS, 2))
+    activations = activations_of(block_runner)
+    statistics = activations.windows(windows(BLOCKS, 2))
     table = table_of(block_runner, ridge=0.1, replays=9)
     assert [row.cut for row in table] == windows(BLOCKS, 2)
     finalists = sorted((row for row in table if row.held_out_loss is not None), key=lambda row: row.held_out_loss or 0)
@@ -148,8 +145,8 @@ def test_the_cut_of_least_loss_is_chosen_and_the_table_shows_why(block_runner: B
     whole = {}
     for one in statistics:
         fitted = FittedCut(cut=one.cut, delta=fit_map_on_fit(one))
-        losses = [replay_variant(block_runner, streams, Variant.of([fitted]), batch=batch) for batch in range(8)]
-        whole[one.cut] = sum(losses) / predictions_of(streams.tokens)
+        (losses,) = variant_losses(activations, [Variant.of([fitted])])
+        whole[one.cut] = sum(losses) / predictions_of(activations.held_out_tokens)
     assert len(finalists) == 4, "every candidate was replayed at least in part"
     assert chosen.held_out_loss == pytest.approx(whole[chosen.cut])
     assert whole[chosen.cut] <= sorted(whole.values())[1]
@@ -169,7 +166,7 @@ def fit_map_on_fit(one: object) -> torch.Tensor:
 
 @torch.inference_mode()
 def test_only_the_best_by_residual_are_replayed(block_runner: BlockRunner) -> None:
-    statistics, _ = activations_of(block_runner).windows(windows(BLOCKS, 2))
+    statistics = activations_of(block_runner).windows(windows(BLOCKS, 2))
     table = table_of(block_runner, ridge=None, replays=2)
     replayed = {row.cut for row in table if row.held_out_loss is not None}
     residuals = {
@@ -181,22 +178,24 @@ def test_only_the_best_by_residual_are_replayed(block_runner: BlockRunner) -> No
 @torch.inference_mode()
 def test_a_cut_that_was_eliminated_is_shown_beside_the_chosen_one(block_runner: BlockRunner) -> None:
     """What it was not replayed on may be easier or harder to predict; that is no property of the cut."""
-    statistics, streams = activations_of(block_runner).windows(windows(BLOCKS, 2))
+    activations = activations_of(block_runner)
+    statistics = activations.windows(windows(BLOCKS, 2))
     table = table_of(block_runner, ridge=0.1, replays=9)
     (chosen,) = (row for row in table if row.chosen)
     deltas = {one.cut: FittedCut(cut=one.cut, delta=fit_map_on_fit(one)) for one in statistics}
 
     def losses(row: Candidate, count: int) -> float:
         variant = Variant.of([deltas[row.cut]])
-        return sum(replay_variant(block_runner, streams, variant, batch=batch) for batch in range(count))
+        batches = activations.held_out_batches[:count]
+        return sum(variant_losses(activations, [variant], batches=batches)[0])
 
-    tokens = predictions_of(streams.tokens)
+    tokens = predictions_of(activations.held_out_tokens)
     left_out = [row for row in table if row.estimated]
     assert left_out, "all cuts were replayed on all batches: the test shows nothing"
     for row in left_out:
         shown = row.held_out_loss - losses(chosen, 8) / tokens  # type: ignore[operator]
         behind = [
-            (losses(row, count) - losses(chosen, count)) / predictions_of(streams.tokens[:count])
+            (losses(row, count) - losses(chosen, count)) / predictions_of(activations.held_out_tokens[:count])
             for count in range(FIRST_LOOK, 8)
         ]
         assert min(abs(shown - one) for one in behind) < 1e-6, "the difference on the batches that both have"

@@ -8,7 +8,7 @@ import torch
 
 from replaceme_core.engine.activations.cut_sums import CutStatistics
 from replaceme_core.engine.methods.least_squares import accepted, fit_in_order, least_squares
-from replaceme_core.engine.methods.replay import replay_together
+from replaceme_core.engine.methods.replay import next_losses
 from replaceme_core.engine.methods.task import Pruning
 from replaceme_core.engine.methods.windows import CutFit, fit_cut
 from replaceme_core.engine.model.block_runner import Hook, record_values
@@ -122,14 +122,14 @@ def test_windows_are_compared_on_first_positions_and_the_losses_are_those_of_who
     compared, whole = list[int](), list[float]()
 
     def noted(*given: Any, positions: int | None = None, **named: Any) -> list[float]:
-        losses = replay_together(*given, positions=positions, **named)
+        losses = next_losses(*given, positions=positions, **named)
         if positions is None:
             whole.extend(losses)
         else:
             compared.append(positions)
         return losses
 
-    monkeypatch.setattr("replaceme_core.engine.methods.windows.replay_together", noted)
+    monkeypatch.setattr("replaceme_core.engine.methods.windows.next_losses", noted)
     found = least_squares(task, positions=12)
     assert set(compared) == {12}
     assert found.held_out_losses == whole

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from replaceme_core.engine.activations.capture import Activations
-from replaceme_core.engine.activations.tensor_store import HeldOutStreams
-from replaceme_core.engine.methods.replay import held_out_judge, replay_together, replay_variant, variant_losses
+from replaceme_core.engine.methods.replay import held_out_judge, next_losses, variant_losses
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant
 from replaceme_core.engine.text.tokens import REPEATED
@@ -72,24 +71,18 @@ def test_a_cut_is_replayed_on_small_batches_together(
     tokens = token_ids(21, 16)
     activations = activations_of(tokens[:4], tokens[4:], batch_size=batch_size)
     activations.capture()
-    block_runner, streams = activations.block_runner, activations.held_out_streams()
-    width = block_runner.resolved.model.config.hidden_size
+    width = activations.block_runner.resolved.model.config.hidden_size
     fitted = FittedCut(cut=Cut(start=2, end=2), delta=0.1 * torch.eye(width))
     single = [
-        replay_variant(block_runner, streams, Variant.of([fitted]), batch=batch, positions=9) for batch in range(17)
+        variant_losses(activations, [Variant.of([fitted])], batches=[batch], positions=9)[0][0]
+        for batch in activations.held_out_batches
     ]
     seen = sizes_of_runs(monkeypatch)
     losses: list[float] = []
     while len(losses) < 17:
-        losses += replay_together(block_runner, streams, fitted, first=len(losses), positions=9)
+        losses += next_losses(activations, fitted, first=len(losses), positions=9)
     assert losses == pytest.approx(single, rel=1e-5)
     assert seen == runs
-
-
-def test_batches_of_other_shapes_are_not_run_together() -> None:
-    tokens = [torch.zeros(2, 8), torch.zeros(2, 8), torch.zeros(1, 8), torch.zeros(1, 8), torch.zeros(1, 9)]
-    streams = HeldOutStreams(tokens=tokens, before={}, last=(), at_once=8)
-    assert [streams.together(first) for first in (0, 2, 4)] == [range(2), range(2, 4), range(4, 5)]
 
 
 def sizes_of_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:

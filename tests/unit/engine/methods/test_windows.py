@@ -56,14 +56,15 @@ def equal(some: Iterable[CutStatistics], others: Iterable[CutStatistics]) -> boo
     ids=["one pass", "streams"],
 )
 def test_the_sums_of_those_left_are_what_they_would_be(fields: Callable[[], dict[str, object]]) -> None:
-    everything, _ = make_activations(**fields()).windows(CUTS)
+    everything = make_activations(**fields()).windows(CUTS)
     screen = Fixed()
-    found, streams = make_activations(**fields()).windows(CUTS, screen=screen)
+    activations = make_activations(**fields())
+    found = activations.windows(CUTS, screen=screen)
     assert equal(found, [one for one in everything if one.cut in LEFT])
     assert list(screen.seen) == CUTS
-    assert len(streams.tokens) == len(streams.last) == 8, (
-        "replays begin on all held-out tokens, and so does the dense loss"
-    )
+    runs = activations.dense_block_runs
+    assert len(activations.dense_losses()) == 8
+    assert activations.dense_block_runs == runs, "the streams after the last block are there"
 
 
 @torch.inference_mode()
@@ -72,7 +73,7 @@ def test_the_screen_sees_two_halves_of_the_held_out_tokens(streams: MemoryStore 
     """The first to fit on, the second to judge on."""
     screen = Fixed()
     make_activations(store=streams).windows(CUTS, screen=screen)
-    halves, _ = replace(make_activations(), fit=HELD_OUT[::2], held_out=HELD_OUT[1::2], batch_size=1).windows(CUTS)
+    halves = replace(make_activations(), fit=HELD_OUT[::2], held_out=HELD_OUT[1::2], batch_size=1).windows(CUTS)
     for one in halves:
         seen = screen.seen[one.cut]
         assert seen.tokens == HELD_OUT.numel()
@@ -155,7 +156,7 @@ def test_shares_are_even_and_add_up(groups: int) -> None:
 def test_one_pass_serves_cuts_of_several_lengths(texts: tuple[torch.Tensor, torch.Tensor]) -> None:
     task, _ = make_task(tiny_model(num_hidden_layers=DEPTH), fit=texts[0], held_out=texts[1])
     cuts = [*windows(DEPTH, 3), *windows(DEPTH, 2)]
-    statistics, _ = task.activations.windows(cuts)
+    statistics = task.activations.windows(cuts)
     assert [one.cut for one in statistics] == cuts
     for one in statistics:
         alone = task.activations.statistics(one.cut)
