@@ -52,6 +52,16 @@ _OF_A_TEXT = {
     "text_agreement": "agreement",
 }
 _QUANTITIES = {one.name: one for one in view.QUANTITIES}
+_TYPES: dict[Format, str] = {"svg": "image/svg+xml", "png": "image/png"}
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+"""Of a picture that is opened by itself: an SVG has its styles within it, and nothing else is allowed."""
+PlotName = Annotated[str, Path(max_length=40)]
+SHOWN_LINES = 200
+_MOST_EVENTS = 1000
+_MOST_WEBHOOKS = 50
+Seq = Annotated[int, Query(ge=0, le=2**31 - 1)]
+FEWEST, MOST = 2, 5
+_MOST_GIVEN = 200
 
 
 def as_report(metrics: Sequence[MetricBody]) -> tuple[Report, list[MetricBody]]:
@@ -87,12 +97,6 @@ def as_report(metrics: Sequence[MetricBody]) -> tuple[Report, list[MetricBody]]:
     named = (("texts", texts), ("tasks", tasks), ("candidates", cuts))
     lists = {key: [{"name": name, **values} for name, values in found.items()] for key, found in named}
     return Report({**sides, **lists}), others
-
-
-SHOWN_LINES = 200
-_MOST_EVENTS = 1000
-_MOST_WEBHOOKS = 50
-Seq = Annotated[int, Query(ge=0, le=2**31 - 1)]
 
 
 @router.get("/ui/jobs/{job_id}")
@@ -179,9 +183,7 @@ def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str
         "last_seq": events[-1].seq if events else 0,
         "log": log[-SHOWN_LINES:],
         "log_lines": len(log),
-        "compared": [
-            table for table in (make(measured) for make in (view.both_models, view.texts, view.tasks)) if table
-        ],
+        "compared": [table for make in _COMPARED if (table := make(measured)) is not None],
         "candidates": view.candidates(measured),
         "others": others,
         "has_report": report is not None,
@@ -200,12 +202,6 @@ def _report(session: Session, job_id: str, owner: str) -> dict[str, object] | No
 
 def _see(job_id: str, request: Request) -> Response:
     return RedirectResponse(f"{root_of(request.scope)}/ui/jobs/{job_id}", status_code=HTTPStatus.SEE_OTHER)
-
-
-_TYPES: dict[Format, str] = {"svg": "image/svg+xml", "png": "image/png"}
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
-"""Of a picture that is opened by itself: an SVG has its styles within it, and nothing else is allowed."""
-PlotName = Annotated[str, Path(max_length=40)]
 
 
 @router.get("/ui/jobs/{job_id}/report")
@@ -230,10 +226,6 @@ async def show_plot(
     if plot is None:
         raise NotFound(f"the report of job {job_id!r} has no plot {name!r}")
     return Response(plot, media_type=_TYPES[kind], headers={"Content-Security-Policy": _POLICY})
-
-
-FEWEST, MOST = 2, 5
-_MOST_GIVEN = 200
 
 
 @router.get("/ui/compare")

@@ -28,6 +28,12 @@ PREFIX = "/ui/"
 SIGN_IN = "/ui/sign-in"
 _STATIC = "/ui/static/"
 _HTML = "text/html"
+CSRF_FAILED = "csrf_failed"
+CSRF_FIELD = "csrf_token"
+_SCOPE_KEY = "replaceme.form"
+_READING = ("GET", "HEAD")
+_FORM = "application/x-www-form-urlencoded"
+_MOST_FIELDS = 100
 
 
 class Pages:
@@ -126,14 +132,6 @@ def _cookie_of(scope: Scope) -> str:
     except CookieError:
         return ""
     return found[COOKIE].value if COOKIE in found else ""
-
-
-CSRF_FAILED = "csrf_failed"
-CSRF_FIELD = "csrf_token"
-_SCOPE_KEY = "replaceme.form"
-_READING = ("GET", "HEAD")
-_FORM = "application/x-www-form-urlencoded"
-_MOST_FIELDS = 100
 
 
 class PageRoute(APIRoute):

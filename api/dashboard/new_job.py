@@ -63,6 +63,8 @@ FIELDS = (*_PATHS.values(), "deepest")
 _CALIBRATION_NUMBERS = tuple(name for path, name in _PATHS.items() if path.startswith("calibration."))
 _WHOLE, _DECIMAL = re.compile(r"-?\d{1,18}"), re.compile(r"-?\d{0,18}\.\d{1,18}|-?\d{1,18}(\.\d{1,18})?")
 _RANGE = re.compile(r"(\d{1,5})\s*-\s*(\d{1,5})")
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+_DEVICES = ("cpu", "cuda")
 
 
 @dataclass(kw_only=True)
@@ -193,11 +195,6 @@ def _number(text: str) -> int | float | str:
     if _WHOLE.fullmatch(text):
         return int(text)
     return float(text) if _DECIMAL.fullmatch(text) else text
-
-
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
-
-_DEVICES = ("cpu", "cuda")
 
 
 @router.get("/ui/new")

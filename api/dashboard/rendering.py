@@ -37,6 +37,7 @@ from replaceme_core.wording import counted
 _FOLDER = Path(__file__).parent / "static"
 _MEDIA_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 _VERSION_DIGITS = 12
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,9 +169,6 @@ FILTERS = (
     *(duration, time_about, time_left, time_range, between, moment, size, number, counted, perplexity, measured),
     *(change, percent, removal, calibration, method, gate, sentence, short_id, pairs, ranges, query),
 )
-
-
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 @cache

@@ -32,6 +32,9 @@ FIRST_PAGE = "/ui/jobs"
 _A_YEAR = "public, max-age=31536000, immutable"
 _PAGE = re.compile(r"/ui/[A-Za-z0-9/_-]*(\?[!-~]*)?")
 Next = Annotated[str, Query(max_length=2000)]
+FILES = "/static-offline-docs"
+"""Where `fastapi_offline` serves the scripts of both."""
+_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
 @router.get("/")
@@ -95,11 +98,6 @@ def _own(path: str) -> str:
 
 def _see(path: str, request: Request, headers: dict[str, str] | None = None) -> Response:
     return RedirectResponse(f"{root_of(request.scope)}{path}", status_code=HTTPStatus.SEE_OTHER, headers=headers)
-
-
-FILES = "/static-offline-docs"
-"""Where `fastapi_offline` serves the scripts of both."""
-_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
 @router.get("/docs")

@@ -58,6 +58,7 @@ _SHAPE_AND_PLACE = {
 }
 
 logger = logging.getLogger(__name__)
+_SIDES = ("before", "after")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +191,6 @@ def _header(report: Report, spec: ResolvedSpec, base: BaseCard, *, title: str, r
         model_name=title if results else None,
         eval_results=results or None,
     )
-
-
-_SIDES = ("before", "after")
 
 
 def _printable(value: Any) -> Any:

@@ -35,6 +35,14 @@ _SETTINGS = {
 }
 _FIRST_WITHOUT_SHAPE = 0x530  # Latin, Greek and Cyrillic are before it
 _drawing = threading.Lock()
+Interval = tuple[float, float] | None
+DEGREES = 180
+"""In half a turn."""
+_LEAST = "least for its length (block 0 always stays)"
+LOSSES = {
+    "residual": "residual after\nthe fit (ratio)",
+    "held_out_loss": "loss on held-out\ntokens (nats)",
+}
 
 
 def can_draw() -> bool:
@@ -75,9 +83,6 @@ def shortened(name: str, longest: int = 40) -> str:
     """
     line = "".join(letter if ord(letter) < _FIRST_WITHOUT_SHAPE else "?" for letter in " ".join(name.split()))
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
-
-
-Interval = tuple[float, float] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,10 +207,6 @@ def _kind(trial: Trial) -> str:
     return "passes" if trial.has_passed else "misses the gate"
 
 
-DEGREES = 180
-"""In half a turn."""
-
-
 def draw_influence(angles: Sequence[float], *, removed: Collection[int], name: str = "block") -> "Figure":
     """A bar for each block. `angles` are in half turns."""
     from matplotlib.patches import Patch
@@ -230,9 +231,6 @@ def draw_influence(angles: Sequence[float], *, removed: Collection[int], name: s
         loc="upper center",
     )
     return figure
-
-
-_LEAST = "least for its length (block 0 always stays)"
 
 
 def draw_windows(distances: Sequence[Sequence[float]], *, cuts: Sequence[tuple[int, int]]) -> "Figure":
@@ -266,12 +264,6 @@ def draw_windows(distances: Sequence[Sequence[float]], *, cuts: Sequence[tuple[i
     figure.colorbar(shown, ax=plot, label="angle between its ends (degrees)", pad=0.02)
     plot.legend(frameon=False, loc="upper right", handletextpad=0.4, labelspacing=0.9)
     return figure
-
-
-LOSSES = {
-    "residual": "residual after\nthe fit (ratio)",
-    "held_out_loss": "loss on held-out\ntokens (nats)",
-}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,9 @@ from rich.text import Text
 from replaceme_core.report.figures import time_left
 from replaceme_core.wording import json_safe, printable
 
+WIDTH_WITHOUT_TERMINAL = 80  # columns, whatever the environment says
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
 
 def describe_eta(seconds: float | None, error: float | None) -> str:
     """The time left, give or take `error` seconds.
@@ -30,11 +33,6 @@ def describe_eta(seconds: float | None, error: float | None) -> str:
 def describe_time(at: datetime | None) -> str:
     """Local time to the second."""
     return "" if at is None else at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-WIDTH_WITHOUT_TERMINAL = 80  # columns, whatever the environment says
-
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
 class SafeConsole(Console):

@@ -22,6 +22,7 @@ from replaceme_core.shapes import Metric
 from replaceme_core.wording import counted
 
 _STATUS_STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
+_STATE_STYLE = {"delivered": "green", "failed": "red", "pending": "cyan"}
 
 
 def jobs_table(jobs: Sequence[Job]) -> Table:
@@ -167,9 +168,6 @@ def _calibration_of(job: Job) -> str:
 
 def _blocks(numbers: Sequence[int]) -> str:
     return f"{counted(len(numbers), 'blocks')}: {block_ranges(numbers)}"
-
-
-_STATE_STYLE = {"delivered": "green", "failed": "red", "pending": "cyan"}
 
 
 def webhooks_table(webhooks: Sequence[Webhook]) -> Table:

@@ -25,6 +25,11 @@ from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.runner.messages import RunnerRequest
 
 _CHECKOUT = Path(replaceme_core.__path__[0]).parent
+MOST_LISTED = 1000
+"""Differing tensors."""
+PACKAGES = ("replaceme", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "pyarrow", "lm_eval")
+Digests = dict[str, str]
+"""SHA-256 by name."""
 
 
 def code_version() -> dict[str, str | None]:
@@ -64,13 +69,6 @@ def _commit_of_url(text: str | None) -> str | None:
         return None
     commit = json.loads(text).get("vcs_info", {}).get("commit_id")
     return commit if isinstance(commit, str) else None
-
-
-MOST_LISTED = 1000
-"""Differing tensors."""
-PACKAGES = ("replaceme", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "pyarrow", "lm_eval")
-Digests = dict[str, str]
-"""SHA-256 by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
