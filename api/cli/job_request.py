@@ -19,8 +19,7 @@ import typer
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from api.cli.exit_codes import ExitCode
-from api.cli.failure import Failure, failure_of
+from api.cli.exit_codes import ExitCode, Failure, failure_of
 from replaceme_core.errors import InvalidInput
 from replaceme_core.request.calibration import SELF_GENERATED, CalibrationSource
 from replaceme_core.request.gate import read_criteria

@@ -1,21 +1,117 @@
-"""`status`, `list`, `cancel`, `retry`, `delete`, `workers`: commands about jobs that were submitted."""
+"""The commands about jobs, from `plan` and `submit` to `logs`; `workers` and `families`, which run them."""
 
+import re
+from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 from uuid import uuid4
 
 import typer
 
-from api.cli.job_request import parse_labels
-from api.cli.output.console import JsonFlag, make_console, print_json, print_line, print_note
-from api.cli.output.jobs import jobs_table, print_job, workers_table
-from api.cli.service import ApiKeyOption, JobId, Url, connect
-from api.cli.submit import IdempotencyKey
-from api.cli.watching import CancelOnInterrupt, Timeout, Wait, finish, interrupts
+from api.cli.exit_codes import ExitCode
+from api.cli.job_request import (
+    NOT_OF_A_PLAN,
+    JobFile,
+    check_request,
+    parse_labels,
+    read_job_file,
+    request_body,
+    with_job_options,
+)
+from api.cli.output.ci import Junit
+from api.cli.output.console import JsonFlag, describe_time, make_console, print_json, print_line, print_note
+from api.cli.output.jobs import event_line, jobs_table, metrics_table, print_job, print_plan, workers_table
+from api.cli.service import ApiKeyOption, CancelOnInterrupt, JobId, Timeout, Url, Wait, connect, finish, interrupts
+from api.cli.webhooks import print_secret
 from api.client.client import DEFAULT_URL
+from api.client.models import Family, Page, Plan
+from replaceme_core.families.table import listing
 from replaceme_core.report.reading import Report
 from replaceme_core.request.fields import ending_of
+from replaceme_core.shapes import LogLine, Shape
 from replaceme_core.wording import counted
+
+
+def check_key(text: str | None) -> str | None:
+    if text is not None and re.fullmatch("[!-~]{1,255}", text) is None:
+        raise typer.BadParameter(f"expected 1 to 255 visible ASCII characters, got {text!r}")
+    return text
+
+
+IdempotencyKey = Annotated[
+    str | None,
+    typer.Option(
+        callback=check_key,
+        help="Key of this job: submitting again with the same key creates no second job. Default: random.",
+    ),
+]
+
+
+def submit(
+    *,
+    file: JobFile = None,
+    idempotency_key: IdempotencyKey = None,
+    wait: Wait = False,
+    timeout: Timeout = None,
+    cancel_on_interrupt: CancelOnInterrupt = False,
+    junit: Junit = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKeyOption = None,
+    as_json: JsonFlag = False,
+    **options: Any,
+) -> None:
+    request = _checked_body(file, options, as_json=as_json)
+    if junit is not None and not (wait or timeout is not None or cancel_on_interrupt):
+        raise typer.BadParameter("--junit needs --wait, or --timeout", param_hint="--junit")
+    with (
+        interrupts(wanted=cancel_on_interrupt) as held,
+        connect(url, api_key=api_key, as_json=as_json) as client,
+    ):
+        if request.get("validate_only"):
+            _print_plan(client.validate(request), as_json=as_json)
+            return
+        job = client.submit(request, idempotency_key=idempotency_key or uuid4().hex)
+        if job.notice is not None:
+            print_note(f"{job.notice} (--idempotency-key)")
+        if job.webhook is not None and not as_json:
+            print_secret(job.webhook)
+        finish(client, job, wait=wait, timeout=timeout, held=held, junit=junit, as_json=as_json)
+
+
+def plan(
+    *,
+    file: JobFile = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKeyOption = None,
+    as_json: JsonFlag = False,
+    **options: Any,
+) -> None:
+    body = _checked_body(file, options, as_json=as_json)
+    request = {name: value for name, value in body.items() if name not in NOT_OF_A_PLAN}
+    with connect(url, api_key=api_key, as_json=as_json) as client:
+        found = client.plan(request)
+    _print_plan(found, as_json=as_json)
+
+
+with_job_options(submit)
+with_job_options(plan, without=NOT_OF_A_PLAN)
+
+
+def _checked_body(file: str | None, options: dict[str, object], *, as_json: bool) -> dict[str, object]:
+    given = None if file is None else read_job_file(file, as_json=as_json)
+    body = request_body(options, file=given)
+    check_request(body, as_json=as_json)
+    return body
+
+
+def _print_plan(plan: Plan, *, as_json: bool) -> None:
+    if as_json:
+        print_json(plan.model_dump(mode="json"))
+    else:
+        print_plan(make_console(stderr=False), plan)
+    if plan.refusals:
+        raise typer.Exit(int(ExitCode.BAD_INPUT))
+
 
 Label = Annotated[
     list[str] | None,
@@ -162,3 +258,90 @@ def workers(*, url: Url = DEFAULT_URL, api_key: ApiKeyOption = None, as_json: Js
         make_console(stderr=False).print(workers_table(found))
     else:
         print_note("no workers")
+
+
+One = TypeVar("One", bound=Shape)
+
+
+def events(
+    job_id: JobId,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", help="Print new events until the job has ended.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKeyOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    with connect(url, api_key=api_key, as_json=as_json) as client:
+        found = client.stream(job_id) if follow else client.history(job_id)
+        _print_each(found, event_line, follow=follow, as_json=as_json)
+
+
+def logs(
+    job_id: JobId,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", help="Print new lines until the job has ended.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKeyOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    with connect(url, api_key=api_key, as_json=as_json) as client:
+        found = client.follow_log(job_id) if follow else client.log(job_id)
+        _print_each(found, _log_line, follow=follow, as_json=as_json)
+
+
+def _print_each(found: Iterable[One], line_of: Callable[[One], str], *, follow: bool, as_json: bool) -> None:
+    """A line for each as it comes; with `as_json` one object at the end, and the lines apart if there may be more."""
+    printed = []
+    for one in found:
+        printed.append(one.model_dump(mode="json"))
+        if not as_json:
+            print_line(line_of(one))
+        elif follow:
+            print_note(line_of(one))
+    if as_json:
+        print_json({"items": printed, "next_cursor": None})
+
+
+def _log_line(line: LogLine) -> str:
+    return f"{describe_time(line.at)}  {line.text}"
+
+
+def metrics(job_id: JobId, *, url: Url = DEFAULT_URL, api_key: ApiKeyOption = None, as_json: JsonFlag = False) -> None:
+    with connect(url, api_key=api_key, as_json=as_json) as client:
+        found = client.metrics(job_id)
+    if as_json:
+        print_json({"items": [one.model_dump() | {"at": one.at.isoformat()} for one in found], "next_cursor": None})
+    elif found:
+        make_console(stderr=False).print(metrics_table(found))
+    else:
+        print_note("no metrics")
+
+
+def families(
+    *,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            envvar="REPLACEME_URL",
+            help="URL of a service to ask. Without it, the list of this version is printed.",
+        ),
+    ] = None,
+    api_key: ApiKeyOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    if url is None:
+        from api.bodies import FamilyBody  # here: it imports SQLAlchemy, which takes half a second
+
+        found = tuple(Family.model_validate(FamilyBody.of(row).model_dump(mode="json")) for row in listing())
+    else:
+        with connect(url, api_key=api_key, as_json=as_json) as client:
+            found = client.families()
+    if as_json:
+        print_json(Page[Family](items=found).model_dump(mode="json"))
+        return
+    for family in found:
+        structures = f"maps: {', '.join(family.structures)}" if family.structures else None
+        details = "; ".join(filter(None, (", ".join(family.methods), structures, family.reason)))
+        print_line(f"{family.model_type:<20} {details}")
+    print_line(f"{'any other':<20} not supported: where its blocks write to the residual stream is unknown")

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli.exit_codes import ExitCode
-from api.cli.failure import Failure
+from api.cli.exit_codes import ExitCode, Failure
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.report import print_report
 from api.cli.service import ApiKeyOption, Url, connect

@@ -9,12 +9,11 @@ from typing import Annotated
 
 import typer
 
-from api.cli.exit_codes import ExitCode
-from api.cli.failure import Failure, failure_of, read_settings
+from api.cli.exit_codes import ExitCode, Failure, failure_of, read_settings
 from api.cli.output.console import print_note
 from api.launch.child_processes import ServiceStopped
 from replaceme_core.errors import ReplaceMeError
-from replaceme_core.local.requirements import check_installed
+from replaceme_core.local.run import check_installed
 from replaceme_core.settings import Settings
 
 DataDirectory = Annotated[

@@ -1,29 +1,100 @@
 """`compress`: make a smaller model on this machine, without a service. The command `replaceme compress` calls this."""
 
 from collections.abc import Mapping, Sequence
-from functools import cache as once
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
-from replaceme_core.hub.model_config import read_outline
-from replaceme_core.hub.open import open_hub
-from replaceme_core.local.models import NamedModel, admit
-from replaceme_core.local.outcome import Outcome, OutcomeWarning
-from replaceme_core.local.output_directory import check_absent, make_staging, move_into_place, removed_at_the_end
-from replaceme_core.local.requests import validated
-from replaceme_core.local.requirements import find_confinement, find_runner, read_settings
-from replaceme_core.local.run import ShownCourse, ShowProgress, run, show_nothing
-from replaceme_core.local.texts import NamedTexts, Text
+from pydantic import TypeAdapter
+
+from replaceme_core.local.evaluate import Measured, measured_of
+from replaceme_core.local.inputs import NamedModel, NamedTexts, Text, admit, validated
+from replaceme_core.local.run import (
+    Machine,
+    ShownCourse,
+    ShowProgress,
+    absolute,
+    check_absent,
+    move_into_place,
+    show_nothing,
+    staged,
+)
 from replaceme_core.request.admission import resolve_calibration
+from replaceme_core.request.gate import GateResult
 from replaceme_core.request.removal import check_removal
-from replaceme_core.request.spec import CompressionRequest
+from replaceme_core.request.spec import CompressionRequest, CompressionSpec, ModelRef
 from replaceme_core.request.tasks import check_tasks
 from replaceme_core.runner.eta import weights_of
-from replaceme_core.runner.inputs import fetch, held, pin_text
-from replaceme_core.runner.messages import Finished, RunnerRequest, Stage
+from replaceme_core.runner.inputs import pin_text
+from replaceme_core.runner.messages import Finished, RunnerRequest
 from replaceme_core.settings import Settings
 
 Fields = Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutcomeWarning:
+    """What to know before the result is used, although the run succeeded: `code` is for programs."""
+
+    code: str
+    message: str
+
+
+_WARNINGS = TypeAdapter(list[OutcomeWarning])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A compressed model in `directory`. `model` is the source, at its commit where it is on the Hub.
+
+    `method` is the one that was carried out, also where the request left it open. `before` and `after` are `None`
+    without an evaluation. `gate` has every criterion with its value; `None`: there is no gate. `rejection` says why the
+    result misses its gate; it is in `directory` all the same. `report` is the content of `replaceme.json`.
+    """
+
+    directory: Path
+    model: ModelRef
+    removed_blocks: Sequence[int]
+    kept_blocks: Sequence[int]
+    method: str
+    before: Measured | None
+    after: Measured | None
+    gate: GateResult | None
+    rejection: str | None
+    warnings: Sequence[OutcomeWarning]
+    report: Mapping[str, object]
+
+    @classmethod
+    def of(
+        cls, finished: Finished, spec: CompressionSpec, *, directory: Path, warnings: Sequence[OutcomeWarning]
+    ) -> "Outcome":
+        """`finished` is the result of `spec`; `warnings` are about its inputs."""
+        report = finished.report
+        gate = GateResult.in_report(report)
+        found = report.get("warnings")
+        return cls(
+            directory=directory,
+            model=spec.model,
+            removed_blocks=tuple(finished.removed_blocks),
+            kept_blocks=tuple(finished.kept_blocks),
+            method=str(report.get("chosen_method", report.get("method"))),
+            before=_measured_of(report.get("before")),
+            after=_measured_of(report.get("after")),
+            gate=gate,
+            rejection=None if spec.gate is None else _rejection(gate),
+            warnings=(*warnings, *_WARNINGS.validate_python(found or ())),
+            report=report,
+        )
+
+
+def _measured_of(row: object) -> Measured | None:
+    return None if row is None else measured_of(row)
+
+
+def _rejection(gate: GateResult | None) -> str | None:
+    """Why the result is rejected; `None` where it is not."""
+    if gate is None:
+        return "the runner did not judge the gate"
+    return None if gate.passed else str(gate)
 
 
 def compress(
@@ -55,9 +126,7 @@ def compress(
     Raises `InvalidInput` for what is wrong in the call, `AccessDenied` and `HubUnreachable` for the Hub, and any other
     error of `replaceme_core.errors` with which the run fails; then `out` does not exist.
     """
-    settings = read_settings() if settings is None else settings
-    runner = find_runner(settings, command="compress")
-    confinement = find_confinement(settings)
+    machine = Machine.of(settings, command="compress")
     named, texts, out = NamedModel.of(model), NamedTexts.of(calibration), Path(out)
     given = {"method": method, "evaluation": evaluation, "gate": gate, "compute": compute}
     spec = validated(
@@ -72,35 +141,27 @@ def compress(
     ).to_spec()
     check_absent(out)
     check_tasks(spec.evaluation.tasks, tasks_directory)
-    hub = once(partial(open_hub, settings))
-    source = admit(named, hub)
+    source = admit(named, machine.hub)
     check_removal(spec, source.outline)
-    resolved, _ = resolve_calibration(spec.calibration, hub, find_file=texts.find_file)
+    resolved, _ = resolve_calibration(spec.calibration, machine.hub, find_file=texts.find_file)
     spec = spec.model_copy(update={"model": source.ref, "calibration": resolved})
-    files = (source.files, *(pin_text(one, hub, texts.find_file) for one in spec.calibration.mix))
-    remote = [one for one in files if one.snapshot is not None]
-    course = ShownCourse(weights_of(spec, blocks=source.outline.blocks), on_progress, downloads=bool(remote))
-    with held(remote, hub), removed_at_the_end(make_staging(out)) as staging:
-        advance = partial(course.move, Stage.DOWNLOAD) if remote else _nothing
-        directory, *paths = fetch(files, hub, advance=advance, check=read_outline)
+    files = (source.files, *(pin_text(one, machine.hub, texts.find_file) for one in spec.calibration.mix))
+    course = ShownCourse(weights_of(spec, blocks=source.outline.blocks), on_progress, files=files)
+    with staged(out) as staging, machine.fetched(files, course) as (directory, *paths):
         request = RunnerRequest(
             spec=spec,
             model_directory=str(directory),
             calibration_paths=tuple(None if path is None else str(path) for path in paths),
             output_directory=str(staging / "result"),
-            hub=None if source.files.snapshot is None else settings.hub_address,
-            tasks_directory=None if tasks_directory is None else str(Path(tasks_directory).resolve()),
-            cache_directory=None if cache is None else str(Path(cache).resolve()),
-            cache_bytes=settings.statistics_cache_bytes,
+            hub=None if source.files.snapshot is None else machine.settings.hub_address,
+            tasks_directory=absolute(tasks_directory),
+            cache_directory=absolute(cache),
+            cache_bytes=machine.settings.statistics_cache_bytes,
         )
-        finished = run(runner, request, confinement=confinement, course=course)
+        finished = machine.run(request, course=course)
         assert isinstance(finished, Finished)
         move_into_place(staging / "result", out)
     return Outcome.of(finished, spec, directory=out, warnings=[_gated(named.name)] if source.is_gated else [])
-
-
-def _nothing(fraction: float) -> None:
-    """Nothing is downloaded."""
 
 
 def _gated(name: str) -> OutcomeWarning:

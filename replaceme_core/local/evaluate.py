@@ -1,23 +1,18 @@
 """`evaluate`: measure models on this machine, side by side. The command `replaceme evaluate` calls this."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache as once
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
-from replaceme_core.hub.model_config import read_outline
-from replaceme_core.hub.open import open_hub
+from pydantic import TypeAdapter
+
 from replaceme_core.hub.port import Hub
-from replaceme_core.local.models import NamedModel, admit
-from replaceme_core.local.outcome import EvaluatedModel, Evaluation, measured_of
-from replaceme_core.local.requests import validated
-from replaceme_core.local.requirements import find_confinement, find_runner, read_settings
-from replaceme_core.local.run import ShownCourse, ShowProgress, run, show_nothing
-from replaceme_core.local.texts import NamedTexts, Text
+from replaceme_core.local.inputs import NamedModel, NamedTexts, Text, admit, validated
+from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, absolute, show_nothing
 from replaceme_core.request.admission import resolve_calibration
 from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.tasks import check_tasks
-from replaceme_core.runner.inputs import Pinned, fetch, held, pin_text
+from replaceme_core.runner.inputs import Pinned, pin_text
 from replaceme_core.runner.messages import Evaluated, EvaluateRequest, Stage
 from replaceme_core.runner.process import EVALUATE_FLAG
 from replaceme_core.settings import Settings
@@ -25,6 +20,45 @@ from replaceme_core.settings import Settings
 SPLIT = "test"
 """Of a data set on the Hub, where the call names none: what models are judged on is not what they were trained on."""
 _WEIGHTS = {Stage.DOWNLOAD: 1.0, Stage.EVALUATE: 1.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A model on text that calibration did not see: `perplexity` over `tokens` predictions, size and speed.
+
+    `parameters` count tied ones once, `bytes` are those of the weights on disk.
+    """
+
+    perplexity: float
+    tokens: int
+    parameters: int
+    bytes: int
+    tokens_per_second: float
+    dtype: str
+    blocks: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedModel:
+    """A model as it was named, with the commit where it is on the Hub. `report` has all measurements of it."""
+
+    name: str
+    revision: str | None
+    measured: Measured
+    report: Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Models measured side by side on `text`. `hardware` and `threads` are what their speed belongs to."""
+
+    models: Sequence[EvaluatedModel]
+    text: str
+    hardware: str
+    threads: int
+
+
+_MEASURED = TypeAdapter(Measured)
 
 
 def evaluate(
@@ -50,14 +84,11 @@ def evaluate(
     data set on the Hub, of which the split "test" is read where none is named. The other arguments are those of
     `compress`. Raises as `compress` does.
     """
-    settings = read_settings() if settings is None else settings
-    runner = find_runner(settings, command="evaluate")
-    confinement = find_confinement(settings)
+    machine = Machine.of(settings, command="evaluate")
     named = [NamedModel.of(model) for model in models]
     check_tasks(tasks, tasks_directory)
-    hub = once(partial(open_hub, settings))
-    source, pinned_text = _pin_text(text, hub)
-    admitted = [admit(model, hub) for model in named]
+    source, pinned_text = _pin_text(text, machine.hub)
+    admitted = [admit(model, machine.hub) for model in named]
     options = {
         "samples": samples,
         "max_length": max_length,
@@ -65,19 +96,16 @@ def evaluate(
         "dtype": dtype,
         "threads": threads,
         "tasks": tuple(tasks),
-        "tasks_directory": None if tasks_directory is None else str(Path(tasks_directory).resolve()),
+        "tasks_directory": absolute(tasks_directory),
         "task_limit": task_limit,
         "few_shot": few_shot,
-        "cache_directory": None if cache is None else str(Path(cache).resolve()),
-        "cache_bytes": settings.statistics_cache_bytes,
+        "cache_directory": absolute(cache),
+        "cache_bytes": machine.settings.statistics_cache_bytes,
     }
     validated(EvaluateRequest, {"model_directory": ".", "builtin": "builtin:general", **options})
     files = (*(one.files for one in admitted), pinned_text)
-    remote = [one for one in files if one.snapshot is not None]
-    course = ShownCourse(_WEIGHTS, on_progress, downloads=bool(remote))
-    with held(remote, hub):
-        advance = partial(course.move, Stage.DOWNLOAD) if remote else _nothing
-        *directories, path = fetch(files, hub, advance=advance, check=read_outline)
+    course = ShownCourse(_WEIGHTS, on_progress, files=files)
+    with machine.fetched(files, course) as (*directories, path):
         first, *others = map(str, directories)
         request = EvaluateRequest.model_validate(
             {
@@ -89,7 +117,7 @@ def evaluate(
                 "data_set": source if pinned_text.snapshot is not None else None,
             }
         )
-        evaluated = run((*runner, EVALUATE_FLAG), request, confinement=confinement, course=course)
+        evaluated = machine.run(request, course=course, flags=(EVALUATE_FLAG,))
     assert isinstance(evaluated, Evaluated)
     rows = evaluated.report["models"]
     assert isinstance(rows, list)
@@ -104,6 +132,11 @@ def evaluate(
     )
 
 
+def measured_of(row: object) -> Measured:
+    """The measurements in a row of a report."""
+    return _MEASURED.validate_python(row)
+
+
 def _pin_text(text: Text, hub: Callable[[], Hub]) -> tuple[Mapping[str, object], Pinned]:
     """The source as it is resolved, and its files. Raises `InvalidInput`."""
     texts = NamedTexts.of(text)
@@ -113,7 +146,3 @@ def _pin_text(text: Text, hub: Callable[[], Hub]) -> tuple[Mapping[str, object],
     (source, *_) = spec.mix
     names = ("dataset", "revision", "config", "split", "column", "template")
     return {name: getattr(source, name) for name in names}, pin_text(source, hub, texts.find_file)
-
-
-def _nothing(fraction: float) -> None:
-    """Nothing is downloaded."""

@@ -1,15 +1,26 @@
-"""Run the runner for a call on this machine: its progress is shown, its final message is the result."""
+"""A run of the runner on this machine: what it needs, where its result goes, its progress and its final message."""
 
+import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
+
+from pydantic import ValidationError
 
 from replaceme_core.errors import InvalidInput, ReplaceMeError
+from replaceme_core.hub.model_config import read_outline
+from replaceme_core.hub.open import open_hub
+from replaceme_core.hub.port import Hub
 from replaceme_core.plan.resources import planned_host_bytes
 from replaceme_core.runner.eta import Course
+from replaceme_core.runner.inputs import Pinned, fetch, held
 from replaceme_core.runner.messages import (
     Advanced,
     Evaluated,
@@ -21,11 +32,146 @@ from replaceme_core.runner.messages import (
     Stage,
     StageStarted,
 )
-from replaceme_core.runner.process import Confinement, Runner
+from replaceme_core.runner.process import RUNNER_COMMAND, Confinement, Runner, choose_confinement
+from replaceme_core.settings import Settings
 
 GRACE_SECONDS = 5.0
 _LOG_LINES = 20
 _OF_A_SERVICE = (Stage.RESOLVE, Stage.PUBLISH)
+_OF_A_MODEL = ("torch", "transformers", "safetensors", "psutil")
+LIBRARIES = {
+    "api": ("fastapi", "fastapi_offline", "limits", "prometheus_client", "uvicorn"),
+    "local": _OF_A_MODEL,
+    "worker": _OF_A_MODEL,
+}
+"""What each extra installs, as modules, without what can be missing."""
+
+
+def read_settings(**given: object) -> Settings:
+    """The settings from the environment, overridden by those `given`. Raises `InvalidInput` that names a wrong one."""
+    try:
+        return Settings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "REPLACEME_" + "_".join(map(str, first["loc"][:1])).upper()
+        raise InvalidInput(f"{name}: {first['msg']}") from error
+
+
+def check_installed(command: str, *extras: str) -> None:
+    """Raises `InvalidInput` if libraries of these extras are missing; the message names the one installation needed."""
+    missing = [name for name in dict.fromkeys(chain(*map(LIBRARIES.__getitem__, extras))) if find_spec(name) is None]
+    if missing:
+        raise InvalidInput(
+            f"replaceme {command} needs libraries that are not installed ({', '.join(missing)}); "
+            f"install them with: pip install 'replaceme[{','.join(extras)}]'"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a call on this machine runs with: the runner and its confinement are those of a worker."""
+
+    settings: Settings
+    runner: Sequence[str]
+    confinement: Confinement
+    hub: Callable[[], Hub]
+    """Opened when it is first needed."""
+
+    @classmethod
+    def of(cls, settings: Settings | None, *, command: str) -> Self:
+        """Raises `InvalidInput` for a setting that is wrong, libraries that are missing, and a sandbox that fails.
+
+        A runner of the operator's own is not checked.
+        """
+        settings = read_settings() if settings is None else settings
+        if settings.runner_command is None:
+            check_installed(command, "local")
+        return cls(
+            settings=settings,
+            runner=settings.runner_command or RUNNER_COMMAND,
+            confinement=choose_confinement(
+                settings.sandbox,
+                user=settings.sandbox_user,
+                own_command=settings.runner_command is not None,
+                memory_bytes=settings.runner_memory_bytes,
+            ),
+            hub=cache(partial(open_hub, settings)),
+        )
+
+    @contextmanager
+    def fetched(self, files: Sequence[Pinned], course: "ShownCourse") -> Iterator[list[Path | None]]:
+        """The paths of the model and the others, downloaded where need be, and kept until the run has ended."""
+        with held(files, self.hub):
+            yield fetch(files, self.hub, advance=course.download, check=read_outline)
+
+    def run(self, request: ModelRequest, *, course: "ShownCourse", flags: Sequence[str] = ()) -> Finished | Evaluated:
+        """The final message of a successful run.
+
+        Raises the error of `replaceme_core.errors` with which the runner failed; where that is not on purpose, the last
+        lines of its log are notes of the exception. At `KeyboardInterrupt` the runner ends with all that it started.
+        """
+        with (
+            tempfile.TemporaryDirectory(prefix="replaceme-") as scratch,
+            Runner(
+                (*self.runner, *flags),
+                request,
+                scratch=Path(scratch),
+                confinement=self.confinement.for_plan(partial(planned_host_bytes, request)),
+            ) as runner,
+        ):
+            try:
+                final = _follow(runner.messages(), course)
+            except KeyboardInterrupt:
+                runner.terminate(grace_seconds=GRACE_SECONDS)
+                raise
+            except ReplaceMeError as error:
+                raise _with_log(error, runner) from error
+        if isinstance(final, Failed):
+            failure = error_of(final)
+            raise _with_log(failure, runner) if final.code == ReplaceMeError.code else failure
+        return final
+
+
+def absolute(path: str | Path | None) -> str | None:
+    return None if path is None else str(Path(path).resolve())
+
+
+def check_absent(out: Path) -> None:
+    """Raises `InvalidInput` if `out` exists."""
+    if out.exists() or out.is_symlink():
+        raise InvalidInput(f"{out} already exists; choose a new directory with --out", field="out", value=str(out))
+
+
+@contextmanager
+def staged(out: Path | None) -> Iterator[Path]:
+    """A temporary directory: beside `out`, on the same device, if a result is to be moved there.
+
+    Raises `InvalidInput` if `out` exists.
+    """
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="replaceme-") as place:
+            yield Path(place)
+        return
+    check_absent(out)
+    try:
+        parent = out.absolute().parent
+        parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=parent))
+    except OSError as error:
+        raise InvalidInput(f"{out} cannot be written: {error.strerror}", field="out", value=str(out)) from error
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def move_into_place(result: Path, out: Path) -> None:
+    """Rename `result` to `out`, in one step. Raises `InvalidInput` where that cannot be done."""
+    try:
+        result.rename(out)
+    except OSError as error:
+        message = f"the result cannot be moved to {out}: {error.strerror}"
+        raise InvalidInput(message, field="out", value=str(out)) from error
 
 
 class ShowProgress(Protocol):
@@ -41,14 +187,19 @@ def show_nothing(stage: str, overall: float, eta_seconds: float | None) -> None:
 class ShownCourse:
     """The course of a call through its stages, shown as it goes on.
 
-    `weights` are the relative durations of the job's stages; without `downloads` nothing is downloaded.
+    `weights` are the relative durations of the job's stages, `files` what is downloaded before the run, if anything.
     """
 
-    def __init__(self, weights: Mapping[Stage, float], show: ShowProgress, *, downloads: bool) -> None:
-        left_out = _OF_A_SERVICE if downloads else (*_OF_A_SERVICE, Stage.DOWNLOAD)
+    def __init__(self, weights: Mapping[Stage, float], show: ShowProgress, *, files: Sequence[Pinned] = ()) -> None:
+        self._downloads = any(one.snapshot is not None for one in files)
+        left_out = _OF_A_SERVICE if self._downloads else (*_OF_A_SERVICE, Stage.DOWNLOAD)
         here = {stage: weight for stage, weight in weights.items() if stage not in left_out}
         self._course = Course(weights=here, started=time.monotonic())
         self._show = show
+
+    def download(self, fraction: float) -> None:
+        if self._downloads:
+            self.move(Stage.DOWNLOAD, fraction)
 
     def start(self) -> None:
         """The runner starts, which takes some seconds."""
@@ -62,36 +213,6 @@ class ShownCourse:
     def expect(self, seconds: Mapping[Stage, float]) -> None:
         """The runner has planned what the stages take."""
         self._course.expect(seconds, time.monotonic())
-
-
-def run(
-    command: Sequence[str], request: ModelRequest, *, confinement: Confinement, course: ShownCourse
-) -> Finished | Evaluated:
-    """The final message of a successful run.
-
-    Raises the error of `replaceme_core.errors` with which the runner failed; where that is not on purpose, the last
-    lines of its log are notes of the exception. At `KeyboardInterrupt` the runner ends with all that it started.
-    """
-    with (
-        tempfile.TemporaryDirectory(prefix="replaceme-") as scratch,
-        Runner(
-            command,
-            request,
-            scratch=Path(scratch),
-            confinement=confinement.for_plan(partial(planned_host_bytes, request)),
-        ) as runner,
-    ):
-        try:
-            final = _follow(runner.messages(), course)
-        except KeyboardInterrupt:
-            runner.terminate(grace_seconds=GRACE_SECONDS)
-            raise
-        except ReplaceMeError as error:
-            raise _with_log(error, runner) from error
-    if isinstance(final, Failed):
-        failure = error_of(final)
-        raise _with_log(failure, runner) if final.code == ReplaceMeError.code else failure
-    return final
 
 
 def error_of(failed: Failed) -> ReplaceMeError:

@@ -15,7 +15,7 @@ import typer
 from api.cli.output.console import print_note
 from api.cli.output.jobs import report_of
 from api.client.models import Job
-from replaceme_core.local.outcome import Outcome
+from replaceme_core.local.compress import Outcome
 from replaceme_core.report import view
 from replaceme_core.report.figures import duration
 from replaceme_core.report.reading import Report

@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from api.cli.exit_codes import ExitCode
-from api.cli.watching import finish, interrupts
+from api.cli.service import finish, interrupts
 from api.client.client import Client
 from api.client.models import Job
 from tests.fixtures.cli.stub_service import JOB_ID, StubService, a_job, a_problem, stub_service
@@ -39,7 +39,7 @@ def test_a_job_that_has_ended_meanwhile_has_its_own_exit_code() -> None:
 
 
 def test_a_job_that_does_not_stop_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.cli.watching.CANCEL_SECONDS", 0.1)
+    monkeypatch.setattr("api.cli.service.CANCEL_SECONDS", 0.1)
     with stub_service() as service:
         service.answers[f"POST /jobs/{JOB_ID}/cancel"] = [(202, a_job(status="running"))]
         service.answers[f"GET /jobs/{JOB_ID}"] = [(200, a_job(status="running"))]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from replaceme_core.hub.port import REPOSITORY
-from replaceme_core.local.requests import clean_name
+from replaceme_core.local.inputs import clean_name
 from tests.fixtures.cli.local import Run, environment, left_over
 from tests.fixtures.evaluation.local_tasks import CHOICE, ROLLING, write_tasks
 

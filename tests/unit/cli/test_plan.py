@@ -6,8 +6,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from api.cli.jobs import plan, submit
 from api.cli.main import app
-from api.cli.submit import plan, submit
 from tests.fixtures.cli.stub_service import stub_service
 
 ESTIMATE: dict[str, object] = {

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from api.cli.access.keys import keys_table
+from api.cli.keys import keys_table
 from api.cli.output.jobs import (
     deliveries_table,
     job_table,

@@ -1,4 +1,7 @@
-"""What `reproduce` starts from: the record of a result, and the model and texts that it names, checked by checksum."""
+"""`reproduce`: make a result again from its `replaceme.json`, and compare the tensors.
+
+The model and the texts that the record names are checked by checksum. The command `replaceme reproduce` calls this.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +16,72 @@ from replaceme_core.hub.data_files import data_files_of, local_data_files
 from replaceme_core.hub.files import read_json_file, sha256_of
 from replaceme_core.hub.model_files import files_to_download
 from replaceme_core.hub.port import REPORT, Hub, RepositoryKind
+from replaceme_core.local.inputs import outline_of
+from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, move_into_place, show_nothing, staged
 from replaceme_core.request.calibration import MixedSource
 from replaceme_core.request.removal import ratio_of
 from replaceme_core.request.spec import CompressionSpec, EvaluationSpec, OutputSpec
+from replaceme_core.runner.eta import weights_of
+from replaceme_core.runner.messages import Finished, RunnerRequest
+from replaceme_core.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """How the tensors differ (`same`, `tensors`, `differing_tensors`, `differing`), and what was not as recorded."""
+
+    comparison: Mapping[str, object]
+    warnings: Sequence[str]
+
+
+def reproduce(
+    result: str,
+    *,
+    out: Path | None = None,
+    model: Path | None = None,
+    texts: Sequence[Path] = (),
+    revision: str | None = None,
+    device: str | None = None,
+    settings: Settings | None = None,
+    on_warning: Callable[[str], None] = lambda warning: None,
+    on_progress: ShowProgress = show_nothing,
+) -> Reproduction:
+    """Make `result`, a directory or a repository of the Hub, again, and compare the tensors.
+
+    `model` is the directory of the source, by default the recorded revision on the Hub; `texts` are those that were
+    files, in their order. `out` keeps what comes out. Raises as `compress` does.
+    """
+    machine = Machine.of(settings, command="reproduce")
+    recorded = _read_recorded(result, revision=revision, hub=machine.hub)
+    source = _find_model(recorded, given=model, hub=machine.hub)
+    paths = tuple(_find_texts(recorded, given=texts, hub=machine.hub))
+    spec = recorded.spec
+    if device is not None:
+        spec = spec.model_copy(update={"compute": spec.compute.model_copy(update={"device": device})})
+    outline_of(source)
+    warnings = _version_differences(recorded)
+    if spec.method.time_budget_seconds is not None:
+        warnings.append("its method had a limit of time, so it may choose otherwise at another speed")
+    for warning in warnings:
+        on_warning(warning)
+    with staged(out) as staging:
+        request = RunnerRequest(
+            spec=spec,
+            model_directory=str(source),
+            calibration_paths=tuple(None if path is None else str(path) for path in paths),
+            output_directory=str(staging / "result"),
+            compare_with=str(recorded.directory),
+        )
+        finished = machine.run(request, course=ShownCourse(weights_of(spec), on_progress))
+        assert isinstance(finished, Finished)
+        if out is not None:
+            move_into_place(staging / "result", out)
+    later = _run_differences(recorded, finished.report)
+    for warning in later:
+        on_warning(warning)
+    comparison = finished.report["comparison"]
+    assert isinstance(comparison, dict)
+    return Reproduction(comparison=comparison, warnings=(*warnings, *later))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +107,7 @@ class Recorded:
         if spec.searches and isinstance(removed, list) and isinstance(kept, list):
             spec = spec.at_ratio(ratio_of(len(removed), len(removed) + len(kept)))  # the depth that was found
         return spec.model_copy(
-            update={"evaluation": EvaluationSpec(enabled=False), "output": OutputSpec(), "labels": {}}
+            update={"evaluation": EvaluationSpec(enabled=False), "gate": None, "output": OutputSpec(), "labels": {}}
         )
 
     def part(self, name: str) -> Mapping[str, object]:
@@ -50,7 +116,7 @@ class Recorded:
         return found if isinstance(found, dict) else {}
 
 
-def read_recorded(result: str, *, revision: str | None, hub: Callable[[], Hub]) -> Recorded:
+def _read_recorded(result: str, *, revision: str | None, hub: Callable[[], Hub]) -> Recorded:
     """The result in a directory, or in the repository of that name. Raises `InvalidInput`, and what a Hub raises."""
     directory = Path(result).expanduser()
     if not directory.is_dir():
@@ -63,7 +129,7 @@ def read_recorded(result: str, *, revision: str | None, hub: Callable[[], Hub]) 
     return Recorded(directory=directory.resolve(), report=read_json_file(directory / REPORT, REPORT))
 
 
-def find_model(recorded: Recorded, *, given: Path | None, hub: Callable[[], Hub]) -> Path:
+def _find_model(recorded: Recorded, *, given: Path | None, hub: Callable[[], Hub]) -> Path:
     """The directory of the source: the one that is `given`, or the recorded revision on the Hub.
 
     Raises `InvalidInput` where its files are not those that were recorded.
@@ -82,7 +148,7 @@ def find_model(recorded: Recorded, *, given: Path | None, hub: Callable[[], Hub]
     return directory.resolve()
 
 
-def find_texts(recorded: Recorded, *, given: Sequence[Path], hub: Callable[[], Hub]) -> Iterator[Path | None]:
+def _find_texts(recorded: Recorded, *, given: Sequence[Path], hub: Callable[[], Hub]) -> Iterator[Path | None]:
     """The path of each source of the calibration text, `None` where there is none. `given` are files, in order.
 
     Raises `InvalidInput` where a file is missing, is too many, or is not the recorded one.
@@ -121,7 +187,7 @@ def _text(
     return directory.resolve()
 
 
-def version_differences(recorded: Recorded) -> list[str]:
+def _version_differences(recorded: Recorded) -> list[str]:
     """A sentence for each library whose version here is not the recorded one."""
     found = []
     for name, before in recorded.part("versions").items():
@@ -131,7 +197,7 @@ def version_differences(recorded: Recorded) -> list[str]:
     return found
 
 
-def run_differences(recorded: Recorded, again: Mapping[str, object]) -> list[str]:
+def _run_differences(recorded: Recorded, again: Mapping[str, object]) -> list[str]:
     """What else was not the same in both runs: code, device, numerics, tokens, blocks. `again` is the new report."""
     found = []
     for part in ("device", "numerics"):

@@ -1,5 +1,6 @@
-"""`keys`: API keys, in the database of the settings or, with `--url`, in a service."""
+"""`keys`: API keys, in the database of the settings or with `--url` in a service; `credentials`: tokens of the Hub."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -10,16 +11,15 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from api.cli.exit_codes import ExitCode
-from api.cli.failure import Failure, failure_of, read_settings
+from api.cli.exit_codes import ExitCode, Failure, failure_of, read_settings
 from api.cli.output.console import JsonFlag, describe_time, make_console, print_json, print_line, print_note
-from api.cli.service import ApiKeyOption, connect
-from api.client.client import KeysClient
+from api.cli.service import ApiKeyOption, Url, connect
+from api.client.client import DEFAULT_URL, KeysClient
 from api.client.models import ApiKey, CreatedApiKey
 from replaceme_core.errors import ReplaceMeError
 
 if TYPE_CHECKING:
-    from api.cli.access.direct import DirectKeys
+    from api.cli.direct_keys import DirectKeys
 
 DAY_SECONDS = 86_400
 
@@ -152,7 +152,7 @@ def _keys(url: str | None, api_key: str | None, *, as_json: bool) -> "Iterator[K
             yield client.keys
         return
     # imported here: it imports SQLAlchemy and alembic, which a client does not need
-    from api.cli.access.direct import DirectKeys
+    from api.cli.direct_keys import DirectKeys
 
     try:
         direct = DirectKeys(read_settings())
@@ -188,3 +188,47 @@ def keys_table(keys: list[ApiKey]) -> Table:
         about = Group(key.id, f"  {key.name}", f"  {key.owner}, {key.start}…")
         table.add_row(about, Group(*key.scopes), Group(state, describe_time(key.last_used_at)))
     return table
+
+
+credentials_app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+Name = Annotated[str, typer.Argument(help="Name of the credential.")]
+
+
+@credentials_app.command("set")
+def set_credential(
+    name: Name, *, url: Url = DEFAULT_URL, api_key: ApiKeyOption = None, as_json: JsonFlag = False
+) -> None:
+    """Store a token, read from standard input: an argument would be seen by others on this machine."""
+    token = typer.prompt("Token", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline().strip()
+    with connect(url, api_key=api_key, as_json=as_json) as client:
+        stored = client.credentials.set(name, token)
+    if as_json:
+        print_json(stored.model_dump(mode="json"))
+    else:
+        print_note(f"the credential {stored.name} is stored")
+
+
+@credentials_app.command("list")
+def list_credentials(*, url: Url = DEFAULT_URL, api_key: ApiKeyOption = None, as_json: JsonFlag = False) -> None:
+    """List the names of your credentials."""
+    with connect(url, api_key=api_key, as_json=as_json) as client:
+        found = client.credentials.list()
+    if as_json:
+        print_json({"items": [one.model_dump(mode="json") for one in found], "next_cursor": None})
+    elif found:
+        for one in found:
+            print_line(f"{one.name:<40} {describe_time(one.updated_at)}")
+    else:
+        print_note("no credentials")
+
+
+@credentials_app.command()
+def delete(name: Name, *, url: Url = DEFAULT_URL, api_key: ApiKeyOption = None, as_json: JsonFlag = False) -> None:
+    """Delete a credential."""
+    with connect(url, api_key=api_key, as_json=as_json) as client:
+        client.credentials.delete(name)
+    if as_json:
+        print_json({"deleted": name})
+    else:
+        print_note(f"the credential {name} is deleted")

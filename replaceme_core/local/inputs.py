@@ -1,0 +1,229 @@
+"""The model and the texts that a call on this machine names: in a directory or a file, or on the Hub at a commit."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from replaceme_core.errors import AccessDenied, HubUnreachable, InvalidInput, UnknownRepository
+from replaceme_core.hub.model_config import ModelOutline, read_outline
+from replaceme_core.hub.model_files import files_to_download
+from replaceme_core.hub.port import REPOSITORY, Hub
+from replaceme_core.plan.plan import read_shape
+from replaceme_core.request.admission import admit_model, find_model
+from replaceme_core.request.fields import BUILTIN_PREFIX, BUILTIN_TEXTS, FILE_PREFIX
+from replaceme_core.request.spec import ModelRef, ModelRequest
+from replaceme_core.runner.inputs import Pinned
+from replaceme_core.validation import problems
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validated(model: type[M], fields: Mapping[str, object]) -> M:
+    """A `model` with these fields. Raises `InvalidInput` that names the first invalid one."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = problems(error.errors(), sent=fields, schema=model.model_json_schema())[0]
+        raise InvalidInput(
+            f"{first['field']}: {first['message']}", field=first["field"], value=first["value"]
+        ) from error
+
+
+def clean_name(directory: Path) -> str:
+    """The name of a directory as the name of a repository.
+
+    >>> clean_name(Path("/models/my model (v2).git"))
+    'my-model-v2'
+    """
+    name = re.sub(r"[^A-Za-z0-9_.]+", "-", directory.resolve().name.removesuffix(".git"))
+    name = re.sub(r"([.-])[.-]+", r"\1", name)[:80].strip("._-")
+    return name.removesuffix(".git").strip("._-") or "model"
+
+
+REVISION = "@"
+"""Between the name of a repository and a branch, tag or commit of it."""
+TOKEN_SETTING = "REPLACEME_HUB_READ_TOKEN"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedModel:
+    """A model as it was named: in `directory`, or `None`: the repository `ref` of the Hub."""
+
+    name: str
+    directory: Path | None
+    ref: ModelRef
+
+    @classmethod
+    def of(cls, name: str | Path) -> "NamedModel":
+        """A directory that exists, else `org/name` or `org/name@revision`; a `Path` is always a directory.
+
+        Raises `InvalidInput` for what is none of these.
+        """
+        directory = Path(name).expanduser()
+        if isinstance(name, Path) or directory.is_dir():
+            ref = ModelRef(repo_id=f"local/{clean_name(directory)}")
+            return cls(name=str(name), directory=directory, ref=ref)
+        repository, _, revision = name.partition(REVISION)
+        if not REPOSITORY.fullmatch(repository):
+            raise InvalidInput(
+                f"{name} is not a directory, nor a model on the Hub, which is named as org/name or org/name@revision",
+                field="model",
+                value=name,
+            )
+        asked = validated(ModelRequest, {"repo_id": repository, "revision": revision or None})
+        return cls(name=name, directory=None, ref=ModelRef(repo_id=asked.repo_id, revision=asked.revision))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdmittedFiles:
+    """A model that may be loaded: its files, where it is on the Hub at a commit, and what its config says."""
+
+    files: Pinned
+    ref: ModelRef
+    outline: ModelOutline
+
+    @property
+    def is_gated(self) -> bool:
+        return self.files.snapshot is not None and self.files.snapshot.gated
+
+
+def admit(model: NamedModel, hub: Callable[[], Hub]) -> AdmittedFiles:
+    """Check config, list of files and, on the Hub, the headers of the weights, before anything large is read.
+
+    Raises `InvalidInput` and its subclasses, `AccessDenied` and `HubUnreachable`.
+    """
+    if model.directory is not None:
+        directory = model.directory.resolve()
+        return AdmittedFiles(files=Pinned(path=directory), ref=model.ref, outline=outline_of(model.directory))
+    with _looked_up(model.name):
+        snapshot = find_model(model.ref, hub())
+    admitted = admit_model(snapshot, hub())
+    names = files_to_download(snapshot, hub())
+    read_shape(hub(), admitted, names)
+    return AdmittedFiles(
+        files=Pinned(snapshot=snapshot, names=names),
+        ref=ModelRef(repo_id=model.ref.repo_id, revision=snapshot.revision),
+        outline=admitted.outline,
+    )
+
+
+def outline_of(directory: Path) -> ModelOutline:
+    """The model in `directory` as its config describes it. Raises `InvalidInput`, before torch is loaded."""
+    if not (directory / "config.json").is_file():
+        what = "a model: it has no config.json" if directory.is_dir() else "a directory"
+        raise InvalidInput(f"{directory} is not {what}", field="model", value=str(directory))
+    return read_outline(directory)
+
+
+@contextmanager
+def _looked_up(name: str) -> Iterator[None]:
+    """Say that the name was looked up on the Hub, since it may be a misspelled directory, and with which token."""
+    try:
+        yield
+    except (UnknownRepository, HubUnreachable) as error:
+        error.args = (f"there is no directory {name} here, and on the Hub: {error.message}",)
+        raise
+    except AccessDenied as error:
+        error.args = (f"{error.message}; the token of {TOKEN_SETTING} is used, or none without it",)
+        raise
+
+
+TEXT_SUFFIXES = (".txt", ".jsonl")
+Text = str | Path | Mapping[str, object]
+"""The name of a text, or a source with its options as in `POST /jobs`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedTexts:
+    """The field `calibration` of a request, in which files are named `file:NAME`, and the paths of these names."""
+
+    calibration: Mapping[str, object]
+    paths: Mapping[str, Path] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, calibration: Text | Sequence[Text]) -> "NamedTexts":
+        """One text, several sources, or the field in its long form. Files are named as files on this machine are.
+
+        In the request a file has as much of its path as makes the names different. Raises `InvalidInput` for a file
+        that cannot be read, and for a built-in text that does not exist.
+        """
+        body = _in_long_form(calibration)
+        given = body.get("sources")
+        sources = [_as_source(one) for one in given] if isinstance(given, Sequence) else [body]
+        names = [one.get("dataset") for one in sources]
+        paths = [find_text_file(name) if isinstance(name, str | Path) else None for name in names]
+        known = {path.resolve() for path in paths if path is not None}
+        depth = next(depth for depth in count(1) if len({_tail(path, depth) for path in known}) == len(known))
+        renamed = [
+            one if path is None else {**one, "dataset": f"{FILE_PREFIX}{_tail(path.resolve(), depth)}"}
+            for one, path in zip(sources, paths, strict=True)
+        ]
+        return cls(
+            calibration={**body, "sources": renamed} if isinstance(given, Sequence) else renamed[0],
+            paths={
+                str(one["dataset"]): path.resolve()
+                for one, path in zip(renamed, paths, strict=True)
+                if path is not None
+            },
+        )
+
+    def find_file(self, name: str) -> Path:
+        """The path of the text `file:NAME`."""
+        return self.paths[name]
+
+
+def find_text_file(name: str | Path) -> Path | None:
+    """The file that `name` names; `None` for a built-in text and a data set. Raises `InvalidInput`."""
+    text = str(name)
+    if text in BUILTIN_TEXTS:
+        return None
+    if text.startswith(BUILTIN_PREFIX):
+        raise InvalidInput(
+            f"there is no built-in text {text!r}; available: {', '.join(BUILTIN_TEXTS)}",
+            field="calibration",
+            value=text,
+        )
+    path = Path(text.removeprefix(FILE_PREFIX)).expanduser()
+    named_as_file = isinstance(name, Path) or text.startswith(FILE_PREFIX) or path.suffix in TEXT_SUFFIXES
+    if not named_as_file and not path.is_file() and REPOSITORY.fullmatch(text):
+        return None
+    _check_text(path)
+    return path
+
+
+def _check_text(path: Path) -> None:
+    """Raises `InvalidInput` unless `path` is a readable text file."""
+    if not path.is_file():
+        raise InvalidInput(
+            f"there is no file {path}; expected a .txt or .jsonl file, {', '.join(BUILTIN_TEXTS)}, or a data set on "
+            "the Hub as org/name",
+            field="calibration",
+            value=str(path),
+        )
+    if path.suffix not in TEXT_SUFFIXES:
+        raise InvalidInput(f"{path} must end in .txt or .jsonl, which names its format", field="calibration")
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}", field="calibration", value=str(path)) from error
+
+
+def _in_long_form(calibration: Text | Sequence[Text]) -> Mapping[str, object]:
+    if isinstance(calibration, Mapping):
+        return calibration
+    return {"dataset": calibration} if isinstance(calibration, str | Path) else {"sources": calibration}
+
+
+def _as_source(source: object) -> Mapping[str, object]:
+    return source if isinstance(source, Mapping) else {"dataset": source}
+
+
+def _tail(path: Path, depth: int) -> str:
+    return "/".join(path.parts[1:][-depth:])
