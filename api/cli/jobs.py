@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 from uuid import uuid4
 
 import typer
@@ -21,14 +21,28 @@ from api.cli.job_request import (
 from api.cli.output.ci import Junit
 from api.cli.output.console import JsonFlag, describe_time, make_console, print_json, print_line, print_note
 from api.cli.output.jobs import event_line, jobs_table, metrics_table, print_job, print_plan, workers_table
-from api.cli.service import ApiKeyOption, CancelOnInterrupt, JobId, Timeout, Url, Wait, connect, finish, interrupts
+from api.cli.service import (
+    ApiKeyOption,
+    CancelOnInterrupt,
+    Cursor,
+    JobId,
+    Label,
+    One,
+    Timeout,
+    Url,
+    Wait,
+    connect,
+    finish,
+    interrupts,
+    print_items,
+)
 from api.cli.webhooks import print_secret
 from api.client.client import DEFAULT_URL
 from api.client.models import Family, Page, Plan
 from replaceme_core.families.table import listing
 from replaceme_core.report.reading import Report
 from replaceme_core.request.fields import ending_of
-from replaceme_core.shapes import LogLine, Shape
+from replaceme_core.shapes import LogLine
 from replaceme_core.wording import counted
 
 
@@ -113,10 +127,6 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         raise typer.Exit(int(ExitCode.BAD_INPUT))
 
 
-Label = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME=VALUE", help="Only jobs with this label. Repeatable; a job must have all of them."),
-]
 Model = Annotated[str | None, typer.Option(help="Only jobs on this original model, org/name.")]
 CreatedAfter = Annotated[datetime | None, typer.Option(help="Only jobs created after this local time.")]
 CreatedBefore = Annotated[datetime | None, typer.Option(help="Only jobs created before this local time.")]
@@ -144,7 +154,7 @@ def list_jobs(
         typer.Option(help="-created_at (default), created_at, -finished_at or finished_at; - is newest first."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of jobs.")] = None,
-    cursor: Annotated[str | None, typer.Option(help="Continue after a page: the next_cursor of its JSON.")] = None,
+    cursor: Cursor = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKeyOption = None,
     as_json: JsonFlag = False,
@@ -160,14 +170,7 @@ def list_jobs(
             limit=limit,
             cursor=cursor,
         )
-    if as_json:
-        print_json(page.model_dump(mode="json"))
-    elif page.items:
-        make_console(stderr=False).print(jobs_table(page.items))
-    else:
-        print_note("no jobs")
-    if page.next_cursor and not as_json:
-        print_note(f"there are more: --cursor {page.next_cursor}")
+    print_items(page.items, jobs_table, nothing="no jobs", cursor=page.next_cursor, as_json=as_json)
 
 
 def cancel(
@@ -252,15 +255,7 @@ def delete(
 def workers(*, url: Url = DEFAULT_URL, api_key: ApiKeyOption = None, as_json: JsonFlag = False) -> None:
     with connect(url, api_key=api_key, as_json=as_json) as client:
         found = client.workers()
-    if as_json:
-        print_json({"items": [one.model_dump(mode="json") for one in found], "next_cursor": None})
-    elif found:
-        make_console(stderr=False).print(workers_table(found))
-    else:
-        print_note("no workers")
-
-
-One = TypeVar("One", bound=Shape)
+    print_items(found, workers_table, nothing="no workers", as_json=as_json)
 
 
 def events(

@@ -1,7 +1,7 @@
 """`keys`: API keys, in the database of the settings or with `--url` in a service; `credentials`: tokens of the Hub."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +12,8 @@ from rich.console import Group
 from rich.table import Table
 
 from api.cli.exit_codes import ExitCode, Failure, failure_of, read_settings
-from api.cli.output.console import JsonFlag, describe_time, make_console, print_json, print_line, print_note
-from api.cli.service import ApiKeyOption, Url, connect
+from api.cli.output.console import JsonFlag, describe_time, print_json, print_line, print_note
+from api.cli.service import ApiKeyOption, Url, connect, print_items
 from api.client.client import DEFAULT_URL, KeysClient
 from api.client.models import ApiKey, CreatedApiKey
 from replaceme_core.errors import ReplaceMeError
@@ -91,12 +91,7 @@ def list_keys(
     """List keys, newest first."""
     with _keys(url, api_key, as_json=as_json) as keys:
         found = list(keys.list(owner=owner))
-    if as_json:
-        print_json({"items": [key.model_dump(mode="json") for key in found], "next_cursor": None})
-    elif found:
-        make_console(stderr=False).print(keys_table(found))
-    else:
-        print_note("no keys")
+    print_items(found, keys_table, nothing="no keys", as_json=as_json)
 
 
 @app.command()
@@ -176,7 +171,7 @@ def _print_created(created: CreatedApiKey, *, as_json: bool) -> None:
     print_line(created.key)
 
 
-def keys_table(keys: list[ApiKey]) -> Table:
+def keys_table(keys: Sequence[ApiKey]) -> Table:
     """Three lines for each key, so that ids are whole in 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(Group("id", "name", "owner, key"), overflow="fold")

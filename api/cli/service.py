@@ -4,24 +4,27 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
+from rich.console import RenderableType
 
 from api.cli.exit_codes import ExitCode, Failure, exit_code_of_job, exit_code_of_status
 from api.cli.output.ci import Ended, write_for_pipeline
-from api.cli.output.console import make_console, print_note
+from api.cli.output.console import make_console, print_json, print_note
 from api.cli.output.jobs import print_job
 from api.cli.output.progress import progress_display
 from api.client.client import Client
 from api.client.connection import KEY_VARIABLE
 from api.client.errors import Conflicting, Refused, ServiceError
 from api.client.models import Job
+from replaceme_core.shapes import Shape
 
+One = TypeVar("One", bound=Shape)
 Url = Annotated[str, typer.Option("--url", envvar="REPLACEME_URL", help="URL of the service.")]
 ApiKeyOption = Annotated[
     str | None,
@@ -34,6 +37,11 @@ ApiKeyOption = Annotated[
     ),
 ]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="ID of the job.")]
+Label = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Only jobs with this label. Repeatable; a job must have all of them."),
+]
+Cursor = Annotated[str | None, typer.Option(help="Continue after a page: the next_cursor of its JSON.")]
 
 
 @contextmanager
@@ -59,6 +67,26 @@ def connect(url: str, *, api_key: str | None = None, as_json: bool) -> Iterator[
         ) from error
     except ServiceError as error:
         raise Failure(str(error), ExitCode.SERVICE_UNREACHABLE, code="service_unreachable", as_json=as_json) from error
+
+
+def print_items(
+    items: Sequence[One],
+    table: Callable[[Sequence[One]], RenderableType],
+    *,
+    nothing: str,
+    cursor: str | None = None,
+    as_json: bool,
+) -> None:
+    """What a service lists, as JSON or as a table; `cursor` asks for the next page, if there is one."""
+    if as_json:
+        print_json({"items": [one.model_dump(mode="json") for one in items], "next_cursor": cursor})
+        return
+    if items:
+        make_console(stderr=False).print(table(items))
+    else:
+        print_note(nothing)
+    if cursor:
+        print_note(f"there are more: --cursor {cursor}")
 
 
 CANCEL_SECONDS = 30.0

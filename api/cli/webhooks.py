@@ -7,7 +7,7 @@ import typer
 from api.cli.job_request import parse_labels
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.jobs import deliveries_table, webhook_table, webhooks_table
-from api.cli.service import Url, connect
+from api.cli.service import Cursor, Label, Url, connect, print_items
 from api.client.client import DEFAULT_URL
 from api.client.models import Delivery, Webhook
 
@@ -18,15 +18,10 @@ Event = Annotated[
     list[str] | None,
     typer.Option("--event", help="Type of event. Repeatable. Default: succeeded, failed and cancelled."),
 ]
-Label = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME=VALUE", help="Only jobs with this label. Repeatable; a job must have all of them."),
-]
 Full = Annotated[
     bool | None, typer.Option("--full/--thin", help="Whether messages contain the whole job. Default: --thin.")
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Maximum number of entries.")]
-Cursor = Annotated[str | None, typer.Option(help="Continue after a page: the next_cursor of its JSON.")]
 
 
 @app.command()
@@ -58,13 +53,7 @@ def list_webhooks(
     """List standing webhooks, newest first."""
     with connect(url, as_json=as_json) as client:
         page = client.webhooks.page(job_id=job, limit=limit, cursor=cursor)
-    if as_json:
-        print_json(page.model_dump(mode="json"))
-    elif page.items:
-        make_console(stderr=False).print(webhooks_table(page.items))
-    else:
-        print_note("no webhooks")
-    _note_more(page.next_cursor, as_json=as_json)
+    print_items(page.items, webhooks_table, nothing="no webhooks", cursor=page.next_cursor, as_json=as_json)
 
 
 @app.command()
@@ -141,13 +130,7 @@ def deliveries(
     """List the messages to a webhook, newest first."""
     with connect(url, as_json=as_json) as client:
         page = client.webhooks.deliveries(webhook_id, state=state, limit=limit, cursor=cursor)
-    if as_json:
-        print_json(page.model_dump(mode="json"))
-    elif page.items:
-        make_console(stderr=False).print(deliveries_table(page.items))
-    else:
-        print_note("no deliveries")
-    _note_more(page.next_cursor, as_json=as_json)
+    print_items(page.items, deliveries_table, nothing="no deliveries", cursor=page.next_cursor, as_json=as_json)
 
 
 @app.command()
@@ -171,12 +154,7 @@ def redeliver(
             if cursor is None:
                 break
         sent: list[Delivery] = [client.webhooks.redeliver(webhook_id, one) for one in ids]
-    if as_json:
-        print_json({"items": [one.model_dump(mode="json") for one in sent], "next_cursor": None})
-    elif sent:
-        make_console(stderr=False).print(deliveries_table(sent))
-    else:
-        print_note("no message has failed")
+    print_items(sent, deliveries_table, nothing="no message has failed", as_json=as_json)
 
 
 def print_secret(webhook: Webhook) -> None:
@@ -195,8 +173,3 @@ def _print(webhook: Webhook, *, as_json: bool) -> None:
         return
     make_console(stderr=False).print(webhook_table(webhook))
     print_secret(webhook)
-
-
-def _note_more(cursor: str | None, *, as_json: bool) -> None:
-    if cursor and not as_json:
-        print_note(f"there are more: --cursor {cursor}")

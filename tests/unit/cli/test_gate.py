@@ -48,7 +48,7 @@ def test_the_deepest_cut(replaceme: Run, model: Path, text: Path, tmp_path: Path
     assert ["2", "*", "2.500", "–", "✗", "missed", "1.0", "s"] in rows
 
 
-@pytest.mark.parametrize("ratio", ["max:", "max:nan", "least:0.5", "half", "inf"])
+@pytest.mark.parametrize("ratio", ["max:nan", "least:0.5", "inf"])
 def test_a_ratio_that_is_none(replaceme: Run, model: Path, text: Path, ratio: str) -> None:
     done = replaceme("compress", model, "--out", "out", "--ratio", ratio, "--calibration", text)
     assert done.exit_code == 2
@@ -71,10 +71,7 @@ def test_a_runner_that_does_not_judge(replaceme: Run, base: Base) -> None:
     ("options", "words"),
     [
         (("--gate", "perplexity_ratio<1.6"), "expected a criterion such as"),
-        (("--gate", "perplexity_ratio<=nan"), "expected a criterion such as"),
-        (("--gate", "agreement>=0.5", "--gate", "agreement>=0.6"), "two limits with >="),
         (("--gate", "perplexity<=1.6"), "gate.perplexity"),
-        (("--gate", "tasks.piqa<=0.5"), "of a task the least share is given"),
         (("--gate", "tasks.piqa>=0.5"), "name piqa in evaluation.tasks"),
         (("--gate", "agreement>=0.5", "--gate", "agreement<=0.4"), "no value is at least 0.5"),
         (("--gate", "agreement>=0.5", "--no-evaluate"), "turn evaluation.enabled on"),

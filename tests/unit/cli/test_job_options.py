@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +9,12 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from api.bodies import JobRequest, schema_of
+from api.bodies import JobWebhookRequest
 from api.cli.job_request import OPTIONS
 from api.cli.main import app
 from benchmarks.harness.checkout import ROOT
+from replaceme_core.request.calibration import CalibrationSource
 from tests.fixtures.cli.stub_service import StubService, a_job, run_at
-
-OF_A_SOURCE = "calibration.sources"
-"""Its fields are those of one value of `--calibration`."""
-
-
-def leaves(schema: Mapping[str, Any], root: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """The paths of all fields that are no objects with fields of their own."""
-    if "$ref" in schema:
-        schema = root["$defs"][schema["$ref"].rpartition("/")[2]]
-    objects = [one for one in schema.get("anyOf", ()) if "$ref" in one]
-    enums = [one for one in objects if "enum" in root["$defs"][one["$ref"].rpartition("/")[2]]]
-    if objects and not enums:
-        schema = root["$defs"][objects[0]["$ref"].rpartition("/")[2]]
-    if "properties" not in schema:
-        yield path
-    for name, field in schema.get("properties", {}).items():
-        yield from leaves(field, root, f"{path}.{name}" if path else name)
 
 
 @pytest.fixture(autouse=True)
@@ -50,15 +33,14 @@ def sent(service: StubService) -> dict[str, Any]:
     return body
 
 
-def test_every_field_of_the_request_has_an_option() -> None:
-    schema = schema_of(JobRequest)
-    fields = {path for path in leaves(schema, schema) if path not in ("calibration.dataset", OF_A_SOURCE)}
-    fields = {"gate" if path.startswith("gate.") else path for path in fields}  # one option for all criteria
-    fields = {"ratio" if path == "ratio.max" else path for path in fields}  # --ratio max:0.5
-    assert len(fields) > 40
-    options = {option.path for option in OPTIONS}
-    assert options - fields == {"calibration"}, "a dataset, or one of the sources"
-    assert fields - options == set()
+def test_every_field_of_a_webhook_has_an_option() -> None:
+    """Those of the other parts are made from their fields."""
+    paths = [option.path for option in OPTIONS]
+    assert {path for path in paths if path.startswith("webhook.")} == {
+        f"webhook.{name}" for name in JobWebhookRequest.model_fields
+    }
+    assert "compute.pattern_safe" in paths
+    assert len({option.name for option in OPTIONS}) == len(set(paths)) == len(paths)
 
 
 def test_every_field_of_a_source_may_be_in_an_option(service: StubService) -> None:
@@ -71,7 +53,7 @@ def test_every_field_of_a_source_may_be_in_an_option(service: StubService) -> No
         "template": "plain",
         "share": 0.5,
     }
-    fields = schema_of(JobRequest)["$defs"]["CalibrationSource"]["properties"]  # type: ignore[index]
+    fields = CalibrationSource.model_fields
     assert set(source) == set(fields) - {"self_generated"}
     generated = {"self_generated": True, "share": 0.5}
     texts = [option for one in (source, generated) for option in ("--calibration", json.dumps(one))]
