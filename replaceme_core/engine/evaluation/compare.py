@@ -266,22 +266,6 @@ class Comparison:
         }
 
 
-def compare(
-    before: Subject,
-    after: Subject,
-    tokens: TokenSet,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    generates: bool,
-    seed: int,
-    advance: Advance,
-    tasks: LoadedTasks | None = None,
-) -> Comparison:
-    """Both models on the same sequences in turn, and on the same prompts. As `Original` says."""
-    original = Original(subject=before, tokens=tokens, tokenizer=tokenizer, generates=generates, seed=seed, tasks=tasks)
-    return original.finish(original.compare(after, advance=advance), after)
-
-
 @dataclass(kw_only=True)
 class Original:
     """The source model, to compare any number of results with: what depends on it alone is in its `results`.

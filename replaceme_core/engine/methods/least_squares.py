@@ -89,7 +89,7 @@ def accepted(task: Task, fitted: Sequence[CutFit]) -> Pruning:
 
     def loss_at(scale: float) -> Callable[[int], float]:
         variant = Variant.of([one.from_fit_tokens.scaled(scale) for one in fitted])
-        return lambda batch: variant_losses(task.activations, [variant], batches=[batches[batch]])[0][0]
+        return lambda batch: variant_losses(task.activations, variant, batches=[batches[batch]])[0]
 
     judge = held_out_judge(task.activations)
     scale, kept, none = accepted_scale(loss_at, judge=judge)

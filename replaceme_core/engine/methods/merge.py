@@ -43,7 +43,7 @@ def _named(task: Task, cuts: list[Cut]) -> tuple[list[Cut], list[Candidate]]:
             )
     task.begin(Stage.SELECT)
     with merged(task.block_runner, cuts):
-        (losses,) = variant_losses(task.activations, [without(cuts)])
+        losses = variant_losses(task.activations, without(cuts))
     task.progress.metric("result_held_out_loss", mean_loss(losses, task.activations.held_out_tokens), "nats")
     task.progress.advance(1.0)
     return cuts, [Candidate(start=cut.start, end=cut.end, chosen=True) for cut in cuts]
@@ -71,7 +71,7 @@ def _best_window(task: Task) -> tuple[list[Cut], list[Candidate]]:
     def loss(cut: Cut, batch: int) -> float:
         with merged(task.block_runner, [cut]):
             number = task.activations.held_out_batches[batch]
-            return variant_losses(task.activations, [without([cut])], batches=[number])[0][0]
+            return variant_losses(task.activations, without([cut]), batches=[number])[0]
 
     winner, losses = tournament(
         sorted(distances, key=lambda cut: distances[cut])[: task.spec.method.replays],

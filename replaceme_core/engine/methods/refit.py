@@ -108,7 +108,7 @@ def judge_refit(
     streams = [found.streams[batch] for batch in activations.held_out_batches]
     tokens = [activations.tokens(batch) for batch in activations.held_out_batches]
     losses = summed_losses(task.block_runner, streams, tokens)
-    (plain,) = variant_losses(activations, [Variant(removed=frozenset(removed))])
+    plain = variant_losses(activations, Variant(removed=frozenset(removed)))
     progress.metric("unscaled_held_out_loss", judge.mean(losses), "nats")
     progress.metric("plain_held_out_loss", judge.mean(plain), "nats")
     # rare: text that says little about the blocks, or a requested ridge that is too small

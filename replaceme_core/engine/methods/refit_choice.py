@@ -201,8 +201,7 @@ class SetLosses:
 
     def _losses(self, removed: Collection[int], numbers: Collection[int], positions: int | None) -> list[float]:
         variant = Variant.of([self._map(cut) for cut in runs(sorted(removed))])
-        (losses,) = variant_losses(self._task.activations, [variant], batches=list(numbers), positions=positions)
-        return losses
+        return variant_losses(self._task.activations, variant, batches=list(numbers), positions=positions)
 
     def _map(self, cut: Cut) -> FittedCut:
         if cut not in self._maps:

@@ -137,7 +137,7 @@ def rounds(candidates: int, batches: int) -> list[tuple[int, int, int]]:
 
 def _plain_removal(task: Task, removed: Sequence[int], candidates: Sequence[Candidate]) -> Pruning:
     """Remove the blocks and change no weight; the held-out loss of that is reported."""
-    (losses,) = variant_losses(task.activations, [Variant(removed=frozenset(removed))])
+    losses = variant_losses(task.activations, Variant(removed=frozenset(removed)))
     task.progress.metric("result_held_out_loss", mean_loss(losses, task.activations.held_out_tokens), "nats")
     task.progress.advance(1.0)
     task.begin(Stage.SOLVE)

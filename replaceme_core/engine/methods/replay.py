@@ -44,31 +44,28 @@ def next_losses(
 ) -> list[float]:
     """`variant_losses` with `fitted` in place, of those held-out batches from `first` on that are run together."""
     batches = next(_together(activations, activations.held_out_batches[first:]))
-    return variant_losses(activations, [Variant.of([fitted])], batches=batches, positions=positions)[0]
+    return variant_losses(activations, Variant.of([fitted]), batches=batches, positions=positions)
 
 
 def variant_losses(
     activations: Activations,
-    variants: Sequence[Variant],
+    variant: Variant,
     *,
     batches: Sequence[int] | None = None,
     positions: int | None = None,
-) -> list[list[float]]:
-    """Summed next-token loss in nats of each variant on each of the held-out `batches`, all by default.
+) -> list[float]:
+    """Summed next-token loss in nats of `variant` on each of the held-out `batches`, all by default.
 
-    With `positions` only these first ones of each sequence are run: no later one changes what is predicted there. The
-    blocks before the first difference run once for all variants, where their stream is not stored. Small batches of the
-    same shape are run together, as many sequences as the batches of a pass have: 0.8 of the time of one after the other
-    (docs/research/memory-and-speed.md).
+    With `positions` only these first ones of each sequence are run: no later one changes what is predicted there. Small
+    batches of the same shape are run together, as many sequences as the batches of a pass have: 0.8 of the time of one
+    after the other (docs/research/memory-and-speed.md).
     """
-    block_runner, first = activations.block_runner, min(variant.first for variant in variants)
-    losses: list[list[float]] = [[] for _ in variants]
+    losses: list[float] = []
     for together in _together(activations, activations.held_out_batches if batches is None else batches):
         tokens = [activations.tokens(batch)[:, :positions] for batch in together]
-        stream = torch.cat([activations.read_or_run(first, batch)[:, :positions] for batch in together])
-        for of_variant, variant in zip(losses, variants, strict=True):
-            after = variant.run(block_runner, stream, since=first).split([len(ids) for ids in tokens])
-            of_variant += summed_losses(block_runner, after, tokens)
+        stream = torch.cat([activations.read_or_run(variant.first, batch)[:, :positions] for batch in together])
+        after = variant.run(activations.block_runner, stream, since=variant.first).split([len(ids) for ids in tokens])
+        losses += summed_losses(activations.block_runner, after, tokens)
     return losses
 
 

@@ -276,7 +276,7 @@ def choose_groups(task: Task) -> GroupChoice:
     def loss(cuts: tuple[Cut, ...], batch: int) -> float:
         variant = Variant.of([maps[cut] for cut in cuts])
         number = task.activations.held_out_batches[batch]
-        return variant_losses(task.activations, [variant], batches=[number])[0][0]
+        return variant_losses(task.activations, variant, batches=[number])[0]
 
     winner, losses = tournament(
         sets,

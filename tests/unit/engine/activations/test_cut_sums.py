@@ -108,7 +108,7 @@ def test_a_replay_costs_what_the_pruned_model_costs(block_runner: BlockRunner) -
     for one in statistics:
         fitted = fit_cut(one, ridge=0.1).from_all_tokens
         variant = Variant.of([fitted])
-        replayed.append((fitted, sum(variant_losses(activations, [variant])[0]) / tokens))
+        replayed.append((fitted, sum(variant_losses(activations, variant)) / tokens))
     assert sum(activations.dense_losses()) / tokens == pytest.approx(whole_loss(tiny_model()), rel=1e-5)
     for fitted, loss in replayed:
         model = tiny_model()
@@ -145,7 +145,7 @@ def test_the_cut_of_least_loss_is_chosen_and_the_table_shows_why(block_runner: B
     whole = {}
     for one in statistics:
         fitted = FittedCut(cut=one.cut, delta=fit_map_on_fit(one))
-        (losses,) = variant_losses(activations, [Variant.of([fitted])])
+        losses = variant_losses(activations, Variant.of([fitted]))
         whole[one.cut] = sum(losses) / predictions_of(activations.held_out_tokens)
     assert len(finalists) == 4, "every candidate was replayed at least in part"
     assert chosen.held_out_loss == pytest.approx(whole[chosen.cut])
@@ -187,7 +187,7 @@ def test_a_cut_that_was_eliminated_is_shown_beside_the_chosen_one(block_runner: 
     def losses(row: Candidate, count: int) -> float:
         variant = Variant.of([deltas[row.cut]])
         batches = activations.held_out_batches[:count]
-        return sum(variant_losses(activations, [variant], batches=batches)[0])
+        return sum(variant_losses(activations, variant, batches=batches))
 
     tokens = predictions_of(activations.held_out_tokens)
     left_out = [row for row in table if row.estimated]

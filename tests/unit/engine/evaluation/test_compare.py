@@ -13,7 +13,6 @@ from replaceme_core.engine.evaluation.compare import (
     Comparison,
     Original,
     answer,
-    compare,
     distinct_share,
     pair,
     prompts_for,
@@ -97,11 +96,12 @@ def tokens(*names: str) -> TokenSet:
 
 
 def compared(directory: Path, given: TokenSet, *, generates: bool = True) -> Comparison:
-    subjects = [Subject(name=name, model=tiny_model(), directory=directory) for name in ("before", "after")]
+    before, after = (Subject(name=name, model=tiny_model(), directory=directory) for name in ("before", "after"))
     with torch.no_grad():
-        subjects[1].model.lm_head.weight.mul_(3.0)
+        after.model.lm_head.weight.mul_(3.0)
     fractions: list[float] = []
-    found = compare(*subjects, given, byte_tokenizer(), generates=generates, seed=0, advance=fractions.append)
+    original = Original(subject=before, tokens=given, tokenizer=byte_tokenizer(), generates=generates, seed=0)
+    found = original.finish(original.compare(after, advance=fractions.append), after)
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1
     return found

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from replaceme_core.engine.activations.cache import open_cache
 from replaceme_core.engine.activations.verified_file import Contents
-from replaceme_core.engine.evaluation.compare import Comparison, compare
+from replaceme_core.engine.evaluation.compare import Comparison, Original
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import TIMED, Subject
 from replaceme_core.engine.evaluation.tasks import LoadedTasks, load_tasks
@@ -76,9 +76,10 @@ def compared(
     calls = counted(dense)
     before = Subject(name="before", model=dense, directory=source, results=results)
     after = Subject(name="after", model=pruned, directory=source)
-    found = compare(
-        before, after, tokens(), byte_tokenizer(), generates=generates, seed=0, advance=lambda _: None, tasks=tasks
+    original = Original(
+        subject=before, tokens=tokens(), tokenizer=byte_tokenizer(), generates=generates, seed=0, tasks=tasks
     )
+    found = original.finish(original.compare(after, advance=lambda _: None), after)
     return found, len(calls)
 
 

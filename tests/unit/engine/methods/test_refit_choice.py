@@ -280,7 +280,7 @@ def test_batches_that_will_be_asked_for_are_run_together(monkeypatch: pytest.Mon
     apart = losses.whole([2])
     asked = list[int]()
 
-    def noted(*given: Any, batches: list[int], **named: Any) -> list[list[float]]:
+    def noted(*given: Any, batches: list[int], **named: Any) -> list[float]:
         asked.append(len(batches))
         return variant_losses(*given, batches=batches, **named)
 

@@ -53,12 +53,9 @@ def test_small_batches_are_run_together_and_the_losses_are_those_of_each(
     tokens = token_ids(21, 16)
     activations = activations_of(tokens[:4], tokens[4:], batch_size=batch_size)
     activations.capture()
-    (single,) = zip(
-        *(variant_losses(activations, [PLAIN], batches=[batch])[0] for batch in activations.held_out_batches),
-        strict=True,
-    )
+    single = [variant_losses(activations, PLAIN, batches=[batch])[0] for batch in activations.held_out_batches]
     seen = sizes_of_runs(monkeypatch)
-    (losses,) = variant_losses(activations, [PLAIN])
+    losses = variant_losses(activations, PLAIN)
     assert losses == pytest.approx(single, rel=1e-5)
     assert seen == runs
 
@@ -74,7 +71,7 @@ def test_a_cut_is_replayed_on_small_batches_together(
     width = activations.block_runner.resolved.model.config.hidden_size
     fitted = FittedCut(cut=Cut(start=2, end=2), delta=0.1 * torch.eye(width))
     single = [
-        variant_losses(activations, [Variant.of([fitted])], batches=[batch], positions=9)[0][0]
+        variant_losses(activations, Variant.of([fitted]), batches=[batch], positions=9)[0]
         for batch in activations.held_out_batches
     ]
     seen = sizes_of_runs(monkeypatch)
