@@ -26,7 +26,7 @@ from replaceme_core.engine.model.load import load_model
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput, NumericalFailure
 from replaceme_core.families.resolve import resolve
 from replaceme_core.runner.messages import EvaluateRequest
-from tests.fixtures.models.tiny import VARIANTS, Variant, byte_tokenizer, save_tiny, tiny_model, token_ids
+from tests.fixtures.models.tiny import VARIANTS, byte_tokenizer, save_tiny, tiny_model, token_ids
 
 TEXT = "Nothing is as good as a second opinion.\n\n" * 30
 
@@ -217,13 +217,14 @@ def test_pairs_are_compared_not_means() -> None:
 SEQUENCES, LENGTH = 5, 16
 
 
-@pytest.mark.parametrize("limit", [None, 100, 2**30], ids=["no cache", "a cache that is too small", "a cache"])
 @pytest.mark.parametrize(
-    "variant", [one for one in VARIANTS if one.name in ("llama", "gemma2", "granite", "gpt2", "falcon")], ids=str
+    ("name", "limit"),
+    [("llama", None), ("llama", 100), ("llama", 2**30), ("gemma2", 2**30), ("granite", 2**30), ("gpt2", 2**30)],
 )
 def test_it_runs_once_and_its_numbers_stay_the_same(
-    variant: Variant, limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    variant = next(one for one in VARIANTS if one.name == name)
     directory, sequences = save_tiny(tmp_path / "model", variant=variant), token_ids(SEQUENCES, LENGTH)
     model, pruned = tiny_model(variant), tiny_model(variant, seed=1)
     monkeypatch.setattr("replaceme_core.engine.evaluation.measure.LOGITS_AT_ONCE", 1)
