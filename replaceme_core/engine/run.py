@@ -19,7 +19,6 @@ from replaceme_core.engine.evaluation.compare import Comparison, Original, Unmea
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import PRUNED, SOURCE, Subject, open_subject
 from replaceme_core.engine.evaluation.tasks import LoadedTasks
-from replaceme_core.engine.methods.refit_choice import STREAM_BYTES
 from replaceme_core.engine.methods.task import Pruning, Task, find_method
 from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.block_runner import BlockRunner
@@ -35,6 +34,7 @@ from replaceme_core.engine.text.tokens import beginning_of_text, calibration_tok
 from replaceme_core.errors import InvalidInput, NumericalFailure
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.library_errors import library_errors
+from replaceme_core.request.defaults import CHOICE_STREAM_BYTES
 from replaceme_core.request.gate import Trial, deepest, most_trials
 from replaceme_core.request.removal import Allows
 from replaceme_core.request.resolve import ResolvedSpec
@@ -132,7 +132,7 @@ class Run:
         block_runner = BlockRunner(resolved=resolve(self.model))
         size = activation_bytes(block_runner, tokens=tokens.fit.numel() + tokens.held_out.numel())
         by_block, place = self.is_lazy, self.output
-        one_pass = spec.searches and size <= STREAM_BYTES  # which serves all trials
+        one_pass = spec.searches and size <= CHOICE_STREAM_BYTES  # which serves all trials
         with ExitStack() as stack:
             cached = None
             if self.cache is not None and self.cache.has_room(size):

@@ -38,6 +38,7 @@ from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.hub.files import sha256_of
 from replaceme_core.hub.model_files import CONFIG, admit_file, weight_files
 from replaceme_core.library_errors import free_space
+from replaceme_core.request.defaults import MEMORY_SHARE
 from replaceme_core.request.resolve import ResolvedCompute
 
 
@@ -257,8 +258,6 @@ def _size(directory: Path) -> int:
 
 logger = logging.getLogger(__name__)
 
-MEMORY_SHARE = 0.25
-"""Streams that take more than this share of the free memory go to disk."""
 FORMAT = 2
 
 

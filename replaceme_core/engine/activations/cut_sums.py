@@ -21,9 +21,8 @@ from replaceme_core.engine.numerics.stream import MeanAngle, Stream, token_weigh
 from replaceme_core.engine.numerics.sums import EndSums, Moments, WriteSums
 from replaceme_core.families.layout import MapStructure
 from replaceme_core.families.resolve import ResolvedModel
+from replaceme_core.request.defaults import HELD_OUT_BATCHES
 
-HELD_OUT_BATCHES = 16
-"""Least number of held-out batches, if there are as many sequences: a replay may stop after some of them."""
 FIT, FIRST_HALF, SECOND_HALF = PARTS = range(3)
 """Parts of the tokens that have sums of their own: the fit tokens, and two halves of the held-out ones."""
 

@@ -17,6 +17,7 @@ import torch
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.numerics.sums import SOLVE_DTYPE
 from replaceme_core.errors import ReplaceMeError
+from replaceme_core.request.defaults import HELD_OUT_BYTES
 
 _WORD = 8
 _PAGE_WORDS = 512
@@ -192,8 +193,6 @@ def _as_bytes(values: torch.Tensor) -> torch.Tensor:
     return values.flatten().view(torch.uint8)
 
 
-MEMORY_BYTES = 64 * 2**20
-"""For SmolLM2 in bfloat16: the streams before one anchor block on 58,000 held-out tokens, or before 22 on 2,600."""
 logger = logging.getLogger(__name__)
 
 
@@ -205,7 +204,7 @@ class SpillingStore:
     """
 
     beside: Path
-    limit: int = MEMORY_BYTES
+    limit: int = HELD_OUT_BYTES
     _memory: MemoryStore = field(default_factory=MemoryStore)
     _files: FileStore | None = None
     _place: "TemporaryDirectory[str] | None" = None

@@ -34,6 +34,7 @@ from replaceme_core.engine.text.tokens import encode, pack
 from replaceme_core.errors import GateRejected, NumericalFailure
 from replaceme_core.families.resolve import resolve
 from replaceme_core.request.calibration import GENERAL, PARTS_OF_GENERAL, SELF_GENERATED
+from replaceme_core.request.defaults import MEASURED_ELSEWHERE
 from replaceme_core.request.gate import OF_TASKS, GateResult, GateSpec
 from replaceme_core.runner.messages import describe, is_mistake
 
@@ -156,8 +157,6 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> l
     return sorted({token for token in [*found, tokenizer.eos_token_id] if isinstance(token, int)})
 
 
-ELSEWHERE = 4
-"""Sequences of each text that is not part of the calibration."""
 FIRST_PART = 0.6
 """Of the time for texts, for the first one."""
 TEXTS_PART = 0.3
@@ -305,7 +304,7 @@ class Original:
                 self.subject.results.own_text,
                 self.subject.model,
                 self.tokenizer,
-                count=ELSEWHERE,
+                count=MEASURED_ELSEWHERE,
                 length=self.tokens.measure.shape[1],
                 seed=self.seed + 1,
             )
@@ -353,10 +352,10 @@ class Original:
         return self.unmeasured.part(f"the perplexity on {name} text", _OF_ALL_TEXTS)
 
     def _general_text(self) -> torch.Tensor:
-        """`ELSEWHERE` sequences (sequences, length), spread over the built-in text; fewer if it fills fewer."""
+        """`MEASURED_ELSEWHERE` sequences (sequences, length), spread over the built-in text; fewer if it is short."""
         encoded = encode(builtin_documents(GENERAL), self.tokenizer)
         sequences = pack(encoded, self.tokenizer, length=self.tokens.measure.shape[1], limit=10_000).sequences
-        return sequences[:: max(1, len(sequences) // ELSEWHERE)][:ELSEWHERE]
+        return sequences[:: max(1, len(sequences) // MEASURED_ELSEWHERE)][:MEASURED_ELSEWHERE]
 
     def _answers(self, subject: Subject) -> list[Answer]:
         def ask() -> Contents:

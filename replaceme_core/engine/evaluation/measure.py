@@ -21,6 +21,7 @@ from replaceme_core.engine.model.lazy_model import open_model
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.families.resolve import resolve
 from replaceme_core.hub.model_files import weight_files
+from replaceme_core.request.defaults import LOGITS_AT_ONCE
 from replaceme_core.request.resolve import ResolvedCompute
 
 # of Student's t for 1, 2, 3 ... degrees of freedom, 95 percent between both sides
@@ -146,8 +147,6 @@ def _logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-LOGITS_AT_ONCE = 2**26
-"""Number of values in one batch of logits: 256 MiB in float32."""
 DIVERGENCE_AT_ONCE = 256
 """Predictions whose whole distributions are compared at a time."""
 TIMED = 3

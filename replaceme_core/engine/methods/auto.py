@@ -12,13 +12,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from replaceme_core.engine.methods.judge import BEYOND_DOUBT, Judge
+from replaceme_core.engine.methods.judge import Judge
 from replaceme_core.engine.methods.least_squares import least_squares
 from replaceme_core.engine.methods.refit import JudgedRefit, judge_refit
 from replaceme_core.engine.methods.refit_choice import choose_runs, keeps_all, positions_for_choice
 from replaceme_core.engine.methods.replay import held_out_judge
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.model.allocator import release_memory
+from replaceme_core.request.defaults import BEYOND_DOUBT, FAR_BETTER
 from replaceme_core.request.method import Method, Selection
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.runner.eta import PartOfStage
@@ -28,9 +29,6 @@ RUNS_COST, REFIT_COST = 2.0, 2.0
 """The time that these steps are expected to take, in multiples of that of the window."""
 WINDOW_PART = 0.25
 """Of the progress of the choice."""
-FAR_BETTER = 0.1
-"""Difference of scores with maps up to which one run is as good as several after a refit: each run has a map, and a
-refit has none (docs/explanation/how-the-default-works.md#runs)."""
 
 
 def auto(task: Task) -> Pruning:

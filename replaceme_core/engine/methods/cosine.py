@@ -17,13 +17,8 @@ from replaceme_core.engine.methods.task import Pruning, Task
 from replaceme_core.engine.methods.windows import CutFit, fit_cut
 from replaceme_core.engine.model.changes import Cut, FittedCut
 from replaceme_core.engine.numerics.cosine import CosineFit, CosineTokens, annealed
+from replaceme_core.request.defaults import BUFFER_TOKENS, COSINE_RATE, COSINE_SHARE
 
-BUFFER_TOKENS = 8_192
-"""On the device at a time, 3 d float32 values each: 57 MB at d = 576, 400 MB at d = 4,096, however long the text."""
-SHARE = 0.5
-"""Share of the fit tokens; with it the descent takes less than half the time of the first pass."""
-RATE = 1e-4
-"""Learning rate. A larger one, or more epochs on a buffer, overfits the buffer."""
 Buffer = TypeVar("Buffer")
 
 
@@ -77,15 +72,15 @@ def descend(
     make = CosineTokens.light if light else CosineTokens.exact
     one = _buffers(activations, activations.held_out_batches, start.cut, make, done=done, limit=BUFFER_TOKENS)
     held_out = next(one)
-    wanted = max(BUFFER_TOKENS, int(SHARE * activations.fit.numel()))
+    wanted = max(BUFFER_TOKENS, int(COSINE_SHARE * activations.fit.numel()))
     count = max(1, min(wanted, activations.fit.numel()) // BUFFER_TOKENS)
     some = _buffers(activations, activations.fit_batches, start.cut, make, done=done, limit=count * BUFFER_TOKENS)
-    fit = CosineFit.start(start.delta, diagonal=diagonal, rate=RATE)
+    fit = CosineFit.start(start.delta, diagonal=diagonal, rate=COSINE_RATE)
     order = torch.Generator().manual_seed(0)
     before = after = fit.loss(held_out)
     best = start
     for number in range(count):
-        fit.rate = annealed(RATE, done=number / count)
+        fit.rate = annealed(COSINE_RATE, done=number / count)
         fit.epoch(next(some), order=order)  # no reference to a buffer is left while the next one is made
         loss = fit.loss(held_out)
         if loss < after:

@@ -11,12 +11,8 @@ from functools import cached_property
 from statistics import fmean
 from typing import Self, TypeVar
 
-CERTAINTY = 2.0
-"""Standard errors that a difference of scores must exceed to be significant."""
-BEYOND_DOUBT = 4.0
-"""Standard errors at which no further batch is run; more than `CERTAINTY`, because the test is repeated many times."""
-FIRST_LOOK = 4
-"""Batches of each source that are run before an entry may be left out for good, or all that the source has."""
+from replaceme_core.request.defaults import BEYOND_DOUBT, CERTAINTY, FIRST_LOOK, NEAR, SCALES
+
 SMALLEST = 1e-12
 """In nats. A loss of zero has no logarithm."""
 
@@ -161,10 +157,6 @@ class Judge:
         return sum(value for value, of in zip(values, self.sources, strict=False) if of == source)
 
 
-NEAR = 0.02
-"""Difference of scores beyond which the score decides, however uncertain; below it the rank may. With one source the
-score is twice the logarithm of the loss, so this is a hundredth of the loss."""
-
 Entry = TypeVar("Entry")
 
 
@@ -201,10 +193,6 @@ def tournament(
         if judge.score(losses[one]) <= judge.score(best) + NEAR and not judge.is_worse(losses[one], than=best)
     ]
     return min(tied, key=lambda one: rank[one]), losses
-
-
-SCALES = (1.0, 0.5)
-"""Of a change before it is accepted: the whole of it, or half."""
 
 
 def accepted_scale(

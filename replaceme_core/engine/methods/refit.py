@@ -19,20 +19,19 @@ from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.methods.windows import choose_groups, choose_window
 from replaceme_core.engine.model.block_runner import BlockRunner, scale_output, summed_losses
 from replaceme_core.engine.model.changes import Variant
-from replaceme_core.engine.numerics.solve import SCREENING_RIDGE
 from replaceme_core.request.calibration import SELF_GENERATED
+from replaceme_core.request.defaults import (
+    ANCHOR_RIDGE,
+    LATER_RIDGE,
+    LEAST_AFTER,
+    REACH,
+    READING_RIDGE,
+    SCREENING_RIDGE,
+    TEMPERATURE_STEP,
+)
 from replaceme_core.request.method import Selection
 from replaceme_core.runner.messages import Stage
 
-ANCHOR_RIDGE = 0.5
-LATER_RIDGE = 0.3
-READING_RIDGE = 0.3
-"""Measured: docs/explanation/how-the-default-works.md#refit."""
-REACH = 2 / 3
-"""Of the blocks. Solutions in the last ones are fitted to noise (docs/explanation/how-the-default-works.md#refit)."""
-LEAST_AFTER = 1 / 6
-"""The part of the blocks after the last removed one that may change, where that is near the end."""
-STEP = 0.05
 LEAST, MOST = 0.75, 1.1
 """Of the factor of the final norm."""
 
@@ -202,11 +201,11 @@ def least(loss_at: Callable[[float], float], *, known: float) -> tuple[float, fl
     >>> round(scale, 6), round(loss, 6)
     (0.93, 0.0)
     """
-    losses = {1.0: known, **{scale: loss_at(scale) for scale in (1 - STEP, 1 - 2 * STEP)}}
-    low, middle, high = (losses[1 - steps * STEP] for steps in (2, 1, 0))
+    losses = {1.0: known, **{scale: loss_at(scale) for scale in (1 - TEMPERATURE_STEP, 1 - 2 * TEMPERATURE_STEP)}}
+    low, middle, high = (losses[1 - steps * TEMPERATURE_STEP] for steps in (2, 1, 0))
     bend = low - 2 * middle + high
     if bend > 0:
-        scale = min(max(1 - STEP - STEP * (high - low) / (2 * bend), LEAST), MOST)
+        scale = min(max(1 - TEMPERATURE_STEP - TEMPERATURE_STEP * (high - low) / (2 * bend), LEAST), MOST)
         losses[scale] = loss_at(scale)
     best = min(losses, key=lambda scale: losses[scale])
     return best, losses[best]

@@ -27,34 +27,29 @@ from replaceme_core.engine.methods.replay import held_out_judge, variant_losses
 from replaceme_core.engine.methods.task import Candidate, Task
 from replaceme_core.engine.methods.windows import fit_on_fit_tokens
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, runs
+from replaceme_core.request.defaults import (
+    CHOICE_STREAM_BYTES,
+    FIRST_BLOCKS,
+    FOLLOWING,
+    LEAST_TRIES,
+    MOVE_TRIES,
+    OF_EACH_SOURCE,
+    RUN_POSITIONS,
+)
 from replaceme_core.runner.eta import PartOfStage
 from replaceme_core.runner.messages import Stage
 
-POSITIONS = 256
-"""`auto` chooses blocks on this many first positions of each held-out sequence: more sequences are better evidence than
-longer ones."""
-OF_EACH_SOURCE = 4
-"""Held-out sequences."""
-STREAM_BYTES = 64 * 2**30
-"""In memory or on disk. A fixed size, not what is free: the same request must choose the same blocks."""
 TOGETHER = 4
 """Batches that are run together, once enough of them are known to leave a set out."""
-LEAST_TRIES, MOST_TRIES = 4, 8
-"""Blocks or runs tried in each step whatever the guesses: a block may become cheap once its neighbour is removed."""
+MOST_TRIES = 8
+"""Runs tried in each step whatever the guesses."""
 GUESSING, GUESSING_RUNS = 0.3, 0.4
 """Approximate share of the time that the first guesses take, of blocks and of runs."""
-FOLLOWING = 3
-"""A third of the kept blocks follow all that are removed."""
-FIRST = 10
-"""A tenth of the blocks come before all that are removed: removing the first ones costs a refit more than maps show
-(docs/explanation/how-the-default-works.md#runs)."""
 LEAST_RUNS, BLOCKS_IN_RUN = 2, 4
 """Two runs are removed, or one for each four blocks. Each run has a map of its own here, and a refit has none:
 maps flatter many short runs (docs/explanation/how-the-default-works.md#runs)."""
 MOVING = 0.25
 """Approximate share of the time that a move of their ends takes."""
-MOVES = 4
-"""Sets of blocks tried for each move, the present one among them, whatever the guesses."""
 
 Run = tuple[int, ...]
 """Blocks that are removed together, in order."""
@@ -100,12 +95,12 @@ def _chosen_on(task: Task, choosing: Task) -> Iterator[None]:
 
 def keeps_all(task: Task) -> bool:
     """Whether the streams of all calibration tokens are small enough to keep."""
-    return _bytes(task, sequences=len(task.tokens.fit) + len(task.tokens.held_out)) <= STREAM_BYTES
+    return _bytes(task, sequences=len(task.tokens.fit) + len(task.tokens.held_out)) <= CHOICE_STREAM_BYTES
 
 
 def positions_for_choice(task: Task) -> int | None:
-    """`POSITIONS`; `None` where the held-out sequences are no longer."""
-    return POSITIONS if task.tokens.held_out.shape[1] > POSITIONS else None
+    """`RUN_POSITIONS`; `None` where the held-out sequences are no longer."""
+    return RUN_POSITIONS if task.tokens.held_out.shape[1] > RUN_POSITIONS else None
 
 
 def batches_for_choice(task: Task) -> list[int]:
@@ -136,7 +131,7 @@ def for_choice(task: Task) -> Task:
         return task
     fit, held_out = task.tokens.fit, task.tokens.held_out
     each = _bytes(task, sequences=1) - _bytes(task, sequences=0)
-    share = (STREAM_BYTES - _bytes(task, sequences=0)) / (each * (len(fit) + len(held_out)))
+    share = (CHOICE_STREAM_BYTES - _bytes(task, sequences=0)) / (each * (len(fit) + len(held_out)))
     fit, held_out = (tokens[: max(1, int(len(tokens) * share))] for tokens in (fit, held_out))
     sources = task.activations.held_out_sources
     activations = replace(
@@ -328,7 +323,7 @@ def early_blocks(blocks: int, *, remove: int) -> range:
     (range(3, 23), range(1, 5))
     """
     following = (blocks - remove) // FOLLOWING
-    return range(max(1, min(blocks // FIRST, following)), blocks - following)
+    return range(max(1, min(blocks // FIRST_BLOCKS, following)), blocks - following)
 
 
 def divisions(remove: int) -> list[list[int]]:
@@ -453,7 +448,7 @@ def best_move(losses: SetLosses, removed: Sequence[int], *, allowed: Collection[
         losses=losses,
         removed=(),
         before=judge.dense,
-        least_tries=MOVES,
+        least_tries=MOVE_TRIES,
     )
     if found.best == present:
         return None

@@ -32,9 +32,7 @@ from replaceme_core.engine.numerics.stream import Stream, inverse_length_weights
 from replaceme_core.engine.numerics.sums import PRODUCT_DTYPE, SOLVE_DTYPE, Moments
 from replaceme_core.families.layout import MapStructure
 from replaceme_core.families.resolve import NormedWrite, Projection, Reading
-
-KEPT_BYTES = 2**28
-"""Of the inputs of an MLP's projection on all fit tokens, in float32."""
+from replaceme_core.request.defaults import KEPT_INPUT_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,4 +312,4 @@ def may_keep(projection: Projection, block: nn.Module, *, tokens: int) -> bool:
     Else the MLP is run a second time. A fixed limit, not what is free: the same request must give the same bytes.
     """
     shape = block.get_parameter(projection.parameter).shape
-    return tokens * shape[0 if projection.transposed else 1] * PRODUCT_DTYPE.itemsize <= KEPT_BYTES
+    return tokens * shape[0 if projection.transposed else 1] * PRODUCT_DTYPE.itemsize <= KEPT_INPUT_BYTES

@@ -10,11 +10,8 @@ from replaceme_core.engine.methods.replay import losses_without_each, variant_lo
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.model.block_runner import mean_loss
 from replaceme_core.engine.model.changes import Cut, Variant, runs, windows
+from replaceme_core.request.defaults import EVIDENCE_TOKENS
 from replaceme_core.runner.messages import Stage
-
-EVIDENCE_TOKENS = 8_192
-"""For `perplexity_greedy`, fit sequences join the held-out ones until there are this many tokens. Removing n of L
-blocks costs about n L / 4 dense passes over them, and a difference that they do not show hardly counts."""
 
 
 def drop(task: Task) -> Pruning:

@@ -16,19 +16,9 @@ from replaceme_core.engine.methods.judge import accepted_scale, tournament
 from replaceme_core.engine.methods.replay import held_out_judge, next_losses, report_dense_loss, variant_losses
 from replaceme_core.engine.methods.task import Candidate, Task, reported_ridge
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, windows
-from replaceme_core.engine.numerics.solve import (
-    FEW_TOKENS_RIDGES,
-    RIDGES,
-    SCREENING_RIDGE,
-    choose_ridge,
-    solve_delta,
-)
+from replaceme_core.engine.numerics.solve import choose_ridge, solve_delta
+from replaceme_core.request.defaults import FEW_TOKENS_RIDGES, RIDGES, SCREENING_RIDGE, SPARE_WINDOWS, WELL_DETERMINED
 from replaceme_core.runner.messages import Stage
-
-SPARE = 2
-"""Windows that get the fit tokens beyond those that are replayed: the screening's ranks are not the final ones."""
-WELL_DETERMINED = 3
-"""Tokens of half of the held-out text for each unknown of a column of the map: with fewer, maps rank windows badly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +161,7 @@ def choose_window(task: Task, *, positions: int | None = None) -> WindowChoice:
     its ridge was requested.
     """
     activations, ridge, replays = task.activations, task.spec.method.ridge, task.spec.method.replays
-    screening = Screening(ridge=ridge, most=replays + SPARE, diagonal=task.diagonal)
+    screening = Screening(ridge=ridge, most=replays + SPARE_WINDOWS, diagonal=task.diagonal)
     every = windows(len(task.block_runner.blocks), task.remove)
     by_cut = sum_windows(task, every, screen=screening if _can_screen(task) else None)
 

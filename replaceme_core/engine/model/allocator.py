@@ -10,8 +10,6 @@ import gc
 import os
 from contextlib import suppress
 
-PART_BYTES = 32 * 2**20
-"""A batch runs through a block in parts whose tensors are no larger: they stay small enough for caches."""
 MOST_FREE = 1024 * 2**20
 """Bytes of freed memory that the allocator may keep for reuse: the logits of a batch, and what is made of them."""
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of malloc.h

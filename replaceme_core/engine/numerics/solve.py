@@ -1,17 +1,12 @@
 """The map in place of removed blocks: solved by ridge regression toward the identity, and folded into a weight."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from replaceme_core.engine.numerics.sums import SOLVE_DTYPE, Moments
 from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
-
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, math.inf)
-"""The last one is plain removal: it is chosen where every map has a greater residual on held-out tokens."""
-SCREENING_RIDGE = 1e-2
-FEW_TOKENS_RIDGES = (1e-2, 1e-1, 1.0, math.inf)
-"""For a map from a few times as many tokens as it has unknowns in a column: smaller ones would fit the noise."""
 
 
 def solve_delta(moments: Moments, *, ridge: float, diagonal: bool = False) -> torch.Tensor:
@@ -51,7 +46,7 @@ def choose_ridge(
     fit: Moments,
     held_out: Moments,
     *,
-    ridges: tuple[float, ...] = RIDGES,
+    ridges: Sequence[float],
     diagonal: bool = False,
 ) -> tuple[float, float]:
     """The ridge whose map has the least residual on held-out tokens, and that residual.

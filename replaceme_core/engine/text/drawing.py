@@ -16,6 +16,7 @@ import torch
 
 from replaceme_core.errors import CalibrationTooSmall
 from replaceme_core.request.calibration import held_out_samples
+from replaceme_core.request.defaults import MOST_PERIODS, OTHER_TEXTS, READ_FOR_EACH, RESERVED
 from replaceme_core.request.resolve import ResolvedCalibration
 from replaceme_core.wording import counted
 
@@ -77,10 +78,6 @@ class TokenSet:
         return self.measure[self.measure_sources == self.measure_sources[:1]]
 
 
-OTHER_TEXTS = 4
-"""A text after the first one measures a quarter as many sequences as the first."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class SequenceCounts:
     """How many sequences of one source are fitted on and held out, and how many measure the result at most."""
@@ -135,8 +132,6 @@ def divide(total: int, shares: Sequence[float], *, least: Sequence[int]) -> list
     return parts
 
 
-MOST_PERIODS = 4
-"""The text is divided into at most this many equal periods, each with a region of every kind."""
 KINDS = ("fit", "held_out", "measure")
 
 
@@ -191,12 +186,6 @@ def _nearest(borders: Sequence[int], place: int) -> list[int]:
     return sorted(borders[max(0, index - 1) : index + 1], key=lambda border: abs(border - place))
 
 
-POOL_FACTOR = 8
-"""Sequences read for each one that is used: samples are spread over the text without reading a huge data set whole."""
-RESERVED = 16
-"""Sequences that are kept for the evaluation, whether there is one or not: it must not change what calibrates."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Piece:
     """Token ids of a document, or of a paragraph. Where pieces are titles, a document goes from one to the next."""
@@ -236,7 +225,7 @@ def draw(pieces: Iterable[Piece], wanted: Wanted, *, seed: int) -> TokenSet:
     samples = count.fit + count.held_out
     reserved = min(RESERVED, max(1, samples // 4))
     rest = iter(pieces)
-    pool = _read(rest, limit=(POOL_FACTOR * samples + reserved) * body, least=body if wanted.grouped else None)
+    pool = _read(rest, limit=(READ_FOR_EACH * samples + reserved) * body, least=body if wanted.grouped else None)
     available = len(pool.tokens) // body
     if available < samples + min(count.measure, 1):
         raise _too_small(wanted, tokens=len(pool.tokens), available=available)

@@ -18,6 +18,7 @@ from transformers.cache_utils import StaticLayer
 from replaceme_core.engine.text.limits import render
 from replaceme_core.engine.text.tokens import beginning_of_text
 from replaceme_core.errors import NumericalFailure
+from replaceme_core.request.defaults import BATCH_TEXTS, CACHE_STEP, MASS, MOST_LIKELY, TEMPERATURE, TEXT_TOKENS
 
 _PLACEHOLDER = "@@replaceme@@"
 """In place of the user's message while the chat template is split."""
@@ -77,19 +78,9 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-TEMPERATURE = 0.8
-MOST_LIKELY = 100
-MASS = 0.95
-"""Sampling: the temperature, the number of likeliest tokens (top-k), and their share of the probability (top-p)."""
 LOOP, FEWEST = 64, 16
 """A text is ended when it repeats itself: its last `LOOP` tokens have fewer than `FEWEST` different values. That holds
 for 1 of 147 sequences of WikiText, and for every third document of a small model."""
-TEXT_TOKENS = 192
-"""The approximate length of a generated text. Attention to a longer text costs more for each token."""
-BATCH_TEXTS = 128
-"""Texts that are generated together: fewer would read all weights more often for the same tokens."""
-CACHE_STEP = 32
-"""Positions by which the cache grows: attention reads all of it, the empty positions too."""
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from replaceme_core.engine.text.limits import render
 from replaceme_core.errors import InvalidInput
 from replaceme_core.library_errors import library_errors
 from replaceme_core.request.calibration import MixedSource, errors_of
-from replaceme_core.request.defaults import FEWEST_SAMPLES, HELD_OUT_SHARE, MEASURING_PART
+from replaceme_core.request.defaults import FEWEST_SAMPLES, HELD_OUT_SHARE, MEASURING_PART, PASSAGE
 from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import ResolvedCalibration, ResolvedSpec, resolve_text
 from replaceme_core.request.spec import Loading
@@ -237,8 +237,6 @@ def _require_whole_model(spec: ResolvedSpec) -> None:
 
 REPEATED = "repeated passages"
 """The name of the source in reports."""
-PASSAGE = 128
-"""Tokens, about."""
 
 
 def with_repeated(tokens: TokenSet, calibration: ResolvedCalibration, *, method: Method, prefix: int) -> TokenSet:

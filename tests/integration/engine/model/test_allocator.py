@@ -7,7 +7,8 @@ import pytest
 
 SCRIPT = """
 import resource, torch
-from replaceme_core.engine.model.allocator import PART_BYTES, release_memory, reuse_freed_memory
+from replaceme_core.engine.model.allocator import (release_memory, reuse_freed_memory)
+from replaceme_core.request.defaults import PART_BYTES
 from replaceme_core.engine.results.stage_clock import resident_bytes
 if {reuse}:
     assert reuse_freed_memory() == {expected}

@@ -8,14 +8,14 @@ import torch
 
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.activations.cut_sums import schedule
-from replaceme_core.engine.methods.judge import FIRST_LOOK
 from replaceme_core.engine.methods.replay import variant_losses
 from replaceme_core.engine.methods.task import Candidate
 from replaceme_core.engine.methods.windows import choose_window, fit_cut
 from replaceme_core.engine.model.block_runner import BlockRunner, Hook, predictions_of, record_values
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, fold, remove_blocks, run_pruned, windows
-from replaceme_core.engine.numerics.solve import SCREENING_RIDGE, choose_ridge
+from replaceme_core.engine.numerics.solve import choose_ridge
 from replaceme_core.families.resolve import resolve
+from replaceme_core.request.defaults import FIRST_LOOK, SCREENING_RIDGE
 from tests.fixtures.models.tasks import make_task
 from tests.fixtures.models.tiny import BLOCKS, WIDTH, tiny_model, token_ids
 

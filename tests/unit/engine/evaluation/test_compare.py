@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from replaceme_core.engine.evaluation.compare import (
-    ELSEWHERE,
     OPENINGS,
     QUESTIONS,
     Comparison,
@@ -21,6 +20,7 @@ from replaceme_core.engine.evaluation.compare import (
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import Divergence, Subject, measure
 from replaceme_core.engine.text.drawing import TokenSet
+from replaceme_core.request.defaults import MEASURED_ELSEWHERE
 from tests.fixtures.models.tiny import byte_tokenizer, save_tiny, tiny_model, token_ids
 
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
@@ -111,7 +111,7 @@ def test_each_text_is_measured_apart(directory: Path) -> None:
     given = tokens("file:a.txt", "org/other")
     found = compared(directory, given)
     assert [one.name for one in found.texts] == ["file:a.txt", "org/other", "builtin:general", "self-generated"]
-    assert [one.tokens for one in found.texts] == [4 * 31, 2 * 31, ELSEWHERE * 31, ELSEWHERE * 31]
+    assert [one.tokens for one in found.texts] == [4 * 31, 2 * 31, MEASURED_ELSEWHERE * 31, MEASURED_ELSEWHERE * 31]
     first = found.texts[0]
     assert (first.before, first.after) == (found.before.perplexity, found.after.perplexity)
     assert first.ratio == first.after / first.before

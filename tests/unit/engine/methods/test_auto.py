@@ -171,7 +171,7 @@ def test_named_blocks_leave_only_ways_to_make_up_for_them() -> None:
 
 def test_windows_are_compared_on_as_many_positions_as_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for most in (12, 24):  # the sequences have 24
-        monkeypatch.setattr("replaceme_core.engine.methods.refit_choice.POSITIONS", most)
+        monkeypatch.setattr("replaceme_core.engine.methods.refit_choice.RUN_POSITIONS", most)
         task, _ = make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=WITH_WINDOW)
         compared = [row for row in carry_out(task).candidates if row.step is None and row.held_out_loss is not None]
         assert any(not row.estimated for row in compared) == (most == 24)

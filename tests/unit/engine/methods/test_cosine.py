@@ -68,7 +68,7 @@ def test_the_best_map_is_kept_the_first_one_included(
     with torch.inference_mode():
         found = descend(task.activations, start, done=[], diagonal=False, light=light)
         assert found.after < found.before
-        monkeypatch.setattr(module, "RATE", 1e3)  # every step leads astray
+        monkeypatch.setattr(module, "COSINE_RATE", 1e3)  # every step leads astray
         lost = descend(task.activations, start, done=[], diagonal=False, light=light)
     assert not lost.after < lost.before
     assert lost.fitted is start

@@ -157,7 +157,7 @@ def test_no_more_runs_are_tried_where_the_guesses_hold(monkeypatch: pytest.Monke
 def test_it_looks_at_the_beginning_of_sequences_and_gives_the_losses_on_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("replaceme_core.engine.methods.refit_choice.POSITIONS", 12)
+    monkeypatch.setattr("replaceme_core.engine.methods.refit_choice.RUN_POSITIONS", 12)
     task = with_activations()
     looked: list[int] = []
     loss = SetLosses.loss
@@ -200,7 +200,7 @@ def task_of(method: dict[str, object]) -> tuple[Task, Recorder]:
 
 def room_for(monkeypatch: pytest.MonkeyPatch, task: Task, *, sequences: int) -> None:
     size = activation_bytes(task.block_runner, tokens=sequences * FIT.shape[1])
-    monkeypatch.setattr("replaceme_core.engine.methods.refit_choice.STREAM_BYTES", size)
+    monkeypatch.setattr("replaceme_core.engine.methods.refit_choice.CHOICE_STREAM_BYTES", size)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from replaceme_core.engine.numerics.solve import check_rank, choose_ridge, fold_
 from replaceme_core.engine.numerics.stream import Stream
 from replaceme_core.engine.numerics.sums import Moments
 from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
+from replaceme_core.request.defaults import RIDGES
 
 WIDTH, TOKENS = 12, 400
 
@@ -86,7 +87,7 @@ def test_plain_removal_where_every_map_is_worse_on_held_out_tokens(diagonal: boo
     write, kept, end = streams()
     against = Moments.zeros(WIDTH, device=torch.device("cpu"))
     against.add(write, kept=Stream(end), end=Stream(kept), weights=torch.ones(TOKENS))
-    ridge, residual = choose_ridge(moments(), against, diagonal=diagonal)
+    ridge, residual = choose_ridge(moments(), against, ridges=RIDGES, diagonal=diagonal)
     assert math.isinf(ridge)
     assert residual == against.residual(torch.zeros(WIDTH, WIDTH, dtype=torch.float64))
 

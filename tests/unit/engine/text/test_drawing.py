@@ -11,9 +11,6 @@ from hypothesis import strategies as st
 
 from replaceme_core.engine.text.drawing import (
     KINDS,
-    MOST_PERIODS,
-    POOL_FACTOR,
-    RESERVED,
     Piece,
     Region,
     SequenceCounts,
@@ -26,6 +23,7 @@ from replaceme_core.engine.text.drawing import (
 )
 from replaceme_core.errors import CalibrationTooSmall
 from replaceme_core.request.calibration import held_out_samples
+from replaceme_core.request.defaults import MOST_PERIODS, READ_FOR_EACH, RESERVED
 from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import ResolvedCalibration
 
@@ -226,7 +224,7 @@ def test_only_so_much_of_a_long_text_is_read() -> None:
             number += 1
 
     drawn = draw(endless(), wanted(7, 1), seed=0)
-    assert 0.6 * POOL_FACTOR * 8 * LENGTH / 5 < max(values(drawn.fit)) <= (POOL_FACTOR * 8 + RESERVED) * LENGTH / 5
+    assert 0.6 * READ_FOR_EACH * 8 * LENGTH / 5 < max(values(drawn.fit)) <= (READ_FOR_EACH * 8 + RESERVED) * LENGTH / 5
     drawn = draw(endless(), wanted(7, 1, 300), seed=0)
     assert len(drawn.measure) == 300, "more is read for what measures"
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.engine.text.tokens import (
-    PASSAGE,
     REPEATED,
     alternating,
     calibration_tokens,
@@ -22,6 +21,7 @@ from replaceme_core.engine.text.tokens import (
     with_self_generated,
 )
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
+from replaceme_core.request.defaults import PASSAGE
 from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import ResolvedCalibration, ResolvedSpec
 from replaceme_core.request.spec import EvaluationSpec
