@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import (
@@ -201,11 +201,18 @@ def _wrong(field: str, message: str) -> PydanticCustomError:
     return PydanticCustomError("query", "{message}", {"field": field, "message": message})
 
 
+def _without_required_webhook(schema: dict[str, Any]) -> None:
+    """All fields are always there but this one."""
+    schema["required"] = [name for name in schema["required"] if name != "webhook"]
+
+
 class SubmittedJobBody(JobBody):
     """The answer to a submission. `notice`: the request is a repeated one, and its job has not succeeded.
 
     `webhook` is the one that was asked for; without one the field is absent.
     """
+
+    model_config = ConfigDict(json_schema_extra=_without_required_webhook)
 
     notice: str | None
     webhook: WebhookWithSecretBody | None = None
