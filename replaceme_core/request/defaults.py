@@ -17,6 +17,10 @@ AUTO_PART_OF_RUNTIME: Final = 0.5
 LONG_LIMIT_SECONDS: Final = 86_400.0
 """Longer limits are against jobs that hang, and leave `auto` alone."""
 
+RUNS_COST: Final = 2.0
+REFIT_COST: Final = 2.0
+"""The time that `auto` expects to choose runs of blocks, and to refit, in multiples of that of the window."""
+
 # The text [text]
 
 CPU_CALIBRATION: Final = (64, 512)
@@ -83,6 +87,10 @@ MASS: Final = 0.95
 temperature of 1 a small model generates much nonsense."""
 TEXT_TOKENS: Final = 192
 """Tokens that are generated in one go, about. Attention to a longer text costs more for each token."""
+LOOP_TOKENS: Final = 64
+FEWEST_DIFFERENT: Final = 16
+"""A text ends where fewer than 16 of its last 64 tokens are different, as in 1 of 147 sequences of WikiText and in
+every third document of a small model. Else a fifth of all positions are repetitions."""
 BATCH_TEXTS: Final = 128
 """Texts that are generated together: fewer would read all weights more often for the same tokens."""
 CACHE_STEP: Final = 32
@@ -103,7 +111,7 @@ NEAR: Final = 0.02
 """Difference of scores beyond which the score decides, however uncertain; below it the rank may. With one source the
 score is twice the logarithm of the loss, so this is a hundredth of the loss."""
 HELD_OUT_BATCHES: Final = 16
-"""Batches of the held-out sequences, at least: a standard error needs several."""
+"""Least number of held-out batches, if there are as many sequences: a replay may stop after some of them."""
 
 # Maps, and the window with the best one [maps, window]
 
@@ -129,6 +137,7 @@ blocks costs about n L / 4 dense passes over them, and a smaller difference betw
 LONGEST_ORDINARY: Final = 10.0
 """Times the median length. Ordinary tokens stay below 3; sinks are at 100 and more (SmolLM2: 24,800 against 140)."""
 LARGEST_WEIGHT: Final = 3.0
+"""Of a token with a short stream, in sums where errors count relative to its length."""
 
 # Which blocks `auto` removes [runs]
 
@@ -145,8 +154,14 @@ FOLLOWING: Final = 3
 stayed."""
 FIRST_BLOCKS: Final = 10
 """One in ten blocks comes before all that are removed: removing the first ones costs a refit more than maps show."""
+LEAST_RUNS: Final = 2
+BLOCKS_IN_RUN: Final = 4
+"""Two runs are removed, or one for each 4 blocks. Each run has a map of its own here, and a refit has none: maps
+flatter many short runs."""
 LEAST_TRIES: Final = 4
 """Blocks tried in each step whatever the guesses: a block may become cheap once its neighbour is removed."""
+MOST_TRIES: Final = 8
+"""Of `auto`: up to 8 runs while a guess is better than the best one."""
 MOVE_TRIES: Final = 4
 """Sets of blocks tried for each move, the present one among them, whatever the guesses."""
 FAR_BETTER: Final = 0.1
@@ -166,6 +181,9 @@ LEAST_AFTER: Final = 1 / 6
 """Of the blocks that are refitted after the last one that is removed, where that is near the end."""
 TEMPERATURE_STEP: Final = 0.05
 """Of the factor on the final norm, between the values whose losses are compared."""
+LEAST_FACTOR: Final = 0.75
+MOST_FACTOR: Final = 1.1
+"""Limits of that factor, the minimum of a parabola."""
 KEPT_INPUT_BYTES: Final = 2**28
 """Of the inputs of an MLP's projection on all fit tokens, in float32; larger ones are computed a second time."""
 
@@ -181,14 +199,18 @@ COSINE_RATE: Final = 1e-4
 # Parts of the work, which decide how much memory it takes [memory]
 
 PART_BYTES: Final = 32 * 2**20
-"""Parts of a batch are made so that what is inside an MLP stays within it, and the allocator uses it again."""
+"""A batch runs through a block in parts whose tensors are no larger: they stay small enough for caches, and the
+allocator uses them again."""
 MLP_WIDTH: Final = 4
-"""Of the inside of an MLP, times the width of the stream, where a part is made."""
+"""Assumed width of an MLP, as a multiple of the width of the stream."""
 HELD_OUT_BYTES: Final = 64 * 2**20
-"""Of held-out streams in memory; the rest is on disk."""
+"""Of held-out streams in memory, the rest is on disk. For SmolLM2 in bfloat16: the streams before one anchor block on
+58,000 held-out tokens, or before 22 on 2,600."""
 MEMORY_SHARE: Final = 0.25
-"""Streams that take a greater share of the memory go to disk."""
+"""Streams that take more than this share of the free memory go to disk."""
 LOGITS_AT_ONCE: Final = 2**26
-"""Values, in the evaluation."""
+"""Values in one batch of logits of the evaluation: 256 MiB in float32."""
 REPLAYED_LOGITS: Final = 6 * 2**20
-"""Values, where a candidate is judged."""
+REPLAYED_LOGITS_BY_BLOCK: Final = 2**21
+"""Values of one part, where a candidate is judged: 24 MiB in float32, which the allocator uses again; 8 MiB where the
+model is read block by block."""

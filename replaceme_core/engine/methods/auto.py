@@ -19,14 +19,12 @@ from replaceme_core.engine.methods.refit_choice import choose_runs, keeps_all, p
 from replaceme_core.engine.methods.replay import held_out_judge
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.model.allocator import release_memory
-from replaceme_core.request.defaults import BEYOND_DOUBT, FAR_BETTER
+from replaceme_core.request.defaults import BEYOND_DOUBT, FAR_BETTER, REFIT_COST, RUNS_COST
 from replaceme_core.request.method import Method, Selection
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.runner.eta import PartOfStage
 from replaceme_core.runner.messages import Progress, Stage
 
-RUNS_COST, REFIT_COST = 2.0, 2.0
-"""The time that these steps are expected to take, in multiples of that of the window."""
 WINDOW_PART = 0.25
 """Of the progress of the choice."""
 

@@ -24,6 +24,8 @@ from replaceme_core.request.defaults import (
     ANCHOR_RIDGE,
     LATER_RIDGE,
     LEAST_AFTER,
+    LEAST_FACTOR,
+    MOST_FACTOR,
     REACH,
     READING_RIDGE,
     SCREENING_RIDGE,
@@ -31,9 +33,6 @@ from replaceme_core.request.defaults import (
 )
 from replaceme_core.request.method import Selection
 from replaceme_core.runner.messages import Stage
-
-LEAST, MOST = 0.75, 1.1
-"""Of the factor of the final norm."""
 
 
 def refit(task: Task) -> Pruning:
@@ -205,7 +204,7 @@ def least(loss_at: Callable[[float], float], *, known: float) -> tuple[float, fl
     low, middle, high = (losses[1 - steps * TEMPERATURE_STEP] for steps in (2, 1, 0))
     bend = low - 2 * middle + high
     if bend > 0:
-        scale = min(max(1 - TEMPERATURE_STEP - TEMPERATURE_STEP * (high - low) / (2 * bend), LEAST), MOST)
+        scale = min(max(1 - TEMPERATURE_STEP - TEMPERATURE_STEP * (high - low) / (2 * bend), LEAST_FACTOR), MOST_FACTOR)
         losses[scale] = loss_at(scale)
     best = min(losses, key=lambda scale: losses[scale])
     return best, losses[best]

@@ -28,10 +28,13 @@ from replaceme_core.engine.methods.task import Candidate, Task
 from replaceme_core.engine.methods.windows import fit_on_fit_tokens
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, runs
 from replaceme_core.request.defaults import (
+    BLOCKS_IN_RUN,
     CHOICE_STREAM_BYTES,
     FIRST_BLOCKS,
     FOLLOWING,
+    LEAST_RUNS,
     LEAST_TRIES,
+    MOST_TRIES,
     MOVE_TRIES,
     OF_EACH_SOURCE,
     RUN_POSITIONS,
@@ -41,13 +44,8 @@ from replaceme_core.runner.messages import Stage
 
 TOGETHER = 4
 """Batches that are run together, once enough of them are known to leave a set out."""
-MOST_TRIES = 8
-"""Runs tried in each step whatever the guesses."""
 GUESSING, GUESSING_RUNS = 0.3, 0.4
 """Approximate share of the time that the first guesses take, of blocks and of runs."""
-LEAST_RUNS, BLOCKS_IN_RUN = 2, 4
-"""Two runs are removed, or one for each four blocks. Each run has a map of its own here, and a refit has none:
-maps flatter many short runs (docs/explanation/how-the-default-works.md#runs)."""
 MOVING = 0.25
 """Approximate share of the time that a move of their ends takes."""
 

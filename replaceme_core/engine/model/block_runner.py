@@ -19,7 +19,7 @@ from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.device import is_out_of_memory
 from replaceme_core.engine.model.lazy_model import block_reader, load_block
 from replaceme_core.families.resolve import ResolvedModel, check_residual
-from replaceme_core.request.defaults import MLP_WIDTH, PART_BYTES, REPLAYED_LOGITS
+from replaceme_core.request.defaults import MLP_WIDTH, PART_BYTES, REPLAYED_LOGITS, REPLAYED_LOGITS_BY_BLOCK
 
 
 class Stop(Exception):
@@ -393,11 +393,6 @@ def _flat(values: torch.Tensor) -> torch.Tensor:
     return values.reshape(-1, values.shape[-1])
 
 
-FEWER_LOGITS_AT_ONCE = 2**21
-"""Values of one part of the logits of a lazily loaded model, for any vocabulary: 8 MiB in float32. Elsewhere it is
-`REPLAYED_LOGITS`, 24 MiB, which the allocator reuses."""
-
-
 def mean_loss(losses: Sequence[float], batches: Sequence[torch.Tensor]) -> float:
     """Mean loss in nats per prediction, from `losses` summed over each of the first batches.
 
@@ -421,7 +416,7 @@ def summed_losses(
 def summed_loss(block_runner: BlockRunner, stream: torch.Tensor, tokens: torch.Tensor) -> float:
     """Loss in nats summed over all predictions; `stream` (batch, positions, d), `tokens` (batch, positions)."""
     vocabulary = block_runner.resolved.model.config.vocab_size
-    positions = max(1, (FEWER_LOGITS_AT_ONCE if block_runner.is_lazy else REPLAYED_LOGITS) // vocabulary)
+    positions = max(1, (REPLAYED_LOGITS_BY_BLOCK if block_runner.is_lazy else REPLAYED_LOGITS) // vocabulary)
     sequences = max(1, positions // tokens.shape[1])
     total = 0.0
     for some, ids in zip(stream[:, :-1].split(sequences), tokens[:, 1:].split(sequences), strict=True):

@@ -18,7 +18,16 @@ from transformers.cache_utils import StaticLayer
 from replaceme_core.engine.text.limits import render
 from replaceme_core.engine.text.tokens import beginning_of_text
 from replaceme_core.errors import NumericalFailure
-from replaceme_core.request.defaults import BATCH_TEXTS, CACHE_STEP, MASS, MOST_LIKELY, TEMPERATURE, TEXT_TOKENS
+from replaceme_core.request.defaults import (
+    BATCH_TEXTS,
+    CACHE_STEP,
+    FEWEST_DIFFERENT,
+    LOOP_TOKENS,
+    MASS,
+    MOST_LIKELY,
+    TEMPERATURE,
+    TEXT_TOKENS,
+)
 
 _PLACEHOLDER = "@@replaceme@@"
 """In place of the user's message while the chat template is split."""
@@ -76,11 +85,6 @@ def _start_of_text(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-LOOP, FEWEST = 64, 16
-"""A text is ended when it repeats itself: its last `LOOP` tokens have fewer than `FEWEST` different values. That holds
-for 1 of 147 sequences of WikiText, and for every third document of a small model."""
 
 
 @torch.inference_mode()
@@ -186,7 +190,7 @@ class _Row:
 
     def _repeats(self) -> bool:
         """Whether the tokens drawn since the last opening repeat themselves."""
-        return self._drawn >= LOOP and len(set(self.ids[-LOOP:])) < FEWEST
+        return self._drawn >= LOOP_TOKENS and len(set(self.ids[-LOOP_TOKENS:])) < FEWEST_DIFFERENT
 
 
 def _draw(logits: torch.Tensor, *, generator: torch.Generator) -> list[int]:

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from replaceme_core.engine.methods.judge import Judge
-from replaceme_core.engine.methods.refit import LEAST, MOST, fit_scale, judge_refit, least, with_all_tokens
+from replaceme_core.engine.methods.refit import fit_scale, judge_refit, least, with_all_tokens
 from replaceme_core.engine.methods.refit_choice import LEAST_TRIES, SetLosses, choose_one_by_one
 from replaceme_core.engine.model.block_runner import BlockRunner, predictions_of, summed_losses
 from replaceme_core.engine.model.changes import Cut, scale_final_norm
 from replaceme_core.engine.numerics.solve import solve_delta
 from replaceme_core.families.resolve import resolve
 from replaceme_core.request.calibration import SELF_GENERATED
+from replaceme_core.request.defaults import LEAST_FACTOR, MOST_FACTOR
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
 
@@ -177,7 +178,7 @@ def found_for(variant: Variant, tokens: torch.Tensor) -> tuple[float, float, flo
 def test_a_model_that_is_too_sure_is_made_less_so(variant: Variant) -> None:
     tokens = token_ids(8, 24, seed=3)  # nobody could foresee them
     scale, loss, plain = found_for(variant, tokens)
-    assert LEAST <= scale < 1
+    assert LEAST_FACTOR <= scale < 1
     assert loss < plain
     model = tiny_model(variant)
     assert plain == pytest.approx(mean_loss(model, tokens), rel=1e-5)
@@ -203,6 +204,6 @@ def test_a_norm_without_a_weight_takes_no_factor() -> None:
 
 def test_no_point_is_taken_that_was_not_seen_to_be_better() -> None:
     assert least(lambda scale: -abs(scale - 0.95), known=-0.05)[0] in (0.9, 1.0), "not a parabola: the best point seen"
-    assert least(lambda scale: (scale - 3) ** 2, known=4.0)[0] == MOST
-    assert least(lambda scale: (scale - 0.2) ** 2, known=0.64)[0] == LEAST
+    assert least(lambda scale: (scale - 3) ** 2, known=4.0)[0] == MOST_FACTOR
+    assert least(lambda scale: (scale - 0.2) ** 2, known=0.64)[0] == LEAST_FACTOR
     assert least(lambda _: 1.0, known=1.0)[0] == 1.0

@@ -148,7 +148,7 @@ def test_parts_of_the_logits_are_smaller_for_a_lazily_loaded_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "REPLAYED_LOGITS", 8 * 260)
-    monkeypatch.setattr(module, "FEWER_LOGITS_AT_ONCE", 2 * 260)
+    monkeypatch.setattr(module, "REPLAYED_LOGITS_BY_BLOCK", 2 * 260)
     source, tokens = save_tiny(tmp_path / "model"), token_ids(1, 17)
     losses, pieces = [], []
     for load in (load_model, load_lazily):

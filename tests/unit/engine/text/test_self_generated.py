@@ -7,7 +7,8 @@ import torch
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from replaceme_core.engine.text.self_generated import FEWEST, _end_tokens, _Row, generate_sequences, openings
+from replaceme_core.engine.text.self_generated import _end_tokens, _Row, generate_sequences, openings
+from replaceme_core.request.defaults import FEWEST_DIFFERENT
 from tests.fixtures.models.tiny import byte_tokenizer, tiny_model
 
 CHAT = (
@@ -141,5 +142,5 @@ def test_a_text_that_repeats_itself_is_ended() -> None:
 
     row = _Row(iter(lambda: [99], None))
     for number in range(200):
-        row.append(number % FEWEST, ends=())  # a list or a table may have so few
+        row.append(number % FEWEST_DIFFERENT, ends=())  # a list or a table may have so few
     assert row.ids.count(99) == 1
