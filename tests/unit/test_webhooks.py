@@ -218,7 +218,7 @@ def test_a_changed_byte_is_rejected_wherever_it_is() -> None:
     secret = new_secret()
     headers = sign(secret)
     for position in range(len(SIGNED_BODY)):
-        changed = SIGNED_BODY[:position] + chr(ord(BODY[position]) ^ 1) + BODY[position + 1 :]
+        changed = SIGNED_BODY[:position] + chr(ord(SIGNED_BODY[position]) ^ 1) + SIGNED_BODY[position + 1 :]
         with pytest.raises(WebhookVerificationError):
             verify(secret, headers, changed)
     with pytest.raises(WebhookVerificationError):
