@@ -54,11 +54,12 @@ WORDS = (
     ("so many", 'the number, or "one per ...", "a quarter as many"'),
     ("as many as there are", "the number"),
     ("without doubt", "significantly; by more than 4 standard errors"),
+    ("told apart", "significantly different"),
     ("what is left without", 'the value "after removing" the blocks'),
     ("nobody uses", "say what it is for"),
 )
 
-STORED = ("last_rung_at", "hub_patience_seconds")
+STORED = ("last_rung_at", "hub_patience_seconds", "told_apart")
 """A column and a setting that are older than the list."""
 
 # place, the word there, why

@@ -78,7 +78,7 @@ class Quantity:
     def change(self, report: Report) -> Cell:
         """By which part the result differs from the original."""
         if self.speed and report.at("speed_changes", self.speed, "told_apart") is False:
-            return ("not told apart",)
+            return ("not significant",)
         return (report.change(("before", *self.path), ("after", *self.path)),)
 
 
@@ -192,7 +192,7 @@ def both_models(report: Report) -> Table | None:
         rows=rows,
         note="Perplexity is on text that calibration did not see; less is better. Reading and writing are of one "
         "sequence: the median of several runs after a warm-up, both models in turn; in brackets the slowest and the "
-        "fastest run. Not told apart: the runs differ more than the models. Tied parameters count once.",
+        "fastest run. Not significant: the runs differ more than the models. Tied parameters count once.",
     )
 
 

@@ -101,7 +101,7 @@ CACHE_STEP: Final = 32
 CERTAINTY: Final = 2.0
 """Standard errors that a difference of scores must exceed to be significant. A bare comparison passes a useless map
 half of the time."""
-BEYOND_DOUBT: Final = 4.0
+VERDICT_ERRORS: Final = 4.0
 """Standard errors at which no further batch is run; more than `CERTAINTY`, because the test is repeated many
 times."""
 FIRST_LOOK: Final = 4

@@ -129,7 +129,7 @@ def _ratio(report: Report, at: int) -> Cell:
 
 def _apart(report: Report, at: int, name: str) -> Cell:
     apart = report.at("models", at, "told_apart", name)
-    return (NONE,) if apart is None else ("told apart" if apart is True else "not told apart",)
+    return (NONE,) if apart is None else ("significant" if apart is True else "not significant",)
 
 
 def differences_table(differences: Sequence[Mapping[str, object]]) -> Table:

@@ -19,7 +19,7 @@ from replaceme_core.engine.methods.refit_choice import choose_runs, keeps_all, p
 from replaceme_core.engine.methods.replay import held_out_judge
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.model.allocator import release_memory
-from replaceme_core.request.defaults import BEYOND_DOUBT, FAR_BETTER, REFIT_COST, RUNS_COST
+from replaceme_core.request.defaults import FAR_BETTER, REFIT_COST, RUNS_COST, VERDICT_ERRORS
 from replaceme_core.request.method import Method, Selection
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.runner.eta import PartOfStage
@@ -133,7 +133,7 @@ def _best_refit(
         fitted = judge_refit(_as(task, Method.REFIT, progress=part), blocks.removed, blocks.candidates)
         losses = fitted.pruning.held_out_losses
         _report(task, judge, f"refit of {ranges}", losses)
-        if best is None or judge.is_worse(best[1].pruning.held_out_losses, than=losses, certainty=BEYOND_DOUBT):
+        if best is None or judge.is_worse(best[1].pruning.held_out_losses, than=losses, certainty=VERDICT_ERRORS):
             best = blocks, fitted
     return best
 

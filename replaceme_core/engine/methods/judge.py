@@ -11,7 +11,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import Self, TypeVar
 
-from replaceme_core.request.defaults import BEYOND_DOUBT, CERTAINTY, FIRST_LOOK, NEAR, SCALES
+from replaceme_core.request.defaults import CERTAINTY, FIRST_LOOK, NEAR, SCALES, VERDICT_ERRORS
 
 SMALLEST = 1e-12
 """In nats. A loss of zero has no logarithm."""
@@ -101,9 +101,9 @@ class Judge:
             return True
         return self.score(losses) - self.score(than) > certainty * self._error(losses, than=than)
 
-    def is_beyond_doubt(self, losses: Sequence[float], *, than: Sequence[float]) -> bool:
-        """Whether they are worse by `BEYOND_DOUBT` standard errors on enough batches of every source to stop here."""
-        return len(losses) >= self.first_verdict and self.is_worse(losses, than=than, certainty=BEYOND_DOUBT)
+    def is_clearly_worse(self, losses: Sequence[float], *, than: Sequence[float]) -> bool:
+        """Whether they are worse by `VERDICT_ERRORS` standard errors on enough batches of every source to stop here."""
+        return len(losses) >= self.first_verdict and self.is_worse(losses, than=than, certainty=VERDICT_ERRORS)
 
     @cached_property
     def first_verdict(self) -> int:
@@ -171,7 +171,7 @@ def tournament(
     """The winner of `field`, and the losses of each entry by batch, as many as were computed.
 
     Every entry is compared with the present best on the same batches, and is left out once it is significantly worse
-    (`Judge.is_beyond_doubt`): one batch says little, so nothing is left out before several batches of every source, and
+    (`Judge.is_clearly_worse`): one batch says little, so nothing is left out before several of every source, and
     nothing whose difference is within its error. The winner has a loss for each batch. Where the scores of the last
     entries are close and their difference is within its error, the smaller `rank` wins; without ranks, the smaller
     score.
@@ -183,7 +183,7 @@ def tournament(
             losses[one].append(loss(one, batch))
             advance((batch + (number + 1) / len(left)) / judge.batches)
         left.sort(key=lambda one: judge.score(losses[one]))
-        left = [one for one in left if not judge.is_beyond_doubt(losses[one], than=losses[left[0]])]
+        left = [one for one in left if not judge.is_clearly_worse(losses[one], than=losses[left[0]])]
     if rank is None:
         return left[0], losses
     best = losses[left[0]]
@@ -201,7 +201,7 @@ def accepted_scale(
     """The largest scale at which a change is surely better than none, its losses, and the losses without the change.
 
     `loss_at(scale)(batch)` is the loss; `known` are the losses of the whole change. Surely better means by more than
-    `CERTAINTY` standard errors of the paired difference over all batches, or `BEYOND_DOUBT` on fewer; then the losses
+    `CERTAINTY` standard errors of the paired difference over all batches, or `VERDICT_ERRORS` on fewer; then the losses
     without the change are fewer too, and `Judge.paired_mean` compares them. The scale is 0 where no change is surely
     better; both lists are then the losses without it.
     """
@@ -214,7 +214,7 @@ def accepted_scale(
                 scaled.append(loss(batch))
             if len(none) == batch:
                 none.append(loss_of_none(batch))
-            if judge.is_beyond_doubt(none[: batch + 1], than=scaled[: batch + 1]):
+            if judge.is_clearly_worse(none[: batch + 1], than=scaled[: batch + 1]):
                 scaled += [loss(rest) for rest in range(len(scaled), judge.batches)]
                 return scale, scaled, none
         if judge.is_worse(none, than=scaled):

@@ -276,7 +276,7 @@ def next_run(
             break
         found = tried[run] = list[float]()
         while len(found) < judge.batches and not (
-            found and judge.is_beyond_doubt(found, than=tried[best][: len(found)])
+            found and judge.is_clearly_worse(found, than=tried[best][: len(found)])
         ):
             found.append(loss(run, len(found)))
         if len(found) == judge.batches and judge.score(found) < judge.score(tried[best]):

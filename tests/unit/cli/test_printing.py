@@ -180,8 +180,8 @@ def test_models_beside_each_other() -> None:
     for expected in (
         "times the first – 1.500 (1.400 to 1.600)",
         "Tokens read per second 100 (90 to 110) 100 (90 to 110)",
-        "against the first – told apart",
-        "against the first – not told apart",
+        "against the first – significant",
+        "against the first – not significant",
         "KV cache per token 192 B 192 B",
         "Peak memory of weights and tensors 2.10 MB 2.10 MB",
         "piqa accuracy (n = 1,838) 80.0 % (75.0 % to 85.0 %) 60.0 % (55.0 % to 65.0 %)",

@@ -85,11 +85,11 @@ def test_with_one_source_the_score_orders_like_the_loss(factors: list[float]) ->
         assert (one.score(losses) < one.score(other)) == (sum(losses) < sum(other))
 
 
-def test_nothing_is_beyond_doubt_before_every_source_was_seen_several_times() -> None:
+def test_nothing_is_clearly_worse_before_every_source_was_seen_several_times() -> None:
     sources = [0, 1, 0, 0, 0, 1, 0, 1]
     two = judge(sources=sources)
     worse, best = [70.0 + number % 2 for number in range(8)], [60.0] * 8
-    verdicts = [two.is_beyond_doubt(worse[:seen], than=best[:seen]) for seen in range(1, 9)]
+    verdicts = [two.is_clearly_worse(worse[:seen], than=best[:seen]) for seen in range(1, 9)]
     assert verdicts == [False] * 7 + [True], "the three batches of the second source are all that it has"
 
 
