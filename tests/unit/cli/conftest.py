@@ -39,7 +39,7 @@ def scratch(tmp_path: Path) -> Path:
 def replaceme(scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the command in this process, for speed; the runner has its own process, as always."""
 
-    def run(*arguments: str | Path, mode: str = "good") -> Result:
+    def run(*arguments: str | Path, mode: str | None = "good") -> Result:
         monkeypatch.chdir(tmp_path)
         for name, value in environment(mode, scratch).items():
             monkeypatch.setenv(name, value)

@@ -1,64 +1,59 @@
-"""`compress` and `evaluate` with a runner without a model: requests, output, exit codes, left-over files."""
+"""`compress` and `evaluate` with a runner without a model: requests, output, refusals, exit codes, left-over files."""
 
 import json
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from replaceme_core.hub.port import REPOSITORY
 from replaceme_core.local.inputs import clean_name
-from tests.fixtures.cli.local import Run, environment, left_over
+from replaceme_core.report.card import as_command
+from replaceme_core.request.resolve import ResolvedSpec
+from tests.fixtures.cli.local import CONFIG, Run, environment, left_over
 from tests.fixtures.evaluation.local_tasks import CHOICE, ROLLING, write_tasks
 
+Base = tuple[str | Path, ...]
 
-def test_compress_prints_one_object(replaceme: Run, model: Path, text: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    done = replaceme("compress", model, "--out", out, "--ratio", "0.25", "--calibration", text, "--json")
+
+@pytest.fixture
+def base(model: Path, text: Path) -> Base:
+    return ("compress", model, "--out", "out", "--ratio", "0.25", "--calibration", text)
+
+
+def sent(out: Path) -> dict[str, Any]:
+    """The request that the runner was sent."""
+    request: dict[str, Any] = json.loads((out / "replaceme.json").read_text())["request"]
+    return request
+
+
+def words_of(text: str) -> str:
+    """Without the lines and the frames of a terminal."""
+    return " ".join(text.replace("│", " ").split())
+
+
+def test_compress_prints_one_object_or_tables(replaceme: Run, base: Base, tmp_path: Path) -> None:
+    done = replaceme(*base, "--gate", "perplexity_ratio<=1.5", "--json", "--cache", "kept")
     assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert list(answer) == [
-        "removed_blocks",
-        "kept_blocks",
-        "method",
-        "candidates",
-        "stages",
-        "before",
-        "after",
-        "warnings",
-    ]
-    assert answer["removed_blocks"] == [2]
-    assert answer["kept_blocks"] == [0, 1, 3]
-    assert answer["after"]["perplexity"] == 60.6
+    names = ["removed_blocks", "kept_blocks", "method", "candidates", "stages", "before", "after", "warnings", "gate"]
+    assert list(answer) == names
+    assert (answer["removed_blocks"], answer["kept_blocks"]) == ([2], [0, 1, 3])
+    assert (answer["after"]["perplexity"], answer["gate"]["passed"]) == (60.6, True)
     assert "calibrate" in done.stderr
-    assert (out / "replaceme.json").is_file()
     assert left_over(tmp_path) == []
-
-
-def test_compress_sends_its_options(replaceme: Run, model: Path, text: Path, tmp_path: Path) -> None:
-    options = ["--drop", "1-2", "--method", "drop", "--samples", "8", "--max-length", "64", "--seed", "7"]
-    options += ["--device", "cpu", "--dtype", "float32", "--threads", "2", "--batch-size", "4", "--no-evaluate"]
-    options += ["--self-generated", "0.25", "--evaluation-samples", "5"]
-    done = replaceme("compress", model, "--out", "out", "--calibration", text.name, *options)
-    assert done.exit_code == 0, done.stderr
-    request = json.loads((tmp_path / "out" / "replaceme.json").read_text())["request"]
-    assert request["model_directory"] == str(model)
-    assert request["calibration_paths"] == [str(text), None], "and what the model generates"
-    spec = request["spec"]
-    assert spec["model"]["repo_id"] == "local/a-model"
-    assert spec["drop"] == [1, 2]
-    assert spec["ratio"] is None
-    assert spec["method"]["name"] == "drop"
-    assert spec["calibration"]["dataset"] == "file:some text.txt"
-    assert [spec["calibration"][key] for key in ("samples", "max_length", "seed")] == [8, 64, 7]
-    assert spec["calibration"]["self_generated"] == 0.25
-    assert (spec["evaluation"]["enabled"], spec["evaluation"]["samples"]) == (False, 5)
-    sent = {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 2, "loading": "auto"}
-    assert spec["compute"].items() >= sent.items()
+    assert sent(tmp_path / "out")["cache_directory"] == str(tmp_path / "kept")
+    shutil.rmtree(tmp_path / "out")
+    done = replaceme(*base)
+    for words in ("removed 1 of 4 blocks: 2", "Perplexity", "60.60", "+87.8 %", "written to out"):
+        assert words in done.stdout
+    assert sent(tmp_path / "out")["cache_directory"] is None
 
 
 def test_compress_sends_a_mix_of_sources(replaceme: Run, model: Path, text: Path, tmp_path: Path) -> None:
@@ -70,11 +65,12 @@ def test_compress_sends_a_mix_of_sources(replaceme: Run, model: Path, text: Path
     options = [part for source in sources for part in ("--calibration", source)]
     done = replaceme("compress", model, "--out", "out", "--ratio", "0.5", *options)
     assert done.exit_code == 0, done.stderr
-    request = json.loads((tmp_path / "out" / "replaceme.json").read_text())["request"]
+    request = sent(tmp_path / "out")
+    assert request["model_directory"] == str(model)
     assert request["calibration_paths"] == [str(text), str(other), None, None]
     assert request["spec"]["calibration"]["dataset"] is None
-    sent = [(one["dataset"], one["self_generated"], one["share"]) for one in request["spec"]["calibration"]["sources"]]
-    assert sent == [
+    found = [(one["dataset"], one["self_generated"], one["share"]) for one in request["spec"]["calibration"]["sources"]]
+    assert found == [
         (f"file:{tmp_path.name}/{text.name}", False, 0.5),
         (f"file:more/{text.name}", False, None),
         ("builtin:code", False, 0.125),
@@ -82,49 +78,51 @@ def test_compress_sends_a_mix_of_sources(replaceme: Run, model: Path, text: Path
     ]
 
 
-def test_the_runner_receives_the_absolute_path_of_the_cache(replaceme: Run, model: Path, tmp_path: Path) -> None:
-    base = ("compress", model, "--ratio", "0.25", "--calibration", "builtin:pydoc-topics")
-    for out, options, expected in (("one", ("--cache", "kept"), str(tmp_path / "kept")), ("two", (), None)):
-        done = replaceme(*base, "--out", out, *options)
-        assert done.exit_code == 0, done.stderr
-        request = json.loads((tmp_path / out / "replaceme.json").read_text())["request"]
-        assert request["cache_directory"] == expected
+def test_a_result_that_misses_its_gate_is_kept(replaceme: Run, base: Base, tmp_path: Path) -> None:
+    done = replaceme(*base, "--gate", "perplexity_ratio<=1.4", "--gate", "agreement >= 0.5")
+    assert done.exit_code == 4, done.stderr
+    assert "perplexity_ratio is 1.5, at most 1.4 is wanted; the result is kept in out" in words_of(done.stderr)
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["perplexity_ratio", "1.5", "at", "most", "1.4", "✗", "missed"] in rows
+    gate = sent(tmp_path / "out")["spec"]["gate"]
+    assert (gate["perplexity_ratio"], gate["agreement"]) == ({"min": None, "max": 1.4}, {"min": 0.5, "max": None})
 
 
-def test_compress_prints_tables_for_people(replaceme: Run, model: Path, tmp_path: Path) -> None:
-    done = replaceme("compress", model, "--out", "out", "--ratio", "0.25", "--calibration", "builtin:pydoc-topics")
+def test_the_deepest_cut(replaceme: Run, base: Base, tmp_path: Path) -> None:
+    done = replaceme(*base, "--ratio", "max:0.5", "--gate", "perplexity_ratio<=1.5", mode="searches")
     assert done.exit_code == 0, done.stderr
-    for words in ("removed 1 of 4 blocks: 2", "Perplexity", "60.60", "+87.8 %", "written to out"):
-        assert words in done.stdout
+    assert sent(tmp_path / "out")["spec"]["ratio"] == {"max": 0.5}
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert ["1", "*", "(taken)", "1.500", "90.0", "%", "passed", "2.0", "s"] in rows
+    assert ["2", "*", "2.500", "–", "✗", "missed", "1.0", "s"] in rows
 
 
 @pytest.mark.parametrize(
-    ("mode", "exit_code", "words"),
+    ("mode", "exit_code", "words", "options"),
     [
-        ("input", 2, "12 tokens, 1024 are needed"),
-        ("space", 3, "no space left"),
-        ("bug", 1, "a library warns"),
-        ("dies", 1, "exit status 3"),
+        ("input", 2, "12 tokens, 1024 are needed", ()),
+        ("space", 3, "no space left", ()),
+        ("bug", 1, "a library warns", ()),
+        ("dies", 1, "exit status 3", ()),
+        ("ungated", 4, "did not judge the gate", ("--gate", "size_ratio<=0.9")),
     ],
 )
 def test_failures_of_the_runner(
-    replaceme: Run, model: Path, text: Path, tmp_path: Path, mode: str, exit_code: int, words: str
+    replaceme: Run, base: Base, tmp_path: Path, mode: str, exit_code: int, words: str, options: tuple[str, ...]
 ) -> None:
-    done = replaceme("compress", model, "--out", "out", "--ratio", "0.5", "--calibration", text, "--json", mode=mode)
+    done = replaceme(*base, *options, "--json", mode=mode)
     assert done.exit_code == exit_code, done.stderr
     assert words in done.stderr
-    assert json.loads(done.stdout)["error"]["message"] in done.stderr
-    assert not (tmp_path / "out").exists()
+    if not options:
+        assert json.loads(done.stdout)["error"]["message"] in done.stderr
+        assert not (tmp_path / "out").exists()
     assert left_over(tmp_path) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_nothing(
-    model: Path, text: Path, tmp_path: Path, scratch: Path, number: signal.Signals
-) -> None:
-    arguments = ["compress", model, "--out", tmp_path / "out", "--ratio", "0.5", "--calibration", text]
+def test_a_signal_leaves_nothing(base: Base, tmp_path: Path, scratch: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "api.cli", *map(str, arguments)],
+        [sys.executable, "-m", "api.cli", *map(str, base), "--out", tmp_path / "out"],
         env=environment("hangs", scratch),
         stderr=subprocess.PIPE,
         # a shell starts background commands with SIGINT ignored, and children inherit that
@@ -146,7 +144,9 @@ def test_a_signal_leaves_nothing(
     assert left_over(tmp_path) == []
 
 
-def test_evaluate_prints_one_object(replaceme: Run, model: Path, text: Path) -> None:
+def test_evaluate_prints_one_object(replaceme: Run, model: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runner of the operator's own needs no libraries here."""
+    monkeypatch.setitem(sys.modules, "torch", None)
     done = replaceme("evaluate", model, "--text", text, "--json")
     assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -158,32 +158,134 @@ def test_evaluate_prints_one_object(replaceme: Run, model: Path, text: Path) -> 
     assert "134,515,008" in shown
 
 
-def test_evaluate_takes_several_models_and_built_in_text(replaceme: Run, model: Path, tmp_path: Path) -> None:
+def test_evaluate_takes_several_models_and_tasks(replaceme: Run, model: Path, tmp_path: Path) -> None:
     other = shutil.copytree(model, tmp_path / "other")
-    done = replaceme("evaluate", model, other, "--text", "builtin:code", "--json")
+    tasks = write_tasks(tmp_path / "scratch" / "tasks")
+    options = ("--tasks", f"{CHOICE}, {ROLLING}", "--tasks-dir", tasks, "--task-limit", "5", "--few-shot", "0")
+    done = replaceme("evaluate", model, other, "--text", "builtin:code", *options, "--json")
     assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)
     assert [one["model"] for one in answer["models"]] == [str(model), str(other)]
     request = answer["models"][0]["request"]
     assert (request["model_directory"], request["others"]) == (str(model), [str(other)])
     assert (request["text_path"], request["builtin"]) == (None, "builtin:code")
-    done = replaceme("evaluate", model, other)
-    assert done.exit_code == 0, done.stderr
-    assert " ".join(done.stdout.splitlines()[1].split()) == f"{model.name} other", (
-        "names, and not paths that are folded"
-    )
+    assert (request["tasks"], request["tasks_directory"]) == ([CHOICE, ROLLING], str(tasks))
+    assert (request["task_limit"], request["few_shot"]) == (5, 0)
+    shown = replaceme("evaluate", model, other).stdout
+    assert shown.splitlines()[1].split() == [*model.name.split(), "other"], "names, and not paths that are folded"
 
 
-def test_evaluate_sends_tasks(replaceme: Run, model: Path, tmp_path: Path) -> None:
-    tasks = write_tasks(tmp_path / "scratch" / "tasks")
-    options = ("--tasks", f"{CHOICE}, {ROLLING}", "--tasks-dir", tasks, "--task-limit", "5", "--few-shot", "0")
-    done = replaceme("evaluate", model, *options, "--json")
-    assert done.exit_code == 0, done.stderr
-    sent = json.loads(done.stdout)["request"]
-    assert (sent["tasks"], sent["tasks_directory"]) == ([CHOICE, ROLLING], str(tasks))
-    assert (sent["task_limit"], sent["few_shot"]) == (5, 0)
-    for wrong in (("--tasks", "piqa,piqa"), ("--tasks", "../x"), ("--tasks-dir", "none")):
-        assert replaceme("evaluate", model, *wrong).exit_code == 2
+NO_NUMBER = "expected a number such as 0.25, or max:0.5"
+REFUSED = {
+    "no model": (["nowhere"], "nowhere is not a directory"),
+    "not a model": (["scratch"], "no config.json"),
+    "only pickles": (["pickled"], "pytorch_model.bin"),
+    "no JSON": (["broken"], "is not valid JSON"),
+    "another family": (["mamba"], "'mamba' is not supported"),
+    "code of its own": (["auto_map"], "auto_map"),
+    "ratio 0": (["a model", "--ratio", "0"], "greater than 0"),
+    "ratio text": (["a model", "--ratio", "much"], NO_NUMBER),
+    "ratio least": (["a model", "--ratio", "least:0.5"], NO_NUMBER),
+    "ratio nan": (["a model", "--ratio", "max:nan"], NO_NUMBER),
+    "groups": (["a model", "--groups", "2"], "in at most 1 group,"),
+    "no such block": (["a model", "--drop", "4"], "there is no block 4"),
+    "drop text": (["a model", "--drop", "1,x"], "--drop"),
+    "method": (["a model", "--method", "magic"], "'--method'"),
+    "samples": (["a model", "--samples", "1"], "calibration.samples"),
+    "one text twice": (["a model", "--calibration", "some text.txt"], "is given twice"),
+    "share": (["a model", "--calibration", "builtin:code=1.5"], "calibration.sources.0.share"),
+    "own text beside several": (
+        ["a model", "--calibration", "builtin:code", "--self-generated", "0.5"],
+        "calibration.self_generated: self_generated belongs to one of the sources",
+    ),
+    "no file": (["a model", "--calibration", "nowhere=0.5.txt"], "there is no file nowhere=0.5.txt"),
+    "no built-in text": (["a model", "--calibration", "builtin:nothing"], "no built-in text"),
+    "no data set": (["a model", "--calibration", "org/name/more"], "there is no file org/name/more"),
+    "no text": (["a model", "--calibration", "a model/config.json"], "must end in .txt or .jsonl"),
+    "a directory": (["a model", "--calibration", "scratch"], "there is no file"),
+    "deepest of nothing": (["a model", "--ratio", "max:0.5"], "give gate, such as"),
+    "gate form": (["a model", "--gate", "perplexity_ratio<1.6"], "expected a criterion such as"),
+    "gate name": (["a model", "--gate", "perplexity<=1.6"], "gate.perplexity"),
+    "gate not measured": (["a model", "--gate", "agreement>=0.5", "--no-evaluate"], "turn evaluation.enabled on"),
+    "gate task": (["a model", "--gate", "tasks.piqa>=0.5"], "name piqa in evaluation.tasks"),
+    "tasks": (["a model", "--tasks", CHOICE], "give --tasks-dir DIR"),
+    "task data": (
+        ["a model", "--tasks", CHOICE, "--tasks-dir", "scratch/tasks"],
+        "reads questions.jsonl, which is not",
+    ),
+    "task": (["a model", "--tasks", "no_such", "--tasks-dir", "scratch/tasks"], "there is no task 'no_such'"),
+    "evaluate nothing": (["evaluate"], "MODEL..."),
+    "evaluate no model": (["evaluate", "nowhere"], "nowhere is not a directory"),
+    "evaluate no text": (["evaluate", "a model", "--text", "nowhere.txt"], "there is no file nowhere.txt"),
+    "evaluate built-in": (["evaluate", "a model", "--text", "builtin:none"], "there is no built-in text"),
+    "evaluate samples": (["evaluate", "a model", "--samples", "0"], "--samples"),
+    "evaluate device": (["evaluate", "a model", "--device", "?"], "device"),
+    "evaluate tasks twice": (["evaluate", "a model", "--tasks", "piqa,piqa"], "such as piqa,sciq"),
+    "evaluate task name": (["evaluate", "a model", "--tasks", "../x", "--tasks-dir", "scratch"], "../x"),
+    "evaluate no tasks": (["evaluate", "a model", "--tasks-dir", "none"], "none"),
+    "evaluate task data": (
+        ["evaluate", "a model", "--tasks", CHOICE, "--tasks-dir", "scratch/tasks"],
+        "questions.jsonl",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_is_refused_before_anything_starts(
+    replaceme: Run, model: Path, text: Path, scratch: Path, tmp_path: Path, name: str
+) -> None:
+    arguments, words = REFUSED[name]
+    (write_tasks(scratch / "tasks") / "questions.jsonl").unlink()
+    configs = {"pickled": json.dumps(CONFIG), "broken": "{"}
+    configs |= {
+        "mamba": json.dumps({**CONFIG, "model_type": "mamba"}),
+        "auto_map": json.dumps({**CONFIG, "auto_map": {}}),
+    }
+    for bad, config in configs.items():
+        directory = shutil.copytree(model, scratch / bad)
+        (directory / "config.json").write_text(config)
+    (scratch / "pickled" / "model.safetensors").rename(scratch / "pickled" / "pytorch_model.bin")
+    if arguments[0] in configs:
+        arguments = [str(scratch / arguments[0]), *arguments[1:]]
+    if arguments[0] != "evaluate":
+        ratio = () if {"--ratio", "--drop"} & {*arguments} else ("--ratio", "0.25")
+        arguments = ["compress", *arguments, *ratio, "--out", "out", "--calibration", text.name]
+    before = {path.name for path in tmp_path.rglob("*")}
+    done = replaceme(*arguments)
+    assert done.exit_code == 2, done.stderr
+    assert words in words_of(done.stderr)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert {path.name for path in tmp_path.rglob("*")} == before
+
+
+def test_out_must_not_exist(replaceme: Run, base: Base, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    done = replaceme(*base, "--json")
+    assert done.exit_code == 2
+    assert json.loads(done.stdout)["error"]["field"] == "out"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compress", "nowhere", "--out", "deep/out", "--ratio", "0.5", "--calibration", "nowhere.txt"),
+        ("evaluate", "nowhere", "--text", "nowhere.txt"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_missing_libraries_are_reported_before_anything_is_read_or_written(
+    replaceme: Run, arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    done = replaceme(*arguments, "--json", mode=None)
+    assert done.exit_code == 2, done.stderr
+    install = "install them with: pip install 'replaceme[local]'"
+    sentence = f"replaceme {arguments[0]} needs libraries that are not installed (torch); {install}"
+    assert done.stderr == f"error: {sentence}\n"
+    assert json.loads(done.stdout)["error"]["message"] == sentence
+    assert [path.name for path in tmp_path.rglob("*")] == ["scratch"]
 
 
 @pytest.mark.parametrize(
@@ -196,3 +298,78 @@ def test_any_directory_name_becomes_a_valid_repository_name(name: str) -> None:
     assert ".." not in repository
     assert "--" not in repository
     assert not repository.endswith((".git", "-", "."))
+
+
+TEXT = {"samples": 16, "max_length": 64, "seed": 3}
+COMPUTE = {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 2, "loading": "whole"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"ratio": 0.5, "method": {"name": "least_squares", "groups": 2, "ridge": 0.01, "replays": 3}},
+        {"drop": [1, 2], "method": {"name": "refit", "selection": "window", "ridge_later": 0.5}},
+        {"ratio": 0.25, "method": {"name": "auto", "time_budget_seconds": 60.0}, "evaluation": {"enabled": False}},
+        {
+            "ratio": 0.5,
+            "method": {"name": "drop"},
+            "gate": {"perplexity_ratio": {"min": 1.0, "max": 2.5}, "agreement": {"min": 0.25}},
+        },
+        {
+            "ratio": 0.5,
+            "method": {"name": "block_influence"},
+            "evaluation": {"samples": 5, "tasks": ["piqa", "sciq"], "task_limit": 9, "few_shot": 2},
+            "gate": {"tasks": {"piqa": {"min_kept": 0.5}}, "accuracy_kept": {"min": 0.5, "max": 1.5}},
+        },
+        {"ratio": 0.25, "method": {"name": "cosine", "loss": "light", "structure": "diagonal"}},
+        {"ratio": 0.25, "method": {"name": "least_squares", "as_published": True}},
+        {
+            "ratio": 0.25,
+            "method": {"name": "block_influence"},
+            "calibration": {
+                **TEXT,
+                "dataset": "file:some text.txt",
+                "self_generated": 0.25,
+                "repeated": 0.125,
+                "column": "body",
+                "template": "plain",
+            },
+        },
+        {
+            "ratio": 0.25,
+            "method": {"name": "drop"},
+            "compute": {**COMPUTE, "loading": "blockwise", "quantization": "4bit", "pattern_safe": True},
+        },
+        {
+            "ratio": 0.25,
+            "method": {"name": "merge"},
+            "calibration": {
+                **TEXT,
+                "sources": [
+                    {"dataset": "file:some text.txt", "share": 0.5},
+                    {"dataset": "builtin:code", "share": 0.25, "split": "test"},
+                    {"self_generated": True, "share": 0.25},
+                ],
+                "repeated": 0.25,
+            },
+        },
+    ],
+    ids=lambda fields: str(fields["method"]["name"]),
+)
+def test_the_command_that_a_card_shows_gives_the_same_specification(
+    replaceme: Run, model: Path, text: Path, tmp_path: Path, fields: dict[str, object]
+) -> None:
+    body = {
+        "model": {"repo_id": "local/a-model"},
+        "calibration": {"dataset": f"file:{text.name}", "self_generated": 0.25, **TEXT},
+        "compute": COMPUTE,
+        **fields,
+    }
+    wanted = ResolvedSpec.model_validate(body)
+    command, *arguments = shlex.split(as_command(wanted).replace("\\\n", ""))
+    for task in ("piqa", "sciq"):  # of which nothing but the names is looked at
+        (tmp_path / f"{task}.yaml").write_text(f"task: {task}\n")
+    known = {"MODEL_DIR": str(model), "OUT": str(tmp_path / "out"), "TASKS_DIR": str(tmp_path)}
+    done = replaceme(*(known.get(one, one) for one in arguments))
+    assert (command, done.exit_code) == ("replaceme", 0), done.stderr
+    assert sent(tmp_path / "out")["spec"] == wanted.model_dump(mode="json")
