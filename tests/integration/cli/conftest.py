@@ -1,24 +1,33 @@
-"""The service on its embedded default, with a stub of the pipeline, and the command beside it."""
+"""One service on its embedded default for all tests here, with a stub of the pipeline, and the command beside it."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import Result
 
-from tests.fixtures.service.serve import Command, Serve, add_model, replaceme, served
+from api.client.client import Client
+from tests.fixtures.cli.local import Run, run_here
+from tests.fixtures.service.serve import Serve, add_model, served
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    with served(tmp_path_factory.mktemp("cli")) as serve:
+    settings = {"REPLACEME_WEBHOOK_NETWORKS": "127.0.0.0/8", "REPLACEME_WEBHOOK_ALLOW_HTTP": "true"}
+    with served(tmp_path_factory.mktemp("cli"), **settings) as serve:
         add_model(serve.data / "hub")
         yield serve
 
 
 @pytest.fixture
-def command(serve: Serve, tmp_path: Path) -> Command:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return replaceme(*arguments, cwd=tmp_path, settings={"REPLACEME_URL": serve.url})
+def client(serve: Serve) -> Iterator[Client]:
+    with Client(serve.url, api_key=serve.key) as client:
+        yield client
+
+
+@pytest.fixture
+def command(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    def run(*arguments: str) -> Result:
+        return run_here(monkeypatch, tmp_path, *arguments, REPLACEME_URL=serve.url, REPLACEME_API_KEY=serve.key)
 
     return run

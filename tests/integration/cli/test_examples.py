@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from api.client.client import Client
 from benchmarks.harness.checkout import ROOT
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import MODEL
-from tests.fixtures.service.serve import Serve, add_model, environment, served
+from tests.fixtures.service.serve import Serve, environment
 from tests.fixtures.service.wheel import Installed, empty_environment
 
 EXAMPLES = ROOT / "docs" / "examples"
@@ -26,23 +26,8 @@ PAGE = ROOT / "docs" / "how-to" / "use-the-python-client.md"
 (CODE,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture(scope="module")
-def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    settings = {"REPLACEME_WEBHOOK_NETWORKS": "127.0.0.0/8", "REPLACEME_WEBHOOK_ALLOW_HTTP": "true"}
-    with served(tmp_path_factory.mktemp("examples"), **settings) as serve:
-        add_model(serve.data / "hub")
-        yield serve
-
-
-@pytest.fixture
-def client(serve: Serve) -> Iterator[Client]:
-    with Client(serve.url, api_key=(serve.data / "api-key").read_text().strip()) as client:
-        yield client
-
-
 def variables(serve: Serve) -> dict[str, str]:
-    key = (serve.data / "api-key").read_text().strip()
-    return {**environment(REPLACEME_URL=serve.url, REPLACEME_API_KEY=key), "PYTHONPATH": str(ROOT)}
+    return {**environment(REPLACEME_URL=serve.url, REPLACEME_API_KEY=serve.key), "PYTHONPATH": str(ROOT)}
 
 
 def run(*arguments: str, serve: Serve, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -190,14 +175,20 @@ def add_job(folder: Path, **labels: str) -> None:
     (folder / "job.yaml").write_text(json.dumps({**job, "model": MODEL, "labels": {**job["labels"], **labels}}))
 
 
-@PIPELINES
-@pytest.mark.parametrize("missed", [False, True], ids=["passed", "missed"])
-def test_a_pipeline(serve: Serve, wheel: Path, tmp_path: Path, pipeline: Pipeline, missed: bool) -> None:
-    """It installs the command from the wheel's URL, keeps what it found, and fails where the gate is missed."""
+@pytest.mark.parametrize(
+    ("pipeline", "missed", "indexed"),
+    [(github(), True, False), (gitlab(), True, False), (gitlab(), False, True)],
+    ids=["github", "gitlab", "gitlab passed"],
+)
+def test_a_pipeline(serve: Serve, wheel: Path, tmp_path: Path, pipeline: Pipeline, missed: bool, indexed: bool) -> None:
+    """It installs the command from the wheel's URL or an index, keeps what it found, and fails on a missed gate."""
     add_job(tmp_path, **({"stub.ratio": "1.75"} if missed else {}))
     installed = empty_environment(tmp_path / "venv")
-    environment = of_a_runner(serve, installed.python, pipeline, tmp_path, package=wheel.as_uri())
-    code, written = carry_out(pipeline, tmp_path, environment)
+    package = "replaceme" if indexed else wheel.as_uri()
+    environment = of_a_runner(serve, installed.python, pipeline, tmp_path, package=package)
+    code, written = carry_out(
+        pipeline, tmp_path, environment | {"PIP_FIND_LINKS": str(wheel.parent) if indexed else ""}
+    )
     assert code == (4 if missed else 0), written
     assert installed.command.exists()
     job = json.loads((tmp_path / "job.json").read_text())
@@ -206,15 +197,7 @@ def test_a_pipeline(serve: Serve, wheel: Path, tmp_path: Path, pipeline: Pipelin
     assert (report["removed_blocks"], report["gate"]["passed"]) == ([2], not missed)
     assert ("<failure" in (tmp_path / "gate.xml").read_text()) is missed
     assert {*pipeline.kept} == {"job.json", "report.json", "gate.xml"}
-    assert f"| {'missed' if missed else 'passed'} |" in (tmp_path / "summary.md").read_text()
-
-
-def test_a_package_in_an_index(serve: Serve, wheel: Path, tmp_path: Path) -> None:
-    add_job(tmp_path)
-    installed = empty_environment(tmp_path / "venv")
-    environment = of_a_runner(serve, installed.python, github(), tmp_path, package="replaceme")
-    code, written = carry_out(github(), tmp_path, environment | {"PIP_FIND_LINKS": str(wheel.parent)})
-    assert code == 0, written
+    assert f"| {'✗ missed' if missed else 'passed'} |" in (tmp_path / "summary.md").read_text()
 
 
 @PIPELINES

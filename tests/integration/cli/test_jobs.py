@@ -1,6 +1,7 @@
 """The command line with the real service, from submission to the end; only the pipeline is a stub."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,27 +12,27 @@ import pytest
 from api.client.client import Client
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import MODEL
-from tests.fixtures.service.serve import Command, Serve, environment, replaceme
+from tests.fixtures.cli.local import Run
+from tests.fixtures.service.serve import Serve, environment, replaceme
 
 SUBMIT = ("submit", "--model", MODEL, "--calibration", "builtin:pydoc-topics")
 
 
 @pytest.fixture
-def busy(serve: Serve) -> Iterator[str]:
+def busy(client: Client) -> Iterator[str]:
     """The id of a job whose runner works; cancelled at the end."""
     request = {"model": MODEL, "ratio": 0.25, "calibration": "builtin:pydoc-topics"}
-    with Client(serve.url) as client:
-        job_id = client.submit({**request, "labels": {"stub.seconds": "600"}}).id
-        wait_until(lambda: client.job(job_id).stage == "calibrate", seconds=30, what="a runner at work")
-        yield job_id
-        if not client.job(job_id).is_terminal:
-            client.cancel(job_id)
-        client.wait(job_id, timeout=30)
+    job_id = client.submit({**request, "labels": {"stub.seconds": "600"}}).id
+    wait_until(lambda: client.job(job_id).stage == "calibrate", seconds=30, what="a runner at work")
+    yield job_id
+    if not client.job(job_id).is_terminal:
+        client.cancel(job_id)
+    client.wait(job_id, timeout=30)
 
 
-def test_submit_and_wait(command: Command) -> None:
+def test_submit_and_wait(command: Run) -> None:
     done = command(*SUBMIT, "--ratio", "0.25", "--label", "team=nlp", "--output", "local/small", "--wait", "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     job = json.loads(done.stdout)
     assert job["status"] == "succeeded"
     assert job["result"]["repo_id"] == "local/small"
@@ -40,7 +41,7 @@ def test_submit_and_wait(command: Command) -> None:
     assert set(job["progress"]) == {"overall", "stage", "eta_seconds", "eta_error_seconds"}
 
     shown = command("status", job["id"])
-    assert shown.returncode == 0
+    assert shown.exit_code == 0
     assert "succeeded" in shown.stdout
     assert "local/small" in shown.stdout
 
@@ -51,18 +52,44 @@ def test_submit_and_wait(command: Command) -> None:
     history = json.loads(command("events", job["id"], "--json").stdout)["items"]
     assert [history[0]["type"], history[-1]["type"]] == ["created", "succeeded"]
     followed = command("events", job["id"], "--follow")
-    assert followed.returncode == 0
+    assert followed.exit_code == 0
     assert len(followed.stdout.splitlines()) == len(history)
 
     late = command("cancel", job["id"])
-    assert late.returncode == 2
+    assert late.exit_code == 2
     assert "Traceback" not in late.stderr
 
 
-def test_a_gate_decides_the_exit_code(command: Command) -> None:
+def test_a_job_from_a_file_and_what_follows(command: Run, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(
+        f"model: {MODEL}\nratio: 0.25\ncalibration: builtin:pydoc-topics\nlabels: {{team: cv}}\n"
+    )
+    done = command("submit", "--file", "job.yaml", "--label", "run=7", "--wait", "--json")
+    assert done.exit_code == 0, done.stderr
+    job = json.loads(done.stdout)
+    assert job["labels"] == {"team": "cv", "run": "7"}
+    report = command("report", job["id"], "--json")
+    assert json.loads(report.stdout)["removed_blocks"] == [2]
+    assert "removed 1 of 4 blocks: 2" in command("report", job["id"]).stdout
+    assert {one["name"] for one in json.loads(command("metrics", job["id"], "--json").stdout)["items"]} >= {"tokens"}
+    logs = command("logs", job["id"], "--follow", "--json")
+    assert logs.exit_code == 0, logs.stderr
+    assert any("a library writes something" in one["text"] for one in json.loads(logs.stdout)["items"])
+    again = command("retry", job["id"], "--wait", "--json")
+    assert again.exit_code == 0, again.stderr
+    second = json.loads(again.stdout)
+    assert second["retry_of"] == job["id"]
+    assert second["labels"] == job["labels"]
+    (worker,) = json.loads(command("workers", "--json").stdout)["items"]
+    assert worker["alive"]
+    assert command("delete", job["id"], second["id"]).exit_code == 0
+    assert command("status", job["id"]).exit_code == 2
+
+
+def test_a_gate_decides_the_exit_code(command: Run) -> None:
     gate = ("--gate", "perplexity_ratio<=1.1", "--gate", "agreement>=0.5")
     done = command(*SUBMIT, "--ratio", "0.25", *gate, "--wait", "--json")
-    assert done.returncode == 4, done.stderr
+    assert done.exit_code == 4, done.stderr
     job = json.loads(done.stdout)
     assert (job["status"], job["error"]["code"], job["result"]) == ("failed", "gate_rejected", None)
     assert job["spec"]["gate"]["perplexity_ratio"] == {"min": None, "max": 1.1}
@@ -73,85 +100,95 @@ def test_a_gate_decides_the_exit_code(command: Command) -> None:
     row = ["perplexity_ratio", "1.25", "at", "most", "1.1", "✗", "missed"]
     assert row in [line.split() for line in command("status", job["id"]).stdout.splitlines()]
     done = command(*SUBMIT, "--ratio", "0.25", "--gate", "perplexity_ratio<=1.25", "--wait", "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["gate"]["passed"] is True
 
 
-def test_a_key_creates_one_job(command: Command, serve: Serve) -> None:
+def test_a_key_creates_one_job(command: Run, client: Client) -> None:
     once = (*SUBMIT, "--ratio", "0.25", "--label", "mark=once", "--idempotency-key", "k-1", "--json")
     first, second = command(*once), command(*once, "--priority", "5")
-    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert first.exit_code == second.exit_code == 0, first.stderr + second.stderr
     job_id = json.loads(first.stdout)["id"]
     assert json.loads(second.stdout)["id"] == job_id
     other = command(*once, "--priority", "7")
-    assert other.returncode == 2
+    assert other.exit_code == 2
     assert json.loads(other.stdout)["error"]["code"] == "idempotency_key_reused"
     bad = command(*SUBMIT, "--ratio", "0.25", "--idempotency-key", "a b")
-    assert bad.returncode == 2
-    with Client(serve.url) as client:
-        assert [job.id for job in client.jobs(labels={"mark": "once"}).items] == [job_id]
-        client.wait(job_id, timeout=30)
+    assert bad.exit_code == 2
+    assert [job.id for job in client.jobs(labels={"mark": "once"}).items] == [job_id]
+    client.wait(job_id, timeout=30)
 
 
-def test_submit_refuses_shards(command: Command, tmp_path: Path) -> None:
+def test_submit_refuses_shards(command: Run, tmp_path: Path) -> None:
     body = tmp_path / "job.json"
     body.write_text('{"compute": {"shards": 3}}')
     refused = command(*SUBMIT, "--ratio", "0.25", "--file", str(body), "--json")
-    assert refused.returncode == 2
+    assert refused.exit_code == 2
     assert "sharded calibration was removed" in refused.stdout
 
 
-def test_submit_for_people(command: Command) -> None:
+def test_submit_for_people(command: Run) -> None:
     done = command(*SUBMIT, "--drop", "1-2", "--method", "drop", "--label", "stub.seconds=2", "--wait")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "blocks 1-2" in done.stdout
     assert "calibrate" in done.stderr
 
 
-def test_a_job_that_fails(command: Command) -> None:
+def test_a_job_that_fails(command: Run) -> None:
     done = command(*SUBMIT, "--ratio", "0.25", "--label", "stub.fail=space", "--wait", "--json")
-    assert done.returncode == 3
+    assert done.exit_code == 3
     assert json.loads(done.stdout)["error"]["code"] == "out_of_space"
 
 
-def test_cancel_ends_a_running_job(command: Command, busy: str) -> None:
+def test_cancel_ends_a_running_job(command: Run, busy: str) -> None:
     done = command("cancel", busy)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     followed = command("events", busy, "--follow", "--json")
     assert json.loads(followed.stdout)["items"][-1]["type"] == "cancelled"
     again = command("cancel", busy, "--json")
-    assert again.returncode == 0
+    assert again.exit_code == 0
     assert json.loads(again.stdout)["status"] == "cancelled"
 
 
-def test_a_timeout_leaves_the_job_alone(command: Command, serve: Serve, busy: str) -> None:
+def test_a_timeout_leaves_the_job_alone(command: Run, client: Client, busy: str) -> None:
     done = command(*SUBMIT, "--ratio", "0.25", "--timeout", "0.5", "--json")
-    assert done.returncode == 6, done.stderr
+    assert done.exit_code == 6, done.stderr
     job_id = json.loads(done.stdout)["id"]
     assert f"replaceme status {job_id}" in done.stderr
-    with Client(serve.url) as client:
-        assert client.job(job_id).status == "queued"
-        client.cancel(job_id)
+    assert client.job(job_id).status == "queued"
+    client.cancel(job_id)
 
 
-def test_waiting_for_a_job_that_is_cancelled(serve: Serve, busy: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, None], ids=str)
+def test_a_command_that_waits_when_its_job_is_cancelled(
+    serve: Serve, client: Client, tmp_path: Path, number: signal.Signals | None
+) -> None:
+    """By a signal to the command, or by someone else."""
+    mark = {"stub.seconds": "600", "mark": "none" if number is None else number.name}
+    labels = [option for item in mark.items() for option in ("--label", "=".join(item))]
     waiting = subprocess.Popen(
-        [sys.executable, "-m", "api.cli", *SUBMIT, "--ratio", "0.25", "--label", "mark=this", "--wait", "--json"],
-        env=environment(REPLACEME_URL=serve.url),
+        [sys.executable, "-m", "api.cli", *SUBMIT, "--ratio", "0.25", *labels, "--cancel-on-interrupt", "--json"],
+        env=environment(REPLACEME_URL=serve.url, REPLACEME_API_KEY=serve.key),
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        text=True,
     )
-    with waiting, Client(serve.url) as client:
+    with waiting:
         try:
-            mark = {"mark": "this"}
-            wait_until(lambda: client.jobs(labels=mark).items, seconds=30, what="the job that is waited for")
-            client.cancel(client.jobs(labels=mark).items[0].id)
-            stdout, _ = waiting.communicate(timeout=30)
+            wait_until(
+                lambda: [job for job in client.jobs(labels=mark).items if job.stage == "calibrate"],
+                seconds=60,
+                what="a runner",
+            )
+            (job,) = client.jobs(labels=mark).items
+            client.cancel(job.id) if number is None else waiting.send_signal(number)
+            stdout, stderr = waiting.communicate(timeout=60)
         finally:
             waiting.kill()
-    assert waiting.returncode == 5
-    assert json.loads(stdout)["status"] == "cancelled"
+    assert waiting.returncode == 5, stderr
+    assert json.loads(stdout)["status"] == client.job(job.id).status == "cancelled"
+    assert "Traceback" not in stderr
 
 
 @pytest.mark.parametrize(
@@ -167,21 +204,21 @@ def test_waiting_for_a_job_that_is_cancelled(serve: Serve, busy: str, tmp_path: 
         (("list", "--status", "lost"), "status"),
     ],
 )
-def test_requests_that_the_service_refuses(command: Command, arguments: tuple[str, ...], words: str) -> None:
+def test_requests_that_the_service_refuses(command: Run, arguments: tuple[str, ...], words: str) -> None:
     done = command(*arguments)
-    assert done.returncode == 2, done.stderr
+    assert done.exit_code == 2, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
 
-def test_families(command: Command, tmp_path: Path) -> None:
+def test_families(command: Run, tmp_path: Path) -> None:
     asked, local = command("families", "--json"), replaceme("families", "--json", cwd=tmp_path)
     items = [json.loads(each.stdout)["items"] for each in (asked, local)]
     assert items[0] == items[1]
     supported = {item["model_type"]: item["supported"] for item in items[0]}
     assert (supported["llama"], supported["gemma2"], supported["mamba"]) == (True, True, False)
-    lines = replaceme("families", cwd=tmp_path).stdout.splitlines()
+    lines = command("families").stdout.splitlines()
     assert any(line.startswith("qwen3_moe ") and "least_squares" in line for line in lines)
     assert any(line.startswith("t5 ") and "'t5' is not supported: it is an encoder-decoder" in line for line in lines)
 

@@ -1,14 +1,14 @@
 """`replaceme compress` and `evaluate` with the real runner and pipeline on a tiny model."""
 
 import json
-import os
-import subprocess
-import sys
+import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
 
+from tests.fixtures.cli.local import Run, run_here
 from tests.fixtures.evaluation.local_tasks import CHOICE, OF_A_DATA_SET, write_tasks
 from tests.fixtures.models.tiny import BLOCKS, save_tiny
 
@@ -20,25 +20,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
 
 
-def replaceme(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command with a directory for temporary files of its own, to check that none stay there."""
-    (cwd / "tmp").mkdir(exist_ok=True)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("REPLACEME_")}
-    return subprocess.run(
-        [sys.executable, "-m", "api.cli", *map(str, arguments)],
-        env={**kept, "TMPDIR": str(cwd / "tmp")},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+@pytest.fixture
+def replaceme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command with a directory for temporary files of its own, to check that none stay there."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    return partial(run_here, monkeypatch, tmp_path, TMPDIR=str(tmp_path / "tmp"))
 
 
-def test_compress_then_evaluate(model: Path, tmp_path: Path) -> None:
+def test_compress_then_evaluate(model: Path, replaceme: Run, tmp_path: Path) -> None:
     source = ("compress", model, "--ratio", "0.34", "--calibration", "builtin:pydoc-topics")
-    done = replaceme(*source, "--out", "deep/out", *SMALL, "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = replaceme(*source, "--out", "deep/out", *SMALL, "--json")
+    assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)
     blocks = {"removed_blocks", "kept_blocks", "method", "candidates", "stages"}
     assert set(answer) == {*blocks, "before", "after", "warnings"}
@@ -58,8 +51,8 @@ def test_compress_then_evaluate(model: Path, tmp_path: Path) -> None:
 
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog.\n\n" * 50)
-    done = replaceme("evaluate", out, "--text", text, "--samples", "4", "--max-length", "32", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = replaceme("evaluate", out, "--text", text, "--samples", "4", "--max-length", "32", "--json")
+    assert done.exit_code == 0, done.stderr
     measured = json.loads(done.stdout)
     assert set(measured) > {"perplexity", "tokens", "parameters", "bytes", "tokens_per_second", "dtype"}
     assert measured["tokens"] == 4 * 31
@@ -67,47 +60,41 @@ def test_compress_then_evaluate(model: Path, tmp_path: Path) -> None:
     assert measured["dtype"] == "float32"
 
 
-def test_named_blocks_without_evaluation(model: Path, tmp_path: Path) -> None:
+def test_named_blocks_without_evaluation(model: Path, replaceme: Run) -> None:
     source = ("compress", model, "--drop", "2,4", "--method", "drop", "--calibration", "builtin:pydoc-topics")
-    done = replaceme(*source, "--out", "out", *SMALL, "--no-evaluate", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = replaceme(*source, "--out", "out", *SMALL, "--no-evaluate", "--json")
+    assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["removed_blocks"] == [2, 4]
     assert answer["before"] is None
     assert answer["after"] is None
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [("empty.txt", "", "has 0 tokens"), ("few.txt", "a few words", "are needed"), ("bad.jsonl", "{", "not JSON")],
-)
-def test_unusable_calibration_text(model: Path, tmp_path: Path, name: str, content: str, words: str) -> None:
-    (tmp_path / name).write_text(content)
-    done = replaceme(
-        "compress", model, "--ratio", "0.34", "--calibration", name, "--out", "out", *SMALL, "--json", cwd=tmp_path
-    )
-    assert done.returncode == 2, done.stderr
-    assert words in json.loads(done.stdout)["error"]["message"]
+@pytest.mark.parametrize("broken", ["text", "weights"])
+def test_what_the_runner_refuses(model: Path, replaceme: Run, tmp_path: Path, broken: str) -> None:
+    calibration = "builtin:pydoc-topics"
+    if broken == "text":
+        calibration = "bad.jsonl"
+        (tmp_path / calibration).write_text("{")
+    else:
+        model = shutil.copytree(model, tmp_path / "model")
+        weights = model / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    source = ("compress", model, "--ratio", "0.34", "--calibration", calibration)
+    done = replaceme(*source, "--out", "out", *SMALL, "--json")
+    assert done.exit_code == 2, done.stderr
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == "broken_model" if broken == "weights" else "not JSON" in error["message"]
     assert not (tmp_path / "out").exists()
 
 
-def test_a_truncated_checkpoint(tmp_path: Path) -> None:
-    model = save_tiny(tmp_path / "model")
-    weights = model / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    source = ("compress", model, "--ratio", "0.34", "--calibration", "builtin:pydoc-topics")
-    done = replaceme(*source, "--out", "out", *SMALL, "--json", cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert json.loads(done.stdout)["error"]["code"] == "broken_model"
-
-
-def test_evaluate_runs_tasks_of_our_own(model: Path, tmp_path: Path) -> None:
+def test_evaluate_runs_tasks_of_our_own(model: Path, replaceme: Run, tmp_path: Path) -> None:
     """In the runner, which has no network, and in a process that is not in the directory of the tasks."""
     tasks = write_tasks(tmp_path / "tasks")
     measure = ("evaluate", model, model, "--samples", "2", "--max-length", "32", "--threads", "1", "--dtype", "float32")
     options = ("--tasks", f"{CHOICE},{OF_A_DATA_SET}", "--tasks-dir", tasks, "--task-limit", "6")
-    done = replaceme(*measure, *options, "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = replaceme(*measure, *options, "--json")
+    assert done.exit_code == 0, done.stderr
     first, again = json.loads(done.stdout)["models"]
     assert [one["name"] for one in first["tasks"]] == [CHOICE, OF_A_DATA_SET]
     assert [one["samples"] for one in first["tasks"]] == [6, 6]

@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from api.cli.main import app
 from benchmarks.harness.checkout import ROOT
 from benchmarks.harness.fake_hub.access import READ_TOKEN
 from benchmarks.harness.fake_hub.server import FakeHub
@@ -69,17 +72,20 @@ def test_the_code_of_the_page_runs(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.split()[2])
-def test_the_commands_that_reproduce_the_figures_have_these_options(command: str) -> None:
+def test_the_commands_that_reproduce_the_figures_have_these_options(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     program, *arguments = command.replace("\\\n", " ").split()
-    named = ["-m", arguments[1]] if program == "python" else ["-m", "api.cli", arguments[0]]
-    shown = subprocess.run(
-        [sys.executable, *named, "--help"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
+    monkeypatch.setenv("COLUMNS", "200")
+    if program == "python":
+        monkeypatch.setattr(sys, "argv", [arguments[1], "--help"])
+        monkeypatch.delitem(sys.modules, arguments[1], raising=False)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        assert ended.value.code == 0
+        shown = capsys.readouterr().out
+    else:
+        shown = CliRunner().invoke(app, [arguments[0], "--help"]).stdout
     options = [word for word in arguments if word.startswith("--")]
     assert [word for word in options if word not in shown] == []
 

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from api.cli.main import app
-from tests.fixtures.cli.local import CONFIG, Run, environment
+from tests.fixtures.cli.local import CONFIG, Run, environment, run_here
 from tests.fixtures.cli.stub_service import StubService, stub_service
 
 
@@ -37,14 +36,11 @@ def scratch(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def replaceme(scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the command in this process, for speed; the runner has its own process, as always."""
+    """Run the command in this process; the runner has its own, as always."""
 
     def run(*arguments: str | Path, mode: str | None = "good") -> Result:
-        monkeypatch.chdir(tmp_path)
-        for name, value in environment(mode, scratch).items():
-            monkeypatch.setenv(name, value)
         monkeypatch.setattr("tempfile.tempdir", str(scratch))
-        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+        return run_here(monkeypatch, tmp_path, *arguments, **environment(mode, scratch))
 
     return run
 

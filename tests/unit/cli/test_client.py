@@ -24,28 +24,15 @@ from api.client.errors import (
     TooMany,
 )
 from api.client.event_stream import EventParser, Message
-from tests.fixtures.cli.stub_service import (
-    JOB_ID,
-    StubService,
-    a_job,
-    a_problem,
-    an_event,
-    stub_service,
-)
+from tests.fixtures.cli.stub_service import JOB_ID, StubService, a_job, a_problem, an_event
 
 HERE = f"GET /jobs/{JOB_ID}"
 STREAM = f"GET /jobs/{JOB_ID}/events"
 
 
 @pytest.fixture
-def server() -> Iterator[StubService]:
-    with stub_service() as service:
-        yield service
-
-
-@pytest.fixture
-def client(server: StubService) -> Iterator[Client]:
-    with Client(server.url) as client:
+def client(service: StubService) -> Iterator[Client]:
+    with Client(service.url) as client:
         yield client
 
 
@@ -57,11 +44,11 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return slept
 
 
-def test_submit_sends_the_request_as_it_is(server: StubService, client: Client) -> None:
-    server.answers["POST /jobs"] = [(202, a_job())]
+def test_submit_sends_the_request_as_it_is(service: StubService, client: Client) -> None:
+    service.answers["POST /jobs"] = [(202, a_job())]
     request = {"model": "acme/tiny", "ratio": 0.25, "calibration": "builtin:pydoc-topics"}
     assert client.submit(request).id == JOB_ID
-    assert server.received == [("POST /jobs", request)]
+    assert service.received == [("POST /jobs", request)]
 
 
 @pytest.mark.parametrize(
@@ -77,9 +64,9 @@ def test_submit_sends_the_request_as_it_is(server: StubService, client: Client) 
         (503, ServiceBroken),
     ],
 )
-def test_problems_become_typed_errors(server: StubService, client: Client, status: int, kind: type[Refused]) -> None:
+def test_problems_become_typed_errors(service: StubService, client: Client, status: int, kind: type[Refused]) -> None:
     entries = [{"field": "ratio", "value": "NaN", "message": "expected a number"}]
-    server.answers["POST /jobs"] = [(status, a_problem(status, errors=entries))]
+    service.answers["POST /jobs"] = [(status, a_problem(status, errors=entries))]
     with pytest.raises(kind, match="what happened") as caught:
         client.submit({})
     assert type(caught.value) is kind
@@ -87,120 +74,113 @@ def test_problems_become_typed_errors(server: StubService, client: Client, statu
     assert caught.value.problem.errors[0].field == "ratio"
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>Bad gateway</html>", b"[1]"])
-def test_an_error_that_is_not_a_problem(server: StubService, client: Client, body: bytes) -> None:
-    server.answers[HERE] = [(502, body)]
-    with pytest.raises(ServiceBroken, match="HTTP 502"):
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "words"),
+    [
+        *((502, body, ServiceBroken, "HTTP 502") for body in (b"", b"<html>Bad gateway</html>", b"[1]")),
+        *((200, body, NotTheService, "is not one of this service") for body in (b"<html>hello</html>", {"id": 1}, [])),
+    ],
+)
+def test_an_answer_that_this_service_does_not_give(
+    service: StubService, client: Client, status: int, body: object, kind: type[Exception], words: str
+) -> None:
+    service.answers[HERE] = [(status, body)]
+    with pytest.raises(kind, match=words):
         client.job(JOB_ID)
-
-
-@pytest.mark.parametrize("body", [b"<html>hello</html>", {"id": 1}, []])
-def test_a_success_of_another_service(server: StubService, client: Client, body: object) -> None:
-    server.answers[HERE] = [(200, body)]
-    with pytest.raises(NotTheService, match="is not one of this service"):
-        client.job(JOB_ID)
-
-
-def test_a_closed_port() -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        with Client(url) as client, pytest.raises(ServiceUnreachable, match=url):
-            client.submit({}, idempotency_key="k")
 
 
 def test_no_response_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with Client(url, timeout=0.2) as client, pytest.raises(ServiceUnreachable, match="in time"):
+        with Client(url, timeout=0.1) as client, pytest.raises(ServiceUnreachable, match="in time"):
             client.job(JOB_ID)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "http://[", "ftp://127.0.0.1", ""])
-def test_an_invalid_address(url: str) -> None:
-    with pytest.raises(ServiceUnreachable), Client(url) as client:
-        client.job(JOB_ID)
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "localhost:8000", "http://[", "ftp://127.0.0.1", ""])
+def test_an_address_where_no_service_is(url: str) -> None:
+    with pytest.raises(ServiceUnreachable) as refused, Client(url) as client:
+        client.submit({}, idempotency_key="k")
+    assert url in str(refused.value)
 
 
 def test_a_submit_with_a_key_is_repeated_until_it_succeeds(
-    server: StubService, client: Client, pauses: list[float]
+    service: StubService, client: Client, pauses: list[float]
 ) -> None:
     request = {"model": "acme/tiny"}
-    server.answers["POST /jobs"] = [(503, a_problem(503)), (502, b"<html>"), (202, a_job())]
+    service.answers["POST /jobs"] = [(503, a_problem(503)), (502, b"<html>"), (202, a_job())]
     assert client.submit(request, idempotency_key="k").id == JOB_ID
-    assert server.received == [("POST /jobs", request)] * 3
-    assert server.keys == ["k"] * 3
+    assert service.received == [("POST /jobs", request)] * 3
+    assert service.keys == ["k"] * 3
     assert pauses == [0.01, 0.01]
 
 
-def test_ids_are_quoted_in_paths(server: StubService, client: Client) -> None:
+def test_ids_are_quoted_in_paths(service: StubService, client: Client) -> None:
     with pytest.raises(Missing):
         client.job("../health?x=1")
-    assert server.received == [("GET /jobs/..%2Fhealth%3Fx%3D1", None)]
+    assert service.received == [("GET /jobs/..%2Fhealth%3Fx%3D1", None)]
 
 
-def test_unknown_fields_are_kept(server: StubService, client: Client) -> None:
-    server.answers[HERE] = [(200, a_job(priority=7))]
-    assert client.job(JOB_ID).model_dump()["priority"] == 7
-
-
-def test_nan_and_infinity_are_numbers_again(server: StubService, client: Client) -> None:
+def test_nan_and_infinity_are_numbers_again(service: StubService, client: Client) -> None:
     metric = {"name": "loss", "stage": "select", "block": None, "candidate": "2-3", "unit": "nats"}
     items = [{**metric, "value": value, "at": "2026-11-25T00:00:00Z"} for value in ("NaN", "Infinity", 0.5)]
-    server.answers[f"GET /jobs/{JOB_ID}/metrics"] = [(200, {"items": items, "next_cursor": None})]
+    service.answers[f"GET /jobs/{JOB_ID}/metrics"] = [(200, {"items": items, "next_cursor": None})]
     not_a_number, infinite, plain = (metric.value for metric in client.metrics(JOB_ID))
     assert math.isnan(not_a_number)
     assert infinite == math.inf
     assert plain == 0.5
 
 
-def test_filters_reach_the_service(server: StubService, client: Client) -> None:
-    server.answers["GET /jobs"] = [(200, {"items": [a_job()], "next_cursor": "abc"})]
+def test_filters_reach_the_service(service: StubService, client: Client) -> None:
+    service.answers["GET /jobs"] = [(200, {"items": [a_job()], "next_cursor": "abc"})]
     page = client.jobs(status="queued", labels={"team": "nlp"}, limit=1)
     assert page.next_cursor == "abc"
-    assert server.received[0][0] == "GET /jobs?status=queued&limit=1&label=team%3Dnlp"
+    assert service.received[0][0] == "GET /jobs?status=queued&limit=1&label=team%3Dnlp"
 
 
-def test_watch_tolerates_a_restart_of_the_service(server: StubService, client: Client) -> None:
+def test_watch_tolerates_a_restart_of_the_service(service: StubService, client: Client) -> None:
     done = {"overall": 1.0, "stage": 1.0, "eta_seconds": None}
-    server.answers[HERE] = [
-        (200, a_job(status="running")),
+    service.answers[HERE] = [
+        (200, a_job(status="running", priority=7)),
         (503, a_problem(503)),
         (200, a_job(status="succeeded", progress=done)),
     ]
-    assert [job.status for job in client.watch(JOB_ID)] == ["running", "succeeded"]
+    jobs = list(client.watch(JOB_ID))
+    assert [job.status for job in jobs] == ["running", "succeeded"]
+    assert jobs[0].model_dump()["priority"] == 7, "unknown fields are kept"
 
 
-def test_history_reads_all_pages(server: StubService, client: Client) -> None:
-    server.answers[f"GET /jobs/{JOB_ID}/events"] = [
+def test_history_reads_all_pages(service: StubService, client: Client) -> None:
+    service.answers[f"GET /jobs/{JOB_ID}/events"] = [
         (200, {"items": [an_event(1, "created")], "next_cursor": "1"}),
         (200, {"items": [an_event(2, "claimed")], "next_cursor": None}),
     ]
     assert [event.seq for event in client.history(JOB_ID)] == [1, 2]
 
 
-def test_submit_says_what_to_do_when_its_key_finds_a_failed_job(server: StubService) -> None:
-    server.answers["POST /jobs"] = [(202, a_job(status="failed", notice="this key made a job that has failed"))]
+def test_submit_says_what_to_do_when_its_key_finds_a_failed_job(service: StubService) -> None:
+    service.answers["POST /jobs"] = [(202, a_job(status="failed", notice="this key made a job that has failed"))]
     options = ["--model", "acme/tiny", "--ratio", "0.25", "--calibration", "builtin:general", "--idempotency-key", "k"]
-    done = CliRunner().invoke(app, ["submit", *options, "--url", server.url, "--json"])
+    done = CliRunner().invoke(app, ["submit", *options, "--url", service.url, "--json"])
     assert done.exit_code == ExitCode.JOB_FAILED
     assert "this key made a job that has failed" in done.stderr
 
 
-def test_repetitions_wait_as_long_as_the_service_asks(server: StubService, client: Client, pauses: list[float]) -> None:
-    server.headers["Retry-After"] = "7"
-    server.answers[HERE] = [(503, a_problem(503)), (429, a_problem(429)), (200, a_job())]
+def test_repetitions_wait_as_long_as_the_service_asks(
+    service: StubService, client: Client, pauses: list[float]
+) -> None:
+    service.headers["Retry-After"] = "7"
+    service.answers[HERE] = [(503, a_problem(503)), (429, a_problem(429)), (200, a_job())]
     client.job(JOB_ID)
     assert pauses == [7.0, 7.0]
 
 
 def test_a_submission_without_a_key_is_repeated_only_if_it_was_refused_for_its_rate(
-    server: StubService, client: Client, pauses: list[float]
+    service: StubService, client: Client, pauses: list[float]
 ) -> None:
-    server.headers["Retry-After"] = "3"
-    server.answers["POST /jobs"] = [(429, a_problem(429)), (202, a_job())]
+    service.headers["Retry-After"] = "3"
+    service.answers["POST /jobs"] = [(429, a_problem(429)), (202, a_job())]
     assert client.submit({}).id == JOB_ID
-    server.answers["POST /jobs"] = [(503, a_problem(503)), (202, a_job())]
+    service.answers["POST /jobs"] = [(503, a_problem(503)), (202, a_job())]
     with pytest.raises(ServiceBroken):
         client.submit({})
     assert pauses == [3.0]
@@ -210,10 +190,10 @@ def test_a_submission_without_a_key_is_repeated_only_if_it_was_refused_for_its_r
     ("seconds", "code"), [("3600", "too_many_requests"), ("30", "too_many_jobs"), ("soon", "too_many_requests")]
 )
 def test_what_takes_too_long_is_for_the_caller(
-    server: StubService, client: Client, pauses: list[float], seconds: str, code: str
+    service: StubService, client: Client, pauses: list[float], seconds: str, code: str
 ) -> None:
-    server.headers["Retry-After"] = seconds
-    server.answers["POST /jobs"] = [(429, a_problem(429, code=code))]
+    service.headers["Retry-After"] = seconds
+    service.answers["POST /jobs"] = [(429, a_problem(429, code=code))]
     with pytest.raises(TooMany) as caught:
         client.submit({}, idempotency_key="k")
     assert caught.value.retry_after == (float(seconds) if seconds.isdigit() else None)
@@ -232,33 +212,33 @@ def test_what_takes_too_long_is_for_the_caller(
     ],
 )
 def test_what_does_nothing_the_second_time_is_repeated(
-    server: StubService, client: Client, method: str, arguments: tuple[object, ...], request_line: str, tries: int
+    service: StubService, client: Client, method: str, arguments: tuple[object, ...], request_line: str, tries: int
 ) -> None:
-    server.answers[request_line] = [(503, a_problem(503))]
+    service.answers[request_line] = [(503, a_problem(503))]
     with pytest.raises(ServiceBroken):
         getattr(client, method)(*arguments)
-    assert len(server.received) == tries
-    server.received.clear()
-    server.answers[request_line] = [(422, a_problem(422))]
+    assert len(service.received) == tries
+    service.received.clear()
+    service.answers[request_line] = [(422, a_problem(422))]
     with pytest.raises(Invalid):
         getattr(client, method)(*arguments)
-    assert len(server.received) == 1
+    assert len(service.received) == 1
 
 
-def test_waiting_asks_as_often_as_the_service_wants(server: StubService, client: Client, pauses: list[float]) -> None:
-    server.headers |= {"Retry-After": "4", "ETag": '"v1"'}
+def test_waiting_asks_as_often_as_the_service_wants(service: StubService, client: Client, pauses: list[float]) -> None:
+    service.headers |= {"Retry-After": "4", "ETag": '"v1"'}
     running, done = a_job(status="running"), a_job(status="succeeded")
-    server.answers[HERE] = [(200, running), (304, b""), (304, b""), (200, done)]
+    service.answers[HERE] = [(200, running), (304, b""), (304, b""), (200, done)]
     jobs = list(client.watch(JOB_ID))
     assert [job.status for job in jobs] == ["running", "succeeded"]
     assert pauses == [4.0, 4.0, 4.0]
-    assert server.known == [None, '"v1"', '"v1"', '"v1"']
+    assert service.known == [None, '"v1"', '"v1"', '"v1"']
     assert client.wait(JOB_ID).status == "succeeded"
 
 
-def test_waiting_ends_in_time(server: StubService, client: Client) -> None:
-    server.headers["Retry-After"] = "30"
-    server.answers[HERE] = [(200, a_job(status="running"))]
+def test_waiting_ends_in_time(service: StubService, client: Client) -> None:
+    service.headers["Retry-After"] = "30"
+    service.answers[HERE] = [(200, a_job(status="running"))]
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="still running"):
         client.wait(JOB_ID, timeout=0.2)
@@ -270,41 +250,42 @@ def sse(*events: dict[str, object], rest: bytes = b"") -> bytes:
     return b"retry: 1\n\n: nothing\n\n" + "".join(lines).encode() + rest
 
 
-def test_a_stream_resumes_where_it_was_cut(server: StubService, client: Client) -> None:
+def test_a_stream_resumes_where_it_was_cut(service: StubService, client: Client) -> None:
     cut = sse(an_event(1, "created"), an_event(2, "claimed"), rest=b'data: {"seq": 3, "ty')
-    server.answers[STREAM] = [
+    service.answers[STREAM] = [
         (200, cut),
         (503, a_problem(503)),
         (200, sse(an_event(3, "stage"), an_event(4, "failed"))),
     ]
     assert [event.seq for event in client.stream(JOB_ID)] == [1, 2, 3, 4]
-    assert server.known == [None, "2", "2"]
+    assert service.known == [None, "2", "2"]
 
 
-def test_a_stream_that_has_nothing_more(server: StubService, client: Client) -> None:
-    server.answers[STREAM] = [(204, b"")]
+def test_a_stream_that_has_nothing_more(service: StubService, client: Client) -> None:
+    service.answers[STREAM] = [(204, b"")]
     assert list(client.stream(JOB_ID, after=7)) == []
-    assert server.known == ["7"]
+    assert service.known == ["7"]
 
 
-def test_a_stream_of_another_service(server: StubService, client: Client) -> None:
-    server.answers[STREAM] = [(200, b"data: hello\n\n")]
-    with pytest.raises(NotTheService):
-        list(client.stream(JOB_ID))
-
-
-def test_a_stream_of_a_service_that_stays_away(
-    server: StubService, client: Client, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("answer", "kind"), [((200, b"data: hello\n\n"), NotTheService), ((503, a_problem(503)), ServiceBroken)]
+)
+def test_a_stream_that_fails(
+    service: StubService,
+    client: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: tuple[int, object],
+    kind: type[Exception],
 ) -> None:
     monkeypatch.setattr("api.client.connection.DOWN_SECONDS", 0.2)
-    server.answers[STREAM] = [(503, a_problem(503))]
-    with pytest.raises(ServiceBroken):
+    service.answers[STREAM] = [answer]
+    with pytest.raises(kind):
         list(client.stream(JOB_ID))
 
 
-def test_a_stream_that_is_left_closes_its_connection(server: StubService) -> None:
-    server.answers["GET /events"] = [(200, sse(an_event(1, "created"), an_event(2, "claimed")))]
-    with Client(server.url) as client:
+def test_a_stream_that_is_left_closes_its_connection(service: StubService) -> None:
+    service.answers["GET /events"] = [(200, sse(an_event(1, "created"), an_event(2, "claimed")))]
+    with Client(service.url) as client:
         events = client.stream()
         assert next(events).seq == 1
         events.close()  # type: ignore[attr-defined]  # it is a generator
@@ -315,9 +296,10 @@ def test_a_stream_that_is_left_closes_its_connection(server: StubService) -> Non
 WHOLE = "id: 1\r\ndata: a\u2028b\r\ndata: c\r\n\r\nid: 2\rdata:d\r\rdata\n\n: x\n\n".encode()
 
 
-@pytest.mark.parametrize("size", range(1, len(WHOLE) + 1))
-def test_events_in_chunks_of_any_size(size: int) -> None:
-    parser, found = EventParser(), list[Message]()
-    for start in range(0, len(WHOLE), size):
-        found += parser.feed(WHOLE[start : start + size])
-    assert found == [Message(id="1", data="a\u2028b\nc"), Message(id="2", data="d"), Message(id="2", data="")]
+def test_events_in_chunks_of_any_size() -> None:
+    expected = [Message(id="1", data="a\u2028b\nc"), Message(id="2", data="d"), Message(id="2", data="")]
+    for size in range(1, len(WHOLE) + 1):
+        parser, found = EventParser(), list[Message]()
+        for start in range(0, len(WHOLE), size):
+            found += parser.feed(WHOLE[start : start + size])
+        assert found == expected, size

@@ -10,13 +10,13 @@ from typer.testing import CliRunner, Result
 from api.cli.main import app
 from api.client.client import Client
 from api.client.connection import find_key
-from api.client.errors import NotAllowed, TooMany
+from api.client.errors import NotAllowed
 from api.launch.startup import provide_api_key
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import Keys, hash_of, is_key, new_key
 from replaceme_core.ledger.migrate import upgrade
 from replaceme_core.settings import Settings
-from tests.fixtures.cli.stub_service import JOB_ID, a_job, a_problem, stub_service
+from tests.fixtures.cli.stub_service import JOB_ID, StubService, a_job, a_problem, run_at
 
 
 @pytest.fixture
@@ -68,62 +68,66 @@ def test_bad_input_of_keys(here: Path, arguments: list[str], words: str) -> None
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_refused_key_has_its_own_exit_code(here: Path) -> None:
-    with stub_service() as service:
-        for status, code in ((401, "unauthenticated"), (403, "missing_scope")):
-            service.answers["GET /jobs"] = [(status, a_problem(status, code=code))]
-            assert run("list", "--url", service.url, "--api-key", "rmk_x").exit_code == 8
-            service.answers["GET /keys"] = service.answers["GET /jobs"]
-            assert run("keys", "list", "--url", service.url, "--api-key", "rmk_x").exit_code == 8
+def test_a_refused_key_has_its_own_exit_code(here: Path, service: StubService) -> None:
+    for status, code in ((401, "unauthenticated"), (403, "missing_scope")):
+        service.answers["GET /jobs"] = service.answers["GET /keys"] = [(status, a_problem(status, code=code))]
+        for command in (("list",), ("keys", "list")):
+            assert run_at(service, *command, "--api-key", "rmk_x").exit_code == 8
 
 
-def test_the_key_is_sent(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with stub_service(**{f"GET /jobs/{JOB_ID}": [(200, a_job())]}) as service:
-        (here / "data").mkdir()
-        (here / "data" / "api-key").write_text("rmk_file\n")
-        for given, environment, expected in (
-            (None, None, "rmk_file"),
-            (None, "rmk_environment", "rmk_environment"),
-            ("rmk_given", "rmk_environment", "rmk_given"),
-        ):
-            if environment is not None:
-                monkeypatch.setenv("REPLACEME_API_KEY", environment)
-            with Client(service.url, api_key=given) as client:
-                client.job(JOB_ID)
-            assert service.authorizations.pop() == f"Bearer {expected}"
-
-
-def test_a_key_that_nobody_named_may_be_of_another_service(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def kept(here: Path) -> None:
+    """The key of this machine, in its file."""
     (here / "data").mkdir()
     (here / "data" / "api-key").write_text("rmk_file\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "expected"),
+    [
+        (None, None, "rmk_file"),
+        (None, "rmk_environment", "rmk_environment"),
+        ("rmk_given", "rmk_environment", "rmk_given"),
+    ],
+)
+def test_the_key_is_sent(
+    kept: None,
+    service: StubService,
+    monkeypatch: pytest.MonkeyPatch,
+    given: str | None,
+    environment: str | None,
+    expected: str,
+) -> None:
+    service.answers[f"GET /jobs/{JOB_ID}"] = [(200, a_job())]
+    if environment is not None:
+        monkeypatch.setenv("REPLACEME_API_KEY", environment)
+    with Client(service.url, api_key=given) as client:
+        client.job(JOB_ID)
+    assert service.authorizations == [f"Bearer {expected}"]
+
+
+def test_a_key_that_nobody_named_may_be_of_another_service(
+    kept: None, service: StubService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refused, job = (401, a_problem(401)), (200, a_job())
-    with stub_service() as service:
-        service.answers[f"GET /jobs/{JOB_ID}"] = [refused, job]
-        with Client(service.url) as client:
-            assert client.job(JOB_ID).id == JOB_ID
-            assert service.authorizations == ["Bearer rmk_file", None]
-            client.job(JOB_ID)
-            assert service.authorizations[2:] == [None]
-        monkeypatch.setenv("REPLACEME_API_KEY", "rmk_named")
-        service.answers[f"GET /jobs/{JOB_ID}"] = [refused]
-        with Client(service.url) as client, pytest.raises(NotAllowed):
-            client.job(JOB_ID)
+    service.answers[f"GET /jobs/{JOB_ID}"] = [refused, job]
+    with Client(service.url) as client:
+        assert client.job(JOB_ID).id == JOB_ID
+        assert service.authorizations == ["Bearer rmk_file", None]
+        client.job(JOB_ID)
+        assert service.authorizations[2:] == [None]
+    monkeypatch.setenv("REPLACEME_API_KEY", "rmk_named")
+    service.answers[f"GET /jobs/{JOB_ID}"] = [refused]
+    with Client(service.url) as client, pytest.raises(NotAllowed):
+        client.job(JOB_ID)
 
 
-def test_a_key_of_this_machine_is_not_sent_elsewhere(here: Path) -> None:
-    (here / "data").mkdir()
-    (here / "data" / "api-key").write_text("rmk_file\n")
+def test_a_key_of_this_machine_is_not_sent_elsewhere(kept: None) -> None:
     assert find_key(None, is_local=False, environ={}) is None
     with pytest.raises(ValueError, match="characters") as caught:
         find_key("rmk_\nplanted", is_local=False, environ={})
     assert "planted" not in str(caught.value)
     assert run("list", "--api-key", "rmk_a b").exit_code == 2
-
-
-def test_too_many_requests_are_an_error_of_their_own(here: Path) -> None:
-    answers: dict[str, list[tuple[int, object]]] = {"GET /jobs": [(429, a_problem(429))]}
-    with stub_service(**answers) as service, Client(service.url) as client, pytest.raises(TooMany):
-        client.jobs()
 
 
 def test_serve_makes_one_key_for_this_machine(here: Path) -> None:

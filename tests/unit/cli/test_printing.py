@@ -2,6 +2,7 @@
 
 import io
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -25,42 +26,48 @@ from replaceme_core.shapes import Metric
 from tests.fixtures.cli.stub_service import JOB_ID, a_job
 
 
+def terminal(*, width: int = 80, **options: Any) -> tuple[Console, io.StringIO]:
+    file = io.StringIO()
+    return Console(file=file, width=width, markup=False, **options), file
+
+
 def printed(thing: object, *, width: int = 120) -> str:
-    console = Console(file=io.StringIO(), width=width, markup=False)
+    console, file = terminal(width=width)
     console.print(thing)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+    return file.getvalue()
 
 
-def test_progress_lines_are_printed_from_time_to_time() -> None:
-    seconds = iter([0.0, 1.0, 20.0, 20.1])
-    console = Console(file=io.StringIO(), width=80)
-    with progress_display(console, clock=lambda: next(seconds)) as show:
-        for overall in (0.0, 0.1, 0.4):
-            show("calibrate", overall, 30.0, 10.0)
-        show("select", 0.6, None)
-    assert isinstance(console.file, io.StringIO)
-    lines = console.file.getvalue().splitlines()
-    assert [line.split()[:2] for line in lines] == [["calibrate", "0%"], ["calibrate", "40%"], ["select", "60%"]]
-    assert "20 to 40 seconds left" in lines[0]
+CALIBRATES = [("calibrate", overall, 30.0, 10.0) for overall in (0.0, 0.1, 0.4)]
+QUEUED = [("queued", overall, eta) for overall, eta in ((0.0, None), (0.0, 30.0), (0.001, 20.0), (0.01, 10.0))]
 
 
-def test_progress_without_news_is_not_repeated() -> None:
-    seconds = iter([0.0, 20.0, 40.0, 60.0])
-    console = Console(file=io.StringIO(), width=80)
-    with progress_display(console, clock=lambda: next(seconds)) as show:
-        for overall, eta in ((0.0, None), (0.0, 30.0), (0.001, 20.0), (0.01, 10.0)):
-            show("queued", overall, eta)
-    assert isinstance(console.file, io.StringIO)
-    assert [line.split()[:2] for line in console.file.getvalue().splitlines()] == [["queued", "0%"], ["queued", "1%"]]
+@pytest.mark.parametrize(
+    ("seconds", "reports", "expected"),
+    [
+        (
+            (0.0, 1.0, 20.0, 20.1),
+            [*CALIBRATES, ("select", 0.6, None)],
+            [["calibrate", "0%"], ["calibrate", "40%"], ["select", "60%"]],
+        ),
+        ((0.0, 20.0, 40.0, 60.0), QUEUED, [["queued", "0%"], ["queued", "1%"]]),
+    ],
+    ids=["from time to time", "without news"],
+)
+def test_progress_lines(seconds: tuple[float, ...], reports: list[tuple[Any, ...]], expected: list[list[str]]) -> None:
+    clock, (console, file) = iter(seconds), terminal()
+    with progress_display(console, clock=lambda: next(clock)) as show:
+        for report in reports:
+            show(*report)
+    lines = file.getvalue().splitlines()
+    assert [line.split()[:2] for line in lines] == expected
+    assert "calibrate" not in lines[0] or "20 to 40 seconds left" in lines[0]
 
 
 def test_bar_on_a_terminal() -> None:
-    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    console, file = terminal(force_terminal=True)
     with progress_display(console, clock=lambda: 0.0) as show:
         show("calibrate", 0.5, 61.0)
-    assert isinstance(console.file, io.StringIO)
-    assert "about 60 seconds left" in console.file.getvalue()
+    assert "about 60 seconds left" in file.getvalue()
 
 
 def test_a_queued_job_shows_its_position() -> None:
@@ -84,10 +91,9 @@ def test_a_job_shows_all_sources_of_its_text() -> None:
 
 def report_of(**content: object) -> list[list[str]]:
     """The words of each line of a report in a terminal of 80 columns."""
-    console = Console(file=io.StringIO(), width=80, markup=False)
+    console, file = terminal()
     print_report(console, Report(content))
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
+    text = file.getvalue()
     assert "…" not in text
     return [line.split() for line in text.splitlines()]
 
