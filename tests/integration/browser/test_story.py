@@ -1,5 +1,6 @@
 """The whole story in a browser: from the sign-in to a result, on a real worker, on every page also what axe says."""
 
+import json
 import re
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +13,9 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.site import MODEL, Site
 from replaceme_core.ledger import reading
+from replaceme_core.report.page import render_page
 from tests.fixtures.browser.chromium import context_of, cut_off_on_a_phone, serious_findings, widths_that_overflow
+from tests.fixtures.reports.real_run import finished_run
 
 MARK = "() => { window.stillTheSame = true; }"
 IS_SAME = "() => window.stillTheSame === true"
@@ -240,3 +243,40 @@ def test_a_page_of_another_port_cancels_nothing(browser: Browser, embedded_site:
     expect(page.get_by_role("heading", name="Cancel Job").first).to_be_visible()
     page.context.close()
     assert httpx2.get(f"{url}{job}", trust_env=False).json()["status"] == "cancelled"
+
+
+LONG = "x" * 300
+HOSTILE = "<script>document.title = 'taken over'</script><img src=x onerror=\"document.title = 'taken over'\">"
+
+
+def test_a_report_is_for_every_screen_and_for_paper_whatever_strangers_wrote(browser: Browser, tmp_path: Path) -> None:
+    """Opened as a file, in the dark, and without a network."""
+    report = json.loads((finished_run(tmp_path / "run")[2] / "replaceme.json").read_text())
+    report["spec"]["model"]["repo_id"] = f"org/{LONG}"
+    report["texts"][0]["name"] = report["tasks"][0]["name"] = LONG
+    report["answers"][0] |= {"prompt": HOSTILE, "before": HOSTILE, "after": LONG}
+    report["versions"] = {LONG: HOSTILE}
+    path = tmp_path / "page.html"
+    path.write_text(render_page(report), encoding="utf-8")
+    for dark in (False, True):
+        page, noted = context_of(browser, dark=dark).new_page(), list[str]()
+        page.on("console", lambda message, noted=noted: noted.append(message.text))
+        page.on("request", lambda request, noted=noted: noted.append(request.url[:60]))
+        page.goto(path.as_uri())
+        assert [one for one in noted if one != path.as_uri()[:60] and not one.startswith("data:image/svg+xml")] == []
+        assert page.locator("img").count() == 8
+        page.wait_for_function(LOADED)
+        assert "taken over" not in page.title()
+        assert page.get_by_text(HOSTILE).count() >= 2
+        assert serious_findings(page) == []
+        assert widths_that_overflow(page) == []
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        assert page.evaluate("() => document.activeElement.id") == "main"
+        page.get_by_role("link", name="Time and memory").press("Enter")
+        assert page.url.endswith("#cost")
+        page.emulate_media(media="print", color_scheme="light")
+        page.set_viewport_size({"width": 680, "height": 1000})  # A4 within its margins
+        assert page.locator("nav").is_hidden()
+        assert not page.evaluate("() => document.documentElement.scrollWidth > document.documentElement.clientWidth")
+        page.context.close()

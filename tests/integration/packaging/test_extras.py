@@ -5,53 +5,26 @@ import re
 import subprocess
 import sys
 from collections.abc import Collection
-from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from api.cli.main import COMMANDS
 from tests.fixtures.cli.stub_service import JOB_ID, a_job, stub_service
-from tests.fixtures.service.deployment import project
+from tests.fixtures.service.deployment import brought, project
 from tests.fixtures.service.serve import environment
 
 Done = subprocess.CompletedProcess[str]
 UNWANTED = {"torch", "transformers", "safetensors", "pyarrow", "fastapi", "uvicorn", "matplotlib"}
 
 
-def normal(name: str) -> str:
-    return re.sub("[-_.]+", "-", name).lower()
-
-
-def brought(requirements: list[str]) -> set[str]:
-    """The names of these distributions and of all that they require, as far as they are installed here."""
-    found: set[str] = set()
-    todo = [Requirement(text) for text in requirements]
-    while todo:
-        one = todo.pop()
-        name = normal(one.name)
-        for extra in {"", *one.extras}:
-            if (one.marker and not one.marker.evaluate({"extra": ""})) or f"{name}[{extra}]" in found:
-                continue
-            found |= {name, f"{name}[{extra}]"}
-            try:
-                texts = distribution(name).requires or []
-            except PackageNotFoundError:  # for another system
-                continue
-            inner = [Requirement(text) for text in texts]
-            for each in inner:
-                if each.marker is None or each.marker.evaluate({"extra": extra}):
-                    each.marker = None
-                    todo.append(each)
-    return found
-
-
 @pytest.fixture(scope="module")
 def of_extras() -> dict[str, str]:
     """Modules that the base installation does not bring, each with its distribution."""
     base = brought(project()["project"]["dependencies"]) | {"replaceme"}
-    owners = {module: {normal(name) for name in names} for module, names in packages_distributions().items()}
+    owners = {module: {canonicalize_name(name) for name in names} for module, names in packages_distributions().items()}
     return {module: min(names) for module, names in owners.items() if not names & base}
 
 

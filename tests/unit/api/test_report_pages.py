@@ -16,7 +16,7 @@ from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.requests import SMALLEST, assert_problem
 from tests.fixtures.jobs.ledger import claim_job
-from tests.fixtures.reports.small import PLOTS, SMALL
+from tests.fixtures.reports.shown import PLOTS, SMALL
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 

@@ -25,7 +25,7 @@ from replaceme_core import errors
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.report.page import render_page
 from tests.fixtures.cli.stub_service import JOB_ID, StubService, a_job, a_problem, run_at
-from tests.fixtures.reports.small import PLOTS, SMALL
+from tests.fixtures.reports.shown import PLOTS, SMALL
 
 AT = "2026-11-25T00:00:00Z"
 NEW_ID = "3f2b8c52-0000-4000-8000-000000000009"

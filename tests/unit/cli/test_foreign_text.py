@@ -9,7 +9,7 @@ import pytest
 from replaceme_core.wording import printable
 from tests.fixtures.cli.stub_service import JOB_ID, StubService, a_job, a_problem, run_at
 from tests.fixtures.hostile.texts import TEXTS
-from tests.fixtures.reports.small import SMALL
+from tests.fixtures.reports.shown import SMALL
 
 SENT = {name: text for name, text in TEXTS.items() if name != "half a character"}
 """No service can send that one."""

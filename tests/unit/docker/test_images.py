@@ -3,40 +3,19 @@
 import re
 import subprocess
 import sys
-from importlib.metadata import distribution
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from api.launch import child_processes as parts
 from api.launch import serve
 from benchmarks.harness.checkout import ROOT
-from tests.fixtures.service.deployment import DOCKERFILES, Image, built_services, project
+from tests.fixtures.service.deployment import DOCKERFILES, Image, brought, built_services, project
 
 API, WORKER = (Image.read(ROOT / "docker" / f"{name}.Dockerfile") for name in ("api", "worker"))
 
 each_image = pytest.mark.parametrize("image", [API, WORKER], ids=["api", "worker"])
-
-
-def closure(requirements: list[str]) -> set[str]:
-    """The names of all that pip installs for these, by what the installed packages say of themselves."""
-    found: set[str] = set()
-    seen: set[tuple[str, str]] = set()
-    waiting = [(Requirement(each), "") for each in requirements]
-    while waiting:
-        requirement, extra_of_parent = waiting.pop()
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra_of_parent}):
-            continue
-        name = canonicalize_name(requirement.name)
-        found.add(name)
-        for extra in ("", *requirement.extras):
-            if (name, extra) not in seen:
-                seen.add((name, extra))
-                waiting += [(Requirement(each), extra) for each in distribution(name).requires or ()]
-    return found
 
 
 def test_all_are_used() -> None:
@@ -55,8 +34,8 @@ def test_the_api_image_has_no_torch() -> None:
     extras = packages["optional-dependencies"]
     common = packages["dependencies"]
     model_side = {"torch", "transformers", "pyarrow", "safetensors"}
-    assert closure([*common, *extras["api"]]) & model_side == set()
-    assert closure([*common, *extras["worker"]]) >= model_side
+    assert brought([*common, *extras["api"]]) & model_side == set()
+    assert brought([*common, *extras["worker"]]) >= model_side
     assert "torch" not in "\n".join(each.arguments for each in API.instructions)
 
 

@@ -21,7 +21,7 @@ from replaceme_core.wording import printable
 from tests.fixtures.hostile.texts import TEXTS
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import VARIANTS, save_tiny
-from tests.fixtures.reports.markdown import Rendered, rendered
+from tests.fixtures.reports.shown import Rendered, rendered
 
 HUB = "https://huggingface.co"
 REVISION = "a" * 40

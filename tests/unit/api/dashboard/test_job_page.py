@@ -16,8 +16,7 @@ from replaceme_core.ledger.transitions import storable
 from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.settings import Settings
 from replaceme_core.wording import json_safe
-from tests.fixtures.api.keys import hold_key
-from tests.fixtures.api.pages import sign_in, text_of, token_of
+from tests.fixtures.api.pages import text_of, token_of
 from tests.fixtures.api.requests import SMALLEST
 from tests.fixtures.hostile.texts import TEXTS
 from tests.fixtures.jobs.ledger import claim_job, succeed
@@ -190,33 +189,6 @@ def test_what_cannot_be_done_any_more_is_explained(client: TestClient, sqlite_da
     page = client.post(f"/ui/jobs/{job}/cancel", data={"csrf_token": token})
     assert page.status_code == 409
     assert "Load its page again" in text_of(page)
-
-
-def test_the_job_of_another_owner_is_not_there(client: TestClient, settings: Settings) -> None:
-    alice, bob = (hold_key(client, settings, owner=name, scopes=["jobs:read", "jobs:write"]) for name in ("a", "b"))
-    job = alice.post("/jobs", json=SMALLEST).json()["id"]
-    sign_in(client, bob.text)
-    form = {"csrf_token": token_of(client.get("/ui/jobs"))}
-    for path in ("", "/live", "/changes", "/report", "/report.json", "/plots/influence.svg", "/cancel", "/retry"):
-        is_form = path in ("/cancel", "/retry")
-        page = client.post(f"/ui/jobs/{job}{path}", data=form) if is_form else client.get(f"/ui/jobs/{job}{path}")
-        assert page.status_code == 404
-        assert "belong to another owner" in text_of(page)
-        assert SMALLEST["model"] not in page.text
-    assert alice.get(f"/jobs/{job}").json()["status"] == "queued"
-
-
-def test_who_may_only_read_gets_no_forms(client: TestClient, settings: Settings) -> None:
-    writer, reader = (
-        hold_key(client, settings, owner="a", scopes=scopes) for scopes in (["jobs:write"], ["jobs:read"])
-    )
-    job = writer.post("/jobs", json=SMALLEST).json()["id"]
-    sign_in(client, reader.text)
-    page = client.get(f"/ui/jobs/{job}")
-    assert page.status_code == 200
-    assert "Cancel" not in page.text
-    refused = client.post(f"/ui/jobs/{job}/cancel", data={"csrf_token": token_of(page)})
-    assert refused.status_code == 403
 
 
 def test_the_stream_of_a_finished_job_ends(client: TestClient) -> None:

@@ -9,9 +9,7 @@ from starlette.testclient import TestClient
 from api.dashboard.new_job import DEFAULTS, FIELDS, FormErrors, read_request, to_body
 from replaceme_core.errors import HubUnreachable
 from replaceme_core.report.figures import time_range
-from replaceme_core.settings import Settings
-from tests.fixtures.api.keys import hold_key
-from tests.fixtures.api.pages import sign_in, text_of, token_of
+from tests.fixtures.api.pages import text_of, token_of
 from tests.fixtures.api.requests import SMALLEST
 from tests.fixtures.evaluation.local_tasks import CHOICE, OF_A_DATA_SET
 
@@ -201,15 +199,6 @@ def test_a_hub_that_does_not_answer_is_explained(client: TestClient, monkeypatch
     assert (page.status_code, "Try again later: the Hub does not answer" in text_of(page)) == (200, True)
     page = send(client, "/ui/new")
     assert (page.status_code, "Try again later: the Hub does not answer" in text_of(page)) == (503, True)
-
-
-def test_who_may_only_read_gets_no_form(client: TestClient, settings: Settings) -> None:
-    sign_in(client, hold_key(client, settings, owner="bob", scopes=["jobs:read"]).text)
-    page = client.get("/ui/new")
-    assert "jobs:write" in page.text
-    assert 'id="job"' not in page.text
-    form = {**GOOD, "csrf_token": token_of(page)}
-    assert [client.post(path, data=form).status_code for path in ("/ui/new", "/ui/plan")] == [403, 403]
 
 
 @pytest.mark.parametrize("text", ["\x00", "é" * 5000, "1e999", "-1", "9" * 30, "1-99999", "=,=", "[]", "nan"])
