@@ -25,7 +25,6 @@ pytest_plugins = [
     "tests.fixtures.servers.broker",
     "tests.fixtures.service.site",
     "tests.fixtures.service.wheel",
-    "tests.fixtures.worker.hub_faults",
 ]
 
 

@@ -12,8 +12,7 @@ import pytest
 
 from tests.fixtures.chaos import points
 from tests.fixtures.chaos.cluster import LEASE_SECONDS, WORKERS, Cluster
-from tests.fixtures.chaos.kills import Target, kill
-from tests.fixtures.chaos.points import Point
+from tests.fixtures.chaos.points import Point, Target, kill
 
 pytestmark = [pytest.mark.chaos, pytest.mark.matrix]
 

@@ -14,7 +14,6 @@ from replaceme_core.errors import DatabaseUnreachable
 from replaceme_core.runner.messages import Stage
 from tests.fixtures.chaos import points
 from tests.fixtures.chaos.cluster import LEASE_SECONDS, Cluster
-from tests.fixtures.chaos.kills import Target, kill
 from tests.fixtures.chaos.points import Point
 
 pytestmark = pytest.mark.chaos
@@ -135,39 +134,9 @@ def test_messages_come_twice_reordered_and_for_unknown_jobs(cluster: Cluster) ->
     cluster.assert_clean()
 
 
-@matrix
-def test_messages_come_for_a_running_job(cluster: Cluster) -> None:
-    with points.IN_RUNNER[1].reached(cluster) as job:
-        for _ in range(5):
-            cluster.enqueue(job.id)
-        time.sleep(1)
-    ended = cluster.assert_succeeds(job)
-    assert ended.attempt == 1, cluster.describe(job.id)
-    for _ in range(5):
-        cluster.enqueue(job.id)
-    other = cluster.assert_succeeds(cluster.submit())
-    assert cluster.job(job.id) == ended
-    assert other.attempt == 1
-    cluster.assert_clean()
-
-
 def _answers(cluster: Cluster) -> bool:
     try:
         cluster.database.ping()
     except DatabaseUnreachable:
         return False
     return True
-
-
-@matrix
-@pytest.mark.parametrize("point", [points.IN_RUNNER[0], points.COMMITTED], ids=str)
-def test_a_worker_is_killed_while_another_takes_over_and_dies(cluster: Cluster, point: Point) -> None:
-    with point.reached(cluster) as job:
-        kill(cluster, Target.TREE, job.id)
-        wait_until(lambda: cluster.job(job.id).attempt >= 2, seconds=30, what="a second attempt")
-        for worker in cluster.workers.values():
-            if worker.process.poll() is None:
-                worker.kill_tree()
-        cluster.start_workers()
-    cluster.assert_succeeds(job)
-    cluster.assert_clean()

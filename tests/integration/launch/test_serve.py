@@ -17,7 +17,6 @@ from api.client.client import Client
 from api.client.errors import Refused
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import MODEL
-from tests.fixtures.service.hardware import torch_that_sees
 from tests.fixtures.service.serve import (
     REPLACEME,
     Serve,
@@ -26,6 +25,7 @@ from tests.fixtures.service.serve import (
     environment,
     replaceme,
     served,
+    torch_that_sees,
 )
 
 LONG_JOB = {
@@ -95,8 +95,8 @@ def test_kill_9_leaves_no_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "name"),
-    [(("api.launch.http_server",), "api"), (("celery",), "worker"), (("api.launch.guard", "celery"), "worker")],
-    ids=["api", "worker", "guard of the worker"],
+    [(("api.launch.http_server",), "api"), (("api.launch.guard", "celery"), "worker")],
+    ids=["api", "guard of the worker"],
 )
 def test_a_child_process_that_dies_ends_the_service(tmp_path: Path, words: tuple[str, ...], name: str) -> None:
     with served(tmp_path) as serve:
@@ -130,11 +130,8 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     [
         (["--data", "file"], {}, 2, "cannot be written"),
         (["--host", "203.0.113.1"], {"REPLACEME_ALLOW_UNAUTHENTICATED": "true"}, 2, "cannot listen on 203.0.113.1"),
-        (["--host", "no.such.host.invalid"], {}, 2, "cannot listen on no.such.host.invalid"),
         (["--host", "0.0.0.0"], {}, 2, "set REPLACEME_ALLOW_UNAUTHENTICATED=true"),
-        (["--host", "::"], {}, 2, "set REPLACEME_ALLOW_UNAUTHENTICATED=true"),
         ([], {"REPLACEME_LEASE_SECONDS": "soon"}, 2, "REPLACEME_LEASE_SECONDS"),
-        ([], {"REPLACEME_BROKER_URL": "carrier-pigeon://x"}, 2, "broker"),
         ([], {"REPLACEME_BROKER_URL": "redis://:secret/x@127.0.0.1/0"}, 2, "expected an address such as"),
         ([], {"REPLACEME_DATABASE_URL": "postgresql://u:secret"}, 2, "expected an address such as"),
         ([], {"REPLACEME_HUB": "https://u:secret@huggingface.co"}, 2, "expected dir:PATH, or an endpoint"),
@@ -156,16 +153,15 @@ def test_invalid_settings_are_reported_at_start(
     assert psutil.Process().children(recursive=True) == before
 
 
-@pytest.mark.parametrize("name", ["worker/__init__.py", "worker.py"])
-def test_foreign_modules_in_the_working_directory_are_refused(tmp_path: Path, name: str) -> None:
-    place = tmp_path / name
+def test_foreign_modules_in_the_working_directory_are_refused(tmp_path: Path) -> None:
+    place = tmp_path / "worker/__init__.py"
     place.parent.mkdir(exist_ok=True)
     place.touch()
     done = replaceme("serve", "--port", "0", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert f"{place} would be imported in place of the service's own module" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert [entry for entry in tmp_path.iterdir() if entry.name not in ("worker", "worker.py")] == []
+    assert [entry for entry in tmp_path.iterdir() if entry.name != "worker"] == []
 
 
 def test_a_job_for_a_missing_device_is_refused(tmp_path: Path) -> None:

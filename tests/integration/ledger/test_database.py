@@ -1,6 +1,5 @@
 """Transactions: commits, actions after the commit, a database that is not reachable, and one that is a file."""
 
-import sqlite3
 from functools import partial
 from pathlib import Path
 
@@ -12,15 +11,14 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.specs import a_spec
-from replaceme_core.errors import DatabaseFull, DatabaseUnreachable, InvalidInput, QueueUnreachable, StaleTransition
+from replaceme_core.errors import DatabaseFull, DatabaseUnreachable, InvalidInput, QueueUnreachable
 from replaceme_core.ledger import attempts, changes, reading
 from replaceme_core.ledger import database as database_module
 from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.migrate import upgrade
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import JobLabelRow, JobRow
-from tests.fixtures.jobs.ledger import Ledger, claim_job
-from tests.fixtures.jobs.threads import at_once
+from tests.fixtures.jobs.ledger import Ledger, at_once, claim_job
 
 
 def test_an_error_undoes_everything(database: Database) -> None:
@@ -113,24 +111,6 @@ def test_a_transaction_that_reads_before_it_writes_waits_for_another(database: D
     assert [ledger.get(job_id).attempt for job_id in jobs] == [20, 20]
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"status": "done"},
-        {"status": "running"},
-        {"status": "cancelled"},
-        {"status": "failed", "finished_at": now()},
-        {"status": "succeeded", "finished_at": now()},
-        {"finished_at": now()},
-    ],
-)
-def test_the_database_refuses_inconsistent_rows(database: Database, values: dict[str, object]) -> None:
-    job_id = Ledger(database).add()
-    with pytest.raises(IntegrityError), database.session() as session:
-        session.execute(update(JobRow.__table__).where(JobRow.id == job_id).values(**values))  # type: ignore[arg-type]
-    assert Ledger(database).status(job_id) is JobStatus.QUEUED
-
-
 def test_rows_refer_to_a_job(database: Database) -> None:
     job_id = Ledger(database).add(labels={"team": "red"})
     with pytest.raises(IntegrityError), database.session() as session:
@@ -147,17 +127,8 @@ def test_an_error_in_sql_is_not_reported_as_an_outage(database: Database) -> Non
         session.execute(text("SELECT no_such_function()"))
 
 
-def test_an_unreachable_server() -> None:
-    database = Database("postgresql+psycopg://someone:secret@127.0.0.1:1/nothing")
-    for ask in (database.ping, Ledger(database).add):
-        with pytest.raises(DatabaseUnreachable) as caught:
-            ask()
-        assert "secret" not in caught.value.message
-    database.close()
-
-
-def test_an_autocommit_session_opens_no_transaction_and_writes_nothing(postgres_url: str) -> None:
-    database = Database(postgres_url)
+def test_an_autocommit_session_opens_no_transaction_and_writes_nothing(postgres_database: Database) -> None:
+    database = postgres_database
     job_id = Ledger(database).add()
     with database.autocommit_session() as session:
         assert reading.get(session, job_id, owner="someone").id == job_id
@@ -169,11 +140,10 @@ def test_an_autocommit_session_opens_no_transaction_and_writes_nothing(postgres_
     with pytest.raises(DBAPIError, match="read-only transaction"), database.autocommit_session() as session:
         changes.request_cancel(session, job_id, owner="someone")
     assert Ledger(database).status(job_id) is JobStatus.QUEUED
-    database.close()
 
 
-def test_a_connection_that_breaks(postgres_url: str) -> None:
-    database = Database(postgres_url)
+def test_a_connection_that_breaks(postgres_database: Database, postgres_url: str) -> None:
+    database = postgres_database
     ledger = Ledger(database)
     job_id = ledger.add()
     other = Database(postgres_url)
@@ -194,14 +164,15 @@ def test_a_connection_that_breaks(postgres_url: str) -> None:
     assert ledger.status(job_id) is JobStatus.QUEUED
     end_all_others()  # between two transactions: the pool detects it by itself
     assert ledger.claim(job_id).attempt == 1
-    for one in (database, other):
-        one.close()
+    other.close()
 
 
-def test_a_frozen_worker_holds_its_job_only_for_so_long(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_worker_holds_its_job_only_for_so_long(
+    postgres_database: Database, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The server ends its transaction, whose lock would keep the job from being requeued."""
     monkeypatch.setattr(database_module, "IDLE_SECONDS", 1)
-    frozen, other = Database(postgres_url), Database(postgres_url)
+    frozen, other = Database(postgres_url), postgres_database
     job_id = Ledger(other).add()
     claim = Ledger(frozen).claim(job_id, lease_seconds=-1)
 
@@ -217,8 +188,7 @@ def test_a_frozen_worker_holds_its_job_only_for_so_long(postgres_url: str, monke
 
     with pytest.raises(DatabaseUnreachable):
         freeze()
-    for one in (frozen, other):
-        one.close()
+    frozen.close()
 
 
 @pytest.mark.parametrize(
@@ -238,31 +208,6 @@ def test_unknown_urls(url: str) -> None:
         Database(url)
     assert caught.value.field == "database_url"
     assert "secret" not in caught.value.message
-
-
-def test_a_stale_claim_in_one_transaction_leaves_no_trace(database: Database) -> None:
-    ledger = Ledger(database)
-    first, second = ledger.add(), ledger.add()
-    ledger.claim(second)
-
-    def claim_both() -> None:
-        with database.session() as session:
-            for job_id in (first, second):
-                claim_job(session, job_id, worker="w", lease_seconds=60)
-
-    with pytest.raises(StaleTransition):
-        claim_both()
-    assert ledger.status(first) is JobStatus.QUEUED
-    assert ledger.history(first) == ["created"]
-
-
-def test_the_driver_is_left_in_manual_mode(sqlite_database: Database) -> None:
-    """Python's driver would begin transactions by itself, as readers."""
-    with sqlite_database.session() as session:
-        connection = session.connection().connection.driver_connection
-        assert isinstance(connection, sqlite3.Connection)
-        assert connection.isolation_level is None
-        assert connection.in_transaction
 
 
 def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
@@ -306,15 +251,6 @@ def test_a_device_that_is_full(sqlite_database: Database) -> None:
     assert ledger.claim(job_id).attempt == 1
 
 
-def test_sqlite_is_set_up_for_many_processes(sqlite_database: Database) -> None:
-    with sqlite_database.session() as session:
-        settings = [
-            session.execute(text(f"PRAGMA {name}")).scalar_one()
-            for name in ("journal_mode", "busy_timeout", "foreign_keys")
-        ]
-    assert settings == ["wal", 30_000, 1]
-
-
 @pytest.mark.parametrize("before", [None, 0o644], ids=["new", "readable by others"])
 def test_only_its_owner_can_read_the_file_and_those_beside_it(tmp_path: Path, before: int | None) -> None:
     file = tmp_path / "ledger.sqlite3"
@@ -328,3 +264,28 @@ def test_only_its_owner_can_read_the_file_and_those_beside_it(tmp_path: Path, be
         modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()}
     database.close()
     assert modes == dict.fromkeys((file.name, f"{file.name}-wal", f"{file.name}-shm"), "0o600")
+
+
+def test_the_database_refuses_inconsistent_rows(database: Database) -> None:
+    ledger = Ledger(database)
+    job_id = ledger.add()
+    refused: tuple[dict[str, object], ...] = (
+        {"status": "done"},
+        {"status": "running"},
+        {"status": "cancelled"},
+        {"status": "failed", "finished_at": now()},
+        {"status": "succeeded", "finished_at": now()},
+        {"finished_at": now()},
+    )
+    for values in refused:
+        with pytest.raises(IntegrityError), database.session() as session:
+            session.execute(update(JobRow.__table__).where(JobRow.id == job_id).values(**values))  # type: ignore[arg-type]
+    assert ledger.status(job_id) is JobStatus.QUEUED
+
+
+def test_an_unreachable_server() -> None:
+    database = Database("postgresql+psycopg://someone:secret@127.0.0.1:1/nothing")
+    with pytest.raises(DatabaseUnreachable) as caught:
+        Ledger(database).add()
+    assert "secret" not in caught.value.message
+    database.close()

@@ -184,10 +184,12 @@ class LedgerMachine(Walk):
 
 
 def test_random_walks(database: Database) -> None:
+    with database.session() as session:
+        is_sqlite = session.connection().dialect.name == "sqlite"
     run_state_machine_as_test(
         lambda: LedgerMachine(database),
         settings=settings(
-            max_examples=30,
+            max_examples=30 if is_sqlite else 10,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,

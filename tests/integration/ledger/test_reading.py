@@ -9,47 +9,15 @@ from functools import partial
 import pytest
 from sqlalchemy import select
 
-from benchmarks.harness.jobs import metrics_of
 from benchmarks.harness.specs import a_spec
-from replaceme_core.errors import InvalidInput, LeaseLost, NumericalFailure
+from replaceme_core.errors import LeaseLost
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import attempts, reading
-from replaceme_core.ledger.reading import JobFilters, Sort
-from replaceme_core.ledger.states import EventType, JobStatus
+from replaceme_core.ledger.states import EventType
 from replaceme_core.ledger.tables import JobEventRow, JobRow, MetricRow
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, ModelRef
 from replaceme_core.runner.messages import Measured, PastJob, Stage
-from tests.fixtures.jobs.ledger import Ledger
-from tests.fixtures.jobs.threads import at_once
-
-
-def ids(ledger: Ledger, *, owner: str = "someone", sort: Sort = Sort.NEWEST, **filters: object) -> list[str]:
-    """All pages, two jobs each."""
-    found: list[str] = []
-    cursor: str | None = None
-    while True:
-        with ledger.database.session(read_only=True) as session:
-            page = reading.page(
-                session,
-                limit=2,
-                cursor=cursor,
-                owner=owner,
-                filters=JobFilters(**filters),  # type: ignore[arg-type]
-                sort=sort,
-            )
-        assert len(page.items) <= 2
-        found += [job.id for job in page.items]
-        cursor = page.next_cursor
-        if cursor is None:
-            return found
-
-
-def test_newest_first_over_pages(ledger: Ledger) -> None:
-    assert ids(ledger) == []
-    added = [ledger.add() for _ in range(4)]
-    assert ids(ledger) == added[::-1]
-    added.append(ledger.add())
-    assert ids(ledger) == added[::-1]
+from tests.fixtures.jobs.ledger import Ledger, at_once
 
 
 def test_jobs_that_arrive_meanwhile_neither_shift_nor_repeat_a_page(ledger: Ledger) -> None:
@@ -68,49 +36,8 @@ def test_jobs_that_arrive_meanwhile_neither_shift_nor_repeat_a_page(ledger: Ledg
     assert seen == old[::-1]
 
 
-@pytest.mark.parametrize(
-    "cursor",
-    ["", "x", "7", "YmVmb3JlOjA", "YmVmb3JlOi0x", "\0", "é", "A" * 1000, "YmVmb3JlOjk5OTk5OTk5OTk5OTk5OTk5OTk5"],
-)
-def test_an_invented_cursor(ledger: Ledger, cursor: str) -> None:
-    with pytest.raises(InvalidInput) as caught, ledger.database.session() as session:
-        reading.page(session, owner="someone", limit=2, cursor=cursor)
-    assert (caught.value.field, caught.value.value) == ("cursor", cursor)
-
-
-@pytest.mark.parametrize("limit", [0, -1])
-def test_a_limit_below_one(ledger: Ledger, limit: int) -> None:
-    job_id = ledger.add()
-    with ledger.database.session() as session:
-        for ask in (
-            lambda: reading.page(session, owner="someone", limit=limit),
-            lambda: reading.events(session, job_id, limit=limit, owner="someone"),
-        ):
-            with pytest.raises(InvalidInput) as caught:
-                ask()
-            assert caught.value.field == "limit"
-
-
-def test_filters(ledger: Ledger) -> None:
-    red = ledger.add(labels={"team": "red", "run": "1"})
-    blue = ledger.add(labels={"team": "blue", "run": "1"})
-    plain = ledger.add(owner="bob")
-    ledger.claim(blue)
-    assert ids(ledger, labels={"team": "red"}) == [red]
-    assert ids(ledger, labels={"run": "1"}) == [blue, red]
-    assert ids(ledger, labels={"run": "1", "team": "blue"}) == [blue]
-    assert ids(ledger, labels={"run": "team"}) == []
-    assert ids(ledger, labels={"team": "r%"}) == []
-    assert ids(ledger, owner="bob") == [plain]
-    assert ids(ledger, statuses=[JobStatus.RUNNING]) == [blue]
-    assert ids(ledger, statuses=[JobStatus.QUEUED]) == [red]
-    assert ids(ledger, statuses=[JobStatus.QUEUED], labels={"team": "blue"}) == []
-    for name, value in (("team", "\0"), ("\ud800", "red")):
-        with pytest.raises(InvalidInput, match="printable"):
-            ids(ledger, labels={name: value})
-
-
-def test_events_in_pages(ledger: Ledger) -> None:
+def test_events_in_pages(ledger_on_both: Ledger) -> None:
+    ledger = ledger_on_both
     job_id = ledger.add()
     claim = ledger.claim(job_id)
     ledger.release(claim)
@@ -130,7 +57,8 @@ def test_events_in_pages(ledger: Ledger) -> None:
     assert rest.next_cursor is None
 
 
-def test_seq_has_no_gaps_when_many_write(ledger: Ledger) -> None:
+def test_seq_has_no_gaps_when_many_write(ledger_on_both: Ledger) -> None:
+    ledger = ledger_on_both
     job_id = ledger.add()
     claim = ledger.claim(job_id)
 
@@ -176,7 +104,8 @@ def test_progress(ledger: Ledger) -> None:
     )
 
 
-def test_metrics_are_those_of_the_present_attempt(ledger: Ledger) -> None:
+def test_metrics_are_those_of_the_present_attempt(ledger_on_both: Ledger) -> None:
+    ledger = ledger_on_both
     job_id = ledger.add()
     first = ledger.claim(job_id)
     with ledger.database.session() as session:
@@ -204,16 +133,6 @@ def test_metrics_are_those_of_the_present_attempt(ledger: Ledger) -> None:
     assert len(rows) == 502
     with pytest.raises(LeaseLost), ledger.database.session() as session:
         attempts.add_metrics(session, first, measured)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_metric_that_is_not_finite(ledger: Ledger, value: float) -> None:
-    job_id = ledger.add()
-    claim = ledger.claim(job_id)
-    good = Measured(stage=Stage.SOLVE, name="residual", value=0.5, unit="1")
-    with pytest.raises(NumericalFailure, match="perplexity"), ledger.database.session() as session:
-        attempts.add_metrics(session, claim, [good, good.model_copy(update={"name": "perplexity", "value": value})])
-    assert metrics_of(ledger.database, job_id) == []
 
 
 STAGES = {Stage.RESOLVE: 2.0, Stage.DOWNLOAD: 5.0, Stage.CALIBRATE: 60.0, Stage.SELECT: 20.0, Stage.PUBLISH: 3.0}
@@ -282,6 +201,7 @@ def test_only_first_attempts_that_succeeded_on_this_kind_of_worker_the_newest_fi
     finish(ledger, spec_for("cuda"), stages={**STAGES, Stage.SELECT: 1.0})
     finish(ledger, spec_for("cpu"), succeed=False)
     finish(ledger, spec_for("cpu"), lost=True)
+    ledger.succeed(ledger.claim(ledger.add_spec(spec_for("cpu"))))  # nobody knows what the model said of it
     assert [round(job.stages[Stage.SELECT][1]) for job in past(ledger)] == [20, 10]
     assert [round(job.stages[Stage.SELECT][1]) for job in past(ledger, WorkerKind.GPU)] == [1]
 
@@ -291,9 +211,3 @@ def test_jobs_on_the_same_model_and_text_have_the_same_inputs(ledger: Ledger) ->
         finish(ledger, spec_for("cpu", model=model))
     last, other, first = (job.inputs for job in past(ledger))
     assert first == last != other
-
-
-def test_a_job_without_what_the_model_says_is_left_out(ledger: Ledger) -> None:
-    claim = ledger.claim(ledger.add_spec(spec_for("cpu")))
-    ledger.succeed(claim)
-    assert past(ledger) == ()

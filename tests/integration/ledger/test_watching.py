@@ -27,7 +27,8 @@ from replaceme_core.runner.sandbox import SandboxMode
 from tests.fixtures.jobs.ledger import Ledger
 
 
-def test_positions_rise_for_readers_while_many_write_and_number(ledger: Ledger) -> None:
+def test_positions_rise_for_readers_while_many_write_and_number(ledger_on_both: Ledger) -> None:
+    ledger = ledger_on_both
     database, seen = ledger.database, list[tuple[int, str, int]]()
     over = threading.Event()
 
@@ -76,7 +77,8 @@ def test_a_clock_that_was_set_back_does_not_turn_a_history_around(ledger: Ledger
         assert [each.event.seq for each in all_events_after(session, 0, limit=10)] == [1, 2, 3]
 
 
-def test_the_last_lines_of_a_log_are_kept(ledger: Ledger) -> None:
+def test_the_last_lines_of_a_log_are_kept(ledger_on_both: Ledger) -> None:
+    ledger = ledger_on_both
     job_id = ledger.add()
     claim = ledger.claim(job_id)
     for start in range(0, KEPT_LINES + 300, 100):
@@ -131,8 +133,9 @@ def test_jobs_are_deleted_by_age_when_they_have_finished(ledger: Ledger) -> None
             changes.delete_job(session, young, owner="somebody else")
 
 
-def test_stages_are_counted_once_by_how_long_they_took(ledger: Ledger) -> None:
+def test_stages_are_counted_once_by_how_long_they_took(ledger_on_both: Ledger) -> None:
     """Across numberings and attempts; a job that is deleted is still counted."""
+    ledger = ledger_on_both
     database, job_id = ledger.database, ledger.add()
 
     def step(claim: Claim, stage: Stage, *, seconds_ago: float) -> None:

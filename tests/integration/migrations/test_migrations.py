@@ -1,22 +1,81 @@
-"""The migrations: from an empty database, step by step, from a checkout and a wheel, in one process and in many."""
+"""The migrations: from an empty database and of a ledger in use, from a checkout and a wheel, by many at once.
 
+Data are kept, and the release before works beside the new one.
+"""
+
+import json
 import os
+import shutil
 import subprocess
 import sys
-import threading
+from datetime import UTC, datetime
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from alembic import command
+from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import text
+from sqlalchemy import MetaData, insert, inspect, select, text
 
 from benchmarks.harness.checkout import ROOT
-from replaceme_core.errors import DatabaseUnreachable
-from replaceme_core.ledger.database import make_engine
+from benchmarks.harness.jobs import owner_of
+from benchmarks.harness.specs import a_spec
+from replaceme_core.ledger import attempts, changes, reading
+from replaceme_core.ledger.database import Database, make_engine
 from replaceme_core.ledger.migrate import alembic_config, upgrade
-from tests.fixtures.jobs.migrations import TABLES, head, revision, tables, write_one_of_each
+from replaceme_core.ledger.reading import JobFilters
+from replaceme_core.ledger.tables import Base
+from replaceme_core.runner.messages import Measured, Stage
+from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.service.wheel import Installed
+
+TABLES = {*Base.metadata.tables, "alembic_version"}
+
+
+def tables(url: str) -> set[str]:
+    engine = make_engine(url, pooled=False)
+    return set(inspect(engine).get_table_names())
+
+
+def revision(url: str) -> str | None:
+    engine = make_engine(url, pooled=False)
+    with engine.connect() as connection:
+        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+
+
+def head() -> str:
+    newest = ScriptDirectory.from_config(alembic_config("unused")).get_current_head()
+    assert newest is not None
+    return newest
+
+
+def write_one_of_each(url: str) -> tuple[str, str]:
+    """Add a job that succeeded, with labels, events, metrics and a report, and a queued one; returns their ids."""
+    database = Database(url)
+    ledger = Ledger(database)
+    done, waiting = ledger.add(labels={"team": "red"}), ledger.add()
+    claim = ledger.claim(done)
+    with database.session() as session:
+        attempts.add_metrics(session, claim, [Measured(stage=Stage.SOLVE, name="residual", value=0.5, unit="1")])
+    ledger.succeed(claim)
+    database.close()
+    return done, waiting
+
+
+def everything(url: str, done: str, waiting: str) -> list[object]:
+    database = Database(url)
+    with database.session(read_only=True) as session:
+        found = [
+            reading.get(session, done, owner="someone"),
+            reading.get(session, waiting, owner="someone"),
+            reading.events(session, done, owner="someone"),
+            reading.metrics(session, done, owner="someone"),
+            reading.report(session, done, owner="someone"),
+        ]
+        labelled = reading.page(session, owner="someone", limit=5, filters=JobFilters(labels={"team": "red"})).items
+    database.close()
+    return [*found, [snapshot.job() for snapshot in labelled]]
 
 
 def run(
@@ -49,20 +108,6 @@ def test_check_detects_a_difference(database_url: str) -> None:
         command.check(alembic_config(database_url))
 
 
-def test_each_step_goes_up_down_and_up_again(empty_database_url: str) -> None:
-    config = alembic_config(empty_database_url)
-    revisions = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()][::-1]
-    for step in revisions:
-        command.upgrade(config, step)
-        command.downgrade(config, "-1")
-        command.upgrade(config, step)
-    command.check(config)
-    command.downgrade(config, "base")
-    assert tables(empty_database_url) == {"alembic_version"}
-    upgrade(empty_database_url)
-    assert tables(empty_database_url) == TABLES
-
-
 def test_several_processes_at_once(empty_database_url: str) -> None:
     program = f"from replaceme_core.ledger.migrate import upgrade; input(); upgrade({empty_database_url!r})"
     processes = [
@@ -79,26 +124,8 @@ def test_several_processes_at_once(empty_database_url: str) -> None:
     write_one_of_each(empty_database_url)
 
 
-def test_several_threads_at_once(empty_database_url: str) -> None:
-    failures = []
-
-    def work() -> None:
-        try:
-            upgrade(empty_database_url)
-        except Exception as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert failures == []
-    assert revision(empty_database_url) == head()
-
-
-def test_the_command_line(empty_database_url: str) -> None:
-    url = empty_database_url
+def test_the_command_line(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
     done = run("-m", "alembic", "upgrade", "head", url=url)
     assert done.returncode == 0, done.stderr
     checked = run("-m", "alembic", "check", url=url)
@@ -107,15 +134,10 @@ def test_the_command_line(empty_database_url: str) -> None:
     assert revision(url) == head()
 
 
-def test_as_an_sql_script(empty_database_url: str) -> None:
-    written = run("-m", "alembic", "upgrade", "head", "--sql", url=empty_database_url)
+def test_as_an_sql_script(postgres_url: str) -> None:
+    written = run("-m", "alembic", "upgrade", "head", "--sql", url=postgres_url)
     assert written.returncode == 0, written.stderr
     assert "CREATE TABLE jobs" in written.stdout
-
-
-def test_an_unreachable_server() -> None:
-    with pytest.raises(DatabaseUnreachable):
-        upgrade("postgresql+psycopg://someone@127.0.0.1:1/nothing")
 
 
 def test_missing_directories_are_created(tmp_path: Path) -> None:
@@ -139,3 +161,210 @@ def test_an_unreachable_server_prints_one_line(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
     assert "secret" not in done.stderr
+
+
+ROW_FIELDS = {"priority", "max_queue_seconds", "max_runtime_seconds", "credential", "gate"}
+"""Fields of a specification that are not in its JSON: they have columns of their own, or are not set."""
+
+
+def test_data_are_kept(database_url: str) -> None:
+    done, waiting = write_one_of_each(database_url)
+    before = everything(database_url, done, waiting)
+    upgrade(database_url)
+    assert everything(database_url, done, waiting) == before
+
+
+INSERT_OF_0001 = """
+INSERT INTO jobs (id, owner, status, spec, attempt, event_count, overall, stage_fraction, created_at, last_rung_at)
+VALUES ('{id}', 'ada', 'queued', '{spec}', 0, 0, 0, 0, CURRENT_TIMESTAMP, CURRENT_TIMESTAMP)
+"""
+
+
+def insert_as_0001_did(url: str, job_id: str) -> None:
+    spec = a_spec().model_dump_json(exclude={*ROW_FIELDS})
+    engine = make_engine(url, pooled=False)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(INSERT_OF_0001.format(id=job_id, spec=spec))
+
+
+def test_jobs_of_0001_are_kept_and_that_version_still_works(empty_database_url: str) -> None:
+    url = empty_database_url
+    before, after = str(UUID(int=1)), str(UUID(int=2))
+    upgrade(url, revision="0001")
+    insert_as_0001_did(url, before)
+    upgrade(url)
+    insert_as_0001_did(url, after)  # by a process of the version before that is still running
+    database = Database(url)
+    ledger = Ledger(database)
+    for job_id in (before, after):
+        assert ledger.get(job_id).spec == a_spec()
+        ledger.succeed(ledger.claim(job_id))
+    limited = a_spec(priority=9, max_queue_seconds=60, max_runtime_seconds=90)
+    with database.session() as session:
+        new = changes.add(session, spec=limited, owner="ada").id
+        written = session.execute(text("SELECT spec FROM jobs WHERE id = :id"), {"id": new}).scalar_one()
+    assert ledger.get(new).spec == limited
+    # that version refuses fields of a specification that it does not know
+    stored = written if isinstance(written, dict) else json.loads(written)
+    assert not ROW_FIELDS & stored.keys()
+    database.close()
+    command.downgrade(alembic_config(url), "0001")
+    insert_as_0001_did(url, str(UUID(int=3)))
+    upgrade(url)
+
+
+def revisions() -> list[str]:
+    """The revisions from the oldest to the newest."""
+    scripts = ScriptDirectory.from_config(alembic_config("unused")).walk_revisions()
+    return [script.revision for script in scripts][::-1]
+
+
+def contracts() -> set[str]:
+    """Columns that migrations remove on purpose, a release after the code stopped using them."""
+    scripts = ScriptDirectory.from_config(alembic_config("unused")).walk_revisions()
+    return {name for script in scripts for name in getattr(script.module, "CONTRACTS", ())}
+
+
+def reflected(url: str) -> MetaData:
+    metadata = MetaData()
+    engine = make_engine(url, pooled=False)
+    metadata.reflect(engine)
+    return metadata
+
+
+def test_the_schema_only_grows_and_each_step_goes_up_down_and_up_again(empty_database_url: str) -> None:
+    url = empty_database_url
+    config, old = alembic_config(url), MetaData()
+    for step in revisions():
+        command.upgrade(config, step)
+        command.downgrade(config, "-1")
+        command.upgrade(config, step)
+        new = reflected(url)
+        for table in old.tables.values():
+            for column in table.columns:
+                name = f"{table.name}.{column.name}"
+                if name not in contracts():
+                    now = new.tables[table.name].columns[column.name]
+                    assert repr(now.type) == repr(column.type), name
+                    assert now.nullable or not column.nullable, f"{name} has become required"
+            for column in new.tables[table.name].columns if table.name in new.tables else ():
+                known = column.name in table.columns
+                assert known or column.nullable or column.server_default is not None, f"{column} is required"
+        old = new
+    command.check(config)
+    command.downgrade(config, "base")
+    assert tables(url) == {"alembic_version"}
+    upgrade(url)
+    assert tables(url) == TABLES
+
+
+def test_the_release_before_works_beside_this_one(empty_database_url: str) -> None:
+    """Statements with exactly the columns that the release before knows, as its code sends them."""
+    url, before = empty_database_url, revisions()[-2]
+    upgrade(url, revision=before)
+    old = reflected(url)
+    jobs, events = old.tables["jobs"], old.tables["job_events"]
+    upgrade(url)
+    theirs = str(UUID(int=1))
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    stored = json.loads(a_spec().model_dump_json(exclude={*ROW_FIELDS}))
+    values = {"id": theirs, "owner": "ada", "status": "queued", "spec": stored, "created_at": at, "priority": 5}
+    values |= {"attempt": 0, "event_count": 1, "overall": 0.0, "stage_fraction": 0.0}
+    engine = make_engine(url, pooled=False)
+    with engine.begin() as connection:
+        connection.execute(insert(jobs).values(**values))
+        connection.execute(insert(events).values(job_id=theirs, seq=1, type="created", at=at, attempt=0, data={}))
+    database = Database(url)
+    ledger = Ledger(database)
+    ours = ledger.add()
+    for job_id in (theirs, ours):
+        ledger.succeed(ledger.claim(job_id))
+    with engine.begin() as connection:
+        columns = [column for column in jobs.columns if f"jobs.{column.name}" not in contracts()]
+        known = {row.id: row for row in connection.execute(select(*columns))}
+        assert {row.status for row in known.values()} == {"succeeded"}
+        # the release before refuses fields of a specification that it does not know
+        assert known[ours].spec.keys() == stored.keys()
+        assert set(connection.scalars(select(events.c.type))) == {"created", "claimed", "succeeded"}
+        connection.execute(jobs.update().values(owner="bob"))
+        connection.execute(jobs.delete().where(jobs.c.id == theirs))
+    assert ledger.get(ours).owner == "bob"
+    database.close()
+
+
+def test_jobs_of_the_time_of_sharded_calibration_are_read(empty_database_url: str) -> None:
+    url, job_id = empty_database_url, str(UUID(int=1))
+    upgrade(url, revision="0011")
+    insert_as_0001_did(url, job_id)
+    at, news = datetime(2026, 1, 1, tzinfo=UTC), {"stage": "calibrate", "shards": {"news": "planned", "count": 4}}
+    old, engine = reflected(url), make_engine(url, pooled=False)
+    with engine.begin() as connection:
+        connection.execute(old.tables["jobs"].update().values(shards=4, event_count=1))
+        row = {"job_id": job_id, "seq": 1, "type": "stage", "at": at, "attempt": 0, "data": news}
+        connection.execute(insert(old.tables["job_events"]).values(row))
+        connection.execute(
+            insert(old.tables["shards"]).values(job_id=job_id, number=0, plan="a" * 32, state="done", attempt=1)
+        )
+    upgrade(url)
+    database = Database(url)
+    ledger = Ledger(database)
+    assert ledger.get(job_id).spec == a_spec()
+    with database.session(read_only=True) as session:
+        assert reading.events(session, job_id, owner=owner_of(session, job_id)).items[0].data == news
+        assert reading.timelines(session, [ledger.get(job_id)])[job_id].attempts == ()
+    ledger.succeed(ledger.claim(job_id))
+    database.close()
+
+
+LATER_VERSION = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "later"
+down_revision = "{head}"
+
+def upgrade():
+    with op.batch_alter_table("jobs") as table:
+        table.add_column(sa.Column("weight", sa.Integer(), nullable=False, server_default="0"))
+        table.alter_column("owner", type_=sa.String(length=200), existing_nullable=False)
+        table.create_check_constraint("ck_jobs_weight", "weight >= 0")
+
+def downgrade():
+    with op.batch_alter_table("jobs") as table:
+        table.drop_constraint("ck_jobs_weight", type_="check")
+        table.alter_column("owner", type_=sa.String(), existing_nullable=False)
+        table.drop_column("weight")
+"""
+
+
+def config_with(later: str, url: str, place: Path) -> Config:
+    """The migrations with one more."""
+    shutil.copytree(ROOT / "migrations", place / "later")
+    (place / "later" / "versions" / "later.py").write_text(later.format(head=head()))
+    config = alembic_config(url)
+    config.set_main_option("script_location", str(place / "later"))
+    return config
+
+
+def test_a_later_version_may_alter_a_table_with_data(database_url: str, tmp_path: Path) -> None:
+    """SQLite copies the table and drops the old one; rows that refer to it must be kept."""
+    done, waiting = write_one_of_each(database_url)
+    before = everything(database_url, done, waiting)
+    config = config_with(LATER_VERSION, database_url, tmp_path)
+    command.upgrade(config, "head")
+    assert revision(database_url) == "later"
+    assert everything(database_url, done, waiting) == before
+    command.downgrade(config, head())
+    assert everything(database_url, done, waiting) == before
+    command.check(alembic_config(database_url))
+    Ledger(database := Database(database_url)).add()
+    database.close()
+
+
+def test_a_failed_step_leaves_the_version_before(database_url: str, tmp_path: Path) -> None:
+    broken = LATER_VERSION.replace("def downgrade", "    op.execute('SELECT nonsense')\n\ndef downgrade")
+    config = config_with(broken, database_url, tmp_path)
+    with pytest.raises(Exception, match="nonsense"):
+        command.upgrade(config, "head")
+    assert revision(database_url) == head()
+    command.check(alembic_config(database_url))

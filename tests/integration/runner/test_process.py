@@ -71,19 +71,16 @@ def test_a_command_with_a_relative_path_is_found(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("code", "error", "text"),
+    ("code", "text"),
     [
-        ("import os; os.kill(os.getpid(), 11)", RunnerBroke, "SIGSEGV"),
-        ("raise SystemExit(3)", RunnerBroke, "exit status 3"),
-        ("import sys; sys.exit('the reason')", RunnerBroke, "exit status 1"),
-        ("print('not a message')", RunnerBroke, "not a message"),
-        ("pass", RunnerBroke, "without a final message"),
+        ("import os; os.kill(os.getpid(), 11)", "SIGSEGV"),
+        ("raise SystemExit(3)", "exit status 3"),
+        ("print('not a message')", "not a message"),
+        ("pass", "without a final message"),
     ],
 )
-def test_an_end_without_a_final_message_is_reported_with_its_status(
-    tmp_path: Path, code: str, error: type[Exception], text: str
-) -> None:
-    with Runner(python(code), REQUEST, scratch=tmp_path) as runner, pytest.raises(error, match=text):
+def test_an_end_without_a_final_message_is_reported_with_its_status(tmp_path: Path, code: str, text: str) -> None:
+    with Runner(python(code), REQUEST, scratch=tmp_path) as runner, pytest.raises(RunnerBroke, match=text):
         list(runner.messages())
 
 

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,6 +23,7 @@ from api.main import create_app
 from api.monitoring import WebhookMetrics
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port
+from benchmarks.harness.site import Site
 from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.migrate import upgrade
 from replaceme_core.ledger.states import DeliveryState, DisabledBy, EventType
@@ -32,9 +32,8 @@ from replaceme_core.settings import Settings
 from replaceme_core.webhooks import Sender, new_secret
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.jobs.ledger import Ledger
-from tests.fixtures.webhooks.http_server import api_process
 from tests.fixtures.webhooks.outbox import Outbox
-from tests.fixtures.webhooks.receiver import Received, Receiver, receiver
+from tests.fixtures.webhooks.receiver import Received, receiver
 
 KEY = base64.b64encode(os.urandom(32)).decode()
 ALL = tuple(EventType)
@@ -250,49 +249,35 @@ def test_errors_of_the_database_do_not_end_the_threads(tmp_path: Path) -> None:
         database.close()
 
 
-def hold(there: Receiver) -> None:
-    """Make the receiver take messages and never answer."""
-
-    def answer(_: BaseHTTPRequestHandler) -> None:
-        time.sleep(30)
-
-    there.answer = answer
-
-
 @pytest.mark.chaos
-def test_a_killed_sender_loses_nothing(database_url: str, database: Database, tmp_path: Path) -> None:
+def test_a_killed_sender_loses_nothing(site: Site) -> None:
     """SIGKILL to the real process of the API in the middle of sending; then another one."""
-    ledger, outbox = Ledger(database), Outbox(database)
-    environment = {
-        "DATABASE_URL": database_url,
-        "BROKER_URL": "filesystem://",
-        "DATA": str(tmp_path / "data"),
-        "HUB": f"dir:{tmp_path}",
-        "ENCRYPTION_KEY": KEY,
-        "WEBHOOK_ALLOW_HTTP": "true",
-        "WEBHOOK_NETWORKS": "127.0.0.1/32",
-        "WEBHOOK_TIMEOUT_SECONDS": "2",
+    ledger, outbox = Ledger(site.database), Outbox(site.database)
+    site.extra = {
+        "REPLACEME_ENCRYPTION_KEY": KEY,
+        "REPLACEME_WEBHOOK_ALLOW_HTTP": "true",
+        "REPLACEME_WEBHOOK_NETWORKS": "127.0.0.1/32",
+        "REPLACEME_WEBHOOK_TIMEOUT_SECONDS": "2",
     }
     secret = new_secret()
-    sealed = settings_for(database_url).secrets_box().seal(secret, field="webhook")
-    log = tmp_path / "api.log"
+    sealed = settings_for(site.database_url).secrets_box().seal(secret, field="webhook")
     with receiver() as there:
         webhook = outbox.add(url=there.url, secret=sealed, events=(EventType.CREATED,))
-        hold(there)
+        there.answer = lambda _: time.sleep(30)  # it takes messages and never answers
         jobs = [ledger.add() for _ in range(3)]
-        with api_process(log, **environment) as api:
-            wait_until(lambda: len(there.received) >= 3, seconds=IN_TIME, what="messages are on the way")
-            os.kill(api.pid, 9)
-            api.process.wait()
+        first = site.start_api()
+        wait_until(lambda: len(there.received) >= 3, seconds=IN_TIME, what="messages are on the way")
+        first.process.kill()
+        first.process.wait()
         jobs += [ledger.add() for _ in range(2)]  # while nobody sends
         assert {one.state for one in outbox.deliveries(webhook.id)} == {DeliveryState.PENDING}
         there.answer = None
         there.received.clear()
-        with api_process(log, **environment):
-            wait_until(lambda: len(delivered(outbox, webhook.id)) == 5, seconds=IN_TIME, what="all are delivered")
+        second = site.start_api()
+        wait_until(lambda: len(delivered(outbox, webhook.id)) == 5, seconds=IN_TIME, what="all are delivered")
     assert Counter(there.ids()) == {f"evt_{job_id}-1": 1 for job_id in jobs}
     assert all(verified(request, secret) for request in there.received)
-    written = log.read_text()
+    written = first.log.read_text() + second.log.read_text()
     assert "webhook sent" in written
     assert not re.search(r"whsec_|token=1", written)
     for planted in (secret.removeprefix("whsec_"), KEY, sealed):

@@ -2,7 +2,6 @@
 
 import json
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,8 +26,7 @@ KEY = SecretStr(Fernet.generate_key().decode())
 
 
 @pytest.fixture
-def bench(tmp_path: Path, sqlite_url: str, sqlite_database: Database) -> Bench:
-    bench = Bench(tmp_path, sqlite_url, sqlite_database)
+def bench(bench: Bench, sqlite_database: Database) -> Bench:
     bench.settings = bench.settings.model_copy(update={"encryption_key": KEY})
     with sqlite_database.session() as session:
         Owners(session).put_credential("tests", "mine", TOKEN, box=bench.settings.secrets_box())
@@ -86,16 +84,12 @@ def test_the_credential_is_used_and_seen_nowhere(
 def test_a_credential_that_cannot_be_used_fails_the_job(
     bench: Bench, credential: str, settings: dict[str, object], code: str, words: str
 ) -> None:
-    job = bench.run(add(bench, credential=credential), **settings)
-    assert job.status is JobStatus.FAILED
-    assert job.error is not None
-    assert (job.error.code, words in job.error.message) == (code, True), job.error
-    assert TOKEN not in job.error.message
+    error = bench.error_of(add(bench, credential=credential), **settings)
+    assert (error.code, words in error.message) == (code, True), error
+    assert TOKEN not in error.message
 
 
 def test_the_namespaces_of_the_owner_hold_in_the_worker_too(bench: Bench) -> None:
     with bench.database.session() as session:
         Owners(session).set_output_namespaces("tests", ["elsewhere"])
-    job = bench.run(bench.add())
-    assert job.error is not None
-    assert "under elsewhere only" in job.error.message
+    assert "under elsewhere only" in bench.error_of(bench.add()).message

@@ -3,25 +3,17 @@
 from pathlib import Path
 from uuid import uuid4
 
-import pytest
-
 from benchmarks.harness.fake_hub.faults import Fault
 from benchmarks.harness.fake_hub.server import FakeHub
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import Publication
 from replaceme_core.ledger import attempts, changes
-from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.request.spec import OutputSpec
 from tests.fixtures.jobs.ledger import claim_job
 from tests.fixtures.worker.supervisor import OUTPUT, Bench
 
 THEIRS = {"config.json": b"theirs", "model.safetensors": b"their weights"}
-
-
-@pytest.fixture
-def bench(tmp_path: Path, sqlite_url: str, sqlite_database: Database) -> Bench:
-    return Bench(tmp_path, sqlite_url, sqlite_database)
 
 
 def put(folder: Path) -> None:
@@ -44,18 +36,16 @@ class TakenMeanwhile(DirectoryHub):
 
 def test_a_repository_that_appeared_after_the_submission_is_left(bench: Bench) -> None:
     put(bench.hub_directory / OUTPUT)
-    job = bench.run(bench.add())
-    assert job.error is not None
-    assert (job.status, job.error.code) == (JobStatus.FAILED, "invalid_input")
-    assert "exists already" in job.error.message
+    error = bench.error_of(bench.add())
+    assert error.code == "invalid_input"
+    assert "exists already" in error.message
     assert content(bench.hub_directory / OUTPUT) == THEIRS
 
 
 def test_a_repository_that_appeared_during_the_job_is_left(bench: Bench) -> None:
     bench.hub = TakenMeanwhile(bench.hub_directory)
-    job = bench.run(bench.add())
-    assert job.error is not None
-    assert job.error.code == "invalid_input"
+    error = bench.error_of(bench.add())
+    assert error.code == "invalid_input"
     assert content(bench.hub_directory / OUTPUT) == THEIRS
 
 
@@ -64,9 +54,8 @@ def test_an_owner_replaces_results_of_their_own_only(bench: Bench) -> None:
     again = bench.run(bench.add())
     assert again.status is JobStatus.SUCCEEDED, again.error
     before = content(bench.hub_directory / OUTPUT)
-    job = bench.run(bench.add(owner="somebody else"))
-    assert job.error is not None
-    assert job.error.code == "invalid_input"
+    error = bench.error_of(bench.add(owner="somebody else"))
+    assert error.code == "invalid_input"
     assert content(bench.hub_directory / OUTPUT) == before
 
 
@@ -110,18 +99,16 @@ def test_a_copied_report_does_not_make_a_repository_ones_own(bench: Bench) -> No
     copy = bench.hub_directory / "acme" / "copy"
     put(copy)
     (copy / "replaceme.json").write_bytes((bench.hub_directory / OUTPUT / "replaceme.json").read_bytes())
-    job = bench.run(bench.add(output=OutputSpec(repo_id="acme/copy")))
-    assert job.error is not None
-    assert "exists already" in job.error.message
+    error = bench.error_of(bench.add(output=OutputSpec(repo_id="acme/copy")))
+    assert "exists already" in error.message
     assert content(copy).items() >= THEIRS.items()
 
 
 def test_overwrite_replaces_what_the_operator_allows(bench: Bench) -> None:
     put(bench.hub_directory / OUTPUT)
     asked = OutputSpec(repo_id=OUTPUT, overwrite=True)
-    refused = bench.run(bench.add(output=asked))
-    assert refused.error is not None
-    assert "REPLACEME_ALLOW_OVERWRITE" in refused.error.message
+    refused = bench.error_of(bench.add(output=asked))
+    assert "REPLACEME_ALLOW_OVERWRITE" in refused.message
     assert content(bench.hub_directory / OUTPUT) == THEIRS
     job = bench.run(bench.add(output=asked), allow_overwrite=True)
     assert job.status is JobStatus.SUCCEEDED, job.error

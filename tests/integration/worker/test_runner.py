@@ -1,6 +1,5 @@
 """The runner process itself, around a pipeline without a model."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -115,16 +114,6 @@ with Runner({COMMAND!r}, request, scratch=Path(sys.argv[2])) as runner:
         family = [runner, *runner.children()]
         parent.kill()
     wait_until(lambda: not any(member.is_running() for member in family), seconds=2, what="the end of them all")
-
-
-def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
-    with running(tmp_path, stub_seconds="60", stub_child="yes") as (runner, messages):
-        next(messages)
-        process = psutil.Process(runner.pid)
-        wait_until(lambda: len(process.children()) == 2, seconds=10, what="the guard and the child")
-        family = process.children()
-        os.kill(runner.pid, signal.SIGKILL)
-        wait_until(lambda: not any(member.is_running() for member in family), seconds=2, what="the end of them all")
 
 
 @pytest.mark.parametrize("line", [b"", b'{"spec": 1}\n', b"not json\n"])

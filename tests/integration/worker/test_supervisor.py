@@ -15,19 +15,14 @@ from benchmarks.harness.processes import wait_until
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import Publication
-from replaceme_core.ledger import attempts, changes
-from replaceme_core.ledger.database import Database, now
+from replaceme_core.ledger import attempts
+from replaceme_core.ledger.database import now
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.runner.messages import Measured, Stage
 from tests.fixtures.jobs.ledger import claim_job, succeed
 from tests.fixtures.worker.supervisor import OUTPUT, Bench
 from worker.supervisor import Supervisor
-
-
-@pytest.fixture
-def bench(tmp_path: Path, sqlite_url: str, sqlite_database: Database) -> Bench:
-    return Bench(tmp_path, sqlite_url, sqlite_database)
 
 
 def test_a_result_that_an_earlier_attempt_published_is_used(bench: Bench, tmp_path: Path) -> None:
@@ -57,11 +52,8 @@ def test_a_hub_that_stays_unreachable_fails_the_job(bench: Bench) -> None:
     job_id = bench.add()
     shutil.move(bench.hub_directory, bench.hub_directory.with_name("elsewhere"))
     began = time.monotonic()
-    job = bench.run(job_id, hub_patience_seconds=1.5)
+    assert bench.error_of(job_id, hub_patience_seconds=1.5).code == "hub_unreachable"
     assert time.monotonic() - began >= 1.5
-    assert job.status is JobStatus.FAILED
-    assert job.error is not None
-    assert job.error.code == "hub_unreachable"
     assert bench.remaining == []
 
 
@@ -69,24 +61,18 @@ def test_a_hub_that_comes_back_is_retried(bench: Bench) -> None:
     job_id = bench.add()
     elsewhere = bench.hub_directory.with_name("elsewhere")
     shutil.move(bench.hub_directory, elsewhere)
-    work = threading.Thread(target=bench.run, args=(job_id,), kwargs={"hub_patience_seconds": 20})
-    work.start()
-    wait_until(lambda: bench.job(job_id).stage is not None, seconds=10, what="the first stage")
-    shutil.move(elsewhere, bench.hub_directory)
-    work.join(timeout=30)
+    with bench.running(job_id, hub_patience_seconds=20):
+        wait_until(lambda: bench.job(job_id).stage is not None, seconds=10, what="the first stage")
+        shutil.move(elsewhere, bench.hub_directory)
     assert bench.job(job_id).status is JobStatus.SUCCEEDED
 
 
 def test_cancel_ends_the_wait_for_a_hub(bench: Bench) -> None:
     job_id = bench.add()
     shutil.move(bench.hub_directory, bench.hub_directory.with_name("elsewhere"))
-    work = threading.Thread(target=bench.run, args=(job_id,), kwargs={"hub_patience_seconds": 60})
-    work.start()
-    wait_until(lambda: bench.job(job_id).stage is not None, seconds=10, what="the first stage")
-    with bench.database.session() as session:
-        changes.request_cancel(session, job_id, owner="tests")
-    work.join(timeout=5)
-    assert not work.is_alive()
+    with bench.running(job_id, hub_patience_seconds=600):
+        wait_until(lambda: bench.job(job_id).stage is not None, seconds=10, what="the first stage")
+        bench.cancel(job_id)
     assert bench.job(job_id).status is JobStatus.CANCELLED
     assert bench.remaining == []
 
@@ -95,10 +81,8 @@ def test_the_deadline_ends_the_wait_for_a_hub(bench: Bench) -> None:
     job_id = bench.add(max_runtime_seconds=1)
     shutil.move(bench.hub_directory, bench.hub_directory.with_name("elsewhere"))
     began = time.monotonic()
-    job = bench.run(job_id, hub_patience_seconds=60)
+    assert bench.error_of(job_id, hub_patience_seconds=60).code == "out_of_time"
     assert 1 <= time.monotonic() - began < 10
-    assert job.error is not None
-    assert (job.status, job.error.code) == (JobStatus.FAILED, "out_of_time")
     assert bench.remaining == []
 
 
@@ -113,18 +97,23 @@ def test_the_deadline_counts_from_the_first_start(bench: Bench) -> None:
 
 
 def test_a_runner_that_cannot_be_started_fails_the_job(bench: Bench) -> None:
-    job = bench.run(bench.add(), runner_command=("/nowhere/runner",))
-    assert job.error is not None
-    assert job.error.code == "internal_error"
-    assert "FileNotFoundError" in job.error.message
-    assert "nowhere" not in job.error.message
+    error = bench.error_of(bench.add(), runner_command=("/nowhere/runner",))
+    assert error.code == "internal_error"
+    assert "FileNotFoundError" in error.message
+    assert "nowhere" not in error.message
 
 
 def test_a_workspace_that_cannot_be_made_fails_the_job(bench: Bench) -> None:
     bench.settings.resolved_data.mkdir()
     bench.settings.workspace.write_text("in the way")
-    job = bench.run(bench.add())
-    assert job.status is JobStatus.FAILED
+    bench.error_of(bench.add())
+
+
+def test_a_model_that_went_bad_after_the_request_fails_with_the_reason(bench: Bench) -> None:
+    job_id = bench.add()
+    config = bench.hub_directory / "acme" / "tiny" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "auto_map": {"AutoModel": "evil.Model"}}))
+    assert bench.error_of(job_id).code == "unsafe_model"
 
 
 @pytest.mark.parametrize("job_id", ["00000000-0000-4000-8000-000000000000", "nonsense", ""])
@@ -142,24 +131,21 @@ def test_a_shutdown_in_the_middle_releases_the_job(bench: Bench) -> None:
     assert bench.job(job_id).status is JobStatus.QUEUED
 
 
-REPORTS_ITS_DEVICE = """
-import json, sys
-device = json.loads(sys.stdin.readline())["spec"]["compute"]["device"]
-print(json.dumps({"type": "failed", "code": "internal_error", "message": f"device {device}"}))
-"""
-
-
-REPORTS_ITS_DIRECTORY = """
-import json, os
-print(json.dumps({"type": "failed", "code": "internal_error", "message": " ".join(os.getcwd().split("/"))}))
-"""
+def said_by(bench: Bench, expression: str, job_id: str) -> str:
+    """What a runner finds, which fails with the value of `expression` as its message. It has read its `request`."""
+    script = (
+        "import json, os\n"
+        "request = json.loads(input())\n"
+        f"message = str({expression})\n"
+        "print(json.dumps({'type': 'failed', 'code': 'invalid_input', 'message': message}))\n"
+    )
+    return bench.error_of(job_id, runner_command=(sys.executable, "-c", script)).message
 
 
 def test_a_runner_works_in_the_attempts_own_directory(bench: Bench) -> None:
     job_id = bench.add()
-    job = bench.run(job_id, runner_command=(sys.executable, "-c", REPORTS_ITS_DIRECTORY))
-    assert job.error is not None
-    directory = Path("/").joinpath(*job.error.message.split(" "))  # as a path it would be cut to its last part
+    said = said_by(bench, "' '.join(os.getcwd().split('/'))", job_id)
+    directory = Path("/").joinpath(*said.split(" "))  # as a path it would be cut to its last part
     assert directory.name == "scratch"
     assert directory.parent.parent == bench.settings.workspace
     assert directory.parent.name.startswith(f"{job_id}-1-")
@@ -169,10 +155,7 @@ def test_a_runner_works_in_the_attempts_own_directory(bench: Bench) -> None:
 def test_a_job_for_cpu_workers_stays_on_the_cpu(
     bench: Bench, worker_kind: WorkerKind | None, device: str | None
 ) -> None:
-    job_id = bench.add(worker_kind=worker_kind)
-    job = bench.run(job_id, runner_command=(sys.executable, "-c", REPORTS_ITS_DEVICE))
-    assert job.error is not None
-    assert job.error.message == f"device {device}"
+    assert said_by(bench, "request['spec']['compute']['device']", bench.add(worker_kind=worker_kind)) == str(device)
 
 
 def test_a_worker_that_shuts_down_releases_its_job_and_wakes_up_another(bench: Bench) -> None:
@@ -199,8 +182,7 @@ def test_a_worker_that_shuts_down_releases_its_job_and_wakes_up_another(bench: B
     assert bench.remaining == []
 
 
-def test_the_runner_receives_what_earlier_jobs_took(bench: Bench, tmp_path: Path) -> None:
-    """The runner is a script that fails with the history as its message."""
+def test_the_runner_receives_what_earlier_jobs_took(bench: Bench) -> None:
     with bench.database.session() as session:
         earlier = claim_job(session, bench.add(worker_kind=WorkerKind.CPU), worker="w", lease_seconds=60)
     with bench.database.session() as session:
@@ -209,15 +191,7 @@ def test_the_runner_receives_what_earlier_jobs_took(bench: Bench, tmp_path: Path
             session, earlier, [Measured(stage=Stage.SELECT, name="modelled_seconds", value=10.0, unit="s")]
         )
         succeed(session, earlier)
-    script = tmp_path / "runner.py"
-    script.write_text(
-        "import json\n"
-        "history = json.dumps(json.loads(input())['history'])\n"
-        "print(json.dumps({'type': 'failed', 'code': 'invalid_input', 'message': history}))\n"
-    )
-    job = bench.run(bench.add(worker_kind=WorkerKind.CPU), runner_command=(sys.executable, str(script)))
-    assert job.error is not None
-    (past,) = json.loads(job.error.message)
+    (past,) = json.loads(said_by(bench, "json.dumps(request['history'])", bench.add(worker_kind=WorkerKind.CPU)))
     modelled, took = past["stages"]["select"]
     assert modelled == 10.0
     assert 0 <= took < 60

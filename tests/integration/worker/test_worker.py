@@ -25,6 +25,7 @@ from replaceme_core.ledger.watching import Workers, read_figures
 from replaceme_core.plan.duration import MODELLED
 from replaceme_core.runner.messages import Stage
 from tests.fixtures.jobs.ledger import claim_job
+from tests.fixtures.service.otlp import ReceivedSpan, collector
 from worker.workspace import TEMPORARY
 
 
@@ -59,22 +60,8 @@ def test_a_job_runs_from_message_to_publication(site: Site) -> None:
     assert site.runners() == []
 
 
-def test_no_secret_reaches_the_runner(working_site: Site) -> None:
-    job_id = working_site.add()
-    assert working_site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
-    environment = report_of(working_site.database, job_id)["environment"]
-    assert isinstance(environment, list)
-    names = {str(entry).partition("=")[0] for entry in environment}
-    assert not {name for name in names if name.startswith("REPLACEME_") or "TOKEN" in name.removesuffix("_TOKEN_")} - {
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN",
-        "TOKENIZERS_PARALLELISM",
-    }
-    assert SECRET not in json.dumps(environment)
-    assert {"HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1"} <= set(environment)
-    assert SECRET not in working_site.started[0].log.read_text()
-
-
-def test_doubled_messages_run_once(site: Site) -> None:
+def test_doubled_messages_run_once(server_site: Site) -> None:
+    site = server_site
     site.start_worker(concurrency=2, pool="threads")
     job_id = site.add(enqueue=False, stub_seconds="1")
     for _ in range(4):
@@ -97,52 +84,37 @@ def test_a_message_for_a_job_that_is_taken_serves_another(site: Site) -> None:
     for job_id in (first, second):
         assert site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
         assert site.job(job_id).attempt == 1
+    for worker_kind in (WorkerKind.GPU, WorkerKind.CPU):  # it consumes from all queues
+        assert site.wait_for_end(site.add(worker_kind=worker_kind)).status is JobStatus.SUCCEEDED
 
 
-def test_jobs_are_scheduled_whatever_the_order_of_messages(site: Site) -> None:
-    many = [site.add(owner="ada") for _ in range(3)]
+def test_jobs_are_scheduled_whatever_the_order_of_messages(embedded_site: Site) -> None:
+    site = embedded_site
+    many = [site.add(owner="ada") for _ in range(2)]
     one = site.add(owner="bob")
     urgent = site.add(owner="ada", priority=9)
     site.start_worker()
-    jobs = [site.wait_for_end(job_id) for job_id in (urgent, one, *many)]
-    starts = [job.started_at for job in jobs if job.started_at is not None]
-    assert starts == sorted(starts)
-    assert len(starts) == 5
+    starts = [site.wait_for_end(job_id).started_at for job_id in (urgent, one, *many)]
+    assert starts == sorted(start for start in starts if start is not None)
 
 
-def test_cancel_ends_a_running_job_within_five_seconds(site: Site) -> None:
-    site.start_worker()
-    job_id = site.add(stub_seconds="60", stub_child="yes")
+@pytest.mark.parametrize("how", [{"stub_child": "yes"}, {"stub_stubborn": "yes"}], ids=["child", "ignores SIGTERM"])
+def test_cancel_ends_a_running_job_within_five_seconds(working_site: Site, how: dict[str, str]) -> None:
+    site, before = working_site, working_site.publications()
+    job_id = site.add(stub_seconds="60", **how)
     site.wait_for_runner(job_id)
     began = time.monotonic()
     site.cancel(job_id)
     job = site.wait_for_end(job_id, seconds=10)
     assert time.monotonic() - began < 5
-    assert job.status is JobStatus.CANCELLED
-    assert job.result is None
+    assert (job.status, job.result) == (JobStatus.CANCELLED, None)
     assert site.runners() == []
     assert site.workspaces() == []
-    assert site.publications() == []
-    assert not (site.hub_directory / "acme" / "smaller").exists()
+    assert site.publications() == before
 
 
-def test_a_job_that_runs_too_long_is_ended(site: Site) -> None:
-    site.start_worker()
-    job_id = site.add(stub_seconds="60", stub_child="yes", max_runtime_seconds=15)
-    runner = site.wait_for_runner(job_id)
-    job = site.wait_for_end(job_id, seconds=40)
-    assert job.status is JobStatus.FAILED
-    assert job.error is not None
-    assert job.error.code == "out_of_time"
-    assert job.started_at is not None and job.finished_at is not None
-    assert 15 <= (job.finished_at - job.started_at).total_seconds() < 30
-    assert not runner.is_running()
-    assert site.runners() == []
-    assert site.workspaces() == []
-    assert site.publications() == []
-
-
-def test_a_job_that_waits_too_long_never_starts(site: Site) -> None:
+def test_a_job_that_waits_too_long_never_starts(embedded_site: Site) -> None:
+    site = embedded_site
     site.start_worker()
     busy = site.add(stub_seconds="60")
     site.wait_for_runner(busy)
@@ -156,16 +128,29 @@ def test_a_job_that_waits_too_long_never_starts(site: Site) -> None:
     assert site.job(late) == job
 
 
-def test_a_runner_that_ignores_sigterm_is_killed_in_time(working_site: Site) -> None:
-    site = working_site
-    job_id = site.add(stub_seconds="60", stub_stubborn="yes")
-    site.wait_for_runner(job_id)
-    began = time.monotonic()
-    site.cancel(job_id)
-    assert site.wait_for_end(job_id, seconds=10).status is JobStatus.CANCELLED
-    assert time.monotonic() - began < 5
-    assert site.runners() == []
-    assert site.workspaces() == []
+def test_no_secret_reaches_the_runner_and_its_log_and_times_are_kept(working_site: Site) -> None:
+    job_id = working_site.add()
+    assert working_site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
+    environment = report_of(working_site.database, job_id)["environment"]
+    assert isinstance(environment, list)
+    names = {str(entry).partition("=")[0] for entry in environment}
+    assert not {name for name in names if name.startswith("REPLACEME_") or "TOKEN" in name.removesuffix("_TOKEN_")} - {
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+        "TOKENIZERS_PARALLELISM",
+    }
+    assert SECRET not in json.dumps(environment)
+    assert {"HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1"} <= set(environment)
+    assert SECRET not in working_site.started[0].log.read_text()
+    with working_site.database.session(read_only=True) as session:
+        lines = reading.log(session, job_id, limit=1000, owner="tests").items
+    assert "a library writes something on standard output" in [line.text for line in lines]
+    found = timeline(working_site, job_id)
+    (attempt,) = found.attempts
+    assert (attempt.number, attempt.outcome) == (1, EventType.SUCCEEDED)
+    times = [stage.started_at for stage in found.stages if stage.started_at is not None]
+    assert times == sorted(times)
+    assert len(times) >= 8
+    assert {stage.fraction for stage in found.stages} == {1.0}
 
 
 def test_progress_is_seen_while_the_job_runs(working_site: Site) -> None:
@@ -201,17 +186,6 @@ def test_each_failure_has_its_code(working_site: Site) -> None:
     assert site.workspaces() == []
 
 
-def test_a_model_that_went_bad_after_the_request_fails_with_the_reason(embedded_site: Site) -> None:
-    site = embedded_site
-    job_id = site.add()
-    config = site.hub_directory / "acme" / "tiny" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "auto_map": {"AutoModel": "evil.Model"}}))
-    site.start_worker()
-    job = site.wait_for_end(job_id)
-    assert job.error is not None
-    assert job.error.code == "unsafe_model"
-
-
 def workers(site: Site) -> tuple[Worker, ...]:
     with site.database.session(read_only=True) as session:
         return Workers(session).list()
@@ -235,7 +209,8 @@ def counts_the_runner(site: Site, worker: Worker) -> bool:
     return False
 
 
-def test_a_worker_is_listed_with_its_job_until_it_ends(site: Site) -> None:
+def test_a_worker_is_listed_with_its_job_until_it_ends(embedded_site: Site) -> None:
+    site = embedded_site
     worker = site.start_worker(queues="replaceme,cpu")
     job_id = site.add(stub_seconds="6")
     wait_until(lambda: [each.jobs for each in workers(site)] == [((job_id, "tests"),)], seconds=30, what="its job")
@@ -256,24 +231,27 @@ def test_a_worker_is_listed_with_its_job_until_it_ends(site: Site) -> None:
     assert workers(site) == ()
 
 
-def test_the_log_and_the_times_of_a_job_are_kept(working_site: Site) -> None:
-    job_id = working_site.add()
-    assert working_site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
-    with working_site.database.session(read_only=True) as session:
-        lines = reading.log(session, job_id, limit=1000, owner="tests").items
-    assert "a library writes something on standard output" in [line.text for line in lines]
-    found = timeline(working_site, job_id)
-    (attempt,) = found.attempts
-    assert (attempt.number, attempt.outcome) == (1, EventType.SUCCEEDED)
-    times = [stage.started_at for stage in found.stages if stage.started_at is not None]
-    assert times == sorted(times)
-    assert len(times) >= 8
-    assert {stage.fraction for stage in found.stages} == {1.0}
-
-
-TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
-SENT = {"x-request-id": "build-17", "traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01"}
+TRACE_IDS = {"succeeded": "4bf92f3577b34da6a3ce929d0e0e4736", "failed": "4bf92f3577b34da6a3ce929d0e0e4737"}
+CALLER = "00f067aa0ba902b7"
 BODY = {"model": MODEL, "ratio": 0.25, "calibration": "builtin:pydoc-topics", "evaluation": {"enabled": False}}
+SERVER, PRODUCER, CONSUMER = 2, 4, 5
+KNOWN = {
+    "http.request.method",
+    "http.response.status_code",
+    "http.route",
+    "messaging.operation.name",
+    "messaging.destination.name",
+    "replaceme.job.id",
+    "replaceme.attempt",
+    "replaceme.outcome",
+    "replaceme.stage",
+    "error.type",
+}
+
+
+def only(spans: list[ReceivedSpan], name: str) -> ReceivedSpan:
+    (found,) = [span for span in spans if span.name == name]
+    return found
 
 
 def lines_of(started: Started) -> list[dict[str, object]]:
@@ -285,52 +263,75 @@ def about(lines: list[dict[str, object]], **names: object) -> list[dict[str, obj
     return [line for line in lines if names.items() <= line.items()]
 
 
-@pytest.mark.parametrize("failure", [None, "space"])
-def test_the_ids_of_a_request_reach_the_runner(site: Site, failure: str | None) -> None:
-    worker, api = site.start_worker(), site.start_api()
-    assert api.url is not None
-    labels = {} if failure is None else {"stub.fail": failure}
-    answer = httpx2.post(f"{api.url}/jobs", json={**BODY, "labels": labels, "output": "acme/smaller"}, headers=SENT)
-    assert answer.status_code == 202, answer.text
-    job_id = answer.json()["id"]
-    status = site.wait_for_end(job_id).status
-    assert status is (JobStatus.SUCCEEDED if failure is None else JobStatus.FAILED)
-    worker.stop()
-    ids = {"request_id": "build-17", "trace_id": TRACE_ID}
-    (accepted,) = about(lines_of(api), event="job accepted", **ids)
+def test_the_ids_of_a_request_reach_the_logs_and_one_trace(server_site: Site) -> None:
+    """From the request through the message and the database to the attempt, its runner and its stages."""
+    site, answers = server_site, {}
+    with collector() as there:
+        site.extra["OTEL_EXPORTER_OTLP_ENDPOINT"] = there.url
+        worker, api = site.start_worker(), site.start_api()
+        assert api.url is not None
+        for ends, trace_id in TRACE_IDS.items():
+            labels = {"planted": "in-a-label"} | ({"stub.fail": "space"} if ends == "failed" else {})
+            sent = {"traceparent": f"00-{trace_id}-{CALLER}-01", "x-request-id": f"build-{ends}"}
+            body = {**BODY, "labels": labels, "output": "acme/smaller"}
+            answers[ends] = httpx2.post(f"{api.url}/jobs", json=body, headers=sent)
+            assert answers[ends].status_code == 202, answers[ends].text
+            assert site.wait_for_end(answers[ends].json()["id"]).status.value == ends
+        assert httpx2.get(f"{api.url}/jobs", params={"label": "planted=in-a-query"}).status_code == 200
+        assert httpx2.get(f"{api.url}/health").status_code == 200
+        worker.stop()
+        api.stop()
+        spans, raw = there.spans(), b"".join(there.raw)
+    for ends, answer in answers.items():
+        check_log(lines_of(api), lines_of(worker), ends, answer)
+        check_trace([span for span in spans if span.trace == TRACE_IDS[ends]], ends, answer)
+    others = {span.trace for span in spans if span.name == "GET /jobs"}
+    assert others
+    assert others.isdisjoint(TRACE_IDS.values())
+    assert {name for span in spans for name in span.attributes} <= KNOWN
+    for planted in (SECRET, "in-a-label", "in-a-query", "build-", "acme", "/health"):
+        assert planted.encode() not in raw
+
+
+def check_log(
+    of_api: list[dict[str, object]], of_worker: list[dict[str, object]], ends: str, answer: httpx2.Response
+) -> None:
+    ids, job_id = {"request_id": f"build-{ends}", "trace_id": TRACE_IDS[ends]}, answer.json()["id"]
+    (accepted,) = about(of_api, event="job accepted", **ids)
     assert accepted["job_id"] == job_id
-    (request,) = about(lines_of(api), event="request", path="/jobs", method="POST", **ids)
+    (request,) = about(of_api, event="request", path="/jobs", method="POST", **ids)
     assert (request["status"], request["service"]) == (202, "api")
-    of_attempt = about(lines_of(worker), job_id=job_id, attempt=1, service="worker", **ids)
+    of_attempt = about(of_worker, job_id=job_id, attempt=1, service="worker", **ids)
     assert about(of_attempt, event="a library writes something on standard output", logger="runner")
     (end,) = [line for line in of_attempt if "outcome" in line]
-    if failure is None:
+    if ends == "succeeded":
         assert (end["outcome"], end["level"], end["repo_id"]) == ("succeeded", "info", "acme/smaller")
     else:
         assert (end["outcome"], end["level"], end["code"]) == ("failed", "error", "out_of_space")
         assert "no space left" in str(end["event"])
 
 
-def test_a_setting_makes_the_log_text(embedded_site: Site) -> None:
-    embedded_site.extra["REPLACEME_LOG_FORMAT"] = "text"
-    worker = embedded_site.start_worker()
-    job_id = embedded_site.add(stub_seconds="30")
-    embedded_site.wait_for_runner(job_id)
-    embedded_site.cancel(job_id)
-    embedded_site.wait_for_end(job_id)
-    worker.stop()
-    text = worker.log.read_text()
-    assert f"job {job_id}: attempt 1 has ended: cancelled" in text
-    assert f"job_id={job_id}" in text
-    assert not any(line.startswith("{") for line in text.splitlines())
+def check_trace(spans: list[ReceivedSpan], ends: str, answer: httpx2.Response) -> None:
+    request, sent, attempt = (only(spans, name) for name in ("POST /jobs", "send replaceme", "attempt"))
+    assert (request.service, request.kind, request.parent) == ("replaceme-api", SERVER, CALLER)
+    assert answer.headers["traceparent"] == f"00-{TRACE_IDS[ends]}-{request.id}-01"
+    assert (sent.service, sent.kind, sent.parent) == ("replaceme-api", PRODUCER, request.id)
+    assert (attempt.service, attempt.kind, attempt.parent) == ("replaceme-worker", CONSUMER, request.id)
+    assert attempt.links == (sent.id,), "the message that woke the worker up"
+    assert attempt.attributes["replaceme.job.id"] == answer.json()["id"]
+    assert attempt.attributes["replaceme.outcome"] == ends
+    assert attempt.failed is (ends == "failed")
+    assert attempt.attributes.get("error.type") == ("out_of_space" if ends == "failed" else None)
+    stages = [span for span in spans if span.name.startswith("stage ")]
+    whole = ["resolve", "download", "calibrate", "select", "solve", "fold", "save", "publish"]
+    names = [span.name.removeprefix("stage ") for span in stages]
+    assert names == (whole[:3] if ends == "failed" else whole)
+    assert {span.parent for span in stages} == {attempt.id}
+    assert all(attempt.began <= span.began <= span.ended <= attempt.ended for span in stages)
 
 
-def claims(site: Site, job_id: str) -> list[str]:
-    events = events_of(site.database, job_id)
-    return [str(event.data["worker"]) for event in events if event.type == "claimed"]
-
-
-def test_another_worker_goes_on_at_once(site: Site) -> None:
+def test_another_worker_goes_on_at_once(server_site: Site) -> None:
+    site = server_site
     site.extra = {"REPLACEME_DRAIN_SECONDS": "1", "REPLACEME_MAX_ATTEMPTS": "1", "REPLACEME_SWEEP_SECONDS": "3600"}
     workers = [site.start_worker(name=name) for name in ("w1", "w2")]
     job_id = site.add(stub_seconds="8", stub_child="yes")
@@ -345,14 +346,16 @@ def test_another_worker_goes_on_at_once(site: Site) -> None:
     assert job.status is JobStatus.SUCCEEDED, job.error
     assert job.attempt == 2, "although one attempt is all it has"
     assert site.event_types(job_id).count("released") == 1
-    assert len(set(claims(site, job_id))) == 2
+    claims = [event.data["worker"] for event in events_of(site.database, job_id) if event.type == "claimed"]
+    assert len(set(claims)) == 2
     assert len(site.publications()) == 1
     assert site.runners() == []
     wait_until(lambda: not site.workspaces(), seconds=5, what="an empty workspace")
     assert second.process.poll() is None
 
 
-def test_a_job_that_ends_within_the_grace_is_finished(site: Site) -> None:
+def test_a_job_that_ends_within_the_grace_is_finished(embedded_site: Site) -> None:
+    site = embedded_site
     site.extra = {"REPLACEME_DRAIN_SECONDS": "30"}
     worker = site.start_worker()
     job_id, next_id = site.add(stub_seconds="2"), None
@@ -402,7 +405,7 @@ def test_sigquit_releases_the_job_without_grace(embedded_site: Site) -> None:
 
 def test_a_cancel_during_the_grace_is_a_cancel(embedded_site: Site) -> None:
     site = embedded_site
-    site.extra = {"REPLACEME_DRAIN_SECONDS": "30"}
+    site.extra = {"REPLACEME_DRAIN_SECONDS": "30", "REPLACEME_LOG_FORMAT": "text"}
     worker = site.start_worker()
     job_id = site.add(stub_seconds="60")
     site.wait_for_runner(job_id)
@@ -410,6 +413,10 @@ def test_a_cancel_during_the_grace_is_a_cancel(embedded_site: Site) -> None:
     site.cancel(job_id)
     assert site.wait_for_end(job_id, seconds=5).status is JobStatus.CANCELLED
     assert worker.process.wait(timeout=10) == 0
+    text = worker.log.read_text()  # as text, as the setting says
+    assert f"job {job_id}: attempt 1 has ended: cancelled" in text
+    assert f"job_id={job_id}" in text
+    assert not any(line.startswith("{") for line in text.splitlines())
 
 
 def names_in(directory: Path) -> list[str]:

@@ -15,11 +15,11 @@ from benchmarks.harness.processes import Started, wait_until
 from benchmarks.harness.site import Site
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.states import JobStatus
-from tests.fixtures.service.hardware import torch_that_sees
-from tests.fixtures.service.serve import REPLACEME, assert_gone, replaceme
+from tests.fixtures.service.serve import REPLACEME, assert_gone, replaceme, torch_that_sees
 
 
-def test_each_job_waits_for_its_kind_of_worker(site: Site) -> None:
+def test_each_job_waits_for_its_kind_of_worker(server_site: Site) -> None:
+    site = server_site
     site.start_worker(name="cpu", queues="cpu")
     gpu, cpu, any_worker = (site.add(worker_kind=worker_kind) for worker_kind in (WorkerKind.GPU, WorkerKind.CPU, None))
     for job_id in (cpu, any_worker):
@@ -31,13 +31,6 @@ def test_each_job_waits_for_its_kind_of_worker(site: Site) -> None:
         job = site.wait_for_end(job_id)
         assert job.status is JobStatus.SUCCEEDED
         assert job.attempt == 1
-
-
-def test_a_worker_without_queues_consumes_from_all(site: Site) -> None:
-    site.extra = {"REPLACEME_SWEEP_SECONDS": "3600"}  # messages alone
-    site.start_worker()
-    for worker_kind in (WorkerKind.GPU, WorkerKind.CPU, None):
-        assert site.wait_for_end(site.add(worker_kind=worker_kind)).status is JobStatus.SUCCEEDED
 
 
 def test_a_job_for_a_gpu_is_not_for_a_worker_that_sees_none(embedded_site: Site) -> None:
@@ -54,13 +47,12 @@ def test_a_job_for_a_gpu_is_not_for_a_worker_that_sees_none(embedded_site: Site)
     assert site.job(waiting).status is JobStatus.QUEUED
 
 
-def test_a_runner_learns_that_its_job_is_for_a_gpu(embedded_site: Site) -> None:
+def test_a_runner_learns_that_its_job_is_for_a_gpu(working_site: Site) -> None:
     """Should there be none after all, it does not do it on the CPU."""
-    embedded_site.start_worker()
     for worker_kind in (WorkerKind.GPU, WorkerKind.CPU, None):
-        job_id = embedded_site.add(worker_kind=worker_kind)
-        assert embedded_site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
-        assert report_of(embedded_site.database, job_id)["needs_accelerator"] is (worker_kind is WorkerKind.GPU)
+        job_id = working_site.add(worker_kind=worker_kind)
+        assert working_site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
+        assert report_of(working_site.database, job_id)["needs_accelerator"] is (worker_kind is WorkerKind.GPU)
 
 
 def visible_to_runner(site: Site, job_id: str) -> str:

@@ -1,14 +1,17 @@
-"""Times are stored in each database and read as aware UTC datetimes; only sessions commit."""
+"""Times are read as aware UTC datetimes; only sessions commit; what belongs to an owner is reached by naming them."""
 
 import ast
+import inspect
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 
 import replaceme_core
+from replaceme_core.ledger import changes, reading, webhooks
 from replaceme_core.ledger.database import UtcDateTime, now
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -58,3 +61,25 @@ def test_only_the_session_commits() -> None:
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "commit":
                     callers.add(str(path.relative_to(ROOT)))
     assert callers == {"replaceme_core/ledger/database.py"}
+
+
+WITHOUT = {
+    changes: set[str](),
+    # by pairs of id and owner; of jobs that were read before; of all owners, but nothing that tells of a job
+    reading: {"get_snapshots", "timelines", "timeline_of", "to_event", "past_jobs"},
+    # what sends messages and cleans up
+    webhooks: {"has_due", "claim", "record", "delete_old", "message_id", "parse_message_id", "body_of"},
+}
+
+
+@pytest.mark.parametrize("module", WITHOUT, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_the_owner_is_a_required_argument(module: ModuleType) -> None:
+    found = set()
+    for name, function in inspect.getmembers(module, inspect.isfunction):
+        if function.__module__ == module.__name__ and not name.startswith("_"):
+            owner = inspect.signature(function).parameters.get("owner")
+            if owner is None:
+                found.add(name)
+            else:
+                assert owner.default is owner.empty and owner.annotation is str, name
+    assert found == WITHOUT[module]

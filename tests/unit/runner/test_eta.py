@@ -1,5 +1,3 @@
-import math
-
 import pytest
 
 from replaceme_core.request.calibration import CalibrationSpec
@@ -31,24 +29,6 @@ def test_the_way_through_all_stages_is_the_whole() -> None:
     assert seen[-1] == pytest.approx(1)
 
 
-def test_a_job_without_evaluation_has_no_such_stage() -> None:
-    assert Stage.EVALUATE not in weights_of(spec(evaluate=False))
-    course = Course(weights=weights_of(spec(evaluate=False)), started=0)
-    course.move(Stage.EVALUATE, 0.5, 0)
-    assert course.overall == 0
-    course.move(Stage.PUBLISH, 1.0, 0)
-    assert course.overall == pytest.approx(1)
-
-
-def test_a_stage_entered_twice_does_not_run_backwards() -> None:
-    course = Course(weights=weights_of(spec(evaluate=True)), started=0)
-    course.move(Stage.SOLVE, 1.0, 0)
-    before = course.overall
-    course.move(Stage.CALIBRATE, 0.0, 0)
-    assert course.overall == before
-    assert course.fraction == 0
-
-
 def at_the_solve(**method: object) -> float:
     asked = spec(evaluate=True).model_copy(update={"method": MethodSpec.model_validate(method)})
     course = Course(weights=weights_of(asked), started=0)
@@ -60,16 +40,6 @@ def test_a_method_that_solves_for_most_of_its_time_is_not_nearly_done_when_it_be
     assert at_the_solve(name=Method.LEAST_SQUARES) > 0.6
     assert at_the_solve(name=Method.REFIT) < 0.45
     assert at_the_solve(name=Method.REFIT, selection=Selection.WINDOW) < 0.25
-
-
-def test_named_blocks_are_refitted_once_and_chosen_ones_beside_others() -> None:
-    chosen = spec(evaluate=True)
-    assert chosen.expected_method is Method.AUTO, "else this says nothing"
-    named = chosen.model_copy(update={"ratio": None, "drop": (2, 3)})
-    assert weights_of(named)[Stage.SOLVE] == weights_of(chosen)[Stage.SOLVE] / 2
-    refit = {"method": MethodSpec(name=Method.REFIT)}
-    of_refit = [weights_of(one.model_copy(update=refit))[Stage.SOLVE] for one in (chosen, named)]
-    assert of_refit[0] == of_refit[1]
 
 
 def test_trials_are_a_part_of_the_selection() -> None:
@@ -114,13 +84,6 @@ def test_writing_text_is_a_part_of_calibrating() -> None:
     assert 0.3 < writing_part(writing) < 1
     assert weights_of(writing)[Stage.CALIBRATE] > 1.5 * weights_of(plain)[Stage.CALIBRATE]
     assert weights_of(writing)[Stage.SOLVE] == weights_of(plain)[Stage.SOLVE]
-
-
-@pytest.mark.parametrize(("given", "taken"), [(-1.0, 0.0), (2.0, 1.0), (math.nan, 0.0), (math.inf, 1.0)])
-def test_a_fraction_is_brought_into_range(given: float, taken: float) -> None:
-    course = Course(weights=dict.fromkeys(Stage, 1.0), started=0)
-    course.move(Stage.DOWNLOAD, given, 0)
-    assert course.fraction == taken
 
 
 def test_an_estimate_needs_something_to_go_by() -> None:
@@ -179,12 +142,6 @@ def test_while_a_stage_stalls_the_time_left_grows_and_widens() -> None:
     assert errors[-1] > 500
 
 
-def test_a_stage_that_reports_nothing_comes_nearer_to_its_end() -> None:
-    course = planned()
-    course.move(Stage.SOLVE, 0.0, 60)
-    assert [course.eta_seconds(now) for now in (60, 70, 80)] == pytest.approx([40, 30, 20])
-
-
 def test_a_steady_run_has_a_small_error_and_one_that_slows_down_a_large_one() -> None:
     def course_at(times: list[float]) -> Course:
         course = Course(weights={Stage.SOLVE: 1.0}, started=0)
@@ -201,11 +158,3 @@ def test_a_steady_run_has_a_small_error_and_one_that_slows_down_a_large_one() ->
     assert eta is not None
     assert eta - error <= 20 * 30 <= eta + error  # the rest at the speed that it has now
     assert Course(weights={Stage.SOLVE: 1.0}, started=0).eta_error_seconds() is None
-
-
-def test_the_estimates_that_are_kept_are_few() -> None:
-    course = Course(weights={Stage.SOLVE: 1.0}, started=0)
-    course.move(Stage.SOLVE, 0.5, 5)
-    for now in range(10, 5000):
-        course.eta_seconds(now)
-    assert len(course._estimates) <= 256

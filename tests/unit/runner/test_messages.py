@@ -64,10 +64,6 @@ def test_the_message_says_nothing_of_the_machine(error: BaseException, message: 
     assert describe(error).message == message
 
 
-def test_the_field_is_handed_on() -> None:
-    assert describe(CalibrationTooSmall("too few", field="calibration")).field == "calibration"
-
-
 def test_a_wrapper_does_not_hide_that_the_disk_is_full() -> None:
     def save() -> None:
         try:

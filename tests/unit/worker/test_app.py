@@ -10,7 +10,7 @@ from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.settings import Settings
-from tests.fixtures.service.hardware import torch_that_sees
+from tests.fixtures.service.serve import torch_that_sees
 from worker.app import Drain
 
 BOTH = (WorkerKind.CPU, WorkerKind.GPU)
@@ -52,13 +52,6 @@ def test_first_no_new_job_then_the_release() -> None:
     wait_until(lambda: drain.must_release, seconds=5, what="the end of the grace")
     drain.begin(seconds=60)
     assert drain.must_release, "a second signal gives no new time"
-
-
-def test_no_grace_is_over_at_once() -> None:
-    drain = Drain()
-    drain.begin(seconds=60)
-    drain.begin(seconds=0)
-    assert drain.must_release
 
 
 def test_a_process_that_was_forked_before_knows() -> None:

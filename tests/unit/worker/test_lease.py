@@ -1,3 +1,5 @@
+"""The lease of a job, and the outcome of an attempt whose runner was killed."""
+
 import sqlite3
 import threading
 import time
@@ -11,24 +13,24 @@ from sqlalchemy import update
 
 from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.servers import free_port
+from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import Cancelled, DatabaseUnreachable, LeaseLost, OutOfTime
 from replaceme_core.ledger import attempts, changes
 from replaceme_core.ledger.database import Database
-from replaceme_core.ledger.records import Claim
+from replaceme_core.ledger.records import Claim, Job
+from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import JobRow
-from replaceme_core.request.calibration import CalibrationSpec
-from replaceme_core.request.spec import CompressionSpec, ModelRef
-from tests.fixtures.jobs.ledger import claim_job
+from replaceme_core.runner.process import PerhapsOutOfMemory, RunnerKilled
+from tests.fixtures.jobs.ledger import Ledger, claim_job
+from worker.attempt import outcome_after_sigkill
 from worker.lease import Lease
-
-SPEC = CompressionSpec(
-    model=ModelRef(repo_id="acme/tiny"), ratio=0.5, calibration=CalibrationSpec(dataset="builtin:pydoc-topics")
-)
 
 
 def claimed(database: Database) -> Claim:
     with database.session() as session:
-        return claim_job(session, changes.add(session, spec=SPEC, owner="tests").id, worker="tests", lease_seconds=30)
+        return claim_job(
+            session, changes.add(session, spec=a_spec(), owner="tests").id, worker="tests", lease_seconds=30
+        )
 
 
 @contextmanager
@@ -131,20 +133,6 @@ def test_the_deadline_of_the_job_ends_it(sqlite_database: Database) -> None:
             attempts.assert_held(session, claim)
 
 
-def test_a_deadline_that_has_passed_before_the_claim(sqlite_database: Database) -> None:
-    with held(sqlite_database, late(claimed(sqlite_database), -5), lease_seconds=60) as lease:
-        assert lease.ended.wait(5)
-        with pytest.raises(OutOfTime):
-            lease.check()
-
-
-def test_a_deadline_after_the_last_check_comes_too_late(sqlite_database: Database) -> None:
-    with held(sqlite_database, late(claimed(sqlite_database), 0.3), lease_seconds=60) as lease:
-        lease.last_check()
-        assert not lease.ended.wait(0.6)
-        lease.check()
-
-
 def test_after_a_refused_commit_the_deadline_counts_again(sqlite_database: Database) -> None:
     with held(sqlite_database, late(claimed(sqlite_database), 0.3), lease_seconds=60) as lease:
         lease.last_check()
@@ -153,14 +141,6 @@ def test_after_a_refused_commit_the_deadline_counts_again(sqlite_database: Datab
         assert lease.ended.wait(5)
         with pytest.raises(OutOfTime):
             lease.check()
-
-
-def test_the_last_check_queries_the_database(sqlite_database: Database) -> None:
-    claim = claimed(sqlite_database)
-    with held(sqlite_database, claim, lease_seconds=60) as lease:
-        steal(sqlite_database, claim)
-        with pytest.raises(LeaseLost):
-            lease.last_check()
 
 
 def test_progress_that_cannot_be_stored_is_not_loss(sqlite_database: Database) -> None:
@@ -176,3 +156,44 @@ def test_progress_that_cannot_be_stored_is_not_loss(sqlite_database: Database) -
         assert not lease.ended.wait(1)
         lease.check()
     assert len(beats) > 1
+
+
+BY_HAND, UNKNOWN = RunnerKilled("SIGKILL"), PerhapsOutOfMemory("SIGKILL")
+
+
+def after_kill(
+    ledger: Ledger, killed: RunnerKilled | PerhapsOutOfMemory, claim: Claim, *, max_attempts: int = 5
+) -> Job:
+    with ledger.database.session() as session:
+        outcome_after_sigkill(killed, claim, max_attempts=max_attempts)(session)
+    return ledger.get(claim.job_id)
+
+
+def test_a_kill_by_hand_costs_an_attempt_each_time(sqlite_database: Database) -> None:
+    ledger = Ledger(sqlite_database)
+    job_id = ledger.add()
+    for _ in range(2):
+        assert after_kill(ledger, BY_HAND, ledger.claim(job_id), max_attempts=3).status is JobStatus.QUEUED
+    job = after_kill(ledger, BY_HAND, ledger.claim(job_id), max_attempts=3)
+    assert job.error is not None
+    assert job.error.code == "worker_lost"
+
+
+def test_after_an_unexplained_kill_the_job_is_retried_once(sqlite_database: Database) -> None:
+    ledger = Ledger(sqlite_database)
+    job_id = ledger.add()
+    ledger.release(ledger.claim(job_id))  # released for another reason: does not count
+    assert after_kill(ledger, UNKNOWN, ledger.claim(job_id)).status is JobStatus.QUEUED
+    job = after_kill(ledger, UNKNOWN, ledger.claim(job_id))
+    assert job.error is not None
+    assert job.error.code == "out_of_memory"
+
+
+@pytest.mark.parametrize(("killed", "code"), [(BY_HAND, "worker_lost"), (UNKNOWN, "out_of_memory")])
+def test_the_last_attempt_is_the_last(
+    sqlite_database: Database, killed: RunnerKilled | PerhapsOutOfMemory, code: str
+) -> None:
+    ledger = Ledger(sqlite_database)
+    job = after_kill(ledger, killed, ledger.claim(ledger.add()), max_attempts=1)
+    assert job.error is not None
+    assert job.error.code == code

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from benchmarks.harness.jobs import job_of
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port
+from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import DatabaseFull, QueueUnreachable
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import changes, reading
@@ -14,21 +14,25 @@ from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.records import IdempotencyKey
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import IdempotencyKeyRow, JobRow
-from replaceme_core.request.calibration import CalibrationSpec
-from replaceme_core.request.spec import CompressionSpec, ModelRef
 from replaceme_core.settings import Settings
 from tests.fixtures.jobs.ledger import claim_job
 from worker.sweep import Sweep
 from worker.workspace import checkpoints_of, jobs_with_checkpoints
 
-SPEC = CompressionSpec(
-    model=ModelRef(repo_id="acme/tiny"), ratio=0.5, calibration=CalibrationSpec(dataset="builtin:pydoc-topics")
-)
+SPEC = a_spec()
 
 
 @pytest.fixture
 def settings(sqlite_url: str, tmp_path: Path) -> Settings:
-    return Settings(data=tmp_path / "data", database_url=sqlite_url, sweep_seconds=0.1)
+    return Settings(data=tmp_path / "data", database_url=sqlite_url, sweep_seconds=60)
+
+
+def sweep_of(settings: Settings, enqueued: list[str] | None = None, *, free: bool = True) -> Sweep:
+    """A sweep that notes the jobs that it enqueues."""
+    noted = [] if enqueued is None else enqueued
+    return Sweep(
+        settings=settings, enqueue=lambda job_id, worker_kind: noted.append(job_id), has_free_slot=lambda: free
+    )
 
 
 def old_job(database: Database) -> str:
@@ -39,26 +43,17 @@ def old_job(database: Database) -> str:
     return job_id
 
 
-def test_it_enqueues_a_job_that_waits_and_not_again_at_once(settings: Settings, sqlite_database: Database) -> None:
+def test_a_worker_with_a_free_slot_enqueues_a_job_that_waits_and_not_again_at_once(
+    settings: Settings, sqlite_database: Database
+) -> None:
     enqueued: list[str] = []
     job_id = old_job(sqlite_database)
-    sweep = Sweep(
-        settings=settings.model_copy(update={"sweep_seconds": 60}),
-        enqueue=lambda job_id, worker_kind: enqueued.append(job_id),
-        has_free_slot=lambda: True,
-    )
+    sweep_of(settings, enqueued, free=False).sweep()
+    assert enqueued == []
+    sweep = sweep_of(settings, enqueued)
     sweep.sweep()
     sweep.sweep()
     assert enqueued == [job_id]
-
-
-def test_a_worker_without_a_free_slot_enqueues_nothing(settings: Settings, sqlite_database: Database) -> None:
-    enqueued: list[str] = []
-    old_job(sqlite_database)
-    Sweep(
-        settings=settings, enqueue=lambda job_id, worker_kind: enqueued.append(job_id), has_free_slot=lambda: False
-    ).sweep()
-    assert enqueued == []
 
 
 def test_it_requeues_an_expired_lease_and_enqueues_the_job_after_a_pause(
@@ -69,11 +64,7 @@ def test_it_requeues_an_expired_lease_and_enqueues_the_job_after_a_pause(
     with sqlite_database.session() as session:
         claim_job(session, job_id, worker="gone", lease_seconds=60)
         session.execute(update(JobRow).values(lease_expires_at=now(plus_seconds=-1)))
-    slow = Sweep(
-        settings=settings.model_copy(update={"sweep_seconds": 60}),
-        enqueue=lambda job_id, worker_kind: enqueued.append(job_id),
-        has_free_slot=lambda: True,
-    )
+    slow = sweep_of(settings, enqueued)
     slow.sweep()
     assert enqueued == []
     with sqlite_database.session() as session:
@@ -82,20 +73,6 @@ def test_it_requeues_an_expired_lease_and_enqueues_the_job_after_a_pause(
     slow.sweep()
     slow.sweep()
     assert enqueued == [job_id]
-
-
-def test_it_fails_a_job_that_waited_too_long(settings: Settings, sqlite_database: Database) -> None:
-    enqueued: list[str] = []
-    job_id = old_job(sqlite_database)
-    with sqlite_database.session() as session:
-        session.execute(update(JobRow).values(max_queue_seconds=60.0, deadline_at=now(plus_seconds=-1)))
-    Sweep(
-        settings=settings, enqueue=lambda job_id, worker_kind: enqueued.append(job_id), has_free_slot=lambda: True
-    ).sweep()
-    assert enqueued == []
-    error = job_of(sqlite_database, job_id).error
-    assert error is not None
-    assert error.code == "out_of_time"
 
 
 def test_it_deletes_old_idempotency_keys(settings: Settings, sqlite_database: Database) -> None:
@@ -107,7 +84,7 @@ def test_it_deletes_old_idempotency_keys(settings: Settings, sqlite_database: Da
                 owner="tests",
                 idempotency_key=IdempotencyKey(key=key, fingerprint="f", keep_seconds=seconds),
             )
-    Sweep(settings=settings, enqueue=print, has_free_slot=lambda: False).sweep()
+    sweep_of(settings, free=False).sweep()
     with sqlite_database.session(read_only=True) as session:
         assert session.scalars(select(IdempotencyKeyRow.key)).all() == ["new"]
 
@@ -116,7 +93,7 @@ def test_it_removes_abandoned_directories_while_the_database_is_unreachable(tmp_
     settings = Settings(data=tmp_path, database_url=f"postgresql+psycopg://nobody@127.0.0.1:{free_port()}/none")
     abandoned = settings.workspace / "job-1-abc"
     abandoned.mkdir(parents=True)
-    Sweep(settings=settings, enqueue=print, has_free_slot=lambda: True).sweep()
+    sweep_of(settings).sweep()
     assert not abandoned.exists()
 
 
@@ -129,7 +106,8 @@ def test_a_broker_that_is_unreachable_does_not_stop_it(settings: Settings, sqlit
             raise QueueUnreachable("away")
 
     job_id = old_job(sqlite_database)
-    sweep = Sweep(settings=settings, enqueue=enqueue, has_free_slot=lambda: True)
+    often = settings.model_copy(update={"sweep_seconds": 0.1})
+    sweep = Sweep(settings=often, enqueue=enqueue, has_free_slot=lambda: True)
     sweep.start()
     try:
         wait_until(lambda: len(tries) >= 3, seconds=10, what="three tries")
@@ -147,7 +125,7 @@ def test_it_removes_the_checkpoints_of_jobs_that_have_ended(settings: Settings, 
         changes.request_cancel(session, cancelled, owner="tests")
     for job_id in (waiting, cancelled, "of-a-ledger-that-is-gone"):
         checkpoints_of(settings.workspace, job_id).mkdir(parents=True)
-    Sweep(settings=settings, enqueue=lambda job_id, worker_kind: None, has_free_slot=lambda: False).sweep()
+    sweep_of(settings, free=False).sweep()
     assert jobs_with_checkpoints(settings.workspace) == {waiting}
 
 
@@ -160,6 +138,6 @@ def test_a_full_disk_leaves_no_traceback(
 
     for part in ("_repair_jobs", "_remove_abandoned"):
         monkeypatch.setattr(Sweep, part, fail)
-    Sweep(settings=settings, enqueue=lambda job_id, worker_kind: None, has_free_slot=lambda: True).sweep()
+    sweep_of(settings).sweep()
     assert len(caplog.records) == 2
     assert all("no space left" in record.getMessage().lower() and not record.exc_info for record in caplog.records)
