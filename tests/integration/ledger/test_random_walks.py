@@ -189,7 +189,7 @@ def test_random_walks(database: Database) -> None:
     run_state_machine_as_test(
         lambda: LedgerMachine(database),
         settings=settings(
-            max_examples=30 if is_sqlite else 10,
+            max_examples=20 if is_sqlite else 8,
             stateful_step_count=30,
             deadline=None,
             derandomize=True,
