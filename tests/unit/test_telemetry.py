@@ -122,10 +122,7 @@ def test_a_file_in_place_of_standard_error(tmp_path: Path) -> None:
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "a b", "a\n", "-a", "ä", "{}", "x" * (LONGEST_ID + 1), None],
-)
+@pytest.mark.parametrize("text", ["", "a b", "a\n", "-a", "ä", "{}", "x" * (LONGEST_ID + 1), None])
 def test_ids_that_are_not_plain_are_refused(text: object) -> None:
     assert parse_request_id(text) is None
 

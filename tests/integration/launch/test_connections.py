@@ -127,10 +127,7 @@ def shared_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     write_stub_model(place / MODEL)
     url = f"sqlite:///{place / 'ledger.sqlite3'}"
     with started(
-        place,
-        REPLACEME_DATABASE_URL=url,
-        REPLACEME_MAX_CONNECTIONS="20",
-        REPLACEME_TRUSTED_PROXIES="127.0.0.5",
+        place, REPLACEME_DATABASE_URL=url, REPLACEME_MAX_CONNECTIONS="20", REPLACEME_TRUSTED_PROXIES="127.0.0.5"
     ) as api:
         yield api
 

@@ -28,12 +28,7 @@ from tests.fixtures.service.serve import (
     torch_that_sees,
 )
 
-LONG_JOB = {
-    "model": MODEL,
-    "ratio": 0.25,
-    "calibration": "builtin:pydoc-topics",
-    "labels": {"stub.seconds": "600"},
-}
+LONG_JOB = {"model": MODEL, "ratio": 0.25, "calibration": "builtin:pydoc-topics", "labels": {"stub.seconds": "600"}}
 
 
 def run_into_a_job(serve: Serve) -> str:

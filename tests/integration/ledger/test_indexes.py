@@ -211,8 +211,7 @@ def test_an_event_reads_the_webhooks_of_its_job_only(sqlite_database: Database) 
     """And those without a job; not those of all jobs of the owner."""
     fill(sqlite_database)
     plans = plan_of(
-        sqlite_database,
-        lambda session: changes.request_cancel(session, str(UUID(int=3000)), owner="owner-0"),
+        sqlite_database, lambda session: changes.request_cancel(session, str(UUID(int=3000)), owner="owner-0")
     )
     (plan,) = [plan for plan in plans if "ix_webhooks_owner_job" in plan]
     assert plan.count("ix_webhooks_owner_job (owner=? AND job_id=?)") == 2, plan

@@ -80,10 +80,7 @@ def test_a_job_that_succeeds(ledger_on_both: Ledger) -> None:
     with ledger.database.session() as session:
         attempts.record_spec(session, claim, resolved)
     ledger.succeed(claim)
-    done, report = (
-        job_of(ledger.database, job.id),
-        report_of(ledger.database, job.id),
-    )
+    done, report = (job_of(ledger.database, job.id), report_of(ledger.database, job.id))
     assert (done.status, done.spec, done.progress.overall, done.error) == (SUCCEEDED, resolved, 1.0, None)
     assert done.result is not None
     assert (done.result.removed_blocks, done.result.kept_blocks) == ((12, 13), (0, 1, 2))

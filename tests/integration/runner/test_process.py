@@ -106,10 +106,7 @@ def test_a_sigkill_is_explained_by_the_kernels_counts(
     remaining = iter(counts)
     monkeypatch.setattr(child, "count_oom_kills", lambda: next(remaining))
     code = "import os; os.kill(os.getpid(), 9)"
-    with (
-        Runner(python(code), REQUEST, scratch=tmp_path) as runner,
-        pytest.raises(error, match="SIGKILL") as found,
-    ):
+    with Runner(python(code), REQUEST, scratch=tmp_path) as runner, pytest.raises(error, match="SIGKILL") as found:
         list(runner.messages())
     assert type(found.value) is error
 
