@@ -29,6 +29,7 @@ from benchmarks.harness.stub_model import write_stub_model
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import Keys, NewKey
 from replaceme_core.ledger.keys import Scope as KeyScope
+from replaceme_core.ledger.migrate import upgrade
 from tests.fixtures.service.serve import environment
 
 GET = b"GET /health HTTP/1.1\r\nhost: localhost\r\n"
@@ -126,6 +127,7 @@ def shared_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     place = tmp_path_factory.mktemp("small")
     write_stub_model(place / MODEL)
     url = f"sqlite:///{place / 'ledger.sqlite3'}"
+    upgrade(url)
     with started(
         place, REPLACEME_DATABASE_URL=url, REPLACEME_MAX_CONNECTIONS="20", REPLACEME_TRUSTED_PROXIES="127.0.0.5"
     ) as api:

@@ -14,7 +14,6 @@ import psutil
 import pytest
 
 from api.client.client import Client
-from api.client.errors import Refused
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import MODEL
 from tests.fixtures.service.serve import (
@@ -25,7 +24,6 @@ from tests.fixtures.service.serve import (
     environment,
     replaceme,
     served,
-    torch_that_sees,
 )
 
 LONG_JOB = {"model": MODEL, "ratio": 0.25, "calibration": "builtin:pydoc-topics", "labels": {"stub.seconds": "600"}}
@@ -157,15 +155,6 @@ def test_foreign_modules_in_the_working_directory_are_refused(tmp_path: Path) ->
     assert f"{place} would be imported in place of the service's own module" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert [entry for entry in tmp_path.iterdir() if entry.name != "worker"] == []
-
-
-def test_a_job_for_a_missing_device_is_refused(tmp_path: Path) -> None:
-    """On the embedded default no other worker will run the job."""
-    settings = {"REPLACEME_RUNNER_COMMAND": "null", **torch_that_sees(0, tmp_path / "hardware")}
-    with served(tmp_path, **settings) as serve, Client(serve.url) as client:
-        add_model(serve.data / "hub")
-        with pytest.raises(Refused, match="workers for cpu only"):
-            client.submit({**LONG_JOB, "compute": {"device": "cuda"}})
 
 
 def test_at_a_terminal_the_log_is_text_and_ctrl_c_ends_it_quietly(tmp_path: Path) -> None:

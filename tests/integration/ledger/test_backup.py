@@ -1,6 +1,5 @@
 """Backups of a ledger in use, and its jobs after a restore: docs/how-to/back-up-and-restore.md."""
 
-import json
 import shutil
 import sqlite3
 import subprocess
@@ -12,15 +11,14 @@ from pathlib import Path
 
 import pytest
 from alembic import command
-from sqlalchemy import func, make_url, select, text, update
+from sqlalchemy import func, make_url, select, text
 
 from benchmarks.harness.checkout import ROOT
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import PostgresServer
-from benchmarks.harness.site import MODEL, STUB_RUNNER, Site
 from replaceme_core.errors import DatabaseUnreachable
 from replaceme_core.ledger import attempts
-from replaceme_core.ledger.database import Database, now
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.migrate import alembic_config
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import JobEventRow, JobRow
@@ -152,29 +150,3 @@ def run_program(name: str, *arguments: str) -> None:
         pytest.skip(f"there is no {name} here")
     done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_a_result_published_after_the_backup_is_not_published_twice(embedded_site: Site, tmp_path: Path) -> None:
-    """The job is queued at the time of the backup, runs, and is queued again after the restore."""
-    site = embedded_site
-    site.extra = {"REPLACEME_RUNNER_COMMAND": json.dumps([sys.executable, str(STUB_RUNNER)])}
-    ledger_file, backup = Path(site.database_url.removeprefix("sqlite:///")), tmp_path / "backup.sqlite3"
-    job_id = site.add()
-    subprocess.run([sys.executable, "-c", ONLINE_BACKUP, ledger_file, backup], check=True, timeout=60)
-    worker = site.start_worker()
-    before = site.wait_for_end(job_id)
-    assert worker.stop() == 0
-    site.database.close()
-    shutil.copyfile(backup, ledger_file)
-    for ending in ("-wal", "-shm"):
-        ledger_file.with_name(ledger_file.name + ending).unlink(missing_ok=True)
-    assert site.job(job_id).status is JobStatus.QUEUED
-    with site.database.session() as session:
-        session.execute(text(MAY_HAVE_RUN))
-        session.execute(update(JobRow).values(enqueued_at=now(plus_seconds=-3600)))
-    site.start_worker(name="w2")
-    after = site.wait_for_end(job_id)
-    assert after.status is JobStatus.SUCCEEDED, after.error
-    assert after.result == before.result
-    assert len(site.publications()) == 1
-    assert (site.hub_directory / MODEL).is_dir()

@@ -125,21 +125,6 @@ def test_our_own_sigkill_is_not_called_out_of_memory(tmp_path: Path) -> None:
             list(runner.messages())
 
 
-def test_one_that_ignores_sigterm_is_killed_after_the_grace_period(tmp_path: Path) -> None:
-    code = """
-import signal, sys, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print("ready", file=sys.stderr, flush=True)
-time.sleep(60)
-"""
-    with Runner(python(code), REQUEST, scratch=tmp_path) as runner:
-        wait_until(lambda: runner.stderr_tail, seconds=10, what="a first line")
-        began = time.monotonic()
-        runner.terminate(grace_seconds=0.3)
-        assert runner.close() == -9
-    assert 0.3 <= time.monotonic() - began < 5
-
-
 def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
     code = """
 import subprocess, sys

@@ -42,13 +42,6 @@ def test_it_is_neither_published_nor_kept(hub_bench: Bench, fake_hub: FakeHub, r
     assert commits(fake_hub) == 0
 
 
-def test_one_that_passes_is_published(hub_bench: Bench, fake_hub: FakeHub) -> None:
-    job = hub_bench.run(hub_bench.add(gate=GATE, stub_ratio="1.6"))
-    assert job.status is JobStatus.SUCCEEDED, job.error
-    assert job.gate is not None and job.gate.passed
-    assert commits(fake_hub) == 1
-
-
 def test_the_runner_gets_the_directory_of_the_tasks(hub_bench: Bench, tmp_path: Path) -> None:
     job_id = hub_bench.add()
     hub_bench.run(job_id, tasks_directory=tmp_path / "tasks")

@@ -82,17 +82,6 @@ def test_an_error_is_a_final_message_with_its_trace_on_standard_error(tmp_path: 
     assert not (tmp_path / "output").exists()
 
 
-def test_sigterm_ends_it_with_a_final_message(tmp_path: Path) -> None:
-    with running(tmp_path, stub_seconds="60") as (runner, messages):
-        assert next(messages).type == "resolved"
-        assert next(messages).type == "stage"
-        runner.terminate(grace_seconds=10)
-        *_, last = messages
-    assert isinstance(last, Failed)
-    assert last.code == "cancelled"
-    assert not (tmp_path / "output").exists()
-
-
 def test_it_ends_with_its_parent_together_with_what_it_started(tmp_path: Path) -> None:
     """The parent is killed, so that it cannot send a signal."""
     code = f"""
