@@ -62,13 +62,6 @@ def test_every_field_of_a_source_may_be_in_an_option(service: StubService) -> No
     assert sent(service)["calibration"] == {"sources": [source, generated]}
 
 
-@pytest.mark.parametrize("text", ["{", "[1]{", '{"share": 1}', '{"dataset": 3}'])
-def test_a_source_that_is_none(service: StubService, text: str) -> None:
-    done = submit(service, "--model", "org/name", "--ratio", "0.5", "--calibration", text)
-    assert done.exit_code == 2
-    assert service.received == []
-
-
 EVERYTHING = {
     "model": {"repo_id": "org/name", "revision": "v1"},
     "ratio": 0.25,
@@ -88,7 +81,8 @@ EVERYTHING = {
         "judged_on": "none",
     },
     "method": {"name": "auto", "ridge_later": 0.5, "replays": 2, "time_budget_seconds": 60.0},
-    "evaluation": {"enabled": False, "samples": 4},
+    "evaluation": {"samples": 4, "tasks": ["piqa", "sciq"], "task_limit": 10, "few_shot": 2},
+    "gate": {"perplexity_ratio": {"max": 1.6}, "tasks": {"piqa": {"min_kept": 0.9}}},
     "output": {"repo_id": "org/small", "private": False, "overwrite": True, "create_pr": False},
     "compute": {"device": "cpu", "dtype": "float32", "batch_size": 2, "threads": 1, "loading": "whole"},
     "labels": {"team": "nlp"},
@@ -102,9 +96,10 @@ AS_OPTIONS = (
     "--model org/name --revision v1 --ratio 0.25 --calibration org/data --calibration-revision v2 "
     "--calibration-config c --calibration-split test --calibration-column words --samples 64 --max-length 128 --seed 3 "
     "--template plain --self-generated 0.25 --general 0.125 --repeated 0.25 --judged-on none --method auto "
-    "--ridge-later 0.5 --replays 2 --time-budget 60 --no-evaluate --evaluation-samples 4 --output org/small --public "
+    "--ridge-later 0.5 --replays 2 --time-budget 60 --evaluation-samples 4 --output org/small --public "
     "--overwrite --no-create-pr --device cpu --dtype float32 --batch-size 2 --threads 1 --loading whole "
     "--label team=nlp --priority 7 --max-queue-seconds 10 --max-runtime-seconds 20 --credential mine "
+    "--tasks piqa,sciq --task-limit 10 --few-shot 2 --gate perplexity_ratio<=1.6 --gate tasks.piqa>=0.9 "
     "--webhook https://a.example/x --webhook-event failed --webhook-payload full --webhook-signed-by w1"
 )
 
@@ -131,15 +126,6 @@ def test_an_option_for_the_deepest_cut(service: StubService, tmp_path: Path) -> 
     assert "ratio.max: expected a number greater than 0 and less than 1, got 1.5" in refused.output
 
 
-def test_options_for_what_is_measured_and_wanted(service: StubService) -> None:
-    wanted = "--tasks piqa,sciq --task-limit 10 --few-shot 2 --gate perplexity_ratio<=1.6 --gate tasks.piqa>=0.9"
-    done = submit(service, "--model", "org/name", "--ratio", "0.5", "--calibration", "org/data", *wanted.split())
-    assert done.exit_code == 0, done.output
-    body = sent(service)
-    assert body["evaluation"] == {"tasks": ["piqa", "sciq"], "task_limit": 10, "few_shot": 2}
-    assert body["gate"] == {"perplexity_ratio": {"max": 1.6}, "tasks": {"piqa": {"min_kept": 0.9}}}
-
-
 JOB = """\
 # a job
 model: {repo_id: org/name, revision: v1}
@@ -153,18 +139,40 @@ labels: {team: nlp, day: 2026-11-27}
 """
 
 
-def test_options_replace_what_the_file_says(service: StubService, tmp_path: Path) -> None:
-    (tmp_path / "job.yaml").write_text(JOB)
-    options = ["--ratio", "0.5", "--calibration", "builtin:code", "--seed", "1", "--label", "team=cv", "--replays", "3"]
-    done = submit(service, "--file", str(tmp_path / "job.yaml"), *options, "--model", "org/other")
+@pytest.mark.parametrize(
+    ("text", "options", "expected"),
+    [
+        (
+            JOB,
+            "--ratio 0.5 --calibration builtin:code --seed 1 --label team=cv --replays 3 --model org/other",
+            {
+                "model": {"repo_id": "org/other"},
+                "ratio": 0.5,
+                "calibration": {"dataset": "builtin:code", "samples": 64, "seed": 1},
+                "method": {"name": "least_squares", "ridge": 0.001, "replays": 3},
+                "labels": {"team": "cv", "day": "2026-11-27"},
+            },
+        ),
+        (
+            "{model: org/name, ratio: 0.5, calibration: [org/a, org/b], method: drop}",
+            "--revision v1 --samples 64 --replays 2",
+            {
+                "model": {"repo_id": "org/name", "revision": "v1"},
+                "ratio": 0.5,
+                "calibration": {"sources": ["org/a", "org/b"], "samples": 64},
+                "method": {"name": "drop", "replays": 2},
+            },
+        ),
+    ],
+    ids=["every part", "short forms"],
+)
+def test_options_replace_what_the_file_says(
+    service: StubService, tmp_path: Path, text: str, options: str, expected: object
+) -> None:
+    (tmp_path / "job.yaml").write_text(text)
+    done = submit(service, "--file", str(tmp_path / "job.yaml"), *options.split())
     assert done.exit_code == 0, done.output
-    assert sent(service) == {
-        "model": {"repo_id": "org/other"},
-        "ratio": 0.5,
-        "calibration": {"dataset": "builtin:code", "samples": 64, "seed": 1},
-        "method": {"name": "least_squares", "ridge": 0.001, "replays": 3},
-        "labels": {"team": "cv", "day": "2026-11-27"},
-    }
+    assert sent(service) == expected
 
 
 def test_a_mix_replaces_one_text_with_the_shares_beside_it(service: StubService, tmp_path: Path) -> None:
@@ -172,20 +180,6 @@ def test_a_mix_replaces_one_text_with_the_shares_beside_it(service: StubService,
     (tmp_path / "job.yaml").write_text(json.dumps({"model": "org/name", "ratio": 0.5, "calibration": text}))
     submit(service, "--file", str(tmp_path / "job.yaml"), "--calibration", "org/b=0.5", "--calibration", "org/c")
     assert sent(service)["calibration"].keys() == {"sources", "repeated"}
-
-
-def test_short_forms_in_a_file_take_options(service: StubService, tmp_path: Path) -> None:
-    (tmp_path / "job.yaml").write_text("{model: org/name, ratio: 0.5, calibration: [org/a, org/b], method: drop}")
-    done = submit(
-        service, "--file", str(tmp_path / "job.yaml"), "--revision", "v1", "--samples", "64", "--replays", "2"
-    )
-    assert done.exit_code == 0, done.output
-    assert sent(service) == {
-        "model": {"repo_id": "org/name", "revision": "v1"},
-        "ratio": 0.5,
-        "calibration": {"sources": ["org/a", "org/b"], "samples": 64},
-        "method": {"name": "drop", "replays": 2},
-    }
 
 
 @pytest.mark.parametrize("text", [json.dumps({"model": "org/name", "ratio": 0.5, "calibration": "org/data"}), JOB])
@@ -228,22 +222,30 @@ def test_a_file_that_is_no_job(service: StubService, tmp_path: Path, text: str, 
     assert service.received == []
 
 
+@pytest.mark.parametrize("text", ["{", "[1]{", '{"share": 1}', '{"dataset": 3}'])
+def test_a_source_that_is_none(service: StubService, text: str) -> None:
+    assert submit(service, "--model", "org/name", "--ratio", "0.5", "--calibration", text).exit_code == 2
+    assert service.received == []
+
+
 @pytest.mark.parametrize(
-    ("text", "words"), [('{"ratio": 0.5, "ratio": 0.25}', "ratio is given twice"), ('{"a": ', "this is not JSON")]
+    ("name", "content", "words"),
+    [
+        ("job.json", b'{"ratio": 0.5, "ratio": 0.25}', "ratio is given twice"),
+        ("job.json", b'{"a": ', "this is not JSON"),
+        ("odd.yaml", b"\xff\xfe", "not UTF-8"),
+        ("none.yaml", None, "No such file"),
+        (".", None, "Is a directory"),
+    ],
 )
-def test_a_file_that_is_no_json(service: StubService, tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "job.json").write_text(text)
-    done = submit(service, "--file", str(tmp_path / "job.json"))
+def test_a_file_that_cannot_be_read(
+    service: StubService, tmp_path: Path, name: str, content: bytes | None, words: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    done = submit(service, "--file", str(tmp_path / name))
     assert done.exit_code == 2
     assert words in done.stderr
-
-
-def test_files_that_cannot_be_read(service: StubService, tmp_path: Path) -> None:
-    (tmp_path / "odd.yaml").write_bytes(b"\xff\xfe")
-    for name, words in (("none.yaml", "No such file"), ("odd.yaml", "not UTF-8"), (".", "Is a directory")):
-        done = submit(service, "--file", str(tmp_path / name))
-        assert done.exit_code == 2
-        assert words in done.stderr
 
 
 def test_several_problems_are_listed_once(service: StubService) -> None:
