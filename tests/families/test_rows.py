@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.methods.windows import fit_cut
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import Cut, FittedCut, fold, remove_blocks, run_pruned
@@ -19,6 +18,7 @@ from replaceme_core.errors import NumericalFailure
 from replaceme_core.families.layout import Layout, MapStructure
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.families.table import FAMILIES
+from tests.fixtures.models.activations import activations_of
 from tests.fixtures.models.tiny import (
     BLOCKS,
     VARIANTS,
@@ -41,16 +41,16 @@ def test_every_row_has_a_variant() -> None:
 
 
 @every_variant
-def test_stored_weights_agree_with_the_config(variant: Variant, tmp_path: Path) -> None:
-    stored_weights(save_tiny(tmp_path / "model", variant=variant))
-
-
-@every_variant
 def test_the_stream_is_the_sum_of_its_writes(variant: Variant) -> None:
     model, tokens = tiny_model(variant), token_ids(2, 24)
     with torch.inference_mode():
         assert smallest_write(model, tokens) > 0.1, "the check would be blind to a missing write"
-        assert BlockRunner(resolved=resolve(model)).prove(tokens) < 1e-5
+        block_runner = BlockRunner(resolved=resolve(model))
+        assert block_runner.prove(tokens) < 1e-5
+        stream = block_runner.enter(tokens)
+        for block in range(BLOCKS):
+            stream = block_runner.run(block, stream)
+        assert torch.equal(block_runner.leave(stream, tokens), model(input_ids=tokens, use_cache=False).logits)
 
 
 @every_variant
@@ -103,17 +103,6 @@ def outputs_of_block_0(model: PreTrainedModel, tokens: torch.Tensor) -> dict[str
 
 
 @every_variant
-def test_block_by_block_is_the_model_itself(variant: Variant) -> None:
-    model, tokens = tiny_model(variant), token_ids(3, 24)
-    with torch.inference_mode():
-        block_runner = BlockRunner(resolved=resolve(model))
-        stream = block_runner.enter(tokens)
-        for block in range(BLOCKS):
-            stream = block_runner.run(block, stream)
-        assert torch.equal(block_runner.leave(stream, tokens), model(input_ids=tokens, use_cache=False).logits)
-
-
-@every_variant
 def test_the_fold_is_exact(variant: Variant) -> None:
     """In float64 the folded, shorter model gives the logits of the unfolded one with its map beside it."""
     tokens = token_ids(2, 24)
@@ -138,9 +127,7 @@ def test_what_is_fitted_is_what_is_folded(variant: Variant) -> None:
     anchor, end = CUT.anchor, CUT.end
     with torch.inference_mode():
         block_runner = BlockRunner(resolved=resolve(model))
-        statistics = Activations(
-            block_runner=block_runner, fit=tokens, held_out=tokens, batch_size=8, advance=lambda _: None
-        ).statistics(CUT)
+        statistics = activations_of(block_runner, tokens, tokens, batch_size=8).statistics(CUT)
         fitted = fit_cut(statistics, ridge=1e-6)
         promised, delta = fitted.residual, fitted.from_all_tokens.delta
         dense = block_runner.enter(tokens)
@@ -158,6 +145,7 @@ def test_what_is_fitted_is_what_is_folded(variant: Variant) -> None:
 @every_variant
 def test_a_pruned_model_is_the_same_after_saving(variant: Variant, tmp_path: Path) -> None:
     source = save_tiny(tmp_path / "source", variant=variant)
+    stored_weights(source)  # they agree with the config
     model, tokens = AutoModelForCausalLM.from_pretrained(source), token_ids(2, 24)
     with torch.inference_mode():
         prune(model, some_map(resolve(model), cut=CUT, seed=2))

@@ -9,8 +9,7 @@ from benchmarks import smollm2
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.tasks import load_tasks
 from replaceme_core.engine.model.load import load_model, load_tokenizer
-from tests.fixtures.evaluation.local_tasks import CHOICE, QUESTIONS, ROLLING, write_tasks
-from tests.fixtures.evaluation.own_command import offline, require_same_numbers
+from tests.fixtures.evaluation.local_tasks import CHOICE, QUESTIONS, ROLLING, offline, require_same_numbers, write_tasks
 
 pytestmark = pytest.mark.filterwarnings("default")  # what the library warns of is not ours
 

@@ -12,8 +12,7 @@ from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import resolve_text
 from replaceme_core.request.spec import CompressionRequest, Loading
 from replaceme_core.runner.messages import PastJob, Stage
-from tests.fixtures.models.headers import SMOLLM2, HeaderHub, LlamaSize
-from tests.fixtures.models.plans import planner
+from tests.fixtures.models.headers import SMOLLM2, HeaderHub, LlamaSize, planner
 
 STAGES = tuple(stage for stage in Stage if stage is not Stage.RESOLVE)
 SIZES = {

@@ -16,7 +16,7 @@ from replaceme_core.request.removal import (
     ratio_of,
 )
 from replaceme_core.request.spec import CompressionSpec
-from tests.fixtures.models.tiny import VARIANTS, tiny_config
+from tests.fixtures.models.tiny import BY_NAME, tiny_config
 
 GATE = {"perplexity_ratio": {"max": 1.6}}
 OUTLINE = ModelOutline(layout=FAMILIES["llama"], blocks=30, hidden_size=576)
@@ -52,7 +52,7 @@ def test_every_depth_has_a_ratio(blocks: int) -> None:
 
 
 def rule(name: str, **fields: object) -> object:
-    variant = next(one for one in VARIANTS if one.name == name)
+    variant = BY_NAME[name]
     body: dict[str, object] = {
         "model": {"repo_id": "org/tiny"},
         "calibration": {"dataset": "builtin:general"},

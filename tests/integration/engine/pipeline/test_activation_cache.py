@@ -6,18 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from replaceme_core.engine.activations.cache import ActivationCache, CachedActivations, entry_key
-from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.evaluation.evaluate import evaluate
-from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.changes import Cut
-from replaceme_core.engine.model.load import load_model
-from replaceme_core.engine.text.drawing import TokenSet
-from replaceme_core.families.resolve import resolve
-from replaceme_core.request.spec import ComputeSpec
 from replaceme_core.runner.messages import EvaluateRequest, Finished, RunnerRequest
 from tests.fixtures.models.pipeline import request, run
-from tests.fixtures.models.tiny import BLOCKS, save_tiny, token_ids
+from tests.fixtures.models.tiny import BLOCKS, save_tiny
 
 DENSE_RUNS = BLOCKS * (2 + 2 + 1)  # batches of 8: 14 fit sequences in two, 2 held-out ones in two, and the proof
 
@@ -46,26 +38,21 @@ def weights(out: Path) -> bytes:
     return (out / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("method", "metric"), [("least_squares", "dense_held_out_loss"), ("drop", "result_held_out_loss")]
-)
-def test_another_ratio_runs_no_dense_block(source: Path, method: str, metric: str) -> None:
-    first, recorder, _ = run(cached(source, "first", method={"name": method}))
+def test_another_ratio_runs_no_dense_block(source: Path) -> None:
+    first, recorder, _ = run(cached(source, "first"))
     assert activations(first)["dense_block_runs"] == DENSE_RUNS
     assert activations(first)["cached"] is False
-    second, again, out = run(cached(source, "second", ratio=0.5, method={"name": method}))
+    second, again, out = run(cached(source, "second", ratio=0.5))
     assert activations(second)["dense_block_runs"] == 0
     assert activations(second)["cached"] is True
     assert again.value("dense_block_runs") == 0
     assert again.value("residual_check_error") == recorder.value("residual_check_error")
     assert len(second.removed_blocks) == 3
-    plain, uncached, other = run(
-        cached(source, "plain", ratio=0.5, method={"name": method}).model_copy(update={"cache_directory": None})
-    )
+    plain, uncached, other = run(cached(source, "plain", ratio=0.5).model_copy(update={"cache_directory": None}))
     assert activations(plain)["dense_block_runs"] >= DENSE_RUNS
     assert weights(out) == weights(other)
     assert second.report["candidates"] == plain.report["candidates"]
-    assert again.value(metric) == uncached.value(metric)
+    assert again.value("dense_held_out_loss") == uncached.value("dense_held_out_loss")
     assert len(entries(source)) == 1
 
 
@@ -80,51 +67,10 @@ def test_own_text_of_an_earlier_job_calibrates_again(source: Path, monkeypatch: 
         run(cached(source, "third", calibration={**calibration, "seed": 1}))
 
 
-@torch.inference_mode()
-def test_no_block_at_all_is_run_for_the_sums(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What methods replay is not the dense model; here is nothing but the sums, and a block that runs is an error."""
-    tokens = TokenSet.of_one_source(
-        fit=token_ids(6, 32, seed=1), held_out=token_ids(4, 32, seed=2), measure=token_ids(0, 32)
-    )
-    found = []
-    for attempt in range(2):
-        model = load_model(source, dtype=torch.float32, device="cpu")
-        cache = ActivationCache(source.parent / "cache", limit=2**30)
-        cached = CachedActivations(cache=cache, key=entry_key(source, tokens=tokens, compute=ComputeSpec(device="cpu")))
-        activations = Activations(
-            block_runner=BlockRunner(resolved=resolve(model)),
-            fit=tokens.fit,
-            held_out=tokens.held_out,
-            batch_size=4,
-            advance=lambda _: None,
-            cached=cached,
-        )
-        if attempt:
-            for block in activations.block_runner.blocks:
-                block.register_forward_pre_hook(_refuse)
-        activations.prove(8)
-        found.append([activations.statistics(Cut(start=2, end=end)).fit.cross for end in (2, 4, 5)])
-        losses = activations.dense_losses()
-        cached.close()
-        assert all(loss > 0 for loss in losses)
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
-
-
-def _refuse(*_: object) -> None:
-    raise AssertionError("a block was run")
-
-
-def test_with_and_without_a_hit_the_bytes_are_the_same(source: Path) -> None:
-    outs = [run(cached(source, name))[2] for name in ("miss", "hit")]
-    plain = run(cached(source, "plain").model_copy(update={"cache_directory": None}))[2]
-    assert weights(outs[0]) == weights(outs[1]) == weights(plain)
-
-
 @pytest.mark.parametrize(
     "fields",
     [
         {"calibration": {"dataset": "file:text.txt", "samples": 16, "max_length": 32, "seed": 1}},
-        {"calibration": {"dataset": "file:text.txt", "samples": 15, "max_length": 32}},
         {"compute": {"threads": 1, "dtype": "bfloat16"}},
         {"compute": {"threads": 1, "dtype": "float32", "batch_size": 4}},
     ],
@@ -134,16 +80,12 @@ def test_other_data_or_rounding_is_another_entry(source: Path, fields: dict[str,
     second, *_ = run(cached(source, "second", **fields))
     assert activations(second)["cached"] is False
     assert len(entries(source)) == 2
+    save_tiny(source, dtype=torch.bfloat16, seed=1)  # other weights under the same name
+    third, *_ = run(cached(source, "third", **fields))
+    assert activations(third)["cached"] is False
 
 
-def test_other_weights_under_the_same_name_are_another_entry(source: Path) -> None:
-    run(cached(source, "first"))
-    save_tiny(source, dtype=torch.bfloat16, seed=1)
-    second, *_ = run(cached(source, "second"))
-    assert activations(second)["cached"] is False
-
-
-@pytest.mark.parametrize("harm", ["flip", "cut", "index"])
+@pytest.mark.parametrize("harm", ["flip", "index"])
 def test_a_damaged_entry_is_made_anew(source: Path, harm: str) -> None:
     _, _, out = run(cached(source, "first"))
     (entry,) = entries(source)
@@ -152,10 +94,7 @@ def test_a_damaged_entry_is_made_anew(source: Path, harm: str) -> None:
         path.write_text(json.dumps({**json.loads(path.read_text()), "index": {"stream-0": [{}]}}))
     else:
         data = bytearray((entry / "write-1").read_bytes())
-        if harm == "flip":
-            data[100] ^= 4
-        else:
-            del data[-5:]
+        data[100] ^= 4
         (entry / "write-1").write_bytes(data)
     second, _, other = run(cached(source, "second"))
     assert int(str(activations(second)["dense_block_runs"])) >= DENSE_RUNS - BLOCKS
@@ -174,11 +113,9 @@ def test_a_failed_run_leaves_no_draft(source: Path, monkeypatch: pytest.MonkeyPa
     assert entries(source) == []
 
 
-@pytest.mark.parametrize("limit", [0, 1000])
-def test_what_does_not_fit_is_not_kept(source: Path, limit: int) -> None:
-    for name in ("first", "second"):
-        finished, *_ = run(cached(source, name).model_copy(update={"cache_bytes": limit}))
-        assert activations(finished)["dense_block_runs"] == DENSE_RUNS
+def test_what_does_not_fit_is_not_kept(source: Path) -> None:
+    finished, *_ = run(cached(source, "first").model_copy(update={"cache_bytes": 1000}))
+    assert activations(finished)["dense_block_runs"] == DENSE_RUNS
     assert not (source.parent / "cache").exists() or entries(source) == []
 
 

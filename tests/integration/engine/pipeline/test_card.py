@@ -20,7 +20,7 @@ from replaceme_core.request.spec import CompressionRequest
 from replaceme_core.wording import printable
 from tests.fixtures.hostile.texts import TEXTS
 from tests.fixtures.models.pipeline import request, run
-from tests.fixtures.models.tiny import VARIANTS, save_tiny
+from tests.fixtures.models.tiny import BY_NAME, save_tiny
 from tests.fixtures.reports.shown import Rendered, rendered
 
 HUB = "https://huggingface.co"
@@ -152,7 +152,7 @@ def test_a_chat_model_is_asked_and_without_matplotlib_there_is_no_picture(
 
 
 def gemma2(tmp_path: Path) -> Path:
-    variant = next(one for one in VARIANTS if one.name == "gemma2")
+    variant = BY_NAME["gemma2"]
     return save_tiny(tmp_path / "source", variant=variant)
 
 

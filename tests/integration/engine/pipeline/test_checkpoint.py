@@ -1,7 +1,6 @@
 """What a method decided outlives the process that decided it, and gives the same weights."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,9 +74,9 @@ def weights(out: Path) -> bytes:
 @pytest.mark.parametrize(
     ("method", "which"),
     [
-        *((method, {}) for method in Method),
-        (Method.LEAST_SQUARES, {"drop": (1, 2, 4)}),  # what other methods make of named blocks is theirs to test
-        (Method.DROP, {"drop": (1, 2, 4)}),
+        (Method.AUTO, {}),
+        (Method.MERGE, {}),
+        (Method.LEAST_SQUARES, {"drop": (1, 2, 4)}),
     ],
 )
 def test_a_job_that_goes_on_gives_the_same_bits(source: Path, method: Method, which: dict[str, object]) -> None:
@@ -111,7 +110,6 @@ def test_nothing_is_decided_twice(source: Path, monkeypatch: pytest.MonkeyPatch)
     "change",
     [
         {"ratio": 0.17},
-        {"calibration": {"dataset": "file:text.txt", "samples": 16, "max_length": 32, "seed": 1}},
         {"model": {"repo_id": "org/tiny", "revision": "b" * 40}},
         {"method": {"name": "least_squares", "ridge": 0.5}},
         {"compute": {"threads": 1, "batch_size": 3}},
@@ -143,26 +141,13 @@ def test_labels_and_output_do_not_matter(source: Path) -> None:
     assert run(same, "same")[0].resumed
 
 
-def cut_short(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-8])
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 1
-    path.write_bytes(content)
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-@pytest.mark.parametrize("damage", [cut_short, flip_a_bit, empty])
-def test_a_damaged_one_is_not_used(source: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_one_is_not_used(source: Path) -> None:
     one = asked(source)
     run(one, "killed", dies_at=Stage.FOLD)
     (path,) = kept(one)
-    damage(path)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
     assert run(one, "again")[0].resumed == []
     assert run(one, "third")[0].resumed, "it was made anew"
 
@@ -210,8 +195,3 @@ def test_every_kind_of_value_comes_back(tmp_path: Path) -> None:
     assert repr(back.candidates) == repr(list(pruning.candidates))
     with safe_open(path, framework="pt") as file:
         assert set(file.metadata()) == {"record", "digest"}
-
-
-def test_what_it_does_not_know_is_a_mistake_of_ours(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="cannot hold a PosixPath"):
-        checkpoint._encode({"a": tmp_path}["a"], {})

@@ -1,20 +1,25 @@
-"""A gate in a run: judged by what was measured, and written into report, card and metrics; the result is complete."""
+"""A gate judges what was measured; what fails after a result was computed does not lose it, unless the gate asks."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from replaceme_core.engine.evaluation import compare
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.tasks import load_tasks
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.engine.pipeline import compress
-from replaceme_core.errors import InvalidInput
+from replaceme_core.errors import BrokenModel, GateRejected, InvalidInput, NumericalFailure
 from replaceme_core.request.gate import GateResult
+from replaceme_core.runner.messages import Finished, RunnerRequest
 from tests.fixtures.evaluation.local_tasks import CHOICE, QUESTIONS, ROLLING, write_tasks
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.recorder import Recorder
-from tests.fixtures.models.tiny import byte_tokenizer, save_tiny
+from tests.fixtures.models.tiny import BLOCKS, byte_tokenizer, save_tiny
 
 
 def test_every_criterion_is_judged_by_what_was_measured(tmp_path: Path) -> None:
@@ -50,13 +55,6 @@ def test_every_criterion_is_judged_by_what_was_measured(tmp_path: Path) -> None:
     )
     assert recorder.values("gate_passed") == [1, 1, 1, 1, 0]
     assert recorder.values("gate_value") == list(expected.values())
-
-
-def test_without_a_gate_nothing_is_said_of_one(tmp_path: Path) -> None:
-    finished, recorder, out = run(request(save_tiny(tmp_path / "source")))
-    assert finished.report["gate"] is None
-    assert "Verdict" not in (out / "README.md").read_text()
-    assert recorder.values("gate_value") == []
 
 
 @pytest.mark.filterwarnings("default")  # what lm_eval warns of is not ours
@@ -99,3 +97,115 @@ def test_a_task_that_is_not_there_fails_before_anything_is_computed(tmp_path: Pa
     with pytest.raises(InvalidInput, match=r"reads questions\.jsonl, which is not in the"):
         compress(one, recorder)
     assert recorder.stages == []
+
+
+PLAIN_TURNS = "{% for turn in messages %}\n{{ turn['content'] }}\n{% endfor %}"
+NO_TURNS = "{{ raise_exception('no turns') }}"
+WORDS = "The th sentence tells of sheep and dogs What is the capital of France ? . 1 2 3 4 5 6 7 8 9 0"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "source", dtype=torch.bfloat16)
+
+
+def without_newlines(directory: Path) -> None:
+    """Put in a tokenizer of words, which has no token for white space, with a plain chat template."""
+    known = {word: number for number, word in enumerate(dict.fromkeys(["<unk>", "<end>", *WORDS.split()]))}
+    tokenizer = Tokenizer(models.WordLevel(vocab=known, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
+    )
+    for old in directory.glob("tokenizer*"):
+        old.unlink()
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    made.chat_template = PLAIN_TURNS
+    made.save_pretrained(directory)
+
+
+def warnings_of(finished: Finished) -> list[tuple[str, str]]:
+    return [(one["code"], one["message"]) for one in finished.report["warnings"]]  # type: ignore[attr-defined]
+
+
+def texts_of(finished: Finished) -> list[str]:
+    return [one["name"] for one in finished.report["texts"]]  # type: ignore[attr-defined]
+
+
+def test_a_tokenizer_that_drops_newlines(source: Path) -> None:
+    """Its chat template gives no tokens around a message, and the start of a document none without an end token."""
+    without_newlines(source)
+    calibration = {"dataset": "file:text.txt", "samples": 16, "max_length": 32, "self_generated": 0.25}
+    finished, _, _ = run(request(source, calibration=calibration))
+    assert "not_measured" not in dict(warnings_of(finished))
+    assert texts_of(finished)[-1] == "self-generated"
+    assert len(finished.report["answers"]) == 5  # type: ignore[arg-type]
+
+
+def test_a_chat_template_that_cannot_be_rendered(source: Path) -> None:
+    """Only what needs it is missing; and a criterion on all texts needs it."""
+    (source / "chat_template.jinja").write_text(NO_TURNS)
+    gate = {"perplexity_ratio": {"max": 100}}
+    finished, recorder, out = run(request(source, gate=gate))
+    codes, messages = zip(*warnings_of(finished), strict=True)
+    assert set(codes) == {"not_measured"}
+    for message, what in zip(
+        messages,
+        ("the perplexity on builtin:general text", "the perplexity on self-generated text", "what both models answer"),
+        strict=True,
+    ):
+        assert message.startswith(f"{what} could not be measured: the chat template cannot be rendered")
+    assert texts_of(finished) == ["file:text.txt"]
+    assert finished.report["answers"] == []
+    assert finished.report["gate"]["passed"]  # type: ignore[index]
+    assert finished.report["after"]["speed"] is not None  # type: ignore[index]
+    assert "self-generated text could not be measured" in (out / "README.md").read_text()
+    assert recorder.values("after.perplexity")
+    with pytest.raises(BrokenModel, match="chat template"):
+        run(at(source, "other", gate={"worst_perplexity_ratio": {"max": 100}}))
+    assert not (source.parent / "other").exists()
+
+
+def test_logits_that_overflow_where_they_are_measured(source: Path) -> None:
+    """In float16 the logits overflow, while the stream that the blocks read and write does not."""
+    weights = load_file(source / "model.safetensors")
+    weights["lm_head.weight"] *= 1e5
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    options = {"drop": [2], "method": {"name": "drop"}, "compute": {"threads": 1, "dtype": "float16"}}
+    finished, _, out = run(request(source, **options))
+    ((code, message),) = warnings_of(finished)
+    assert code == "not_measured"
+    assert "perplexity of the source model is not a number in float16" in message
+    assert (finished.report["before"], finished.report["texts"]) == (None, [])
+    assert len(load_file(out / "model.safetensors")) < len(weights)
+    assert "Its quality was not measured." in (out / "README.md").read_text()
+    with pytest.raises(NumericalFailure, match="perplexity of the source model is not a number in float16"):
+        run(at(source, "other", gate={"size_ratio": {"max": 0.99}}, **options))
+    calibration = {"dataset": "file:text.txt", "samples": 16, "max_length": 32, "self_generated": 0.25}
+    with pytest.raises(NumericalFailure, match=r"the source model cannot write text in float16: .*self_generated: 0"):
+        run(at(source, "other", calibration=calibration, **options))
+    assert not (source.parent / "other").exists()
+
+
+def test_a_mistake_of_ours_is_in_the_log_and_no_result_is_lost(
+    source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise IndexError(f"list index out of range in {source}")
+
+    monkeypatch.setattr(compare, "measure_speed", fails)
+    finished, _, _ = run(request(source, gate={"size_ratio": {"max": 0.99}}))
+    assert dict(warnings_of(finished))["not_measured"] == (
+        "the speed could not be measured: a mistake of the service (IndexError); the worker's log says more"
+    )
+    assert "list index out of range" in caplog.text
+    assert finished.report["before"]["speed"] is None  # type: ignore[index]
+    assert finished.report["before"]["blocks"] == BLOCKS  # type: ignore[index]
+    monkeypatch.setattr(compare, "measure", fails)
+    finished, _, _ = run(at(source, "second"))
+    assert dict(warnings_of(finished))["not_measured"].startswith("the result could not be measured: a mistake")
+    with pytest.raises(GateRejected, match="the gate cannot be judged: the result could not be measured: a mistake"):
+        run(at(source, "third", gate={"size_ratio": {"max": 0.99}}))
+
+
+def at(source: Path, name: str, **fields: object) -> RunnerRequest:
+    return request(source, **fields).model_copy(update={"output_directory": str(source.parent / name)})

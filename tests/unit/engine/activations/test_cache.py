@@ -1,17 +1,29 @@
-"""Complete or not there, within its limit, and safe with several processes."""
+"""What is kept on disk: entries of the cache, tensors beyond memory, and files that are what was written."""
 
+import hashlib
+import json
+import logging
 import os
+import resource
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import replaceme_core
 import replaceme_core.engine.pipeline  # imports every module of the method
 from replaceme_core.engine.activations import cache
 from replaceme_core.engine.activations.cache import ENTRY, ActivationCache
+from replaceme_core.engine.activations.tensor_store import SpillingStore
+from replaceme_core.engine.activations.verified_file import (
+    read_contents,
+    write_verified,
+)
 
 KEYS = [letter * 64 for letter in "abcdef"]
 PAYLOAD = 1000
@@ -36,25 +48,6 @@ def fill(cache: ActivationCache, key: str, *, payload: int = PAYLOAD) -> bool:
 
 def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if path.name != "lock")
-
-
-def test_an_entry_is_found_by_later_processes(directory: Path) -> None:
-    assert fill(ActivationCache(directory, limit=10_000), KEYS[0])
-    entry = ActivationCache(directory, limit=10_000).find(KEYS[0])
-    assert entry is not None
-    assert entry.facts == {"of": KEYS[0]}
-    assert (entry.directory / "stream-0").read_bytes() == bytes(PAYLOAD)
-    entry.close()
-    assert ActivationCache(directory, limit=10_000).find(KEYS[1]) is None
-
-
-def test_an_abandoned_draft_leaves_nothing(directory: Path) -> None:
-    cache = ActivationCache(directory, limit=10_000)
-    draft = cache.draft()
-    (draft.directory / "stream-0").write_bytes(b"half")
-    assert cache.find(KEYS[0]) is None
-    draft.close()
-    assert names(directory) == []
 
 
 def test_the_draft_of_a_killed_writer_is_ignored_and_removed(directory: Path) -> None:
@@ -125,7 +118,7 @@ def test_of_two_writers_of_one_key_the_first_is_kept(directory: Path) -> None:
     assert names(directory) == [KEYS[0]]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]"])
+@pytest.mark.parametrize("content", ["{", "[]"])
 def test_an_entry_that_cannot_be_read_is_removed(directory: Path, content: str) -> None:
     cache = ActivationCache(directory, limit=10_000)
     assert fill(cache, KEYS[0])
@@ -153,19 +146,129 @@ def test_the_digest_covers_every_module_that_the_pipeline_imports() -> None:
     assert imported <= {path.resolve() for path in cache.code_files()}
 
 
-def test_a_module_in_a_package_within_a_package_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_and_contents_of_all_modules_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nested = tmp_path / "methods" / "new" / "solve.py"
     nested.parent.mkdir(parents=True)
     nested.write_text("RIDGE = 1")
     monkeypatch.setattr(replaceme_core, "__path__", [str(tmp_path)])
-    before = cache.code_digest()
+    digests = [cache.code_digest()]
     nested.write_text("RIDGE = 2")
-    assert cache.code_digest() != before
+    digests.append(cache.code_digest())
+    nested.rename(nested.with_name("other.py"))
+    assert len({*digests, cache.code_digest()}) == 3
 
 
-def test_the_name_of_a_file_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.py").write_text("")
-    monkeypatch.setattr(replaceme_core, "__path__", [str(tmp_path)])
-    before = cache.code_digest()
-    (tmp_path / "a.py").rename(tmp_path / "b.py")
-    assert cache.code_digest() != before
+TENSORS = {
+    name: [torch.full((16,), float(10 * list_ + index)) for index in range(4)] for list_, name in enumerate("ab")
+}
+BYTES = 16 * 4
+
+
+def fill_batches(streams: SpillingStore) -> None:
+    """Batch by batch, as a pass does."""
+    for index in range(4):
+        for name, several in TENSORS.items():
+            streams.put(name, several[index])
+
+
+def check(streams: SpillingStore) -> None:
+    assert streams.nbytes == 8 * BYTES
+    for name, several in TENSORS.items():
+        assert streams.count(name) == 4
+        assert all(torch.equal(streams.get(name, index), one) for index, one in enumerate(several))
+    assert streams.count("c") == 0
+
+
+def directories(place: Path) -> list[Path]:
+    return [entry for entry in place.iterdir() if entry.is_dir()]
+
+
+@pytest.mark.parametrize("in_memory", [0, 3, 8])
+def test_tensors_beyond_the_limit_are_on_disk_until_the_end(tmp_path: Path, in_memory: int) -> None:
+    with SpillingStore(beside=tmp_path / "out", limit=in_memory * BYTES) as streams:
+        fill_batches(streams)
+        assert streams._memory.nbytes == in_memory * BYTES
+        written = [path.stat().st_size for place in directories(tmp_path) for path in place.iterdir()]
+        assert sum(written) == (8 - in_memory) * BYTES
+        check(streams)
+    assert directories(tmp_path) == []
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may have more than two and a half tensors: a write ends half-way, as on a full disk."""
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5 * BYTES // 2, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_when_writing_fails_everything_moves_back_to_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with SpillingStore(beside=tmp_path / "out", limit=BYTES) as streams:
+        fill_batches(streams)
+        assert directories(tmp_path) == [], "the output wants the room"
+        check(streams)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_without_a_directory_for_files_everything_stays_in_memory(tmp_path: Path) -> None:
+    with SpillingStore(beside=tmp_path / "missing" / "out", limit=BYTES) as streams:
+        fill_batches(streams)
+        check(streams)
+
+
+WRITTEN = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.arange(8.0, dtype=torch.float64).reshape(2, 4).T}
+RECORD: dict[str, object] = {"name": "one", "values": [1, None, 0.5]}
+
+
+def test_record_and_tensors_are_read_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "key.safetensors"
+    contents = write_verified(path, WRITTEN, RECORD, read=read_contents)
+    assert contents is not None
+    assert contents.record == RECORD
+    assert set(contents.tensors) == set(WRITTEN)
+    assert all(torch.equal(contents.tensors[name], values) for name, values in WRITTEN.items())
+    assert [file.name for file in tmp_path.iterdir()] == ["key.safetensors"]
+
+
+def test_the_format_is_a_record_and_a_digest_in_the_header(tmp_path: Path) -> None:
+    """Written here without the module, as earlier releases did."""
+    digest = hashlib.sha256(json.dumps(RECORD, sort_keys=True).encode())
+    for name in sorted(WRITTEN):
+        values = WRITTEN[name].contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode() + values.numpy().tobytes())
+    held = {name: values.contiguous() for name, values in WRITTEN.items()}
+    save_file(held, tmp_path / "old.safetensors", metadata={"record": json.dumps(RECORD), "digest": digest.hexdigest()})
+    contents = read_contents(tmp_path / "old.safetensors")
+    assert contents is not None
+    assert contents.record == RECORD
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "header"])
+def test_a_damaged_file_is_not_used_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture, harm: str) -> None:
+    path = tmp_path / "key.safetensors"
+    write_verified(path, WRITTEN, RECORD, read=read_contents)
+    content = bytearray(path.read_bytes())
+    if harm == "flip":
+        content[-5] ^= 1
+    path.write_bytes({"cut": content[:-8], "empty": b""}.get(harm, content))
+    if harm == "header":
+        save_file(WRITTEN | {"a": torch.zeros(1)}, path)
+    with caplog.at_level(logging.WARNING):
+        assert read_contents(path) is None
+    assert len(caplog.records) == 1
+    assert "key.safetensors is not used" in caplog.text
+
+
+def test_a_missing_file_is_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert read_contents(tmp_path / "key.safetensors") is None
+    assert not caplog.records
+
+
+def test_what_cannot_be_read_back_takes_no_name(tmp_path: Path) -> None:
+    assert write_verified(tmp_path / "key.safetensors", WRITTEN, RECORD, read=lambda _: None) is None
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match="No such file"):
+        write_verified(tmp_path / "missing" / "key.safetensors", WRITTEN, RECORD, read=read_contents)

@@ -1,7 +1,6 @@
 """Perplexity of models beside each other, confidence intervals, and the stream that saves a second run."""
 
 import math
-import random
 import statistics
 from pathlib import Path
 
@@ -26,9 +25,14 @@ from replaceme_core.engine.model.load import load_model
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput, NumericalFailure
 from replaceme_core.families.resolve import resolve
 from replaceme_core.runner.messages import EvaluateRequest
-from tests.fixtures.models.tiny import VARIANTS, byte_tokenizer, save_tiny, tiny_model, token_ids
+from tests.fixtures.models.tiny import BY_NAME, byte_tokenizer, save_tiny, tiny_model, token_ids
 
 TEXT = "Nothing is as good as a second opinion.\n\n" * 30
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
 
 
 def test_perplexity_is_that_of_the_models_own_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,10 +52,9 @@ def test_perplexity_is_that_of_the_models_own_loss(tmp_path: Path, monkeypatch: 
     assert measured.tokens_per_second > 0
 
 
-def test_models_take_batches_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_take_batches_in_turn(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a slow minute of the machine is shared by both sides of a comparison."""
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", 1)
-    directory = save_tiny(tmp_path / "model")
     subjects, order = [], []
     for name in "ab":
         model = load_model(directory, dtype=torch.float32, device="cpu")
@@ -60,16 +63,6 @@ def test_models_take_batches_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyP
     first, second = measure(subjects, token_ids(3, 16))
     assert "".join(order) == "ab" + "ababab"
     assert first.perplexity == second.perplexity
-
-
-def test_tied_parameters_count_once(tmp_path: Path) -> None:
-    counts = []
-    for tied in (True, False):
-        directory = save_tiny(tmp_path / str(tied), tie_word_embeddings=tied)
-        model = load_model(directory, dtype=torch.float32, device="cpu")
-        (measured,) = measure([Subject(name="tiny", model=model, directory=directory)], token_ids(1, 16))
-        counts.append(measured.parameters)
-    assert counts[1] - counts[0] == 260 * 16
 
 
 def request(directory: Path, text: Path, **fields: object) -> EvaluateRequest:
@@ -91,34 +84,7 @@ def evaluated(asked: EvaluateRequest) -> list[dict[str, object]]:
     return models
 
 
-def test_a_directory_on_a_text(tmp_path: Path) -> None:
-    directory = save_tiny(tmp_path / "model")
-    text = tmp_path / "text.txt"
-    text.write_text(TEXT)
-    (report,) = evaluated(request(directory, text, threads=1))
-    assert set(report) >= {"perplexity", "tokens", "parameters", "bytes", "tokens_per_second", "dtype"}
-    assert report["dtype"] == "float32"
-    ids = byte_tokenizer()(TEXT, return_tensors="pt")["input_ids"][:, : 4 * 64].reshape(4, 64)
-    with torch.inference_mode():
-        loss = load_model(directory, dtype=torch.float32, device="cpu")(input_ids=ids, labels=ids).loss
-    assert report["perplexity"] == pytest.approx(math.exp(float(loss)), rel=1e-4)
-
-
-def test_too_little_text(tmp_path: Path) -> None:
-    directory = save_tiny(tmp_path / "model")
-    text = tmp_path / "text.txt"
-    text.write_text("a" * 100)
-    with pytest.raises(CalibrationTooSmall, match="has 100 tokens, which fill 1 sequence of 64; 4 are needed"):
-        evaluate(request(directory, text))
-
-
-def test_no_text(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="there is no file"):
-        evaluate(request(save_tiny(tmp_path / "model"), tmp_path / "none.txt"))
-
-
-def test_a_perplexity_that_is_not_finite_is_a_failure_that_names_the_model(tmp_path: Path) -> None:
-    directory = save_tiny(tmp_path / "model")
+def test_a_perplexity_that_is_not_finite_is_a_failure_that_names_the_model(directory: Path) -> None:
     model = load_model(directory, dtype=torch.float32, device="cpu")
     model.get_output_embeddings().weight.data.mul_(float("inf"))
     with pytest.raises(
@@ -127,25 +93,18 @@ def test_a_perplexity_that_is_not_finite_is_a_failure_that_names_the_model(tmp_p
         measure([Subject(name="the pruned model", model=model, directory=directory)], token_ids(1, 16))
 
 
-def test_perplexity_over_words_and_bytes_is_of_the_same_loss(tmp_path: Path) -> None:
-    """The tokenizer has a token for each byte, so the text of the predicted tokens has as many bytes."""
-    directory = save_tiny(tmp_path / "model")
-    text = tmp_path / "text.txt"
-    text.write_text(TEXT)
-    (report,) = evaluated(request(directory, text))
-    assert report["byte_perplexity"] == pytest.approx(report["perplexity"])
-    rows = [TEXT[start + 1 : start + 64] for start in range(0, 4 * 64, 64)]
-    words = sum(len(row.split()) for row in rows)
-    loss = math.log(report["perplexity"]) * report["tokens"]  # type: ignore[arg-type, operator]
-    assert report["word_perplexity"] == pytest.approx(math.exp(loss / words))
-
-
-def test_models_beside_each_other(tmp_path: Path) -> None:
-    directory = save_tiny(tmp_path / "first")
+def test_models_beside_each_other_on_a_text(tmp_path: Path, directory: Path) -> None:
     other = save_tiny(tmp_path / "other", seed=1, num_hidden_layers=2)
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
     first, again, smaller = evaluated(request(directory, text, others=(str(directory), str(other))))
+    ids = byte_tokenizer()(TEXT, return_tensors="pt")["input_ids"][:, : 4 * 64].reshape(4, 64)
+    with torch.inference_mode():
+        loss = float(load_model(directory, dtype=torch.float32, device="cpu")(input_ids=ids, labels=ids).loss)
+    assert (first["perplexity"], first["dtype"]) == (pytest.approx(math.exp(loss), rel=1e-4), "float32")
+    assert first["byte_perplexity"] == pytest.approx(first["perplexity"]), "each token is a byte"
+    words = sum(len(TEXT[start + 1 : start + 64].split()) for start in range(0, 4 * 64, 64))
+    assert first["word_perplexity"] == pytest.approx(math.exp(loss * 4 * 63 / words), rel=1e-4)
     assert (first["ratio"], first["told_apart"]) == (None, None)
     assert (again["ratio"], again["ratio_low"], again["ratio_high"]) == (1, 1, 1)
     assert smaller["ratio"] == pytest.approx(smaller["perplexity"] / first["perplexity"])  # type: ignore[operator]
@@ -154,8 +113,24 @@ def test_models_beside_each_other(tmp_path: Path) -> None:
     assert smaller["speed"]["peak_bytes"] < first["speed"]["peak_bytes"]  # type: ignore[index]
 
 
-def test_a_built_in_text(tmp_path: Path) -> None:
-    directory = save_tiny(tmp_path / "model")
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        ("a" * 100, CalibrationTooSmall, "has 100 tokens, which fill 1 sequence of 64; 4 are needed"),
+        (None, InvalidInput, "there is no file"),
+    ],
+)
+def test_too_little_text(
+    tmp_path: Path, directory: Path, content: str | None, error: type[InvalidInput], message: str
+) -> None:
+    text = tmp_path / "text.txt"
+    if content is not None:
+        text.write_text(content)
+    with pytest.raises(error, match=message):
+        evaluate(request(directory, text))
+
+
+def test_a_built_in_text(directory: Path) -> None:
     asked = EvaluateRequest.model_validate(
         {"model_directory": str(directory), "builtin": "builtin:code", "samples": 2, "max_length": 32, "threads": 1}
     )
@@ -164,48 +139,26 @@ def test_a_built_in_text(tmp_path: Path) -> None:
         EvaluateRequest.model_validate({"model_directory": str(directory)})
 
 
-@pytest.mark.parametrize(
-    ("degrees", "expected"), [(1, 12.706), (9, 2.262), (30, 2.042), (31, 2.0395), (60, 2.0003), (1000, 1.9623)]
-)
+@pytest.mark.parametrize(("degrees", "expected"), [(1, 12.706), (30, 2.042), (31, 2.0395), (1000, 1.9623)])
 def test_quantiles_of_students_t(degrees: int, expected: float) -> None:
     assert quantile(degrees) == pytest.approx(expected, abs=5e-4)
 
 
-def test_nineteen_of_twenty_intervals_hold_the_mean() -> None:
-    numbers = random.Random(0)
-    held = 0
-    for _ in range(2000):
-        low, high = mean_interval([numbers.gauss(3.0, 2.0) for _ in range(4)]) or (math.nan, math.nan)
-        held += low <= 3.0 <= high
-    assert 0.935 < held / 2000 < 0.965
-
-
 @pytest.mark.parametrize(
     ("right", "count", "low", "high"),
-    [(0, 6, 0.0, 0.390), (6, 6, 0.610, 1.0), (1, 1, 0.207, 1.0), (70, 100, 0.604, 0.781), (1, 100, 0.0018, 0.0545)],
+    [(0, 6, 0.0, 0.390), (1, 1, 0.207, 1.0), (70, 100, 0.604, 0.781)],
 )
 def test_the_interval_of_a_share(right: int, count: int, low: float, high: float) -> None:
     """Known values of Wilson's score interval. It has a width where all or none are right."""
     assert share_interval(right / count, count) == pytest.approx((low, high), abs=5e-4)
 
 
-def test_the_interval_of_a_share_holds_it() -> None:
-    for count in (1, 2, 3, 7, 100, 1838):
-        for right in range(count + 1):
-            found_low, found_high = share_interval(right / count, count)
-            assert 0 <= found_low <= right / count <= found_high <= 1
-            assert found_high > found_low
-
-
-def test_one_value_says_nothing_about_its_spread() -> None:
-    assert mean_interval([1.0]) is None
-    assert ratio_interval([2.0], [3.0], predictions=10) is None
-
-
 def test_pairs_are_compared_not_means() -> None:
     """Sequences differ far more than the models do on each of them."""
     before = [10.0, 200.0, 400.0, 800.0]
     after = [loss + 10 * math.log(1.5) + noise for loss, noise in zip(before, (0.1, -0.1, 0.1, -0.1), strict=True)]
+    assert mean_interval([1.0]) is None
+    assert ratio_interval([2.0], [3.0], predictions=10) is None
     low, high = ratio_interval(before, after, predictions=10) or (math.nan, math.nan)
     assert low < 1.5 < high
     assert high - low < 0.1
@@ -219,12 +172,12 @@ SEQUENCES, LENGTH = 5, 16
 
 @pytest.mark.parametrize(
     ("name", "limit"),
-    [("llama", None), ("llama", 100), ("llama", 2**30), ("gemma2", 2**30), ("granite", 2**30), ("gpt2", 2**30)],
+    [("llama", None), ("llama", 100), ("gemma2", 2**30), ("granite", 2**30)],
 )
 def test_it_runs_once_and_its_numbers_stay_the_same(
     name: str, limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    variant = next(one for one in VARIANTS if one.name == name)
+    variant = BY_NAME[name]
     directory, sequences = save_tiny(tmp_path / "model", variant=variant), token_ids(SEQUENCES, LENGTH)
     model, pruned = tiny_model(variant), tiny_model(variant, seed=1)
     monkeypatch.setattr("replaceme_core.engine.evaluation.measure.LOGITS_AT_ONCE", 1)

@@ -13,8 +13,16 @@ from replaceme_core.engine.evaluation.tasks import TaskResult, load_tasks
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.errors import InvalidInput
 from replaceme_core.request.tasks import PAPER, expanded
-from tests.fixtures.evaluation.local_tasks import CHOICE, CHOICES, OF_A_DATA_SET, QUESTIONS, ROLLING, write_tasks
-from tests.fixtures.evaluation.own_command import offline, require_same_numbers
+from tests.fixtures.evaluation.local_tasks import (
+    CHOICE,
+    CHOICES,
+    OF_A_DATA_SET,
+    QUESTIONS,
+    ROLLING,
+    offline,
+    require_same_numbers,
+    write_tasks,
+)
 from tests.fixtures.models.tiny import byte_tokenizer, save_tiny, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("default")  # what the library warns of is not ours

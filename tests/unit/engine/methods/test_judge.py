@@ -1,14 +1,21 @@
-"""Losses beside those of the dense model, and the tournament that they decide."""
+"""Losses beside those of the dense model, the tournament that they decide, and the sequences that they are of."""
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from replaceme_core.engine.methods.judge import Judge, accepted_scale, tournament
+from replaceme_core.engine.methods.replay import held_out_judge, next_losses, variant_losses
+from replaceme_core.engine.model.block_runner import BlockRunner
+from replaceme_core.engine.model.changes import Cut, FittedCut, Variant
+from replaceme_core.engine.text.tokens import REPEATED
+from tests.fixtures.models.activations import activations_of
+from tests.fixtures.models.tiny import tiny_model, token_ids
 
 BEST = [100.0, 120.0, 90.0, 110.0]
 
@@ -22,7 +29,6 @@ def judge(*, sources: list[int], dense: float = 50.0) -> Judge:
     [
         ([105.0, 125.5, 94.8, 115.1], True),  # by about five in every batch
         ([103.0, 117.5, 94.0, 109.0], False),  # now more, now less
-        ([100.5, 120.0, 90.0, 110.0], False),  # in a single batch
         (BEST, False),
         ([101.0, 121.0], True),  # left out before
     ],
@@ -149,14 +155,6 @@ def test_a_change_earns_its_scale_with_no_more_looks_than_needed(change: float, 
     assert len(scaled) == 8
 
 
-def test_one_bad_batch_leaves_nothing_out() -> None:
-    """The first batch says the opposite of all others."""
-    late = [115.0, *[100.0 + 0.1 * number for number in range(7)]]
-    winner, seen = judged({"early": [100.0, *[105.0 + 0.1 * number for number in range(7)]], "late": late})
-    assert winner == "late"
-    assert len(seen["late"]) == 8
-
-
 def test_a_window_that_is_good_at_one_text_alone_loses() -> None:
     two = Judge(sources=[0, 1] * 4, predictions=[10] * 8, dense=[50.0] * 8)
     losses = {"at home": [55.0, 90.0] * 4, "everywhere": [65.0, 66.0] * 4}
@@ -164,3 +162,70 @@ def test_a_window_that_is_good_at_one_text_alone_loses() -> None:
         list(losses), judge=two, loss=lambda one, batch: losses[one][batch], advance=lambda fraction: None
     )
     assert winner == "everywhere"
+
+
+@torch.inference_mode()
+def test_repeated_passages_count_only_where_a_refit_follows() -> None:
+    tokens = token_ids(8, 16)
+    activations = activations_of(
+        tiny_model(),
+        tokens[:4],
+        tokens[4:],
+        batch_size=2,
+        held_out_sources=torch.tensor([0, 1, 0, 1]),
+        source_names=("text", REPEATED),
+    )
+    activations.capture()
+    plain, recall = held_out_judge(activations), held_out_judge(activations, recall=True)
+    losses = [2 * loss if source == 1 else loss for loss, source in zip(plain.dense, plain.sources, strict=True)]
+    assert plain.score(losses) == plain.score(plain.dense) == 0
+    assert recall.score(losses) == pytest.approx(1.5 * math.log(2)), "twice, beside the mean"
+    elsewhere = [2 * loss if source == 0 else loss for loss, source in zip(plain.dense, plain.sources, strict=True)]
+    assert recall.score(elsewhere) == pytest.approx(0.5 * math.log(2)), "the worst source does not count twice here"
+    assert dict(plain.by_source(losses, beside=losses))[REPEATED] > 0
+
+
+@torch.inference_mode()
+def test_losses_on_some_batches_are_judged_beside_the_dense_ones_on_these() -> None:
+    tokens = token_ids(12, 16)
+    activations = activations_of(tiny_model(), tokens[:4], tokens[4:], batch_size=1)
+    every, some = held_out_judge(activations), held_out_judge(activations, batches=activations.held_out_batches[2:5])
+    assert some.dense == every.dense[2:5]
+    assert some.batches == 3
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("batch_size", "runs"), [(1, [1] * 17), (4, [4, 4, 4, 4, 1])])
+def test_a_cut_is_replayed_on_small_batches_together(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int, runs: list[int]
+) -> None:
+    tokens = token_ids(21, 16)
+    activations = activations_of(tiny_model(), tokens[:4], tokens[4:], batch_size=batch_size)
+    activations.capture()
+    width = activations.block_runner.resolved.model.config.hidden_size
+    fitted = FittedCut(cut=Cut(start=2, end=2), delta=0.1 * torch.eye(width))
+    single = [
+        variant_losses(activations, Variant.of([fitted]), batches=[batch], positions=9)[0]
+        for batch in activations.held_out_batches
+    ]
+    seen = sizes_of_runs(monkeypatch)
+    losses: list[float] = []
+    while len(losses) < 17:
+        losses += next_losses(activations, fitted, first=len(losses), positions=9)
+    assert losses == pytest.approx(single, rel=1e-5)
+    assert seen == runs
+    seen.clear()
+    assert variant_losses(activations, Variant.of([fitted]), positions=9) == pytest.approx(single, rel=1e-5)
+    assert seen == runs
+
+
+def sizes_of_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of sequences with each run of a variant."""
+    seen, run = list[int](), Variant.run
+
+    def noted(variant: Variant, block_runner: BlockRunner, stream: torch.Tensor, *, since: int) -> torch.Tensor:
+        seen.append(len(stream))
+        return run(variant, block_runner, stream, since=since)
+
+    monkeypatch.setattr(Variant, "run", noted)
+    return seen

@@ -15,18 +15,14 @@ from replaceme_core.engine.model.block_runner import Hook, record_values
 from replaceme_core.engine.model.changes import runs
 from replaceme_core.errors import InvalidInput, NumericalFailure
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
-from tests.fixtures.models.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_model, token_ids
+from tests.fixtures.models.tiny import BLOCKS, BY_NAME, WIDTH, tiny_model, token_ids
 
 
 @cache
 def texts(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Fit and held-out tokens that the model itself has written."""
-    model = tiny_model(variant(name))
+    model = tiny_model(BY_NAME[name])
     return sampled(model, 24, 24, seed=1), sampled(model, 32, 24, seed=2)
-
-
-def variant(name: str) -> Variant:
-    return next(one for one in VARIANTS if one.name == name)
 
 
 def test_the_chosen_window_is_accepted_as_well() -> None:
@@ -39,7 +35,7 @@ def test_the_chosen_window_is_accepted_as_well() -> None:
     assert bool(pruning.folds[0].delta.any()) == (row.scale != 0)
 
 
-@pytest.mark.parametrize(("factor", "scale"), [(1.0, 1.0), (3.0, 0.5), (-1.0, 0.0), (40.0, 0.0)])
+@pytest.mark.parametrize(("factor", "scale"), [(1.0, 1.0), (3.0, 0.5), (-1.0, 0.0)])
 def test_a_change_that_is_too_great_is_halved_and_one_that_hurts_is_dropped(factor: float, scale: float) -> None:
     fit, held_out = texts("llama")
     task, _ = make_task(tiny_model(), fit=fit, held_out=held_out, drop=[1, 3, 4])
@@ -81,14 +77,13 @@ def test_a_diagonal_map_may_be_asked_for(method: str) -> None:
 
 def test_a_full_map_does_not_pass_a_norm() -> None:
     fit, held_out = token_ids(8, 24), token_ids(4, 24)
-    task, _ = make_task(tiny_model(variant("gemma2")), fit=fit, held_out=held_out, method={"structure": "full"})
+    task, _ = make_task(tiny_model(BY_NAME["gemma2"]), fit=fit, held_out=held_out, method={"structure": "full"})
     with pytest.raises(InvalidInput, match="only a diagonal map") as caught:
         carry_out(task)
     assert caught.value.field == "method.structure"
 
 
-@pytest.mark.parametrize("keep", [False, True], ids=["one pass", "streams"])
-@pytest.mark.parametrize("method", ["least_squares", "cosine"])
+@pytest.mark.parametrize(("method", "keep"), [("least_squares", False), ("cosine", True)])
 def test_windows_that_are_well_behind_get_no_fit_tokens(method: str, keep: bool) -> None:
     """All five are in the table, three of them with all tokens, one of these with a loss."""
     fit, held_out = texts("llama")
@@ -168,7 +163,7 @@ def test_the_last_token_chooses() -> None:
     assert pruning.removed[0] == min(distances, key=lambda start: distances[start])
 
 
-@pytest.mark.parametrize("ridge", [None, 0.0, 50.0])
+@pytest.mark.parametrize("ridge", [None, 50.0])
 def test_the_map_is_that_of_the_reference_on_the_dense_model(ridge: float | None) -> None:
     streams, writes = hidden_states()
     method = METHOD if ridge is None else {**METHOD, "ridge": ridge}

@@ -1,16 +1,18 @@
-"""Methods that remove blocks and compensate for nothing."""
+"""Methods that remove blocks and compensate for nothing, and the one that merges them."""
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.harness.specs import a_spec
 from replaceme_core.engine.methods import removal
 from replaceme_core.engine.methods.removal import evidence
 from replaceme_core.engine.methods.task import Pruning
 from replaceme_core.engine.model.changes import windows
+from replaceme_core.errors import InvalidInput
+from replaceme_core.families.resolve import kind
+from tests.fixtures.models.activations import count_runs
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
-from tests.fixtures.models.tiny import BLOCKS, WIDTH, tiny_model, token_ids
+from tests.fixtures.models.tiny import BLOCKS, BY_NAME, WIDTH, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(6, 24, seed=1), token_ids(4, 24, seed=2)
 METHOD = {"name": "drop"}
@@ -33,13 +35,6 @@ def test_the_window_of_least_distance_goes() -> None:
 def test_named_blocks_are_measured_by_run() -> None:
     pruning = carry_out(make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, drop=[1, 3, 4], method=METHOD)[0])
     assert [(row.start, row.end, row.chosen) for row in pruning.candidates] == [(1, 1, True), (3, 4, True)]
-
-
-@pytest.mark.parametrize(
-    ("method", "expected"), [("drop", True), ("merge", True), ("least_squares", False), (None, False)]
-)
-def test_only_a_method_that_fits_something_has_a_mix_by_default(method: str | None, expected: bool) -> None:
-    assert a_spec(method={"name": method}).one_text == expected
 
 
 INFLUENCE = {"name": "block_influence"}
@@ -102,14 +97,6 @@ def test_tokens_with_massive_activations_do_not_count() -> None:
     pruning = carry_out(make_task(model, fit=fit, held_out=HELD_OUT, method=INFLUENCE)[0])
     for row in pruning.candidates:
         assert row.influence == pytest.approx(expected[row.start], rel=1e-3)
-
-
-def test_named_blocks_are_measured_and_go() -> None:
-    expected = influences(tiny_model(), torch.cat([FIT, HELD_OUT]))
-    pruning = carry_out(make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, drop=[2, 4], method=INFLUENCE)[0])
-    assert list(pruning.removed) == [2, 4]
-    assert [(row.start, row.chosen) for row in pruning.candidates] == [(2, True), (4, True)]
-    assert pruning.candidates[1].influence == pytest.approx(expected[4], rel=1e-4)
 
 
 GREEDY = {"name": "perplexity_greedy"}
@@ -175,15 +162,66 @@ def test_only_what_comes_after_a_block_is_run_for_its_sake() -> None:
     model = tiny_model()
     held_out = token_ids(1, 24)
     task, _ = make_task(model, remove=1, fit=held_out[:0], held_out=held_out, method=GREEDY)
-    calls = dict.fromkeys(range(BLOCKS), 0)
-
-    def count(index: int) -> None:
-        calls[index] += 1
-
-    for index, block in enumerate(task.block_runner.blocks):
-        block.register_forward_hook(lambda _m, _i, _o, index=index: count(index))
+    calls = count_runs(task.block_runner.blocks)
     pruning = carry_out(task)
     for block in pruning.removed:  # the result is measured once more, without it
         calls[block] += 1
     # once for the walk (not the last), once for each block before it that is tried, once for the result
-    assert calls == {0: 2, 1: 2, 2: 3, 3: 4, 4: 5, 5: 5}
+    assert calls == [2, 2, 3, 4, 5, 5]
+
+
+MERGE = {"name": "merge"}
+
+
+def test_several_blocks_and_several_runs() -> None:
+    pruning = carry_out(make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, drop=[1, 3, 4], method=MERGE)[0])
+    blocks = tiny_model().model.layers
+    result = operate(tiny_model(), pruning)
+    for new, (anchor, gone) in enumerate([(0, [1]), (2, [3, 4])]):
+        theta = [block.mlp.up_proj.weight.double() for block in blocks]
+        expected = theta[anchor] + sum(theta[block] - theta[anchor] for block in gone)
+        torch.testing.assert_close(result.model.layers[new].mlp.up_proj.weight.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_window_of_least_loss_is_chosen() -> None:
+    model = tiny_model()
+    fit, held_out = sampled(model, 6, 24, seed=1), sampled(model, 1, 24, seed=2)
+    method = {**MERGE, "replays": 9}
+    pruning = carry_out(make_task(model, remove=2, fit=fit, held_out=held_out, method=method)[0])
+    losses = {}
+    for cut in windows(BLOCKS, 2):
+        task, recorder = make_task(tiny_model(), fit=fit, held_out=held_out, drop=list(cut.blocks), method=MERGE)
+        losses[cut] = mean_loss(operate(tiny_model(), carry_out(task)), held_out)
+        assert recorder.value("result_held_out_loss") == pytest.approx(losses[cut], rel=1e-4)
+    for row in pruning.candidates:
+        assert row.held_out_loss == pytest.approx(losses[row.cut], rel=1e-4)
+    (chosen,) = (row for row in pruning.candidates if row.chosen)
+    assert losses[chosen.cut] == min(losses.values())
+
+
+def test_blocks_of_different_kinds_are_not_merged() -> None:
+    mixed = BY_NAME["qwen3-moe-mixed"]  # experts in blocks 1 and 3, dense otherwise, sliding from block 3 on
+    with pytest.raises(InvalidInput, match="blocks 1 to 2 are not of one kind") as caught:
+        carry_out(make_task(tiny_model(mixed), fit=FIT, held_out=HELD_OUT, drop=[2], method=MERGE)[0])
+    assert caught.value.field == "drop"
+    pruning = carry_out(make_task(tiny_model(mixed), remove=1, fit=FIT, held_out=HELD_OUT, method=MERGE)[0])
+    assert [row.start for row in pruning.candidates] == [5], "4 and 5 are both dense and sliding"
+    with pytest.raises(InvalidInput, match="no 4 neighbouring blocks"):
+        carry_out(make_task(tiny_model(mixed), remove=3, fit=FIT, held_out=HELD_OUT, method=MERGE)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [("llama", 1), ("gemma2", 2), ("qwen2-sliding", 2)],
+)
+def test_kinds_tell_what_differs_and_nothing_else(name: str, kinds: int) -> None:
+    model = tiny_model(BY_NAME[name])
+    task, _ = make_task(model, fit=FIT, held_out=HELD_OUT)
+    assert len({kind(block) for block in task.block_runner.blocks}) == kinds
+
+
+def test_the_screen_is_by_distance() -> None:
+    method = {**MERGE, "replays": 2}
+    pruning = carry_out(make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=method)[0])
+    near = sorted(pruning.candidates, key=lambda row: row.distance or 0.0)
+    assert [row.held_out_loss is not None for row in near] == [True, True, False, False]

@@ -17,7 +17,7 @@ from replaceme_core.engine.model.changes import Cut, windows
 from replaceme_core.engine.numerics.solve import solve_delta
 from tests.fixtures.models.activations import CUTS, HELD_OUT, make_activations
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
-from tests.fixtures.models.tiny import BLOCKS, tiny_model
+from tests.fixtures.models.tiny import tiny_model
 
 LEFT = [Cut(start=1, end=2), Cut(start=2, end=3)]
 
@@ -49,10 +49,7 @@ def equal(some: Iterable[CutStatistics], others: Iterable[CutStatistics]) -> boo
 @torch.inference_mode()
 @pytest.mark.parametrize(
     "fields",
-    [
-        lambda: {},
-        lambda: {"store": MemoryStore()},
-    ],
+    [lambda: {}, lambda: {"store": MemoryStore()}],
     ids=["one pass", "streams"],
 )
 def test_the_sums_of_those_left_are_what_they_would_be(fields: Callable[[], dict[str, object]]) -> None:
@@ -80,21 +77,6 @@ def test_the_screen_sees_two_halves_of_the_held_out_tokens(streams: MemoryStore 
         for mine, theirs in ((seen.fit, one.fit), (seen.held_out, one.held_out)):
             torch.testing.assert_close(mine.gram, theirs.gram)
             torch.testing.assert_close(mine.cross, theirs.cross)
-
-
-@torch.inference_mode()
-def test_nothing_after_the_last_cut_that_is_left_is_run_on_the_fit_tokens() -> None:
-    activations = make_activations()
-    runs = [0] * BLOCKS
-    for index, block in enumerate(activations.block_runner.blocks):
-        block.register_forward_hook(lambda _m, _i, _o, index=index: runs.__setitem__(index, runs[index] + 1))
-    fractions: list[float] = []
-    activations.advance = fractions.append
-    activations.windows(CUTS, screen=Fixed())
-    assert runs == [3 + 8] * 4 + [8] * 2, "three batches to fit on, eight to judge on"
-    assert activations.dense_block_runs == sum(runs)
-    assert fractions == sorted(fractions)
-    assert fractions[-1] == 1.0
 
 
 @torch.inference_mode()
@@ -134,7 +116,7 @@ def every_set(cuts: list[Cut], *, groups: int, remove: int) -> list[tuple[Cut, .
     ]
 
 
-@pytest.mark.parametrize(("groups", "remove"), [(2, 5), (3, 5), (3, 4), (2, 2)])
+@pytest.mark.parametrize(("groups", "remove"), [(2, 5), (3, 4)])
 def test_the_best_sets_are_those_of_least_summed_residual(groups: int, remove: int) -> None:
     cuts = [cut for length in lengths(remove=remove, groups=groups) for cut in windows(10, length)]
     values = torch.rand(len(cuts), generator=torch.Generator().manual_seed(groups)).tolist()
@@ -145,28 +127,7 @@ def test_the_best_sets_are_those_of_least_summed_residual(groups: int, remove: i
     assert best_sets(residuals, groups=groups, remove=remove, most=4) == expected[:4]
 
 
-@pytest.mark.parametrize("groups", [1, 2, 3, 5, 8])
-def test_shares_are_even_and_add_up(groups: int) -> None:
-    shares = lengths(remove=8, groups=groups)
-    assert {8 // groups, -(-8 // groups)} <= set(shares)
-    assert all(1 <= share <= 8 - groups + 1 for share in shares)
-
-
-@torch.inference_mode()
-def test_one_pass_serves_cuts_of_several_lengths(texts: tuple[torch.Tensor, torch.Tensor]) -> None:
-    task, _ = make_task(tiny_model(num_hidden_layers=DEPTH), fit=texts[0], held_out=texts[1])
-    cuts = [*windows(DEPTH, 3), *windows(DEPTH, 2)]
-    statistics = task.activations.windows(cuts)
-    assert [one.cut for one in statistics] == cuts
-    for one in statistics:
-        alone = task.activations.statistics(one.cut)
-        torch.testing.assert_close(one.fit.gram, alone.fit.gram)
-        torch.testing.assert_close(one.held_out.cross, alone.held_out.cross)
-        assert one.angle.value == pytest.approx(alone.angle.value)
-
-
-@pytest.mark.parametrize("method", ["least_squares", "cosine"])
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(("method", "keep"), [("least_squares", False), ("cosine", True)])
 def test_groups_are_chosen_and_fitted_in_order(
     method: str, keep: bool, texts: tuple[torch.Tensor, torch.Tensor]
 ) -> None:

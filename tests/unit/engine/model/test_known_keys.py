@@ -23,26 +23,13 @@ def directory(tmp_path: Path) -> Path:
     return save_tiny(tmp_path / "model")
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda one: one.name)
-def test_a_sound_config_is_the_same(variant: Variant, tmp_path: Path) -> None:
-    config = tiny_config(variant)
-    config.save_pretrained(tmp_path)
-    written, read = config.to_dict(), load_config(tmp_path).to_dict()
-    fields = type(config).__dataclass_fields__.keys() - {"architectures"}
-    assert {name: read.get(name) for name in fields} == {name: written.get(name) for name in fields}
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("return_dict", False),
-        ("use_kernels", True),
         ("experts_implementation", "acme/kernel"),
-        ("_experts_implementation", "acme/kernel"),
-        ("sub_configs", 3),
         ("to_dict", 1),
         ("id2label", {"x": 1}),
-        ("configuration_files", ["config.9.9.9.json"]),
         ("a_word_of_its_own", "x"),
     ],
 )
@@ -55,8 +42,9 @@ def test_keys_that_no_class_reads_change_nothing(directory: Path, key: str, valu
     assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, 260)
 
 
-@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
-@pytest.mark.parametrize("key", ["merges_file", "vocab_file", "tokenizer_file", "gguf_file", "special_tokens_map_file"])
+@pytest.mark.parametrize(
+    ("name", "key"), [("tokenizer_config.json", "vocab_file"), ("special_tokens_map.json", "gguf_file")]
+)
 def test_options_of_a_tokenizer_open_no_file(directory: Path, tmp_path: Path, name: str, key: str) -> None:
     before = load_tokenizer(directory)("one two")["input_ids"]
     (tmp_path / "outside.json").write_text("{}")
@@ -67,28 +55,11 @@ def test_options_of_a_tokenizer_open_no_file(directory: Path, tmp_path: Path, na
         assert load_tokenizer(directory)("one two")["input_ids"] == before
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"eos_token_id": "x"},
-        {"eos_token_id": [1, "a"]},
-        {"pad_token_id": True},
-        {"temperature": "hot"},
-        {"max_new_tokens": 1e300},
-        {"top_p": float("nan")},
-        {"do_sample": 1},
-    ],
-)
-def test_values_of_a_generation_config_are_checked(values: dict[str, object]) -> None:
-    with pytest.raises(BrokenModel, match=f"generation_config.json gives {next(iter(values))} as"):
-        known_generation(values)
-
-
-@pytest.mark.parametrize("text", ["[]", "{", '{"watermarking_config": {"a": 1}}', '{"to_dict": 1}'])
+@pytest.mark.parametrize("text", ["{", '{"watermarking_config": {"a": 1}}'])
 def test_a_generation_config_is_read_alike_whole_and_lazily(directory: Path, text: str) -> None:
     (directory / "generation_config.json").write_text(text)
     for load in (load_model, load_lazily):
-        if text in ("[]", "{"):
+        if text == "{":
             with pytest.raises(BrokenModel, match=r"generation_config\.json"):
                 load(directory, dtype=torch.float32, device="cpu")
         else:
@@ -157,11 +128,9 @@ def test_strange_keys_are_dropped_and_the_others_kept(variant: Variant, tmp_path
             "llama",
             {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}, "torch_dtype": "float16"},
         ),
-        ("qwen2", {"head_dim": 16, "rope_theta": 1e6}),
         ("phi", {"partial_rotary_factor": 0.25, "rope_theta": 5e4}),
         ("gpt_neox", {"rotary_pct": 0.5, "rotary_emb_base": 20000}),
         ("gemma3_text", {"rope_theta": 1e6, "rope_local_base_freq": 9e3, "sliding_window_pattern": 3}),
-        ("gpt2", {"num_hidden_layers": 3, "n_embd": 64}),
     ],
 )
 def test_keys_of_earlier_versions_still_count(model_type: str, keys: dict[str, object], tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
-"""Which files are the model: hostile names, indexes, links and pipes. Header check, digest and loading agree."""
+"""Which files are the model: all that reads weights agrees. The corpus in `fixtures/hostile` has more refusals."""
 
 import json
-import os
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from replaceme_core.engine.activations.cache import model_digest
 from replaceme_core.engine.model.lazy_model import load_block, load_lazily
-from replaceme_core.engine.model.load import load_config, load_model, load_tokenizer, stored_weights
-from replaceme_core.engine.pipeline import compress
+from replaceme_core.engine.model.load import load_model, load_tokenizer, stored_weights
 from replaceme_core.errors import BrokenModel, InvalidInput, UnsafeModel
 from replaceme_core.hub.model_config import read_outline
-from tests.fixtures.models.pipeline import request
-from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tiny import BLOCKS, save_tiny
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -83,26 +78,9 @@ def hub_cache(root: Path, name: str, model: Path, *, shared: bool = False) -> Pa
     return snapshot
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../other/model.safetensors",
-        "../../x.safetensors",
-        "/etc/x.safetensors",
-        "sub/model.safetensors",
-        "sub\\model.safetensors",
-        "model.safetensors\0",
-        "a\0.safetensors",
-        "a\n.safetensors",
-        ".safetensors",
-        "..",
-        "pytorch_model.bin",
-        "",
-    ],
-)
-def test_an_index_names_only_weights_of_the_model(directory: Path, name: str) -> None:
+def test_an_index_names_only_weights_of_the_model(directory: Path) -> None:
     shutil.copytree(directory, directory.with_name("other"))
-    write_index(directory, name)
+    write_index(directory, "../other/model.safetensors")
     refused_by_all(directory, UnsafeModel, "must be files at the top level")
 
 
@@ -116,12 +94,6 @@ def test_an_index_beside_other_weights_poisons_no_cache(directory: Path) -> None
         {name: values + 1 for name, values in load_file(directory / "honest.safetensors").items()}, directory / WEIGHTS
     )
     refused_by_all(directory, UnsafeModel, r"not clear which are its weights; remove one")
-
-
-def test_an_index_of_the_one_file(directory: Path) -> None:
-    write_index(directory, WEIGHTS)
-    for read in READERS:
-        read(directory)
 
 
 def test_all_read_the_files_of_the_index(directory: Path) -> None:
@@ -144,11 +116,6 @@ def test_all_read_the_files_of_the_index(directory: Path) -> None:
     assert model_digest(directory) == digest
 
 
-def test_weights_that_no_index_names(directory: Path) -> None:
-    (directory / WEIGHTS).rename(directory / "adapter_model.safetensors")
-    refused_by_all(directory, UnsafeModel, r"has adapter_model\.safetensors, but neither.*merge an adapter")
-
-
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_snapshot_in_a_cache_of_the_hub(directory: Path, tmp_path: Path, shared: bool) -> None:
     snapshot = hub_cache(tmp_path / "cache", "mine", directory, shared=shared)
@@ -157,8 +124,9 @@ def test_a_snapshot_in_a_cache_of_the_hub(directory: Path, tmp_path: Path, share
     assert model_digest(snapshot) == model_digest(directory)
 
 
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("through", ["snapshots", "blobs", "store", "winding"])
+@pytest.mark.parametrize(
+    ("shared", "through"), [(False, "snapshots"), (False, "winding"), (True, "blobs"), (True, "store")]
+)
 def test_weights_of_a_neighbour_in_the_cache(directory: Path, tmp_path: Path, shared: bool, through: str) -> None:
     snapshot = hub_cache(tmp_path / "cache", "mine", directory, shared=shared)
     other = hub_cache(tmp_path / "cache", "private", directory, shared=shared)
@@ -173,73 +141,6 @@ def test_weights_of_a_neighbour_in_the_cache(directory: Path, tmp_path: Path, sh
     refused_by_all(snapshot, UnsafeModel, r"model\.safetensors is a link that leads out")
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "tokenizer.json", "LICENSE", "chat_template.jinja"])
-def test_links_that_lead_out(directory: Path, tmp_path: Path, name: str) -> None:
-    outside = tmp_path / "outside"
-    (directory / name).rename(outside) if (directory / name).exists() else outside.write_text("secret")
-    (directory / name).symlink_to(outside)
-    with pytest.raises(UnsafeModel, match=f"{name} is a link that leads out of the model's directory"):
-        read_outline(directory)
-    one = request(directory)
-    with pytest.raises(UnsafeModel, match="leads out"):
-        compress(one, Recorder())
-    assert not Path(one.output_directory).exists()
-
-
-def test_a_link_within_the_model(directory: Path) -> None:
-    (directory / WEIGHTS).rename(directory / "weights")
-    (directory / WEIGHTS).symlink_to("weights")
-    for read in READERS:
-        read(directory)
-
-
-@pytest.mark.timeout(20)
-@pytest.mark.parametrize("name", [WEIGHTS, "config.json", INDEX, "tokenizer.json", "LICENSE"])
-def test_a_pipe_does_not_block(directory: Path, name: str) -> None:
-    (directory / name).unlink(missing_ok=True)
-    os.mkfifo(directory / name)
-    with pytest.raises(BrokenModel, match=f"{name} is a pipe, not a regular file"):
-        read_outline(directory)
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "LICENSE", "NOTICE.txt", "USE_POLICY.md", INDEX])
-def test_a_file_that_is_too_large(directory: Path, name: str) -> None:
-    with (directory / name).open("ab") as file:
-        file.truncate(64 * 2**20 + 1)
-    with pytest.raises(BrokenModel, match=f"{name} has 67,108,865 bytes; at most"):
-        read_outline(directory)
-
-
-def test_a_folder_in_place_of_weights(directory: Path) -> None:
-    (directory / WEIGHTS).unlink()
-    (directory / WEIGHTS).mkdir()
-    refused_by_all(directory, BrokenModel, "is a folder, not a regular file")
-
-
-class Canary:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize("key", ["transformers_weights", "gguf_file"])
-@pytest.mark.parametrize("name", ["adapter_model.bin", "other.safetensors", "second.safetensors.index.json"])
-def test_a_config_that_names_other_weights(directory: Path, tmp_path: Path, key: str, name: str) -> None:
-    canary = tmp_path / "canary"
-    with (directory / name).open("wb") as file:
-        pickle.dump(Canary(canary), file)
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, key: name}))
-    for read in (read_outline, load_config, whole, lazily):
-        with pytest.raises(UnsafeModel, match=f"config.json sets '{key}'"):
-            read(directory)
-    assert not canary.exists()
-
-
 @pytest.mark.parametrize("named", [False, True])
 def test_names_that_transformers_prefers(directory: Path, named: bool) -> None:
     """It loads files of this name before all others, with other code, and whether or not an index names them."""
@@ -251,3 +152,15 @@ def test_names_that_transformers_prefers(directory: Path, named: bool) -> None:
         (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(honest, other.name)}))
     loaded = load_model(directory, dtype=torch.float32, device="cpu")
     assert all(torch.equal(values, honest[name]) for name, values in loaded.named_parameters())
+
+
+def test_an_index_of_the_one_file(directory: Path) -> None:
+    write_index(directory, WEIGHTS)
+    for read in READERS:
+        read(directory)
+
+
+def test_a_folder_in_place_of_weights(directory: Path) -> None:
+    (directory / WEIGHTS).unlink()
+    (directory / WEIGHTS).mkdir()
+    refused_by_all(directory, BrokenModel, "is a folder, not a regular file")

@@ -1,7 +1,6 @@
 """What the library writes is read, and what is written the library reads."""
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from replaceme_core.engine.model import safetensors_io
 from replaceme_core.engine.model.safetensors_io import WeightsWriter, tensors_of
 from replaceme_core.errors import BrokenModel
-from replaceme_core.hub.safetensors_header import ITEM_BYTES, MOST_BYTES, MOST_TENSORS
+from replaceme_core.hub.safetensors_header import ITEM_BYTES
 
 TENSORS = {
     "a.weight": torch.arange(12, dtype=torch.float32).view(3, 4),
@@ -65,15 +64,6 @@ def test_files_of_bounded_size(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 6
 
 
-@pytest.mark.parametrize("keep", [0, 5, 12, 100, -1])
-def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
-    path = tmp_path / "model.safetensors"
-    save_file(TENSORS, path)
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(BrokenModel, match=r"model\.safetensors is truncated or damaged"):
-        tensors_of([path])
-
-
 def write(path: Path, header: str | bytes | dict[str, object], *, data: int = 16) -> Path:
     """A file with this header and a number of bytes of data."""
     text = json.dumps(header) if isinstance(header, dict) else header
@@ -88,38 +78,19 @@ def row(begin: int, end: int, **changes: object) -> dict[str, object]:
 
 ROW = json.dumps(row(0, 16))
 HOSTILE = {
-    "too short": {"a": row(0, 16, data_offsets=[0, 12])},
     "negative offset": {"a": row(0, 16, data_offsets=[-4, 12])},
-    "negative shape": {"a": row(0, 16, shape=[-4])},
     "shape that is no list": {"a": row(0, 16, shape=4)},
     "no offsets": {"a": {"dtype": "F32", "shape": [4]}},
-    "one offset": {"a": row(0, 16, data_offsets=[16])},
     "three offsets": {"a": row(0, 16, data_offsets=[0, 16, 16])},
-    "shape of text": {"a": row(0, 16, shape=["x"])},
-    "shape of fractions": {"a": row(0, 16, shape=[4.0])},
-    "shape of truth": {"a": row(0, 16, shape=[4, True])},
-    "offsets of fractions": {"a": row(0, 16, data_offsets=[0.0, 16.0])},
-    "dtype that is no text": {"a": row(0, 16, dtype=32)},
     "row that is no object": {"a": []},
-    "overlap": {"a": row(0, 16), "b": row(8, 16)},
-    "the same bytes twice": {"a": row(0, 16), "b": row(0, 16)},
-    "hole at the start": {"a": row(8, 16)},
     "hole in the middle": {"a": row(0, 4), "b": row(8, 16)},
     "bytes at the end": {"a": row(0, 8)},
     "no tensors, but bytes": {},
-    "end after the file": {"a": row(0, 32)},
     "end before the start": {"a": row(0, 16, shape=[0], data_offsets=[16, 0])},
-    "metadata that are no text": {"__metadata__": {"format": 1}, "a": row(0, 16)},
-    "metadata that are no object": {"__metadata__": [], "a": row(0, 16)},
     "key twice in a row": f'{{"a": {ROW[:-1]}, "shape": [4]}}}}',
-    "half a character": f'{{"\\ud800": {ROW}}}',
-    "dtype of half a character": f'{{"a": {ROW.replace("F32", chr(92) + "ud800")}}}',
     "shape of many dimensions": {"a": row(0, 16, shape=[1] * 9999)},
-    "list": f"[{ROW}]",
     "text after it": f'{{"a": {ROW}}} x',
     "UTF-16": f'{{"a": {ROW}}}'.encode("utf-16-le"),
-    "not UTF-8": b'{"\xff": ' + ROW.encode() + b"}",
-    "deep nesting": '{"a": ' + "[" * 100_000,
     "number with many digits": f'{{"a": {ROW.replace("[4]", "[" + "1" * 5000 + "]")}}}',
     "NaN": '{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 16]}}',
 }
@@ -139,49 +110,6 @@ def test_a_tensor_that_is_given_twice_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "model.safetensors", f'{{"a": {ROW}, "a": {ROW}}}')
     with pytest.raises(BrokenModel, match="a key is given twice"):
         tensors_of([path])
-
-
-def test_headers_that_are_too_long_together_are_not_read(tmp_path: Path) -> None:
-    """The second one would be damaged."""
-    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
-    for path in files:
-        write(path, {"__metadata__": {"x": "x" * (MOST_BYTES // 2)}, path.name: row(0, 16)})
-    tensors_of(files[:1])
-    files[1].write_bytes(files[1].read_bytes()[:-8])
-    with pytest.raises(BrokenModel, match=r"more than 16,777,216 bytes, counted up to b\.safetensors; save the model"):
-        tensors_of(files)
-
-
-@pytest.mark.parametrize("inside", ['{"dtype":"F32","shape":[0],"data_offsets":[0,0]}', "[[],[]]"])
-def test_headers_of_too_many_tensors_together_are_not_read(tmp_path: Path, inside: str) -> None:
-    """Nor is one that takes as much memory."""
-    files = []
-    for number in range(2):
-        rows = ",".join(f'"{number}.{index}":{inside}' for index in range(MOST_TENSORS // 2 + 1))
-        files.append(write(tmp_path / f"{number}.safetensors", f"{{{rows}}}", data=0))
-    if inside.startswith("{"):
-        assert len(tensors_of(files[:1])) == MOST_TENSORS // 2 + 1
-    began = time.process_time()
-    with pytest.raises(BrokenModel, match=r"more than 150,000 tensors, counted up to 1|0\.safetensors is .* damaged"):
-        tensors_of(files)
-    assert time.process_time() - began < 5
-
-
-def test_as_many_tensors_as_the_largest_models_have(tmp_path: Path) -> None:
-    """As in DeepSeek-V3."""
-    files = []
-    for number in range(163):
-        names = [f"model.layers.{number}.mlp.experts.{index}.down_proj.weight_scale_inv" for index in range(560)]
-        header: dict[str, object] = {name: row(0, 0, shape=[7168, 2048, 0]) for name in names}
-        files.append(write(tmp_path / f"model-{number:05d}-of-00163.safetensors", header, data=0))
-    assert len(tensors_of(files)) == 91_280
-
-
-def test_order_in_the_header_does_not_matter(tmp_path: Path) -> None:
-    header: dict[str, object] = {"b": row(4, 16), "empty": row(4, 4), "a": row(0, 4)}
-    path = write(tmp_path / "model.safetensors", header)
-    assert [stored.name for stored in tensors_of([path])] == list(header)
-    assert load_file(path).keys() == header.keys()
 
 
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:

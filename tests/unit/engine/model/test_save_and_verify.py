@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from replaceme_core.engine.model import changes, save
+from replaceme_core.engine.model import save
 from replaceme_core.engine.model.changes import kept_blocks
 from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.engine.model.safetensors_io import all_finite
 from replaceme_core.engine.model.save import complete_or_absent, save_block_by_block, save_model, verify_saved
 from replaceme_core.errors import InvalidInput, OutOfSpace, VerificationFailed
-from tests.fixtures.models.tiny import BLOCKS, save_tiny, tiny_model, token_ids
+from tests.fixtures.models.tiny import BLOCKS, save_tiny, token_ids
 
 PROMPT = token_ids(1, 16)[0]
 
@@ -31,7 +31,7 @@ def test_a_directory_appears_at_once(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["new", "model", "a"]
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_or_not_at_all(tmp_path: Path, error: type[BaseException]) -> None:
     def fail() -> None:
         with complete_or_absent(tmp_path / "model") as partial:
@@ -41,12 +41,6 @@ def test_or_not_at_all(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error):
         fail()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_what_exists_is_not_touched(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    with pytest.raises(InvalidInput, match="exists already"), complete_or_absent(tmp_path / "model"):
-        raise AssertionError("entered")
 
 
 def test_a_result_without_disk_space_is_not_begun(tmp_path: Path) -> None:
@@ -127,12 +121,6 @@ def test_which_blocks_stay() -> None:
             kept_blocks(6, removed)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_valid_model_is_verified(tmp_path: Path, dtype: torch.dtype) -> None:
-    directory = save_tiny(tmp_path / "model", dtype=dtype)
-    assert verify_saved(directory, dtype=dtype, blocks=BLOCKS, prompt=PROMPT, device="cpu") < 0.05
-
-
 def test_a_wrong_number_of_blocks(tmp_path: Path) -> None:
     directory = save_tiny(tmp_path / "model")
     with pytest.raises(VerificationFailed, match="has 6 blocks, not 5"):
@@ -182,22 +170,10 @@ def test_rounding_in_bfloat16_is_distinguished_from_a_wrong_cache(
         assert 0.1 < difference < 0.3
 
 
-def test_surgery_renumbers_the_cache() -> None:
-    resolved = changes.ResolvedModel(model=tiny_model(), layout=surgery_layout())
-    changes.remove_blocks(resolved, [1, 4])
-    assert [block.self_attn.layer_idx for block in resolved.blocks] == [0, 1, 2, 3]
-    assert resolved.model.config.num_hidden_layers == 4
-
-
-def surgery_layout() -> object:
-    from replaceme_core.families.table import FAMILIES
-
-    return FAMILIES["llama"]
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("place", [0, 2**19, -1])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("value", "place", "dtype"),
+    [(float("nan"), 0, torch.float32), (float("inf"), 2**19, torch.bfloat16), (-float("inf"), -1, torch.float16)],
+)
 def test_every_value_is_looked_at(value: float, place: int, dtype: torch.dtype) -> None:
     values = torch.zeros(3, 2**19, dtype=dtype)
     assert all_finite(values)

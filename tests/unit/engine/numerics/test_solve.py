@@ -1,4 +1,4 @@
-"""The closed form against what it must minimise, and what it does with bad statistics."""
+"""The closed form against what it must minimise, the cosine fit against torch's autograd and Adam, bad statistics."""
 
 import math
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from replaceme_core.engine.numerics import solve as module
+from replaceme_core.engine.numerics.cosine import BATCH_TOKENS, CosineFit, CosineTokens, annealed
 from replaceme_core.engine.numerics.solve import check_rank, choose_ridge, fold_norm, fold_projection, solve_delta
 from replaceme_core.engine.numerics.stream import Stream
 from replaceme_core.engine.numerics.sums import Moments
@@ -54,14 +55,6 @@ def test_a_diagonal_map_is_a_regression_in_each_channel(ridge: float) -> None:
             assert moments().residual(delta + sign * 0.01 * torch.eye(WIDTH, dtype=torch.float64)) > best
 
 
-def test_a_diagonal_map_is_never_worse_than_plain_removal_on_its_own_tokens() -> None:
-    nothing = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
-    for ridge in (0.0, 1e-2, 1.0, 1e3):
-        few = moments(tokens=3, noise=5.0)
-        delta = solve_delta(few, ridge=ridge, diagonal=True)
-        assert few.residual(delta) <= few.residual(nothing)
-
-
 def test_a_channel_that_is_never_written_to_is_left_alone() -> None:
     dead = moments()
     dead.gram[3], dead.gram[:, 3], dead.cross[3] = 0, 0, 0
@@ -107,13 +100,6 @@ def test_the_residual_needs_no_second_pass() -> None:
     assert moments().residual(delta) == pytest.approx(float(left), rel=1e-4)
 
 
-def test_batches_add_up() -> None:
-    whole, parts = moments(), moments(parts=7)
-    torch.testing.assert_close(parts.gram, whole.gram, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(parts.cross, whole.cross, rtol=1e-5, atol=1e-4)
-    assert parts.tokens == whole.tokens == TOKENS
-
-
 def test_small_batches_of_small_values_are_not_lost() -> None:
     """A float32 accumulator stops at 2**24 ones; float64 does not."""
     total = Moments.zeros(1, device=torch.device("cpu"))
@@ -150,21 +136,14 @@ def test_no_ridge_is_tried_beyond_one_that_is_worse(monkeypatch: pytest.MonkeyPa
     assert tried == [1.0, 1e-4]
 
 
-def test_too_few_tokens_without_a_ridge_is_an_error() -> None:
+def test_statistics_that_determine_no_map_are_an_error() -> None:
     with pytest.raises(NumericalFailure, match="5 calibration tokens do not determine a map of width 12"):
         solve_delta(moments(tokens=5), ridge=0.0)
     with pytest.raises(NumericalFailure):
         choose_ridge(moments(tokens=5), moments(seed=1), ridges=(0.0,))
-
-
-def test_a_singular_ridge_is_skipped() -> None:
-    assert choose_ridge(moments(tokens=5), moments(seed=1), ridges=(0.0, 0.1))[0] == 0.1
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_statistics_that_are_not_finite_are_an_error(bad: float) -> None:
+    assert choose_ridge(moments(tokens=5), moments(seed=1), ridges=(0.0, 0.1))[0] == 0.1, "a singular ridge is skipped"
     broken = moments()
-    broken.cross[3, 4] = bad
+    broken.cross[3, 4] = math.nan
     with pytest.raises(NumericalFailure, match="not finite"):
         solve_delta(broken, ridge=0.1)
 
@@ -220,3 +199,75 @@ def test_it_is_rounded_once() -> None:
 def test_a_map_that_the_dtype_cannot_hold_is_an_error() -> None:
     with pytest.raises(NumericalFailure, match=r"torch\.float16"):
         fold_projection(torch.ones(2, 2).half(), None, delta=torch.full((2, 2), 1e6, dtype=torch.float64))
+
+
+RATE = 3e-3
+DIAGONAL = (False, True)
+
+
+def turned_streams(tokens: int = TOKENS, *, seed: int = 0) -> dict[str, torch.Tensor]:
+    """`write`, `kept`, `end` (tokens, d)."""
+    generator = torch.Generator().manual_seed(seed)
+    write, kept, noise = (torch.randn(tokens, WIDTH, generator=generator) for _ in range(3))
+    change = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(99)) * 0.3
+    return {"write": write, "kept": kept, "end": kept + write @ change + 0.1 * noise}
+
+
+def definition(data: dict[str, torch.Tensor], change: torch.Tensor, *, light: bool) -> torch.Tensor:
+    """The loss as the paper writes it; `change` is (d, d) or (d,)."""
+    whole = torch.eye(WIDTH) + (change.diag() if change.ndim == 1 else change)
+    fixed = data["kept"] - data["write"]  # Y
+    output, target = data["write"] @ whole, data["end"]
+    output, target = (output, target - fixed) if light else (output + fixed, target)
+    return 1 - torch.nn.functional.cosine_similarity(output, target).mean()
+
+
+@pytest.mark.parametrize("light", [False, True])
+@pytest.mark.parametrize("diagonal", DIAGONAL)
+def test_the_steps_are_those_of_adam_on_the_loss_of_the_paper(diagonal: bool, light: bool) -> None:
+    data = turned_streams()
+    start = 0.1 * torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    tokens = (CosineTokens.light if light else CosineTokens.exact)(**data)
+    fit = CosineFit.start(start, diagonal=diagonal, rate=RATE)
+    change = (start.diagonal() if diagonal else start).float().clone().requires_grad_()
+    adam = torch.optim.Adam([change], lr=RATE)
+    order = torch.Generator().manual_seed(0)
+    for _ in range(6):
+        loss = definition(data, change, light=light)
+        assert fit.loss(tokens) == pytest.approx(float(loss.detach()), rel=1e-4)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        fit.epoch(tokens, order=order)
+    torch.testing.assert_close(fit.delta, change.detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_token_with_a_massive_activation_counts_as_one() -> None:
+    data = turned_streams()
+    long = {name: values.clone() for name, values in data.items()}
+    for values in long.values():
+        values[0] *= 1e4
+    zero = torch.zeros(WIDTH, WIDTH)
+    fit = CosineFit.start(zero, diagonal=False, rate=RATE)
+    expected = fit.loss(CosineTokens.exact(**data))
+    assert fit.loss(CosineTokens.exact(**long)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_stream_of_zeros_is_no_error() -> None:
+    data = {name: torch.zeros(4, WIDTH) for name in ("write", "kept", "end")}
+    fit = CosineFit.start(torch.zeros(WIDTH, WIDTH), diagonal=False, rate=RATE)
+    fit.epoch(CosineTokens.exact(**data), order=torch.Generator().manual_seed(0))
+    assert torch.isfinite(fit.delta).all()
+
+
+def test_the_rate_falls_to_a_tenth() -> None:
+    rates = [annealed(1.0, done=done) for done in (0.0, 0.25, 0.5, 1.0)]
+    assert rates == sorted(rates, reverse=True)
+    assert (rates[0], rates[-1]) == pytest.approx((1.0, 0.1))
+
+
+def test_an_epoch_takes_every_token_once_in_batches() -> None:
+    data = turned_streams(2 * BATCH_TOKENS + 5)
+    fit = CosineFit.start(torch.zeros(WIDTH, WIDTH), diagonal=False, rate=RATE)
+    fit.epoch(CosineTokens.exact(**data), order=torch.Generator().manual_seed(0))
+    assert fit._steps == 3

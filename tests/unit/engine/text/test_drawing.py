@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,20 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replaceme_core.engine.text.drawing import (
-    KINDS,
     Piece,
-    Region,
     SequenceCounts,
     TokenSet,
     Wanted,
-    divide,
     draw,
     regions,
     sequence_counts,
 )
 from replaceme_core.errors import CalibrationTooSmall
 from replaceme_core.request.calibration import held_out_samples
-from replaceme_core.request.defaults import MOST_PERIODS, READ_FOR_EACH, RESERVED
+from replaceme_core.request.defaults import READ_FOR_EACH, RESERVED
 from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import ResolvedCalibration
 
@@ -36,11 +33,8 @@ def calibration(samples: int, **fields: object) -> ResolvedCalibration:
     ("samples", "share", "expected"),
     [
         (64, 0.0, [(56, 8)]),
-        (64, 0.5, [(28, 4), (28, 4)]),
         (64, 1.0, [(0, 4), (56, 8)]),
         (9, 0.25, [(6, 1), (2, 0)]),
-        (2, 0.5, [(1, 1), (0, 0)]),
-        (8, 0.9, [(1, 1), (6, 0)]),
     ],
 )
 def test_own_text_beside_one_dataset(samples: int, share: float, expected: list[tuple[int, int]]) -> None:
@@ -48,7 +42,7 @@ def test_own_text_beside_one_dataset(samples: int, share: float, expected: list[
     assert [(one.fit, one.held_out) for one in found] == expected
 
 
-@pytest.mark.parametrize(("samples", "length", "judging"), [(64, 512, 4), (2, 512, 2), (1024, 1024, 11), (64, 6000, 2)])
+@pytest.mark.parametrize(("samples", "length", "judging"), [(64, 512, 4), (1024, 1024, 11), (64, 6000, 2)])
 def test_a_text_that_only_judges_has_sequences_beside_the_samples(samples: int, length: int, judging: int) -> None:
     fields = {"samples": samples, "max_length": length, "self_generated": 0.0, "judged_on": "builtin:code"}
     of_text, of_judge = sequence_counts(ResolvedCalibration.model_validate({"dataset": "org/a", **fields}), measure=16)
@@ -72,13 +66,6 @@ def test_own_text_judges_with_as_many_sequences_as_another_text(
     assert total == samples + found.beside_samples(Method.LEAST_SQUARES)
 
 
-def test_a_long_calibration_has_enough_of_its_own_text_among_the_samples() -> None:
-    fields = {"samples": 1024, "max_length": 1024, "self_generated": 0.125, "judged_on": "builtin:code"}
-    found = ResolvedCalibration.model_validate({"dataset": "org/a", **fields})
-    assert [one.held_out for one in sequence_counts(found, measure=0)] == [112, 16, 11]
-    assert found.generating == 128
-
-
 def test_every_text_measures_and_the_first_one_most() -> None:
     sources = [{"self_generated": True}, {"dataset": "org/a"}, {"dataset": "org/b"}]
     for measure, expected in ((16, [0, 16, 4]), (3, [0, 3, 1]), (0, [0, 0, 0])):
@@ -86,6 +73,7 @@ def test_every_text_measures_and_the_first_one_most() -> None:
         assert [one.measure for one in found] == expected
 
 
+@settings(max_examples=40)
 @given(
     shares=st.lists(st.floats(0.001, 1), min_size=1, max_size=8),
     more=st.integers(0, 3000),
@@ -107,12 +95,6 @@ def test_counts_are_complete_and_follow_the_shares(shares: list[float], more: in
         assert "self_generated" in source or (one.fit >= 1 and one.held_out >= 1)
         for count, whole in ((one.fit, samples - held_out), (one.held_out, held_out)):
             assert abs(count - whole * share / total) < len(sources)
-
-
-def test_the_largest_remainders_are_rounded_up() -> None:
-    assert divide(10, [0.55, 0.25, 0.2], least=[0, 0, 0]) == [6, 2, 2]
-    assert divide(7, [0.5, 0.5], least=[0, 0]) == [4, 3]
-    assert divide(3, [0.98, 0.01, 0.01], least=[1, 1, 1]) == [1, 1, 1]
 
 
 LENGTH = 8
@@ -145,7 +127,7 @@ def places(tokens: TokenSet) -> list[tuple[int, str]]:
     return sorted(found)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     held_out=st.integers(1, 9),
     measure=st.integers(0, 20),
@@ -164,7 +146,7 @@ def test_no_document_is_on_two_sides(held_out: int, measure: int, factor: int, s
     assert min(measure, reserved) <= len(drawn.measure) <= measure
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(held_out=st.integers(1, 20), more=st.integers(0, 9000), document=st.integers(1, 400))
 def test_held_out_sequences_lie_in_blocks(held_out: int, more: int, document: int) -> None:
     fit = 7 * held_out
@@ -199,7 +181,7 @@ def test_each_sequence_is_a_stretch_of_the_text_and_comes_once() -> None:
     assert int(broken.sum()) <= 12, "only where a region ends"
 
 
-@pytest.mark.parametrize("sequences", [64, 65, 70, 80, 300, 2000])
+@pytest.mark.parametrize("sequences", [64, 65, 80, 2000])
 def test_what_calibrates_does_not_depend_on_what_measures(sequences: int) -> None:
     found = []
     for measure in (0, 1, 16, 500):
@@ -229,7 +211,7 @@ def test_only_so_much_of_a_long_text_is_read() -> None:
     assert len(drawn.measure) == 300, "more is read for what measures"
 
 
-@pytest.mark.parametrize(("sequences", "measure"), [(8, 0), (9, 1), (10, 2), (11, 2)])
+@pytest.mark.parametrize(("sequences", "measure"), [(8, 0), (9, 1), (11, 2)])
 def test_a_text_that_is_just_long_enough(sequences: int, measure: int) -> None:
     drawn = draw(counted(sequences * LENGTH), wanted(7, 1, 16 if measure else 0), seed=0)
     assert (len(drawn.fit), len(drawn.held_out), len(drawn.measure)) == (7, 1, measure)
@@ -281,72 +263,15 @@ def test_too_few_tokens_says_how_many_there_are_and_are_needed() -> None:
         "evaluate on: give more text, or ask for at most 4 samples"
     )
     assert caught.value.field == "calibration.samples"
-
-
-def test_of_several_sources_it_says_which_and_how_many_samples_of_all_would_do() -> None:
     count = SequenceCounts(fit=14, held_out=2, measure=0)
     several = Wanted(count=count, length=16, samples=64, called=" org/a")
     with pytest.raises(CalibrationTooSmall, match=r"text org/a has 80 tokens.* 16 x 16 = 256 are.* at most 20 samples"):
         draw(counted(80), several, seed=0)
-
-
-def test_hardly_any_text_is_too_little_text() -> None:
     with pytest.raises(CalibrationTooSmall, match=r"has 3 tokens, which fill 0 sequences of 16; .*: give more text$"):
         draw(counted(3), wanted(1, 1, length=16), seed=0)
 
 
 needs = st.tuples(st.integers(1, 60), st.integers(1, 12), st.integers(0, 16))
-
-
-def sizes(found: list[Region]) -> dict[str, int]:
-    return {kind: sum(one.end - one.start for one in found if one.kind == kind) for kind in KINDS}
-
-
-@given(
-    needs=needs | st.tuples(st.just(0), st.just(0), st.integers(1, 16)),
-    body=st.integers(1, 20),
-    more=st.integers(0, 3000),
-    documents=st.lists(st.integers(1, 90), max_size=80),
-)
-def test_regions_cover_the_text_and_have_what_each_kind_needs(
-    needs: tuple[int, int, int], body: int, more: int, documents: list[int]
-) -> None:
-    tokens = sum(needs) * body + more
-    borders = [0, *(border for border in accumulate(documents) if border < tokens)]
-    found = regions(tokens, borders, needs=needs, body=body)
-    assert found[0].start == 0
-    assert found[-1].end == tokens
-    assert all(one.end == other.start and one.kind != other.kind for one, other in pairwise(found))
-    assert all(one.end > one.start for one in found)
-    for (kind, size), need in zip(sizes(found).items(), needs, strict=True):
-        assert size >= need * body
-        assert (size == 0) == (need == 0)
-        assert sum(one.kind == kind for one in found) <= min(MOST_PERIODS, need)
-
-
-@given(needs=needs, body=st.integers(1, 20), factor=st.integers(2, 9))
-def test_regions_grow_alike_and_each_period_has_one(needs: tuple[int, int, int], body: int, factor: int) -> None:
-    tokens = factor * sum(needs) * body
-    found = regions(tokens, [], needs=needs, body=body)
-    assert list(sizes(found).values()) == [factor * need * body for need in needs]
-    periods = min(MOST_PERIODS, *needs[:2])
-    edges = [tokens * period // periods for period in range(periods + 1)]
-    for start, end in pairwise(edges):
-        held_out = [one for one in found if one.kind == "held_out" and start - periods <= one.start < end]
-        assert held_out, "each period has held-out tokens"
-
-
-@given(needs=needs, body=st.integers(8, 20), factor=st.integers(2, 9), seed=st.randoms(use_true_random=False))
-def test_edges_are_borders_of_documents_where_these_are_short(
-    needs: tuple[int, int, int], body: int, factor: int, seed: object
-) -> None:
-    tokens = factor * sum(needs) * body
-    smallest = min(one.end - one.start for one in regions(tokens, [], needs=needs, body=body))
-    borders = [0]
-    while borders[-1] < tokens:
-        borders.append(borders[-1] + seed.randint(1, max(1, smallest // 4)))  # type: ignore[attr-defined]
-    found = regions(tokens, borders[:-1], needs=needs, body=body)
-    assert {one.start for one in found} <= set(borders)
 
 
 def test_a_document_is_cut_where_no_border_is_near() -> None:

@@ -1,15 +1,25 @@
-"""Generated text: full sequences, the same each time, with a new opening after each end token."""
+"""Generated text is full and the same each time; hostile chat templates and tokenizers end within their limits."""
 
+import json
+import os
+import resource
+import signal
+import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
+from replaceme_core.engine.model.load import load_tokenizer
+from replaceme_core.engine.text import limits
+from replaceme_core.engine.text.limits import ends_badly, render
 from replaceme_core.engine.text.self_generated import _end_tokens, _Row, generate_sequences, openings
+from replaceme_core.errors import BrokenModel
 from replaceme_core.request.defaults import FEWEST_DIFFERENT
-from tests.fixtures.models.tiny import byte_tokenizer, tiny_model
+from tests.fixtures.models.tiny import byte_tokenizer, save_tiny, tiny_model
 
 CHAT = (
     "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}<|end|>{% endfor %}"
@@ -23,7 +33,7 @@ def chatty(template: str | None = CHAT) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def write(tokenizer: PreTrainedTokenizerFast, *, count: int = 3, length: int = 40, seed: int = 0) -> torch.Tensor:
+def write(tokenizer: PreTrainedTokenizerFast, *, count: int = 3, length: int = 24, seed: int = 0) -> torch.Tensor:
     fractions: list[float] = []
     found = generate_sequences(tiny_model(), tokenizer, count=count, length=length, seed=seed, advance=fractions.append)
     assert fractions == sorted(fractions)
@@ -31,12 +41,12 @@ def write(tokenizer: PreTrainedTokenizerFast, *, count: int = 3, length: int = 4
     return found
 
 
-@pytest.mark.parametrize("template", [None, CHAT])
-def test_sequences_are_full_and_the_same_each_time(template: str | None) -> None:
-    first = write(chatty(template))
-    assert first.shape == (3, 40)
-    assert torch.equal(first, write(chatty(template)))
-    assert not torch.equal(first, write(chatty(template), seed=1))
+def test_sequences_are_full_and_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replaceme_core.engine.text.self_generated.BATCH_TEXTS", 2)
+    first = write(chatty())
+    assert first.shape == (3, 24)
+    assert torch.equal(first, write(chatty()))
+    assert not torch.equal(first, write(chatty(), seed=1))
 
 
 def test_they_are_what_the_model_generates() -> None:
@@ -52,23 +62,8 @@ def test_they_are_what_the_model_generates() -> None:
     assert bool((before[~given] <= 0.95 + 1e-3).all())
 
 
-def test_more_sequences_than_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("replaceme_core.engine.text.self_generated.BATCH_TEXTS", 2)
-    assert write(chatty(), count=5).shape == (5, 40)
-
-
 def text_of(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(ids))
-
-
-def test_the_template_is_split() -> None:
-    tokenizer = chatty()
-    found = openings(tokenizer)
-    assert found.user is not None
-    assert found.assistant is not None
-    assert text_of(tokenizer, found.user) == "<user>"
-    assert text_of(tokenizer, found.assistant) == "<|end|><assistant>"
-    assert found.document == (tokenizer.eos_token_id,)
 
 
 @pytest.mark.parametrize("template", [None, "{{ messages[0].content }}", "nothing of what is said"])
@@ -95,6 +90,11 @@ def test_a_document_begins_with_what_separates_documents_not_turns() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<|turn|>", "unk_token": "<|endoftext|>"})
     assert openings(tokenizer).document == (tokenizer.unk_token_id,)
+    ends = _end_tokens(tiny_model(), tokenizer, openings(tokenizer))
+    assert {tokenizer.unk_token_id, tokenizer.eos_token_id} <= ends, "what opens a document ends one, too"
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = None
+    assert text_of(tokenizer, openings(tokenizer).document) == "\n", "without special tokens an empty line"
 
 
 def test_a_document_begins_with_what_the_tokenizer_puts_before_a_text() -> None:
@@ -105,19 +105,6 @@ def test_a_document_begins_with_what_the_tokenizer_puts_before_a_text() -> None:
     )
     assert tokenizer("")["input_ids"] == [tokenizer.bos_token_id]
     assert openings(tokenizer).document == (tokenizer.bos_token_id,)
-
-
-def test_a_tokenizer_without_special_tokens_begins_with_an_empty_line() -> None:
-    tokenizer = byte_tokenizer()
-    tokenizer.eos_token = None
-    assert text_of(tokenizer, openings(tokenizer).document) == "\n"
-
-
-def test_the_token_that_opens_a_document_ends_one_too() -> None:
-    tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"bos_token": "<|turn|>"})
-    ends = _end_tokens(tiny_model(), tokenizer, openings(tokenizer))
-    assert {tokenizer.bos_token_id, tokenizer.eos_token_id} <= ends
 
 
 def test_a_turn_that_the_model_ends_is_not_ended_twice() -> None:
@@ -144,3 +131,91 @@ def test_a_text_that_repeats_itself_is_ended() -> None:
     for number in range(200):
         row.append(number % FEWEST_DIFFERENT, ends=())  # a list or a table may have so few
     assert row.ids.count(99) == 1
+
+
+CONVERSATION = [{"role": "user", "content": "hi"}]
+NESTED_RANGES = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}" + "{% endfor %}" * 3
+DOUBLED = "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}"
+CANARY = "{{ ''.__class__.__mro__[1].__subclasses__() }}{{ cycler.__init__.__globals__.os.system('touch canary') }}"
+
+
+def refusal(template: str) -> BrokenModel:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(BrokenModel) as refused:
+        render(tokenizer, CONVERSATION)
+    assert refused.value.message.startswith("the chat template ")
+    return refused.value
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (NESTED_RANGES, "takes more than 0.2 seconds"),
+        (DOUBLED, "needs more than 128 MB"),
+        ("{{ 'x' * 10**12 }}", "needs more than 128 MB"),
+        ("{% for i in range(90) %}{{ 'x' * 10**5 }}{% endfor %}", "writes more than 1,000,000 characters"),
+        ("{{ raise_exception('roles must alternate') }}", "cannot be rendered: TemplateError: roles must alternate"),
+        ("{% for m in messages %}", "cannot be rendered: TemplateSyntaxError"),
+        ("{{ '\\ud800' }}", "text that is not UTF-8"),
+        ("{{ 1 / 0 }}", "cannot be rendered: ZeroDivisionError"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "cannot be rendered: RecursionError"),
+        (CANARY, "cannot be rendered: SecurityError"),
+    ],
+)
+def test_hostile_templates(template: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(limits, "TEMPLATE_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "TEMPLATE_BYTES", 2**27)
+    monkeypatch.setattr(limits, "LONGEST_TEXT", 10**6)
+    monkeypatch.chdir(tmp_path)
+    began = time.process_time()
+    assert said in refusal(template).message
+    assert time.process_time() - began < 10
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_limits_are_gone_afterwards() -> None:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    assert render(tokenizer, CONVERSATION) == "<user>hi"
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    assert (signal.getitimer(signal.ITIMER_PROF), signal.getsignal(signal.SIGPROF)) == ((0.0, 0.0), signal.SIG_DFL)
+
+
+def exploding(directory: Path, doublings: int) -> Path:
+    """A model whose tokenizer makes 2 to the power of `doublings` letters of each letter."""
+    model = save_tiny(directory / "model")
+    path = model / "tokenizer.json"
+    content = json.loads(path.read_text())
+    double = {"type": "Replace", "pattern": {"Regex": "."}, "content": "aa"}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [double] * doublings}
+    path.write_text(json.dumps(content))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("doublings", "limit", "value", "said"),
+    [
+        (40, "TRIAL_BYTES", 2**28, r"the tokenizer needed more than .* of memory, or crashed \(signal 6\)"),
+        (24, "TRIAL_SECONDS", 1.0, "the tokenizer took more than 1 seconds for a text of"),
+    ],
+)
+def test_a_normaliser_without_end(
+    doublings: int, limit: str, value: float, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, limit, value)
+    with pytest.raises(BrokenModel, match=said):
+        load_tokenizer(exploding(tmp_path, doublings))
+
+
+def test_one_that_waits_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "TRIAL_WALL_SECONDS", 0.2)
+    assert ends_badly(lambda: time.sleep(60)) == "took more than 30 seconds"
+
+
+def test_a_crash(capfd: pytest.CaptureFixture[str]) -> None:
+    end = ends_badly(lambda: os.kill(os.getpid(), signal.SIGSEGV))
+    assert end is not None
+    assert end.endswith("or crashed (signal 11)")
+    assert capfd.readouterr() == ("", "")

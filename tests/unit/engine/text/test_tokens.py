@@ -1,4 +1,4 @@
-"""Token sequences of one length: packed, drawn from the texts of a mix, and of repeated passages."""
+"""Token sequences of one length: packed, drawn from the texts of a mix, of repeated passages, as many as fit."""
 
 import json
 from dataclasses import replace
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replaceme_core.engine.text.drawing import TokenSet
@@ -17,14 +17,18 @@ from replaceme_core.engine.text.tokens import (
     encode,
     pack,
     repeat_passages,
+    sized_to_text,
     with_repeated,
     with_self_generated,
 )
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
-from replaceme_core.request.defaults import PASSAGE
+from replaceme_core.hardware import WorkerKind
+from replaceme_core.request.calibration import CalibrationSpec
+from replaceme_core.request.defaults import FEWEST_SAMPLES, GENERAL_SHARE, OWN_SHARE, PASSAGE
 from replaceme_core.request.method import Method
-from replaceme_core.request.resolve import ResolvedCalibration, ResolvedSpec
-from replaceme_core.request.spec import EvaluationSpec
+from replaceme_core.request.resolve import Machine, ResolvedCalibration, ResolvedSpec, resolve_spec
+from replaceme_core.request.spec import CompressionSpec, EvaluationSpec
+from replaceme_core.runner.messages import RunnerRequest
 from tests.fixtures.models.tiny import byte_tokenizer
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -39,12 +43,6 @@ def test_sequences_are_full_and_nothing_is_padded() -> None:
     packed = pack(encode(["abcdefg", "hij"], tokenizer), tokenizer, length=4, limit=100).sequences
     assert packed.shape == (3, 4)
     assert [text_of(row.tolist()) for row in packed] == ["abcd", "efg<|end|>", "hij<|end|>"]
-
-
-def test_what_is_left_over_is_cut_off() -> None:
-    tokenizer = byte_tokenizer()
-    assert pack(encode(["abcdef"], tokenizer), tokenizer, length=4, limit=100).sequences.shape == (1, 4)
-    assert pack(encode([], tokenizer), tokenizer, length=4, limit=100).sequences.shape == (0, 4)
 
 
 def test_reading_stops_at_the_limit() -> None:
@@ -125,11 +123,11 @@ def one_text(share: float, samples: int = 64) -> ResolvedSpec:
 
 @pytest.fixture
 def paths(tmp_path: Path) -> list[Path]:
-    """Three texts of 300 documents each, in which every letter says which text it is."""
+    """Three texts of 100 documents each, in which every letter says which text it is."""
     made = []
     for number, word in enumerate(TEXTS):
         path = tmp_path / f"{number}.jsonl"
-        path.write_text("\n".join(json.dumps({"text": word * 10}) for _ in range(300)))
+        path.write_text("\n".join(json.dumps({"text": word * 10}) for _ in range(100)))
         made.append(path)
     return made
 
@@ -210,6 +208,7 @@ def test_a_tokenizer_of_another_model_is_refused(paths: list[Path]) -> None:
     assert caught.value.field == "model"
 
 
+@settings(max_examples=30)
 @given(counts=st.lists(st.integers(0, 30), min_size=1, max_size=5))
 def test_every_beginning_has_each_source_by_its_share(counts: list[int]) -> None:
     sources = torch.cat([torch.full((count,), number) for number, count in enumerate(counts)])
@@ -244,12 +243,6 @@ def test_generated_sequences_are_mixed_with_the_text() -> None:
         assert bool((mixed_in[~from_text] >= 0).all())
         assert from_text[: count // 2].any()
         assert (~from_text[: count // 2]).any()
-
-
-def test_a_share_of_less_than_one_sequence_generates_nothing() -> None:
-    text = TokenSet.of_one_source(fit=torch.zeros(1, 16), held_out=torch.zeros(1, 16), measure=torch.zeros(0, 16))
-    spec = one_text(0.1, samples=2)
-    assert with_self_generated(text, spec.calibration, lambda count: torch.zeros(count, LENGTH)) is text
 
 
 def test_all_of_it_may_be_generated_and_the_text_still_measures() -> None:
@@ -298,7 +291,8 @@ def test_a_long_sequence_has_several_passages_and_each_follows_itself() -> None:
     assert torch.equal(of_second, torch.cat([third, third, fourth, fourth]))
 
 
-@given(length=st.integers(8, 1100), prefix=st.integers(0, 2))
+@settings(max_examples=20)
+@given(length=st.integers(8, 600), prefix=st.integers(0, 2))
 def test_every_length_is_filled_and_repeats_half_of_itself(length: int, prefix: int) -> None:
     given = torch.arange(length)[None]
     found = repeat_passages(given, prefix=prefix)
@@ -344,3 +338,97 @@ def test_passages_of_held_out_sequences_of_every_source_judge() -> None:
 def test_none_leaves_the_text_as_it_is(samples: int, share: float | None) -> None:
     tokens = numbered(fit=4, held_out=2)
     assert with_repeated(tokens, calibration(samples, share), method=Method.AUTO, prefix=0) is tokens
+
+
+USUAL = 64
+
+
+def written(path: Path, *, sequences: int) -> Path:
+    """A text of this number of sequences."""
+    path.write_text("\n".join("a few words, and" for _ in range(sequences)))
+    return path
+
+
+def resolved_for(requested: CalibrationSpec, *, measured: bool = True) -> ResolvedSpec:
+    usual = {"samples": requested.samples or USUAL, "max_length": LENGTH}
+    body: dict[str, object] = {
+        "model": {"repo_id": "org/tiny"},
+        "ratio": 0.5,
+        "calibration": requested.model_dump() | usual,
+        "evaluation": {"enabled": measured},
+        "method": {"name": "least_squares"},
+        "compute": {"dtype": "float32", "batch_size": 4},
+    }
+    return resolve_spec(CompressionSpec.model_validate(body), Machine(kind=WorkerKind.CPU), values=1000)
+
+
+def sized(requested: CalibrationSpec, *paths: Path | None, measured: bool = True) -> ResolvedSpec:
+    spec = resolved_for(requested, measured=measured)
+    request = RunnerRequest(
+        spec=CompressionSpec(model=spec.model, ratio=spec.ratio, calibration=requested),
+        model_directory="m",
+        calibration_paths=tuple(None if path is None else str(path) for path in paths),
+        output_directory="o",
+    )
+    return sized_to_text(spec, request, byte_tokenizer())
+
+
+def open_text(**options: object) -> CalibrationSpec:
+    return CalibrationSpec.model_validate({"dataset": "file:a.txt", "self_generated": 0, **options})
+
+
+@pytest.mark.parametrize("sequences", [24, 71])
+def test_a_short_text_gives_as_many_as_leave_some_to_measure(tmp_path: Path, sequences: int) -> None:
+    path = written(tmp_path / "a.txt", sequences=sequences)
+    found = sized(open_text(), path)
+    samples = found.calibration.samples
+    assert 0.85 * sequences <= samples < sequences
+    tokens = calibration_tokens(found, byte_tokenizer(), paths=[path], vocabulary=VOCABULARY)
+    assert len(tokens.fit) + len(tokens.held_out) == samples
+    assert len(tokens.measure) >= samples // 8
+    without = sized(open_text(), path, measured=False)
+    assert without.calibration.samples == samples, "an evaluation must not change what calibrates"
+
+
+def test_a_named_number_is_kept_and_a_long_text_gives_the_usual_one(tmp_path: Path) -> None:
+    assert sized(open_text(), written(tmp_path / "b.txt", sequences=80)).calibration.samples == USUAL
+    found = sized(open_text(samples=40), written(tmp_path / "a.txt", sequences=24))
+    assert found.calibration.samples == 40
+
+
+def test_a_text_for_fewer_than_the_fewest_is_refused_with_what_is_needed(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.txt", sequences=FEWEST_SAMPLES)
+    found = sized(open_text(), path)
+    assert found.calibration.samples == USUAL
+    with pytest.raises(CalibrationTooSmall, match=r"64 x 16 = 1024 are needed .*or ask for at most 15 samples"):
+        calibration_tokens(found, byte_tokenizer(), paths=[path], vocabulary=VOCABULARY)
+
+
+def test_the_shares_of_a_mix_stay(tmp_path: Path) -> None:
+    requested = CalibrationSpec.model_validate({"dataset": "file:a.txt"})
+    found = sized(requested, written(tmp_path / "a.txt", sequences=40), None, None)
+    calibration = found.calibration
+    assert FEWEST_SAMPLES < calibration.samples < USUAL
+    assert [source.share for source in calibration.mix] == [1 - OWN_SHARE - GENERAL_SHARE, OWN_SHARE, GENERAL_SHARE]
+
+
+def test_the_shortest_of_several_texts_decides(tmp_path: Path) -> None:
+    sources = [{"dataset": "file:a.txt", "share": 0.5}, {"dataset": "file:b.txt", "share": 0.5}]
+    requested = CalibrationSpec.model_validate({"sources": sources})
+    paths = [written(tmp_path / "a.txt", sequences=400), written(tmp_path / "b.txt", sequences=20)]
+    assert 32 <= sized(requested, *paths).calibration.samples < 40
+
+
+def test_each_of_several_short_texts_has_a_held_out_sequence_or_the_usual_number_is_wanted(tmp_path: Path) -> None:
+    sources = [{"dataset": f"file:{name}.txt"} for name in "abc"]
+    requested = CalibrationSpec.model_validate({"sources": sources})
+    for sequences, samples in ((12, range(24, 36)), (8, range(USUAL, USUAL + 1))):
+        paths = [written(tmp_path / f"{name}.txt", sequences=sequences) for name in "abc"]
+        assert sized(requested, *paths).calibration.samples in samples
+
+
+def test_a_text_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"other": 1}\n')
+    with pytest.raises(InvalidInput):
+        sized(CalibrationSpec.model_validate({"dataset": "file:a.jsonl"}), path)
