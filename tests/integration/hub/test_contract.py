@@ -89,25 +89,16 @@ def test_a_part_of_a_file(hub: Hub, hub_side: HubSide, start: int, end: int) -> 
     assert hub.read_range(snapshot, "config.json", start=start, end=end) == CONFIG[start:end]
 
 
-def test_read_json(hub: Hub, hub_side: HubSide) -> None:
-    hub_side.add_model("acme/tiny", MODEL)
-    snapshot = hub.resolve("acme/tiny", kind=RepositoryKind.MODEL)
-    assert hub.read_json(snapshot, "config.json") == {"model_type": "llama", "num_hidden_layers": 4}
-
-
 @pytest.mark.parametrize(
     "content",
     [
         b"[1]",
         b"{",
         b"\xff\xfe",
-        b"",
         b"[" * 200_000,
         b'{"a":' * 64 + b"1" + b"}" * 64,
         b'{"a": ' + b"[" * 900 + b"]" * 900 + b"}",
         b'{"\\ud800": 1}',
-        b'{"a": [{"b": "\\udfff"}]}',
-        b'{"\xed\xa0\x80": 1}',
         b'{"a": ' + b"1" * 5000 + b"}",
         '{"a": 1}'.encode("utf-16"),
     ],
@@ -206,14 +197,6 @@ def test_a_stopped_publication_leaves_nothing_to_see(
         assert hub_side.files(publication.repo_id) == {"old.txt": b"old"}
     hub.publish(publication, before_commit=nothing, may_replace=anything)
     assert "model.safetensors" in hub_side.files(publication.repo_id)
-
-
-def test_an_error_of_before_commit_comes_through_as_it_is(hub: Hub, result: Publish) -> None:
-    def broken() -> None:
-        raise ConnectionResetError("the database went away")
-
-    with pytest.raises(ConnectionResetError):
-        hub.publish(result(), before_commit=broken)
 
 
 def test_a_target_that_moved_on_is_not_overwritten(hub: Hub, hub_side: HubSide, result: Publish) -> None:

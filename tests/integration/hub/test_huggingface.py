@@ -23,7 +23,6 @@ from replaceme_core.errors import (
     GatedRepository,
     HubUnreachable,
     InvalidInput,
-    LeaseLost,
     OutOfSpace,
     RateLimited,
     ReplaceMeError,
@@ -63,12 +62,6 @@ def with_tokens(fake: FakeHub, cache: Path, read: str | None = None, write: str 
 
 
 # Reading
-
-
-def test_resolve_is_one_request(hub: HuggingFaceHub, fake: FakeHub) -> None:
-    commit = fake.add_model("acme/tiny", FILES)
-    assert hub.resolve("acme/tiny", kind=MODEL).revision == commit.oid
-    assert fake.count() == 1
 
 
 def test_an_older_commit_can_be_read(hub: HuggingFaceHub, fake: FakeHub) -> None:
@@ -120,14 +113,6 @@ def test_a_file_that_never_has_its_size_is_an_error(hub: HuggingFaceHub, fake: F
         hub.download(wrong, ("config.json",))
 
 
-@pytest.mark.parametrize("fault", [Fault.DROP, Fault.STATUS])
-def test_a_hub_that_fails_is_unreachable(hub: HuggingFaceHub, fake: FakeHub, fault: Fault) -> None:
-    fake.add_model("acme/tiny", FILES)
-    fake.fail(fault, value=503, times=-1)
-    with pytest.raises(HubUnreachable, match="looking up model acme/tiny"):
-        hub.resolve("acme/tiny", kind=MODEL)
-
-
 def test_no_hub_at_all(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
     fake.stop()
     close_session()
@@ -150,12 +135,6 @@ def test_a_silent_hub_is_not_waited_for(
         hub.resolve("acme/tiny", kind=MODEL)
     with pytest.raises(HubUnreachable, match="ReadTimeout"):
         hub.publish(result, before_commit=nothing)
-
-
-def test_something_else_than_a_hub(hub: HuggingFaceHub, fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake.fail(Fault.STATUS, value=200)  # a page of some other kind
-    with pytest.raises(HubUnreachable, match="answer cannot be used"):
-        hub.resolve("acme/tiny", kind=MODEL)
 
 
 @pytest.mark.parametrize("name", REPLIES)
@@ -397,19 +376,6 @@ def test_a_branch_that_moves_on_does_not_change_the_download(
     assert {path.name: path.read_bytes() for path in found[0].iterdir()} == FILES
 
 
-def test_a_stopped_download_is_continued_by_the_next(hub: HuggingFaceHub, fake: FakeHub, snapshot: Snapshot) -> None:
-    held = fake.fail(Fault.HOLD, STORAGE)
-
-    def stop(_: float) -> None:
-        if held.reached.is_set():
-            raise LeaseLost("another worker has this job")
-
-    with pytest.raises(LeaseLost):
-        hub.download(snapshot, ("model.safetensors",), advance=stop)
-    held.release(carry_out=False)
-    assert (hub.download(snapshot, ("model.safetensors",)) / "model.safetensors").read_bytes() == WEIGHTS
-
-
 COMMIT = r"/commit/main$"
 
 
@@ -488,13 +454,6 @@ def test_a_commit_of_what_was_not_uploaded_is_refused(hub: HuggingFaceHub, fake:
     assert len(fake.commits("tester/out")) == 1
 
 
-def test_an_upload_that_is_refused(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
-    fake.fail(Fault.STATUS, "^/upload/", value=403, times=-1)
-    with pytest.raises(AccessDenied, match="publishing to tester/out"):
-        hub.publish(result, before_commit=nothing)
-    assert fake.count("POST", COMMIT) == 0
-
-
 def test_the_same_content_under_a_new_job(
     hub: HuggingFaceHub, fake: FakeHub, result: Publication, tmp_path: Path
 ) -> None:
@@ -534,9 +493,3 @@ def test_a_pull_request_is_made_once_and_changes_nothing(
     assert proposed.message.splitlines()[-1] == TRAILER
     assert hub.find_publication("tester/out", TRAILER) is None
     assert hub.find_publication("tester/out", TRAILER, create_pr=True) == revision
-
-
-def test_a_pull_request_needs_a_repository(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
-    with pytest.raises(RepositoryNotFound):
-        hub.publish(replace(result, create_pr=True), before_commit=nothing)
-    assert fake.count("POST", "/api/repos/create") == 0

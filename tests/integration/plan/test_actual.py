@@ -1,4 +1,4 @@
-"""What `replaceme compress` takes, beside its plan: memory within 25 %, bytes within 1 %."""
+"""What a run takes, beside its plan: memory within 25 %, bytes within 1 %; and what a report says of both."""
 
 import json
 import subprocess
@@ -13,8 +13,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from benchmarks import smollm2
 from benchmarks.harness.checkout import ROOT
 from replaceme_core.plan.resources import planned_host_bytes
-from replaceme_core.runner.messages import RunnerRequest
-from tests.fixtures.models.tiny import byte_tokenizer
+from replaceme_core.request.method import Method
+from replaceme_core.runner.messages import PastJob, RunnerRequest, Stage
+from tests.fixtures.models.pipeline import request, run
+from tests.fixtures.models.tiny import byte_tokenizer, save_tiny
 
 MEMORY, BYTES = 0.25, 0.01
 _TOKENS = {"bos_token_id": None, "eos_token_id": 256, "pad_token_id": None}
@@ -60,13 +62,13 @@ def check_plan(report: dict[str, object], model: Path) -> None:
     assert {stage["name"] for stage in plan["stages"]} >= {"calibrate", "solve", "fold", "save"}
     expected, actual = (max(stage[name] for stage in plan["stages"]) for name in ("expected_peak_bytes", "peak_bytes"))
     assert expected == pytest.approx(actual, rel=MEMORY), plan["stages"]
-    request = {
+    sent = {
         "spec": report["spec"],
         "model_directory": str(model),
         "calibration_paths": [None],
         "output_directory": "out",
     }
-    limited_by = planned_host_bytes(RunnerRequest.model_validate(request, strict=False))
+    limited_by = planned_host_bytes(RunnerRequest.model_validate(sent, strict=False))
     assert actual < (1 + MEMORY) * limited_by, "a limit of twice that leaves room"
     assert limited_by < 4 * actual
     assert all(stage["expected_seconds"] > 0 for stage in plan["stages"])
@@ -95,3 +97,31 @@ def test_smollm2(tmp_path: Path) -> None:
     check_plan(
         compress(model, tmp_path / "out", "--ratio", "0.25", "--method", "least_squares", "--no-evaluate"), model
     )
+
+
+EARLIER = PastJob(method=Method.LEAST_SQUARES, inputs="", stages=dict.fromkeys(Stage, (10.0, 30.0)))
+
+
+def test_the_plan_is_beside_what_the_run_took(tmp_path: Path) -> None:
+    one = request(save_tiny(tmp_path / "model"), drop=[3])
+    report = run(one.model_copy(update={"history": (EARLIER,)}))[0].report
+    plan, stages = report["plan"], report["stages"]
+    assert isinstance(plan, dict)
+    assert isinstance(stages, list)
+    assert plan["basis"] == "measured"
+    assert plan["expected_weight_bytes"] == pytest.approx(plan["weight_bytes"], rel=0.05)  # half of it is the header
+    for planned, actual in zip(plan["stages"], stages, strict=True):
+        assert planned.keys() == {"name", "expected_seconds", "seconds", "expected_peak_bytes", "peak_bytes"}
+        assert {name: planned[name] for name in ("name", "seconds", "peak_bytes")} == actual
+
+
+def test_each_stage_records_what_the_model_says_without_earlier_jobs(tmp_path: Path) -> None:
+    one = request(save_tiny(tmp_path / "model"), drop=[3], evaluation={"enabled": False})
+    finished, recorder, _ = run(one.model_copy(update={"history": (EARLIER,)}))
+    plan = finished.report["plan"]
+    assert isinstance(plan, dict)
+    modelled = {stage: value for stage, name, value, *_ in recorder.metrics if name == "modelled_seconds"}
+    expected = {stage["name"]: stage["expected_seconds"] for stage in plan["stages"]}
+    assert set(modelled) == set(expected)
+    assert all(2 * seconds < expected[stage] < 4 * seconds for stage, seconds in modelled.items())
+    assert {stage: recorder.expected[Stage(stage)] for stage in expected} == expected, "the worker learns it at once"

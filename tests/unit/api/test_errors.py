@@ -2,9 +2,10 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from httpx2 import Response
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -16,7 +17,6 @@ from api.http.requests import MOST_BYTES
 from api.main import create_app
 from replaceme_core import errors as core
 from replaceme_core.settings import Settings
-from replaceme_core.wording import json_safe
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
 
 JSON = {"content-type": "application/json"}
@@ -28,33 +28,40 @@ def all_errors(kind: type[core.ReplaceMeError] = core.ReplaceMeError) -> Iterato
         yield from all_errors(sub)
 
 
-@pytest.mark.parametrize("kind", list(all_errors()))
-def test_every_core_error_has_a_status(settings: Settings, kind: type[core.ReplaceMeError]) -> None:
+@pytest.fixture
+def raising(settings: Settings) -> Callable[[Exception], Response]:
+    """The response of a route that raises an error."""
     app = create_app(settings)
+    raised: list[Exception] = []
 
     @app.get("/raise")
     def fail() -> None:
-        raise kind("a reason")
+        raise raised[-1]
 
-    expected = http_error_of(kind("a reason"))
+    client = TestClient(app, raise_server_exceptions=False)
+
+    def get(error: Exception) -> Response:
+        raised.append(error)
+        return client.get("/raise")
+
+    return get
+
+
+def test_every_core_error_has_a_status(raising: Callable[[Exception], Response]) -> None:
     assert core.ReplaceMeError in HTTP_ERRORS
-    code = kind.code if expected.status != 500 else "internal_error"
-    response = TestClient(app, raise_server_exceptions=False).get("/raise")
-    body = assert_problem(response, status=expected.status, code=code)
-    assert ("a reason" in str(body["detail"])) == (expected.status != 500)
-    assert ("retry-after" in response.headers) == issubclass(kind, core.Unavailable | core.TooManyRequests)
-
-
-def test_an_unexpected_error_reveals_nothing(settings: Settings) -> None:
-    app = create_app(settings)
-
-    @app.get("/raise")
-    def fail() -> None:
-        raise RuntimeError("secret")
-
-    response = TestClient(app, raise_server_exceptions=False).get("/raise")
-    assert_problem(response, status=500, code="internal_error")
-    assert "secret" not in response.text
+    for kind in all_errors():
+        expected = http_error_of(kind("a reason"))
+        code = kind.code if expected.status != 500 else "internal_error"
+        response = raising(kind("a reason"))
+        body = assert_problem(response, status=expected.status, code=code)
+        assert ("a reason" in str(body["detail"])) == (expected.status != 500)
+        assert ("retry-after" in response.headers) == issubclass(kind, core.Unavailable | core.TooManyRequests)
+    unexpected = raising(RuntimeError("secret"))
+    assert_problem(unexpected, status=500, code="internal_error")
+    assert "secret" not in unexpected.text
+    limited = raising(core.RateLimited("the Hub limits how often it is asked", retry_after=271.5))
+    assert_problem(limited, status=503, code="rate_limited")
+    assert limited.headers["Retry-After"] == "272"
 
 
 @pytest.mark.parametrize(
@@ -85,116 +92,100 @@ def test_a_commit_that_fails_is_not_a_202(
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        *(("GET", "/none", 404, "not_found"), ("POST", "/jobs/", 404, "not_found")),
-        *(("GET", "/static-offline-docs/none", 404, "not_found"), ("GET", "/jobs//events", 404, "not_found")),
-        *(("GET", "/static-offline-docs/../../../etc/passwd", 404, "not_found"), ("GET", "/%00", 404, "not_found")),
-        *(("DELETE", "/jobs", 405, "method_not_allowed"), ("GET", "/jobs/x/cancel", 405, "method_not_allowed")),
-        *(("BREW", "/jobs", 405, "method_not_allowed"), ("POST", "/families", 405, "method_not_allowed")),
-        ("POST", "/static-offline-docs/x", 405, "method_not_allowed"),
+        ("POST", "/jobs/", 404, "not_found"),
+        ("GET", "/static-offline-docs/../../../etc/passwd", 404, "not_found"),
+        ("GET", "/%00", 404, "not_found"),
+        ("DELETE", "/jobs", 405, "method_not_allowed"),
+        ("BREW", "/jobs", 405, "method_not_allowed"),
     ],
 )
 def test_the_frameworks_own_errors_are_problems(
-    client: TestClient, method: str, path: str, status: int, code: str
+    shared: TestClient, method: str, path: str, status: int, code: str
 ) -> None:
-    response = client.request(method, path)
+    response = shared.request(method, path)
     assert_problem(response, status=status, code=code)
     if path == "/jobs":
         assert response.headers["allow"] == "GET, HEAD, POST"
 
 
 @pytest.mark.parametrize(
-    "kind", [None, "text/plain", "application/x-www-form-urlencoded", "json", "", "application/\0", "é"]
+    "kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "é"]
 )
-def test_other_content_types_are_refused(client: TestClient, kind: str | None) -> None:
+def test_other_content_types_are_refused(shared: TestClient, kind: str | None) -> None:
     headers = {} if kind is None else {"content-type": kind.encode()}
-    response = client.post("/jobs", content=json.dumps(SMALLEST), headers=headers)
+    response = shared.post("/jobs", content=json.dumps(SMALLEST), headers=headers)
     assert_problem(response, status=415, code="unsupported_media_type")
 
 
-def test_compressed_bodies_are_refused(client: TestClient) -> None:
-    response = client.post("/jobs", content=b"\x1f\x8b", headers={**JSON, "content-encoding": "gzip"})
+def test_compressed_bodies_are_refused(shared: TestClient) -> None:
+    response = shared.post("/jobs", content=b"\x1f\x8b", headers={**JSON, "content-encoding": "gzip"})
     assert_problem(response, status=415, code="unsupported_media_type")
 
 
 @pytest.mark.parametrize("kind", ["application/json", "Application/JSON; charset=utf-8", "application/x+json"])
-def test_json_content_types_are_accepted(client: TestClient, kind: str) -> None:
-    assert client.post("/jobs", content=json.dumps(SMALLEST), headers={"content-type": kind}).status_code == 202
+def test_json_content_types_are_accepted(shared: TestClient, kind: str) -> None:
+    assert shared.post("/jobs", content=json.dumps(SMALLEST), headers={"content-type": kind}).status_code == 202
 
 
-@pytest.mark.parametrize("path", ["/jobs", "/families", "/none", "/jobs/x/cancel"])
-def test_large_bodies_are_refused_at_every_path(client: TestClient, path: str) -> None:
-    response = client.post(path, content=b" " * (MOST_BYTES + 1), headers=JSON)
-    assert_problem(response, status=413, code="content_too_large")
-
-
-def test_large_bodies_of_unknown_length_are_refused(client: TestClient) -> None:
+def test_large_bodies_are_refused_at_every_path(shared: TestClient) -> None:
+    for path in ("/jobs", "/families", "/none"):
+        response = shared.post(path, content=b" " * (MOST_BYTES + 1), headers=JSON)
+        assert_problem(response, status=413, code="content_too_large")
     parts = (b" " * 1024 for _ in range(MOST_BYTES // 1024 + 1))
-    assert_problem(client.post("/jobs", content=parts, headers=JSON), status=413, code="content_too_large")
+    assert_problem(shared.post("/jobs", content=parts, headers=JSON), status=413, code="content_too_large")
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        *(b"", b" ", b"{", b"{}x", b"[]", b"1", b"null", b'"x"', b"\xff", b"\xef\xbb\xbf{}", b'{"a": 1,}', b"{'a': 1}"),
-        *("{}".encode("utf-16"), b"[" * 60_000, b'{"a":' * 10_000, b'{"ratio": ' + b"9" * 5000 + b"}", b"\0"),
-        *(b'{"ratio": 0.5, "ratio": 0.25}', b'{"\\ud800": 1}', b"NaN", b"Infinity"),
+        *(b"", b"{}x", b"[]", b"null", b"\xff", "{}".encode("utf-16"), b"[" * 60_000, b"NaN"),
+        *(b'{"ratio": ' + b"9" * 5000 + b"}", b'{"ratio": 0.5, "ratio": 0.25}', b'{"\\ud800": 1}'),
     ],
 )
-def test_bodies_that_are_not_one_json_object(client: TestClient, body: bytes) -> None:
-    assert fields(client.post("/jobs", content=body, headers=JSON))
+def test_bodies_that_are_not_one_json_object(shared: TestClient, body: bytes) -> None:
+    assert fields(shared.post("/jobs", content=body, headers=JSON))
 
 
 @pytest.mark.parametrize(
     ("body", "found"),
     [
         ({"ratio": math.nan}, {"ratio": "NaN"}),
-        ({"ratio": math.inf}, {"ratio": "Infinity"}),
-        ({"ratio": -math.inf}, {"ratio": "-Infinity"}),
-        ({"ratio": "0.25"}, {"ratio": "0.25"}),
         ({"ratio": True}, {"ratio": True}),
-        ({"ratio": 0}, {"ratio": 0}),
         ({"ratio": 1.5}, {"ratio": 1.5}),
         ({"drop": [1]}, {"ratio": 0.25}),
-        ({"ratio": None, "drop": [0]}, {"drop": [0]}),
         ({"ratio": None, "drop": [1, "2"]}, {"drop.1": "2"}),
         ({"model": "x"}, {"model": "x"}),
         ({"model": {"repo_id": "x"}}, {"model.repo_id": "x"}),
-        ({"model": None}, {"model": None}),
         ({"foo": {"bar": [math.nan]}}, {"foo": {"bar": ["NaN"]}}),
         ({"calibration": {"dataset": "a/b", "seed": math.nan, "split": "\ud800"}}, None),
         ({"labels": {"a b": "c"}}, {"labels.a b": "a b"}),
-        ({"labels": {"a": math.nan}}, {"labels.a": "NaN"}),
-        ({"[key]": None}, {"[key]": None}),
         ({"model": {"repo_id": "a/b", "[key]": 1}}, {"model.[key]": 1}),
-        ({"method": "magic"}, {"method": "magic"}),
-        ({"output": {"repo_id": "a/b", "private": 1}}, {"output.private": 1}),
     ],
 )
 def test_fields_and_values_are_named_as_the_client_wrote_them(
-    client: TestClient, body: dict[str, object], found: dict[str, object] | None
+    shared: TestClient, body: dict[str, object], found: dict[str, object] | None
 ) -> None:
-    response = client.post("/jobs", content=json.dumps({**SMALLEST, **body}), headers=JSON)
+    response = shared.post("/jobs", content=json.dumps({**SMALLEST, **body}), headers=JSON)
     assert fields(response) == (found or {"calibration.seed": "NaN", "calibration.split": "\\ud800"})
 
 
 @pytest.mark.parametrize(
     ("options", "field", "message"),
     [
-        ({"structure": 5}, "method.structure", "expected one of full, diagonal, got 5"),
         ({"structure": "round"}, "method.structure", "expected one of full, diagonal, got 'round'"),
         ({"loss": 5}, "method.loss", "expected one of exact, light, got 5"),
     ],
 )
 def test_the_message_for_a_choice_names_the_choices(
-    client: TestClient, options: dict[str, object], field: str, message: str
+    shared: TestClient, options: dict[str, object], field: str, message: str
 ) -> None:
-    [error] = client.post("/jobs", json={**SMALLEST, "method": {"name": "cosine", **options}}).json()["errors"]
+    [error] = shared.post("/jobs", json={**SMALLEST, "method": {"name": "cosine", **options}}).json()["errors"]
     assert (error["field"], error["message"]) == (field, message)
 
 
-def test_a_message_names_what_is_expected(client: TestClient) -> None:
+def test_a_message_names_what_is_expected(shared: TestClient) -> None:
     body = json.dumps({**SMALLEST, "ratio": "0.25", "colour": "red", "method": 5, "labels": []})
-    errors = client.post("/jobs", content=body, headers=JSON).json()["errors"]
+    errors = shared.post("/jobs", content=body, headers=JSON).json()["errors"]
     assert {error["field"]: error["message"] for error in errors} == {
         "ratio": 'expected a number greater than 0 and less than 1, got "0.25"',
         "method": "expected a string or an object, got 5",
@@ -211,13 +202,11 @@ def test_a_message_names_what_is_expected(client: TestClient) -> None:
         {"x" * 60_000: 1},
         {f"x{i}": i for i in range(4000)},
         {"ratio": None, "drop": ["x"] * 9000},
-        {"labels": {f"a b{i}": "x" for i in range(3000)}},
         {"ratio": 10**4000},
-        {"foo": [[[[[[["x" * 50_000]]]]]]]},
     ],
 )
-def test_errors_are_bounded_in_size(client: TestClient, body: dict[str, object]) -> None:
-    fields(client.post("/jobs", content=json.dumps({**SMALLEST, **body}), headers=JSON))
+def test_errors_are_bounded_in_size(shared: TestClient, body: dict[str, object]) -> None:
+    fields(shared.post("/jobs", content=json.dumps({**SMALLEST, **body}), headers=JSON))
 
 
 anything = st.recursive(
@@ -228,110 +217,69 @@ anything = st.recursive(
 NAMES = ["model", "ratio", "drop", "calibration", "method", "evaluation", "output", "compute", "labels"]
 
 
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(body=st.dictionaries(st.sampled_from(NAMES), anything), other=anything)
 @example(body={"model": {"repo_id": {}}, "labels": {"a": {"b": {}}}}, other={})
 @example(body={"drop": [[1]]}, other={"[key]": None})
 @example(body={"labels": {"[key]": {"[key]": 1}}}, other="\udfff")
-def test_no_body_makes_the_service_fail(client: TestClient, body: dict[str, object], other: object) -> None:
+def test_no_body_makes_the_service_fail(shared: TestClient, body: dict[str, object], other: object) -> None:
     for sent in ({**SMALLEST, **body}, body, other):
-        response = client.post("/jobs", content=json.dumps(sent), headers=JSON)
+        response = shared.post("/jobs", content=json.dumps(sent), headers=JSON)
         if response.status_code != 202:
             fields(response, code=response.json()["code"])
 
 
-@given(value=anything)
-def test_json_safe_values_are_json_in_utf_8(value: object) -> None:
-    json.dumps(json_safe(value), allow_nan=False, ensure_ascii=False).encode()
-
-
-def test_the_log_has_no_secrets(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
-        client.get("/jobs?cursor=hf_secret", headers={"authorization": "Bearer hf_secret"})
-        client.post("/jobs", json={**SMALLEST, "foo": "hf_secret"})
+def test_the_log_has_no_secrets(client: TestClient, capsys: pytest.CaptureFixture[str]) -> None:
+    client.get("/jobs?cursor=hf_secret", headers={"authorization": "Bearer hf_secret"})
+    client.post("/jobs", json={**SMALLEST, "foo": "hf_secret"})
     captured = capsys.readouterr()
     assert "hf_secret" not in captured.err + captured.out
     assert '"path": "/jobs"' in captured.err
 
 
-def test_a_limit_of_the_hub_is_passed_on(settings: Settings) -> None:
-    app = create_app(settings)
-
-    @app.get("/raise")
-    def fail() -> None:
-        raise core.RateLimited("the Hub limits how often it is asked", retry_after=271.5)
-
-    response = TestClient(app).get("/raise")
-    assert_problem(response, status=503, code="rate_limited")
-    assert response.headers["Retry-After"] == "272"
-
-
 JOB = "00000000-0000-4000-8000-000000000000"
 
 
-@pytest.mark.parametrize("value", ["0", "0.5", "2026-11-27", "2026-11-27T03:33:56"])
-def test_a_time_is_written_out(client: TestClient, value: str) -> None:
+@pytest.mark.parametrize("value", ["0.5", "2026-11-27", "2026-11-27T03:33:56"])
+def test_a_time_is_written_out(shared: TestClient, value: str) -> None:
     for name in ("created_before", "created_after"):
-        assert fields(client.get("/jobs", params={name: value})) == {name: value}
-        for sent in (value, 0, 0.5):
-            assert fields(client.post("/jobs/cancel", json={name: sent, "status": ["queued"]})).keys() == {name}
-    good = client.get("/jobs", params={"created_before": "2026-11-27T03:33:56+01:00"})
+        assert fields(shared.get("/jobs", params={name: value})) == {name: value}
+        for sent in (value, 0):
+            assert fields(shared.post("/jobs/cancel", json={name: sent, "status": ["queued"]})).keys() == {name}
+    good = shared.get("/jobs", params={"created_before": "2026-11-27T03:33:56+01:00"})
     assert good.status_code == 200
-    assert client.post("/jobs/cancel", json={"created_before": "2026-11-27T03:33:56.5Z"}).status_code == 200
-
-
-def test_jobs_are_cancelled_by_status(client: TestClient) -> None:
-    job_id = client.post("/jobs", json=SMALLEST).json()["id"]
-    assert client.post("/jobs/cancel", json={"status": ["running"]}).json()["items"] == []
-    cancelled = client.post("/jobs/cancel", json={"status": ["queued"]}).json()["items"]
-    assert cancelled == [{"id": job_id, "status": "cancelled"}]
-    assert fields(client.post("/jobs/cancel", json={"status": ["lost"]})) == {"status.0": "lost"}
+    assert shared.post("/jobs/cancel", json={"created_before": "2026-11-27T03:33:56.5Z"}).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/events", "/jobs/{}/events"])
-def test_an_id_to_resume_behind_is_a_number_also_where_nothing_is_resumed(client: TestClient, path: str) -> None:
-    job_id = client.post("/jobs", json=SMALLEST).json()["id"]
+def test_an_id_to_resume_behind_is_a_number_also_where_nothing_is_resumed(shared: TestClient, path: str) -> None:
+    job_id = shared.post("/jobs", json=SMALLEST).json()["id"]
     for value, status in (("a", 422), ("1" * 19, 422), ("3", 200), ("", 200)):
-        assert client.get(path.format(job_id), headers={"last-event-id": value}).status_code == status
+        assert shared.get(path.format(job_id), headers={"last-event-id": value}).status_code == status
 
 
-@pytest.mark.parametrize("method", ["GET", "DELETE", "PUT", "PATCH", "OPTIONS", "TRACE"])
-def test_cancel_is_no_id_of_a_job(client: TestClient, method: str) -> None:
-    refused = client.request(method, "/jobs/cancel")
-    assert_problem(refused, status=405, code="method_not_allowed")
-    assert refused.headers["allow"] == "POST"
+def test_cancel_is_no_id_of_a_job(shared: TestClient) -> None:
+    for method in ("GET", "DELETE", "PUT"):
+        refused = shared.request(method, "/jobs/cancel")
+        assert_problem(refused, status=405, code="method_not_allowed")
+        assert refused.headers["allow"] == "POST"
 
 
-def test_whole_numbers_may_have_a_point(client: TestClient) -> None:
+def test_whole_numbers_may_have_a_point(shared: TestClient) -> None:
     body = (
         b'{"model": "org/name", "ratio": 0.25, "calibration": "builtin:general", '
         b'"priority": 7.0, "max_queue_seconds": 3e1}'
     )
-    made = client.post("/jobs", content=body, headers={"content-type": "application/json"})
+    made = shared.post("/jobs", content=body, headers={"content-type": "application/json"})
     assert made.status_code == 202, made.text
     assert made.json()["spec"]["priority"] == 7
     assert made.json()["spec"]["max_queue_seconds"] == 30.0
-    refused = client.post("/jobs", content=body.replace(b"7.0", b"7.5"), headers={"content-type": "application/json"})
+    refused = shared.post("/jobs", content=body.replace(b"7.0", b"7.5"), headers={"content-type": "application/json"})
     assert fields(refused) == {"priority": 7.5}
 
 
-def test_lengths_of_lists_are_described(client: TestClient) -> None:
-    schemas = client.get("/openapi.json").json()["components"]["schemas"]
-    events = schemas["NewWebhookRequest"]["properties"]["events"]
-    assert (events["minItems"], events["maxItems"]) == (1, 32)
-    scopes = schemas["KeyRequest"]["properties"]["scopes"]
-    assert (scopes["minItems"], scopes["maxItems"]) == (1, 4)
-    assert schemas["JobRequest"]["properties"]["labels"]["additionalProperties"] is False
-    drop, _ = schemas["JobRequest"]["properties"]["drop"]["anyOf"]
-    assert (drop["minItems"], drop["uniqueItems"]) == (1, True)
-
-
-def test_a_body_that_may_be_left_out_may_not_be_null(client: TestClient) -> None:
-    described = client.get("/openapi.json").json()["paths"]["/webhooks/{webhook_id}/rotate"]["post"]["requestBody"]
+def test_a_body_that_may_be_left_out_may_not_be_null(shared: TestClient) -> None:
+    described = shared.get("/openapi.json").json()["paths"]["/webhooks/{webhook_id}/rotate"]["post"]["requestBody"]
     assert not described.get("required")
     assert "anyOf" not in described["content"]["application/json"]["schema"]
-    assert_problem(client.post(f"/webhooks/{JOB}/rotate"), status=404, code="not_found")
-
-
-def test_limits_are_numbers_that_every_client_can_read(client: TestClient) -> None:
-    assert fields(client.post("/keys", json={"name": "k", "limits": {"tokens": 2**53}})) == {"limits.tokens": 2**53}
+    assert_problem(shared.post(f"/webhooks/{JOB}/rotate"), status=404, code="not_found")

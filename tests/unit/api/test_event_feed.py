@@ -222,8 +222,9 @@ def test_positions_are_not_given_twice(sqlite_database: Database) -> None:
         assert [each.position for each in all_events_after(session, before, limit=10)] == [before + 1]
 
 
-@pytest.mark.parametrize("path", ["/events", "/jobs/{id}/events?after=1"])
-@pytest.mark.parametrize("how", ["revoked", "expired", "scope"])
+@pytest.mark.parametrize(
+    ("path", "how"), [("/events", "revoked"), ("/jobs/{id}/events?after=1", "expired"), ("/events", "scope")]
+)
 def test_a_stream_ends_with_its_key(
     client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch, path: str, how: str
 ) -> None:

@@ -1,13 +1,11 @@
 """Hosts that the service answers to, pages that may use it, and proxies."""
 
 import re
-from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from api.http.hosts import host_of
 from api.main import create_app
 from replaceme_core.ledger import reading
 from replaceme_core.settings import Settings
@@ -22,39 +20,32 @@ def job_id(client: TestClient) -> str:
     return found
 
 
-@pytest.mark.parametrize(
-    "host",
-    [
-        *("localhost", "LOCALHOST", "localhost.", "localhost:8000", "127.0.0.1", "127.0.0.1:1", "127.9.9.9"),
-        *("[::1]", "[::1]:8000", "[0:0:0:0:0:0:0:1]", "service.example", "Service.Example.:443", "[fd00::7]:80"),
-    ],
-)
-def test_hosts_that_are_answered(settings: Settings, host: str) -> None:
+def test_hosts_that_are_answered(settings: Settings) -> None:
+    hosts = ["LOCALHOST", "localhost.", "localhost:8000", "127.0.0.1:1", "127.9.9.9", "[::1]", "[0:0:0:0:0:0:0:1]"]
     ours = settings.model_copy(update={"allowed_hosts": ("service.example", "fd00::07")})
     with TestClient(create_app(ours), base_url="http://localhost") as client:
-        assert client.get("/health", headers={"host": host}).status_code == 200
+        for host in (*hosts, "service.example", "Service.Example.:443", "[fd00::7]:80"):
+            assert client.get("/health", headers={"host": host}).status_code == 200, host
 
 
-@pytest.mark.parametrize("path", ["/health", "/jobs", "/docs", "/openapi.json", "/none"])
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "[::2]", "xlocalhost", "0.0.0.0"],
+    ["localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "[::2]", "xlocalhost", "a" * 5000],
 )
-def test_other_hosts_are_misdirected(client: TestClient, host: str, path: str) -> None:
-    body = assert_problem(client.get(path, headers={"host": host}), status=421, code="misdirected_request")
-    assert "REPLACEME_ALLOWED_HOSTS" in str(body["detail"])
+def test_other_hosts_are_misdirected(shared: TestClient, host: str) -> None:
+    for path in ("/health", "/docs", "/none"):
+        body = assert_problem(shared.get(path, headers={"host": host}), status=421, code="misdirected_request")
+        assert "REPLACEME_ALLOWED_HOSTS" in str(body["detail"])
 
 
-@pytest.mark.parametrize(
-    "host", ["", " ", "a@localhost", "localhost:80:80", "[::1", "::1", "localhost/x", "[localhost]"]
-)
-def test_what_is_no_host_is_a_bad_request(client: TestClient, host: str) -> None:
-    assert_problem(client.get("/health", headers={"host": host}), status=400, code="bad_request")
+@pytest.mark.parametrize("host", ["", "a@localhost", "localhost:80:80", "[::1", "::1", "localhost/x"])
+def test_what_is_no_host_is_a_bad_request(shared: TestClient, host: str) -> None:
+    assert_problem(shared.get("/health", headers={"host": host}), status=400, code="bad_request")
 
 
-def test_two_hosts_are_a_bad_request(client: TestClient) -> None:
+def test_two_hosts_are_a_bad_request(shared: TestClient) -> None:
     headers = [("host", "localhost"), ("host", "evil.example")]
-    assert_problem(client.get("/health", headers=headers), status=400, code="bad_request")
+    assert_problem(shared.get("/health", headers=headers), status=400, code="bad_request")
 
 
 @pytest.mark.parametrize(
@@ -63,19 +54,14 @@ def test_two_hosts_are_a_bad_request(client: TestClient) -> None:
         {"origin": "https://evil.example", "content-type": "text/plain"},
         {"origin": "http://localhost.evil.example"},
         {"origin": "null"},
-        {"origin": ""},
         {"origin": "http://[::2]"},
-        {"origin": "file://localhost"},
         {"origin": "http://localhost@evil.example"},
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "Cross-Site", "origin": HERE},
         # a program of somebody else on the same machine
         {"origin": "http://127.0.0.1:3000"},
-        {"origin": "http://127.0.0.1"},
         {"origin": "https://127.0.0.1"},
         {"origin": "http://LOCALHOST:8000"},
-        {"origin": "https://[::1]:8000"},
-        {"origin": "http://testserver:8000"},
         {"sec-fetch-site": "same-site"},
         {"sec-fetch-site": "same-site", "origin": HERE},
         {"sec-fetch-site": "unknown"},
@@ -115,12 +101,6 @@ def test_any_host_still_means_that_pages_come_from_it(settings: Settings) -> Non
         for origin in ("https://b.example", "https://a.example", "https://a.example:9443"):
             foreign = {**own, "origin": origin}
             assert_problem(client.post("/jobs", json=SMALLEST, headers=foreign), status=403, code="foreign_origin")
-
-
-def test_bodies_that_a_form_can_send_are_refused(client: TestClient) -> None:
-    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
-        response = client.post("/jobs", content=b'{"model": "org/name"}', headers={"content-type": kind})
-        assert_problem(response, status=415, code="unsupported_media_type")
 
 
 def test_every_response_says_what_a_browser_may_do_with_it(
@@ -170,11 +150,6 @@ def test_the_setting_takes_names(monkeypatch: pytest.MonkeyPatch, wrong: str) ->
     assert len(Settings(_env_file=None).allowed_hosts or ()) == 5  # type: ignore[call-arg]
 
 
-def test_long_hosts_are_shortened(client: TestClient) -> None:
-    assert host_of("a" * 5000) == "a" * 5000
-    assert_problem(client.get("/health", headers={"host": "a" * 5000}), status=421, code="misdirected_request")
-
-
 ORIGIN = "https://app.example.org"
 
 
@@ -188,8 +163,7 @@ def client_with(settings: Settings, *, address: str = "10.0.0.7", **changes: obj
 def test_links_have_the_path_under_which_the_api_is_shown(settings: Settings, path: str) -> None:
     """Whether the proxy removes it or not."""
     with client_with(settings, root_path="/prune") as client:
-        for _ in range(2):
-            answer = client.post(path, json=SMALLEST)
+        answer = [client.post(path, json=SMALLEST) for _ in range(2)][-1]
         assert answer.headers["location"].startswith("/prune/jobs/")
         assert answer.json()["links"]["events"] == f"{answer.headers['location']}/events"
         page = client.get(f"{path}?limit=1")
@@ -245,20 +219,3 @@ def test_pages_of_other_origins_only_by_settings(settings: Settings) -> None:
 def test_settings_that_mean_nothing_are_refused(name: str, value: str) -> None:
     with pytest.raises(ValidationError, match="expected"):
         Settings(_env_file=None, **{name: value})  # type: ignore[arg-type]
-
-
-def test_a_database_without_tables_is_503_with_one_line(
-    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    empty = f"sqlite:///{tmp_path / 'empty.sqlite3'}"
-    with client_with(settings, database_url=empty) as client:
-        for method, path in (("GET", "/jobs"), ("GET", "/ready"), ("POST", "/jobs")):
-            caplog.clear()
-            capsys.readouterr()
-            response = client.request(method, path, json=SMALLEST if method == "POST" else None)
-            problem = assert_problem(response, status=503, code="database_outdated")
-            assert "migrations" in str(problem["detail"])
-            lines = [record for record in caplog.records if "tables" in record.getMessage()]
-            assert len(lines) == 1, (path, lines)
-            written = capsys.readouterr().err.splitlines()
-            assert all('"event": "request"' in line for line in written), written

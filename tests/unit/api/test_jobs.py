@@ -1,4 +1,4 @@
-"""Jobs: submit, get, cancel, and requests that are sent again."""
+"""Jobs: submit, get, cancel, requests that are sent again, and what a job has done: events, metrics, report."""
 
 import json
 from datetime import datetime
@@ -18,24 +18,13 @@ from replaceme_core.ledger import attempts
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.tables import IdempotencyKeyRow
 from replaceme_core.request.method import MethodSpec
-from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_model
 from tests.fixtures.jobs.ledger import claim_job
 
-JOB_FIELDS = {
-    "id",
-    "status",
-    "route",
-    "stage",
-    "progress",
-    "attempt",
-    "labels",
-    "spec",
-    "created_at",
-    "started_at",
-    "finished_at",
-}
+JOB_FIELDS = {"id", "status", "route", "stage", "progress", "attempt", "labels", "spec"}
+JOB_FIELDS |= {"created_at", "started_at", "finished_at"}
 JOB_FIELDS |= {"error", "result", "summary", "gate", "retry_of", "retried_as", "links"}
 
 
@@ -126,10 +115,10 @@ def test_the_hub_is_contacted_before_a_transaction_begins(settings: Settings, mo
     blocked.close()
 
 
-@pytest.mark.parametrize("job_id", ["00000000-0000-4000-8000-000000000000", "1", "%00", "a" * 5000, "%ff", "é", "{x}"])
-def test_an_unknown_job_is_404(client: TestClient, job_id: str) -> None:
+@pytest.mark.parametrize("job_id", ["00000000-0000-4000-8000-000000000000", "%00", "a" * 5000, "%ff"])
+def test_an_unknown_job_is_404(shared: TestClient, job_id: str) -> None:
     for method, path in (("GET", ""), ("POST", "/cancel"), ("GET", "/events"), ("GET", "/metrics"), ("GET", "/report")):
-        assert_problem(client.request(method, f"/jobs/{job_id}{path}"), status=404, code="job_not_found")
+        assert_problem(shared.request(method, f"/jobs/{job_id}{path}"), status=404, code="job_not_found")
 
 
 def test_a_queued_job_has_a_queue_position(client: TestClient, sqlite_database: Database) -> None:
@@ -193,23 +182,14 @@ def test_jobs_are_listed_by_status_and_label(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("query", "field"),
     [
-        *(
-            ("limit=0", "limit"),
-            ("limit=501", "limit"),
-            ("limit=x", "limit"),
-            ("limit=1e1", "limit"),
-            ("limit=", "limit"),
-        ),
-        *((f"limit={'9' * 30}", "limit"), (f"limit={'9' * 5000}", "limit"), ("limit=%00", "limit")),
-        *(("cursor=x", "cursor"), ("cursor=", "cursor"), ("cursor=%00", "cursor"), (f"cursor={'x' * 201}", "cursor")),
-        *(("status=done", "status.0"), ("status=", "status.0"), ("status=queued&status=QUEUED", "status.1")),
-        *(("label=team", "label"), ("label==a", "label"), ("label=a=%00", "label"), ("label=a=", "label")),
-        *(("label=team=a&label=team=b", "label"), ("label=%ff=a", "label")),
-        *(("state=queued", "state"), ("limit=1&x=%ff", "x")),
+        *(("limit=501", "limit"), ("limit=x", "limit"), ("limit=", "limit"), (f"limit={'9' * 5000}", "limit")),
+        *(("cursor=x", "cursor"), ("cursor=%00", "cursor"), ("status=queued&status=QUEUED", "status.1")),
+        *(("label=team", "label"), ("label=a=%00", "label"), ("label=team=a&label=team=b", "label")),
+        *(("label=%ff=a", "label"), ("limit=1&x=%ff", "x")),
     ],
 )
-def test_query_parameters_of_the_list_are_checked(client: TestClient, query: str, field: str) -> None:
-    assert fields(client.get(f"/jobs?{query}")).keys() == {field}
+def test_query_parameters_of_the_list_are_checked(shared: TestClient, query: str, field: str) -> None:
+    assert fields(shared.get(f"/jobs?{query}")).keys() == {field}
 
 
 def test_a_queued_job_is_cancelled_at_once(client: TestClient) -> None:
@@ -246,21 +226,16 @@ def test_a_finished_job_cannot_be_cancelled(client: TestClient, sqlite_database:
     ("changes", "field", "code"),
     [
         ({"model": "org/none"}, "model", "unknown_repository"),
-        ({"model": {"repo_id": "org/name", "revision": "v9"}}, "model", "unknown_repository"),
         ({"model": "org/strange"}, "model", "unsupported_family"),
         ({"ratio": None, "drop": [1, 30]}, "drop", "invalid_input"),
-        ({"calibration": "org/none"}, "calibration", "unknown_repository"),
         ({"calibration": "file:none.txt"}, "calibration", "invalid_input"),
         ({"calibration": ["builtin:code", "org/none"]}, "calibration.sources.1.dataset", "unknown_repository"),
-        ({"calibration": [{"dataset": "org/none"}, {"dataset": 1}]}, "calibration.sources.1.dataset", "invalid_input"),
         ({"calibration": {"sources": ["builtin:code", "data"]}}, "calibration.sources.1", "invalid_input"),
         (
             {"calibration": ["builtin:code", {"self_generated": True, "share": 2}]},
             "calibration.sources.1.share",
             "invalid_input",
         ),
-        ({"calibration": [{"self_generated": True}]}, "calibration.sources", "invalid_input"),
-        ({"calibration": {"sources": ["builtin:code"], "split": "test"}}, "calibration.split", "invalid_input"),
         ({"output": "Org/Name"}, "output.repo_id", "invalid_input"),
     ],
 )
@@ -326,12 +301,6 @@ def test_a_repeated_request_returns_the_first_job(client: TestClient, settings: 
     assert len(list(settings.broker_directory.glob("messages/*.msg"))) == 1
 
 
-def test_a_repeated_request_returns_the_current_state(client: TestClient) -> None:
-    job = post(client, "k").json()
-    client.post(f"{job['links']['self']}/cancel")
-    assert post(client, "k").json()["status"] == "cancelled"
-
-
 def test_long_and_short_forms_are_the_same_request(client: TestClient) -> None:
     first = post(client, "k", labels={"a": "1", "b": "2"}).json()["id"]
     longer = {
@@ -352,12 +321,6 @@ def test_another_request_is_refused(client: TestClient, changes: dict[str, objec
     assert jobs_of(client) == [job]
 
 
-def test_other_keys_and_no_key_create_other_jobs(client: TestClient) -> None:
-    made = [post(client, "k").json()["id"], post(client, "K").json()["id"]]
-    made += [client.post("/jobs", json=SMALLEST).json()["id"] for _ in range(2)]
-    assert jobs_of(client) == made[::-1]
-
-
 def test_a_repeated_request_does_not_contact_the_hub(client: TestClient, hub_root: Path) -> None:
     first = post(client, "k").json()["id"]
     hub_root.rename(hub_root.with_name("moved"))
@@ -374,12 +337,6 @@ def test_a_refused_request_does_not_use_up_its_key(client: TestClient, hub_root:
     assert post(client, "k").status_code == 202
 
 
-def test_a_new_process_knows_the_key(client: TestClient, settings: Settings) -> None:
-    first = post(client, "k").json()["id"]
-    with TestClient(create_app(settings)) as other:
-        assert post(other, "k").json()["id"] == first
-
-
 def test_a_key_expires(settings: Settings, sqlite_database: Database) -> None:
     with TestClient(create_app(settings.model_copy(update={"idempotency_seconds": 1e-3}))) as client:
         first = post(client, "k").json()["id"]
@@ -389,24 +346,76 @@ def test_a_key_expires(settings: Settings, sqlite_database: Database) -> None:
         assert [row.job_id for row in session.query(IdempotencyKeyRow)] == [second]
 
 
-@pytest.mark.parametrize("key", ["!", "~" * 255, '"8e03978e-40d5"', "a,b;c=d"])
+@pytest.mark.parametrize("key", ["~" * 255, '"a,b;c=d"'])
 def test_valid_keys(client: TestClient, key: str) -> None:
     assert post(client, key).json()["id"] == post(client, key).json()["id"]
 
 
-@pytest.mark.parametrize("key", ["", "a b", "x" * 256, "tab\there", "\x7f", "é"])
-def test_invalid_keys(client: TestClient, key: str) -> None:
-    response = client.post("/jobs", json=SMALLEST, headers={"Idempotency-Key": key.encode("latin-1")})
-    assert fields(response).keys() == {"Idempotency-Key"}
+@pytest.mark.parametrize("keys", [[""], ["a b"], ["x" * 256], ["é"], ["a", "b"]])
+def test_invalid_keys(client: TestClient, keys: list[str]) -> None:
+    headers = [(b"Idempotency-Key", key.encode("latin-1")) for key in keys]
+    assert fields(client.post("/jobs", json=SMALLEST, headers=headers)).keys() == {"Idempotency-Key"}
     assert jobs_of(client) == []
 
 
-def test_two_keys_are_refused(client: TestClient) -> None:
-    headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
-    assert fields(client.post("/jobs", json=SMALLEST, headers=headers)).keys() == {"Idempotency-Key"}
+@pytest.fixture
+def finished(client: TestClient, sqlite_database: Database) -> str:
+    """The path of a succeeded job."""
+    job_id: str = client.post("/jobs", json=SMALLEST).json()["id"]
+    with sqlite_database.session() as session:
+        claim = claim_job(session, job_id)
+        attempts.record_progress(session, claim, stage=Stage.SELECT, overall=0.5, fraction=0.25, eta_seconds=60.0)
+        attempts.add_metrics(
+            session,
+            claim,
+            [
+                Measured(stage=Stage.SELECT, name="distance", value=0.5, unit="1", block=12, candidate="12-19"),
+                Measured(stage=Stage.SELECT, name="seconds", value=2.0, unit="s"),
+            ],
+        )
+        attempts.succeed(
+            session,
+            claim,
+            repo_id="local/result",
+            revision="a" * 40,
+            removed_blocks=[12, 13],
+            kept_blocks=[*range(12), *range(14, 30)],
+            report={"versions": {"torch": "2"}},
+        )
+    return f"/jobs/{job_id}"
 
 
-def test_the_openapi_description_has_the_header(client: TestClient) -> None:
-    parameters = client.get("/openapi.json").json()["paths"]["/jobs"]["post"]["parameters"]
-    (header,) = (each for each in parameters if each["name"] == "Idempotency-Key")
-    assert (header["in"], header["name"], header["required"]) == ("header", "Idempotency-Key", False)
+def test_a_finished_job_has_its_result(client: TestClient, finished: str) -> None:
+    job = client.get(finished).json()
+    assert job["status"] == "succeeded"
+    assert job["attempt"] == 1
+    assert job["result"]["removed_blocks"] == [12, 13]
+    assert job["result"].keys() == {"repo_id", "revision", "removed_blocks", "kept_blocks", "warnings"}
+    assert job["started_at"] <= job["finished_at"]
+
+
+def test_events_are_listed_in_order_and_in_pages(client: TestClient, finished: str) -> None:
+    whole = client.get(f"{finished}/events").json()
+    assert [event["type"] for event in whole["items"]] == ["created", "claimed", "stage", "succeeded"]
+    assert [event["seq"] for event in whole["items"]] == [1, 2, 3, 4]
+    assert whole["items"][0].keys() == {"seq", "type", "at", "attempt", "data"}
+    page = client.get(f"{finished}/events", params={"limit": 2}).json()
+    rest = client.get(f"{finished}/events", params={"after": page["next_cursor"]}).json()
+    assert page["items"] + rest["items"] == whole["items"]
+    assert rest["next_cursor"] is None
+
+
+def test_metrics(client: TestClient, finished: str) -> None:
+    listed = client.get(f"{finished}/metrics").json()
+    assert listed["next_cursor"] is None
+    assert listed["items"][0].keys() == {"name", "stage", "block", "candidate", "value", "unit", "at"}
+    assert [(row["name"], row["block"], row["value"]) for row in listed["items"]] == [
+        ("distance", 12, 0.5),
+        ("seconds", None, 2.0),
+    ]
+
+
+def test_only_a_succeeded_job_has_a_report(client: TestClient, finished: str) -> None:
+    assert client.get(f"{finished}/report").json()["versions"] == {"torch": "2"}
+    queued = client.post("/jobs", json=SMALLEST).headers["location"]
+    assert_problem(client.get(f"{queued}/report"), status=404, code="not_found")

@@ -151,6 +151,7 @@ def test_keys_are_listed_in_pages(admin: Holder) -> None:
         ({"owner": "a b"}, "owner"),
         ({"expires_in_seconds": 0}, "expires_in_seconds"),
         ({"limits": {"jobs": -1}}, "limits.jobs"),
+        ({"limits": {"tokens": 2**53}}, "limits.tokens"),
         ({"colour": 1}, "colour"),
     ],
 )
@@ -195,14 +196,6 @@ def test_another_process_revokes_within_seconds(
         assert other.get("/jobs", headers=theirs).status_code == 200, "its cache still has the key"
         monkeypatch.setattr(callers.time, "monotonic", lambda now=callers.time.monotonic: now() + 5.1)
         assert_problem(other.get("/jobs", headers=theirs), status=401, code="unauthenticated")
-
-
-def test_a_request_with_a_known_key_reads_no_key(
-    client: TestClient, admin: Holder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert admin.get("/jobs").status_code == 200
-    monkeypatch.setattr(callers.KeyCache, "_read", lambda *_: pytest.fail("the key was read again"))
-    assert admin.get("/jobs").status_code == 200
 
 
 def test_other_machines_need_a_key(settings: Settings) -> None:
@@ -280,8 +273,6 @@ def test_a_token_is_stored_and_never_shown(
     ("content", "status"),
     [
         (f'{{"token": "{TOKEN}', 422),
-        (f'["{TOKEN}"]', 422),
-        (f'{{"token": ["{TOKEN}"]}}', 422),
         (f'{{"Token": "{TOKEN}"}}', 422),
         (f'{{"token": "{TOKEN}", "token": "{TOKEN}"}}', 422),
         (f'{{"token": "{TOKEN * 30}"}}', 422),
@@ -293,15 +284,6 @@ def test_no_error_repeats_a_token(client: TestClient, content: str, status: int)
     assert answer.status_code == status
     assert TOKEN not in answer.text
     assert client.get("/credentials").json()["items"] == []
-
-
-def test_credentials_belong_to_their_owner(client: TestClient, settings: Settings) -> None:
-    a, b = (hold_key(client, settings, owner=owner, scopes=ALL) for owner in ("a", "b"))
-    assert a.put("/credentials/mine", json={"token": TOKEN}).status_code == 200
-    assert b.get("/credentials").json()["items"] == []
-    assert fields(b.post("/jobs", json={**SMALLEST, "credential": "mine"})) == {"credential": "mine"}
-    assert_problem(b.delete("/credentials/mine"), status=404, code="credential_not_found")
-    assert a.post("/jobs", json={**SMALLEST, "credential": "mine"}).status_code == 202
 
 
 def test_a_service_without_a_key_keeps_nothing(settings: Settings) -> None:

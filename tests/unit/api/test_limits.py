@@ -69,6 +69,8 @@ def test_unfinished_jobs(client: TestClient, settings: Settings) -> None:
     assert holder.post(f"/jobs/{ids[0]}/cancel").json()["status"] == "cancelled"
     assert holder.post("/jobs", json=SMALLEST, headers={"idempotency-key": "new"}).status_code == 202
     assert holder.post("/jobs", json=SMALLEST, headers={"idempotency-key": "new"}).status_code == 202, "a repetition"
+    other = hold_key(client, settings, owner="b", scopes=["jobs:write"], limits=KeyLimits(jobs=1))
+    assert other.post("/jobs", json=SMALLEST).status_code == 202, "the jobs of others do not count"
 
 
 def test_jobs_that_run_at_the_same_time(client: TestClient, settings: Settings, sqlite_database: Database) -> None:
@@ -82,12 +84,6 @@ def test_jobs_that_run_at_the_same_time(client: TestClient, settings: Settings, 
         claims = [attempts.claim_next(session, worker="w", lease_seconds=60) for _ in range(3)]
     assert [None if claim is None else claim.job_id for claim in claims] == [jobs[0], free, None]
     assert holder.get(f"/jobs/{jobs[1]}").json()["status"] == "queued"
-
-
-def test_the_jobs_of_others_do_not_count(client: TestClient, settings: Settings) -> None:
-    for owner in ("a", "b"):
-        holder = hold_key(client, settings, owner=owner, scopes=["jobs:write"], limits=KeyLimits(jobs=1))
-        assert holder.post("/jobs", json=SMALLEST).status_code == 202
 
 
 def test_the_size_of_a_model(client: TestClient, settings: Settings) -> None:
@@ -104,8 +100,6 @@ def test_the_size_of_a_model(client: TestClient, settings: Settings) -> None:
     [
         ({"samples": 10, "max_length": 100}, None, 999, "calibration.samples"),
         ({"samples": 10, "max_length": 100}, None, 1000, None),
-        ({"self_generated": 0.0}, "cpu", 64 * 512 - 1, "calibration.samples"),
-        ({"self_generated": 0.0}, "cpu", 64 * 512, None),
         ({}, "cpu", 96 * 512 - 1, "calibration.samples"),
         ({}, "cpu", 96 * 512, None),
         ({}, None, 96 * 512, "calibration.samples"),  # a worker with a GPU would take more
@@ -174,20 +168,19 @@ def nested(depth: int) -> str:
     ("body", "words"),
     [
         (nested(MOST_DEPTH + 1), f"at most {MOST_DEPTH} levels"),
-        (nested(2000), f"at most {MOST_DEPTH} levels"),
         ('{"a": [' + "[" * MOST_DEPTH + "]" * MOST_DEPTH + "]}", f"at most {MOST_DEPTH} levels"),
         (f'{{"model": "{"x" * (MOST_CHARACTERS + 1)}"}}', "at most 8,192 characters"),
         (f'{{"labels": {{"{"x" * (MOST_CHARACTERS + 1)}": 1}}}}', "at most 8,192 characters"),
     ],
 )
-def test_depth_and_strings_of_a_body(client: TestClient, body: str, words: str) -> None:
-    answer = client.post("/jobs", content=body, headers={"content-type": "application/json"})
+def test_depth_and_strings_of_a_body(shared: TestClient, body: str, words: str) -> None:
+    answer = shared.post("/jobs", content=body, headers={"content-type": "application/json"})
     assert_problem(answer, status=422, code="invalid_input")
     assert words in answer.json()["detail"]
 
 
-def test_what_is_within_these_bounds_is_read(client: TestClient) -> None:
+def test_what_is_within_these_bounds_is_read(shared: TestClient) -> None:
     body = nested(MOST_DEPTH)
-    answer = client.post("/jobs", content=body, headers={"content-type": "application/json"})
+    answer = shared.post("/jobs", content=body, headers={"content-type": "application/json"})
     assert "unknown field" in answer.text
-    assert fields(client.post("/jobs", json={**SMALLEST, "model": "x" * MOST_CHARACTERS})).keys() == {"model"}
+    assert fields(shared.post("/jobs", json={**SMALLEST, "model": "x" * MOST_CHARACTERS})).keys() == {"model"}

@@ -203,7 +203,7 @@ def test_lists_by_filter(client: TestClient, sqlite_database: Database) -> None:
     assert ids("model=org/name") == [third, second, first]
 
 
-@pytest.mark.parametrize("sort", ["created_at", "-created_at", "finished_at", "-finished_at"])
+@pytest.mark.parametrize("sort", ["created_at", "-finished_at"])
 def test_pages_in_every_order_by_link(client: TestClient, sqlite_database: Database, sort: str) -> None:
     jobs = [submit(client) for _ in range(5)]
     for job_id in jobs:
@@ -222,24 +222,17 @@ def test_pages_in_every_order_by_link(client: TestClient, sqlite_database: Datab
     assert fields(client.get("/jobs", params={"sort": other, "cursor": cursor})).keys() == {"cursor"}
 
 
-def test_fields_of_a_list(client: TestClient) -> None:
+def test_a_list_may_have_few_fields_and_is_304_while_unchanged(client: TestClient) -> None:
     job_id = submit(client)
     for query in ("fields=id,status", "fields=id&fields=status"):
-        assert client.get(f"/jobs?{query}").json() == {
-            "items": [{"id": job_id, "status": "queued"}],
-            "next_cursor": None,
-        }
+        found = client.get(f"/jobs?{query}")
+        assert found.json() == {"items": [{"id": job_id, "status": "queued"}], "next_cursor": None}
     assert fields(client.get("/jobs?fields=id,stat")).keys() == {"fields"}
-
-
-def test_an_unchanged_list_is_304(client: TestClient) -> None:
-    job_id = submit(client)
-    tag = client.get("/jobs?fields=id,status").headers["etag"]
-    known = {"if-none-match": tag}
-    assert client.get("/jobs?fields=id,status", headers=known).status_code == 304
+    known = {"if-none-match": found.headers["etag"]}
+    assert client.get("/jobs?fields=id&fields=status", headers=known).status_code == 304
     assert client.get("/jobs", headers=known).status_code == 200
     client.post(f"/jobs/{job_id}/cancel")
-    assert client.get("/jobs?fields=id,status", headers=known).status_code == 200
+    assert client.get("/jobs?fields=id&fields=status", headers=known).status_code == 200
 
 
 def test_five_hundred_jobs_are_one_request_of_at_most_100_kB(client: TestClient, sqlite_database: Database) -> None:
@@ -396,12 +389,6 @@ def test_expired_queue_positions_are_read_first(sqlite_database: Database, reade
     assert reader._positions is not None
     reader._positions = replace(reader._positions, expires_at=0.0)
     assert position_of(read_all(reader, (second, "ada"))) == 1
-
-
-def test_a_new_job_has_a_queue_position(sqlite_database: Database, reader: BatchedReader) -> None:
-    ledger = Ledger(sqlite_database)
-    for number in range(1, 6):
-        assert position_of(read_all(reader, (ledger.add(owner="ada"), "ada"))) == number
 
 
 def test_an_unreadable_row_fails_only_its_own_requests(sqlite_database: Database, reader: BatchedReader) -> None:

@@ -63,11 +63,6 @@ def test_errors_stay_problems(client: TestClient, settings: Settings, finished: 
     assert_problem(found, status=404, code="job_not_found")
 
 
-def test_it_is_described(client: TestClient) -> None:
-    operation = client.get("/openapi.json").json()["paths"]["/jobs/{job_id}/report"]["get"]
-    assert operation["responses"]["200"]["content"].keys() == {"application/json", "text/html"}
-
-
 def test_the_dashboard_shows_its_plots_and_links_to_it(client: TestClient, finished: str) -> None:
     job = client.get(f"/ui/jobs/{finished}").text
     assert f'href="/ui/jobs/{finished}/report"' in job
@@ -88,11 +83,6 @@ def test_a_plot_is_a_picture_with_a_policy_of_its_own(client: TestClient, finish
         assert picture.content.startswith(start)
     for wrong in ("candidates.svg", "influence.gif", "..%2finfluence.svg"):
         assert client.get(f"/ui/jobs/{finished}/plots/{wrong}").status_code in (404, 422)
-
-
-def test_a_job_without_a_report_has_no_plots(client: TestClient) -> None:
-    queued = client.post("/jobs", json=SMALLEST).json()["id"]
-    assert "/plots/" not in client.get(f"/ui/jobs/{queued}").text
 
 
 def test_a_page_is_drawn_once_and_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

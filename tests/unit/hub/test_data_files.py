@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from replaceme_core.errors import InvalidInput
-from replaceme_core.hub.data_files import choose_data_files, format_of, header_of, local_data_files, read_card
+from replaceme_core.hub.data_files import choose_data_files, header_of, local_data_files, read_card
 from replaceme_core.hub.port import RepositoryFile
 from tests.fixtures.hostile.cards import CARDS, FILES
 
@@ -202,14 +202,6 @@ def test_the_cap_takes_files_in_order_and_at_least_one() -> None:
     assert choose_data_files(files, config=None, split="train", byte_limit=1) == ("train-0.parquet",)
 
 
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [("a.json.gz", ".json"), ("a.parquet", ".parquet"), ("a.gz", None), ("dataset_info.json", None), ("a.py", None)],
-)
-def test_formats(path: str, expected: str | None) -> None:
-    assert format_of(path) == expected
-
-
 def test_the_same_choice_on_a_downloaded_snapshot(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs/1").write_text("text")
@@ -287,18 +279,6 @@ def test_all_values_are_text() -> None:
         "quoted": "null",
         "list": ["1.0", {"a": ""}],
     }
-
-
-@pytest.mark.parametrize(
-    "card",
-    ["", "---", "--\n", "---\nconfigs: [\n---\n", "---\n[a]: b\n---\n", "---\n- a\n---\n", "---\na: \x01\n---\n"],
-)
-def test_what_is_no_header(card: str) -> None:
-    assert header_of(card) == {}
-
-
-def test_only_the_first_document_counts() -> None:
-    assert header_of("---\na: b\n...\nc: d\n---\ne: f\n---\n") == {"a": "b"}
 
 
 def test_a_long_card_is_read_to_the_end_of_its_header_only(tmp_path: Path) -> None:

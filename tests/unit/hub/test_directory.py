@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from replaceme_core.errors import AccessDenied, HubUnreachable, InvalidInput, OutOfSpace, RepositoryNotFound
+from replaceme_core.errors import AccessDenied, InvalidInput, OutOfSpace, RepositoryNotFound
 from replaceme_core.hub import directory as hub_journal
 from replaceme_core.hub import files as hub_files
 from replaceme_core.hub.directory import DirectoryHub
@@ -177,17 +177,6 @@ def test_a_link_inside_the_repository_is_a_file(directory_side: DirectorySide) -
     (directory_side.root / "acme/x/same.json").symlink_to("config.json")
     snapshot = directory_side.hub.resolve("acme/x", kind=MODEL)
     assert directory_side.hub.read_json(snapshot, "same.json") == {}
-
-
-def test_data_sets_are_no_models(directory_side: DirectorySide) -> None:
-    directory_side.add_dataset("acme/text", {"a.txt": b"a"})
-    with pytest.raises(RepositoryNotFound):
-        directory_side.hub.resolve("datasets/acme", kind=MODEL)
-
-
-def test_a_hub_directory_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(HubUnreachable, match="does not exist"):
-        DirectoryHub(tmp_path / "unmounted").resolve("acme/x", kind=MODEL)
 
 
 def test_asking_for_what_is_not_there_leaves_no_trace(directory_side: DirectorySide) -> None:

@@ -66,11 +66,6 @@ def test_the_files_of_the_index(hub: DirectoryHub, model: Path) -> None:
     assert files_to_download(snapshot_of(hub), hub) == ("config.json", FIRST, SECOND, INDEX)
 
 
-def test_an_index_of_the_one_file(hub: DirectoryHub, model: Path) -> None:
-    write_index(model, SINGLE)
-    assert files_to_download(snapshot_of(hub), hub) == ("config.json", SINGLE)
-
-
 @pytest.mark.parametrize("name", ["../private/model.safetensors", "/model.safetensors", "onnx/model.safetensors"])
 def test_an_index_that_names_a_file_elsewhere(hub: DirectoryHub, model: Path, name: str) -> None:
     (model / "onnx").mkdir()
@@ -111,13 +106,6 @@ def test_files_that_are_too_large_are_refused_at_submission(
             else pytest.raises(BrokenModel, match=f"{name} has {size:,} bytes; at most")
         ):
             check_listing(snapshot_of(hub))
-
-
-def test_weights_and_other_files_may_be_larger(hub: DirectoryHub, model: Path) -> None:
-    for name in (SINGLE, "notes.pdf"):
-        with (model / name).open("wb") as file:
-            file.truncate(65 * 2**20)
-    check_listing(snapshot_of(hub))
 
 
 @pytest.mark.parametrize("name", ["consolidated.safetensors", "pytorch_model.bin", "notes.txt"])

@@ -14,14 +14,14 @@ from replaceme_core.errors import BrokenModel, CalibrationTooSmall, DoesNotFit
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.model_config import admit_config
-from replaceme_core.plan.duration import FIXED_SECONDS, Basis
+from replaceme_core.plan.duration import Basis
 from replaceme_core.plan.resources import TIED_BY_DEFAULT, ModelShape, shape_of
 from replaceme_core.request.admission import admit_model, find_model
 from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import Machine
 from replaceme_core.request.spec import CompressionRequest, Loading
 from replaceme_core.runner.messages import PastJob, Stage
-from tests.fixtures.models.headers import REVISION, SEVENTY_BILLION, SMOLLM2, HeaderHub, LlamaSize, planner
+from tests.fixtures.models.headers import REVISION, SEVENTY_BILLION, SMOLLM2, HeaderHub, planner
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_model
 
 GB = 10**9
@@ -93,15 +93,6 @@ def test_a_disk_that_is_too_small() -> None:
     assert "disk space" in plan.refusals[0].message
 
 
-def test_a_submission_is_checked_in_the_same_way() -> None:
-    hub = HeaderHub(size=SMOLLM2)
-    one = planner(hub, machine=Machine(kind=WorkerKind.CPU, memory_bytes=GB // 2))
-    model = admit_model(find_model(request().model, hub), hub)
-    with pytest.raises(DoesNotFit, match="host memory"):
-        one.check(request().to_spec(), model)
-    planner(hub).check(request().to_spec(), model)
-
-
 def test_less_memory_means_one_block_at_a_time() -> None:
     hub = HeaderHub(size=replace(SEVENTY_BILLION, blocks=8, vocabulary=1000), count=4)
     whole, lazy = (
@@ -112,23 +103,6 @@ def test_less_memory_means_one_block_at_a_time() -> None:
     assert lazy.estimate is not None
     assert (whole.estimate.loading, lazy.estimate.loading) == (Loading.WHOLE, Loading.BLOCKWISE)
     assert lazy.estimate.host_bytes < whole.estimate.host_bytes / 2
-
-
-def test_a_family_that_is_not_supported() -> None:
-    hub = HeaderHub(size=SMOLLM2)
-    hub.json_files["config.json"] = {**SMOLLM2.config, "model_type": "mamba"}
-    plan = planner(hub).plan(request())
-    assert not plan.supported
-    assert plan.estimate is None
-    assert [refusal.code for refusal in plan.refusals] == ["unsupported_family"]
-
-
-def test_headers_of_another_model() -> None:
-    hub = HeaderHub(size=SMOLLM2)
-    hub.json_files["config.json"] = {**SMOLLM2.config, "num_hidden_layers": 29}
-    plan = planner(hub).plan(request())
-    assert plan.supported
-    assert [refusal.code for refusal in plan.refusals] == ["broken_model"]
 
 
 def test_all_refusals_are_listed() -> None:
@@ -222,21 +196,6 @@ def test_time_of_tasks() -> None:
     assert stages(tasks=["piqa"], task_limit=100, few_shot=3)[Stage.EVALUATE] > few[Stage.EVALUATE]
 
 
-def test_nothing_is_downloaded_from_a_directory() -> None:
-    found = planner(HeaderHub(size=SMOLLM2), is_remote=False).plan(request()).estimate
-    assert found is not None
-    assert found.duration.stages[Stage.DOWNLOAD] == FIXED_SECONDS[Stage.DOWNLOAD], "the runner starts"
-
-
-def test_named_blocks_and_untied_embeddings() -> None:
-    size = LlamaSize(blocks=6, width=64, inner=160, key_values=64, heads=8, vocabulary=500, tied=False)
-    found = planner(HeaderHub(size=size)).plan(request(ratio=None, drop=[2, 4])).estimate
-    assert found is not None
-    block = 4 * 64 * 64 + 3 * 64 * 160 + 2 * 64
-    assert found.parameters.before == 2 * 500 * 64 + 64 + 6 * block
-    assert found.parameters.after == found.parameters.before - 2 * block
-
-
 def saved_shape(directory: Path) -> ModelShape:
     config = json.loads((directory / "config.json").read_text())
     return shape_of(admit_config(config), config, tensors_of([directory / "model.safetensors"]))
@@ -256,12 +215,6 @@ def test_parameters_are_those_of_the_model(variant: Variant, tmp_path: Path) -> 
     assert (shape.width, shape.item_bytes, shape.vocabulary) == (WIDTH, 4, 260)
     assert shape.parameters_after([1, 2]) == shape.parameters - sum(shape.block_values[1:3])
     assert shape.parameters_after(2) == pytest.approx(shape.parameters_after([3, 4]), rel=0.2)
-
-
-def test_widths_of_projections(tmp_path: Path) -> None:
-    tiny_model(VARIANTS[0]).save_pretrained(tmp_path)
-    shape = saved_shape(tmp_path)
-    assert (shape.inner, shape.key_value_width) == (40, 8)
 
 
 def test_a_config_of_another_model_is_refused(tmp_path: Path) -> None:

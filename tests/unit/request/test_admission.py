@@ -8,7 +8,6 @@ from pydantic import ValidationError
 from replaceme_core.errors import (
     BrokenModel,
     CalibrationTooSmall,
-    HubUnreachable,
     InvalidInput,
     UnsafeModel,
     UnsupportedFamily,
@@ -98,19 +97,16 @@ def test_the_name_of_a_result_is_never_too_long(root: Path) -> None:
     ("changes", "field"),
     [
         ({"model": "org/none"}, "model"),
-        ({"model": "none/name"}, "model"),
         ({"model": {"repo_id": "org/name", "revision": "0" * 40}}, "model"),
         ({"ratio": None, "drop": [30]}, "drop"),
         ({"calibration": "org/none"}, "calibration"),
         ({"calibration": {"dataset": "org/data", "split": "test"}}, "calibration.split"),
         ({"calibration": {"dataset": "org/data", "config": "en"}}, "calibration.config"),
         ({"calibration": {"dataset": "builtin:pydoc-topics", "revision": "main"}}, "calibration.revision"),
-        ({"calibration": {"dataset": "builtin:pydoc-topics", "config": "en"}}, "calibration.config"),
         ({"calibration": "file:some.txt"}, "calibration"),
         ({"calibration": ["org/data", "org/none"]}, "calibration.sources.1.dataset"),
         ({"calibration": ["org/data", {"dataset": "org/more", "split": "test"}]}, "calibration.sources.1.split"),
         ({"calibration": ["org/data", {"dataset": "builtin:code", "config": "en"}]}, "calibration.sources.1.config"),
-        ({"calibration": ["org/data", "file:some.txt"]}, "calibration.sources.1.dataset"),
         ({"calibration": ["org/data", {"dataset": "org/data", "revision": "main"}]}, "calibration.sources.1.dataset"),
         ({"output": "ORG/name"}, "output.repo_id"),
     ],
@@ -168,11 +164,6 @@ def test_configs_that_are_hostile(root: Path, content: bytes, message: str) -> N
     with pytest.raises(BrokenModel, match=message) as caught:
         resolve(root, model="org/other")
     assert caught.value.field == "model"
-
-
-def test_an_unreachable_hub_is_not_the_clients_mistake(tmp_path: Path) -> None:
-    with pytest.raises(HubUnreachable):
-        resolve(tmp_path / "none")
 
 
 @pytest.mark.parametrize("name", ["deep/some text.txt", "in.txt"])

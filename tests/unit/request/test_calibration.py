@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from replaceme_core.errors import InvalidInput
 from replaceme_core.ledger.row_mapping import stored_spec
 from replaceme_core.request.calibration import CalibrationSpec, errors_of
-from replaceme_core.request.resolve import ResolvedCalibration
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec
 
 TWO = [{"dataset": "org/a"}, {"dataset": "org/b"}]
@@ -62,11 +61,6 @@ def test_shares_of_a_mix_add_up_to_1(shares: list[float | None]) -> None:
     found = [source.share for source in spec(sources=sources).mix]
     assert sum(found) == pytest.approx(1)
     assert all(share > 0 for share in found)
-
-
-@pytest.mark.parametrize("share", [1, 1.0, None, 1 - 9e-7])
-def test_one_source_may_have_all(share: float | None) -> None:
-    assert len(spec(sources=[{"dataset": "org/a", "share": share}]).mix) == 1
 
 
 def test_short_forms() -> None:
@@ -132,11 +126,6 @@ def test_requests_of_earlier_versions_keep_their_fingerprint(calibration: object
     assert request(calibration).fingerprint() == fingerprint
 
 
-def test_no_text_of_its_own_is_another_request_than_an_open_share() -> None:
-    plain, none = request("org/data"), request({"dataset": "org/data", "self_generated": 0.0})
-    assert plain.fingerprint() != none.fingerprint()
-
-
 def test_a_mix_has_a_fingerprint_of_its_own() -> None:
     found = [
         request(["org/a", "org/b"]),
@@ -163,14 +152,6 @@ def test_what_is_open_is_not_stored() -> None:
     none = stored_spec(request({"dataset": "org/a", "self_generated": 0}).to_spec())["calibration"]
     assert none["self_generated"] == 0
     assert len(stored_spec(request(TWO).to_spec())["calibration"]["sources"]) == 2
-
-
-def test_a_resolved_calibration_says_the_share_of_own_text() -> None:
-    size = {"samples": 64, "max_length": 512}
-    with pytest.raises(ValidationError, match="still open"):
-        ResolvedCalibration.model_validate({"dataset": "org/a", **size})
-    assert ResolvedCalibration.model_validate({"dataset": "org/a", "self_generated": 0.0, **size}).mix[0].share == 1
-    assert len(ResolvedCalibration.model_validate({"sources": TWO, **size}).mix) == 2
 
 
 @pytest.mark.parametrize(

@@ -52,21 +52,12 @@ def test_one_missed_criterion_is_enough() -> None:
     assert GateResult.in_report({"gate": result.model_dump(mode="json")}) == result
 
 
-@pytest.mark.parametrize("report", [{}, {"gate": None}, {"gate": {"passed": True}}, {"gate": "yes"}])
-def test_a_report_without_a_verdict(report: dict[str, object]) -> None:
-    assert GateResult.in_report(report) is None
-
-
 @pytest.mark.parametrize(
     ("gate", "words"),
     [
-        ({}, "give at least one of perplexity_ratio"),
         ({"perplexity_ratio": {}}, "give min, max or both"),
-        ({"perplexity_ratio": {"min": 2.0, "max": 1.0}}, "no value is at least 2.0 and at most 1.0"),
-        ({"agreement": {"min": 1.5}}, "less than or equal to 1"),
         ({"divergence": {"max": float("inf")}}, "finite"),
         ({"perplexity_ratio": {"max": "1.6"}}, "valid number"),
-        ({"perplexity": {"max": 1.6}}, "Extra inputs"),
         (
             {"perplexity_ratio": {"min": 2.0}, "worst_perplexity_ratio": {"max": 1.5}},
             "never better than the first one",
@@ -78,14 +69,10 @@ def test_a_gate_that_means_nothing_is_refused(gate: dict[str, object], words: st
         GateSpec.model_validate(gate)
 
 
-def test_a_gate_needs_an_evaluation() -> None:
-    with pytest.raises(ValidationError, match=r"turn evaluation\.enabled on"):
-        a_spec(gate={"size_ratio": {"max": 0.9}}, evaluation={"enabled": False})
-
-
 def test_without_a_gate_everything_is_stored_as_the_version_before_reads_it() -> None:
     plain, gated = a_spec(), a_spec(gate={"size_ratio": {"max": 0.9}})
     assert "gate" not in stored_spec(plain)
+    assert stored_spec(plain)["evaluation"] == {"enabled": True, "samples": 16}
     assert plain.fingerprint() == "3e28a628bc0dde7b85b3f1c8930786e26f4619ee851fbec0b7a7fa8d06830211"
     assert gated.fingerprint() != plain.fingerprint()
     assert CompressionSpec.model_validate(stored_spec(gated)).gate == gated.gate
@@ -103,7 +90,6 @@ def test_single_tasks_are_criteria() -> None:
 @pytest.mark.parametrize(
     ("gate", "tasks", "words"),
     [
-        ({"tasks": {"piqa": {"min_kept": 0.9}}}, ["sciq"], "name piqa in evaluation.tasks"),
         ({"accuracy_kept": {"min": 0.9}}, [], "name some in evaluation.tasks"),
         ({"tasks": {"piqa": {"min_kept": 0.9}}}, ["replaceme_paper"], None),
         ({"accuracy_kept": {"min": 0.9}}, ["mine"], None),
@@ -133,10 +119,6 @@ def test_tasks_that_cannot_be_run_are_refused(evaluation: dict[str, object], wor
         a_spec(evaluation=evaluation)
 
 
-def test_without_tasks_the_evaluation_is_stored_as_before() -> None:
-    assert stored_spec(a_spec())["evaluation"] == {"enabled": True, "samples": 16}
-
-
 MEASURED = {
     "perplexity_ratio": 1.5,
     "worst_perplexity_ratio": 2.0,
@@ -158,7 +140,7 @@ def counted(is_too_deep: Callable[[int], bool]) -> tuple[Callable[[int], bool], 
     return look, tried
 
 
-@pytest.mark.parametrize("count", range(1, 41))
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 40])
 def test_it_is_that_of_brute_force_where_quality_only_falls(count: int) -> None:
     depths = list(range(3, 3 + 2 * count, 2))
     for limit in range(2, 2 * count + 4):

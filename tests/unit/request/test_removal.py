@@ -92,9 +92,6 @@ def test_a_model_that_follows_no_step_is_refused() -> None:
     [
         {"name": "auto"},
         {"name": "refit"},
-        {"name": "block_influence"},
-        {"name": "perplexity_greedy"},
-        {"name": "merge"},
         {"name": "least_squares", "groups": 2},
         {"name": "least_squares", "as_published": True},
         {"time_budget_seconds": 60.0},

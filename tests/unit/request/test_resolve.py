@@ -3,7 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
+from replaceme_core.engine.numerics import stream
 from replaceme_core.hardware import WorkerKind
+from replaceme_core.request import defaults
 from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.defaults import (
     FITTED_TOKENS,
@@ -228,13 +230,6 @@ def test_a_resolved_specification_is_written_as_any_other() -> None:
     assert ResolvedSpec.of(spec).model_dump_json() == spec.model_dump_json()
 
 
-def test_a_method_that_is_still_open_is_not_resolved() -> None:
-    compute = {"device": "cpu", "dtype": "float32", "batch_size": 8, "threads": 1}
-    calibration = {"dataset": "org/text", "samples": 64, "max_length": 512, "self_generated": 0.0}
-    with pytest.raises(ValidationError, match="name"):
-        ResolvedSpec.of(a_request(calibration=calibration, compute=compute, method=None).to_spec())
-
-
 @pytest.mark.parametrize("missing", ["device", "dtype", "batch_size", "threads"])
 def test_what_is_still_open_is_not_resolved(missing: str) -> None:
     compute = {"device": "cpu", "dtype": "float32", "batch_size": 8, "threads": 1}
@@ -243,3 +238,9 @@ def test_what_is_still_open_is_not_resolved(missing: str) -> None:
     spec = a_request(calibration=calibration, compute=compute).to_spec()
     with pytest.raises(ValidationError, match=missing):
         ResolvedSpec.of(spec)
+
+
+def test_constants_that_numerics_repeats() -> None:
+    """Numerics knows tensors only, so it cannot read the table of the defaults."""
+    assert defaults.LONGEST_ORDINARY == stream.LONGEST_ORDINARY
+    assert defaults.LARGEST_WEIGHT == stream.LARGEST_WEIGHT

