@@ -8,13 +8,8 @@ from starlette.testclient import TestClient
 from benchmarks.harness.jobs import job_of, owner_of
 from replaceme_core.ledger import attempts, changes, reading
 from replaceme_core.ledger.database import Database
-from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
+from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, submit
 from tests.fixtures.jobs.ledger import claim_job
-
-
-def submit(client: TestClient, **changes: object) -> str:
-    job_id: str = client.post("/jobs", json={**SMALLEST, **changes}).json()["id"]
-    return job_id
 
 
 def fail(database: Database, job_id: str) -> None:

@@ -17,7 +17,7 @@ from api.http.requests import MOST_BYTES
 from api.main import create_app
 from replaceme_core import errors as core
 from replaceme_core.settings import Settings
-from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
+from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, submit
 
 JSON = {"content-type": "application/json"}
 
@@ -253,7 +253,7 @@ def test_a_time_is_written_out(shared: TestClient, value: str) -> None:
 
 @pytest.mark.parametrize("path", ["/events", "/jobs/{}/events"])
 def test_an_id_to_resume_behind_is_a_number_also_where_nothing_is_resumed(shared: TestClient, path: str) -> None:
-    job_id = shared.post("/jobs", json=SMALLEST).json()["id"]
+    job_id = submit(shared)
     for value, status in (("a", 422), ("1" * 19, 422), ("3", 200), ("", 200)):
         assert shared.get(path.format(job_id), headers={"last-event-id": value}).status_code == status
 

@@ -25,7 +25,7 @@ from replaceme_core.ledger.watching import all_events_after, events_after, numbe
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
-from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
+from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, submit
 from tests.fixtures.jobs.ledger import Ledger, claim_job
 
 STREAM = {"accept": "text/event-stream"}
@@ -170,7 +170,7 @@ def test_many_streams_are_one_reader(sqlite_database: Database) -> None:
 
 
 def test_the_stream_over_http(client: TestClient, sqlite_database: Database) -> None:
-    job_id = client.post("/jobs", json=SMALLEST).json()["id"]
+    job_id = submit(client)
     with sqlite_database.session() as session:
         claim = claim_job(session, job_id, worker="w", lease_seconds=60)
         attempts.fail(session, claim, code="out_of_memory", message="too big")
@@ -193,7 +193,7 @@ def test_the_stream_over_http(client: TestClient, sqlite_database: Database) -> 
 
 
 def test_the_events_of_all_jobs_in_pages(client: TestClient, sqlite_database: Database) -> None:
-    jobs = [client.post("/jobs", json=SMALLEST).json()["id"] for _ in range(3)]
+    jobs = [submit(client) for _ in range(3)]
     with sqlite_database.session() as session:
         changes.add(
             session, spec=reading.get(session, jobs[0], owner=owner_of(session, jobs[0])).spec, owner="somebody"

@@ -9,15 +9,14 @@ from starlette.testclient import TestClient
 from api.main import create_app
 from replaceme_core.ledger import reading
 from replaceme_core.settings import Settings
-from tests.fixtures.api.requests import SMALLEST, assert_problem
+from tests.fixtures.api.requests import SMALLEST, assert_problem, submit
 
 HERE = "http://127.0.0.1:8000"
 
 
 @pytest.fixture
 def job_id(client: TestClient) -> str:
-    found: str = client.post("/jobs", json=SMALLEST).json()["id"]
-    return found
+    return submit(client)
 
 
 def test_hosts_that_are_answered(settings: Settings) -> None:

@@ -19,7 +19,7 @@ from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
-from tests.fixtures.api.requests import SMALLEST, assert_problem
+from tests.fixtures.api.requests import assert_problem, submit
 from tests.fixtures.jobs.ledger import Ledger
 
 KEY = "a-key-of-the-metrics-only"
@@ -84,7 +84,7 @@ def test_a_key_that_can_be_guessed_is_refused(key: str) -> None:
 
 
 def test_requests_by_route(client: TestClient) -> None:
-    job_id = client.post("/jobs", json=SMALLEST).json()["id"]
+    job_id = submit(client)
     tag = client.get(f"/jobs/{job_id}").headers["etag"]
     client.get(f"/jobs/{job_id}", headers={"if-none-match": tag})
     client.head(f"/jobs/{job_id}")

@@ -26,16 +26,11 @@ from replaceme_core.ledger.tables import JobRow
 from replaceme_core.ledger.watching import Workers
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
-from tests.fixtures.api.requests import SMALLEST, fields
+from tests.fixtures.api.requests import SMALLEST, fields, submit
 from tests.fixtures.jobs.ledger import Ledger, claim_job
 
 REPORT = {"before": {"perplexity": 20.0, "parameters": 100, "blocks": 30}}
 REPORT |= {"after": {"perplexity": 25.5, "parameters": 80, "blocks": 28}}
-
-
-def submit(client: TestClient, **changes: object) -> str:
-    job_id: str = client.post("/jobs", json={**SMALLEST, **changes}).json()["id"]
-    return job_id
 
 
 def run(database: Database, job_id: str, *, report: dict[str, object] | None) -> None:

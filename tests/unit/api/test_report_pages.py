@@ -14,7 +14,7 @@ from replaceme_core.ledger.database import Database
 from replaceme_core.report.page import policy, render_page
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
-from tests.fixtures.api.requests import SMALLEST, assert_problem
+from tests.fixtures.api.requests import assert_problem, submit
 from tests.fixtures.jobs.ledger import claim_job
 from tests.fixtures.reports.shown import PLOTS, SMALL
 
@@ -24,7 +24,7 @@ HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 @pytest.fixture
 def finished(client: TestClient, sqlite_database: Database) -> str:
     """The id of a job that has a report."""
-    job_id: str = client.post("/jobs", json=SMALLEST).json()["id"]
+    job_id = submit(client)
     with sqlite_database.session() as session:
         claim = claim_job(session, job_id)
         attempts.succeed(
@@ -56,7 +56,7 @@ def test_all_others_get_json(client: TestClient, finished: str, accept: str) -> 
 
 
 def test_errors_stay_problems(client: TestClient, settings: Settings, finished: str) -> None:
-    queued = client.post("/jobs", json=SMALLEST).json()["id"]
+    queued = submit(client)
     assert_problem(client.get(f"/jobs/{queued}/report", headers=HTML), status=404, code="not_found")
     other = hold_key(client, settings, owner="other", scopes=["jobs:read"])
     found = client.get(f"/jobs/{finished}/report", headers={**HTML, "Authorization": f"Bearer {other.text}"})
