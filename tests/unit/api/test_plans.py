@@ -23,11 +23,18 @@ REQUEST = {**SMALLEST, "model": "org/real"}
 GB = 10**9
 
 
-@pytest.fixture(autouse=True)
-def hub_root(hub_root: Path) -> Path:
-    """With `org/real`, which has headers of weights."""
-    write_headers(hub_root / "org" / "real", SMOLLM2)
-    return hub_root
+@pytest.fixture(scope="module")
+def hub_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all tests, with `org/real`, which has headers of weights: it is hashed once."""
+    root = tmp_path_factory.mktemp("hub")
+    put_model(root, "org/name", blocks=30)
+    write_headers(root / "org" / "real", SMOLLM2)
+    return root
+
+
+@pytest.fixture
+def settings(settings: Settings, hub_root: Path) -> Settings:
+    return settings.model_copy(update={"hub": f"dir:{hub_root}"})
 
 
 @pytest.fixture

@@ -249,6 +249,8 @@ def test_an_attack_takes_little_time_and_memory(name: str, tmp_path: Path) -> No
         with suppress(InvalidInput):
             choose_among_many(readme)
         spent.append(time.process_time() - start)
+        if spent[-1] < SECONDS:
+            break
     assert min(spent) < SECONDS
     tracemalloc.start()
     try:

@@ -1,4 +1,4 @@
-"""What only the directory hub does: content hashes, links, crashes, space."""
+"""What only the directory hub does: content hashes, links, crashes, space; and which Hub the settings name."""
 
 import errno
 import os
@@ -16,7 +16,10 @@ from replaceme_core.errors import AccessDenied, InvalidInput, OutOfSpace, Reposi
 from replaceme_core.hub import directory as hub_journal
 from replaceme_core.hub import files as hub_files
 from replaceme_core.hub.directory import DirectoryHub
+from replaceme_core.hub.huggingface import HuggingFaceHub
+from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Publication, RepositoryKind
+from replaceme_core.settings import Settings
 from tests.fixtures.servers.hub import DirectorySide, anything, nothing
 
 MODEL = RepositoryKind.MODEL
@@ -95,7 +98,7 @@ def test_an_old_revision_is_gone(directory_side: DirectorySide) -> None:
 
 def test_what_is_read_costs_nothing_of_the_other_files(directory_side: DirectorySide) -> None:
     hub, place = directory_side.hub, directory_side.root / "acme/x"
-    directory_side.add_model("acme/x", {"a": b"12", "b": b"1", **{f"more/{n}": b"" for n in range(20_000)}})
+    directory_side.add_model("acme/x", {"a": b"12", "b": b"1", **{f"more/{n}": b"" for n in range(5_000)}})
     began = time.process_time()
     snapshot = hub.resolve("acme/x", kind=MODEL)
     assert time.process_time() - began < 5
@@ -308,3 +311,38 @@ for n in range(1, 12):
         seen.append(look())
     assert seen == sorted(seen)
     assert seen[-1] == 11
+
+
+def test_the_settings_name_the_hub(tmp_path: Path) -> None:
+    """A directory under the data is made, and one elsewhere, which may be a mount, is not."""
+    assert isinstance(open_hub(Settings(data=tmp_path / "data", hub=f"dir:{tmp_path}/data/hub")), DirectoryHub)
+    assert (tmp_path / "data" / "hub").is_dir()
+    open_hub(Settings(data=tmp_path / "data", hub=f"dir:{tmp_path}/mount"))
+    assert not (tmp_path / "mount").exists()
+    hub = open_hub(Settings(data=tmp_path, hub="http://127.0.0.1:9/", hub_read_token="hf_abc"))  # type: ignore[arg-type]
+    assert isinstance(hub, HuggingFaceHub)
+
+
+def test_only_an_endpoint_has_pages_to_link_to(tmp_path: Path) -> None:
+    assert Settings(data=tmp_path, hub="http://127.0.0.1:9/").hub_address == "http://127.0.0.1:9"
+    assert Settings(data=tmp_path, hub=f"dir:{tmp_path}").hub_address is None
+
+
+@pytest.mark.parametrize("token", ["hf_Secret\nX-Evil: 1", "hf_Secret with space", "hf_Sécret"])
+def test_a_token_that_cannot_be_one_is_refused_and_not_shown(tmp_path: Path, token: str) -> None:
+    with pytest.raises(AccessDenied, match="write token") as caught:
+        open_hub(Settings(data=tmp_path, hub_write_token=token))  # type: ignore[arg-type]
+    assert "cret" not in str(caught.value)
+
+
+def test_a_line_end_after_a_token_is_no_part_of_it(tmp_path: Path) -> None:
+    """Files of secrets end with one."""
+    open_hub(Settings(data=tmp_path, hub_write_token="hf_abc\n"))  # type: ignore[arg-type]
+
+
+def test_the_hub_needs_no_torch_and_the_directory_no_client() -> None:
+    script = (
+        "import sys, replaceme_core.hub.open, replaceme_core.hub.data_files; "
+        "sys.exit(bool({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
