@@ -6,9 +6,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from httpx2 import Response
-from hypothesis import HealthCheck, example, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
@@ -207,26 +204,6 @@ def test_a_message_names_what_is_expected(shared: TestClient) -> None:
 )
 def test_errors_are_bounded_in_size(shared: TestClient, body: dict[str, object]) -> None:
     fields(shared.post("/jobs", content=json.dumps({**SMALLEST, **body}), headers=JSON))
-
-
-anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None, categories=None)),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
-NAMES = ["model", "ratio", "drop", "calibration", "method", "evaluation", "output", "compute", "labels"]
-
-
-@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
-@given(body=st.dictionaries(st.sampled_from(NAMES), anything), other=anything)
-@example(body={"model": {"repo_id": {}}, "labels": {"a": {"b": {}}}}, other={})
-@example(body={"drop": [[1]]}, other={"[key]": None})
-@example(body={"labels": {"[key]": {"[key]": 1}}}, other="\udfff")
-def test_no_body_makes_the_service_fail(shared: TestClient, body: dict[str, object], other: object) -> None:
-    for sent in ({**SMALLEST, **body}, body, other):
-        response = shared.post("/jobs", content=json.dumps(sent), headers=JSON)
-        if response.status_code != 202:
-            fields(response, code=response.json()["code"])
 
 
 def test_the_log_has_no_secrets(client: TestClient, capsys: pytest.CaptureFixture[str]) -> None:

@@ -222,22 +222,26 @@ def test_positions_are_not_given_twice(sqlite_database: Database) -> None:
         assert [each.position for each in all_events_after(session, before, limit=10)] == [before + 1]
 
 
-@pytest.mark.parametrize(
-    ("path", "how"), [("/events", "revoked"), ("/jobs/{id}/events?after=1", "expired"), ("/events", "scope")]
-)
-def test_a_stream_ends_with_its_key(
-    client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch, path: str, how: str
-) -> None:
+@pytest.fixture
+def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of a stream is looked at ten times a second."""
     monkeypatch.setattr(event_feed, "KEEP_ALIVE_SECONDS", 0.1)
     monkeypatch.setattr(event_feed, "RECHECK_SECONDS", 0.1)
     monkeypatch.setattr(callers, "CACHE_SECONDS", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("path", "how"), [("/events", "revoked"), ("/jobs/{id}/events?after=1", "expired"), ("/events", "scope")]
+)
+@pytest.mark.usefixtures("quick_checks")
+def test_a_stream_ends_with_its_key(client: TestClient, settings: Settings, path: str, how: str) -> None:
     holder = hold_key(client, settings, owner="ada", scopes=["jobs:read", "jobs:write"])
     job_id = holder.post("/jobs", json=SMALLEST).json()["id"]
     with ThreadPoolExecutor(1) as pool:
         # the client of the tests returns a response once it has ended
         reading = pool.submit(holder.get, path.replace("{id}", job_id), headers=STREAM)
         with pytest.raises(TimeoutError):
-            reading.result(timeout=1.5)
+            reading.result(timeout=0.7)
         change = {
             "revoked": {"revoked_at": now()},
             "expired": {"expires_at": now(plus_seconds=-1)},
@@ -253,16 +257,12 @@ def test_a_stream_ends_with_its_key(
     assert holder.get(path.replace("{id}", job_id), headers=STREAM).status_code in (401, 403)
 
 
-def test_a_stream_without_a_key_ends_once_a_key_is_needed(
-    client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(event_feed, "KEEP_ALIVE_SECONDS", 0.1)
-    monkeypatch.setattr(event_feed, "RECHECK_SECONDS", 0.1)
-    monkeypatch.setattr(callers, "CACHE_SECONDS", 0.1)
+@pytest.mark.usefixtures("quick_checks")
+def test_a_stream_without_a_key_ends_once_a_key_is_needed(client: TestClient, settings: Settings) -> None:
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(client.get, "/events", headers=STREAM)
         with pytest.raises(TimeoutError):
-            reading.result(timeout=1.5)
+            reading.result(timeout=0.7)
         hold_key(client, settings, owner="ada", scopes=["jobs:read"])
         assert reading.result(timeout=30).status_code == 200
 

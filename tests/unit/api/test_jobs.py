@@ -21,7 +21,7 @@ from replaceme_core.request.method import MethodSpec
 from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_model
-from tests.fixtures.jobs.ledger import claim_job
+from tests.fixtures.jobs.ledger import Ledger, claim_job
 
 JOB_FIELDS = {"id", "status", "route", "stage", "progress", "attempt", "labels", "spec"}
 JOB_FIELDS |= {"created_at", "started_at", "finished_at"}
@@ -192,34 +192,19 @@ def test_query_parameters_of_the_list_are_checked(shared: TestClient, query: str
     assert fields(shared.get(f"/jobs?{query}")).keys() == {field}
 
 
-def test_a_queued_job_is_cancelled_at_once(client: TestClient) -> None:
-    job = submit(client)
-    for _ in range(2):
-        response = client.post(f"/jobs/{job['id']}/cancel")
-        assert (response.status_code, response.json()["status"]) == (200, "cancelled")
-    assert response.json()["finished_at"]
-
-
-def test_a_running_job_is_being_cancelled(client: TestClient, sqlite_database: Database) -> None:
-    job_id = str(submit(client)["id"])
-    with sqlite_database.session() as session:
-        claim_job(session, job_id, worker="test", lease_seconds=60)
-    for _ in range(2):
+def test_a_job_is_cancelled_by_its_state(client: TestClient, sqlite_database: Database) -> None:
+    """At once while it is queued, soon while it runs, and not any more once it has ended."""
+    queued, running = (str(submit(client)["id"]) for _ in range(2))
+    ledger = Ledger(sqlite_database)
+    claim = ledger.claim(running)
+    for job_id, status, state in ((queued, 200, "cancelled"), (running, 202, "running")) * 2:
         response = client.post(f"/jobs/{job_id}/cancel")
-        assert (response.status_code, response.json()["status"]) == (202, "running")
-
-
-def test_a_finished_job_cannot_be_cancelled(client: TestClient, sqlite_database: Database) -> None:
-    job_id = str(submit(client)["id"])
+        assert (response.status_code, response.json()["status"]) == (status, state)
+    assert client.get(f"/jobs/{queued}").json()["finished_at"]
     with sqlite_database.session() as session:
-        attempts.fail(
-            session,
-            claim_job(session, job_id, worker="test", lease_seconds=60),
-            code="out_of_memory",
-            message="too big",
-        )
-    assert_problem(client.post(f"/jobs/{job_id}/cancel"), status=409, code="stale_transition")
-    assert client.get(f"/jobs/{job_id}").json()["error"] == {"code": "out_of_memory", "message": "too big"}
+        attempts.fail(session, claim, code="out_of_memory", message="too big")
+    assert_problem(client.post(f"/jobs/{running}/cancel"), status=409, code="stale_transition")
+    assert client.get(f"/jobs/{running}").json()["error"] == {"code": "out_of_memory", "message": "too big"}
 
 
 @pytest.mark.parametrize(

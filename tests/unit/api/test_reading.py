@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from api.jobs.reading import BatchedReader, JobRead
 from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.processes import wait_until
-from replaceme_core.errors import DatabaseUnreachable, JobNotFound
+from replaceme_core.errors import JobNotFound
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import attempts, changes, reading
 from replaceme_core.ledger.database import Database
@@ -376,16 +376,6 @@ def test_requests_do_not_wait_for_a_refresh_of_the_queue_positions(
     assert threads == {"positions"}
 
 
-def test_expired_queue_positions_are_read_first(sqlite_database: Database, reader: BatchedReader) -> None:
-    ledger = Ledger(sqlite_database)
-    first, second = ledger.add(owner="ada"), ledger.add(owner="ada")
-    assert position_of(read_all(reader, (second, "ada"))) == 2
-    ledger.cancel(first)
-    assert reader._positions is not None
-    reader._positions = replace(reader._positions, expires_at=0.0)
-    assert position_of(read_all(reader, (second, "ada"))) == 1
-
-
 def test_an_unreadable_row_fails_only_its_own_requests(sqlite_database: Database, reader: BatchedReader) -> None:
     ledger = Ledger(sqlite_database)
     good, broken = ledger.add(owner="ada"), ledger.add(owner="ada")
@@ -394,10 +384,3 @@ def test_an_unreadable_row_fails_only_its_own_requests(sqlite_database: Database
     first, second = read_all(reader, (good, "ada"), (broken, "ada"))
     assert isinstance(first, JobRead)
     assert isinstance(second, ValueError)
-
-
-def test_an_unreachable_database_fails_every_request(tmp_path_factory: pytest.TempPathFactory) -> None:
-    reader = BatchedReader(Database("postgresql://127.0.0.1:1/none"))
-    outcomes = read_all(reader, *((str(uuid4()), "ada") for _ in range(3)))
-    assert [type(outcome) for outcome in outcomes] == [DatabaseUnreachable] * 3
-    reader.close()

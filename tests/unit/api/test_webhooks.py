@@ -179,14 +179,10 @@ def test_a_retry_does_not_wake_a_webhook_that_is_disabled(client: TestClient) ->
 
 
 def test_validate_only_looks_at_the_webhook_as_a_submission_does(client: TestClient) -> None:
-    for webhook, field in (
-        ({"url": "https://127.0.0.1/x"}, "webhook.url"),
-        ({"url": "http://a.example"}, "webhook.url"),
-    ):
-        body = {**SMALLEST, "webhook": webhook}
-        refused = [client.post("/jobs", json={**body, "validate_only": only}) for only in (True, False)]
-        assert [fields(answer, code=answer.json()["code"]).keys() for answer in refused] == [{field}] * 2
-        assert refused[0].json() == refused[1].json()
+    body = {**SMALLEST, "webhook": {"url": "http://a.example"}}
+    refused = [client.post("/jobs", json={**body, "validate_only": only}) for only in (True, False)]
+    assert fields(refused[0]).keys() == {"webhook.url"}
+    assert refused[0].json() == refused[1].json()
     unknown = {**SMALLEST, "webhook": {"url": URL, "signed_by": NOBODY}}
     assert_problem(client.post("/jobs", json={**unknown, "validate_only": True}), status=404, code="not_found")
     fine = {**SMALLEST, "webhook": {"url": URL}, "validate_only": True}

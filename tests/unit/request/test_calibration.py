@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from replaceme_core.errors import InvalidInput
 from replaceme_core.ledger.row_mapping import stored_spec
-from replaceme_core.request.calibration import CalibrationSpec, errors_of
+from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec
 
 TWO = [{"dataset": "org/a"}, {"dataset": "org/b"}]
@@ -152,20 +151,3 @@ def test_what_is_open_is_not_stored() -> None:
     none = stored_spec(request({"dataset": "org/a", "self_generated": 0}).to_spec())["calibration"]
     assert none["self_generated"] == 0
     assert len(stored_spec(request(TWO).to_spec())["calibration"]["sources"]) == 2
-
-
-@pytest.mark.parametrize(
-    ("field", "of_one", "of_several"),
-    [
-        ("calibration", "calibration", "calibration.sources.1.dataset"),
-        ("calibration.dataset", "calibration.dataset", "calibration.sources.1.dataset"),
-        ("calibration.split", "calibration.split", "calibration.sources.1.split"),
-        ("calibration.samples", "calibration.samples", "calibration.samples"),
-        ("model", "model", "model"),
-    ],
-)
-def test_errors_name_the_field_of_their_source(field: str, of_one: str, of_several: str) -> None:
-    for source, expected in ((spec(dataset="org/a").mix[0], of_one), (spec(sources=TWO).mix[1], of_several)):
-        with pytest.raises(InvalidInput) as caught, errors_of(source):
-            raise InvalidInput("wrong", field=field)
-        assert caught.value.field == expected
