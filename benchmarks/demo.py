@@ -213,7 +213,7 @@ def _explain(console: Console, candidates: Sequence[Mapping[str, object]]) -> No
         console.print(f"Why these blocks: a map was fitted for each of the {len(candidates)} windows. Those with the")
         console.print("smallest residuals were evaluated on held-out text, each kind of it apart, and the best one of")
         console.print("them was removed.")
-    console.print("A loss that begins with 'about' is an estimate from a part of the held-out text.")
+    console.print("A loss with ~ is an estimate from a part of the held-out text.")
 
 
 def _compare(console: Console, report: Mapping[str, object], plain: Mapping[str, object]) -> None:

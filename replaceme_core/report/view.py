@@ -412,7 +412,7 @@ def candidates(report: Report) -> Table | None:
     for row in ranked:
         base = ("candidates", row)
         mark = " (chosen)" if report.is_true(*base, "chosen") else ""
-        estimate: Cell = ("about ",) if report.is_true(*base, "estimated") else ()
+        estimate: Cell = ("~",) if report.is_true(*base, "estimated") else ()
         cells.append(
             [
                 (*window(report, *base), mark),
@@ -435,7 +435,7 @@ def candidates(report: Report) -> Table | None:
         ),
         rows=cells,
         marked=frozenset(at for at, row in enumerate(ranked) if report.is_true("candidates", row, "chosen")),
-        note="Less is better in all columns. A residual is relative to the stream at the end of the cut. About: an "
+        note="Less is better in all columns. A residual is relative to the stream at the end of the cut. ~: an "
         "estimate from a part of the held-out text.",
     )
 
