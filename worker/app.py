@@ -46,7 +46,8 @@ from worker.supervisor import Supervisor
 from worker.sweep import Sweep
 from worker.workspace import TEMPORARY, locked_directory
 
-_WORKING: Final = 0
+logger = logging.getLogger(__name__)
+
 _DRAINING: Final = 1
 _RELEASING: Final = 2
 
@@ -85,8 +86,6 @@ class Drain:
         if self._level[0] < level:
             self._level[0] = level
 
-
-logger = logging.getLogger(__name__)
 
 app = Celery("replaceme", set_as_current=True)
 app.conf.update(broker_config(Settings()))

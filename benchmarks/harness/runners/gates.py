@@ -26,11 +26,6 @@ def is_held(data: Path, job_id: str, place: str) -> bool:
     return (data / FOLDER / f"{job_id}.{place}{HELD}").exists()
 
 
-def open_gate(data: Path, job_id: str, place: str) -> None:
-    """Let the runner that is held at `place` continue."""
-    (data / FOLDER / f"{job_id}.{place}{HELD}").unlink()
-
-
 def open_gates(data: Path) -> None:
     """Let all runners continue."""
     for gate in (data / FOLDER).glob("*"):
