@@ -12,16 +12,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware.gzip import GZipMiddleware
 
 from api import routes
-from api.auth.guard import Guard, scopes_of
 from api.dashboard import job, jobs, new_job, service
 from api.dashboard.middleware import Pages
-from api.deps import Services
 from api.http import openapi, problems
 from api.http.deadline import Deadline, low_latency
+from api.http.guard import Guard, scopes_of
 from api.http.hosts import Edge
 from api.http.request_log import RequestLog, RouteNote
 from api.http.requests import BodyLimit, Head, refuse_unknown
-from api.jobs.reading import Unchanged
+from api.routes.deps import Services
+from api.routes.reading import Unchanged
 from replaceme_core import telemetry
 from replaceme_core.settings import Settings
 

@@ -122,7 +122,7 @@ def serve(data: Path) -> Iterator[Callable[[], str]]:
     log = data / "serve.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "api.launch.guard", str(STOP_SECONDS), *command],
+            [sys.executable, "-m", "api.cli.child_processes", str(STOP_SECONDS), *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,

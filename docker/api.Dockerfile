@@ -32,4 +32,4 @@ EXPOSE 8000
 # http.client, because urllib would use a proxy that the environment names
 HEALTHCHECK --interval=10s --timeout=8s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8000, timeout=6); c.request('GET', '/ready'); sys.exit(c.getresponse().status != 200)"]
-CMD ["python", "-m", "api.launch.http_server", "--host", "0.0.0.0", "--port", "8000"]
+CMD ["python", "-m", "api.http.server", "--host", "0.0.0.0", "--port", "8000"]

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
+from api.cli.child_processes import ServiceStopped
 from api.cli.exit_codes import ExitCode, Failure, failure_of, read_settings
 from api.cli.output.console import print_note
-from api.launch.child_processes import ServiceStopped
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.local.run import check_installed
 from replaceme_core.settings import Settings
@@ -28,9 +28,9 @@ def serve(
     data: DataDirectory = None,
 ) -> None:
     with _prepared("serve", "api", "worker", data=data) as settings:
-        from api.launch import serve
+        from api.cli.launch import serve as run_service
 
-        serve.serve(host=host, port=port, settings=settings, environ=os.environ, announce=typer.echo)
+        run_service(host=host, port=port, settings=settings, environ=os.environ, announce=typer.echo)
 
 
 def worker(
@@ -42,9 +42,9 @@ def worker(
     data: DataDirectory = None,
 ) -> None:
     with _prepared("worker", "worker", data=data) as settings:
-        from api.launch import serve
+        from api.cli.launch import work
 
-        serve.work(gpus=gpus, settings=settings, environ=os.environ, announce=typer.echo, warn=print_note)
+        work(gpus=gpus, settings=settings, environ=os.environ, announce=typer.echo, warn=print_note)
 
 
 def openapi(

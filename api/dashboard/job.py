@@ -15,7 +15,7 @@ from api.bodies import EventBody, WholeJobBody
 from api.dashboard import live
 from api.dashboard.middleware import FormDep, PageRoute, key_of
 from api.dashboard.rendering import page, root_of
-from api.deps import (
+from api.routes.deps import (
     CallerDep,
     DatabaseDep,
     FeedDep,
@@ -24,9 +24,9 @@ from api.deps import (
     SessionDep,
     SubmitterDep,
 )
-from api.jobs.event_feed import last_event_id, stream
-from api.jobs.reading import BatchedReader
+from api.routes.event_feed import last_event_id, stream
 from api.routes.jobs import JobId, MetricBody
+from api.routes.reading import BatchedReader
 from api.routes.reports import page_response, read_report
 from api.routes.webhooks import WebhookBody
 from replaceme_core.errors import NotFound

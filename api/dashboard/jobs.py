@@ -10,8 +10,8 @@ from api.bodies import JobBody, Parameters
 from api.dashboard.live import changes
 from api.dashboard.middleware import PageRoute
 from api.dashboard.rendering import page, root_of
-from api.deps import CallerDep, FeedDep, ReaderDep, ReadingSessionDep
-from api.jobs.event_feed import last_event_id, stream
+from api.routes.deps import CallerDep, FeedDep, ReaderDep, ReadingSessionDep
+from api.routes.event_feed import last_event_id, stream
 from api.routes.jobs import JobId, JobsQuery
 from replaceme_core.errors import InvalidInput
 from replaceme_core.ledger import reading

@@ -8,8 +8,8 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import suppress
 
-from api.jobs.event_feed import KEEP_ALIVE, KEEP_ALIVE_SECONDS, RETRY, EventMessage
-from api.jobs.reading import BatchedReader
+from api.routes.event_feed import KEEP_ALIVE, KEEP_ALIVE_SECONDS, RETRY, EventMessage
+from api.routes.reading import BatchedReader
 from replaceme_core.errors import JobNotFound, Unavailable
 from replaceme_core.ledger.states import EventType
 

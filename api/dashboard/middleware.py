@@ -19,9 +19,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.auth.callers import COOKIE, SESSION_SECONDS, Session, Sessions, session_of, set_session
-from api.auth.guard import path_of
 from api.dashboard.rendering import page, root_of
+from api.http.callers import COOKIE, SESSION_SECONDS, Session, Sessions, session_of, set_session
+from api.http.guard import path_of
 from api.http.problems import PROBLEM_JSON, MalformedBody, internal_error, problem_response
 
 PREFIX = "/ui/"

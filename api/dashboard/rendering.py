@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 from starlette.types import Scope as AsgiScope
 
-from api.auth.callers import known_caller, session_of
+from api.http.callers import known_caller, session_of
 from replaceme_core.ledger.keys import Scope
 from replaceme_core.report.figures import (
     NONE,

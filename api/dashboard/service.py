@@ -12,11 +12,11 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 
-from api.auth.callers import SESSION_SECONDS, Caller, Session, Unknown, session_of
 from api.dashboard.middleware import SIGN_IN, FormDep, PageRoute, cookie
 from api.dashboard.rendering import page, root_of, static_files
-from api.deps import CallerDep, ReadingSessionDep, ServicesDep
+from api.http.callers import SESSION_SECONDS, Caller, Session, Unknown, session_of
 from api.http.request_log import POLICY
+from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep
 from api.routes.service import WorkerBody
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import scheduling

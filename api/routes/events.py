@@ -9,9 +9,9 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from api.bodies import EventBody, JobEventBody, ListBody, Parameters
-from api.deps import CallerDep, DatabaseDep, FeedDep, ReaderDep
 from api.http.responses import UNCHANGED, json_response, next_page
-from api.jobs.event_feed import KEEP_ALIVE, RETRY, STREAM, EventMessage, last_event_id, stream
+from api.routes.deps import CallerDep, DatabaseDep, FeedDep, ReaderDep
+from api.routes.event_feed import KEEP_ALIVE, RETRY, STREAM, EventMessage, last_event_id, stream
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.states import TERMINAL

@@ -19,10 +19,9 @@ from pydantic import (
 from pydantic.main import IncEx
 from pydantic_core import PydanticCustomError
 
-from api.auth.callers import caller_of
 from api.bodies import JobBody, JobPartBody, JobRequest, ListBody, Parameters, ResponseBody, WholeJobBody
-from api.deps import CallerDep, FeedDep, IdempotencyKeyDep, ReaderDep, ReadingSessionDep, SessionDep, SubmitterDep
 from api.http import deadline
+from api.http.callers import caller_of
 from api.http.problems import MethodRefused
 from api.http.requests import StrictRoute, wait_seconds
 from api.http.responses import (
@@ -36,10 +35,19 @@ from api.http.responses import (
     not_modified,
     tag_of,
 )
-from api.jobs.event_feed import EventFeed
-from api.jobs.reading import BatchedReader, headers_of, retry_after
-from api.jobs.submission import Submitted
+from api.routes.deps import (
+    CallerDep,
+    FeedDep,
+    IdempotencyKeyDep,
+    ReaderDep,
+    ReadingSessionDep,
+    SessionDep,
+    SubmitterDep,
+)
+from api.routes.event_feed import EventFeed
 from api.routes.plans import PlanBody
+from api.routes.reading import BatchedReader, headers_of, retry_after
+from api.routes.submission import Submitted
 from api.routes.webhooks import WebhookWithSecretBody
 from replaceme_core import shapes
 from replaceme_core.ledger import changes, reading

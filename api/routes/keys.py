@@ -23,9 +23,9 @@ from api.bodies import (
     Parameters,
     ResponseBody,
 )
-from api.deps import CallerDep, KeysDep, KeysToReadDep, OwnersDep, OwnersToReadDep, ServicesDep
 from api.http.requests import StrictRoute
 from api.http.responses import NO_STORE
+from api.routes.deps import CallerDep, KeysDep, KeysToReadDep, OwnersDep, OwnersToReadDep, ServicesDep
 from replaceme_core.request.fields import CREDENTIAL_NAME, Frozen
 
 router = APIRouter(tags=["keys"], route_class=StrictRoute)

@@ -7,10 +7,10 @@ from typing import Annotated, Self
 
 from fastapi import APIRouter, Body, Request
 
-from api.auth.callers import caller_of
 from api.bodies import ResponseBody
-from api.deps import PlanningDep
+from api.http.callers import caller_of
 from api.http.requests import StrictRoute
+from api.routes.deps import PlanningDep
 from replaceme_core.families.layout import MapStructure
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.plan.duration import Basis

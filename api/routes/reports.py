@@ -7,9 +7,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import CallerDep, DatabaseDep, ReportPagesDep
 from api.http.requests import prefers_html
 from api.http.responses import NO_STORE
+from api.routes.deps import CallerDep, DatabaseDep, ReportPagesDep
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database
 from replaceme_core.report.page import policy

@@ -9,11 +9,11 @@ from typing import Literal, Self
 from fastapi import APIRouter, HTTPException, Request, Response
 from pydantic import Field
 
-from api.auth.guard import CHALLENGE, UNAUTHENTICATED
 from api.bodies import FamilyBody, ListBody, ResponseBody
-from api.deps import CallerDep, ReadingSessionDep, ServicesDep
+from api.http.guard import CHALLENGE, UNAUTHENTICATED
 from api.http.problems import problem_response, unavailable_response
 from api.http.responses import NO_STORE, UNCHANGED, json_response
+from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep
 from replaceme_core.errors import Unavailable
 from replaceme_core.families.table import listing
 from replaceme_core.hardware import WorkerKind

@@ -10,13 +10,13 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from api.auth.callers import caller_of
 from api.bodies import Events, Labels, ListBody, Parameters, PayloadField, ResponseBody, Url
-from api.deps import CallerDep, ReadingSessionDep, Services, ServicesDep, SessionDep
 from api.http import deadline
+from api.http.callers import caller_of
 from api.http.requests import StrictRoute
 from api.http.responses import NO_STORE
-from api.jobs.webhooks import check_url
+from api.routes.delivery import check_url
+from api.routes.deps import CallerDep, ReadingSessionDep, Services, ServicesDep, SessionDep
 from replaceme_core.ledger import webhooks
 from replaceme_core.ledger.states import DEFAULT_EVENTS, DeliveryState, DisabledBy, EventType, Payload
 from replaceme_core.ledger.webhooks import TYPE_PREFIX, Delivery, NewWebhook, Try, Webhook

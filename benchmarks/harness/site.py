@@ -106,7 +106,7 @@ class Site:
     def start_api(self) -> Started:
         """Start the API on a free port; returns once it answers."""
         port = free_port()
-        command = [sys.executable, "-m", "api.launch.http_server", "--host", "127.0.0.1", "--port", str(port)]
+        command = [sys.executable, "-m", "api.http.server", "--host", "127.0.0.1", "--port", str(port)]
         started = self._start(command, log=self.data / f"api-{len(self.started)}.log")
         started.url = f"http://127.0.0.1:{port}"
         self._ready(started, lambda: _answers(f"{started.url}/jobs"))

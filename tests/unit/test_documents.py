@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from api.auth.guard import TOO_MANY_REQUESTS, UNAUTHENTICATED
 from api.dashboard.middleware import CSRF_FAILED
+from api.http.guard import TOO_MANY_REQUESTS, UNAUTHENTICATED
 from api.http.hosts import FOREIGN_ORIGIN, MISDIRECTED
 from api.http.problems import FRAMEWORK_CODES
 from api.routes.jobs import MetricBody

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from standardwebhooks import Webhook
 
-from api.jobs.webhooks import rules_of
+from api.routes.delivery import rules_of
 from benchmarks.harness.checkout import ROOT
 from replaceme_core.errors import AddressRefused, HostUnknown, InvalidInput
 from replaceme_core.settings import Settings

@@ -18,9 +18,9 @@ from sqlalchemy import update
 from standardwebhooks import Webhook, WebhookVerificationError
 from starlette.testclient import TestClient
 
-from api.jobs.webhooks import Delivery, rules_of
 from api.main import create_app
 from api.monitoring import WebhookMetrics
+from api.routes.delivery import Delivery, rules_of
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port
 from benchmarks.harness.site import Site

@@ -97,7 +97,7 @@ def worker_of(started: Started, visible: str) -> psutil.Process:
         command = process.cmdline()
         if (
             "celery" in command
-            and "api.launch.guard" not in command
+            and "api.cli.child_processes" not in command
             and process.environ()["CUDA_VISIBLE_DEVICES"] == visible
         ):
             return process

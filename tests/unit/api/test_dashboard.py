@@ -11,8 +11,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from api.deps import Services
 from api.main import create_app
+from api.routes.deps import Services
 from benchmarks.harness.checkout import ROOT
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import attempts

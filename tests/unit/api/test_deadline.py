@@ -13,9 +13,9 @@ from fastapi import FastAPI, Request
 from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
-from api.deps import WRITE_SLOTS
 from api.http.deadline import Deadline, check
 from api.main import create_app
+from api.routes.deps import WRITE_SLOTS
 from replaceme_core.errors import Unavailable
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem

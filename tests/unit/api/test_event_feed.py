@@ -13,10 +13,10 @@ from sqlalchemy import event, update
 from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
-from api.auth import callers
-from api.auth.callers import WITHOUT_KEY, Unknown, set_caller
-from api.jobs import event_feed
-from api.jobs.event_feed import EventFeed, EventMessage, stream
+from api.http import callers
+from api.http.callers import WITHOUT_KEY, Unknown, set_caller
+from api.routes import event_feed
+from api.routes.event_feed import EventFeed, EventMessage, stream
 from benchmarks.harness.jobs import owner_of
 from replaceme_core.ledger import attempts, changes, reading
 from replaceme_core.ledger.database import Database, now

@@ -10,8 +10,8 @@ from httpx2 import Response
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
-from api.jobs.reading import LONGEST_AGE_SECONDS
 from api.main import create_app
+from api.routes.reading import LONGEST_AGE_SECONDS
 from benchmarks.harness.processes import wait_until
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import attempts

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
-from api.auth import callers
+from api.http import callers
 from api.main import create_app
 from replaceme_core.errors import AccessDenied
 from replaceme_core.ledger.database import Database

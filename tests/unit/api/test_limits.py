@@ -12,7 +12,7 @@ import pytest
 from httpx2 import Response
 from starlette.testclient import TestClient
 
-from api.auth.rate import MOST_READING, MOST_READING_OF_ONE
+from api.http.rate import MOST_READING, MOST_READING_OF_ONE
 from api.http.requests import MOST_CHARACTERS, MOST_DEPTH
 from api.main import create_app
 from benchmarks.harness.stub_model import stub_weights
@@ -136,7 +136,7 @@ def test_requests_that_read_models_at_the_same_time(
     client: TestClient, settings: Settings, hub_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One key leaves half of the slots to others; those of two keep a third out, and no one without a model."""
-    monkeypatch.setattr("api.auth.rate.READING_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("api.http.rate.READING_WAIT_SECONDS", 0.2)
     greedy, second, third = (holder_with(client, settings) for _ in range(3))
     put_model(hub_root, "org/free")
 

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import event, update
 from starlette.testclient import TestClient
 
-from api.jobs.reading import BatchedReader, JobRead
+from api.routes.reading import BatchedReader, JobRead
 from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import JobNotFound

@@ -6,8 +6,8 @@ import threading
 import pytest
 from starlette.testclient import TestClient
 
-from api.jobs import report_pages
-from api.jobs.report_pages import ReportPages
+from api.routes import report_pages
+from api.routes.report_pages import ReportPages
 from replaceme_core.errors import Unavailable
 from replaceme_core.ledger import attempts
 from replaceme_core.ledger.database import Database

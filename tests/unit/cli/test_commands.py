@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from api.cli.exit_codes import EXIT_CODES, ExitCode, exit_code_of, exit_code_of_job, exit_code_of_status
 from api.cli.jobs import plan, submit
+from api.cli.launch import WorkerSpec, plan_workers
 from api.cli.main import COMMANDS, app
 from api.cli.service import finish, interrupts
 from api.client.client import Client
 from api.client.models import Job
-from api.launch.serve import WorkerSpec, plan_workers
 from replaceme_core import errors
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.report.page import render_page

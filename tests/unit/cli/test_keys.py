@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from api.cli.launch import provide_api_key
 from api.cli.main import app
 from api.client.client import Client
 from api.client.connection import find_key
 from api.client.errors import NotAllowed
-from api.launch.startup import provide_api_key
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import Keys, hash_of, is_key, new_key
 from replaceme_core.ledger.migrate import upgrade

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from api.launch import child_processes as parts
-from api.launch import serve
+from api.cli import child_processes as parts
+from api.cli import launch as serve
 from benchmarks.harness.checkout import ROOT
 from tests.fixtures.service.deployment import DOCKERFILES, Image, brought, built_services, project
 

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from api.dashboard import live
-from api.jobs.event_feed import EventFeed
-from api.jobs.reading import BatchedReader
+from api.routes.event_feed import EventFeed
+from api.routes.reading import BatchedReader
 from benchmarks.harness.jobs import owner_of
 from replaceme_core.ledger import attempts, changes
 from replaceme_core.ledger.database import Database

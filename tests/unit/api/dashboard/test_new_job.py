@@ -194,7 +194,7 @@ def test_a_hub_that_does_not_answer_is_explained(client: TestClient, monkeypatch
         raise HubUnreachable("the Hub does not answer")
 
     monkeypatch.setattr("replaceme_core.plan.plan.find_model", fail)
-    monkeypatch.setattr("api.jobs.submission.find_model", fail)
+    monkeypatch.setattr("api.routes.submission.find_model", fail)
     page = send(client, "/ui/plan")
     assert (page.status_code, "Try again later: the Hub does not answer" in text_of(page)) == (200, True)
     page = send(client, "/ui/new")

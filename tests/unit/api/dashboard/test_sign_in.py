@@ -10,11 +10,11 @@ from httpx2 import Response
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from api.auth.callers import COOKIE, SESSION_SECONDS, Session, Sessions
 from api.dashboard import job, jobs, live, new_job, service
 from api.dashboard.middleware import PageRoute
-from api.jobs import event_feed
+from api.http.callers import COOKIE, SESSION_SECONDS, Session, Sessions
 from api.main import create_app
+from api.routes import event_feed
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import Keys
 from replaceme_core.ledger.tables import EndedSessionRow

@@ -18,8 +18,8 @@ import structlog
 from fastapi import Request, Response
 from starlette.responses import StreamingResponse
 
-from api.auth.callers import Caller, Callers, caller_of
 from api.bodies import EventBody, JobEventBody
+from api.http.callers import Caller, Callers, caller_of
 from api.http.requests import is_head
 from replaceme_core.errors import InvalidInput, Unavailable
 from replaceme_core.ledger import reading

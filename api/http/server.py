@@ -1,6 +1,6 @@
 """The process of the API: uvicorn with limits of connections.
 
-    python -m api.launch.http_server --host 127.0.0.1 --port 8000
+    python -m api.http.server --host 127.0.0.1 --port 8000
 
 Exit status 2: the settings forbid this address, or are not valid, or the database does not say whether there are keys.
 
@@ -27,11 +27,11 @@ import uvicorn
 from fastapi import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from api.auth.guard import HOLD
+from api.http.callers import check_exposure
+from api.http.guard import HOLD
 from api.http.hosts import is_trusted, network_of
 from api.http.problems import problem_response, unavailable_response
 from api.http.request_log import FOR_BROWSERS
-from api.launch.startup import check_exposure
 from replaceme_core import telemetry
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.settings import Settings
@@ -294,7 +294,7 @@ def most_connections(wanted: int, descriptors: int) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m api.launch.http_server", description="Run the API.")
+    parser = argparse.ArgumentParser(prog="python -m api.http.server", description="Run the API.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on")
     arguments = parser.parse_args()

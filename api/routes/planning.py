@@ -8,8 +8,8 @@ from threading import Lock
 
 from starlette.concurrency import run_in_threadpool
 
-from api.auth.callers import Caller, limit_of
-from api.auth.rate import ReadingSlots
+from api.http.callers import Caller, limit_of
+from api.http.rate import ReadingSlots
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import WorkerKind, has_native_bfloat16, total_memory, worker_kind_of
 from replaceme_core.hub.port import DIRECTORY_PREFIX, Hub

@@ -11,18 +11,18 @@ from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Request
 
-from api.auth.callers import Callers, Sessions, caller_of
-from api.auth.rate import RateLimits, ReadingSlots
 from api.http import deadline
+from api.http.callers import Callers, Sessions, caller_of
+from api.http.rate import RateLimits, ReadingSlots
 from api.http.requests import idempotency_key
-from api.jobs.event_feed import EventFeed
-from api.jobs.planning import Planning
-from api.jobs.reading import BatchedReader
-from api.jobs.report_pages import ReportPages
-from api.jobs.submission import Submitter
-from api.jobs.webhooks import Delivery
 from api.monitoring import Monitoring
 from api.queue import Queue
+from api.routes.delivery import Delivery
+from api.routes.event_feed import EventFeed
+from api.routes.planning import Planning
+from api.routes.reading import BatchedReader
+from api.routes.report_pages import ReportPages
+from api.routes.submission import Submitter
 from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Hub
 from replaceme_core.ledger.database import Database, LedgerSession

@@ -11,10 +11,10 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from api.auth.callers import Callers, Unknown, set_caller
-from api.auth.rate import RateLimits, Usage
+from api.http.callers import Callers, Unknown, set_caller
 from api.http.hosts import network_of
 from api.http.problems import problem_response, unavailable_response
+from api.http.rate import RateLimits, Usage
 from replaceme_core.errors import MissingScope, Unavailable
 from replaceme_core.ledger.keys import OF_WEBHOOKS, Scope
 from replaceme_core.wording import counted
@@ -56,7 +56,7 @@ CHALLENGE = 'Bearer realm="replaceme"'
 HOLD = "replaceme.hold"
 """In the scope of a request: a function that counts its connection for a caller, a key's id or an address.
 
-It returns `None`, or the limit if the caller holds more. Only our own server has it (`api/launch/http_server.py`).
+It returns `None`, or the limit if the caller holds more. Only our own server has it (`api/http/server.py`).
 """
 _RETRY_SECONDS = 5
 

@@ -16,7 +16,7 @@ from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 
-from api.auth.callers import Caller
+from api.http.callers import Caller
 from replaceme_core.errors import TooManyRequests
 
 MOST_READING, MOST_READING_OF_ONE = 8, 4

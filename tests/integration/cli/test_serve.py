@@ -88,7 +88,7 @@ def test_kill_9_leaves_no_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "name"),
-    [(("api.launch.http_server",), "api"), (("api.launch.guard", "celery"), "worker")],
+    [(("api.http.server",), "api"), (("api.cli.child_processes", "celery"), "worker")],
     ids=["api", "guard of the worker"],
 )
 def test_a_child_process_that_dies_ends_the_service(tmp_path: Path, words: tuple[str, ...], name: str) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.launch.startup import answered_hosts, check_exposure
+from api.cli.launch import answered_hosts, check_exposure
 from replaceme_core.errors import InvalidInput
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import Keys, NewKey, Scope

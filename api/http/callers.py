@@ -13,6 +13,7 @@ import ipaddress
 import json
 import os
 import secrets
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.types import Scope as AsgiScope
 
-from replaceme_core.errors import SecretUnreadable
+from replaceme_core.errors import InvalidInput, SecretUnreadable
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import (
     DEFAULT_OWNER,
@@ -323,3 +324,35 @@ def _is_from_elsewhere(scope: AsgiScope, headers: Headers) -> bool:
         return client is not None and not ipaddress.ip_address(client[0].partition("%")[0]).is_loopback
     except ValueError:  # a Unix socket, or a test without a network
         return False
+
+
+def check_exposure(host: str, settings: Settings) -> None:
+    """Raises `InvalidInput` if other machines can reach `host` and nobody has a key, unless the operator agrees.
+
+    The database is read only if they can. A name that has no address is no error here: `claim_port` says what is wrong
+    with it. Raises `DatabaseUnreachable` too.
+    """
+    if settings.allow_unauthenticated or settings.require_key:
+        return
+    try:
+        found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return
+    addresses = (ipaddress.ip_address(str(address[0]).partition("%")[0]) for *_, address in found)
+    if not all(address.is_loopback for address in addresses) and not _has_live_key(settings):
+        raise InvalidInput(
+            f"nobody has an API key, and other machines can reach {host or 'every address'}; create one with "
+            "`replaceme keys create`, or set REPLACEME_ALLOW_UNAUTHENTICATED=true if all who reach the address may use "
+            "the service and its tokens",
+            field="host",
+            value=host,
+        )
+
+
+def _has_live_key(settings: Settings) -> bool:
+    database = Database(settings.resolved_database_url)
+    try:
+        with database.session(read_only=True) as session:
+            return Keys(session).is_any_live()
+    finally:
+        database.close()

@@ -19,9 +19,9 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from api.http import server as http_server
 from api.http.hosts import network_of
-from api.launch import http_server
-from api.launch.http_server import HEAD_BYTES, HEAD_FIELDS, limited_to, most_connections
+from api.http.server import HEAD_BYTES, HEAD_FIELDS, limited_to, most_connections
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port
 from benchmarks.harness.site import MODEL
@@ -97,7 +97,7 @@ def started(tmp_path: Path, **more: str) -> Iterator[Api]:
     script = (
         "import resource, sys\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))\n"
-        "from api.launch.http_server import main\n"
+        "from api.http.server import main\n"
         f"sys.argv[1:] = ['--port', '{port}']\n"
         "sys.exit(main())\n"
     )
