@@ -31,11 +31,6 @@ def database(request: pytest.FixtureRequest) -> Database:
 
 
 @pytest.fixture
-def ledger(sqlite_database: Database) -> Ledger:
-    return Ledger(sqlite_database)
-
-
-@pytest.fixture
 def ledger_on_both(database: Database) -> Ledger:
     return Ledger(database)
 
