@@ -8,86 +8,83 @@ from replaceme_core.engine.methods.cosine import descend
 from replaceme_core.engine.methods.task import Task
 from replaceme_core.engine.methods.windows import fit_cut
 from replaceme_core.engine.model.changes import Cut, FittedCut, run_pruned
+from replaceme_core.engine.numerics.cosine import CosineFit, CosineTokens, annealed
+from replaceme_core.request.defaults import COSINE_RATE
 from tests.fixtures.models.tasks import carry_out, make_task, sampled
 from tests.fixtures.models.tiny import WIDTH, tiny_model
 
 CUT = Cut(start=3, end=4)
+START = FittedCut(cut=CUT, delta=torch.zeros(WIDTH, WIDTH, dtype=torch.float64))
 DONE = [FittedCut(cut=Cut(start=1, end=1), delta=torch.eye(WIDTH, dtype=torch.float64) * 0.2)]
 
 
-@pytest.fixture(scope="module")
-def texts() -> tuple[torch.Tensor, torch.Tensor]:
-    """Fit and held-out tokens that the model itself has written."""
-    return sampled(tiny_model(), 24, 24, seed=1), sampled(tiny_model(), 16, 24, seed=2)
+FIT, HELD_OUT = sampled(tiny_model(), 24, 24, seed=1), sampled(tiny_model(), 16, 24, seed=2)
 
 
-def make(texts: tuple[torch.Tensor, torch.Tensor], *, keep: bool = False, **fields: object) -> Task:
-    return make_task(tiny_model(), fit=texts[0], held_out=texts[1], keep=keep, **fields)[0]
+def make(*, keep: bool = False, **fields: object) -> Task:
+    return make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, keep=keep, **fields)[0]
 
 
 @torch.inference_mode()
-def ends(task: Task, tokens: torch.Tensor, done: list[FittedCut]) -> dict[str, torch.Tensor]:
-    """What `turn` works on, from plain passes."""
+def ends(task: Task, tokens: torch.Tensor, done: list[FittedCut]) -> CosineTokens:
+    """What the descent works on, from plain passes."""
     block_runner = task.block_runner
     kept, write = run_pruned(block_runner, block_runner.enter(tokens), done=done, until=CUT.anchor)
     end = block_runner.enter(tokens)
     for block in range(CUT.end + 1):
         end = block_runner.run(block, end)
-    return {name: one.flatten(0, 1) for name, one in (("write", write), ("kept", kept), ("end", end))}
+    return CosineTokens.exact(write=write.flatten(0, 1), kept=kept.flatten(0, 1), end=end.flatten(0, 1))
 
 
 @pytest.mark.parametrize("done", [[], DONE], ids=["dense prefix", "pruned prefix"])
 @pytest.mark.parametrize("keep", [False, True])
-def test_buffers_are_of_a_fixed_size_and_hold_the_tokens_in_order(
-    texts: tuple[torch.Tensor, torch.Tensor], keep: bool, done: list[FittedCut], monkeypatch: pytest.MonkeyPatch
+@torch.inference_mode()
+def test_each_step_takes_a_buffer_of_the_tokens_in_order(
+    keep: bool, done: list[FittedCut], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of a fixed size, over a share of the fit tokens."""
     monkeypatch.setattr(module, "BUFFER_TOKENS", 50)
-    task = make(texts, keep=keep)
-    with torch.inference_mode():
-        if keep:
-            task.activations.capture()
-        activations = task.activations
-        buffers = list(module._buffers(activations, activations.fit_batches, CUT, dict, done=done, limit=10**9))
-        first = list(module._buffers(activations, activations.fit_batches, CUT, dict, done=done, limit=120))
-    sizes = [len(buffer["write"]) for buffer in buffers]
-    assert sizes[:-1] == [50] * (len(sizes) - 1)
-    assert sum(sizes) == texts[0].numel()
-    assert [len(buffer["write"]) for buffer in first] == [50, 50, 20]
-    expected = ends(task, texts[0], done)
-    for name, values in expected.items():
-        together = torch.cat([buffer[name] for buffer in buffers])
-        torch.testing.assert_close(together, values, rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(module, "COSINE_SHARE", 0.3)
+    task = make(keep=keep)
+    if keep:
+        task.activations.capture()
+    found = descend(task.activations, START, done=done, diagonal=False, light=False)
+    fit_tokens, held_out = ends(task, FIT, done), ends(task, HELD_OUT, done).select(torch.arange(50))
+    fit = CosineFit.start(START.delta, diagonal=False, rate=COSINE_RATE)
+    losses, order = [fit.loss(held_out)], torch.Generator().manual_seed(0)
+    for step in range(3):
+        fit.rate = annealed(COSINE_RATE, done=step / 3)
+        fit.epoch(fit_tokens.select(torch.arange(50 * step, 50 * (step + 1))), order=order)
+        losses.append(fit.loss(held_out))
+    assert (found.before, found.after) == pytest.approx((losses[0], min(losses)), rel=1e-4)
 
 
 @pytest.mark.parametrize("light", [False, True])
-def test_the_best_map_is_kept_the_first_one_included(
-    texts: tuple[torch.Tensor, torch.Tensor], light: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start = FittedCut(cut=CUT, delta=torch.zeros(WIDTH, WIDTH, dtype=torch.float64))
-    task = make(texts)
+def test_the_best_map_is_kept_the_first_one_included(light: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make()
     with torch.inference_mode():
-        found = descend(task.activations, start, done=[], diagonal=False, light=light)
+        found = descend(task.activations, START, done=[], diagonal=False, light=light)
         assert found.after < found.before
         monkeypatch.setattr(module, "COSINE_RATE", 1e3)  # every step leads astray
-        lost = descend(task.activations, start, done=[], diagonal=False, light=light)
+        lost = descend(task.activations, START, done=[], diagonal=False, light=light)
     assert not lost.after < lost.before
-    assert lost.fitted is start
+    assert lost.fitted is START
     assert lost.after == lost.before == found.before
 
 
-def test_it_starts_from_least_squares_and_turns_further(texts: tuple[torch.Tensor, torch.Tensor]) -> None:
-    task, recorder = make_task(tiny_model(), fit=texts[0], held_out=texts[1], method={"name": "cosine"})
+def test_it_starts_from_least_squares_and_turns_further() -> None:
+    task, recorder = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, method={"name": "cosine"})
     pruning = carry_out(task)
-    same = carry_out(make(texts))
+    same = carry_out(make())
     assert pruning.removed == same.removed, "the cut is chosen as least_squares chooses it"
     assert recorder.value("cosine_loss") < recorder.value("cosine_loss_before")
     assert not torch.equal(pruning.folds[0].delta, same.folds[0].delta)
     assert len(pruning.candidates) == len(same.candidates)
 
 
-def test_runs_are_turned_in_order_on_the_pruned_prefix(texts: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_runs_are_turned_in_order_on_the_pruned_prefix() -> None:
     task, recorder = make_task(
-        tiny_model(), fit=texts[0], held_out=texts[1], drop=[1, 3, 4], method={"name": "cosine", "ridge": 0.1}
+        tiny_model(), fit=FIT, held_out=HELD_OUT, drop=[1, 3, 4], method={"name": "cosine", "ridge": 0.1}
     )
     pruning = carry_out(task)
     assert [str(one.cut) for one in pruning.folds] == ["1-1", "3-4"]
@@ -103,10 +100,10 @@ def test_runs_are_turned_in_order_on_the_pruned_prefix(texts: tuple[torch.Tensor
     torch.testing.assert_close(second.delta, moved)
 
 
-def test_the_light_form_is_another_map(texts: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_the_light_form_is_another_map() -> None:
     maps = []
     for loss in ("exact", "light"):
         method = {"name": "cosine", "loss": loss, "ridge": 0.1}
-        pruning = carry_out(make(texts, drop=[3, 4], method=method))
+        pruning = carry_out(make(drop=[3, 4], method=method))
         maps.append(pruning.folds[0].delta)
     assert not torch.equal(maps[0], maps[1])

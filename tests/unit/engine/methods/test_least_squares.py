@@ -10,10 +10,12 @@ from replaceme_core.engine.activations.cut_sums import CutStatistics
 from replaceme_core.engine.methods.least_squares import accepted, fit_in_order, least_squares
 from replaceme_core.engine.methods.replay import next_losses
 from replaceme_core.engine.methods.task import Pruning
-from replaceme_core.engine.methods.windows import CutFit, fit_cut
+from replaceme_core.engine.methods.windows import CutFit, fit_cut, residual_of, screened_row
 from replaceme_core.engine.model.block_runner import Hook, record_values
-from replaceme_core.engine.model.changes import runs
+from replaceme_core.engine.model.changes import runs, windows
 from replaceme_core.errors import InvalidInput, NumericalFailure
+from replaceme_core.request.defaults import FEW_TOKENS_RIDGES
+from tests.fixtures.models.activations import activations_of
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import BLOCKS, BY_NAME, WIDTH, tiny_model, token_ids
 
@@ -83,20 +85,26 @@ def test_a_full_map_does_not_pass_a_norm() -> None:
     assert caught.value.field == "method.structure"
 
 
+@torch.inference_mode()
 @pytest.mark.parametrize(("method", "keep"), [("least_squares", False), ("cosine", True)])
 def test_windows_that_are_well_behind_get_no_fit_tokens(method: str, keep: bool) -> None:
-    """All five are in the table, three of them with all tokens, one of these with a loss."""
+    """A map of one half of the held-out tokens shows it on the other half; the rest have the sums of all tokens."""
     fit, held_out = texts("llama")
-    asked = {"name": method, "replays": 1}
+    asked, cuts = {"name": method, "replays": 1}, windows(BLOCKS, 1)
     task, _ = make_task(tiny_model(), fit=fit, held_out=held_out, remove=1, keep=keep, method=asked)
     table = carry_out(task).candidates
-    assert [row.start for row in table] == [1, 2, 3, 4, 5]
-    assert all(row.distance is not None and row.residual is not None for row in table)
-    counts = sorted(row.tokens or 0 for row in table)
-    assert counts == [held_out.numel()] * 2 + [held_out.numel() + fit.numel()] * 3
-    (replayed,) = (row for row in table if row.held_out_loss is not None)
-    assert replayed.chosen
-    assert replayed.tokens == held_out.numel() + fit.numel()
+    assert [row.cut for row in table] == cuts
+    halves = held_out.reshape(8, 2, 2, -1).transpose(0, 1).flatten(1, 2)  # batches of two alternate
+    seen = activations_of(tiny_model(), *halves).windows(cuts)
+    screened = [residual_of(screened_row(one, ridge=None, ridges=FEW_TOKENS_RIDGES)) for one in seen]
+    whole = activations_of(tiny_model(), fit, held_out).windows(cuts)
+    left = [residual <= sorted(screened)[2] for residual in screened]
+    for row, stays, first, one in zip(table, left, screened, whole, strict=True):
+        assert row.tokens == held_out.numel() + (fit.numel() if stays else 0)
+        assert row.distance is not None
+        if not row.chosen:  # of which the map was fitted at another ridge
+            assert row.residual == pytest.approx(residual_of(screened_row(one, ridge=None)) if stays else first)
+            assert row.held_out_loss is None
 
 
 @pytest.mark.parametrize("sequences", [1, 3])

@@ -9,7 +9,6 @@ from replaceme_core.engine.methods.removal import evidence
 from replaceme_core.engine.methods.task import Pruning
 from replaceme_core.engine.model.changes import windows
 from replaceme_core.errors import InvalidInput
-from replaceme_core.families.resolve import kind
 from tests.fixtures.models.activations import count_runs
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import BLOCKS, BY_NAME, WIDTH, tiny_model, token_ids
@@ -208,16 +207,6 @@ def test_blocks_of_different_kinds_are_not_merged() -> None:
     assert [row.start for row in pruning.candidates] == [5], "4 and 5 are both dense and sliding"
     with pytest.raises(InvalidInput, match="no 4 neighbouring blocks"):
         carry_out(make_task(tiny_model(mixed), remove=3, fit=FIT, held_out=HELD_OUT, method=MERGE)[0])
-
-
-@pytest.mark.parametrize(
-    ("name", "kinds"),
-    [("llama", 1), ("gemma2", 2), ("qwen2-sliding", 2)],
-)
-def test_kinds_tell_what_differs_and_nothing_else(name: str, kinds: int) -> None:
-    model = tiny_model(BY_NAME[name])
-    task, _ = make_task(model, fit=FIT, held_out=HELD_OUT)
-    assert len({kind(block) for block in task.block_runner.blocks}) == kinds
 
 
 def test_the_screen_is_by_distance() -> None:
