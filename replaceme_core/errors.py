@@ -1,53 +1,8 @@
 """All errors that the product raises on purpose, each with a stable `code` that clients may branch on.
 
-    ReplaceMeError
-    |-- InvalidInput                 invalid_input        names field, value and what is expected
-    |   |-- UnsupportedFamily        unsupported_family   this model type is not supported
-    |   |-- UnsafeModel              unsafe_model         custom code, pickled weights, a hostile config
-    |   |-- BrokenModel              broken_model         a truncated or inconsistent checkpoint
-    |   |-- UnknownRepository        unknown_repository   a request names a repository that is missing, or private
-    |   |-- CalibrationTooSmall      calibration_too_small
-    |   |-- DoesNotFit               does_not_fit         the job needs more memory or disk space than a worker has
-    |   |-- IdempotencyKeyReused     idempotency_key_reused  the key was sent with another request before
-    |   |-- AddressRefused           address_refused      a webhook's host is private, reserved or of this machine
-    |   |-- HostUnknown              host_unknown         a webhook's host has no address
-    |   `-- LimitExceeded            limit_exceeded       more than this caller may ask for
-    |-- NotFound                     not_found
-    |   |-- JobNotFound              job_not_found
-    |   |-- KeyNotFound              key_not_found
-    |   |-- CredentialNotFound       credential_not_found
-    |   `-- RepositoryNotFound       repository_not_found on the Hub: repository, revision or file
-    |-- Conflict                     conflict
-    |   |-- StaleTransition          stale_transition     the job is no longer in the expected state
-    |   |-- LeaseLost                lease_lost           another worker holds, or may hold, this job
-    |   `-- StaleParent              stale_parent         the target repository changed while the commit was prepared
-    |-- AccessDenied                 access_denied        the Hub denies access
-    |   |-- GatedRepository          gated_repository     its conditions have not been accepted
-    |   `-- DisabledRepository       disabled_repository  the Hub has closed it
-    |-- MissingScope                 missing_scope        the key does not allow this
-    |-- TooManyRequests              too_many_requests    the caller's other requests have to end first
-    |   `-- TooManyJobs              too_many_jobs        the caller has as many unfinished jobs as it may have
-    |-- Unavailable                  unavailable          try again later
-    |   |-- HubUnreachable           hub_unreachable
-    |   |   |-- RateLimited          rate_limited         the Hub says when to come back
-    |   |   `-- CorruptDownload      corrupt_download     what the Hub sent is not what it lists
-    |   |-- QueueUnreachable         queue_unreachable
-    |   |-- DatabaseUnreachable      database_unreachable
-    |   `-- DatabaseOutdated         database_outdated    the migrations are missing
-    |-- OutOfSpace                   out_of_space         no space left on a device
-    |   `-- DatabaseFull             out_of_space         the database's device; it is unreachable for writes
-    |-- OutOfMemory                  out_of_memory        on the host or the accelerator
-    |-- OutOfTime                    out_of_time          the job's time limit in the queue, or for its run, has passed
-    |   `-- StageTimeout             stage_timeout        one stage took longer than the worker allows
-    |-- NumericalFailure             numerical_failure    values not finite, rank deficient, residual check failed
-    |-- VerificationFailed           verification_failed  the saved model does not reload to the same function
-    |-- GateRejected                 gate_rejected        the result is not worth what its gate wants
-    |-- SecretUnreadable             secret_unreadable    it was encrypted with a key that is no longer given
-    |-- Cancelled                    cancelled
-    `-- WorkerLost                   worker_lost          no attempts left, or the runner sent no final message
-
-Independent of HTTP, SQL and torch: `api/http/problems.py` maps these to responses, the supervisor to failure codes,
-and `api/cli/exit_codes.py` to exit codes.
+Who handles `Unavailable` handles `HubUnreachable` too; an error that names no `code` has that of its base. Independent
+of HTTP, SQL and torch: `api/http/problems.py` maps these to responses, the supervisor to failure codes, and
+`api/cli/exit_codes.py` to exit codes.
 """
 
 from typing import ClassVar, Self
@@ -64,6 +19,10 @@ class ReplaceMeError(Exception):
     """What went wrong in the words of the system or of a library. It may name paths and hosts of the server, so it goes
     into the log and to the operator's own terminal, never into an answer."""
 
+    def __init_subclass__(cls, *, code: str | None = None) -> None:
+        if code is not None:
+            cls.code = code
+
     def because(self, reason: object) -> Self:
         """The error itself, with this `reason`."""
         self.reason = str(reason).strip()
@@ -79,196 +38,195 @@ class ReplaceMeError(Exception):
         return f"{self.message} ({self.reason})" if self.reason else self.message
 
 
-class InvalidInput(ReplaceMeError):
+class InvalidInput(ReplaceMeError, code="invalid_input"):
     """The request cannot be carried out as it stands.
 
     `field` is a dotted path into the request ("calibration.samples"), `value` is the invalid value.
     """
 
-    code = "invalid_input"
+    field: str | None = None
 
     def __init__(self, message: str, *, field: str | None = None, value: object = None) -> None:
         super().__init__(message)
-        self.field = field
+        self.field = field or self.field
         self.value = value
 
 
-class UnsupportedFamily(InvalidInput):
-    code = "unsupported_family"
+class UnsupportedFamily(InvalidInput, code="unsupported_family"):
+    """This model type is not supported."""
+
+    field = "model"
 
 
-class UnsafeModel(InvalidInput):
-    code = "unsafe_model"
+class UnsafeModel(InvalidInput, code="unsafe_model"):
+    """Custom code, pickled weights, a hostile config."""
+
+    field = "model"
 
 
-class BrokenModel(InvalidInput):
-    code = "broken_model"
+class BrokenModel(InvalidInput, code="broken_model"):
+    """A truncated or inconsistent checkpoint."""
+
+    field = "model"
 
 
-class UnknownRepository(InvalidInput):
-    code = "unknown_repository"
+class UnknownRepository(InvalidInput, code="unknown_repository"):
+    """A request names a repository that is missing, or private."""
 
 
-class CalibrationTooSmall(InvalidInput):
-    code = "calibration_too_small"
+class CalibrationTooSmall(InvalidInput, code="calibration_too_small"): ...
 
 
-class DoesNotFit(InvalidInput):
-    code = "does_not_fit"
+class DoesNotFit(InvalidInput, code="does_not_fit"):
+    """The job needs more memory or disk space than a worker has."""
+
+    field = "model"
 
 
-class IdempotencyKeyReused(InvalidInput):
-    code = "idempotency_key_reused"
+class IdempotencyKeyReused(InvalidInput, code="idempotency_key_reused"):
+    """The key was sent with another request before."""
 
 
-class AddressRefused(InvalidInput):
-    code = "address_refused"
+class AddressRefused(InvalidInput, code="address_refused"):
+    """A webhook's host is private, reserved or of this machine."""
 
 
-class HostUnknown(InvalidInput):
-    code = "host_unknown"
+class HostUnknown(InvalidInput, code="host_unknown"):
+    """A webhook's host has no address."""
 
 
-class LimitExceeded(InvalidInput):
-    code = "limit_exceeded"
+class LimitExceeded(InvalidInput, code="limit_exceeded"):
+    """More than this caller may ask for."""
 
 
-class NotFound(ReplaceMeError):
-    code = "not_found"
+class NotFound(ReplaceMeError, code="not_found"): ...
 
 
-class JobNotFound(NotFound):
-    code = "job_not_found"
+class JobNotFound(NotFound, code="job_not_found"): ...
 
 
-class KeyNotFound(NotFound):
-    code = "key_not_found"
+class KeyNotFound(NotFound, code="key_not_found"): ...
 
 
-class CredentialNotFound(NotFound):
-    code = "credential_not_found"
+class CredentialNotFound(NotFound, code="credential_not_found"): ...
 
 
-class RepositoryNotFound(NotFound):
-    code = "repository_not_found"
+class RepositoryNotFound(NotFound, code="repository_not_found"):
+    """On the Hub: repository, revision or file."""
 
 
-class Conflict(ReplaceMeError):
-    code = "conflict"
+class Conflict(ReplaceMeError, code="conflict"): ...
 
 
-class StaleTransition(Conflict):
-    code = "stale_transition"
+class StaleTransition(Conflict, code="stale_transition"):
+    """The job is no longer in the expected state."""
 
 
-class LeaseLost(Conflict):
-    code = "lease_lost"
+class LeaseLost(Conflict, code="lease_lost"):
+    """Another worker holds, or may hold, this job."""
 
 
-class StaleParent(Conflict):
-    code = "stale_parent"
+class StaleParent(Conflict, code="stale_parent"):
+    """The target repository changed while the commit was prepared."""
 
 
-class AccessDenied(ReplaceMeError):
-    code = "access_denied"
+class AccessDenied(ReplaceMeError, code="access_denied"):
+    """The Hub denies access."""
 
 
-class GatedRepository(AccessDenied):
-    code = "gated_repository"
+class GatedRepository(AccessDenied, code="gated_repository"):
+    """Its conditions have not been accepted."""
 
 
-class DisabledRepository(AccessDenied):
-    code = "disabled_repository"
+class DisabledRepository(AccessDenied, code="disabled_repository"):
+    """The Hub has closed it."""
 
 
-class MissingScope(ReplaceMeError):
-    code = "missing_scope"
+class MissingScope(ReplaceMeError, code="missing_scope"):
+    """The key does not allow this."""
 
 
-class TooManyRequests(ReplaceMeError):
-    code = "too_many_requests"
+class TooManyRequests(ReplaceMeError, code="too_many_requests"):
+    """The caller's other requests have to end first."""
+
     retry_after: ClassVar[float] = 5
     """In how many seconds to try again."""
 
 
-class TooManyJobs(TooManyRequests):
-    code = "too_many_jobs"
+class TooManyJobs(TooManyRequests, code="too_many_jobs"):
+    """The caller has as many unfinished jobs as it may have."""
+
     retry_after = 30  # until some of the caller's jobs have ended
 
 
-class Unavailable(ReplaceMeError):
-    code = "unavailable"
+class Unavailable(ReplaceMeError, code="unavailable"):
     retry_after: float | None = None
     """In how many seconds to try again, where that is known."""
 
 
-class HubUnreachable(Unavailable):
-    code = "hub_unreachable"
+class HubUnreachable(Unavailable, code="hub_unreachable"): ...
 
 
-class RateLimited(HubUnreachable):
-    code = "rate_limited"
+class RateLimited(HubUnreachable, code="rate_limited"):
+    """The Hub says when to come back."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 
 
-class CorruptDownload(HubUnreachable):
-    code = "corrupt_download"
+class CorruptDownload(HubUnreachable, code="corrupt_download"):
+    """What the Hub sent is not what it lists."""
 
 
-class QueueUnreachable(Unavailable):
-    code = "queue_unreachable"
+class QueueUnreachable(Unavailable, code="queue_unreachable"): ...
 
 
-class DatabaseUnreachable(Unavailable):
-    code = "database_unreachable"
+class DatabaseUnreachable(Unavailable, code="database_unreachable"): ...
 
 
-class DatabaseOutdated(Unavailable):
-    code = "database_outdated"
+class DatabaseOutdated(Unavailable, code="database_outdated"):
+    """The migrations are missing."""
 
 
-class OutOfSpace(ReplaceMeError):
-    code = "out_of_space"
+class OutOfSpace(ReplaceMeError, code="out_of_space"):
+    """No space left on a device."""
 
 
 class DatabaseFull(OutOfSpace, DatabaseUnreachable):
     """Who waits for the database to be reachable also waits for space on its device."""
 
 
-class OutOfMemory(ReplaceMeError):
-    code = "out_of_memory"
+class OutOfMemory(ReplaceMeError, code="out_of_memory"):
+    """On the host or the accelerator."""
 
 
-class OutOfTime(ReplaceMeError):
-    code = "out_of_time"
+class OutOfTime(ReplaceMeError, code="out_of_time"):
+    """The job's time limit in the queue, or for its run, has passed."""
 
 
-class StageTimeout(OutOfTime):
-    code = "stage_timeout"
+class StageTimeout(OutOfTime, code="stage_timeout"):
+    """One stage took longer than the worker allows."""
 
 
-class NumericalFailure(ReplaceMeError):
-    code = "numerical_failure"
+class NumericalFailure(ReplaceMeError, code="numerical_failure"):
+    """Values not finite, rank deficient, residual check failed."""
 
 
-class VerificationFailed(ReplaceMeError):
-    code = "verification_failed"
+class VerificationFailed(ReplaceMeError, code="verification_failed"):
+    """The saved model does not reload to the same function."""
 
 
-class GateRejected(ReplaceMeError):
-    code = "gate_rejected"
+class GateRejected(ReplaceMeError, code="gate_rejected"):
+    """The result is not worth what its gate wants."""
 
 
-class SecretUnreadable(ReplaceMeError):
-    code = "secret_unreadable"
+class SecretUnreadable(ReplaceMeError, code="secret_unreadable"):
+    """It was encrypted with a key that is no longer given."""
 
 
-class Cancelled(ReplaceMeError):
-    code = "cancelled"
+class Cancelled(ReplaceMeError, code="cancelled"): ...
 
 
-class WorkerLost(ReplaceMeError):
-    code = "worker_lost"
+class WorkerLost(ReplaceMeError, code="worker_lost"):
+    """No attempts left, or the runner sent no final message."""

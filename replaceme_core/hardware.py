@@ -24,7 +24,6 @@ NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
 TIMEOUT_SECONDS = 120.0
 _GPUS = "import torch; print(torch.cuda.device_count())"
 _ACCELERATOR = "import torch; print(int(torch.accelerator.is_available()))"
-
 _DEVICE = """
 import torch
 a = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -69,12 +68,7 @@ class Accelerator:
 
 def count_gpus(environ: Mapping[str, str]) -> int:
     """The number of GPUs that torch sees in this environment. Raises `InvalidInput` if torch cannot be imported."""
-    return _run(_GPUS, environ)
-
-
-def has_accelerator(environ: Mapping[str, str]) -> bool:
-    """Whether torch sees an accelerator of any kind. Raises as `count_gpus` does."""
-    return bool(_run(_ACCELERATOR, environ))
+    return int(_output(_GPUS, environ).split()[-1])
 
 
 def find_accelerator(environ: Mapping[str, str]) -> Accelerator | None:
@@ -88,12 +82,8 @@ def find_accelerator(environ: Mapping[str, str]) -> Accelerator | None:
 
 def gpu_memory(uuid: str) -> tuple[int, int] | None:
     """Bytes of an NVIDIA GPU: all, and those in use; `None` where its driver cannot be asked."""
-    command = (
-        "nvidia-smi",
-        f"--id=GPU-{uuid}",
-        "--query-gpu=memory.total,memory.used",
-        "--format=csv,noheader,nounits",
-    )
+    query = ("--query-gpu=memory.total,memory.used", "--format=csv,noheader,nounits")
+    command = ("nvidia-smi", f"--id=GPU-{uuid}", *query)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_QUERY_SECONDS, check=True)
         total, used = (int(value) * _MEBIBYTE for value in done.stdout.split(","))
@@ -107,17 +97,16 @@ def local_worker_kinds(environ: Mapping[str, str], *, runner_command: Sequence[s
 
     All kinds if the operator set a runner command of their own: that runner may see other hardware than this process.
     """
-    if runner_command is not None or has_accelerator(environ):
+    if runner_command is not None or int(_output(_ACCELERATOR, environ).split()[-1]):
         return tuple(WorkerKind)
     return (WorkerKind.CPU,)
 
 
-def total_memory() -> int | None:
-    """Bytes of memory that processes of this machine or container may use at most; `None` where it is not known."""
-    machine = None
-    with suppress(ValueError, OSError, AttributeError):
-        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min((limit for limit in (machine, group_memory_limit()) if limit is not None), default=None)
+def total_memory() -> int:
+    """Bytes of memory that processes may use at most: of the machine, or of the strictest of its control groups."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = (read_number(group.directory / group.limit) for group in memory_groups())
+    return min([machine, *(limit for limit in limits if limit is not None)])
 
 
 def has_native_bfloat16(cpu_info: Path = CPU_INFO) -> bool:
@@ -129,15 +118,6 @@ def has_native_bfloat16(cpu_info: Path = CPU_INFO) -> bool:
     return False
 
 
-def _run(program: str, environ: Mapping[str, str]) -> int:
-    """The number that a Python program prints. Raises `InvalidInput`."""
-    printed = _output(program, environ)
-    try:
-        return int(printed.split()[-1])
-    except (ValueError, IndexError) as error:
-        raise _no_torch(str(error)) from error
-
-
 def _output(program: str, environ: Mapping[str, str]) -> str:
     """What a Python program prints. Raises `InvalidInput`."""
     command = (sys.executable, "-c", program)
@@ -146,16 +126,12 @@ def _output(program: str, environ: Mapping[str, str]) -> str:
             command, env=dict(environ), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True
         )
     except (subprocess.SubprocessError, OSError) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        raise _no_torch(reason[-1] if reason else str(error)) from error
+        *_, reason = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        raise InvalidInput(
+            f"torch cannot list the GPUs of this machine ({reason}); install it with: pip install 'replaceme[worker]'",
+            field="gpus",
+        ) from error
     return done.stdout
-
-
-def _no_torch(reason: str) -> InvalidInput:
-    return InvalidInput(
-        f"torch cannot list the GPUs of this machine ({reason}); install it with: pip install 'replaceme[worker]'",
-        field="gpus",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,12 +178,6 @@ def free_group_memory(*, proc: Path = PROC, cgroup: Path = CGROUP) -> int | None
         and (usage := read_number(group.directory / group.usage)) is not None
     ]
     return min(free, default=None)
-
-
-def group_memory_limit(*, proc: Path = PROC, cgroup: Path = CGROUP) -> int | None:
-    """Bytes that the strictest of this process's groups allows in all; `None` where no group has a limit."""
-    limits = (read_number(group.directory / group.limit) for group in memory_groups(proc=proc, cgroup=cgroup))
-    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def read_number(file: Path) -> int | None:

@@ -73,7 +73,7 @@ def library_errors(what: str, *, fix: str = FIX, view: Path | None = None, name:
         if "allocate" in str(error):  # on the host, only the text of the error says so
             raise OutOfMemory(f"there is not enough memory to load the model: {_said(error)}") from error
         text = _said(error) if view is None else _said(error).replace(str(view), name)
-        raise BrokenModel(f"{what} ({shorten(text, _LONGEST)}); {fix}", field="model") from error
+        raise BrokenModel(f"{what} ({shorten(text, _LONGEST)}); {fix}") from error
 
 
 def _is_of_a_library(error: BaseException) -> bool:

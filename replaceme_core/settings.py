@@ -13,7 +13,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.cache import CACHE_BYTES as HUB_CACHE_BYTES
-from replaceme_core.hub.port import DIRECTORY_PREFIX
+from replaceme_core.hub.directory import DirectoryHub
+from replaceme_core.hub.port import DIRECTORY_PREFIX, Hub
 from replaceme_core.request.admission import OutputRules, check_namespaces
 from replaceme_core.runner.messages import CACHE_BYTES
 from replaceme_core.runner.sandbox import SandboxMode
@@ -22,20 +23,32 @@ from replaceme_core.telemetry import LogFormat
 
 HUGGING_FACE = "https://huggingface.co"
 RUN_JOB_TASK = "replaceme.run_job"  # name of the Celery task; its one argument is the job's id
-_HOST = re.compile(r"\*|[A-Za-z0-9_.-]+|\[?[0-9A-Fa-f]*:[0-9A-Fa-f:.]+\]?")
-_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
-_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:.]+\](:\d{1,5})?")
 _ENDPOINT = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[A-Za-z0-9._~-]+)*/?")
 _SHORTEST_KEY = 16
 SECRETS_DIRECTORY = Path("/run/secrets")
 
 
-def check_hosts(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Names or addresses of hosts; one star is any. Raises `ValueError`."""
-    for name in names or ():
-        if not _HOST.fullmatch(name):
-            raise ValueError(f"expected names or addresses without scheme and port, separated by commas, got {name!r}")
-    return names
+def _matching(pattern: str, expected: str) -> AfterValidator:
+    """For a text, and for each of several."""
+    whole = re.compile(pattern)
+
+    def check(value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        for one in (value,) if isinstance(value, str) else value or ():
+            if not whole.fullmatch(one):
+                raise ValueError(f"expected {expected}, got {one!r}")
+        return value
+
+    return AfterValidator(check)
+
+
+_HOSTS = _matching(
+    r"\*|[A-Za-z0-9_.-]+|\[?[0-9A-Fa-f]*:[0-9A-Fa-f:.]+\]?",
+    "names or addresses without scheme and port, separated by commas",
+)
+_ROOT_PATH = _matching(r"(/[A-Za-z0-9._~-]+)*", "a path such as /replaceme, without a slash at its end")
+_ORIGINS = _matching(
+    r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", "origins such as https://example.org, separated by commas"
+)
 
 
 def check_networks(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -51,21 +64,6 @@ def check_networks(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
 def check_proxies(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     """Networks, or a star for any address. Raises `ValueError`."""
     check_networks(tuple(name for name in names or () if name != "*"))
-    return names
-
-
-def check_root_path(path: str) -> str:
-    """A path without a slash at its end, or nothing. Raises `ValueError`."""
-    if path and not _PATH.fullmatch(path):
-        raise ValueError(f"expected a path such as /replaceme, without a slash at its end, got {path!r}")
-    return path
-
-
-def check_origins(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Origins of the web, such as https://example.org. Raises `ValueError`."""
-    for name in names or ():
-        if not _ORIGIN.fullmatch(name):
-            raise ValueError(f"expected origins such as https://example.org, separated by commas, got {name!r}")
     return names
 
 
@@ -106,9 +104,7 @@ def _listed(value: object) -> object:
 
 
 def _check_keys(keys: SecretStr | None) -> SecretStr | None:
-    if keys is not None and not parse_keys(keys.get_secret_value()):
-        return None
-    return keys
+    return keys if keys is not None and parse_keys(keys.get_secret_value()) else None
 
 
 def _check_metrics_key(key: SecretStr | None) -> SecretStr | None:
@@ -170,7 +166,7 @@ class Settings(BaseSettings):
         validation_alias="REPLACEME_ROUTES",
         description="the kinds of workers that exist; jobs for another kind are refused. None: all kinds",
     )
-    allowed_hosts: Annotated[Names, AfterValidator(check_hosts)] = Field(
+    allowed_hosts: Annotated[Names, _HOSTS] = Field(
         default=None,
         description="hosts that the API answers to besides this machine's own, separated by commas; *: any",
     )
@@ -186,14 +182,14 @@ class Settings(BaseSettings):
     most_jobs: int = Field(default=10_000, ge=0, description="queued and running, for each caller; 0: no limit")
     most_model_bytes: int = Field(default=0, ge=0, description="weights of a model; 0: no limit")
     most_tokens: int = Field(default=268_435_456, ge=0, description="calibration tokens of a job; 0: no limit")
-    root_path: Annotated[str, AfterValidator(check_root_path)] = Field(
+    root_path: Annotated[str, _ROOT_PATH] = Field(
         default="", description="the path under which a proxy shows the API, such as /replaceme"
     )
     trusted_proxies: Annotated[Names, AfterValidator(check_proxies)] = Field(
         default=None,
         description="addresses or networks whose forwarded headers count, separated by commas; *: any",
     )
-    cors_origins: Annotated[Names, AfterValidator(check_origins)] = Field(
+    cors_origins: Annotated[Names, _ORIGINS] = Field(
         default=None, description="origins whose pages may use the API from a browser, separated by commas"
     )
     log_format: LogFormat = Field(default=LogFormat.JSON, description="of all processes: json or text")
@@ -270,6 +266,31 @@ class Settings(BaseSettings):
             allow_overwrite=self.allow_overwrite,
             allow_publishing_private=self.allow_publishing_private,
             is_own=is_own,
+        )
+
+    def open_hub(self, *, token: str | None = None) -> Hub:
+        """A directory hub for `dir:PATH`, else the Hub at that endpoint.
+
+        With `token`, it is used for everything in place of the two of the settings. A directory hub uses none.
+        """
+        if self.hub_address is None:
+            root = Path(self.hub.removeprefix(DIRECTORY_PREFIX)).expanduser().resolve()
+            if root.is_relative_to(self.resolved_data):  # elsewhere it is not created: it may be a missing mount
+                root.mkdir(parents=True, exist_ok=True)
+            return DirectoryHub(root)
+        # imported here because the library reads its environment, and takes half a second, at import
+        from replaceme_core.hub.huggingface import HuggingFaceHub
+
+        read, write = (
+            token if token or stored is None else stored.get_secret_value()
+            for stored in (self.hub_read_token, self.hub_write_token)
+        )
+        return HuggingFaceHub(
+            self.hub_address,
+            read_token=read,
+            write_token=write,
+            cache=self.hub_cache,
+            cache_bytes=self.hub_cache_bytes,
         )
 
     def secrets_box(self) -> SecretsBox:

@@ -35,7 +35,6 @@ from replaceme_core import telemetry
 from replaceme_core.broker import QUEUE, broker_config, queue_of
 from replaceme_core.errors import InvalidInput, QueueUnreachable
 from replaceme_core.hardware import WorkerKind, local_worker_kinds
-from replaceme_core.hub.open import open_hub
 from replaceme_core.ledger.database import Database
 from replaceme_core.runner.process import Confinement, choose_confinement
 from replaceme_core.runner.sandbox import SandboxMode
@@ -273,7 +272,7 @@ def _supervisor(_pid: int) -> Supervisor:
     return Supervisor(
         settings=settings,
         database=Database(settings.resolved_database_url),
-        open_hub=lambda: open_hub(settings),
+        open_hub=settings.open_hub,
         confinement=confinements[0],
         worker_kinds=served_worker_kinds(),
         enqueue=enqueue,

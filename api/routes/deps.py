@@ -23,7 +23,6 @@ from api.routes.planning import Planning
 from api.routes.reading import BatchedReader
 from api.routes.report_pages import ReportPages
 from api.routes.submission import Submitter
-from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Hub
 from replaceme_core.ledger.database import Database, LedgerSession
 from replaceme_core.ledger.keys import Keys, Owners
@@ -76,7 +75,7 @@ class Services:
 
     @shared
     def hub(self) -> Hub:
-        return open_hub(self.settings)
+        return self.settings.open_hub()
 
     @shared
     def reader(self) -> BatchedReader:

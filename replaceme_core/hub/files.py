@@ -139,9 +139,9 @@ def parse_json_object(raw: bytes, path: str) -> dict[str, object]:
     try:
         value = read_json(raw.decode("utf-8-sig"), levels=JSON_LEVELS)
     except ValueError as error:
-        raise BrokenModel(f"{path} is not valid JSON: {error}", field="model", value=path) from None
+        raise BrokenModel(f"{path} is not valid JSON: {error}", value=path) from None
     if not isinstance(value, dict):
-        raise BrokenModel(f"{path} must hold a JSON object, not {type(value).__name__}", field="model", value=path)
+        raise BrokenModel(f"{path} must hold a JSON object, not {type(value).__name__}", value=path)
     return value
 
 
@@ -159,5 +159,5 @@ def read_json_file(location: Path, path: str) -> dict[str, object]:
     with location.open("rb") as stream:
         raw = stream.read(JSON_LIMIT + 1)
     if len(raw) > JSON_LIMIT:
-        raise BrokenModel(f"{path} is larger than {JSON_LIMIT:,} bytes", field="model", value=path)
+        raise BrokenModel(f"{path} is larger than {JSON_LIMIT:,} bytes", value=path)
     return parse_json_object(raw, path)

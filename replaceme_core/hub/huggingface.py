@@ -72,7 +72,7 @@ class HuggingFaceHub:
 
     def read_json(self, snapshot: Snapshot, path: str) -> dict[str, object]:
         if snapshot.sizes.get(path, 0) > JSON_LIMIT:
-            raise BrokenModel(f"{path} is larger than {JSON_LIMIT:,} bytes", field="model", value=path)
+            raise BrokenModel(f"{path} is larger than {JSON_LIMIT:,} bytes", value=path)
         with self.hold(snapshot):
             return read_json_file(self.download(snapshot, (path,)) / path, path)
 

@@ -41,49 +41,41 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
             raise UnsafeModel(
                 f"config.json sets {key!r}, which can run code that comes with the model; remove it, "
                 "only models that transformers implements itself are accepted",
-                field="model",
                 value=config[key],
             )
     refuse_file_keys(config)
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
-        raise UnsupportedFamily(
-            "config.json has no model_type, so this is not a transformers model", field="model", value=model_type
-        )
+        raise UnsupportedFamily("config.json has no model_type, so this is not a transformers model", value=model_type)
     row = lookup(model_type)
     if isinstance(row, Refusal):
-        raise UnsupportedFamily(row.reason, field="model", value=model_type)
+        raise UnsupportedFamily(row.reason, value=model_type)
     if "quantization_config" in config:
         raise UnsupportedFamily(
-            "the weights are quantised; use the repository with the full-precision weights",
-            field="model",
-            value="quantization_config",
+            "the weights are quantised; use the repository with the full-precision weights", value="quantization_config"
         )
     if refusal := unmet(row, config):
-        raise UnsupportedFamily(refusal.reason, field="model", value=model_type)
+        raise UnsupportedFamily(refusal.reason, value=model_type)
     if "per_layer_config" in config:
         raise UnsupportedFamily(
             "the model's blocks have configurations of their own (per_layer_config); use one whose blocks share theirs",
-            field="model",
             value="per_layer_config",
         )
     blocks, hidden_size = config.get(row.block_count), config.get(row.width)
     if not _is_count(blocks) or not _is_count(hidden_size):
         raise UnsafeModel(
             f"config.json must give {row.block_count} and {row.width} as positive whole numbers",
-            field="model",
             value=[blocks, hidden_size],
         )
     labels = config.get("num_labels", 2)
     if not _is_count(labels) or labels > MOST_LABELS:  # transformers makes a name for each
         raise UnsafeModel(
             f"config.json gives num_labels as {shorten(repr(labels), 80)}; a language model has none, so leave it out",
-            field="model",
             value=labels,
         )
     if blocks < 2:
         raise UnsupportedFamily(
-            f"the model has {blocks} block; at least 2 are needed, since block 0 stays", field="model", value=blocks
+            f"the model has {blocks} block; at least 2 are needed, since block 0 stays", value=blocks
         )
     return ModelOutline(layout=row, blocks=blocks, hidden_size=hidden_size)
 
@@ -106,7 +98,6 @@ def refuse_file_keys(config: Mapping[str, object]) -> None:
             raise UnsafeModel(
                 f"config.json sets {key!r}, which names another file to load; remove it, the weights are those in "
                 f"{SINGLE} or in the files of its index",
-                field="model",
                 value=config[key],
             )
 
@@ -143,23 +134,18 @@ def check_weights(outline: ModelOutline, config: Mapping[str, object], tensors: 
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     for tensor in tensors:
         if tensor.dtype not in DTYPES:
-            raise BrokenModel(
-                f"{tensor.name} is stored as {tensor.dtype}; F32, BF16 and F16 are supported", field="model"
-            )
+            raise BrokenModel(f"{tensor.name} is stored as {tensor.dtype}; F32, BF16 and F16 are supported")
     row = outline.layout
     found = _blocks(row.blocks, shapes)
     missing = next(index for index in range(len(found) + 1) if index not in found)
     if missing < len(found):
         raise BrokenModel(
-            f"the weights have blocks up to {max(found)}, but none with the number {missing}",
-            field="model",
-            value=missing,
+            f"the weights have blocks up to {max(found)}, but none with the number {missing}", value=missing
         )
     if len(found) != outline.blocks:
         raise BrokenModel(
             f"config.json gives {row.block_count} as {outline.blocks:,}, and the weights have "
             f"{counted(len(found), 'blocks')}; use the config that was saved with these weights",
-            field="model",
             value=outline.blocks,
         )
     width = config.get(_EMBEDDING_WIDTH, outline.hidden_size)
@@ -171,7 +157,6 @@ def check_weights(outline: ModelOutline, config: Mapping[str, object], tensors: 
             raise BrokenModel(
                 f"config.json gives the vocabulary as {rows} and the width as {width}, and {name} is "
                 f"{' x '.join(map(str, shape))}; use the config that was saved with these weights",
-                field="model",
                 value=[rows, width],
             )
 

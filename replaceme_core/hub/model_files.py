@@ -65,14 +65,13 @@ def choose_weights(names: Collection[str], index: Mapping[str, object] | None) -
         or not weight_map
         or not all(isinstance(one, str) for one in weight_map.values())
     ):
-        raise BrokenModel(f"{INDEX} has no usable weight_map", field="model", value=INDEX)
+        raise BrokenModel(f"{INDEX} has no usable weight_map", value=INDEX)
     named = sorted(set(weight_map.values()))
     for name in named:
         if not _is_weights(name):
             raise UnsafeModel(
                 f"{INDEX} names {shorten(name, 100)!r}; weights must be files at the top level of the model, with "
                 f"plain names that end in {WEIGHTS_SUFFIX}",
-                field="model",
                 value=name,
             )
     missing = [name for name in named if name not in names]
@@ -80,14 +79,12 @@ def choose_weights(names: Collection[str], index: Mapping[str, object] | None) -
         raise BrokenModel(
             f"the index names {shorten(missing[0], 100)}, which is missing; add it, or use the index that was saved "
             "with these weights",
-            field="model",
             value=missing[:_NAMED],
         )
     if SINGLE in names and named != [SINGLE]:
         raise UnsafeModel(
             f"the model has {SINGLE} and an index that names other files ({shorten(', '.join(named[:_NAMED]), 200)}), "
             "so it is not clear which are its weights; remove one of them",
-            field="model",
             value=INDEX,
         )
     return tuple(named)
@@ -114,7 +111,6 @@ def side_names(names: Iterable[str]) -> tuple[str, ...]:
     if len(terms) > _MOST_TERMS:
         raise BrokenModel(
             f"the model has {len(terms)} files named as licences and notices; at most {_MOST_TERMS} are carried over",
-            field="model",
             value=sorted(terms)[:_NAMED],
         )
     return tuple(sorted([*known.intersection(_SIDE_FILES), *terms]))
@@ -125,9 +121,7 @@ def check_size(name: str, size: int) -> None:
     largest = _LARGEST.get(name, _LARGEST_OTHER)
     if size > largest:
         raise BrokenModel(
-            f"{name} has {size:,} bytes; at most {largest:,} are read ({largest // _MEGABYTE} MB)",
-            field="model",
-            value=name,
+            f"{name} has {size:,} bytes; at most {largest:,} are read ({largest // _MEGABYTE} MB)", value=name
         )
 
 
@@ -147,7 +141,7 @@ def side_files(directory: Path) -> list[Path]:
 def read_config(directory: Path) -> dict[str, object]:
     """The content of `config.json`, unchecked. Raises `BrokenModel` and `UnsafeModel`."""
     if not (directory / CONFIG).exists():
-        raise BrokenModel(f"{directory.name} has no {CONFIG}", field="model", value=directory.name)
+        raise BrokenModel(f"{directory.name} has no {CONFIG}", value=directory.name)
     return read_json_file(_small(admit_file(directory, CONFIG)), CONFIG)
 
 
@@ -161,18 +155,14 @@ def admit_file(directory: Path, name: str) -> Path:
     try:
         if path.is_symlink() and not _leads_home(path, directory):
             raise UnsafeModel(
-                f"{name} is a link that leads out of the model's directory; put the file itself there",
-                field="model",
-                value=name,
+                f"{name} is a link that leads out of the model's directory; put the file itself there", value=name
             )
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise BrokenModel(f"{name} cannot be read: {reason}", field="model", value=name) from None
+        raise BrokenModel(f"{name} cannot be read: {reason}", value=name) from None
     if not stat.S_ISREG(mode):
-        raise BrokenModel(
-            f"{name} is a {_kind(mode)}, not a regular file; put the file itself there", field="model", value=name
-        )
+        raise BrokenModel(f"{name} is a {_kind(mode)}, not a regular file; put the file itself there", value=name)
     return path
 
 
@@ -199,9 +189,7 @@ def _names(directory: Path) -> frozenset[str]:
     try:
         return frozenset(path.name for path in directory.iterdir())
     except OSError as error:
-        raise BrokenModel(
-            f"{directory.name} cannot be read: {error.strerror}", field="model", value=directory.name
-        ) from None
+        raise BrokenModel(f"{directory.name} cannot be read: {error.strerror}", value=directory.name) from None
 
 
 def _is_weights(name: str) -> bool:
@@ -227,13 +215,10 @@ def _no_weights(names: Collection[str]) -> InvalidInput:
         return UnsafeModel(
             f"the repository has {', '.join(others[:_NAMED])}, but neither {SINGLE} nor {INDEX}, so it is not clear "
             f"which are the weights{advice}",
-            field="model",
             value=others[:_NAMED],
         )
     found = f"only {', '.join(pickles[:_NAMED])}, which can run code when loaded" if pickles else "no weights"
-    return UnsafeModel(
-        f"the repository has {found}; weights must be safetensors ({SINGLE})", field="model", value=pickles[:_NAMED]
-    )
+    return UnsafeModel(f"the repository has {found}; weights must be safetensors ({SINGLE})", value=pickles[:_NAMED])
 
 
 READ_AT_ONCE = 8
@@ -263,7 +248,6 @@ def files_to_download(snapshot: Snapshot, hub: Hub) -> tuple[str, ...]:
     if len(weights) > MOST_WEIGHT_FILES:
         raise BrokenModel(
             f"the weights are in {len(weights):,} files, more than {MOST_WEIGHT_FILES:,}; save them in larger ones",
-            field="model",
             value=len(weights),
         )
     rest = side_names(snapshot.sizes)

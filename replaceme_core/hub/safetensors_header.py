@@ -90,7 +90,7 @@ def read_headers(
         for one in _parse(raw, name=name, size=sizes[name]):
             other = found.setdefault(one.name, one)
             if other is not one:
-                raise BrokenModel(f"{one.name} is in {other.file} and in {name}; remove one of them", field="model")
+                raise BrokenModel(f"{one.name} is in {other.file} and in {name}; remove one of them")
     return list(found.values())
 
 
@@ -123,14 +123,12 @@ def _parse(raw: bytes, *, name: str, size: int) -> list[TensorPlace]:
 def damaged(name: str, what: str) -> BrokenModel:
     """The error for the file `name`."""
     shown = shorten(what, 300)
-    return BrokenModel(f"{name} is truncated or damaged ({shown}); download it or save it again", field="model")
+    return BrokenModel(f"{name} is truncated or damaged ({shown}); download it or save it again")
 
 
 def _too_large(what: str, name: str) -> BrokenModel:
     return BrokenModel(
-        f"the headers of the weights have {what}, counted up to {name}; save the model with fewer tensors",
-        field="model",
-        value=name,
+        f"the headers of the weights have {what}, counted up to {name}; save the model with fewer tensors", value=name
     )
 
 

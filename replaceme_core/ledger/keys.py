@@ -29,7 +29,6 @@ from replaceme_core.errors import (
     KeyNotFound,
     SecretUnreadable,
 )
-from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Hub
 from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.records import Page
@@ -424,4 +423,4 @@ def owner_hub(
     box = settings.secrets_box()
     with database.session(read_only=True) as session:
         token = Owners(session).token(owner, credential, box=box)
-    return open_hub(settings, token=token)
+    return settings.open_hub(token=token)

@@ -16,7 +16,6 @@ from pydantic import ValidationError
 
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.hub.model_config import read_outline
-from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Hub
 from replaceme_core.plan.resources import planned_host_bytes
 from replaceme_core.runner.eta import Course
@@ -95,7 +94,7 @@ class Machine:
                 own_command=settings.runner_command is not None,
                 memory_bytes=settings.runner_memory_bytes,
             ),
-            hub=cache(partial(open_hub, settings)),
+            hub=cache(settings.open_hub),
         )
 
     @contextmanager

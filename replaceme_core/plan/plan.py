@@ -331,7 +331,6 @@ def check_fit(found: Estimate, spec: CompressionSpec, machine: Machine) -> None:
         raise DoesNotFit(
             f"the job does not fit on a worker of kind {machine.kind}: {'; '.join(missing)}; choose a smaller model, "
             "fewer or shorter calibration samples, method least_squares or compute.loading blockwise",
-            field="model",
             value=spec.model.repo_id,
         )
 

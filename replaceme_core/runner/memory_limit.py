@@ -21,7 +21,7 @@ import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from replaceme_core.hardware import CGROUP, PROC, MemoryGroup, memory_groups, read_number
+from replaceme_core.hardware import CGROUP, PROC, MemoryGroup, memory_groups, read_number, total_memory
 from replaceme_core.runner.sandbox import accelerators
 
 
@@ -68,7 +68,7 @@ def read_count(file: Path) -> int | None:
 DEFAULT_SHARE = 0.9
 """Of the memory that this process may use: the machine's, or that of its control group. No job gets more by default."""
 PLAN_FACTOR = 2
-"""Of what a job is planned to take (`planning.memory.planned_host_bytes`), which tests hold within a quarter."""
+"""Of what a job is planned to take (`plan.resources.planned_host_bytes`), which tests hold within a quarter."""
 LEAST_BYTES = 4 * 2**30
 """For the smallest job: libraries, a fork that tries the tokenizer, texts, plots."""
 SETTING = "REPLACEME_RUNNER_MEMORY_BYTES"
@@ -95,7 +95,7 @@ class MemoryLimit:
             return None
         if value is not None:
             return cls(size=value, named=True, of_process=True)
-        return cls(size=int(usable_memory() * DEFAULT_SHARE), named=False, of_process=not accelerators())
+        return cls(size=int(total_memory() * DEFAULT_SHARE), named=False, of_process=not accelerators())
 
     def for_plan(self, planned: int) -> "MemoryLimit":
         """The limit of a job that is planned to take `planned` bytes of the host's memory, where none is named."""
@@ -138,13 +138,6 @@ class RunnerGroup:
                 self.directory.rmdir()
                 return
             time.sleep(0.01)
-
-
-def usable_memory(*, proc: Path = PROC, cgroup: Path = CGROUP) -> int:
-    """Bytes of the machine, or of the strictest of this process's control groups."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [read_number(group.directory / group.limit) for group in memory_groups(proc=proc, cgroup=cgroup)]
-    return min([machine, *(limit for limit in limits if limit is not None)])
 
 
 def make_group(size: int, *, proc: Path = PROC, cgroup: Path = CGROUP) -> RunnerGroup | None:

@@ -66,7 +66,7 @@ def modules_of(room: str) -> list[str]:
         ("worker.app", MODEL_LIBRARIES),
         ("worker.supervisor", MODEL_LIBRARIES),
         ("replaceme_core.ledger.reading", MODEL_LIBRARIES),
-        ("replaceme_core.hub.open", MODEL_LIBRARIES),
+        ("replaceme_core.hub.data_files", MODEL_LIBRARIES),
         ("replaceme_core.request.spec", ("worker",)),
         ("replaceme_core.engine.numerics.solve", ("worker",)),
     ],

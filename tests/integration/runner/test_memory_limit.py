@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from replaceme_core.errors import OutOfMemory
+from replaceme_core.hardware import total_memory
 from replaceme_core.local.compress import compress
 from replaceme_core.runner import memory_limit, process
 from replaceme_core.runner.memory_limit import (
@@ -16,7 +17,6 @@ from replaceme_core.runner.memory_limit import (
     MemoryLimit,
     make_group,
     mapped_bytes,
-    usable_memory,
 )
 from replaceme_core.runner.messages import EvaluateRequest
 from replaceme_core.runner.process import Confinement, Runner
@@ -128,7 +128,7 @@ print('{"type": "evaluated", "report": {"size": %d}}' % mapped.nbytes(), flush=T
 
 def test_the_default_follows_from_the_plan() -> None:
     found = MemoryLimit.of_setting(None)
-    most = int(usable_memory() * memory_limit.DEFAULT_SHARE)
+    most = int(total_memory() * memory_limit.DEFAULT_SHARE)
     assert found == MemoryLimit(size=most, named=False, of_process=not accelerators())
     assert found.for_plan(0).size == min(LEAST_BYTES, most)
     assert found.for_plan(LEAST_BYTES).size == min(PLAN_FACTOR * LEAST_BYTES, most)

@@ -10,13 +10,14 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from replaceme_core.hub.directory import DirectoryHub
-from replaceme_core.ledger import keys, reading
+from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import Owners
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import Base
 from replaceme_core.runner.messages import RunnerRequest
 from replaceme_core.runner.process import Runner
+from replaceme_core.settings import Settings
 from tests.fixtures.worker.supervisor import Bench
 from worker import attempt
 from worker.attempt import leased_runner
@@ -49,7 +50,7 @@ def test_the_credential_is_used_and_seen_nowhere(
         opened.append(token)
         return DirectoryHub(bench.hub_directory)
 
-    monkeypatch.setattr(keys, "open_hub", open_hub)
+    monkeypatch.setattr(Settings, "open_hub", open_hub)
     bench.hub = None  # type: ignore[assignment]  # the service's own tokens are not used
     requests: list[RunnerRequest] = []
 

@@ -17,7 +17,6 @@ from replaceme_core.hub import directory as hub_journal
 from replaceme_core.hub import files as hub_files
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.huggingface import HuggingFaceHub
-from replaceme_core.hub.open import open_hub
 from replaceme_core.hub.port import Publication, RepositoryKind
 from replaceme_core.settings import Settings
 from tests.fixtures.servers.hub import DirectorySide, anything, nothing
@@ -315,11 +314,11 @@ for n in range(1, 12):
 
 def test_the_settings_name_the_hub(tmp_path: Path) -> None:
     """A directory under the data is made, and one elsewhere, which may be a mount, is not."""
-    assert isinstance(open_hub(Settings(data=tmp_path / "data", hub=f"dir:{tmp_path}/data/hub")), DirectoryHub)
+    assert isinstance(Settings(data=tmp_path / "data", hub=f"dir:{tmp_path}/data/hub").open_hub(), DirectoryHub)
     assert (tmp_path / "data" / "hub").is_dir()
-    open_hub(Settings(data=tmp_path / "data", hub=f"dir:{tmp_path}/mount"))
+    Settings(data=tmp_path / "data", hub=f"dir:{tmp_path}/mount").open_hub()
     assert not (tmp_path / "mount").exists()
-    hub = open_hub(Settings(data=tmp_path, hub="http://127.0.0.1:9/", hub_read_token="hf_abc"))  # type: ignore[arg-type]
+    hub = Settings(data=tmp_path, hub="http://127.0.0.1:9/", hub_read_token="hf_abc").open_hub()  # type: ignore[arg-type]
     assert isinstance(hub, HuggingFaceHub)
 
 
@@ -331,18 +330,18 @@ def test_only_an_endpoint_has_pages_to_link_to(tmp_path: Path) -> None:
 @pytest.mark.parametrize("token", ["hf_Secret\nX-Evil: 1", "hf_Secret with space", "hf_Sécret"])
 def test_a_token_that_cannot_be_one_is_refused_and_not_shown(tmp_path: Path, token: str) -> None:
     with pytest.raises(AccessDenied, match="write token") as caught:
-        open_hub(Settings(data=tmp_path, hub_write_token=token))  # type: ignore[arg-type]
+        Settings(data=tmp_path, hub_write_token=token).open_hub()  # type: ignore[arg-type]
     assert "cret" not in str(caught.value)
 
 
 def test_a_line_end_after_a_token_is_no_part_of_it(tmp_path: Path) -> None:
     """Files of secrets end with one."""
-    open_hub(Settings(data=tmp_path, hub_write_token="hf_abc\n"))  # type: ignore[arg-type]
+    Settings(data=tmp_path, hub_write_token="hf_abc\n").open_hub()  # type: ignore[arg-type]
 
 
 def test_the_hub_needs_no_torch_and_the_directory_no_client() -> None:
     script = (
-        "import sys, replaceme_core.hub.open, replaceme_core.hub.data_files; "
+        "import sys, replaceme_core.settings, replaceme_core.hub.data_files; "
         "sys.exit(bool({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
