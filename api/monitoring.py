@@ -28,10 +28,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from replaceme_core.errors import ReplaceMeError, Unavailable
-from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.database import Database
-from replaceme_core.ledger.states import ACTIVE, DeliveryState
-from replaceme_core.ledger.watching import BOUNDS, COUNTED, Figures, number_all, read_figures
+from replaceme_core.ledger.states import DeliveryState
+from replaceme_core.ledger.watching import BOUNDS, COUNTED, Figures, Totals, number_all, read_figures
 
 
 class Monitoring:
@@ -123,8 +122,6 @@ class WebhookMetrics:
 
 
 CACHE_SECONDS = 5.0
-ANY_KIND = "any"
-"""The label of jobs that any worker may take."""
 _NO_CODE = ""
 _log = structlog.get_logger(__name__)
 
@@ -148,10 +145,12 @@ class ServiceMetrics(Collector):
         up.add_metric([], float(figures is not None))
         yield up
         if figures is not None:
-            yield from _of_jobs(figures)
-            yield from _of_totals(figures)
-            yield from _of_workers(figures)
-            yield from _of_webhooks(figures)
+            for gauge in figures.gauges:
+                family = GaugeMetricFamily(f"replaceme_{gauge.name}", gauge.text, labels=gauge.labels)
+                for labels, value in gauge.values.items():
+                    family.add_metric(labels, value)
+                yield family
+            yield from _of_totals(figures.totals)
 
     def _read(self) -> Figures | None:
         if time.monotonic() < self._expires_at:
@@ -169,36 +168,13 @@ class ServiceMetrics(Collector):
         return self._figures
 
 
-def _label_of(kind: WorkerKind | None) -> str:
-    return ANY_KIND if kind is None else kind.value
-
-
-def _of_jobs(figures: Figures) -> Iterator[Metric]:
-    jobs = GaugeMetricFamily(
-        "replaceme_jobs",
-        "Jobs that are queued or running, by the kind of worker that may run them.",
-        labels=("status", "kind"),
-    )
-    age = GaugeMetricFamily(
-        "replaceme_oldest_queued_job_age_seconds",
-        "Time since the oldest of the queued jobs was submitted; 0 if none is queued.",
-        labels=("kind",),
-    )
-    for kind in (None, *WorkerKind):
-        for status in ACTIVE:
-            jobs.add_metric([status.value, _label_of(kind)], figures.jobs.get((status, kind), 0))
-        age.add_metric([_label_of(kind)], figures.oldest_queued_seconds.get(kind, 0.0))
-    yield jobs
-    yield age
-
-
-def _of_totals(figures: Figures) -> Iterator[Metric]:
+def _of_totals(totals: Totals) -> Iterator[Metric]:
     events = CounterMetricFamily(
         "replaceme_job_events",
         "Events of jobs: submitted (created), attempts (claimed) and how they ended; of failures with the error code.",
         labels=("type", "code"),
     )
-    counted = {(kind.value, _NO_CODE): 0 for kind in sorted(COUNTED)} | figures.totals.events
+    counted = {(kind.value, _NO_CODE): 0 for kind in sorted(COUNTED)} | totals.events
     for (kind, code), count in sorted(counted.items()):
         events.add_metric([kind, code], count)
     yield events
@@ -207,41 +183,8 @@ def _of_totals(figures: Figures) -> Iterator[Metric]:
         "How long stages of jobs took, those of lost attempts too.",
         labels=("stage",),
     )
-    for stage, total in sorted(figures.totals.stages.items()):
+    for stage, total in sorted(totals.stages.items()):
         bounds = [*(str(float(bound)) for bound in BOUNDS), "+Inf"]
         buckets = list(zip(bounds, accumulate(map(float, total.counts)), strict=True))
         stages.add_metric([stage], buckets=buckets, sum_value=total.seconds)
     yield stages
-
-
-def _of_workers(figures: Figures) -> Iterator[Metric]:
-    alive = GaugeMetricFamily("replaceme_workers", "Live workers that serve each kind of job.", labels=("kind",))
-    for kind, count in figures.workers.items():
-        alive.add_metric([kind.value], count)
-    yield alive
-    for name, text, values in (
-        ("memory_limit", "Memory that the worker may use", {n: m.total_bytes for n, m in figures.memory.items()}),
-        ("memory_used", "Memory of all its processes", {n: m.used_bytes for n, m in figures.memory.items()}),
-        ("gpu_memory_limit", "Memory of its GPU", {n: m.gpu_total_bytes for n, m in figures.memory.items()}),
-        ("gpu_memory_used", "Memory in use on its GPU", {n: m.gpu_used_bytes for n, m in figures.memory.items()}),
-    ):
-        gauge = GaugeMetricFamily(
-            f"replaceme_worker_{name}_bytes", f"{text}, as each live worker has reported last.", labels=("worker",)
-        )
-        for worker, size in sorted(values.items()):
-            if size is not None:
-                gauge.add_metric([worker], size)
-        yield gauge
-
-
-def _of_webhooks(figures: Figures) -> Iterator[Metric]:
-    yield GaugeMetricFamily(
-        "replaceme_webhook_deliveries_pending",
-        "Messages to webhooks that are still to be sent.",
-        value=figures.pending_deliveries,
-    )
-    yield GaugeMetricFamily(
-        "replaceme_webhook_delivery_delay_seconds",
-        "How long the first message that is due has been due; 0 if none is.",
-        value=figures.late_delivery_seconds,
-    )

@@ -10,7 +10,7 @@ for a shared row, and a job that is deleted still counts.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -20,9 +20,9 @@ from sqlalchemy.orm import Session
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.reading import to_event
-from replaceme_core.ledger.records import JobEvent, Worker, WorkerMemory, WorkerReport
+from replaceme_core.ledger.records import JobEvent, Worker, WorkerReport
 from replaceme_core.ledger.scheduling import QUEUED, RUNNING
-from replaceme_core.ledger.states import DeliveryState, EventType, JobStatus
+from replaceme_core.ledger.states import ACTIVE, DeliveryState, EventType, JobStatus
 from replaceme_core.ledger.tables import (
     DeliveryRow,
     EventFeedRow,
@@ -334,60 +334,110 @@ _PENDING: ColumnElement[bool] = DeliveryRow.state == literal(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
-    """The service as a whole, all owners together. The key `None` stands for jobs that any worker may take.
+class Gauge:
+    """A number of the service as it is now, all owners together, by the values of its `labels`.
 
-    `oldest_queued_seconds`: since the job that was submitted first was submitted. `pending_deliveries` are messages to
-    webhooks that are still to be sent, `late_delivery_seconds` how long the first of them has been due.
+    `/metrics` shows all that `_gauges` yields, as `replaceme_NAME`. Labels have few values, whatever clients send.
     """
 
-    jobs: dict[tuple[JobStatus, WorkerKind | None], int]
-    oldest_queued_seconds: dict[WorkerKind | None, float]
-    workers: dict[WorkerKind, int]
-    memory: dict[str, WorkerMemory]
-    pending_deliveries: int
-    late_delivery_seconds: float
+    name: str
+    text: str
+    labels: tuple[str, ...] = ()
+    values: Mapping[tuple[str, ...], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """The service as a whole."""
+
+    gauges: tuple[Gauge, ...]
     totals: Totals
 
 
 def read_figures(session: Session) -> Figures:
-    """All figures. `memory` is that of the live workers by name, at most `MOST_WORKERS` of them."""
-    jobs: dict[tuple[JobStatus, WorkerKind | None], int] = {}
-    oldest: dict[int, WorkerKind | None] = {}
+    """All figures, those of at most `MOST_WORKERS` workers."""
+    return Figures(gauges=tuple(_gauges(session)), totals=read_totals(session))
+
+
+ANY_KIND = "any"
+"""The label of jobs that any worker may take."""
+
+
+def _label_of(kind: WorkerKind | None) -> str:
+    return ANY_KIND if kind is None else kind.value
+
+
+def _gauges(session: Session) -> Iterator[Gauge]:
+    yield from _of_jobs(session)
+    yield Gauge(
+        name="workers",
+        text="Live workers that serve each kind of job.",
+        labels=("kind",),
+        values={(kind.value,): number for kind, number in Workers(session).count_alive().items()},
+    )
+    yield from _of_memory(session)
+    pending, due_at = session.execute(select(func.count(), func.min(DeliveryRow.next_try_at)).where(_PENDING)).one()
+    yield Gauge(
+        name="webhook_deliveries_pending",
+        text="Messages to webhooks that are still to be sent.",
+        values={(): pending},
+    )
+    yield Gauge(
+        name="webhook_delivery_delay_seconds",
+        text="How long the first message that is due has been due; 0 if none is.",
+        values={(): 0.0 if due_at is None else _seconds_since(due_at, _present(session))},
+    )
+
+
+def _of_jobs(session: Session) -> Iterator[Gauge]:
+    kinds = [_label_of(kind) for kind in (None, *WorkerKind)]
+    jobs: dict[tuple[str, ...], float] = {(status.value, kind): 0 for kind in kinds for status in ACTIVE}
+    oldest: dict[int, str] = {}
     queued = select(JobRow.worker_kind, func.count(), func.min(JobRow.number)).where(QUEUED)
     for kind, number, first in session.execute(queued.group_by(JobRow.worker_kind)):
-        jobs[JobStatus.QUEUED, kind] = number
-        oldest[first] = kind
+        jobs[JobStatus.QUEUED.value, _label_of(kind)] = number
+        oldest[first] = _label_of(kind)
     running = select(JobRow.worker_kind, func.count()).where(RUNNING).group_by(JobRow.worker_kind)
     for kind, number in session.execute(running):
-        jobs[JobStatus.RUNNING, kind] = number
-    present = session.scalars(select(now())).one()
-    created = session.execute(select(JobRow.number, JobRow.created_at).where(JobRow.number.in_(oldest)))
-    pending, due_at = session.execute(select(func.count(), func.min(DeliveryRow.next_try_at)).where(_PENDING)).one()
-    return Figures(
-        jobs=jobs,
-        oldest_queued_seconds={oldest[number]: _seconds_since(at, present) for number, at in created},
-        workers=Workers(session).count_alive(),
-        memory=_memory(session),
-        pending_deliveries=pending,
-        late_delivery_seconds=0.0 if due_at is None else _seconds_since(due_at, present),
-        totals=read_totals(session),
+        jobs[JobStatus.RUNNING.value, _label_of(kind)] = number
+    yield Gauge(
+        name="jobs",
+        text="Jobs that are queued or running, by the kind of worker that may run them.",
+        labels=("status", "kind"),
+        values=jobs,
     )
+    present = _present(session)
+    ages: dict[tuple[str, ...], float] = {(kind,): 0.0 for kind in kinds}
+    for number, at in session.execute(select(JobRow.number, JobRow.created_at).where(JobRow.number.in_(oldest))):
+        ages[(oldest[number],)] = _seconds_since(at, present)
+    yield Gauge(
+        name="oldest_queued_job_age_seconds",
+        text="Time since the oldest of the queued jobs was submitted; 0 if none is queued.",
+        labels=("kind",),
+        values=ages,
+    )
+
+
+def _of_memory(session: Session) -> Iterator[Gauge]:
+    alive = select(WorkerRow).where(WorkerRow.expires_at > now()).order_by(WorkerRow.heartbeat_at.desc())
+    rows = session.scalars(alive.limit(MOST_WORKERS), execution_options={"populate_existing": True}).all()
+    for name, text, sizes in (
+        ("memory_limit", "Memory that the worker may use", {row.name: row.memory_bytes for row in rows}),
+        ("memory_used", "Memory of all its processes", {row.name: row.memory_used_bytes for row in rows}),
+        ("gpu_memory_limit", "Memory of its GPU", {row.name: row.gpu_memory_bytes for row in rows}),
+        ("gpu_memory_used", "Memory in use on its GPU", {row.name: row.gpu_memory_used_bytes for row in rows}),
+    ):
+        yield Gauge(
+            name=f"worker_{name}_bytes",
+            text=f"{text}, as each live worker has reported last.",
+            labels=("worker",),
+            values={(worker,): size for worker, size in sorted(sizes.items()) if size is not None},
+        )
+
+
+def _present(session: Session) -> datetime:
+    return session.scalars(select(now())).one()
 
 
 def _seconds_since(since: datetime, present: datetime) -> float:
     return max((present - since).total_seconds(), 0.0)
-
-
-def _memory(session: Session) -> dict[str, WorkerMemory]:
-    alive = select(WorkerRow).where(WorkerRow.expires_at > now()).order_by(WorkerRow.heartbeat_at.desc())
-    rows = session.scalars(alive.limit(MOST_WORKERS), execution_options={"populate_existing": True})
-    return {
-        row.name: WorkerMemory(
-            total_bytes=row.memory_bytes,
-            used_bytes=row.memory_used_bytes,
-            gpu_total_bytes=row.gpu_memory_bytes,
-            gpu_used_bytes=row.gpu_memory_used_bytes,
-        )
-        for row in rows
-    }

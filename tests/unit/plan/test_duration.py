@@ -20,6 +20,7 @@ SIZES = {
     "org/small": SMOLLM2,
     "org/large": LlamaSize(blocks=28, width=1536, inner=4096, key_values=512, heads=12),
 }
+METHODS = (Method.AUTO, Method.LEAST_SQUARES, Method.REFIT, Method.DROP)
 HUBS = {name: HeaderHub(size=size) for name, size in SIZES.items()}
 JOBS, WEIRD_JOBS = 20, (6, 11, 16)
 CLOSE = 1.5
@@ -36,7 +37,7 @@ class Machine:
     def __post_init__(self) -> None:
         self.off = {(stage, part): self._about(self.speed, 1 / 3) for stage in STAGES for part in ("fixed", "rest")}
         self.off_by_method = {
-            (method, stage): self._about(1.0, 1 / 3) for method in Method for stage in (Stage.SELECT, Stage.SOLVE)
+            (method, stage): self._about(1.0, 1 / 3) for method in METHODS for stage in (Stage.SELECT, Stage.SOLVE)
         }
 
     def _about(self, value: float, part: float) -> float:
@@ -48,7 +49,7 @@ class Machine:
             "model": self.chance.choice(list(SIZES)),
             "ratio": self.chance.choice([0.125, 0.25]),
             "calibration": {"dataset": "builtin:general", "samples": samples, "max_length": length},
-            "method": self.chance.choice(["auto", "least_squares", "refit", "drop"]),
+            "method": str(self.chance.choice(METHODS)),
             "evaluation": {"enabled": self.chance.random() < 0.8},
         }
         return CompressionRequest.model_validate(body)
