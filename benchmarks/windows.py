@@ -25,7 +25,7 @@ from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.methods.task import Pruning, Task, find_method
 from replaceme_core.engine.model.block_runner import BlockRunner, predictions_of, scale_output, summed_loss
 from replaceme_core.engine.model.changes import Variant, try_changes
-from replaceme_core.engine.model.device import make_deterministic
+from replaceme_core.engine.model.device import make_deterministic, this_machine
 from replaceme_core.engine.model.load import load_config, load_model, load_tokenizer
 from replaceme_core.engine.text.documents import documents
 from replaceme_core.engine.text.tokens import calibration_tokens, encode, pack
@@ -118,7 +118,8 @@ def prepare(options: argparse.Namespace) -> Bench:
             compute=ComputeSpec(dtype=options.dtype),
             evaluation=EvaluationSpec(enabled=False),
         ),
-        weights=0,
+        this_machine(None),
+        values=0,
     )
     dtype, tokenizer = make_deterministic(spec.compute), load_tokenizer(model)
     first, last = split(options.wikitext.read_text(encoding="utf-8"))

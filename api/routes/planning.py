@@ -117,7 +117,6 @@ class Planning:
             device_bytes=settings.worker_gpu_memory_bytes if kind is WorkerKind.GPU else None,
             disk_bytes=disk,
             cpu_dtype="bfloat16" if here and has_native_bfloat16() else "float32",
-            keeps_cache=settings.statistics_cache_bytes > 0,
             cache_bytes=settings.statistics_cache_bytes,
         )
 

@@ -21,7 +21,7 @@ from replaceme_core.engine.activations.cache import open_cache
 from replaceme_core.engine.evaluation.compare import Unmeasured
 from replaceme_core.engine.evaluation.tasks import load_tasks
 from replaceme_core.engine.model.changes import kept_blocks
-from replaceme_core.engine.model.device import make_deterministic, resolve_on_this_machine
+from replaceme_core.engine.model.device import make_deterministic, this_machine
 from replaceme_core.engine.model.load import load_config, load_tokenizer, stored_weights
 from replaceme_core.engine.model.save import complete_or_absent, verify_saved
 from replaceme_core.engine.results.layer_angles import layer_angles
@@ -33,9 +33,11 @@ from replaceme_core.engine.run import PROMPT_TOKENS, Run, capture_once, decide, 
 from replaceme_core.engine.text.tokens import sized_to_text
 from replaceme_core.families.layout import irregular_lists
 from replaceme_core.hub.model_config import read_outline
+from replaceme_core.plan.resources import Workload
 from replaceme_core.report.card import read_base_card
 from replaceme_core.request.method import Method
-from replaceme_core.request.removal import depths_of, pattern_rule
+from replaceme_core.request.removal import depths_of, keep_pattern
+from replaceme_core.request.resolve import resolve_spec
 from replaceme_core.runner.messages import Finished, Progress, RunnerRequest, Stage
 
 _ANY_CRITERION = ""
@@ -50,19 +52,23 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
     imported_bytes = resident_bytes()
     source = Path(request.model_directory)
     outline = read_outline(source)
-    depths = depths_of(request.spec, outline)
     stored = stored_weights(source)
-    allows = pattern_rule(request.spec, load_config(source), outline.layout)
-    spec = resolve_on_this_machine(
-        request.spec,
-        values=stored.values,
-        needs_accelerator=request.needs_accelerator,
-        keeps_pattern=allows is not None,
-    )
     tokenizer = load_tokenizer(source)
-    spec = sized_to_text(spec, request, tokenizer)
+    depths = depths_of(request.spec, outline)
+    spec, allows = keep_pattern(request.spec, load_config(source), outline.layout)
+    cache = open_cache(request.cache_directory, limit=request.cache_bytes)
+    machine = this_machine(
+        spec.compute.device,
+        cache_bytes=0 if cache is None else request.cache_bytes,
+        needs_accelerator=request.needs_accelerator,
+    )
+    spec = resolve_spec(spec, machine, values=stored.values)
+    paths = [None if path is None else Path(path) for path in request.calibration_paths]
+    paths += [None] * (len(spec.calibration.mix) - len(paths))  # a text that was added here is a built-in one
+    spec = sized_to_text(spec, tokenizer, requested=request.spec.calibration, paths=paths)
     dtype = make_deterministic(spec.compute)
-    planned = plan_run(request, spec, outline=outline, removed=depths[-1])
+    work = Workload(spec=spec, machine=machine, removed=depths[-1])
+    planned = plan_run(work, source, outline, is_remote=request.hub is not None, history=request.history)
     clock = StageClock(progress=progress, device=torch.device(spec.compute.device), modelled=planned.duration.modelled)
     progress.resolved(spec, expected=planned.duration.stages)
     asked = spec.evaluation
@@ -70,8 +76,8 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
         spec=spec,
         source=source,
         output=Path(request.output_directory),
-        text_paths=request.text_paths(spec.calibration.mix),
-        cache=open_cache(request.cache_directory, limit=request.cache_bytes),
+        text_paths=paths,
+        cache=cache,
         checkpoints=None if request.checkpoint_directory is None else Path(request.checkpoint_directory),
         stored=stored,
         dtype=dtype,
@@ -147,7 +153,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             comparison=comparison,
             times=clock.times(),
             imported_bytes=imported_bytes,
-            provenance=provenance_of(request, spec, tokens, stored=stored.dtype),
+            provenance=provenance_of(spec, tokens, hub=request.hub, source=source, paths=paths, stored=stored.dtype),
             base_card=read_base_card(source),
             is_chat=tokenizer.chat_template is not None,
             layer_angles=angles,

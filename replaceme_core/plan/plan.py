@@ -97,23 +97,21 @@ class Estimate:
 
 
 def estimate(
-    spec: CompressionSpec,
+    work: Workload,
     shape: ModelShape,
     *,
-    machine: Machine,
-    removed: int,
     download: int,
     side_bytes: int,
     is_remote: bool,
     history: Sequence[PastJob],
 ) -> Estimate:
-    """The estimate on a worker like `machine`.
+    """What `work` takes on a model of this `shape`.
 
-    `removed` blocks go; `download` and `side_bytes` are the bytes of all files that are fetched, and of those that are
-    copied to the result. `history` are earlier jobs on such a worker, the newest first.
+    `download` and `side_bytes` are the bytes of all files that are fetched, and of those that are copied to the result.
+    `history` are earlier jobs on such a worker, the newest first.
     """
-    work = expected_workload(spec, shape, machine=machine, removed=removed)
-    after = shape.parameters_after(spec.drop if spec.drop is not None else removed)
+    drop, removed = work.spec.drop, work.removed
+    after = shape.parameters_after(removed if drop is None else drop)
     weights = written_bytes(shape, after=after, removed=removed)
     write = weights + side_bytes
     largest = write
@@ -121,7 +119,7 @@ def estimate(
         largest = written_bytes(shape, after=shape.parameters_after(1), removed=1) + side_bytes
     modelled = modelled_seconds(shape, work, download=download, write=write, is_remote=is_remote)
     return Estimate(
-        kind=machine.kind,
+        kind=work.machine.kind,
         method=work.method,
         loading=work.spec.compute.loading,
         dtype=work.spec.compute.dtype,
@@ -275,11 +273,11 @@ class Planner:
         snapshot = model.snapshot
         wanted = files_to_download(snapshot, self.hub)
         copied = {CONFIG, *CARRIED_FILES} & set(wanted)
+        shape = self.read_shape(self.hub, model, wanted)
+        expected = _with_expected_method(spec, model)
         return estimate(
-            _with_expected_method(spec, model),
-            self.read_shape(self.hub, model, wanted),
-            machine=self.machine,
-            removed=removed,
+            expected_workload(expected, shape, machine=self.machine, removed=removed),
+            shape,
             download=sum(snapshot.sizes[name] for name in wanted),
             side_bytes=sum(snapshot.sizes[name] for name in copied),
             is_remote=self.is_remote,
@@ -345,7 +343,7 @@ def _with_expected_method(spec: CompressionSpec, model: AdmittedModel) -> Compre
 
     Whether the model has one can be read with its class only: the worker refuses what could not keep it.
     """
-    if spec.compute.pattern_safe and model.outline.layout.per_layer_lists:
+    if spec.drop is None and spec.compute.pattern_safe and model.outline.layout.per_layer_lists:
         with suppress(InvalidInput):
             return with_pattern_kept(spec)
     return spec

@@ -15,11 +15,11 @@ from replaceme_core.hub.model_files import read_config, weight_files
 from replaceme_core.hub.safetensors_header import ITEM_BYTES
 from replaceme_core.request import defaults
 from replaceme_core.request.calibration import held_out_samples
+from replaceme_core.request.gate import most_trials
 from replaceme_core.request.method import Method, Selection
 from replaceme_core.request.removal import check_removal
 from replaceme_core.request.resolve import VALUE_BYTES, Machine, ResolvedSpec, resolve_spec
 from replaceme_core.request.spec import CompressionSpec, Loading
-from replaceme_core.runner.eta import trials_of
 from replaceme_core.runner.messages import EvaluateRequest, ModelRequest, RunnerRequest, Stage
 from replaceme_core.runner.sandbox import accelerators
 
@@ -152,13 +152,17 @@ def _first(config: Mapping[str, object], names: Sequence[str]) -> int | None:
 class Workload:
     """The amounts that memory and time depend on: sequences of `length` tokens, bytes, numbers of blocks.
 
-    `removed` blocks are removed, at most; a search for the deepest cut has at most `trials` trials, another job 0.
+    `removed` blocks are removed, at most.
     """
 
     spec: ResolvedSpec
     machine: Machine
     removed: int
-    trials: int
+
+    @property
+    def trials(self) -> int:
+        """How many trials a search for the deepest cut has at most; 0 for another job."""
+        return most_trials(self.removed) if self.spec.searches else 0
 
     @property
     def method(self) -> Method:
@@ -221,12 +225,7 @@ class Workload:
 
 def expected_workload(spec: CompressionSpec, shape: ModelShape, *, machine: Machine, removed: int) -> Workload:
     """The workload on a worker like `machine`."""
-    return Workload(
-        spec=resolve_spec(spec, machine, values=shape.parameters),
-        machine=machine,
-        removed=removed,
-        trials=trials_of(spec, blocks=shape.blocks),
-    )
+    return Workload(spec=resolve_spec(spec, machine, values=shape.parameters), machine=machine, removed=removed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +263,7 @@ def planned_host_bytes(request: ModelRequest) -> int:
     is_cpu = spec.compute.device == WorkerKind.CPU or not accelerators()
     planned = 0
     for kind in (WorkerKind.CPU,) if is_cpu else WorkerKind:
-        machine = Machine(kind=kind, keeps_cache=cache_bytes > 0, cache_bytes=cache_bytes)
+        machine = Machine(kind=kind, cache_bytes=cache_bytes)
         work = expected_workload(spec, shape, machine=machine, removed=removed)
         peak = max(stage.host for stage in peaks_of(shape, work).values())
         planned = max(planned, peak + _kept_in_memory(shape, work))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.layout import Config, Layout, MapStructure, has_pattern, irregular_lists, keeps_pattern
 from replaceme_core.hub.model_config import ModelOutline
-from replaceme_core.request.method import DEFAULT_METHODS, TRAITS, Method, MethodSpec, Selection
+from replaceme_core.request.method import TRAITS, Method, MethodSpec, Selection
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.wording import counted
 
@@ -37,14 +37,18 @@ Allows = Callable[[Sequence[int]], bool]
 """Whether these blocks may be removed together."""
 
 
-def pattern_rule(spec: CompressionSpec, config: Config, layout: Layout) -> Allows | None:
-    """What `compute.pattern_safe` allows in the model of `config`; `None`: everything.
+def keep_pattern(spec: CompressionSpec, config: Config, layout: Layout) -> tuple[CompressionSpec, Allows | None]:
+    """What `compute.pattern_safe` allows in the model of `config`, `None`: everything; and `spec` with such a method.
 
     Raises `InvalidInput` where the blocks that the request names break the pattern, where the model's own lists follow
     none, and for a method that could not keep it.
     """
     if not spec.compute.pattern_safe or not has_pattern(config, layout=layout):
-        return None
+        return spec, None
+
+    def allows(removed: Sequence[int]) -> bool:
+        return keeps_pattern(config, layout=layout, removed=removed)
+
     if lists := irregular_lists(config, layout=layout):
         raise InvalidInput(
             f"the kinds of this model's blocks ({', '.join(lists)}) follow no step, so no removal can keep one; leave "
@@ -53,34 +57,26 @@ def pattern_rule(spec: CompressionSpec, config: Config, layout: Layout) -> Allow
             value=True,
         )
     if spec.drop is None:
-        keeping_method(spec.method)
-    elif not keeps_pattern(config, layout=layout, removed=spec.drop):
+        return with_pattern_kept(spec), allows
+    if not allows(spec.drop):
         raise InvalidInput(
             f"without blocks {block_ranges(spec.drop)} the kinds of the others follow their step no more; name as many "
             "neighbours as the pattern is long, or leave out compute.pattern_safe",
             field="drop",
             value=list(spec.drop),
         )
-    return lambda removed: keeps_pattern(config, layout=layout, removed=removed)
+    return spec, allows
 
 
 def with_pattern_kept(spec: CompressionSpec) -> CompressionSpec:
-    """The same with a method that can keep a pattern; where blocks are named, any method can. Raises as below."""
-    if spec.drop is not None:
-        return spec
-    method = spec.method.model_copy(update={"name": keeping_method(spec.method)})
-    return spec.model_copy(update={"method": method})
-
-
-def keeping_method(method: MethodSpec) -> Method:
-    """The method that is named, or the default one that chooses one window, of which some keep a pattern.
+    """The same with the method that is named, or the default one, if it chooses one window: some keep a pattern.
 
     Raises `InvalidInput` for a choice of blocks here and there.
     """
-    candidates = DEFAULT_METHODS if method.name is None else (method.name,)
-    for name in candidates:
-        if name in method.possible and _chooses_a_window(method, name):
-            return name
+    method = spec.method
+    for name in method.possible:
+        if _chooses_a_window(method, name):
+            return spec.model_copy(update={"method": method.model_copy(update={"name": name})})
     windows = [str(name) for name in Method if TRAITS[name].chooses_a_window and name is not Method.REFIT]
     raise InvalidInput(
         f"compute.pattern_safe needs a choice of one window: {', '.join(windows)}, or refit with selection window, "
@@ -106,31 +102,30 @@ def depths_of(spec: CompressionSpec, outline: ModelOutline) -> list[int]:
     Several where the deepest cut that passes the gate is asked for, else one.
     """
     check_structure(spec, outline.layout)
-    if spec.drop is not None:
-        _check_named(spec.drop, outline.blocks)
-        return [len(spec.drop)]
-    assert spec.greatest_ratio is not None
-    remove, groups = blocks_to_remove(spec.greatest_ratio, outline.blocks), spec.method.groups
-    depths = range(1, remove + 1) if spec.searches else [remove]
-    # each group removes a block and follows a kept one
-    possible = [depth for depth in depths if groups <= min(depth, outline.blocks - depth)]
-    if not possible:
-        most = max(min(depth, outline.blocks - depth) for depth in depths)
+    blocks, groups = outline.blocks, spec.method.groups
+    if spec.greatest_ratio is not None:
+        remove = blocks_to_remove(spec.greatest_ratio, blocks)
+        depths = range(1, remove + 1) if spec.searches else [remove]
+        # each group removes a block and follows a kept one
+        possible = [depth for depth in depths if groups <= min(depth, blocks - depth)]
+        if possible:
+            return possible
+        most = max(min(depth, blocks - depth) for depth in depths)
         raise InvalidInput(
-            f"{remove} of {outline.blocks} blocks can be removed in at most {counted(most, 'groups')}, each after a "
-            f"block that is kept; got {groups}",
+            f"{remove} of {blocks} blocks can be removed in at most {counted(most, 'groups')}, each after a block that "
+            f"is kept; got {groups}",
             field="method.groups",
             value=groups,
         )
-    return possible
-
-
-def _check_named(drop: Sequence[int], blocks: int) -> None:
-    beyond = [block for block in drop if block >= blocks]
+    assert spec.drop is not None, "the specification was checked"
+    beyond = [block for block in spec.drop if block >= blocks]
     if beyond:
         raise InvalidInput(
-            f"the model has blocks 0 to {blocks - 1}; there is no block {beyond[0]}", field="drop", value=list(drop)
+            f"the model has blocks 0 to {blocks - 1}; there is no block {beyond[0]}",
+            field="drop",
+            value=list(spec.drop),
         )
+    return [len(spec.drop)]
 
 
 def blocks_to_remove(ratio: float, blocks: int) -> int:

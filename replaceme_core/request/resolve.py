@@ -21,7 +21,6 @@ from replaceme_core.request.calibration import (
 )
 from replaceme_core.request.fields import BUILTIN_PREFIX, one_of
 from replaceme_core.request.method import Method, MethodSpec
-from replaceme_core.request.removal import with_pattern_kept
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, Dtype, Loading
 
 VALUE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -33,7 +32,8 @@ MARGIN = 1.25
 class Machine:
     """What is known of a worker, or of those of one kind. Bytes; `None` where it is not known.
 
-    `cpu_dtype` is the default of a CPU. `keeps_cache` is false where streams are not left for later jobs.
+    `cpu_dtype` is the default of a CPU. `cache_bytes` is the limit of the activation cache; 0: no streams are left for
+    later jobs.
     """
 
     kind: WorkerKind
@@ -43,8 +43,11 @@ class Machine:
     cpu_dtype: Dtype = "float32"
     device: str | None = None
     threads: int = 1
-    keeps_cache: bool = True
     cache_bytes: int = 0
+
+    @property
+    def keeps_cache(self) -> bool:
+        return self.cache_bytes > 0
 
     @property
     def model_bytes(self) -> int | None:
@@ -159,14 +162,12 @@ class ResolvedSpec(CompressionSpec):
         return cls.model_validate(spec.model_dump())
 
 
-def resolve_spec(spec: CompressionSpec, machine: Machine, *, values: int, keeps_pattern: bool = False) -> ResolvedSpec:
+def resolve_spec(spec: CompressionSpec, machine: Machine, *, values: int) -> ResolvedSpec:
     """`spec` with every default filled in for a model of `values` values on `machine`; what it names stays.
 
-    With `keeps_pattern` the method must choose a window (`request.pattern`). Where the memory is not known, the model
-    is taken to fit. Of a short text there may be fewer samples in the end (`engine.text.tokens`).
+    Where the memory is not known, the model is taken to fit. Of a short text there may be fewer samples in the end
+    (`engine.text.tokens`).
     """
-    if keeps_pattern:
-        spec = with_pattern_kept(spec)
     models = 2 if spec.evaluation.enabled else 1  # the dense and the pruned one are evaluated side by side
     compute = resolve_compute(spec.compute, machine, values=values, models=models)
     on_cpu = machine.kind is WorkerKind.CPU

@@ -7,7 +7,7 @@ supervisor and the command line read them.
 
 import errno
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Protocol, Self
@@ -193,11 +193,6 @@ class RunnerRequest(ModelRequest):
     """With the YAML files and the data of tasks; `None`: none."""
     compare_with: AbsolutePath | None = None
     """A directory with the weights that should come out: the final report also has the `comparison` with these."""
-
-    def text_paths(self, mix: Sequence[CalibrationSource]) -> tuple[Path | None, ...]:
-        """One for each source of the resolved `mix`, to which the worker may have added one without a file."""
-        given = [None if path is None else Path(path) for path in self.calibration_paths]
-        return (*given, *[None] * (len(mix) - len(given)))
 
     @property
     def reads(self) -> tuple[str, ...]:

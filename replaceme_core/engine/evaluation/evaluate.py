@@ -1,5 +1,6 @@
 """`replaceme evaluate`: measure model directories side by side on a text."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ def evaluate(request: EvaluateRequest) -> dict[str, object]:
     short one, and the errors of loading a model.
     """
     asked = ComputeSpec(device=request.device, dtype=request.dtype, threads=request.threads)
-    compute = resolve_compute(asked, this_machine(request.device))
+    compute = resolve_compute(asked, replace(this_machine(request.device), cpu_dtype="float32"))
     dtype = make_deterministic(compute)
     directories = [Path(path) for path in request.directories]
     if request.text_path is not None and not Path(request.text_path).exists():

@@ -24,7 +24,7 @@ from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import share_interval
 from replaceme_core.errors import InvalidInput
 from replaceme_core.library_errors import library_errors
-from replaceme_core.request.tasks import check_tasks, expanded
+from replaceme_core.request.tasks import expanded
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -181,8 +181,8 @@ def load_tasks(
 ) -> LoadedTasks | None:
     """The tasks of `names`; `None` without any. `limit`: the most questions of each.
 
-    `few_shot` is the number of examples in the prompt; by default that of the task, or of the suite. Raises
-    `InvalidInput` for a task that does not exist, or whose data are not in `directory`.
+    `few_shot` is the number of examples in the prompt; by default that of the task, or of the suite. The names were
+    checked by the process that asks (`check_tasks`). Raises `InvalidInput` for one that cannot be loaded.
     """
     if not names:
         return None
@@ -191,9 +191,8 @@ def load_tasks(
             "tasks need libraries that are not installed; install them with: pip install 'replaceme[tasks]'",
             field="evaluation.tasks",
         )
-    check_tasks(names, directory)
     os.environ["DISABLE_MULTIPROC"] = "1"  # the library would start a process for each core to estimate an error
-    assert directory is not None, "that was checked"
+    assert directory is not None, "it was checked"
     with contextlib.chdir(directory):  # paths of data are relative to it
         tasks = _load(expanded(names), directory=Path(directory), few_shot=few_shot)
     return LoadedTasks(tasks, limit=limit, code=_code_of(Path(directory)))

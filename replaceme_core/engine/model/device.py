@@ -11,8 +11,7 @@ import torch
 from replaceme_core.engine.model.load import DTYPES
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import CGROUP, CPU_INFO, PROC, WorkerKind, free_group_memory, has_native_bfloat16
-from replaceme_core.request.resolve import Machine, ResolvedCompute, ResolvedSpec, resolve_spec
-from replaceme_core.request.spec import CompressionSpec
+from replaceme_core.request.resolve import Machine, ResolvedCompute
 
 _NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "cublas_status_alloc_failed")
 
@@ -50,26 +49,11 @@ def _address_bytes() -> int:
 CpuDtype = Literal["float32", "bfloat16"]
 
 
-def resolve_on_this_machine(
-    spec: CompressionSpec, *, values: int, needs_accelerator: bool = False, keeps_pattern: bool = False
-) -> ResolvedSpec:
-    """`resolve_spec` with the facts of this machine, for a model of `values` values.
+def this_machine(device: str | None, *, cache_bytes: int = 0, needs_accelerator: bool = False) -> Machine:
+    """This machine, for work on `device`, its accelerator by default. `cache_bytes`: of the activation cache.
 
     Raises `InvalidInput` for a device that is not on this machine, and where there is no accelerator but one is needed.
     """
-    machine = this_machine(spec.compute.device, cpu_dtype=fast_cpu_dtype())
-    if needs_accelerator and machine.kind is WorkerKind.CPU:
-        raise InvalidInput(
-            "this job needs a GPU, and torch finds none on the machine of the worker that runs it; "
-            "set compute.device to cpu to run it without one",
-            field="compute.device",
-            value=spec.compute.device,
-        )
-    return resolve_spec(spec, machine, values=values, keeps_pattern=keeps_pattern)
-
-
-def this_machine(device: str | None, *, cpu_dtype: CpuDtype = "float32") -> Machine:
-    """This machine, for work on `device`, its accelerator by default. Raises `InvalidInput` for a missing device."""
     name = device or default_device()
     try:
         place = torch.device(name)
@@ -80,14 +64,22 @@ def this_machine(device: str | None, *, cpu_dtype: CpuDtype = "float32") -> Mach
             field="compute.device",
             value=name,
         ) from None
-    free, on_cpu = free_bytes(place), place.type == "cpu"
+    on_cpu = place.type == "cpu"
+    if needs_accelerator and on_cpu:
+        raise InvalidInput(
+            "this job needs a GPU, and torch finds none on the machine of the worker that runs it; "
+            "set compute.device to cpu to run it without one",
+            field="compute.device",
+            value=device,
+        )
     return Machine(
         kind=WorkerKind.CPU if on_cpu else WorkerKind.GPU,
         device=name,
-        memory_bytes=free if on_cpu else None,
-        device_bytes=None if on_cpu else free,
-        cpu_dtype=cpu_dtype,
+        memory_bytes=free_bytes(torch.device("cpu")),
+        device_bytes=None if on_cpu else free_bytes(place),
+        cpu_dtype=fast_cpu_dtype(),
         threads=_processors(),
+        cache_bytes=cache_bytes,
     )
 
 

@@ -6,30 +6,26 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-
 from replaceme_core.engine.activations.cache import file_digest
 from replaceme_core.engine.activations.capture import CaptureRecord
 from replaceme_core.engine.evaluation.compare import AnswerPair, Comparison, TextResult, judge, pair
 from replaceme_core.engine.methods.task import Candidate
-from replaceme_core.engine.model.device import free_bytes
 from replaceme_core.engine.model.safetensors_io import tensors_of
 from replaceme_core.engine.results.layer_angles import LayerAngles
 from replaceme_core.engine.results.provenance import Provenance
 from replaceme_core.engine.results.stage_clock import RunTimes, StageRecord
 from replaceme_core.families.layout import MapStructure
-from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.model_config import ModelOutline
 from replaceme_core.hub.model_files import CARRIED_FILES, CONFIG, read_config, side_files, weight_files
 from replaceme_core.hub.port import REPORT
 from replaceme_core.plan.plan import Estimate, estimate
-from replaceme_core.plan.resources import shape_of
+from replaceme_core.plan.resources import Workload, shape_of
 from replaceme_core.report.card import BaseCard, write_card
 from replaceme_core.report.page import write_page
 from replaceme_core.request.gate import Trial
 from replaceme_core.request.method import Method
-from replaceme_core.request.resolve import Machine, ResolvedSpec
-from replaceme_core.runner.messages import RunnerRequest, Stage
+from replaceme_core.request.resolve import ResolvedSpec
+from replaceme_core.runner.messages import PastJob, Stage
 
 FORMAT = 1
 """Of `replaceme.json`."""
@@ -158,27 +154,18 @@ def disagreements(candidates: Sequence[Candidate]) -> list[Disagreement]:
     return found
 
 
-def plan_run(request: RunnerRequest, spec: ResolvedSpec, *, outline: ModelOutline, removed: int) -> Estimate:
-    """What the run of a resolved specification is expected to take, from the headers of its model on this machine."""
-    directory = Path(request.model_directory)
+def plan_run(
+    work: Workload, directory: Path, outline: ModelOutline, *, is_remote: bool, history: Sequence[PastJob]
+) -> Estimate:
+    """What the run is expected to take, from the headers of the model in `directory`."""
     weights, side = weight_files(directory), side_files(directory)
-    kind = WorkerKind.CPU if spec.compute.device == "cpu" else WorkerKind.GPU
-    caches = request.cache_directory is not None and request.cache_bytes > 0
-    machine = Machine(
-        kind=kind,
-        memory_bytes=free_bytes(torch.device("cpu")),
-        keeps_cache=caches,
-        cache_bytes=request.cache_bytes,
-    )
     return estimate(
-        spec,
+        work,
         shape_of(outline, read_config(directory), tensors_of(weights)),
-        machine=machine,
-        removed=removed,
         download=sum(path.stat().st_size for path in (*weights, *side)),
         side_bytes=sum(path.stat().st_size for path in side if path.name in (CONFIG, *CARRIED_FILES)),
-        is_remote=request.hub is not None,
-        history=request.history,
+        is_remote=is_remote,
+        history=history,
     )
 
 

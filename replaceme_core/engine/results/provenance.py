@@ -22,7 +22,6 @@ from replaceme_core.hub.data_files import local_data_files
 from replaceme_core.hub.model_files import CARD, is_terms, side_files, weight_files
 from replaceme_core.request.calibration import MixedSource
 from replaceme_core.request.resolve import ResolvedSpec
-from replaceme_core.runner.messages import RunnerRequest
 
 _CHECKOUT = Path(replaceme_core.__path__[0]).parent
 MOST_LISTED = 1000
@@ -90,14 +89,23 @@ class Provenance:
     numerics: Mapping[str, object]
 
 
-def provenance_of(request: RunnerRequest, spec: ResolvedSpec, tokens: TokenSet, *, stored: torch.dtype) -> Provenance:
-    """Reads the model's files, unless the activation cache has done so. `stored` is the dtype of their weights."""
-    source = Path(request.model_directory)
-    mix = spec.calibration.mix
+def provenance_of(
+    spec: ResolvedSpec,
+    tokens: TokenSet,
+    *,
+    source: Path,
+    paths: Sequence[Path | None],
+    hub: str | None,
+    stored: torch.dtype,
+) -> Provenance:
+    """Reads the files of the model in `source`, unless the activation cache has done so, and of the texts in `paths`.
+
+    `stored` is the dtype of the model's weights.
+    """
     return Provenance(
-        hub=request.hub,
+        hub=hub,
         model=_model_digests(source),
-        calibration_texts=[_text(one, path) for one, path in zip(mix, request.text_paths(mix), strict=True)],
+        calibration_texts=[_text(one, path) for one, path in zip(spec.calibration.mix, paths, strict=True)],
         tokens={name: tensor_digest(getattr(tokens, name)) for name in ("fit", "held_out", "measure")},
         statistics_key=entry_key(source, tokens=tokens, compute=spec.compute),
         code=code_version(),

@@ -19,12 +19,11 @@ from replaceme_core.engine.text.drawing import Piece, SequenceCounts, TokenSet, 
 from replaceme_core.engine.text.limits import render
 from replaceme_core.errors import InvalidInput
 from replaceme_core.library_errors import library_errors
-from replaceme_core.request.calibration import MixedSource, errors_of
+from replaceme_core.request.calibration import CalibrationSpec, MixedSource, errors_of
 from replaceme_core.request.defaults import FEWEST_SAMPLES, HELD_OUT_SHARE, MEASURING_PART, PASSAGE
 from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import ResolvedCalibration, ResolvedSpec, resolve_text
 from replaceme_core.request.spec import Loading
-from replaceme_core.runner.messages import RunnerRequest
 
 
 def encode(
@@ -102,9 +101,8 @@ def calibration_tokens(
 ) -> TokenSet:
     """Read, pack and draw the sequences that the resolved `spec` asks for; ids are below `vocabulary`.
 
-    `paths` has one for each source of the mix, as `RunnerRequest.text_paths` gives them. `with_self_generated` adds
-    what the model generates. Raises `CalibrationTooSmall` for a text that is too short and `InvalidInput` for one that
-    cannot be read.
+    `paths` has one for each source of the mix, `None` for a built-in text. `with_self_generated` adds what the model
+    generates. Raises `CalibrationTooSmall` for a text that is too short and `InvalidInput` for one that cannot be read.
     """
     calibration = spec.calibration
     _require_whole_model(spec)
@@ -281,20 +279,25 @@ def repeat_passages(sequences: torch.Tensor, *, prefix: int) -> torch.Tensor:
     return torch.cat([sequences[:, None, :prefix].expand(-1, 2, -1), twice], dim=-1)
 
 
-def sized_to_text(spec: ResolvedSpec, request: RunnerRequest, tokenizer: PreTrainedTokenizerBase) -> ResolvedSpec:
-    """The resolved `spec`, with as many samples as its texts have, if these are fewer and `request` leaves that open.
+def sized_to_text(
+    spec: ResolvedSpec,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    requested: CalibrationSpec,
+    paths: Sequence[Path | None],
+) -> ResolvedSpec:
+    """The resolved `spec`, with as many samples as its texts have, if these are fewer and that was not `requested`.
 
-    With fewer than `FEWEST_SAMPLES`, or too few to hold out a sequence of each text, it stays as it is, and
-    drawing the samples raises the error. Raises `InvalidInput` for a text that cannot be read.
+    `paths` has one for each source of the mix. With fewer than `FEWEST_SAMPLES`, or too few to hold out a sequence of
+    each text, it stays as it is, and drawing the samples raises the error. Raises `InvalidInput` for a text that cannot
+    be read.
     """
-    calibration, requested = spec.calibration, request.spec.calibration
+    calibration = spec.calibration
     if requested.samples is not None:
         return spec
     available = [
         _sequences(source, wanted, calibration, tokenizer, path)
-        for source, wanted, path in zip(
-            calibration.mix, _wanted(calibration), request.text_paths(calibration.mix), strict=True
-        )
+        for source, wanted, path in zip(calibration.mix, _wanted(calibration), paths, strict=True)
     ]
     texts = sum(needs > 0 for needs in _wanted(calibration))
     least = max(FEWEST_SAMPLES, HELD_OUT_SHARE * texts)  # each has a held-out one

@@ -96,7 +96,9 @@ def test_a_disk_that_is_too_small() -> None:
 def test_less_memory_means_one_block_at_a_time() -> None:
     hub = HeaderHub(size=replace(SEVENTY_BILLION, blocks=8, vocabulary=1000), count=4)
     whole, lazy = (
-        planner(hub, machine=Machine(kind=WorkerKind.CPU, memory_bytes=memory)).plan(request(method="least_squares"))
+        planner(hub, machine=Machine(kind=WorkerKind.CPU, memory_bytes=memory, cache_bytes=GB)).plan(
+            request(method="least_squares")
+        )
         for memory in (500 * GB, 40 * GB)
     )
     assert whole.estimate is not None

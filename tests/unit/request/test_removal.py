@@ -6,15 +6,8 @@ from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.hub.model_config import ModelOutline
-from replaceme_core.request.method import Method, MethodSpec
-from replaceme_core.request.removal import (
-    blocks_to_remove,
-    check_removal,
-    depths_of,
-    keeping_method,
-    pattern_rule,
-    ratio_of,
-)
+from replaceme_core.request.method import Method
+from replaceme_core.request.removal import Allows, blocks_to_remove, depths_of, keep_pattern, ratio_of
 from replaceme_core.request.spec import CompressionSpec
 from tests.fixtures.models.tiny import BY_NAME, tiny_config
 
@@ -36,7 +29,6 @@ OUTLINE = ModelOutline(layout=FAMILIES["llama"], blocks=30, hidden_size=576)
 def test_depths(fields: dict[str, object], depths: list[int]) -> None:
     spec = a_spec(**fields)
     assert depths_of(spec, OUTLINE) == depths
-    assert check_removal(spec, OUTLINE) == depths[-1]
 
 
 def test_groups_that_no_depth_has() -> None:
@@ -51,7 +43,7 @@ def test_every_depth_has_a_ratio(blocks: int) -> None:
         assert blocks_to_remove(ratio_of(depth, blocks), blocks) == depth
 
 
-def rule(name: str, **fields: object) -> object:
+def rule(name: str, **fields: object) -> tuple[CompressionSpec, Allows | None]:
     variant = BY_NAME[name]
     body: dict[str, object] = {
         "model": {"repo_id": "org/tiny"},
@@ -61,21 +53,19 @@ def rule(name: str, **fields: object) -> object:
         **fields,
     }
     spec = CompressionSpec.model_validate(body)
-    return pattern_rule(spec, tiny_config(variant), FAMILIES[variant.model_type])
+    return keep_pattern(spec, tiny_config(variant), FAMILIES[variant.model_type])
 
 
 def test_only_where_it_is_asked_for_and_there_is_a_pattern() -> None:
-    assert rule("gemma2", compute={}) is None
-    assert rule("llama") is None
-    assert rule("llama", method={"name": "block_influence"}) is None
-    allows = rule("gemma2")
-    assert callable(allows)
-    assert allows([2, 3])
-    assert not allows([2])
+    for name, fields in (("gemma2", {"compute": {}}), ("llama", {}), ("llama", {"method": {"name": "refit"}})):
+        assert rule(name, **fields)[1] is None
+    _, allows = rule("gemma2")
+    assert allows is not None
+    assert (allows([2, 3]), allows([2])) == (True, False)
 
 
 def test_named_blocks_that_break_it_are_refused() -> None:
-    assert rule("gemma2", drop=[2, 3]) is not None
+    assert rule("gemma2", drop=[2, 3])[1] is not None
     with pytest.raises(InvalidInput, match="without blocks 2 the kinds of the others") as refused:
         rule("gemma2", drop=[2])
     assert refused.value.field == "drop"
@@ -114,4 +104,4 @@ def test_a_method_that_chooses_here_and_there_is_refused(method: dict[str, objec
     ],
 )
 def test_methods_that_choose_a_window(method: dict[str, object], expected: Method) -> None:
-    assert keeping_method(MethodSpec.model_validate(method)) is expected
+    assert rule("gemma2", method=method)[0].method.name is expected

@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from replaceme_core.engine.numerics import stream
+from replaceme_core.engine.text.drawing import sequence_counts
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.request import defaults
 from replaceme_core.request.calibration import CalibrationSpec
@@ -244,3 +245,45 @@ def test_constants_that_numerics_repeats() -> None:
     """Numerics knows tensors only, so it cannot read the table of the defaults."""
     assert defaults.LONGEST_ORDINARY == stream.LONGEST_ORDINARY
     assert defaults.LARGEST_WEIGHT == stream.LARGEST_WEIGHT
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        {"dataset": "builtin:general"},
+        {"dataset": "org/text"},
+        {"sources": ["org/text", {"dataset": "org/other", "share": 0}], "judged_on": "none"},
+        {"sources": ["org/text", {"dataset": "org/other", "share": 0}]},
+    ],
+)
+def test_sequences_beside_the_samples_are_those_that_are_drawn(calibration: dict[str, object]) -> None:
+    asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
+    found = resolve_spec(asked, CPU, values=1000).calibration
+    drawn = sum(one.fit + one.held_out for one in sequence_counts(found, measure=0))
+    repeating = found.repeating + found.repeating_held_out(Method.AUTO)
+    assert found.samples + found.beside_samples(Method.AUTO) == drawn + repeating
+
+
+@pytest.mark.parametrize(
+    ("calibration", "judges"),
+    [
+        ({"dataset": "org/text"}, ["builtin:general"]),
+        ({"dataset": "org/text", "self_generated": 0.0}, []),
+        ({"dataset": "org/text", "self_generated": 0.0, "judged_on": "builtin:prose"}, ["builtin:prose"]),
+        ({"dataset": "org/text", "judged_on": "none"}, []),
+        ({"dataset": "builtin:general"}, []),
+        ({"dataset": "org/text", "max_length": 16_384}, []),
+    ],
+)
+def test_candidates_are_judged_on_a_text_that_no_fit_has_seen(
+    calibration: dict[str, object], judges: list[str]
+) -> None:
+    asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
+    found = resolve_spec(asked, CPU, values=1000).calibration
+    counts = zip(found.mix, sequence_counts(found, measure=0), strict=True)
+    assert found.judging in {0, 4, 6}, "half as many as are held out of the samples"
+    alone = [
+        source.name for source, count in counts if source.name == found.judged_on and count.held_out == found.judging
+    ]
+    assert alone == judges
+    assert found.judged_on is not None

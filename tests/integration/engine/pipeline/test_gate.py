@@ -12,13 +12,11 @@ from replaceme_core.engine.evaluation import compare
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.tasks import load_tasks
 from replaceme_core.engine.model.load import load_model
-from replaceme_core.engine.pipeline import compress
-from replaceme_core.errors import BrokenModel, GateRejected, InvalidInput, NumericalFailure
+from replaceme_core.errors import BrokenModel, GateRejected, NumericalFailure
 from replaceme_core.request.gate import GateResult
 from replaceme_core.runner.messages import Finished, RunnerRequest
 from tests.fixtures.evaluation.local_tasks import CHOICE, QUESTIONS, ROLLING, write_tasks
 from tests.fixtures.models.pipeline import request, run
-from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tiny import BLOCKS, byte_tokenizer, save_tiny
 
 
@@ -86,17 +84,6 @@ def test_tasks_are_run_on_both_models_and_judged(tmp_path: Path, monkeypatch: py
     assert measured is not None
     (alone,) = measured.run(load_model(out, dtype=torch.float32, device="cpu"), byte_tokenizer(), DenseResults())
     assert alone.accuracy == after
-
-
-def test_a_task_that_is_not_there_fails_before_anything_is_computed(tmp_path: Path) -> None:
-    source = save_tiny(tmp_path / "source")
-    tasks = write_tasks(tmp_path / "tasks")
-    (tasks / "questions.jsonl").unlink()
-    recorder = Recorder()
-    one = request(source, evaluation={"tasks": [CHOICE]}).model_copy(update={"tasks_directory": str(tasks)})
-    with pytest.raises(InvalidInput, match=r"reads questions\.jsonl, which is not in the"):
-        compress(one, recorder)
-    assert recorder.stages == []
 
 
 PLAIN_TURNS = "{% for turn in messages %}\n{{ turn['content'] }}\n{% endfor %}"

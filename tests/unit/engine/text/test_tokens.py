@@ -28,7 +28,6 @@ from replaceme_core.request.defaults import FEWEST_SAMPLES, GENERAL_SHARE, OWN_S
 from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import Machine, ResolvedCalibration, ResolvedSpec, resolve_spec
 from replaceme_core.request.spec import CompressionSpec, EvaluationSpec
-from replaceme_core.runner.messages import RunnerRequest
 from tests.fixtures.models.tiny import byte_tokenizer
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -364,13 +363,8 @@ def resolved_for(requested: CalibrationSpec, *, measured: bool = True) -> Resolv
 
 def sized(requested: CalibrationSpec, *paths: Path | None, measured: bool = True) -> ResolvedSpec:
     spec = resolved_for(requested, measured=measured)
-    request = RunnerRequest(
-        spec=CompressionSpec(model=spec.model, ratio=spec.ratio, calibration=requested),
-        model_directory="m",
-        calibration_paths=tuple(None if path is None else str(path) for path in paths),
-        output_directory="o",
-    )
-    return sized_to_text(spec, request, byte_tokenizer())
+    padded = [*paths, *[None] * (len(spec.calibration.mix) - len(paths))]
+    return sized_to_text(spec, byte_tokenizer(), requested=requested, paths=padded)
 
 
 def open_text(**options: object) -> CalibrationSpec:
