@@ -4,9 +4,8 @@ The others stand with their routes.
 """
 
 from collections.abc import Mapping
-from datetime import datetime
 from functools import cache
-from typing import Annotated, Any, Generic, Self, TypeVar
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -20,34 +19,19 @@ from pydantic import (
 )
 
 from replaceme_core import shapes
-from replaceme_core.families.layout import Layout, MapStructure, Refusal
-from replaceme_core.families.table import limits
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.keys import ApiKey, CreatedKey, KeyLimits, NewKey, Scope
-from replaceme_core.ledger.reading import StageRecord, Timeline
-from replaceme_core.ledger.records import Job, JobEvent
+from replaceme_core.ledger.keys import NewKey, Scope
+from replaceme_core.ledger.reading import Attempt, StageTimes
 from replaceme_core.ledger.states import DEFAULT_EVENTS, EventType, JobStatus, Payload
 from replaceme_core.ledger.webhooks import TYPE_PREFIX
 from replaceme_core.request.admission import check_namespaces
 from replaceme_core.request.fields import LONGEST_SECONDS, Frozen, Name, as_tuple, length, one_of
 from replaceme_core.request.fields import Labels as AnyLabels
-from replaceme_core.request.method import Method
-from replaceme_core.request.removal import methods_of, structures_of
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec
 from replaceme_core.runner.messages import Stage
-from replaceme_core.shapes import QueuePosition, Shape
-from replaceme_core.webhooks import (
-    LONGEST_URL,
-)
+from replaceme_core.shapes import KeyLimits, QueuePosition, Shape
+from replaceme_core.webhooks import LONGEST_URL
 from replaceme_core.wording import json_safe
-
-T = TypeVar("T")
-
-
-class ResponseBody(BaseModel):
-    """A JSON body that the service sends; made of any object that has the attributes."""
-
-    model_config = ConfigDict(frozen=True, from_attributes=True)
 
 
 @cache
@@ -63,20 +47,13 @@ def has_secrets(schema: Mapping[str, object]) -> bool:
     return any(isinstance(field, Mapping) and field.get("writeOnly") is True for field in fields)
 
 
-class ListBody(ResponseBody, Generic[T]):
-    """One page of a list. `next_cursor` requests the next page; it is null on the last one."""
-
-    items: list[T]
-    next_cursor: str | None = None
-
-
 class Parameters(BaseModel):
     """Query parameters. Unknown ones are refused for all routes (`refuse_unknown`)."""
 
     model_config = ConfigDict(frozen=True)
 
 
-class ProblemEntry(ResponseBody):
+class ProblemEntry(Shape):
     """One invalid field of a request."""
 
     field: str
@@ -84,7 +61,7 @@ class ProblemEntry(ResponseBody):
     message: str
 
 
-class ProblemBody(ResponseBody):
+class ProblemBody(Shape):
     """An error (RFC 9457). `errors` is present with status 422."""
 
     type: str
@@ -98,32 +75,7 @@ class ProblemBody(ResponseBody):
 # Jobs
 
 
-class StageBody(ResponseBody):
-    """A stage of the present attempt; `fraction` is the part that is done. Without times: not begun, or resumed."""
-
-    name: Stage
-    started_at: datetime | None
-    finished_at: datetime | None
-    fraction: float
-
-    @classmethod
-    def of(cls, record: StageRecord) -> Self:
-        return cls(
-            name=record.stage, started_at=record.started_at, finished_at=record.finished_at, fraction=record.fraction
-        )
-
-
-class AttemptBody(Shape):
-    """An attempt; `outcome` is the type of the event that ended it, null while it is running."""
-
-    number: int
-    worker: str
-    started_at: datetime
-    finished_at: datetime | None
-    outcome: EventType | None
-
-
-class LinksBody(ResponseBody):
+class LinksBody(Shape):
     self: str
     cancel: str
     retry: str
@@ -131,6 +83,12 @@ class LinksBody(ResponseBody):
     metrics: str
     logs: str
     report: str
+
+    @classmethod
+    def at(cls, root: str, job_id: str) -> Self:
+        """`root` is the path under which the service is mounted, usually ""."""
+        here = f"{root}/jobs/{job_id}"
+        return cls(**{name: here if name == "self" else f"{here}/{name}" for name in cls.model_fields})
 
 
 class JobBody(shapes.Job):
@@ -142,31 +100,13 @@ class JobBody(shapes.Job):
     spec: CompressionSpec
     links: LinksBody
 
-    @classmethod
-    def of(cls, job: Job, *, root: str, **more: object) -> Self:
-        """`root` is the path under which the service is mounted, usually ""; `more` are fields of a subclass."""
-        here = f"{root}/jobs/{job.id}"
-        links = {name: here if name == "self" else f"{here}/{name}" for name in LinksBody.model_fields}
-        shown = {name: getattr(job, name) for name in shapes.Job.model_fields}
-        return cls.model_validate({**shown, **more, "links": links})
-
 
 class WholeJobBody(JobBody):
     """A job with all that is known; `queue` is null unless the job is queued."""
 
     queue: QueuePosition | None
-    stages: tuple[StageBody, ...]
-    attempts: tuple[AttemptBody, ...]
-
-    @classmethod
-    def at(cls, position: QueuePosition | None, job: Job, timeline: Timeline, *, root: str) -> Self:
-        return cls.of(
-            job,
-            root=root,
-            queue=position,
-            stages=tuple(StageBody.of(record) for record in timeline.stages),
-            attempts=tuple(AttemptBody.model_validate(record) for record in timeline.attempts),
-        )
+    stages: tuple[StageTimes, ...]
+    attempts: tuple[Attempt, ...]
 
 
 _OPTIONAL: Mapping[str, Any] = {
@@ -174,7 +114,6 @@ _OPTIONAL: Mapping[str, Any] = {
 }
 JobPartBody = create_model(
     "JobPart",
-    __base__=ResponseBody,
     __doc__="A job in a list: all of its fields, or those that were asked for.",
     **_OPTIONAL,
 )
@@ -187,10 +126,7 @@ class EventBody(shapes.JobEvent):
     """One entry of a job's history. `seq` counts from 1."""
 
     type: EventType
-
-    @classmethod
-    def of(cls, event: JobEvent) -> Self:
-        return cls(seq=event.seq, type=event.type, at=event.at, attempt=event.attempt, data=json_safe(event.data))
+    data: Annotated[object, BeforeValidator(json_safe)]
 
 
 class JobEventBody(EventBody):
@@ -198,10 +134,6 @@ class JobEventBody(EventBody):
 
     position: int
     job_id: str
-
-    @classmethod
-    def placed(cls, position: int, event: JobEvent) -> Self:
-        return cls(position=position, job_id=event.job_id, **dict(EventBody.of(event)))
 
 
 # The request for a job, and for a webhook with it
@@ -280,7 +212,7 @@ def _are_texts(names: object) -> bool:
     return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
-class KeyLimitsBody(Frozen):
+class KeyLimitsRequest(Frozen):
     """Limits of a key; null: the default of the service. 0: no limit."""
 
     requests_per_minute: int | None = Field(default=None, ge=0, le=_LARGEST)
@@ -291,16 +223,6 @@ class KeyLimitsBody(Frozen):
     model_bytes: int | None = Field(default=None, ge=0, le=_LARGEST_SIZE, description="weights of a model")
     tokens: int | None = Field(default=None, ge=0, le=_LARGEST_SIZE, description="calibration tokens of a job")
 
-    @classmethod
-    def of(cls, limits: KeyLimits) -> Self:
-        return cls(
-            requests_per_minute=limits.requests_per_minute,
-            jobs=limits.jobs,
-            running_jobs=limits.running_jobs,
-            model_bytes=limits.model_bytes,
-            tokens=limits.tokens,
-        )
-
 
 class KeyRequest(Frozen):
     """A key to create. `owner` is the one whose jobs it sees, by default that of the key which creates it."""
@@ -309,15 +231,14 @@ class KeyRequest(Frozen):
     owner: OwnerName | None = None
     scopes: Scopes = (Scope.JOBS_READ, Scope.JOBS_WRITE)
     expires_in_seconds: int | None = Field(default=None, ge=1, le=10 * LONGEST_SECONDS, description="null: never")
-    limits: KeyLimitsBody = KeyLimitsBody()
+    limits: KeyLimitsRequest = KeyLimitsRequest()
 
     def to_new(self, *, owner: str) -> NewKey:
-        limits = KeyLimits(**dict(self.limits))
         return NewKey(
             owner=self.owner or owner,
             name=self.name,
             scopes=frozenset(self.scopes),
-            limits=limits,
+            limits=KeyLimits.of(self.limits),
             expires_in_seconds=self.expires_in_seconds,
         )
 
@@ -332,76 +253,3 @@ class OwnerRequest(Frozen):
     """`output_namespaces`: where results of the owner may go; null: where those of everybody may."""
 
     output_namespaces: Namespaces | None
-
-
-class KeyBody(ResponseBody):
-    """An API key without its text. `start` is the beginning of the text, to recognise it by."""
-
-    id: str
-    owner: str
-    name: str
-    start: str
-    scopes: tuple[Scope, ...]
-    limits: KeyLimitsBody
-    is_live: bool
-    created_at: datetime
-    expires_at: datetime | None
-    last_used_at: datetime | None
-    revoked_at: datetime | None
-
-    @classmethod
-    def of(cls, found: ApiKey, **more: object) -> Self:
-        return cls(
-            **more,
-            id=found.id,
-            owner=found.owner,
-            name=found.name,
-            start=found.start,
-            scopes=tuple(sorted(found.scopes)),
-            limits=KeyLimitsBody.of(found.limits),
-            is_live=found.is_live,
-            created_at=found.created_at,
-            expires_at=found.expires_at,
-            last_used_at=found.last_used_at,
-            revoked_at=found.revoked_at,
-        )
-
-
-class CreatedKeyBody(KeyBody):
-    """A new key. `key` is its text: it is shown here once, and cannot be shown again."""
-
-    key: str
-
-    @classmethod
-    def created(cls, created: CreatedKey) -> Self:
-        return cls.of(created.key, key=created.text)
-
-
-class OwnerBody(ResponseBody):
-    owner: str
-    output_namespaces: tuple[str, ...] | None
-
-
-# Families of models
-
-
-class FamilyBody(ResponseBody):
-    """A model type. `reason` explains why it is refused or, if it is supported, which of its models are not."""
-
-    model_type: str
-    supported: bool
-    methods: tuple[Method, ...]
-    structures: tuple[MapStructure, ...] = ()
-    reason: str | None
-
-    @classmethod
-    def of(cls, row: Layout | Refusal) -> Self:
-        if isinstance(row, Refusal):
-            return cls(model_type=row.model_type, supported=False, methods=(), reason=row.reason)
-        return cls(
-            model_type=row.model_type,
-            supported=True,
-            methods=methods_of(row),
-            structures=structures_of(row),
-            reason=limits(row),
-        )

@@ -1,20 +1,15 @@
 """API keys in the database itself: for the operator, who creates the first key when no key can ask for it yet."""
 
 from collections.abc import Iterator, Mapping
-from typing import TypeVar
 
-from pydantic import TypeAdapter
-
-from api.bodies import CreatedKeyBody, KeyBody, KeyRequest, KeyRotationRequest, OwnerRequest, ResponseBody
-from api.client.models import ApiKey, CreatedApiKey, OwnerSettings
+from api.bodies import KeyRequest, KeyRotationRequest, OwnerRequest
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import DEFAULT_OWNER, Keys, Owners
 from replaceme_core.ledger.migrate import upgrade
 from replaceme_core.settings import Settings
+from replaceme_core.shapes import ApiKey, CreatedApiKey, OwnerSettings
 
 _KEYS_PER_PAGE = 200
-
-T = TypeVar("T")
 
 
 class DirectKeys:
@@ -28,28 +23,26 @@ class DirectKeys:
     def create(self, request: Mapping[str, object]) -> CreatedApiKey:
         new = KeyRequest.model_validate(request).to_new(owner=DEFAULT_OWNER)
         with self._database.session() as session:
-            return _as_sent(CreatedApiKey, CreatedKeyBody.created(Keys(session).create(new)))
+            return CreatedApiKey.of(Keys(session).create(new))
 
     def list(self, *, owner: str | None = None) -> Iterator[ApiKey]:
         cursor: str | None = None
         with self._database.session(read_only=True) as session:
             while True:
                 page = Keys(session).page(limit=_KEYS_PER_PAGE, cursor=cursor, owner=owner)
-                yield from (_as_sent(ApiKey, KeyBody.of(key)) for key in page.items)
+                yield from page.items
                 cursor = page.next_cursor
                 if cursor is None:
                     return
 
     def revoke(self, key_id: str) -> ApiKey:
         with self._database.session() as session:
-            return _as_sent(ApiKey, KeyBody.of(Keys(session).revoke(key_id)))
+            return Keys(session).revoke(key_id)
 
     def rotate(self, key_id: str, *, overlap_seconds: int) -> CreatedApiKey:
         seconds = KeyRotationRequest(overlap_seconds=overlap_seconds).overlap_seconds
         with self._database.session() as session:
-            return _as_sent(
-                CreatedApiKey, CreatedKeyBody.created(Keys(session).rotate(key_id, overlap_seconds=seconds))
-            )
+            return CreatedApiKey.of(Keys(session).rotate(key_id, overlap_seconds=seconds))
 
     def set_output_namespaces(self, owner: str, names: tuple[str, ...] | None) -> OwnerSettings:
         checked = OwnerRequest.model_validate({"output_namespaces": names and [*names]}).output_namespaces
@@ -59,7 +52,3 @@ class DirectKeys:
 
     def close(self) -> None:
         self._database.close()
-
-
-def _as_sent(shape: type[T], body: ResponseBody) -> T:
-    return TypeAdapter(shape).validate_json(body.model_dump_json())

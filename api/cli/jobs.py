@@ -38,11 +38,10 @@ from api.cli.service import (
 )
 from api.cli.webhooks import print_secret
 from api.client.client import DEFAULT_URL
-from api.client.models import Family, Page, Plan
-from replaceme_core.families.table import listing
 from replaceme_core.report.reading import Report
 from replaceme_core.request.fields import ending_of
-from replaceme_core.shapes import LogLine
+from replaceme_core.request.removal import families as families_here
+from replaceme_core.shapes import Family, LogLine, Page, Plan
 from replaceme_core.wording import counted
 
 
@@ -326,9 +325,7 @@ def families(
     as_json: JsonFlag = False,
 ) -> None:
     if url is None:
-        from api.bodies import FamilyBody  # here: it imports SQLAlchemy, which takes half a second
-
-        found = tuple(Family.model_validate(FamilyBody.of(row).model_dump(mode="json")) for row in listing())
+        found = families_here()
     else:
         with connect(url, api_key=api_key, as_json=as_json) as client:
             found = client.families()

@@ -15,8 +15,8 @@ from api.cli.exit_codes import ExitCode, Failure, failure_of, read_settings
 from api.cli.output.console import JsonFlag, describe_time, print_json, print_line, print_note
 from api.cli.service import ApiKeyOption, Url, connect, print_items
 from api.client.client import DEFAULT_URL, KeysClient
-from api.client.models import ApiKey, CreatedApiKey
 from replaceme_core.errors import ReplaceMeError
+from replaceme_core.shapes import ApiKey, CreatedApiKey
 
 if TYPE_CHECKING:
     from api.cli.direct_keys import DirectKeys

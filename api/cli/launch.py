@@ -463,7 +463,7 @@ def provide_api_key(settings: Settings) -> None:
             keys.revoke_local()
             new = NewKey(owner=DEFAULT_OWNER, name=LOCAL_KEY_NAME, scopes=frozenset(Scope), is_local=True)
             # before the commit: a key that nobody knows would be worse than a file with a key that is not known yet
-            _write(path, keys.create(new).text)
+            _write(path, keys.create(new).key)
     finally:
         database.close()
 

@@ -9,7 +9,8 @@ from api.cli.output.console import JsonFlag, make_console, print_json, print_not
 from api.cli.output.jobs import deliveries_table, webhook_table, webhooks_table
 from api.cli.service import Cursor, Label, Url, connect, print_items
 from api.client.client import DEFAULT_URL
-from api.client.models import Delivery, Webhook
+from api.client.models import Webhook
+from replaceme_core.shapes import Delivery
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 

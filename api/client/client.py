@@ -20,7 +20,8 @@ import httpx2
 
 from api.client.connection import POLL_SECONDS, Connection, given, path_of, retry_after
 from api.client.event_stream import follow_events
-from api.client.models import (
+from api.client.models import Job, JobEvent, Webhook
+from replaceme_core.shapes import (
     ApiKey,
     CancelledJob,
     CancelledJobs,
@@ -28,16 +29,14 @@ from api.client.models import (
     Credential,
     Delivery,
     Family,
-    Job,
-    JobEvent,
+    LogLine,
+    Metric,
     OwnerSettings,
     Page,
     Plan,
-    Webhook,
     WholeDelivery,
     Worker,
 )
-from replaceme_core.shapes import LogLine, Metric
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _EVENTS_PER_PAGE = 500

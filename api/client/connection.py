@@ -30,7 +30,8 @@ from api.client.errors import (
     TooMany,
     error_of,
 )
-from api.client.models import Page, Problem
+from api.client.models import Problem
+from replaceme_core.shapes import Page
 
 PAUSES_SECONDS = (0.5, 1.0, 2.0)
 """Before each repetition of a request; longer where the service asks for that."""

@@ -25,10 +25,10 @@ from api.routes.deps import (
     SubmitterDep,
 )
 from api.routes.event_feed import last_event_id, stream
-from api.routes.jobs import JobId, MetricBody
+from api.routes.jobs import JobId, MetricBody, whole_body
 from api.routes.reading import BatchedReader
 from api.routes.reports import page_response, read_report
-from api.routes.webhooks import WebhookBody
+from api.routes.webhooks import WebhookBody, WebhookLinks
 from replaceme_core.errors import NotFound
 from replaceme_core.ledger import changes, reading, webhooks
 from replaceme_core.ledger.attempts import KEPT_LINES
@@ -147,7 +147,7 @@ async def _shown(
 ) -> Response:
     seen = (await reader.read(job_id, owner=owner)).seen
     assert seen is not None, "no version was given as known"
-    job = WholeJobBody.at(seen.position, seen.job, seen.timeline, root=root_of(request.scope))
+    job = whole_body(seen, request)
     gate = None if job.gate is None else job.gate.model_dump(mode="json")
     judged = Report({"gate": gate, "removed_blocks": [] if job.result is None else list(job.result.removed_blocks)})
     history = await run_in_threadpool(_history, database, job_id, owner, root_of(request.scope))
@@ -174,7 +174,7 @@ def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str
             EventBody.of(event) for event in reading.events(session, job_id, limit=_MOST_EVENTS, owner=owner).items
         ]
         log = list(reading.log(session, job_id, limit=KEPT_LINES, owner=owner).items)
-        metrics = [MetricBody.model_validate(metric) for metric in reading.metrics(session, job_id, owner=owner)]
+        metrics = [MetricBody.of(metric) for metric in reading.metrics(session, job_id, owner=owner)]
         report = _report(session, job_id, owner)
         receivers = webhooks.page(session, owner=owner, job_id=job_id, limit=_MOST_WEBHOOKS).items
     measured, others = as_report(metrics)
@@ -188,7 +188,7 @@ def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str
         "others": others,
         "has_report": report is not None,
         "plots": plots_of(report) if report is not None and can_draw() else [],
-        "webhooks": [WebhookBody.of(webhook, root=root) for webhook in receivers],
+        "webhooks": [WebhookBody.of(one, links=WebhookLinks.at(root, one.id)) for one in receivers],
     }
 
 
@@ -242,11 +242,7 @@ async def compare(
         status = HTTPStatus.UNPROCESSABLE_ENTITY
         return page("compare.html", request.scope, status=status, jobs=[], given=len(ids), fewest=FEWEST, most=MOST)
     reads = [await reader.read(job_id, owner=caller) for job_id in ids]
-    jobs = [
-        WholeJobBody.at(one.position, one.job, one.timeline, root=root_of(request.scope))
-        for one in (read.seen for read in reads)
-        if one is not None
-    ]
+    jobs = [whole_body(one, request) for one in (read.seen for read in reads) if one is not None]
     found = await run_in_threadpool(_measured, database, ids, caller)
     return await run_in_threadpool(
         page,
@@ -265,9 +261,7 @@ def _measured(database: Database, ids: Sequence[str], owner: str) -> dict[str, d
     """The rows of each job, by their labels."""
     with database.session(read_only=True) as session:
         metrics = {job_id: reading.metrics(session, job_id, owner=owner) for job_id in ids}
-    reports = {
-        job_id: as_report([MetricBody.model_validate(one) for one in found])[0] for job_id, found in metrics.items()
-    }
+    reports = {job_id: as_report([MetricBody.of(one) for one in found])[0] for job_id, found in metrics.items()}
     return {job_id: {row.label: row for row in _rows_of(report)} for job_id, report in reports.items()}
 
 

@@ -9,10 +9,10 @@ from pydantic import Field, ValidationError
 from api.bodies import JobBody, Parameters
 from api.dashboard.live import changes
 from api.dashboard.middleware import PageRoute
-from api.dashboard.rendering import page, root_of
+from api.dashboard.rendering import page
 from api.routes.deps import CallerDep, FeedDep, ReaderDep, ReadingSessionDep
 from api.routes.event_feed import last_event_id, stream
-from api.routes.jobs import JobId, JobsQuery
+from api.routes.jobs import JobId, JobsQuery, job_body
 from replaceme_core.errors import InvalidInput
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import LedgerSession
@@ -90,7 +90,7 @@ def _listed(template: str, filters: Filters, session: LedgerSession, caller: str
         found = reading.page(
             session, owner=caller, filters=query.filters(), sort=query.sort, limit=JOBS_ON_A_PAGE, cursor=query.cursor
         )
-        items = [JobBody.of(snapshot.job(), root=root_of(request.scope)) for snapshot in found.items]
+        items = [job_body(snapshot.job(), request) for snapshot in found.items]
         next_cursor = found.next_cursor
     except ValidationError as error:
         for raw in error.errors():

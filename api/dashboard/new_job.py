@@ -212,7 +212,7 @@ async def plan_as_typed(form: FormDep, planning: PlanningDep, request: Request) 
     plan = None
     if not isinstance(found, FormErrors):
         try:
-            plan = PlanBody.of(await planning.plan(found, caller=caller_of(request.scope)))
+            plan = PlanBody.from_plan(await planning.plan(found, caller=caller_of(request.scope)))
         except InvalidInput as error:
             errors.add_refusal(error)
         except ReplaceMeError as error:

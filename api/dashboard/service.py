@@ -17,7 +17,6 @@ from api.dashboard.rendering import page, root_of, static_files
 from api.http.callers import SESSION_SECONDS, Caller, Session, Unknown, session_of
 from api.http.request_log import POLICY
 from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep
-from api.routes.service import WorkerBody
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import scheduling
 from replaceme_core.ledger.database import LedgerSession
@@ -166,7 +165,7 @@ def show_live_part(session: ReadingSessionDep, caller: CallerDep, request: Reque
 
 
 def _shown(template: str, session: LedgerSession, caller: str, request: Request) -> Response:
-    workers = [WorkerBody.of(worker, caller=caller) for worker in Workers(session).list()]
+    workers = Workers(session).list(owner=caller)
     queued = list(scheduling.read_queue(session).queued.values())
     loads = []
     for kind in (None, *WorkerKind):

@@ -31,7 +31,6 @@ from replaceme_core.ledger.keys import (
     LAST_USED_SECONDS,
     NO_LIMITS_OF_ITS_OWN,
     ApiKey,
-    KeyLimits,
     Keys,
     Scope,
     hash_of,
@@ -39,6 +38,7 @@ from replaceme_core.ledger.keys import (
 )
 from replaceme_core.secrets_box import KEY_BYTES, SecretsBox
 from replaceme_core.settings import Settings
+from replaceme_core.shapes import KeyLimits
 
 # Callers
 
@@ -56,7 +56,7 @@ class Caller:
 
     @classmethod
     def of(cls, key: ApiKey) -> "Caller":
-        return cls(owner=key.owner, key_id=key.id, scopes=key.scopes, limits=key.limits)
+        return cls(owner=key.owner, key_id=key.id, scopes=frozenset(key.scopes), limits=key.limits)
 
 
 def limit_of(own: int | None, default: int) -> int | None:

@@ -62,9 +62,8 @@ class EventMessage:
     @cached_property
     def of_owner(self) -> bytes:
         """In the stream of all jobs; the id is the position."""
-        return _encoded(
-            self.position, self.event.type, JobEventBody.placed(self.position, self.event).model_dump_json()
-        )
+        body = JobEventBody.of(self.event, position=self.position)
+        return _encoded(self.position, self.event.type, body.model_dump_json())
 
 
 def _encoded(number: int, kind: str, data: str) -> bytes:

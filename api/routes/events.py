@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from api.bodies import EventBody, JobEventBody, ListBody, Parameters
+from api.bodies import EventBody, JobEventBody, Parameters
 from api.http.responses import UNCHANGED, json_response, next_page
 from api.routes.deps import CallerDep, DatabaseDep, FeedDep, ReaderDep
 from api.routes.event_feed import KEEP_ALIVE, RETRY, STREAM, EventMessage, last_event_id, stream
@@ -16,6 +16,7 @@ from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.states import TERMINAL
 from replaceme_core.ledger.watching import events_after, number_all
+from replaceme_core.shapes import Page
 
 router = APIRouter(tags=["history"])
 _LARGEST_SEQ = 2**31 - 1
@@ -57,7 +58,7 @@ _LAST_EVENT_ID = {
 
 @router.get(
     "/jobs/{job_id}/events",
-    response_model=ListBody[EventBody],
+    response_model=Page[EventBody],
     responses={**_STREAMED, HTTPStatus.NO_CONTENT.value: {"description": "Of a stream: there are no further events"}},
     openapi_extra=_LAST_EVENT_ID,
 )
@@ -84,7 +85,7 @@ async def list_events(
     return await run_in_threadpool(_page_of_job, database, job_id, caller, query, request)
 
 
-@router.get("/events", response_model=ListBody[JobEventBody], responses=_STREAMED, openapi_extra=_LAST_EVENT_ID)
+@router.get("/events", response_model=Page[JobEventBody], responses=_STREAMED, openapi_extra=_LAST_EVENT_ID)
 async def list_all_events(
     query: Annotated[AllEventsQuery, Query()],
     database: DatabaseDep,
@@ -124,20 +125,19 @@ def _has_events(database: Database, job_id: str, after: int, *, owner: str) -> b
 def _page_of_job(database: Database, job_id: str, owner: str, query: EventsQuery, request: Request) -> Response:
     with database.session(read_only=True) as session:
         page = reading.events(session, job_id, after=query.after, limit=query.limit, owner=owner)
-    body = ListBody[EventBody](items=[EventBody.of(event) for event in page.items], next_cursor=page.next_cursor)
-    return _listed(body, request)
+    return _listed(Page[EventBody].of(page), request)
 
 
 def _page_of_all(database: Database, owner: str, query: AllEventsQuery, request: Request) -> Response:
     number_all(database)
     with database.session(read_only=True) as session:
         found = events_after(session, query.after, limit=query.limit + 1, owner=owner)
-    items = [JobEventBody.placed(each.position, each.event) for each in found[: query.limit]]
+    items = tuple(JobEventBody.of(each.event, position=each.position) for each in found[: query.limit])
     more = len(found) > query.limit
-    body = ListBody[JobEventBody](items=items, next_cursor=str(items[-1].position) if more else None)
+    body = Page[JobEventBody](items=items, next_cursor=str(items[-1].position) if more else None)
     return _listed(body, request)
 
 
-def _listed(body: ListBody[EventBody] | ListBody[JobEventBody], request: Request) -> Response:
+def _listed(body: Page[EventBody] | Page[JobEventBody], request: Request) -> Response:
     headers = {} if body.next_cursor is None else {"Link": next_page(request, cursor=body.next_cursor, name="after")}
     return json_response(body.model_dump_json(), request=request, headers=headers)

@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic.main import IncEx
 from pydantic_core import PydanticCustomError
 
-from api.bodies import JobBody, JobPartBody, JobRequest, ListBody, Parameters, ResponseBody, WholeJobBody
+from api.bodies import JobBody, JobPartBody, JobRequest, LinksBody, Parameters, WholeJobBody
 from api.http import deadline
 from api.http.callers import caller_of
 from api.http.problems import MethodRefused
@@ -33,6 +33,7 @@ from api.http.responses import (
     known_tags,
     next_page,
     not_modified,
+    root_of,
     tag_of,
 )
 from api.routes.deps import (
@@ -46,9 +47,9 @@ from api.routes.deps import (
 )
 from api.routes.event_feed import EventFeed
 from api.routes.plans import PlanBody
-from api.routes.reading import BatchedReader, headers_of, retry_after
+from api.routes.reading import BatchedReader, JobSeen, headers_of, retry_after
 from api.routes.submission import Submitted
-from api.routes.webhooks import WebhookWithSecretBody
+from api.routes.webhooks import WebhookLinks, WebhookWithSecretBody
 from replaceme_core import shapes
 from replaceme_core.ledger import changes, reading
 from replaceme_core.ledger.attempts import KEPT_LINES
@@ -59,7 +60,7 @@ from replaceme_core.ledger.webhooks import Webhook
 from replaceme_core.report.view import QUANTITIES
 from replaceme_core.request.fields import Labels, LabelText, one_of
 from replaceme_core.runner.messages import Stage
-from replaceme_core.shapes import LogLine
+from replaceme_core.shapes import LogLine, Page
 
 router = APIRouter(tags=["jobs"], route_class=StrictRoute)
 history = APIRouter(tags=["history"])
@@ -176,18 +177,16 @@ class CancelRequest(BaseModel):
         )
 
 
-class CancelledBody(ResponseBody):
-    """A job of a bulk cancel: `cancelled`, or `running` until its worker has stopped it."""
+class CancelledBody(shapes.CancelledJob):
+    __doc__ = shapes.CancelledJob.__doc__
 
-    id: str
     status: JobStatus
 
 
-class CancelledJobsBody(ResponseBody):
-    """What a bulk cancel has done. `more`: others match; send the request again."""
+class CancelledJobsBody(shapes.CancelledJobs):
+    __doc__ = shapes.CancelledJobs.__doc__
 
-    items: list[CancelledBody]
-    more: bool
+    items: tuple[CancelledBody, ...]
 
 
 def _labels(texts: Iterable[str]) -> dict[str, str]:
@@ -233,8 +232,10 @@ class SubmittedJobBody(JobBody):
                 f"this Idempotency-Key made this job before, and it is {job.status}; to run it again, "
                 f"POST {root}/jobs/{job.id}/retry, or send the request with a new key"
             )
-        shown = None if webhook is None else WebhookWithSecretBody.of(webhook, root=root, secret=secret)
-        return cls.of(job, root=root, notice=notice, webhook=shown)
+        shown = None
+        if webhook is not None:
+            shown = WebhookWithSecretBody.of(webhook, links=WebhookLinks.at(root, webhook.id), secret=secret)
+        return cls.of(job, links=LinksBody.at(root, job.id), notice=notice, webhook=shown)
 
     def as_json(self) -> str:
         """The JSON that is sent."""
@@ -300,12 +301,12 @@ async def submit_job(
     """
     if body.validate_only:
         plan = await submitter.validate(body, caller=caller_of(request.scope))
-        return json_response(PlanBody.of(plan).model_dump_json(), request=request)
+        return json_response(PlanBody.from_plan(plan).model_dump_json(), request=request)
     submitted = await submitter.submit(body, key=key, owner=caller, scope=request.scope)
     return await accepted(submitted, request=request, reader=reader, feed=feed)
 
 
-@router.get("/jobs", response_model=ListBody[JobPartBody], responses={**UNCHANGED})  # type: ignore[valid-type]
+@router.get("/jobs", response_model=Page[JobPartBody], responses={**UNCHANGED})
 def list_jobs(
     query: Annotated[JobsQuery, Query()], session: ReadingSessionDep, caller: CallerDep, request: Request
 ) -> Response:
@@ -318,8 +319,8 @@ def list_jobs(
     tag = tag_of(*((snapshot.id, snapshot.version) for snapshot in page.items), query.shown(), page.next_cursor)
     if is_known(tag, known_tags(request)):
         return not_modified(tag, headers=headers)
-    bodies = [JobBody.of(snapshot.job(), root=root_of(request)) for snapshot in page.items]
-    listed = ListBody[JobBody](items=bodies, next_cursor=page.next_cursor)
+    bodies = tuple(job_body(snapshot.job(), request) for snapshot in page.items)
+    listed = Page[JobBody](items=bodies, next_cursor=page.next_cursor)
     shown = query.shown()
     include: IncEx | None = None
     if shown is not None:
@@ -342,7 +343,7 @@ def cancel_jobs(
 ) -> CancelledJobsBody:
     """Cancel all of your queued and running jobs that match. At most 500 at a time; `more` says whether to repeat."""
     done = changes.cancel_matching(session, owner=caller, filters=body.filters(), limit=MOST_CANCELLED)
-    items = [CancelledBody(id=job_id, status=status) for job_id, status in done.statuses.items()]
+    items = tuple(CancelledBody(id=job_id, status=status) for job_id, status in done.statuses.items())
     return CancelledJobsBody(items=items, more=done.more)
 
 
@@ -354,8 +355,7 @@ async def get_job(job_id: str, reader: ReaderDep, caller: CallerDep, request: Re
     headers = headers_of(found)
     if found.seen is None or is_known(found.tag, known):
         return not_modified(found.tag, headers=headers)
-    seen = found.seen
-    whole = WholeJobBody.at(seen.position, seen.job, seen.timeline, root=root_of(request))
+    whole = whole_body(found.seen, request)
     return json_response(whole.model_dump_json(), request=request, tag=found.tag, headers=headers)
 
 
@@ -365,7 +365,7 @@ def cancel_job(job_id: str, session: SessionDep, caller: CallerDep, request: Req
     job = changes.request_cancel(session, job_id, owner=caller)
     if job.status is not JobStatus.CANCELLED:
         response.status_code = HTTPStatus.ACCEPTED
-    return JobBody.of(job, root=root_of(request))
+    return job_body(job, request)
 
 
 @router.post("/jobs/{job_id}/retry", status_code=HTTPStatus.ACCEPTED, response_model=SubmittedJobBody)
@@ -389,23 +389,30 @@ def delete_job(job_id: str, session: SessionDep, caller: CallerDep) -> None:
     changes.delete_job(session, job_id, owner=caller)
 
 
-@history.get("/jobs/{job_id}/logs", response_model=ListBody[LogLine], responses={**UNCHANGED})
+@history.get("/jobs/{job_id}/logs", response_model=Page[LogLine], responses={**UNCHANGED})
 def list_log_lines(
     job_id: str, query: Annotated[LogsQuery, Query()], session: ReadingSessionDep, caller: CallerDep, request: Request
 ) -> Response:
     """The last lines that the runners of a job wrote, oldest first. `next_cursor` is the `after` of the next page."""
-    page = reading.log(session, job_id, after=query.after, limit=query.limit, owner=caller)
-    body = ListBody[LogLine](items=list(page.items), next_cursor=page.next_cursor)
-    headers = {} if page.next_cursor is None else {"Link": next_page(request, cursor=page.next_cursor, name="after")}
+    body = Page[LogLine].of(reading.log(session, job_id, after=query.after, limit=query.limit, owner=caller))
+    headers = {} if body.next_cursor is None else {"Link": next_page(request, cursor=body.next_cursor, name="after")}
     return json_response(body.model_dump_json(), request=request, headers=headers)
 
 
 @history.get("/jobs/{job_id}/metrics")
-def list_metrics(job_id: str, session: ReadingSessionDep, caller: CallerDep) -> ListBody[MetricBody]:
+def list_metrics(job_id: str, session: ReadingSessionDep, caller: CallerDep) -> Page[MetricBody]:
     """The values that the current attempt measured, oldest first."""
-    return ListBody(
-        items=[MetricBody.model_validate(metric) for metric in reading.metrics(session, job_id, owner=caller)]
-    )
+    return Page(items=tuple(MetricBody.of(metric) for metric in reading.metrics(session, job_id, owner=caller)))
+
+
+def job_body(job: Job, request: Request) -> JobBody:
+    return JobBody.of(job, links=LinksBody.at(root_of(request), job.id))
+
+
+def whole_body(seen: JobSeen, request: Request) -> WholeJobBody:
+    job, timeline = seen.job, seen.timeline
+    links = LinksBody.at(root_of(request), job.id)
+    return WholeJobBody.of(job, links=links, queue=seen.position, stages=timeline.stages, attempts=timeline.attempts)
 
 
 async def accepted(submitted: Submitted, *, request: Request, reader: BatchedReader, feed: EventFeed) -> Response:
@@ -436,9 +443,3 @@ async def _wait_for_end(job: Job, *, seconds: float, request: Request, reader: B
     await feed.wait_for_end(job.id, owner=job.owner, seconds=seconds)
     found = await reader.read(job.id, owner=job.owner)
     return job if found.seen is None else found.seen.job
-
-
-def root_of(request: Request) -> str:
-    """The path under which the API is reached, usually ""."""
-    root: str = request.scope.get("root_path", "")
-    return root.rstrip("/")

@@ -3,7 +3,6 @@
 Credentials are tokens for the Hub that a caller keeps here, to name them in jobs.
 """
 
-from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated
 
@@ -11,22 +10,19 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import Field, SecretStr, StringConstraints
 
 from api.bodies import (
-    CreatedKeyBody,
-    KeyBody,
     KeyId,
     KeyRequest,
     KeyRotationRequest,
-    ListBody,
-    OwnerBody,
     OwnerName,
     OwnerRequest,
     Parameters,
-    ResponseBody,
 )
 from api.http.requests import StrictRoute
 from api.http.responses import NO_STORE
 from api.routes.deps import CallerDep, KeysDep, KeysToReadDep, OwnersDep, OwnersToReadDep, ServicesDep
+from replaceme_core.ledger.keys import ApiKey, CreatedKey
 from replaceme_core.request.fields import CREDENTIAL_NAME, Frozen
+from replaceme_core.shapes import Credential, OwnerSettings, Page
 
 router = APIRouter(tags=["keys"], route_class=StrictRoute)
 credentials = APIRouter(tags=["credentials"], route_class=StrictRoute)
@@ -47,14 +43,6 @@ class CredentialRequest(Frozen):
     token: SecretStr = Field(min_length=1, max_length=500)
 
 
-class CredentialBody(ResponseBody):
-    """A credential without its token."""
-
-    name: str
-    created_at: datetime
-    updated_at: datetime
-
-
 # Routes of keys and owners
 
 _READER = {"name": "dashboard", "owner": "team-a", "scopes": ["jobs:read"], "expires_in_seconds": 7_776_000}
@@ -67,46 +55,45 @@ def create_key(
     caller: CallerDep,
     request: Request,
     response: Response,
-) -> CreatedKeyBody:
+) -> CreatedKey:
     """Create a key. Its text is in this response only."""
-    created = CreatedKeyBody.created(keys.create(body.to_new(owner=caller)))
+    created = keys.create(body.to_new(owner=caller))
     response.headers["Location"] = f"{request.scope.get('root_path', '').rstrip('/')}/keys/{created.id}"
     response.headers["Cache-Control"] = NO_STORE
     return created
 
 
 @router.get("/keys")
-def list_keys(query: Annotated[KeysQuery, Query()], keys: KeysToReadDep) -> ListBody[KeyBody]:
+def list_keys(query: Annotated[KeysQuery, Query()], keys: KeysToReadDep) -> Page[ApiKey]:
     """The keys of all owners, newest first, revoked ones included."""
-    page = keys.page(limit=query.limit, cursor=query.cursor, owner=query.owner)
-    return ListBody(items=[KeyBody.of(key) for key in page.items], next_cursor=page.next_cursor)
+    return Page[ApiKey].of(keys.page(limit=query.limit, cursor=query.cursor, owner=query.owner))
 
 
 @router.get("/keys/{key_id}")
-def get_key(key_id: KeyId, keys: KeysToReadDep) -> KeyBody:
+def get_key(key_id: KeyId, keys: KeysToReadDep) -> ApiKey:
     """A key."""
-    return KeyBody.of(keys.get(key_id))
+    return keys.get(key_id)
 
 
 @router.delete("/keys/{key_id}")
-def revoke_key(key_id: KeyId, keys: KeysDep) -> KeyBody:
+def revoke_key(key_id: KeyId, keys: KeysDep) -> ApiKey:
     """Revoke a key. It stays in the list. May be repeated."""
-    return KeyBody.of(keys.revoke(key_id))
+    return keys.revoke(key_id)
 
 
 @router.post("/keys/{key_id}/rotate", status_code=HTTPStatus.CREATED)
 def rotate_key(
     key_id: KeyId, body: Annotated[KeyRotationRequest, Body(examples=[{}])], keys: KeysDep, response: Response
-) -> CreatedKeyBody:
+) -> CreatedKey:
     """Replace a key by a new one with the same rights. The old one ends after `overlap_seconds`."""
     response.headers["Cache-Control"] = NO_STORE
-    return CreatedKeyBody.created(keys.rotate(key_id, overlap_seconds=body.overlap_seconds))
+    return keys.rotate(key_id, overlap_seconds=body.overlap_seconds)
 
 
 @router.get("/owners/{owner}")
-def get_owner(owner: OwnerName, owners: OwnersToReadDep) -> OwnerBody:
+def get_owner(owner: OwnerName, owners: OwnersToReadDep) -> OwnerSettings:
     """Where results of an owner may go."""
-    return OwnerBody(owner=owner, output_namespaces=owners.output_namespaces(owner))
+    return OwnerSettings(owner=owner, output_namespaces=owners.output_namespaces(owner))
 
 
 @router.put("/owners/{owner}")
@@ -114,19 +101,19 @@ def set_owner(
     owner: OwnerName,
     body: Annotated[OwnerRequest, Body(examples=[{"output_namespaces": ["team-a"]}])],
     owners: OwnersDep,
-) -> OwnerBody:
+) -> OwnerSettings:
     """Say where results of an owner may go."""
     owners.set_output_namespaces(owner, body.output_namespaces)
-    return OwnerBody(owner=owner, output_namespaces=owners.output_namespaces(owner))
+    return OwnerSettings(owner=owner, output_namespaces=owners.output_namespaces(owner))
 
 
 # Routes of credentials
 
 
 @credentials.get("/credentials")
-def list_credentials(owners: OwnersToReadDep, caller: CallerDep) -> ListBody[CredentialBody]:
+def list_credentials(owners: OwnersToReadDep, caller: CallerDep) -> Page[Credential]:
     """Your credentials by name, without their tokens."""
-    return ListBody(items=[CredentialBody.model_validate(one) for one in owners.credentials(caller)])
+    return Page(items=tuple(owners.credentials(caller)))
 
 
 @credentials.put("/credentials/{name}")
@@ -136,10 +123,10 @@ def put_credential(
     owners: OwnersDep,
     services: ServicesDep,
     caller: CallerDep,
-) -> CredentialBody:
+) -> Credential:
     """Store a token under a name, in place of an earlier one. No response shows it again."""
     token = body.token.get_secret_value()
-    return CredentialBody.model_validate(owners.put_credential(caller, name, token, box=services.secrets_box))
+    return owners.put_credential(caller, name, token, box=services.secrets_box)
 
 
 @credentials.delete("/credentials/{name}", status_code=HTTPStatus.NO_CONTENT)

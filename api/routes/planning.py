@@ -18,13 +18,14 @@ from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import Owners, owner_hub
 from replaceme_core.ledger.watching import Workers
 from replaceme_core.library_errors import free_space
-from replaceme_core.plan.plan import Plan, Planner, WorkerPlan, read_shape
+from replaceme_core.plan.plan import Plan, Planner, read_shape
 from replaceme_core.plan.resources import ModelShape
 from replaceme_core.request.admission import AdmittedModel, SizeLimits
 from replaceme_core.request.resolve import Machine
 from replaceme_core.request.spec import CompressionRequest
 from replaceme_core.runner.messages import PastJob
 from replaceme_core.settings import Settings
+from replaceme_core.shapes import WorkerPlan
 
 KEPT_SHAPES = 100
 
@@ -62,7 +63,7 @@ class Planning:
         with self._database.session(read_only=True) as session:
             counts = Workers(session).count_alive()
         alive = any(counts.values()) if kind is None else counts[kind] > 0
-        return replace(plan, worker=WorkerPlan(kind=kind, estimated_for=estimated_for, alive=alive))
+        return replace(plan, worker=WorkerPlan(route=kind, estimated_for=estimated_for, alive=alive))
 
     def validate(self, request: CompressionRequest, *, caller: Caller) -> Plan:
         """The same for a request that would be accepted, with a slot. Raises what its submission would raise."""

@@ -2,25 +2,26 @@
 
 import hashlib
 import hmac
-from datetime import datetime
 from http import HTTPStatus
-from typing import Literal, Self
+from typing import Literal
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from pydantic import Field
 
-from api.bodies import FamilyBody, ListBody, ResponseBody
 from api.http.guard import CHALLENGE, UNAUTHENTICATED
 from api.http.problems import problem_response, unavailable_response
 from api.http.responses import NO_STORE, UNCHANGED, json_response
 from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep
 from replaceme_core.errors import Unavailable
-from replaceme_core.families.table import listing
+from replaceme_core.families.layout import MapStructure
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.migrate import check_migrated
 from replaceme_core.ledger.records import Worker
 from replaceme_core.ledger.watching import Workers
+from replaceme_core.request import removal
+from replaceme_core.request.method import Method
 from replaceme_core.runner.sandbox import SandboxMode
+from replaceme_core.shapes import Family, Page, Shape
 
 router = APIRouter(tags=["health"])
 workers = APIRouter(tags=["workers"])
@@ -30,11 +31,11 @@ families = APIRouter(tags=["families"])
 # Bodies
 
 
-class HealthBody(ResponseBody):
+class HealthBody(Shape):
     status: Literal["ok"] = "ok"
 
 
-class ReadyBody(ResponseBody):
+class ReadyBody(Shape):
     status: Literal["ok"] = "ok"
     database: Literal["ok"] = "ok"
     broker: Literal["ok"] = "ok"
@@ -42,37 +43,11 @@ class ReadyBody(ResponseBody):
     sandboxes: tuple[SandboxMode, ...] = Field(description="the sandbox in force of each live worker")
 
 
-class WorkerBody(ResponseBody):
-    """A worker. `alive` is false once it has missed its heartbeats; it is listed for another hour.
+class FamilyBody(Family):
+    """A model type. `reason` explains why it is refused or, if it is supported, which of its models are not."""
 
-    `busy`: it runs a job; `jobs` are those of yours.
-    """
-
-    name: str
-    host: str
-    kinds: tuple[WorkerKind, ...]
-    device: str
-    sandbox: SandboxMode
-    started_at: datetime
-    heartbeat_at: datetime
-    alive: bool
-    busy: bool
-    jobs: tuple[str, ...]
-
-    @classmethod
-    def of(cls, worker: Worker, *, caller: str) -> Self:
-        return cls(
-            name=worker.name,
-            host=worker.host,
-            kinds=worker.kinds,
-            device=worker.device,
-            sandbox=worker.sandbox,
-            started_at=worker.started_at,
-            heartbeat_at=worker.heartbeat_at,
-            alive=worker.alive,
-            busy=bool(worker.jobs),
-            jobs=tuple(job_id for job_id, owner in worker.jobs if owner == caller),
-        )
+    methods: tuple[Method, ...]
+    structures: tuple[MapStructure, ...]
 
 
 # Routes
@@ -109,17 +84,17 @@ def ready(services: ServicesDep) -> Response | ReadyBody:
     return unavailable_response(code=down[0].code, detail="; ".join(error.message for error in down))
 
 
-@workers.get("/workers", response_model=ListBody[WorkerBody], responses={**UNCHANGED})
+@workers.get("/workers", response_model=Page[Worker], responses={**UNCHANGED})
 def list_workers(session: ReadingSessionDep, caller: CallerDep, request: Request) -> Response:
     """The workers by name: those that are alive, and those that were lost within the last hour."""
-    body = ListBody[WorkerBody](items=[WorkerBody.of(worker, caller=caller) for worker in Workers(session).list()])
+    body = Page[Worker](items=Workers(session).list(owner=caller))
     return json_response(body.model_dump_json(), request=request)
 
 
 @families.get("/families")
-def list_families() -> ListBody[FamilyBody]:
+def list_families() -> Page[FamilyBody]:
     """The families that can be compressed, and those that are refused with the reason."""
-    return ListBody(items=[FamilyBody.of(row) for row in listing()])
+    return Page(items=tuple(FamilyBody.of(one) for one in removal.families()))
 
 
 @router.get("/metrics", include_in_schema=False)  # it is there only where the operator has set a key

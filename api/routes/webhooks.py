@@ -1,7 +1,6 @@
 """Webhooks: create, list, change, rotate the secret, delete; the log of deliveries, and sending again."""
 
 from collections.abc import Callable
-from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Self
 
@@ -10,17 +9,19 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from api.bodies import Events, Labels, ListBody, Parameters, PayloadField, ResponseBody, Url
+from api.bodies import Events, Labels, Parameters, PayloadField, Url
 from api.http import deadline
 from api.http.callers import caller_of
 from api.http.requests import StrictRoute
-from api.http.responses import NO_STORE
+from api.http.responses import NO_STORE, root_of
 from api.routes.delivery import check_url
 from api.routes.deps import CallerDep, ReadingSessionDep, Services, ServicesDep, SessionDep
+from replaceme_core import shapes
 from replaceme_core.ledger import webhooks
-from replaceme_core.ledger.states import DEFAULT_EVENTS, DeliveryState, DisabledBy, EventType, Payload
-from replaceme_core.ledger.webhooks import TYPE_PREFIX, Delivery, NewWebhook, Try, Webhook
+from replaceme_core.ledger.states import DEFAULT_EVENTS, DeliveryState, Payload
+from replaceme_core.ledger.webhooks import NewWebhook, Webhook, WholeDelivery
 from replaceme_core.request.fields import Frozen
+from replaceme_core.shapes import Page, Shape
 from replaceme_core.webhooks import new_secret
 
 router = APIRouter(tags=["webhooks"], route_class=StrictRoute)
@@ -62,104 +63,32 @@ class RotationRequest(Frozen):
     overlap_seconds: float = Field(default=DEFAULT_OVERLAP_SECONDS, ge=0, le=LONGEST_OVERLAP_SECONDS)
 
 
-class WebhookLinks(ResponseBody):
+class WebhookLinks(Shape):
     self: str
     deliveries: str
 
+    @classmethod
+    def at(cls, root: str, webhook_id: str) -> Self:
+        here = f"{root}/webhooks/{webhook_id}"
+        return cls(self=here, deliveries=f"{here}/deliveries")
 
-class WebhookBody(ResponseBody):
+
+class WebhookBody(Webhook):
     """A webhook. Its secret is shown by the requests that make one, and never again."""
 
-    id: str
-    url: str
-    events: tuple[EventType, ...]
-    labels: dict[str, str]
-    payload: Payload
-    enabled: bool
-    disabled_by: DisabledBy | None
-    disabled_at: datetime | None
-    job_id: str | None
-    signed_by: str | None
-    key_id: str | None
-    previous_secret_expires_at: datetime | None
-    created_at: datetime
     links: WebhookLinks
-
-    @classmethod
-    def of(cls, webhook: Webhook, *, root: str, **more: object) -> Self:
-        here = f"{root}/webhooks/{webhook.id}"
-        return cls(
-            **more,
-            id=webhook.id,
-            url=webhook.url,
-            events=webhook.events,
-            labels=dict(webhook.labels),
-            payload=webhook.payload,
-            enabled=webhook.disabled_at is None,
-            disabled_by=webhook.disabled_by,
-            disabled_at=webhook.disabled_at,
-            job_id=webhook.job_id,
-            signed_by=webhook.signed_by,
-            key_id=webhook.key_id,
-            previous_secret_expires_at=webhook.previous_expires_at,
-            created_at=webhook.created_at,
-            links=WebhookLinks(self=here, deliveries=f"{here}/deliveries"),
-        )
 
 
 class WebhookWithSecretBody(WebhookBody):
     """A webhook with its new secret; null if another webhook signs for it, or if the request is a repetition."""
 
-    secret: str | None
+    secret: str | None = Field(repr=False)
 
 
-class TryBody(ResponseBody):
-    """One try to send a message. `status` is null where no response came, `error` where all is well."""
+class DeliveryBody(shapes.Delivery):
+    """One message to one webhook, with all tries to send it; `id` is its `webhook-id`."""
 
-    number: int
-    at: datetime
-    status: int | None
-    error: str | None
-    seconds: float
-
-    @classmethod
-    def of(cls, one: Try) -> Self:
-        return cls(number=one.number, at=one.at, status=one.status, error=one.error, seconds=round(one.seconds, 3))
-
-
-class DeliveryBody(ResponseBody):
-    """One message to one webhook. `id` is its `webhook-id`."""
-
-    id: str
-    type: str
-    job_id: str
-    seq: int
     state: DeliveryState
-    created_at: datetime
-    next_try_at: datetime | None
-    finished_at: datetime | None
-    tries: list[TryBody]
-
-    @classmethod
-    def of(cls, delivery: Delivery, **more: object) -> Self:
-        return cls(
-            **more,
-            id=delivery.message_id,
-            type=f"{TYPE_PREFIX}{delivery.type}",
-            job_id=delivery.job_id,
-            seq=delivery.seq,
-            state=delivery.state,
-            created_at=delivery.created_at,
-            next_try_at=delivery.next_try_at,
-            finished_at=delivery.finished_at,
-            tries=[TryBody.of(one) for one in delivery.tries],
-        )
-
-
-class WholeDeliveryBody(DeliveryBody):
-    """With what is sent, to the byte."""
-
-    body: str
 
 
 class WebhooksQuery(Parameters):
@@ -203,7 +132,7 @@ async def create_webhook(
         return webhooks.add(session, new, owner=caller)
 
     added = await _write_after_check(services, request, body.url, add)
-    created = WebhookWithSecretBody.of(added, root=_root(request), secret=secret)
+    created = WebhookWithSecretBody.of(added, links=_links(added, request), secret=secret)
     response.headers["Location"] = created.links.self
     response.headers["Cache-Control"] = NO_STORE
     return created
@@ -212,17 +141,16 @@ async def create_webhook(
 @router.get("/webhooks")
 def list_webhooks(
     query: Annotated[WebhooksQuery, Query()], session: ReadingSessionDep, caller: CallerDep, request: Request
-) -> ListBody[WebhookBody]:
+) -> Page[WebhookBody]:
     """Your standing webhooks, newest first; with `job`, those of that job."""
     page = webhooks.page(session, owner=caller, job_id=query.job, limit=query.limit, cursor=query.cursor)
-    items = [WebhookBody.of(webhook, root=_root(request)) for webhook in page.items]
-    return ListBody(items=items, next_cursor=page.next_cursor)
+    return Page(items=tuple(_shown(one, request) for one in page.items), next_cursor=page.next_cursor)
 
 
 @router.get("/webhooks/{webhook_id}")
 def get_webhook(webhook_id: str, session: ReadingSessionDep, caller: CallerDep, request: Request) -> WebhookBody:
     """A webhook, without its secret."""
-    return WebhookBody.of(webhooks.get(session, webhook_id, owner=caller), root=_root(request))
+    return _shown(webhooks.get(session, webhook_id, owner=caller), request)
 
 
 @router.patch("/webhooks/{webhook_id}")
@@ -243,7 +171,7 @@ async def change_webhook(
         return webhooks.change(session, webhook_id, owner=caller, values=values, enabled=body.enabled)
 
     changed = await _write_after_check(services, request, body.url, change)
-    return WebhookBody.of(changed, root=_root(request))
+    return _shown(changed, request)
 
 
 @router.delete("/webhooks/{webhook_id}", status_code=HTTPStatus.NO_CONTENT)
@@ -272,25 +200,25 @@ def rotate_secret(
         secret=services.secrets_box.seal(secret, field="webhook"),
         overlap_seconds=body.overlap_seconds,
     )
-    return WebhookWithSecretBody.of(rotated, root=_root(request), secret=secret)
+    return WebhookWithSecretBody.of(rotated, links=_links(rotated, request), secret=secret)
 
 
 @router.get("/webhooks/{webhook_id}/deliveries")
 def list_deliveries(
     webhook_id: str, query: Annotated[DeliveriesQuery, Query()], session: ReadingSessionDep, caller: CallerDep
-) -> ListBody[DeliveryBody]:
+) -> Page[DeliveryBody]:
     """The messages to a webhook and all tries to send them, newest first."""
-    page = webhooks.deliveries(
-        session, webhook_id, owner=caller, state=query.state, limit=query.limit, cursor=query.cursor
+    return Page[DeliveryBody].of(
+        webhooks.deliveries(
+            session, webhook_id, owner=caller, state=query.state, limit=query.limit, cursor=query.cursor
+        )
     )
-    return ListBody(items=[DeliveryBody.of(delivery) for delivery in page.items], next_cursor=page.next_cursor)
 
 
 @router.get("/webhooks/{webhook_id}/deliveries/{delivery_id}")
-def get_delivery(webhook_id: str, delivery_id: str, session: ReadingSessionDep, caller: CallerDep) -> WholeDeliveryBody:
+def get_delivery(webhook_id: str, delivery_id: str, session: ReadingSessionDep, caller: CallerDep) -> WholeDelivery:
     """A message as it is sent. `delivery_id` is its `webhook-id`."""
-    delivery = webhooks.delivery(session, webhook_id, delivery_id, owner=caller)
-    return WholeDeliveryBody.of(delivery, body=delivery.body)
+    return webhooks.delivery(session, webhook_id, delivery_id, owner=caller)
 
 
 @router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver", status_code=HTTPStatus.ACCEPTED)
@@ -316,6 +244,9 @@ async def _write_after_check(
         return await run_in_threadpool(in_transaction)
 
 
-def _root(request: Request) -> str:
-    root: str = request.scope.get("root_path", "")
-    return root.rstrip("/")
+def _shown(webhook: Webhook, request: Request) -> WebhookBody:
+    return WebhookBody.of(webhook, links=_links(webhook, request))
+
+
+def _links(webhook: Webhook, request: Request) -> WebhookLinks:
+    return WebhookLinks.at(root_of(request), webhook.id)

@@ -5,8 +5,9 @@ from sqlalchemy.orm import Session
 
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database
-from replaceme_core.ledger.records import Job, JobEvent, Metric
+from replaceme_core.ledger.records import Job, JobEvent
 from replaceme_core.ledger.tables import JobRow, is_uuid
+from replaceme_core.shapes import Metric
 
 
 def owner_of(session: Session, job_id: str) -> str:

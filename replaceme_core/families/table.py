@@ -371,11 +371,6 @@ def lookup(model_type: str) -> Layout | Refusal:
     return Refusal(model_type=model_type, reason=f"model type {shown!r} is not supported; supported: {supported}")
 
 
-def listing() -> tuple[Layout | Refusal, ...]:
-    """All rows, then all refusals; each sorted by name."""
-    return *(FAMILIES[name] for name in sorted(FAMILIES)), *(REFUSALS[name] for name in sorted(REFUSALS))
-
-
 def unmet(row: Layout, config: Mapping[str, object]) -> Refusal | None:
     """The reason why a model of this row's type with this `config` is refused; `None` if it is not."""
     for one in row.requires:

@@ -13,14 +13,15 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 from uuid import uuid4
 
+from pydantic import Field
 from sqlalchemy import ColumnElement, and_, case, delete, exists, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from replaceme_core import shapes
 from replaceme_core.errors import (
     AccessDenied,
     Conflict,
@@ -35,6 +36,7 @@ from replaceme_core.ledger.records import Page
 from replaceme_core.ledger.tables import ApiKeyRow, Base, CredentialRow, EndedSessionRow, OwnerRow, WebhookRow, is_uuid
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
+from replaceme_core.shapes import Credential, KeyLimits
 
 DEFAULT_OWNER = "anonymous"
 """Of jobs that were submitted without a key, and of the key that `replaceme serve` makes for its own machine."""
@@ -54,21 +56,6 @@ OF_WEBHOOKS = Scope.JOBS_READ
 what this scope reads."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class KeyLimits:
-    """Limits of one key; `None`: that of the settings. 0: no limit.
-
-    `requests_per_minute`; `jobs` that are queued or running; of the jobs that were submitted with this key,
-    `running_jobs` at the same time (no setting has it); bytes of the weights of a model; calibration tokens.
-    """
-
-    requests_per_minute: int | None = None
-    jobs: int | None = None
-    running_jobs: int | None = None
-    model_bytes: int | None = None
-    tokens: int | None = None
-
-
 NO_LIMITS_OF_ITS_OWN = KeyLimits()
 
 
@@ -84,40 +71,16 @@ class NewKey:
     is_local: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class ApiKey:
+class ApiKey(shapes.ApiKey):
     """What is known about a key; the key itself is not. `is_live`: neither revoked nor expired, when it was read."""
 
-    id: str
-    owner: str
-    name: str
-    start: str
-    scopes: frozenset[Scope]
-    limits: KeyLimits
-    is_local: bool
-    is_live: bool
-    created_at: datetime
-    expires_at: datetime | None
-    last_used_at: datetime | None
-    revoked_at: datetime | None
+    scopes: tuple[Scope, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class CreatedKey:
-    """A new key with its text, which is known only now."""
+class CreatedKey(ApiKey):
+    """A new key. `key` is its text: it is shown here once, and cannot be shown again."""
 
-    key: ApiKey
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Credential:
-    """A credential without its token."""
-
-    owner: str
-    name: str
-    created_at: datetime
-    updated_at: datetime
+    key: str = Field(repr=False)
 
 
 PREFIX = "rmk_"
@@ -195,7 +158,7 @@ class Keys:
                 expires_at=None if seconds is None else now(plus_seconds=seconds),
             )
         )
-        return CreatedKey(key=self.get(key_id), text=text)
+        return CreatedKey.of(self.get(key_id), key=text)
 
     def find_live(self, key_hash: str, session_id: str = "") -> ApiKey | None:
         """The key with this hash, unless it is revoked or has expired, or the session was ended."""
@@ -255,7 +218,7 @@ class Keys:
         Raises `KeyNotFound`, and `Conflict` if the key has ended, or is the one of `replaceme serve`.
         """
         old = self.get(key_id)
-        if old.is_local:
+        if self._session.scalar(select(ApiKeyRow.is_local).where(ApiKeyRow.id == key_id)):
             raise Conflict("`replaceme serve` made this key; to replace it, delete DATA/api-key and start it again")
         end = now(plus_seconds=overlap_seconds)
         lifetime = self._session.scalars(
@@ -270,12 +233,12 @@ class Keys:
             NewKey(
                 owner=old.owner,
                 name=old.name,
-                scopes=old.scopes,
+                scopes=frozenset(old.scopes),
                 limits=old.limits,
                 expires_in_seconds=lifetime[0],
             )
         )
-        self._session.execute(update(WebhookRow).where(WebhookRow.key_id == key_id).values(key_id=created.key.id))
+        self._session.execute(update(WebhookRow).where(WebhookRow.key_id == key_id).values(key_id=created.id))
         return created
 
     def is_any_issued(self) -> bool:
@@ -300,26 +263,7 @@ class Keys:
 
 
 def _to_key(row: ApiKeyRow, *, is_live: bool) -> ApiKey:
-    return ApiKey(
-        id=row.id,
-        owner=row.owner,
-        name=row.name,
-        start=row.start,
-        scopes=frozenset(Scope(scope) for scope in row.scopes),
-        limits=KeyLimits(
-            requests_per_minute=row.requests_per_minute,
-            jobs=row.jobs,
-            running_jobs=row.running_jobs,
-            model_bytes=row.model_bytes,
-            tokens=row.tokens,
-        ),
-        is_local=row.is_local,
-        is_live=is_live,
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-        last_used_at=row.last_used_at,
-        revoked_at=row.revoked_at,
-    )
+    return ApiKey.of(row, is_live=is_live, limits=KeyLimits.of(row))
 
 
 MOST_CREDENTIALS = 100
@@ -347,7 +291,7 @@ class Owners:
         rows = self._session.scalars(
             select(CredentialRow).where(CredentialRow.owner == owner).order_by(CredentialRow.name)
         )
-        return [_to_credential(row) for row in rows]
+        return [Credential.of(row) for row in rows]
 
     def put_credential(self, owner: str, name: str, token: str, *, box: SecretsBox) -> Credential:
         """Store a token under a name, in place of an earlier one. Raises `InvalidInput`."""
@@ -405,10 +349,6 @@ def _open(sealed: str, *, owner: str, name: str, box: SecretsBox) -> str:
     if whose != [owner, name]:
         raise AccessDenied(f"the credential {name!r} was stored for another owner or under another name")
     return str(token)
-
-
-def _to_credential(row: CredentialRow) -> Credential:
-    return Credential(owner=row.owner, name=row.name, created_at=row.created_at, updated_at=row.updated_at)
 
 
 def owner_hub(

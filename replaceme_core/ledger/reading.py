@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import groupby, pairwise
@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session, undefer
 
 from replaceme_core.errors import InvalidInput, NotFound
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.records import Job, JobEvent, Metric, Page
+from replaceme_core.ledger.records import Job, JobEvent, Page
 from replaceme_core.ledger.row_mapping import to_job, to_spec
 from replaceme_core.ledger.states import EventType, JobStatus
 from replaceme_core.ledger.tables import JobEventRow, JobLabelRow, JobLogRow, JobRow, MetricRow, is_uuid
@@ -28,7 +28,7 @@ from replaceme_core.ledger.transitions import find_job
 from replaceme_core.plan.duration import MODELLED, inputs_of
 from replaceme_core.runner.eta import weights_of
 from replaceme_core.runner.messages import PastJob, Stage
-from replaceme_core.shapes import LogLine
+from replaceme_core.shapes import LogLine, Metric, Shape
 
 _SHOWN = tuple(
     column.key
@@ -221,9 +221,8 @@ _ENDS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttemptRecord:
-    """One attempt; `outcome` is the type of the event that ended it, `None` while it is running."""
+class Attempt(Shape):
+    """An attempt; `outcome` is the type of the event that ended it, null while it is running."""
 
     number: int
     worker: str
@@ -232,14 +231,10 @@ class AttemptRecord:
     outcome: EventType | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageRecord:
-    """A stage of the present attempt; `fraction` is the part that is done, 0 to 1.
+class StageTimes(Shape):
+    """A stage of the present attempt; `fraction` is the part that is done. Without times: not begun, or resumed."""
 
-    The times are `None` for a stage that has not begun, and for one whose result was resumed from an earlier attempt.
-    """
-
-    stage: Stage
+    name: Stage
     started_at: datetime | None = None
     finished_at: datetime | None = None
     fraction: float = 0.0
@@ -249,8 +244,8 @@ class StageRecord:
 class Timeline:
     """What has happened to a job, oldest first."""
 
-    attempts: tuple[AttemptRecord, ...] = ()
-    stages: tuple[StageRecord, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    stages: tuple[StageTimes, ...] = ()
 
 
 def timelines(session: Session, jobs: Collection[Job]) -> dict[str, Timeline]:
@@ -273,45 +268,45 @@ def to_event(row: JobEventRow) -> JobEvent:
 
 def timeline_of(job: Job, events: Sequence[JobEvent]) -> Timeline:
     """The timeline of a job with these events, which are in order."""
-    attempts: list[AttemptRecord] = []
-    entered: dict[Stage, StageRecord] = {}
+    attempts: list[Attempt] = []
+    entered: dict[Stage, StageTimes] = {}
     ended_at: datetime | None = None
     for event in events:
         if event.type is EventType.CLAIMED:
             worker = str(event.data.get("worker", ""))
-            attempts.append(AttemptRecord(number=event.attempt, worker=worker, started_at=event.at))
+            attempts.append(Attempt(number=event.attempt, worker=worker, started_at=event.at))
             entered, ended_at = {}, None
         elif event.type is EventType.STAGE:
             _end_last(entered, event.at, fraction=1.0)
             stage = Stage(str(event.data["stage"]))
             entered.pop(stage, None)  # entered again: it counts from here
-            entered[stage] = StageRecord(stage=stage, started_at=event.at)
+            entered[stage] = StageTimes(name=stage, started_at=event.at)
         elif event.type in _ENDS and attempts and attempts[-1].outcome is None:
-            attempts[-1] = replace(attempts[-1], finished_at=event.at, outcome=event.type)
+            attempts[-1] = attempts[-1].model_copy(update={"finished_at": event.at, "outcome": event.type})
             ended_at = event.at
     if job.status is JobStatus.QUEUED:
         entered = {}  # the next attempt begins anew
     elif ended_at is not None:
         _end_last(entered, ended_at, fraction=1.0 if job.status is JobStatus.SUCCEEDED else (job.progress.stage or 0.0))
     elif job.stage in entered:
-        entered[job.stage] = replace(entered[job.stage], fraction=(job.progress.stage or 0.0))
+        entered[job.stage] = entered[job.stage].model_copy(update={"fraction": job.progress.stage or 0.0})
     return Timeline(attempts=tuple(attempts), stages=_all_stages(job, entered))
 
 
-def _end_last(entered: dict[Stage, StageRecord], at: datetime, *, fraction: float) -> None:
+def _end_last(entered: dict[Stage, StageTimes], at: datetime, *, fraction: float) -> None:
     if entered:
         stage = next(reversed(entered))
-        entered[stage] = replace(entered[stage], finished_at=at, fraction=fraction)
+        entered[stage] = entered[stage].model_copy(update={"finished_at": at, "fraction": fraction})
 
 
-def _all_stages(job: Job, entered: Mapping[Stage, StageRecord]) -> tuple[StageRecord, ...]:
+def _all_stages(job: Job, entered: Mapping[Stage, StageTimes]) -> tuple[StageTimes, ...]:
     """The stages of the job in order: those that were entered, those that were passed over, those to come."""
     expected = weights_of(job.spec)
     order = [stage for stage in Stage if stage in expected or stage in entered]
     last = max((order.index(stage) for stage in entered), default=-1)
     passed = job.status is JobStatus.SUCCEEDED
     return tuple(
-        entered.get(stage, StageRecord(stage=stage, fraction=1.0 if passed or index < last else 0.0))
+        entered.get(stage, StageTimes(name=stage, fraction=1.0 if passed or index < last else 0.0))
         for index, stage in enumerate(order)
     )
 
@@ -351,7 +346,7 @@ def log(session: Session, job_id: str, *, owner: str, after: int = 0, limit: int
         .limit(limit + 1)
     ).all()
     return Page(
-        items=tuple(LogLine(number=row.number, at=row.at, attempt=row.attempt, text=row.text) for row in rows[:limit]),
+        items=tuple(LogLine.of(row) for row in rows[:limit]),
         next_cursor=str(rows[limit - 1].number) if len(rows) > limit else None,
     )
 
@@ -362,20 +357,7 @@ def metrics(session: Session, job_id: str, *, owner: str) -> list[Metric]:
     rows = session.scalars(
         select(MetricRow).where(MetricRow.job_id == job_id, MetricRow.attempt == job.attempt).order_by(MetricRow.number)
     )
-    return [
-        Metric(
-            job_id=row.job_id,
-            attempt=row.attempt,
-            name=row.name,
-            stage=Stage(row.stage),
-            block=row.block,
-            candidate=row.candidate,
-            value=row.value,
-            unit=row.unit,
-            at=row.at,
-        )
-        for row in rows
-    ]
+    return [Metric.of(row) for row in rows]
 
 
 def report(session: Session, job_id: str, *, owner: str) -> dict[str, object]:

@@ -55,21 +55,6 @@ class JobEvent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metric:
-    """One measured value. `candidate` is a window of blocks such as "12-19"."""
-
-    job_id: str
-    attempt: int
-    name: str
-    stage: Stage
-    block: int | None
-    candidate: str | None
-    value: float
-    unit: str
-    at: datetime
-
-
-@dataclass(frozen=True, kw_only=True)
 class Claim:
     """The right to run a job. `token` is new for every claim, and every later write is conditional on it.
 
@@ -138,19 +123,11 @@ class WorkerReport:
     memory: WorkerMemory = WorkerMemory()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Worker:
-    """A worker. `jobs` are pairs of id and owner."""
+class Worker(shapes.Worker):
+    """A worker, as its caller sees it: `jobs` are those of the caller."""
 
-    name: str
-    host: str
     kinds: tuple[WorkerKind, ...]
-    device: str
     sandbox: SandboxMode
-    started_at: datetime
-    heartbeat_at: datetime
-    alive: bool
-    jobs: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, kw_only=True)

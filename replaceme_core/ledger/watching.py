@@ -287,32 +287,23 @@ class Workers:
         """Delete workers that were lost longer than `REMEMBERED_SECONDS` ago."""
         self._session.execute(delete(WorkerRow).where(WorkerRow.expires_at < now(plus_seconds=-REMEMBERED_SECONDS)))
 
-    def list(self) -> tuple[Worker, ...]:
-        """All of them by name, each with the ids of the jobs that it runs."""
+    def list(self, *, owner: str) -> tuple[Worker, ...]:
+        """All of them by name, each with the ids of the jobs of `owner` that it runs."""
         rows = self._session.execute(
             select(WorkerRow, WorkerRow.expires_at > now()).order_by(WorkerRow.name),
             execution_options={"populate_existing": True},
         ).all()
         running: dict[str | None, list[tuple[str, str]]] = {}
-        jobs = self._session.execute(select(JobRow.id, JobRow.owner, JobRow.worker).where(RUNNING))
-        for job_id, owner, worker in jobs:
-            running.setdefault(worker, []).append((job_id, owner))
-        return tuple(
-            Worker(
-                name=row.name,
-                host=row.host,
-                kinds=tuple(WorkerKind(str(kind)) for kind in row.kinds),
-                device=row.device,
-                sandbox=row.sandbox,
-                started_at=row.started_at,
-                heartbeat_at=row.heartbeat_at,
-                alive=bool(alive),
-                jobs=tuple(
-                    job for process in row.processes for job in running.get(f"{row.host}:{process}", []) if alive
-                ),
-            )
-            for row, alive in rows
-        )
+        for job_id, whose, worker in self._session.execute(
+            select(JobRow.id, JobRow.owner, JobRow.worker).where(RUNNING)
+        ):
+            running.setdefault(worker, []).append((job_id, whose))
+        found = []
+        for row, alive in rows:
+            jobs = [one for process in row.processes for one in running.get(f"{row.host}:{process}", ()) if alive]
+            own = tuple(job_id for job_id, whose in jobs if whose == owner)
+            found.append(Worker.of(row, alive=bool(alive), busy=bool(jobs), jobs=own))
+        return tuple(found)
 
     def count_alive(self) -> dict[WorkerKind, int]:
         """How many live workers serve each kind of job."""

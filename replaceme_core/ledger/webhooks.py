@@ -15,7 +15,6 @@ import secrets
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from uuid import uuid4
 
 from sqlalchemy import ColumnElement, delete, func, insert, select, update
@@ -28,6 +27,7 @@ from replaceme_core.ledger.keys import OF_WEBHOOKS, Keys
 from replaceme_core.ledger.records import Job, JobEvent, Page
 from replaceme_core.ledger.states import ACTIVE, DEFAULT_EVENTS, DeliveryState, DisabledBy, EventType, Payload
 from replaceme_core.ledger.tables import DeliveryRow, JobRow, TryRow, WebhookRow, is_uuid
+from replaceme_core.shapes import Try
 from replaceme_core.wording import json_safe
 
 _MESSAGE_ID = re.compile(r"evt_([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-([1-9]\d{0,8})")
@@ -65,57 +65,18 @@ class NewWebhook:
     key_id: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Webhook:
-    """A webhook without its secrets. `previous_expires_at`: until when the secret before the last rotation signs.
+class Webhook(shapes.Webhook):
+    """A webhook without its secrets."""
 
-    Messages are sent as long as the key `key_id` may read jobs; `None`: it was made without a key.
-    """
-
-    id: str
-    owner: str
-    job_id: str | None
-    url: str = field(repr=False)
     events: tuple[EventType, ...]
-    labels: Mapping[str, str]
     payload: Payload
-    signed_by: str | None
-    key_id: str | None
-    previous_expires_at: datetime | None
-    disabled_at: datetime | None
     disabled_by: DisabledBy | None
-    created_at: datetime
 
 
-@dataclass(frozen=True, kw_only=True)
-class Try:
-    """One try to send a message: the status of the response, or a word for what went wrong. `number` counts from 1."""
-
-    number: int
-    at: datetime
-    status: int | None
-    error: str | None
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Delivery:
+class WholeDelivery(shapes.WholeDelivery):
     """One message to one webhook, with all tries to send it."""
 
-    webhook_id: str
-    job_id: str
-    seq: int
-    type: EventType
-    body: str = field(repr=False)
     state: DeliveryState
-    next_try_at: datetime | None
-    created_at: datetime
-    finished_at: datetime | None
-    tries: tuple[Try, ...]
-
-    @property
-    def message_id(self) -> str:
-        return message_id(self.job_id, self.seq)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,20 +290,12 @@ def delete_old(session: Session, *, older_than_seconds: float, limit: int) -> in
 def _to_webhook(row: WebhookRow) -> Webhook:
     """The record of a row."""
     known = set(EventType)
-    return Webhook(
-        id=row.id,
-        owner=row.owner,
-        job_id=row.job_id,
-        url=row.url,
-        events=tuple(EventType(event) for event in row.events if event in known),
+    return Webhook.of(
+        row,
+        events=tuple(event for event in row.events if event in known),
         labels={name: str(value) for name, value in row.labels.items()},
-        payload=row.payload,
-        signed_by=row.signed_by,
-        key_id=row.key_id,
-        previous_expires_at=row.previous_expires_at,
-        disabled_at=row.disabled_at,
-        disabled_by=row.disabled_by,
-        created_at=row.created_at,
+        enabled=row.disabled_at is None,
+        previous_secret_expires_at=row.previous_expires_at,
     )
 
 
@@ -467,7 +420,7 @@ def deliveries(
     limit: int,
     state: DeliveryState | None = None,
     cursor: str | None = None,
-) -> Page[Delivery]:
+) -> Page[WholeDelivery]:
     """The log of a webhook, newest first. Raises `NotFound`, or `InvalidInput` (field `cursor`)."""
     _find(session, webhook_id, owner=owner)
     query = select(DeliveryRow).where(DeliveryRow.webhook_id == webhook_id)
@@ -483,12 +436,12 @@ def deliveries(
     )
 
 
-def delivery(session: Session, webhook_id: str, delivery_id: str, *, owner: str) -> Delivery:
+def delivery(session: Session, webhook_id: str, delivery_id: str, *, owner: str) -> WholeDelivery:
     """Raises `NotFound`."""
     return _to_deliveries(session, [_find_delivery(session, webhook_id, delivery_id, owner=owner)])[0]
 
 
-def redeliver(session: Session, webhook_id: str, delivery_id: str, *, owner: str) -> Delivery:
+def redeliver(session: Session, webhook_id: str, delivery_id: str, *, owner: str) -> WholeDelivery:
     """Send a message again, now and as often as a new one. Raises `NotFound`; `Conflict` if the webhook is disabled."""
     if _find(session, webhook_id, owner=owner, lock=True).disabled_at is not None:
         raise Conflict("the webhook is disabled; enable it before its messages are sent again")
@@ -518,24 +471,17 @@ def _find_delivery(session: Session, webhook_id: str, delivery_id: str, *, owner
     return row
 
 
-def _to_deliveries(session: Session, rows: Sequence[DeliveryRow]) -> tuple[Delivery, ...]:
+def _to_deliveries(session: Session, rows: Sequence[DeliveryRow]) -> tuple[WholeDelivery, ...]:
     tries: dict[int, list[Try]] = defaultdict(list)
     for row in session.scalars(
         select(TryRow).where(TryRow.delivery.in_([row.number for row in rows])).order_by(TryRow.delivery, TryRow.number)
     ):
-        one = Try(number=row.number, at=row.at, status=row.status, error=row.error, seconds=row.seconds)
-        tries[row.delivery].append(one)
+        tries[row.delivery].append(Try.of(row, seconds=round(row.seconds, 3)))
     return tuple(
-        Delivery(
-            webhook_id=row.webhook_id,
-            job_id=row.job_id,
-            seq=row.seq,
-            type=row.type,
-            body=row.body,
-            state=row.state,
-            next_try_at=row.next_try_at,
-            created_at=row.created_at,
-            finished_at=row.finished_at,
+        WholeDelivery.of(
+            row,
+            id=message_id(row.job_id, row.seq),
+            type=f"{TYPE_PREFIX}{row.type}",
             tries=tuple(tries[row.number]),
         )
         for row in rows

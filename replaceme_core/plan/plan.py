@@ -42,6 +42,7 @@ from replaceme_core.request.removal import check_removal, methods_of, structures
 from replaceme_core.request.resolve import Machine
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec, Dtype, Loading
 from replaceme_core.runner.messages import PastJob, Stage
+from replaceme_core.shapes import Notice, WorkerPlan
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
@@ -147,30 +148,6 @@ def _kept_on_disk(shape: ModelShape, work: Workload) -> int:
     if not keeps_streams(shape, work) or store_place(shape, work) == "memory":
         return 0
     return min(store_bytes(shape, work), defaults.CHOICE_STREAM_BYTES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Notice:
-    """What to know before a job is submitted: `code` is for programs, `message` one sentence for a person.
-
-    `field` is the one to change, if there is one.
-    """
-
-    code: str
-    message: str
-    field: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerPlan:
-    """Which workers would take the job: those of `kind`, or any (`None`). The estimate is for `estimated_for`.
-
-    `alive`: whether such a worker is alive.
-    """
-
-    kind: WorkerKind | None
-    estimated_for: WorkerKind
-    alive: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,15 +5,29 @@ from collections.abc import Callable, Iterable, Sequence
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.layout import Config, Layout, MapStructure, has_pattern, irregular_lists, keeps_pattern
+from replaceme_core.families.table import FAMILIES, REFUSALS, limits
 from replaceme_core.hub.model_config import ModelOutline
 from replaceme_core.request.method import TRAITS, Method, MethodSpec, Selection
 from replaceme_core.request.spec import CompressionSpec
+from replaceme_core.shapes import Family
 from replaceme_core.wording import counted
 
 
 def methods_of(row: Layout) -> tuple[Method, ...]:
     """The methods that work for a family."""
     return tuple(method for method in Method if not (TRAITS[method].needs_like_blocks and row.neighbours_differ))
+
+
+def families() -> tuple[Family, ...]:
+    """The supported families, then those that are refused; each sorted by name."""
+    supported = (
+        Family(model_type=row.model_type, methods=methods_of(row), structures=structures_of(row), reason=limits(row))
+        for _, row in sorted(FAMILIES.items())
+    )
+    refused = (
+        Family(model_type=row.model_type, supported=False, reason=row.reason) for _, row in sorted(REFUSALS.items())
+    )
+    return *supported, *refused
 
 
 def structures_of(row: Layout) -> tuple[MapStructure, ...]:

@@ -11,8 +11,9 @@ from replaceme_core.engine.model.changes import remove_blocks
 from replaceme_core.errors import InvalidInput, UnsafeModel, UnsupportedFamily
 from replaceme_core.families.layout import Refusal, has_pattern, irregular_lists, keeps_pattern
 from replaceme_core.families.resolve import resolve
-from replaceme_core.families.table import FAMILIES, REFUSALS, limits, listing, lookup
+from replaceme_core.families.table import FAMILIES, REFUSALS, limits, lookup
 from replaceme_core.hub.model_config import admit_config
+from replaceme_core.request.removal import families
 from tests.fixtures.models.tiny import BLOCKS, BY_NAME, VARIANTS, WIDTH, Variant, tiny_config, tiny_model
 
 
@@ -27,7 +28,7 @@ def test_every_variant_is_admitted_by_what_it_saves(variant: Variant, tmp_path: 
 def test_the_tables_do_not_contradict_each_other() -> None:
     assert not FAMILIES.keys() & REFUSALS.keys()
     assert not {*FAMILIES, *REFUSALS} - {*CONFIG_MAPPING}
-    assert [one.model_type for one in listing()] == sorted(FAMILIES) + sorted(REFUSALS)
+    assert [one.model_type for one in families()] == sorted(FAMILIES) + sorted(REFUSALS)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ from rich.text import Text
 
 from api.cli.output.console import describe_eta, describe_time, make_console, print_json
 from api.cli.output.report import print_gate, print_tables
-from api.client.models import Delivery, Estimate, Job, JobEvent, Plan, Webhook, Worker
+from api.client.models import Job, JobEvent
 from replaceme_core.report.figures import percent, size, time_about, time_range
 from replaceme_core.report.reading import Report
 from replaceme_core.report.view import both_models
 from replaceme_core.request.calibration import SELF_GENERATED
 from replaceme_core.request.removal import block_ranges
-from replaceme_core.shapes import Metric
+from replaceme_core.shapes import Delivery, Estimate, Metric, Plan, Webhook, Worker
 from replaceme_core.wording import counted
 
 _STATUS_STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
@@ -250,17 +250,16 @@ def _facts(plan: Plan) -> Table:
         "methods": ", ".join(model.methods),
     }
     if found is not None:
-        before, after = found.parameters["before"], found.parameters["after"]
         rows |= {
-            "removes": f"{'at most ' if found.trials else ''}{found.blocks['removed']} blocks",
+            "removes": f"{'at most ' if found.trials else ''}{found.blocks.removed} blocks",
             "trials": _trials(found),
-            "parameters": f"{before:,} -> {after:,}",
+            "parameters": f"{found.parameters.before:,} -> {found.parameters.after:,}",
             "method": f"{found.method}, {found.samples} x {found.max_length} tokens, {found.dtype}, {found.loading}",
-            "download": size(found.bytes["download"]),
-            "result": size(found.bytes["write"]),
-            "disk": size(found.bytes["disk"]),
-            "memory": size(found.memory["host_bytes"]),
-            "GPU memory": size(found.memory["gpu_bytes"]) if found.memory["gpu_bytes"] else "",
+            "download": size(found.bytes.download),
+            "result": size(found.bytes.write),
+            "disk": size(found.bytes.disk),
+            "memory": size(found.memory.host_bytes),
+            "GPU memory": size(found.memory.gpu_bytes) if found.memory.gpu_bytes else "",
             "time": _time(found),
         }
     if plan.worker is not None:
@@ -277,11 +276,10 @@ def _facts(plan: Plan) -> Table:
 
 
 def _time(found: Estimate) -> str:
-    low, high = (float(found.time.get(name, found.time["seconds"])) for name in ("low_seconds", "high_seconds"))
-    jobs = int(found.time["jobs"])
-    if found.time["basis"] == "measured":
-        return f"{time_range(low, high)}, by {counted(jobs, 'earlier jobs')}"
-    return f"{time_range(low, high)}, by a rough model: no earlier job has been measured"
+    expected = time_range(found.time.low_seconds, found.time.high_seconds)
+    if found.time.basis == "measured":
+        return f"{expected}, by {counted(found.time.jobs, 'earlier jobs')}"
+    return f"{expected}, by a rough model: no earlier job has been measured"
 
 
 def _trials(found: Estimate) -> str:

@@ -149,7 +149,7 @@ def keys(shared_api: Api) -> list[str]:
         made = [
             Keys(session)
             .create(NewKey(owner=owner, name="", scopes=frozenset({KeyScope.JOBS_READ, KeyScope.JOBS_WRITE})))
-            .text
+            .key
             for owner in ("ada", "bob", "cy")
         ]
     database.close()

@@ -43,4 +43,4 @@ def key(keyed_site: Site) -> str:
     """A key of the owner `OWNER`."""
     scopes = frozenset({Scope.JOBS_READ, Scope.JOBS_WRITE})
     with keyed_site.database.session() as session:
-        return Keys(session).create(NewKey(owner=OWNER, name="browser", scopes=scopes)).text
+        return Keys(session).create(NewKey(owner=OWNER, name="browser", scopes=scopes)).key

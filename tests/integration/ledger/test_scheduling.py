@@ -16,13 +16,13 @@ from replaceme_core.errors import JobNotFound
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import attempts, changes, reading, scheduling
 from replaceme_core.ledger.database import Database, now
-from replaceme_core.ledger.keys import KeyLimits, Keys, NewKey, Scope
+from replaceme_core.ledger.keys import Keys, NewKey, Scope
 from replaceme_core.ledger.records import Claim, WakeUp
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.sweep import collect_wake_ups, requeue_expired
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.runner.messages import Stage
-from replaceme_core.shapes import QueuePosition
+from replaceme_core.shapes import KeyLimits, QueuePosition
 from tests.fixtures.jobs.ledger import Ledger, at_once
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
@@ -269,7 +269,7 @@ def new_key(database: Database, *, running_jobs: int | None) -> str:
     limits = KeyLimits(running_jobs=running_jobs)
     new = NewKey(owner="someone", name="k", scopes=frozenset({Scope.JOBS_WRITE}), limits=limits)
     with database.session() as session:
-        return Keys(session).create(new).key.id
+        return Keys(session).create(new).id
 
 
 def add_with_key(ledger: Ledger, key_id: str | None, *, priority: int = 5) -> str:

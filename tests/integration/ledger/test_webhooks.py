@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import text, update
 
-from api.bodies import JobBody
+from api.bodies import JobBody, LinksBody
 from replaceme_core.errors import Conflict, NotFound
 from replaceme_core.ledger import webhooks
 from replaceme_core.ledger.database import Database, now
@@ -60,7 +60,7 @@ def test_a_full_message_has_the_job_as_the_api_shows_it(ledger: Ledger, outbox: 
     for end in (ledger.succeed, ledger.fail):
         job_id = ledger.add(labels={"team": "red"})
         end(ledger.claim(job_id))
-        shown = JobBody.of(ledger.get(job_id), root="").model_dump(mode="json")
+        shown = JobBody.of(ledger.get(job_id), links=LinksBody.at("", job_id)).model_dump(mode="json")
         message = json.loads(outbox.deliveries(webhook.id)[0].body)
         del shown["links"]
         assert message["data"]["job"] == shown
@@ -174,7 +174,7 @@ def test_an_owner_disables_and_enables(sqlite_database: Database, ledger: Ledger
     assert outbox.claim() is None
     (ended,) = outbox.deliveries(webhook.id)
     with pytest.raises(Conflict), sqlite_database.session() as session:
-        webhooks.redeliver(session, webhook.id, ended.message_id, owner="someone")
+        webhooks.redeliver(session, webhook.id, ended.id, owner="someone")
     ledger.add()
     with sqlite_database.session() as session:
         enabled = webhooks.change(
@@ -184,10 +184,10 @@ def test_an_owner_disables_and_enables(sqlite_database: Database, ledger: Ledger
     ledger.add()
     assert len(outbox.deliveries(webhook.id)) == 1
     with sqlite_database.session() as session:
-        webhooks.redeliver(session, webhook.id, ended.message_id, owner="someone")
+        webhooks.redeliver(session, webhook.id, ended.id, owner="someone")
     claimed = outbox.claim()
     assert claimed is not None
-    assert (claimed.message_id, claimed.body) == (ended.message_id, ended.body)
+    assert (claimed.message_id, claimed.body) == (ended.id, ended.body)
 
 
 def test_two_secrets_are_live_after_a_rotation_and_never_three(ledger: Ledger, outbox: Outbox) -> None:
@@ -198,7 +198,7 @@ def test_two_secrets_are_live_after_a_rotation_and_never_three(ledger: Ledger, o
         ("fourth", 0, ("fourth",)),
     ):
         rotated = outbox.rotate(webhook.id, secret, overlap_seconds=overlap)
-        assert (rotated.previous_expires_at is None) == (overlap == 0)
+        assert (rotated.previous_secret_expires_at is None) == (overlap == 0)
         ledger.add()
         claimed = outbox.claim()
         assert claimed is not None

@@ -74,7 +74,7 @@ def verified(request: Received, secret: str) -> bool:
 
 def delivered(outbox: Outbox, webhook_id: str) -> list[str]:
     states = outbox.deliveries(webhook_id)
-    return [one.message_id for one in states if one.state is DeliveryState.DELIVERED]
+    return [one.id for one in states if one.state is DeliveryState.DELIVERED]
 
 
 def test_a_receiver_that_was_down_gets_each_event_exactly_once(database_url: str, database: Database) -> None:
@@ -196,7 +196,7 @@ def test_messages_end_with_the_key_of_their_webhook(sqlite_url: str, sqlite_data
         third = hold_key(client, settings, owner="alice", scopes=scopes)
         assert third.patch(path, json={}).json()["key_id"] == third.key_id
         last = outbox.deliveries(webhook)[0]
-        assert third.post(f"{path}/deliveries/{last.message_id}/redeliver").status_code == 202
+        assert third.post(f"{path}/deliveries/{last.id}/redeliver").status_code == 202
         assert delivery.send_one()
         assert errors() == [None, "key_ended", None]
 

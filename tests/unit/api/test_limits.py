@@ -18,8 +18,8 @@ from api.main import create_app
 from benchmarks.harness.stub_model import stub_weights
 from replaceme_core.ledger import attempts
 from replaceme_core.ledger.database import Database
-from replaceme_core.ledger.keys import KeyLimits
 from replaceme_core.settings import Settings
+from replaceme_core.shapes import KeyLimits
 from tests.fixtures.api.keys import Holder, hold_key
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_model
 

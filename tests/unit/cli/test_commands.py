@@ -218,7 +218,7 @@ ESTIMATE: dict[str, object] = {
     "parameters": {"before": 134_515_008, "after": 106_194_240},
     "bytes": {"download": 272_584_997, "write": 215_935_223, "disk": 431_870_446},
     "memory": {"host_bytes": 6_200_000_000, "gpu_bytes": 0},
-    "time": {"seconds": 750.0, "basis": "model", "jobs": 0},
+    "time": {"seconds": 750.0, "low_seconds": 300.0, "high_seconds": 1875.0, "basis": "model", "jobs": 0},
     "stages": [{"stage": "calibrate", "seconds": 81.0, "host_bytes": 6_200_000_000, "gpu_bytes": 0}],
 }
 PLAN: dict[str, object] = {

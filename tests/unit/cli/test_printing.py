@@ -20,9 +20,9 @@ from api.cli.output.jobs import (
 )
 from api.cli.output.progress import progress_display
 from api.cli.output.report import models_table, print_report
-from api.client.models import ApiKey, Delivery, Job, Try, Webhook, Worker
+from api.client.models import Job
 from replaceme_core.report.reading import Report
-from replaceme_core.shapes import Metric
+from replaceme_core.shapes import ApiKey, Delivery, Metric, Try, Webhook, Worker
 from tests.fixtures.cli.stub_service import JOB_ID, a_job
 
 

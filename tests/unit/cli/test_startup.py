@@ -35,7 +35,7 @@ def test_only_a_live_key_of_a_person_opens_an_address(sqlite_url: str, sqlite_da
     def create(*, is_local: bool) -> str:
         new = NewKey(owner="a", name="n", scopes=frozenset({Scope.ADMIN}), is_local=is_local)
         with sqlite_database.session() as session:
-            return Keys(session).create(new).key.id
+            return Keys(session).create(new).id
 
     create(is_local=True)
     with pytest.raises(InvalidInput, match="replaceme keys create"):
