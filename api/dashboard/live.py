@@ -11,18 +11,11 @@ from contextlib import suppress
 from api.routes.event_feed import KEEP_ALIVE, KEEP_ALIVE_SECONDS, RETRY, EventMessage
 from api.routes.reading import BatchedReader
 from replaceme_core.errors import JobNotFound, Unavailable
-from replaceme_core.ledger.states import EventType
+from replaceme_core.ledger.states import ATTEMPT_ENDS, EventType
 
 LOOK_SECONDS = 1.0
 """Between two reads of progress, and at least between two messages to a page."""
 _CHANGED, _ENDED = b"event: changed\ndata:\n\n", b"event: ended\ndata:\n\n"
-_STOPS = (
-    EventType.RELEASED,
-    EventType.LEASE_LAPSED,
-    EventType.SUCCEEDED,
-    EventType.FAILED,
-    EventType.CANCELLED,
-)
 
 
 async def changed_and_ended() -> AsyncGenerator[bytes]:
@@ -108,7 +101,7 @@ class _Following:
                 continue
             if message.event.type is EventType.CLAIMED:
                 self._watched.setdefault(message.event.job_id, "")
-            elif message.event.type in _STOPS:
+            elif message.event.type in ATTEMPT_ENDS:
                 self._watched.pop(message.event.job_id, None)
             self.last = message
             self._news.set()

@@ -22,7 +22,7 @@ from replaceme_core.errors import InvalidInput, NotFound
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.records import Job, JobEvent, Page
 from replaceme_core.ledger.row_mapping import to_job, to_spec
-from replaceme_core.ledger.states import EventType, JobStatus
+from replaceme_core.ledger.states import ATTEMPT_ENDS, EventType, JobStatus
 from replaceme_core.ledger.tables import JobEventRow, JobLabelRow, JobLogRow, JobRow, MetricRow, is_uuid
 from replaceme_core.ledger.transitions import find_job
 from replaceme_core.plan.duration import MODELLED, inputs_of
@@ -212,15 +212,6 @@ def _to_cursor(row: JobRow, sort: Sort) -> str:
     return base64.urlsafe_b64encode(f"{sort} {at} {row.number}".encode()).decode().rstrip("=")
 
 
-_ENDS = (
-    EventType.RELEASED,
-    EventType.LEASE_LAPSED,
-    EventType.SUCCEEDED,
-    EventType.FAILED,
-    EventType.CANCELLED,
-)
-
-
 class Attempt(Shape):
     """An attempt; `outcome` is the type of the event that ended it, null while it is running."""
 
@@ -281,7 +272,7 @@ def timeline_of(job: Job, events: Sequence[JobEvent]) -> Timeline:
             stage = Stage(str(event.data["stage"]))
             entered.pop(stage, None)  # entered again: it counts from here
             entered[stage] = StageTimes(name=stage, started_at=event.at)
-        elif event.type in _ENDS and attempts and attempts[-1].outcome is None:
+        elif event.type in ATTEMPT_ENDS and attempts and attempts[-1].outcome is None:
             attempts[-1] = attempts[-1].model_copy(update={"finished_at": event.at, "outcome": event.type})
             ended_at = event.at
     if job.status is JobStatus.QUEUED:

@@ -46,6 +46,15 @@ class EventType(StrEnum):
     CANCELLED = "cancelled"
 
 
+ATTEMPT_ENDS: Final = (
+    EventType.RELEASED,
+    EventType.LEASE_LAPSED,
+    EventType.SUCCEEDED,
+    EventType.FAILED,
+    EventType.CANCELLED,
+)
+"""A new type that ends an attempt is here too; any other one is only written."""
+
 ACTIVE: Final = (JobStatus.QUEUED, JobStatus.RUNNING)
 TERMINAL: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 

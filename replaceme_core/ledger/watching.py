@@ -22,7 +22,7 @@ from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.reading import to_event
 from replaceme_core.ledger.records import JobEvent, Worker, WorkerReport
 from replaceme_core.ledger.scheduling import QUEUED, RUNNING
-from replaceme_core.ledger.states import ACTIVE, DeliveryState, EventType, JobStatus
+from replaceme_core.ledger.states import ACTIVE, ATTEMPT_ENDS, DeliveryState, EventType, JobStatus
 from replaceme_core.ledger.tables import (
     DeliveryRow,
     EventFeedRow,
@@ -133,8 +133,8 @@ def _feed(session: Session, position: int, limit: int, *where: ColumnElement[boo
 
 BOUNDS = (1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
 """Seconds: upper bounds of the groups in which stages are counted."""
-COUNTED = frozenset(set(EventType) - {EventType.STAGE, EventType.CANCEL_REQUESTED})
-_ENDS = COUNTED - {EventType.CREATED, EventType.CLAIMED}
+_STARTS = (EventType.CREATED, EventType.CLAIMED)
+COUNTED = frozenset({*_STARTS, *ATTEMPT_ENDS})
 _CODE_LENGTH = 64
 
 
@@ -220,7 +220,7 @@ def _bound_of(seconds: float) -> int:
 
 def _ended_stages(session: Session, events: Collection[NumberedEvent]) -> Iterator[tuple[str, float]]:
     """Name and seconds of each stage that one of `events` has ended."""
-    ends = {(one.job_id, one.seq) for one in events if one.type in _ENDS or one.type is EventType.STAGE}
+    ends = {(one.job_id, one.seq) for one in events if one.type in ATTEMPT_ENDS or one.type is EventType.STAGE}
     if not ends:
         return
     rows = session.execute(
@@ -239,12 +239,12 @@ def _stages_in(
     """Job, `seq` of the event that ended it, name and seconds of each stage in the events of several jobs."""
     present: tuple[str, str, datetime] | None = None  # job, name and start of the stage that goes on
     for job_id, seq, kind, at, data in history:
-        if present is not None and present[0] == job_id and (kind in _ENDS or kind is EventType.STAGE):
+        if present is not None and present[0] == job_id and (kind in ATTEMPT_ENDS or kind is EventType.STAGE):
             # a clock that was set back takes no time away
             yield job_id, seq, present[1], max((at - present[2]).total_seconds(), 0.0)
         if kind is EventType.STAGE:
             present = job_id, str(data["stage"]), at
-        elif kind is not EventType.CANCEL_REQUESTED:
+        elif kind in COUNTED:
             present = None
 
 
