@@ -1,7 +1,7 @@
 """`python -m worker.runner`: reads a request on standard input, runs the pipeline, writes messages on standard output.
 
 Its environment has no token and no address of a database, and Python's sockets are refused. What native code can do
-depends on the sandbox in which the worker has started it (docs/decisions/0032). The real standard output carries
+depends on the sandbox in which the worker has started it (docs/decisions/0005). The real standard output carries
 messages only; what a library prints goes to standard error.
 
 It ends when its parent ends. A small process beside it, the guard, watches two pipes and reads from neither. One is the

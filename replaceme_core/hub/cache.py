@@ -3,7 +3,7 @@
 The layout is that of the Hub's client: `REPOSITORY/blobs/DIGEST` is a file, and `REPOSITORY/snapshots/REVISION/PATH` a
 link to it. Who uses a snapshot holds a lock on `.held/REPOSITORY@REVISION`, whose time is that of the last use.
 Who downloads holds one on a file in `.reserved`, which lists the blobs and their sizes. A lock ends with its
-process. What is decided about space is decided under `.lock`. See docs/decisions/0033-downloads-and-one-commit.md.
+process. What is decided about space is decided under `.lock`. See docs/decisions/0006-two-hubs.md.
 """
 
 import fcntl

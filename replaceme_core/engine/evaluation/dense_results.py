@@ -3,7 +3,7 @@ later trials of the same run.
 
 A key covers all that a result depends on: the content of weights, config and tokenizer, the settings that decide the
 rounding, the code and its libraries, and what was asked. A damaged file is not used, and its result is made again
-(docs/decisions/0049-local-runs-and-dense-results.md).
+(docs/decisions/0012-activation-cache.md).
 """
 
 import hashlib
