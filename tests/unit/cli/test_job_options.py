@@ -1,18 +1,15 @@
 """The options that describe a job: every field of the request has one, alone and beside a file."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from api.bodies import JobWebhookRequest
 from api.cli.job_request import OPTIONS
 from api.cli.main import app
-from benchmarks.harness.checkout import ROOT
 from replaceme_core.request.calibration import CalibrationSource
 from tests.fixtures.cli.stub_service import StubService, a_job, run_at
 
@@ -273,11 +270,3 @@ def test_a_plan_of_the_file_of_a_job(service: StubService, tmp_path: Path) -> No
     assert done.exit_code == 0, done.output
     ((_, body),) = service.received
     assert body == {name: value for name, value in EVERYTHING.items() if name != "webhook"}
-
-
-def test_the_reference_lists_every_option() -> None:
-    page = (ROOT / "docs" / "reference" / "command-line.md").read_text(encoding="utf-8")
-    shown = set(re.findall(r"`(--[a-z-]+)`", page))
-    flags = {one for option in get_command(app).commands["submit"].params for one in option.opts}  # type: ignore[attr-defined]
-    negated = {"--evaluate": "--no-evaluate", "--private": "--public"}
-    assert {negated.get(flag, flag) for flag in flags if flag not in ("--url", "--file", "--wait")} - shown == set()
