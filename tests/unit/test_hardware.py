@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from replaceme_core.engine.model.device import free_bytes
-from replaceme_core.hardware import Accelerator, find_accelerator, free_group_memory, gpu_memory, memory_groups
+from replaceme_core.hardware import Accelerator, find_accelerator, free_group_memory, gpu_memory
 
 UUID = "8c6a1f0e-1111-2222-3333-0123456789ab"
 TORCH = """
@@ -103,11 +103,6 @@ def write(root: Path, cgroup: str, files: dict[str, str | int]) -> dict[str, Pat
 )
 def test_the_strictest_limit_counts(tmp_path: Path, cgroup: str, files: dict[str, str | int], free: int | None) -> None:
     assert free_group_memory(**write(tmp_path, cgroup, files)) == free
-
-
-def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
-    assert list(memory_groups(proc=tmp_path, cgroup=tmp_path)) == []
-    assert free_group_memory(proc=tmp_path, cgroup=tmp_path) is None
 
 
 def test_free_memory_respects_the_limit_of_the_own_group(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from benchmarks.harness.checkout import ROOT
 
 
@@ -44,12 +42,3 @@ def test_benchmarks_import_nothing_from_tests() -> None:
         if name.partition(".")[0] in ("tests", "pytest")
     }
     assert not found, "put what tests and benchmarks need into benchmarks/harness"
-
-
-@pytest.mark.parametrize(
-    "line", ["import tests.unit.test_a", "from tests.unit import test_a", "from tests.unit.test_a import b"]
-)
-def test_each_kind_of_import_is_seen(line: str, tmp_path: Path) -> None:
-    path = tmp_path / "module.py"
-    path.write_text(f"def function() -> None:\n    {line}\n")
-    assert "tests.unit.test_a" in list(imports_of(path))

@@ -39,6 +39,7 @@ MODEL = RepositoryKind.MODEL
 WEIGHTS = os.urandom(3_000_000)
 FILES = {"config.json": b"{}", "model.safetensors": WEIGHTS, "tokenizer.json": b'{"a": 1}'}
 TRAILER = "ReplaceMe-Job: 6f1c"
+STORAGE, COMMIT = "^/storage/", r"/commit/main$"
 
 
 @pytest.fixture
@@ -57,6 +58,12 @@ def result(tmp_path: Path) -> Publication:
     return publication(tmp_path / "result", FILES)
 
 
+@pytest.fixture
+def snapshot(hub: HuggingFaceHub, fake: FakeHub) -> Snapshot:
+    fake.add_model("acme/tiny", FILES)
+    return hub.resolve("acme/tiny", kind=MODEL)
+
+
 def with_tokens(fake: FakeHub, cache: Path, read: str | None = None, write: str | None = None) -> HuggingFaceHub:
     return HuggingFaceHub(fake.url, read_token=read, write_token=write, cache=cache)
 
@@ -71,45 +78,21 @@ def test_an_older_commit_can_be_read(hub: HuggingFaceHub, fake: FakeHub) -> None
     assert hub.read_json(snapshot, "config.json") == {"old": True}
 
 
-def test_what_is_here_is_not_fetched_again(hub: HuggingFaceHub, fake: FakeHub) -> None:
-    fake.add_model("acme/tiny", FILES)
-    snapshot = hub.resolve("acme/tiny", kind=MODEL)
-    folder = hub.download(snapshot, tuple(FILES))
-    asked = fake.count()
-    assert hub.download(snapshot, tuple(FILES)) == folder
-    assert fake.count() == asked
-
-
-def test_a_download_that_breaks_off_is_resumed(hub: HuggingFaceHub, fake: FakeHub) -> None:
-    fake.add_model("acme/tiny", FILES)
-    snapshot = hub.resolve("acme/tiny", kind=MODEL)
-    fake.fail(Fault.TRUNCATE, "^/storage/", value=1_048_576)
-    reported: list[float] = []
-    folder = hub.download(snapshot, ("model.safetensors",), advance=reported.append)
-    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
-    assert [seen.range for seen in fake.seen if seen.path.startswith("/storage/")] == [None, "bytes=1048576-"]
-    assert reported == sorted(reported)
-
-
-def test_a_file_of_the_wrong_size_is_fetched_again(hub: HuggingFaceHub, fake: FakeHub) -> None:
-    fake.add_model("acme/tiny", FILES)
-    snapshot = hub.resolve("acme/tiny", kind=MODEL)
+def test_a_file_of_the_wrong_size_is_fetched_again(hub: HuggingFaceHub, snapshot: Snapshot) -> None:
     folder = hub.download(snapshot, ("model.safetensors",))
     (folder / "model.safetensors").resolve().write_bytes(b"half")
     assert (hub.download(snapshot, ("model.safetensors",)) / "model.safetensors").read_bytes() == WEIGHTS
 
 
-def test_a_file_that_never_has_its_size_is_an_error(hub: HuggingFaceHub, fake: FakeHub) -> None:
-    fake.add_model("acme/tiny", FILES)
-    listed = hub.resolve("acme/tiny", kind=MODEL)
-    wrong = Snapshot(
-        repo_id=listed.repo_id,
-        kind=listed.kind,
-        revision=listed.revision,
-        files=(RepositoryFile(path="config.json", size=3, digest="0" * 40),),
-        private=False,
-    )
-    with pytest.raises(HubUnreachable, match="has 2 bytes after the download, the Hub lists 3"):
+@pytest.mark.parametrize(
+    ("size", "error", "says"),
+    [(3, CorruptDownload, "has 2 bytes after the download, the Hub lists 3"), (1 << 60, OutOfSpace, "are free")],
+)
+def test_a_file_that_is_not_of_the_listed_size(
+    hub: HuggingFaceHub, snapshot: Snapshot, size: int, error: type[Exception], says: str
+) -> None:
+    wrong = replace(snapshot, files=(RepositoryFile(path="config.json", size=size, digest="0" * 40),))
+    with pytest.raises(error, match=says):
         hub.download(wrong, ("config.json",))
 
 
@@ -163,20 +146,6 @@ def test_an_account_without_a_name_is_refused(hub: HuggingFaceHub, fake: FakeHub
         hub.namespace()
 
 
-def test_no_space_for_a_download(hub: HuggingFaceHub, fake: FakeHub) -> None:
-    fake.add_model("acme/tiny", FILES)
-    listed = hub.resolve("acme/tiny", kind=MODEL)
-    huge = Snapshot(
-        repo_id=listed.repo_id,
-        kind=listed.kind,
-        revision=listed.revision,
-        files=(RepositoryFile(path="config.json", size=1 << 60, digest="0" * 40),),
-        private=False,
-    )
-    with pytest.raises(OutOfSpace, match="are free"):
-        hub.download(huge, ("config.json",))
-
-
 # Who may
 
 
@@ -222,7 +191,7 @@ def test_publishing_needs_a_write_token(fake: FakeHub, tmp_path: Path, result: P
             with_tokens(fake, tmp_path / "cache", READ_TOKEN, write).publish(result, before_commit=nothing)
     with pytest.raises(AccessDenied, match="none is set"):
         with_tokens(fake, tmp_path / "cache").namespace()
-    elsewhere = Publication(folder=result.folder, repo_id="nobody/x", private=True, title="t", trailer=TRAILER)
+    elsewhere = replace(result, repo_id="nobody/x")
     with pytest.raises(AccessDenied):
         with_tokens(fake, tmp_path / "cache", write=WRITE_TOKEN).publish(elsewhere, before_commit=nothing)
 
@@ -265,15 +234,6 @@ def test_tokens_are_in_no_error_and_no_log(
     for text in (*said, caplog.text, repr(hub)):
         assert READ_TOKEN not in text
         assert WRITE_TOKEN not in text
-
-
-STORAGE = "^/storage/"
-
-
-@pytest.fixture
-def snapshot(hub: HuggingFaceHub, fake: FakeHub) -> Snapshot:
-    fake.add_model("acme/tiny", FILES)
-    return hub.resolve("acme/tiny", kind=MODEL)
 
 
 def blobs(cache: Path) -> set[str]:
@@ -328,13 +288,13 @@ def test_a_wrong_etag_gives_no_wrong_file(hub: HuggingFaceHub, fake: FakeHub, sn
     }
 
 
-def test_more_than_the_hub_lists_is_not_written(hub: HuggingFaceHub, fake: FakeHub, tmp_path: Path) -> None:
-    fake.add_model("acme/tiny", FILES)
-    listed = hub.resolve("acme/tiny", kind=MODEL)
+def test_more_than_the_hub_lists_is_not_written(
+    hub: HuggingFaceHub, fake: FakeHub, snapshot: Snapshot, tmp_path: Path
+) -> None:
     large = fake.store.put(WEIGHTS * 4, lfs=True)
     fake.store.object(large.sha256).replace(fake.store.object(hashlib.sha256(WEIGHTS).hexdigest()))
     with pytest.raises(CorruptDownload, match="more bytes"):
-        hub.download(listed, ("model.safetensors",))
+        hub.download(snapshot, ("model.safetensors",))
     assert blobs(tmp_path / "hub-cache") == set()
 
 
@@ -376,22 +336,13 @@ def test_a_branch_that_moves_on_does_not_change_the_download(
     assert {path.name: path.read_bytes() for path in found[0].iterdir()} == FILES
 
 
-COMMIT = r"/commit/main$"
-
-
-def test_a_result_is_private_unless_asked_otherwise(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
-    hub.publish(result, before_commit=nothing)
-    assert fake.store.repository("model", "tester/out").private
-    public = Publication(folder=result.folder, repo_id="tester/open", private=False, title="t", trailer=TRAILER)
-    hub.publish(public, before_commit=nothing)
-    assert not fake.store.repository("model", "tester/open").private
-
-
-def test_what_the_commit_says(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
+def test_what_is_published(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
     revision = hub.publish(result, before_commit=nothing)
     commit = fake.commits("tester/out")[-1]
     assert (commit.oid, commit.title, commit.message.splitlines()[-1]) == (revision, "Remove block 3", TRAILER)
     assert ".gitattributes" in commit.tree  # the Hub's own file stays
+    hub.publish(replace(result, repo_id="tester/open", private=False), before_commit=nothing)
+    assert [fake.store.repository("model", f"tester/{name}").private for name in ("out", "open")] == [True, False]
 
 
 def test_uploads_are_done_when_before_commit_is_asked(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
@@ -445,35 +396,11 @@ def test_a_failed_look_after_a_failed_commit_tells_of_the_commit(
         hub.publish(result, before_commit=then_all_fails)
 
 
-def test_a_commit_of_what_was_not_uploaded_is_refused(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
-    def lose() -> None:
-        fake.store.object(hashlib.sha256(WEIGHTS).hexdigest()).unlink()
-
-    with pytest.raises(InvalidInput, match="does not exist"):
-        hub.publish(result, before_commit=lose)
-    assert len(fake.commits("tester/out")) == 1
-
-
-def test_the_same_content_under_a_new_job(
-    hub: HuggingFaceHub, fake: FakeHub, result: Publication, tmp_path: Path
-) -> None:
-    first = hub.publish(result, before_commit=nothing)
-    again = publication(tmp_path / "again", FILES, trailer="ReplaceMe-Job: 2222")
-    assert hub.publish(again, before_commit=nothing, may_replace=anything) == first  # there is nothing to commit
-
-
 def test_a_trailer_is_found_behind_many_later_commits(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
     revision = hub.publish(result, before_commit=nothing)
     for number in range(60):
         fake.add_model("tester/out", {"README.md": str(number).encode()})
     assert hub.find_publication("tester/out", TRAILER) == revision
-
-
-def test_a_model_card_with_a_broken_header_is_reported(hub: HuggingFaceHub, fake: FakeHub, tmp_path: Path) -> None:
-    broken = publication(tmp_path / "broken", {"README.md": b"---\na: [\n---\n", "config.json": b"{}"})
-    with pytest.raises(InvalidInput, match="flow node"):
-        hub.publish(broken, before_commit=nothing)
-    assert fake.count("POST", COMMIT) == 0
 
 
 @pytest.mark.parametrize("fault", [None, Fault.LOSE_REPLY])
