@@ -191,17 +191,19 @@ class Attempt:
         )
         if pinned.spec != self._job.spec:
             self._progress.note(Resolved(spec=pinned.spec))
-        self._enter(Stage.DOWNLOAD, size=pinned.model.size)
+        self._enter(Stage.DOWNLOAD, size=pinned.files[0].size)
         with inputs.held(pinned.files, lambda: self._hub):
-            local = self._retry(lambda: inputs.download(pinned, self._hub, advance=self._advance(Stage.DOWNLOAD)))
-            return self._compute(pinned.spec, local)
+            model, texts = self._retry(
+                lambda: inputs.download(pinned, self._hub, advance=self._advance(Stage.DOWNLOAD))
+            )
+            return self._compute(pinned.spec, model, texts)
 
-    def _compute(self, spec: CompressionSpec, local: inputs.LocalInputs) -> Write:
+    def _compute(self, spec: CompressionSpec, model: str, texts: tuple[str | None, ...]) -> Write:
         output = self._directory / "output"
         request = RunnerRequest(
             spec=self._with_device(spec).without_credential(),
-            model_directory=str(local.model_directory),
-            calibration_paths=tuple(None if path is None else str(path) for path in local.calibration_paths),
+            model_directory=model,
+            calibration_paths=texts,
             output_directory=str(output),
             job_id=self._job.id,
             hub=self._settings.hub_address,

@@ -101,17 +101,14 @@ def shape_of(outline: ModelOutline, config: Mapping[str, object], tensors: Seque
     values = Counter[int]()
     for tensor in kept:
         values[ITEM_BYTES[tensor.dtype]] += tensor.numel
-    width = outline.hidden_size
-    return ModelShape(
+    return _shape(
+        outline,
+        config,
         block_values=tuple(blocks),
         rest_values=rest,
         block_tensors=(len(kept) - rest_tensors) // outline.blocks,
         rest_tensors=rest_tensors,
         item_bytes=values.most_common(1)[0][0],
-        width=width,
-        inner=_first(config, _INNER) or _DEFAULT_INNER * width,
-        key_value_width=_key_value_width(config, width),
-        vocabulary=_first(config, ("vocab_size",)) or 0,
     )
 
 
@@ -120,26 +117,36 @@ def rough_shape(outline: ModelOutline, config: Mapping[str, object], *, weight_b
 
     For processes that a stranger's headers are kept away from.
     """
-    width, vocabulary = outline.hidden_size, _first(config, ("vocab_size",)) or 0
     values = max(weight_bytes // 2, outline.blocks)
-    rest = min(2 * vocabulary * width, values // 2)
+    rest = min(2 * (_first(config, ("vocab_size",)) or 0) * outline.hidden_size, values // 2)
+    blocks = ((values - rest) // outline.blocks,) * outline.blocks
+    return _shape(outline, config, block_values=blocks, rest_values=rest, block_tensors=0, rest_tensors=0, item_bytes=2)
+
+
+def _shape(
+    outline: ModelOutline,
+    config: Mapping[str, object],
+    *,
+    block_values: tuple[int, ...],
+    rest_values: int,
+    block_tensors: int,
+    rest_tensors: int,
+    item_bytes: int,
+) -> ModelShape:
+    """With the widths that the config says."""
+    width, heads = outline.hidden_size, _first(config, _HEADS) or 1
+    head_width = _first(config, ("head_dim",)) or width // heads
     return ModelShape(
-        block_values=((values - rest) // outline.blocks,) * outline.blocks,
-        rest_values=rest,
-        block_tensors=0,
-        rest_tensors=0,
-        item_bytes=2,
+        block_values=block_values,
+        rest_values=rest_values,
+        block_tensors=block_tensors,
+        rest_tensors=rest_tensors,
+        item_bytes=item_bytes,
         width=width,
         inner=_first(config, _INNER) or _DEFAULT_INNER * width,
-        key_value_width=_key_value_width(config, width),
-        vocabulary=vocabulary,
+        key_value_width=head_width * (_first(config, ("num_key_value_heads", "num_kv_heads")) or heads),
+        vocabulary=_first(config, ("vocab_size",)) or 0,
     )
-
-
-def _key_value_width(config: Mapping[str, object], width: int) -> int:
-    heads = _first(config, _HEADS) or 1
-    each = _first(config, ("head_dim",)) or width // heads
-    return each * (_first(config, ("num_key_value_heads", "num_kv_heads")) or heads)
 
 
 def _first(config: Mapping[str, object], names: Sequence[str]) -> int | None:
@@ -311,16 +318,10 @@ def _held(shape: ModelShape, work: Workload) -> dict[Stage, _Use]:
     changes = _changes(shape, work)
     stored = _model_bytes(shape, work, value_bytes=shape.item_bytes)
     again = 0 if work.value_bytes == shape.item_bytes else _mapped(shape, work)
-    stages[Stage.FOLD] = _Use(model=stored, work=changes + _largest_weight(shape) * _MATRIX, host=again)
-    after = shape.parameters_after(work.removed)
-    stages[Stage.SAVE] = _most(
-        _Use(model=stored, work=changes),
-        _Use(
-            model=_model_bytes(shape, work, value_bytes=_FLOAT32, parameters=after),
-            work=changes,
-            host=_mapped(shape, work, parameters=after),
-        ),
-    )
+    stages[Stage.FOLD] = _Use(model=stored, work=changes, host=again)
+    after = shape.parameters_after(1 if work.trials else work.removed)
+    verified = _model_bytes(shape, work, value_bytes=_FLOAT32, parameters=after)
+    stages[Stage.SAVE] = _Use(model=verified, work=changes, host=_mapped(shape, work, parameters=after))
     if work.measured:
         both = dense + _model_bytes(shape, work, value_bytes=work.value_bytes, parameters=after)
         answers = _generation(shape, work, sequences=defaults.MEASURED_ELSEWHERE)
@@ -329,31 +330,20 @@ def _held(shape: ModelShape, work: Workload) -> dict[Stage, _Use]:
             _Use(model=both, work=changes + max(_logits(shape, work), 0 if work.is_lazy else answers)),
         )
     if work.trials:
-        stages[Stage.SELECT] = _of_trials(shape, work, stages)
+        stages[Stage.SELECT] = _of_trials(stages, dense=dense, more=0 if quantized == dense else dense)
     return stages
 
 
-def _of_trials(shape: ModelShape, work: Workload, stages: Mapping[Stage, _Use]) -> _Use:
+def _of_trials(stages: Mapping[Stage, _Use], *, dense: int, more: int) -> _Use:
     """All that follows the pass, beside the model that is captured from and what is kept for the next trial.
 
-    The result of a trial is largest where one block is removed. A quantized model is not the one that is measured.
+    A quantized model is not the one that is measured: then `more` is the size of that one, the `dense` one.
     """
-    dense = _model_bytes(shape, work, value_bytes=work.value_bytes)
-    kept, changes = stages[Stage.SELECT].host, _changes(shape, work)
-    more = 0 if work.spec.compute.quantization is None else dense
-    held = stages[Stage.SELECT].model + more
-    largest = shape.parameters_after(1)
-    pruned = _model_bytes(shape, work, value_bytes=work.value_bytes, parameters=largest)
-    stored = _model_bytes(shape, work, value_bytes=shape.item_bytes)
+    held, fold, evaluate = stages[Stage.SELECT], stages[Stage.FOLD], stages[Stage.EVALUATE]
     return _most(
-        *(replace(stages[stage], model=stages[stage].model + more) for stage in (Stage.SELECT, Stage.SOLVE)),
-        _Use(
-            model=held + stored,
-            work=changes + _largest_weight(shape) * _MATRIX,
-            host=kept + (0 if work.value_bytes == shape.item_bytes else _mapped(shape, work)),
-        ),
-        _Use(model=held + pruned, work=changes, host=kept + _mapped(shape, work, parameters=largest)),
-        _Use(model=held + pruned, work=changes + _logits(shape, work), host=kept),
+        *(replace(one, model=one.model + more) for one in (held, stages[Stage.SOLVE])),
+        replace(fold, model=fold.model + held.model + more, host=fold.host + held.host),
+        replace(evaluate, model=evaluate.model + held.model + more - dense, host=evaluate.host + held.host),
     )
 
 
@@ -382,10 +372,6 @@ def _mapped(shape: ModelShape, work: Workload, *, parameters: int | None = None)
 def _quantized_bytes(shape: ModelShape, work: Workload) -> int:
     bits = 4 if work.spec.compute.quantization == "4bit" else 8
     return shape.rest_values * work.value_bytes + sum(shape.block_values) * bits // 8
-
-
-def _largest_weight(shape: ModelShape) -> int:
-    return shape.width * shape.inner
 
 
 # Streams and sums

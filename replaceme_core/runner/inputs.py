@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 from replaceme_core.hub.data_files import data_files_of
@@ -14,7 +13,7 @@ from replaceme_core.hub.port import Hub, RepositoryKind, Snapshot
 from replaceme_core.request.admission import OutputRules, find_text, resolve_request
 from replaceme_core.request.calibration import MixedSource, errors_of
 from replaceme_core.request.removal import check_removal
-from replaceme_core.request.spec import CompressionRequest, CompressionSpec, ModelRef
+from replaceme_core.request.spec import CompressionRequest, CompressionSpec
 
 Advance = Callable[[float], None]
 
@@ -33,32 +32,15 @@ class Pinned:
     @property
     def size(self) -> int:
         """The bytes of what is to be downloaded."""
-        if self.snapshot is None:
-            return 0
-        sizes = {file.path: file.size for file in self.snapshot.files}
-        return sum(sizes[name] for name in self.names)
+        return 0 if self.snapshot is None else sum(self.snapshot.sizes[name] for name in self.names)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PinnedInputs:
-    """The files to download. `texts` has one entry for each source of the mix."""
+    """The `files` to download: the model, and one entry for each source of the mix."""
 
     spec: CompressionSpec
-    model: Pinned
-    texts: tuple[Pinned, ...] = ()
-
-    @property
-    def files(self) -> tuple[Pinned, ...]:
-        """All of them, the model first."""
-        return (self.model, *self.texts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalInputs:
-    """Where the files lie on this machine. They are read only. `calibration_paths` has one for each source."""
-
-    model_directory: Path
-    calibration_paths: tuple[Path | None, ...]
+    files: tuple[Pinned, ...]
 
 
 def resolve(
@@ -83,22 +65,11 @@ def resolve(
         rules=rules,
         tasks_directory=tasks_directory,
     )
-    return pin(resolved, hub, find_file=partial(find_text, root=calibration_root))
-
-
-def pin(spec: CompressionSpec, hub: Hub, *, find_file: Callable[[str], Path]) -> PinnedInputs:
-    """The files of a `spec` whose revisions are commits. `find_file` returns the path of a text "file:NAME"."""
-    return PinnedInputs(
-        spec=spec,
-        model=pin_model(spec.model, hub),
-        texts=tuple(pin_text(source, lambda: hub, find_file) for source in spec.calibration.mix),
-    )
-
-
-def pin_model(model: ModelRef, hub: Hub) -> Pinned:
-    """The files of a model on the Hub."""
-    snapshot = hub.resolve(model.repo_id, kind=RepositoryKind.MODEL, revision=model.revision)
-    return Pinned(snapshot=snapshot, names=files_to_download(snapshot, hub))
+    snapshot = hub.resolve(resolved.model.repo_id, kind=RepositoryKind.MODEL, revision=resolved.model.revision)
+    model = Pinned(snapshot=snapshot, names=files_to_download(snapshot, hub))
+    find_file = partial(find_text, root=calibration_root)
+    texts = (pin_text(source, lambda: hub, find_file) for source in resolved.calibration.mix)
+    return PinnedInputs(spec=resolved, files=(model, *texts))
 
 
 def pin_text(source: MixedSource, hub: Callable[[], Hub], find_file: Callable[[str], Path]) -> Pinned:
@@ -122,14 +93,20 @@ def held(pinned: Iterable[Pinned], hub: Callable[[], Hub]) -> Iterator[None]:
         yield
 
 
-def download(pinned: PinnedInputs, hub: Hub, *, advance: Advance) -> LocalInputs:
-    """Download the files. `advance` is called with the part that is done, 0 to 1, and may raise to stop.
+def download(pinned: PinnedInputs, hub: Hub, *, advance: Advance) -> tuple[str, tuple[str | None, ...]]:
+    """Download the files; returns the directory of the model and the paths of the texts, which are read only.
 
-    The model is checked again as it is on the disk, because that is the one that will be loaded.
+    `advance` is called with the part that is done, 0 to 1, and may raise to stop. The model is checked again as it is
+    on the disk, because that is the one that will be loaded.
     """
-    directory, *texts = fetch(pinned.files, lambda: hub, advance=advance, check=partial(_check_model, pinned.spec))
+
+    def check(directory: Path) -> None:
+        check_removal(pinned.spec, read_outline(directory))
+
+    found = fetch(pinned.files, lambda: hub, advance=advance, check=check)
+    directory, *texts = (None if path is None else str(path) for path in found)
     assert directory is not None
-    return LocalInputs(model_directory=directory, calibration_paths=tuple(texts))
+    return directory, tuple(texts)
 
 
 def fetch(
@@ -140,23 +117,18 @@ def fetch(
     check: Callable[[Path], object],
 ) -> list[Path | None]:
     """Where each of them lies on this machine, `None` where there is nothing to read. `check` gets the first one."""
-    sizes = [one.size for one in pinned]
-    edges = [0.0, *(sum(sizes[: number + 1]) / max(sum(sizes), 1) for number in range(len(sizes)))]
     found: list[Path | None] = []
-    for one, (start, end) in zip(pinned, pairwise(edges), strict=True):
-        part = partial(_advance_part, advance, start, end)
+    done, total = 0, max(1, sum(one.size for one in pinned))
+    for one in pinned:
+
+        def part(fraction: float, *, before: int = done, size: int = one.size) -> None:
+            advance((before + size * fraction) / total)
+
         place = one.path if one.snapshot is None else hub().download(one.snapshot, one.names, advance=part)
         if not found:
             assert place is not None, "the first one is a model"
             check(place)
         found.append(place)
+        done += one.size
     advance(1.0)
     return found
-
-
-def _check_model(spec: CompressionSpec, directory: Path) -> None:
-    check_removal(spec, read_outline(directory))
-
-
-def _advance_part(advance: Advance, start: float, end: float, part: float) -> None:
-    advance(start + part * (end - start))

@@ -2,7 +2,6 @@
 
 import time
 import tracemalloc
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -220,9 +219,13 @@ REFUSED = {
 }
 
 
-def choose_among_many(readme: Path) -> None:
+def refusal_of(readme: Path) -> InvalidInput | None:
     files = [RepositoryFile(path=path, size=10) for path in FILES]
-    choose_data_files(files, config=None, split="train", card=read_card(readme))
+    try:
+        choose_data_files(files, config=None, split="train", card=read_card(readme))
+    except InvalidInput as error:
+        return error
+    return None
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -232,23 +235,22 @@ def test_an_attack_takes_little_time_and_memory(name: str, tmp_path: Path) -> No
     spent = []
     for _ in range(3):  # the machine may be busy for a moment
         start = time.process_time()
-        with suppress(InvalidInput):
-            choose_among_many(readme)
+        refused = refusal_of(readme)
         spent.append(time.process_time() - start)
         if spent[-1] < SECONDS:
             break
     assert min(spent) < SECONDS
     tracemalloc.start()
     try:
-        with pytest.raises(InvalidInput, match=REFUSED.get(name, "")) as caught:
-            choose_among_many(readme)
+        refusal_of(readme)
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert most < BYTES
     if name in REFUSED:
-        assert caught.value.field == "calibration.dataset"
-    assert len(caught.value.message) < 2_000
+        assert refused is not None
+        assert (refused.field, REFUSED[name] in refused.message) == ("calibration.dataset", True)
+    assert len(str(refused)) < 2_000
 
 
 def test_all_values_are_text() -> None:

@@ -4,7 +4,7 @@ from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.gate import DeepestCut, GateSpec, Limits
 from replaceme_core.request.method import Method, MethodSpec, Selection
 from replaceme_core.request.spec import CompressionSpec, EvaluationSpec, ModelRef
-from replaceme_core.runner.eta import LEAST_ERROR, Course, trials_of, weights_of, writing_part
+from replaceme_core.runner.eta import LEAST_ERROR, Course, trials_of, weights_of
 from replaceme_core.runner.messages import Stage
 
 
@@ -54,36 +54,6 @@ def test_trials_are_a_part_of_the_selection() -> None:
     assert many[Stage.SELECT] - few[Stage.SELECT] == pytest.approx(4 * (each + plain[Stage.EVALUATE] / 2))
     for stage in (Stage.DOWNLOAD, Stage.CALIBRATE, Stage.FOLD, Stage.SAVE, Stage.PUBLISH):
         assert many[stage] == plain[stage]
-
-
-def test_tasks_are_a_part_of_each_trial_and_run_once_on_the_original() -> None:
-    asked = EvaluationSpec(tasks=("piqa",), task_limit=100)
-    one = spec(evaluate=True)
-    search = one.model_copy(update={"ratio": DeepestCut(max=0.5), "gate": GateSpec(divergence=Limits(max=1.0))})
-    plain, searched = (
-        [weights_of(each.model_copy(update=update), blocks=6) for update in ({}, {"evaluation": asked})]
-        for each in (one, search)
-    )
-    of_both = plain[1][Stage.EVALUATE] - plain[0][Stage.EVALUATE]
-    assert of_both > 0
-    trials = trials_of(search, blocks=6)
-    more = searched[1][Stage.SELECT] - searched[0][Stage.SELECT]
-    assert more == pytest.approx((trials + 1) * of_both / 2)
-    assert searched[1][Stage.EVALUATE] == searched[0][Stage.EVALUATE], "no task runs once the result is found"
-
-
-def test_writing_text_is_a_part_of_calibrating() -> None:
-    plain = spec(evaluate=True)
-    writing = plain.model_copy(
-        update={"calibration": CalibrationSpec(dataset="builtin:pydoc-topics", self_generated=0.5)}
-    )
-    sources = [{"dataset": "builtin:code"}, {"self_generated": True}]
-    mixed = plain.model_copy(update={"calibration": CalibrationSpec.model_validate({"sources": sources})})
-    assert writing_part(mixed) == writing_part(writing)
-    assert writing_part(plain) == 0
-    assert 0.3 < writing_part(writing) < 1
-    assert weights_of(writing)[Stage.CALIBRATE] > 1.5 * weights_of(plain)[Stage.CALIBRATE]
-    assert weights_of(writing)[Stage.SOLVE] == weights_of(plain)[Stage.SOLVE]
 
 
 def test_an_estimate_needs_something_to_go_by() -> None:

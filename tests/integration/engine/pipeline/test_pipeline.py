@@ -271,13 +271,12 @@ def carried_out(
     spec = resolve_request(request, hub, calibration_root=texts, job_id="0" * 32, rules=OutputRules())
     pinned = resolve(spec, hub, calibration_root=texts, job_id="0" * 32, rules=OutputRules())
     advanced: list[float] = []
-    local = download(pinned, hub, advance=advanced.append)
+    directory, paths = download(pinned, hub, advance=advanced.append)
     assert advanced == sorted(advanced)
     assert advanced[-1] == 1
-    paths = tuple(None if path is None else str(path) for path in local.calibration_paths)
     runner_request = RunnerRequest(
         spec=pinned.spec,
-        model_directory=str(local.model_directory),
+        model_directory=directory,
         calibration_paths=paths,
         output_directory=str(out),
         hub="https://huggingface.co",
@@ -299,7 +298,7 @@ def test_a_mix_of_all_kinds_of_sources(tmp_path: Path) -> None:
     ]
     calibration = {"sources": sources, "samples": 40, "max_length": 32}
     finished, pinned = carried_out(DirectoryHub(tmp_path / "hub"), calibration, tmp_path / "out", texts=tmp_path)
-    assert [set(text.names) for text in pinned.texts] == [
+    assert [set(text.names) for text in pinned.files[1:]] == [
         set(),
         {"README.md", "part-b.jsonl"},
         {"README.md", "part-a.jsonl"},
