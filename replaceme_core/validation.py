@@ -7,7 +7,7 @@ JSON schema, so that they name the bounds. Every value and message is bounded in
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from replaceme_core.wording import json_safe, shorten
 
@@ -22,7 +22,7 @@ _FROM_SCHEMA = (
     *("string_too_short", "string_too_long", "string_pattern_mismatch", "string_unicode"),
 )
 
-Schema = Mapping[str, object]
+Schema = Mapping[str, Any]
 
 
 class Problem(TypedDict):
@@ -40,7 +40,8 @@ def problem(field: str, value: object, message: str) -> Problem:
 
 def problems(errors: Iterable[Mapping[str, object]], *, sent: object, schema: Schema) -> list[Problem]:
     """The entries for pydantic's `errors` about `sent`, a value whose JSON schema is `schema`."""
-    return [_problem(error, sent=sent, schema=schema) for error in errors]
+    whole = _inlined(schema, schema.get("$defs", {}))
+    return [_problem(error, sent=sent, schema=whole) for error in errors]
 
 
 def parameter_problem(error: Mapping[str, object], *, default: str) -> Problem:
@@ -109,34 +110,31 @@ def _at(path: Sequence[object], sent: object) -> object:
     return sent
 
 
-def describe(schema: object) -> str:
-    """What a JSON schema accepts, in words.
+def describe(schema: Schema) -> str:
+    """What a JSON schema without references accepts, in words.
 
     >>> describe({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1})
     'a number greater than 0 and less than 1'
     """
-    if not isinstance(schema, Mapping):
-        return "something else"
-    if "enum" in schema:
-        return f"one of {', '.join(map(str, _list(schema['enum'])))}"
-    if "const" in schema:
-        return str(schema["const"])
-    if "anyOf" in schema:
-        choices = [describe(choice) for choice in _list(schema["anyOf"]) if choice != {"type": "null"}]
-        return " or ".join(dict.fromkeys(choices))
-    match schema.get("type"):
-        case "number" | "integer" as kind:
+    match schema:
+        case {"enum": values}:
+            return f"one of {', '.join(map(str, values))}"
+        case {"const": value}:
+            return str(value)
+        case {"anyOf": choices}:
+            return " or ".join(dict.fromkeys(describe(choice) for choice in choices if choice != {"type": "null"}))
+        case {"type": "number" | "integer" as kind}:
             return " ".join(["a number" if kind == "number" else "a whole number", *_bounds(schema)])
-        case "array":
-            return f"a list of {describe(schema.get('items')).removeprefix('a ').replace('number', 'numbers', 1)}"
-        case "string" if "maxLength" in schema:
+        case {"type": "array"}:
+            return f"a list of {describe(schema.get('items', {})).removeprefix('a ').replace('number', 'numbers', 1)}"
+        case {"type": "string", "maxLength": most}:
             form = f" matching {schema['pattern']}" if "pattern" in schema else ""
-            return f"a string of {schema.get('minLength', 0)} to {schema['maxLength']} characters{form}"
-        case "string" if "pattern" in schema:
-            return f"a string matching {schema['pattern']}"
-        case str(kind):
+            return f"a string of {schema.get('minLength', 0)} to {most} characters{form}"
+        case {"type": "string", "pattern": pattern}:
+            return f"a string matching {pattern}"
+        case {"type": str(kind)}:
             return _KINDS.get(kind, kind)
-    return "an object" if "$ref" in schema else "something else"
+    return "something else"
 
 
 def _bounds(schema: Schema) -> list[str]:
@@ -148,69 +146,47 @@ def _bounds(schema: Schema) -> list[str]:
     return [" and ".join(bounds)] if bounds else []
 
 
-def _below(schema: Schema, path: Sequence[object]) -> object:
-    """The schema of the value at `path`, with references resolved."""
-    here: object = schema
+def _inlined(part: Any, definitions: Schema) -> Any:
+    """A part of a schema, with definitions in place of the references to them."""
+    if isinstance(part, list):
+        return [_inlined(each, definitions) for each in part]
+    if not isinstance(part, Mapping):
+        return part
+    if "$ref" in part:
+        return _inlined(definitions[part["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inlined(each, definitions) for name, each in part.items() if name != "$defs"}
+
+
+def _below(schema: Schema, path: Sequence[object]) -> Schema:
+    """The schema of the value at `path`; empty where there is none."""
     for part in path:
-        options = [_resolved(option, schema) for option in _options(here)]
-        here = next((found for option in options if (found := _child(option, part)) is not None), None)
-    if not isinstance(here, Mapping):
-        return here
-    if "anyOf" in here:
-        return {"anyOf": [_resolved(choice, schema) for choice in _options(here)]}
-    return _resolved(here, schema)
+        found = (_child(option, part) for option in _options(schema))
+        schema = next((child for child in found if isinstance(child, Mapping)), {})
+    return schema
 
 
 def _child(schema: Schema, part: object) -> object:
     if isinstance(part, int):
         return schema.get("items")
-    properties = schema.get("properties")
-    if isinstance(properties, Mapping):
-        return properties.get(part)
-    patterns = schema.get("patternProperties")
-    if isinstance(patterns, Mapping):
-        return next(iter(patterns.values()), None)
-    return schema.get("additionalProperties")
+    if "properties" in schema:
+        return schema["properties"].get(part)
+    return next(iter(schema.get("patternProperties", {}).values()), schema.get("additionalProperties"))
 
 
-def _properties(schema: Schema, path: Sequence[object]) -> list[str]:
-    for option in _options(_below(schema, path)):
-        properties = _resolved(option, schema).get("properties")
-        if isinstance(properties, Mapping):
-            return [str(name) for name in properties]
-    return []
+def _properties(schema: Schema, path: Sequence[object]) -> Iterable[str]:
+    return next((option["properties"] for option in _options(_below(schema, path)) if "properties" in option), ())
 
 
-def _of_keys(schema: Schema, path: Sequence[object]) -> object:
-    options = _options(_below(schema, path))
-    if not options:
-        return None
-    names = options[0].get("propertyNames")
-    patterns = options[0].get("patternProperties")
-    if isinstance(patterns, Mapping):
-        pattern = {"type": "string", "pattern": next(iter(patterns))}
-        return {**pattern, **names} if isinstance(names, Mapping) else pattern
-    return names
+def _of_keys(schema: Schema, path: Sequence[object]) -> Schema:
+    """The schema of the names in the object at `path`."""
+    option = _options(_below(schema, path))[0]
+    patterns = ({"type": "string", "pattern": pattern} for pattern in option.get("patternProperties", {}))
+    return {**next(patterns, {}), **option.get("propertyNames", {})}
 
 
-def _options(schema: object) -> list[Schema]:
-    if not isinstance(schema, Mapping):
-        return []
-    choices = _list(schema["anyOf"]) if "anyOf" in schema else [schema]
-    return [choice for choice in choices if isinstance(choice, Mapping)]
-
-
-def _resolved(schema: Schema, root: Schema) -> Schema:
-    reference, definitions = schema.get("$ref"), root.get("$defs")
-    if isinstance(reference, str) and isinstance(definitions, Mapping):
-        found = definitions[reference.rpartition("/")[2]]
-        assert isinstance(found, Mapping)
-        return found
-    return schema
-
-
-def _list(value: object) -> list[object]:
-    return value if isinstance(value, list) else []
+def _options(schema: Schema) -> Sequence[Schema]:
+    options: Sequence[Schema] = schema.get("anyOf", (schema,))
+    return options
 
 
 def bounded(value: object) -> object:
