@@ -8,12 +8,8 @@ it in between receives an empty message and stops with a JSON error; a process t
 unreadable table of queues. The one here writes both atomically.
 """
 
-import fcntl
-import os
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from kombu.exceptions import ChannelError
@@ -21,6 +17,7 @@ from kombu.transport import filesystem, virtual
 from kombu.utils.json import dumps
 
 from replaceme_core.hardware import WorkerKind
+from replaceme_core.hub.files import locked
 from replaceme_core.settings import Settings
 
 _TABLES_LOCK = "tables.lock"
@@ -45,24 +42,15 @@ class Channel(filesystem.Channel):
             raise ChannelError(f"cannot add a message to {folder}: {error}") from error
 
     def get_table(self, exchange: str) -> object:
-        with self._tables():
+        with locked(Path(self.control_folder) / _TABLES_LOCK):
             return super().get_table(exchange)  # type: ignore[no-untyped-call]
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
-        with self._tables():
+        with locked(Path(self.control_folder) / _TABLES_LOCK):
             table = Path(self._exchange_file(exchange))  # type: ignore[no-untyped-call]
             if table.exists() and not table.stat().st_size:  # its writer was killed between creating and writing it
                 table.unlink()
             super()._queue_bind(exchange, routing_key, pattern, queue)  # type: ignore[no-untyped-call]
-
-    @contextmanager
-    def _tables(self) -> Iterator[None]:
-        descriptor = os.open(Path(self.control_folder) / _TABLES_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
 
 
 class Transport(filesystem.Transport):

@@ -10,7 +10,6 @@ lost, or whose publication fails, leaves it to the next attempt at the job, whic
 `result.json` is written last: without it there is no result.
 """
 
-import fcntl
 import logging
 import os
 import shutil
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from replaceme_core.hub.files import locked, try_locked
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import Finished
 
@@ -49,13 +49,12 @@ def locked_directory(root: Path, *, name: str) -> Iterator[Path]:
     """
     root.mkdir(parents=True, exist_ok=True)
     directory = root / f"{name}-{uuid.uuid4().hex[:8]}"
-    descriptor = _lock_new_file(directory.with_name(directory.name + LOCK_SUFFIX))
-    try:
-        directory.mkdir()
-        yield directory
-    finally:
-        _remove(directory)
-        os.close(descriptor)
+    with locked(directory.with_name(directory.name + LOCK_SUFFIX)):
+        try:
+            directory.mkdir()
+            yield directory
+        finally:
+            _remove(directory)
 
 
 def checkpoints_of(root: Path, job_id: str) -> Path:
@@ -96,29 +95,8 @@ def remove_abandoned(root: Path) -> list[str]:
 
 
 def _remove_if_abandoned(directory: Path) -> bool:
-    lock = directory.with_name(directory.name + LOCK_SUFFIX)
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError:  # the root has just been removed
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    else:
-        return _remove(directory)
-    finally:
-        os.close(descriptor)
-
-
-def _lock_new_file(lock: Path) -> int:
-    """Create and lock a file. Repeated if a sweep removed it between open and lock."""
-    while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            return descriptor
-        os.close(descriptor)
+    with try_locked(directory.with_name(directory.name + LOCK_SUFFIX), create=True) as is_free:
+        return is_free and _remove(directory)
 
 
 def _remove(directory: Path) -> bool:

@@ -6,7 +6,6 @@ Who downloads holds one on a file in `.reserved`, which lists the blobs and thei
 process. What is decided about space is decided under `.lock`. See docs/decisions/0006-two-hubs.md.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from replaceme_core.errors import OutOfSpace
+from replaceme_core.hub.files import lock_file, locked, try_locked
 from replaceme_core.library_errors import free_space
 
 CACHE_BYTES = 200 * 1024**3
@@ -70,12 +70,10 @@ class Cache:
     def hold(self, place: Place) -> Iterator[None]:
         """Keep the snapshot from being removed, and note that it was used."""
         held = self._held(place)
-        descriptor = _lock_shared(held)
-        try:
+        held.parent.mkdir(parents=True, exist_ok=True)
+        with locked(held, shared=True) as descriptor:
             os.utime(descriptor)
             yield
-        finally:
-            os.close(descriptor)
 
     @contextmanager
     def reserve(self, place: Place, sizes: Mapping[str, int], *, purpose: str) -> Iterator[None]:
@@ -87,26 +85,16 @@ class Cache:
         place.snapshot.mkdir(parents=True, exist_ok=True)
         wanted = {place.blob(digest): size for digest, size in sizes.items()}
         record = self._root / ".reserved" / uuid4().hex
-        with self._locked():
+        with locked(self._root / ".lock"):
             self._make_room(wanted, purpose)
             record.parent.mkdir(exist_ok=True)
-            descriptor = os.open(record, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            descriptor = lock_file(record)
             listed = {blob.relative_to(self._root).as_posix(): size for blob, size in wanted.items()}
             record.write_text(json.dumps(listed), encoding="utf-8")
         try:
             yield
         finally:
             record.unlink(missing_ok=True)
-            os.close(descriptor)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self._root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
             os.close(descriptor)
 
     def _held(self, place: Place) -> Path:
@@ -135,7 +123,7 @@ class Cache:
         """The blobs that others are downloading. Records whose process is gone are removed."""
         found: dict[Path, int] = {}
         for record in (self._root / ".reserved").glob("*"):
-            with _try_lock(record) as is_abandoned, suppress(OSError, ValueError):
+            with try_locked(record) as is_abandoned, suppress(OSError, ValueError):
                 if is_abandoned:
                     record.unlink(missing_ok=True)
                 else:
@@ -158,7 +146,7 @@ class Cache:
         """Remove a snapshot and the blobs that no other one has; returns their bytes. One that is held is left."""
         held = self._held(place)
         held.parent.mkdir(exist_ok=True)
-        with _try_lock(held, create=True) as is_free:
+        with try_locked(held, create=True) as is_free:
             if not is_free:
                 return 0
             shutil.rmtree(place.snapshot, ignore_errors=True)
@@ -175,36 +163,6 @@ class Cache:
                 shutil.rmtree(place.repository, ignore_errors=True)
             held.unlink(missing_ok=True)
             return removed
-
-
-def _lock_shared(path: Path) -> int:
-    """Create and lock a file; repeated if it was removed between open and lock."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if os.fstat(descriptor).st_nlink:
-            return descriptor
-        os.close(descriptor)
-
-
-@contextmanager
-def _try_lock(path: Path, *, create: bool = False) -> Iterator[bool]:
-    """Yield whether nobody else has locked the file; then it is locked in the `with` block."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
-    except FileNotFoundError:
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_free = True
-        except BlockingIOError:
-            is_free = False
-        yield is_free
-    finally:
-        os.close(descriptor)
 
 
 def received_bytes(blob: Path) -> int:

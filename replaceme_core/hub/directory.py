@@ -5,13 +5,12 @@ revision is a hash of its content. The log of commits and other records are kept
 repository.
 """
 
-import fcntl
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
@@ -31,8 +30,10 @@ from replaceme_core.hub.files import (
     find_file,
     job_of,
     leads_into,
+    locked,
     read_json_file,
     sha256_of,
+    try_locked,
     walk,
 )
 from replaceme_core.hub.port import (
@@ -67,6 +68,9 @@ class Journal:
 
     def __init__(self, directory: Path, *, target: Path) -> None:
         self._directory = directory
+        self._pending, self._log, self._hashes = (
+            directory / name for name in ("pending.json", "commits.jsonl", "hashes.json")
+        )
         self._target = target
         self._known: dict[str, tuple[list[int], str]] = {}
         self._hashing = Lock()  # who comes meanwhile waits, and need not read the same files again
@@ -78,32 +82,20 @@ class Journal:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Lock out swaps. A swap that a crash interrupted is completed first."""
-        try:
-            if self._pending.exists():
-                with self.writing():
-                    pass
-            descriptor: int | None = self._open_lock()
-        except OSError:  # a hub on read-only storage, where no swap is possible
-            descriptor = None
-        if descriptor is None:
+        with ExitStack() as lock:
+            with suppress(OSError):  # a hub on read-only storage, where no swap is possible
+                if self._pending.exists():
+                    with self.writing():
+                        pass
+                lock.enter_context(self._locked(shared=True))
             yield
-            return
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-            yield
-        finally:
-            os.close(descriptor)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Lock out all readers and writers. A swap that a crash interrupted is completed first."""
-        descriptor = self._open_lock()
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with self._locked():
             self._complete()
             yield
-        finally:
-            os.close(descriptor)
 
     def commit(self, commit: Commit) -> None:
         """Replace the repository by the staged directory, also if a crash interrupts this. Call it within `writing`."""
@@ -125,7 +117,8 @@ class Journal:
             hashes = {file.path: self._sha256(file) for file in files}
             self._known = {path: known for path, known in self._known.items() if path in hashes}
             if self._known != before:
-                self._save_hashes(self._known)
+                with suppress(OSError):  # they only save time
+                    _replace(self._hashes, json.dumps(self._known))
             return hashes
 
     def has(self, file: LocalFile, sha256: str) -> bool:
@@ -163,9 +156,9 @@ class Journal:
         self._pending.unlink()
         shutil.rmtree(replaced, ignore_errors=True)
 
-    def _open_lock(self) -> int:
+    def _locked(self, *, shared: bool = False) -> AbstractContextManager[int]:
         self._directory.mkdir(parents=True, exist_ok=True)
-        return os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        return locked(self._directory / "lock", shared=shared)
 
     def _load_hashes(self) -> dict[str, tuple[list[int], str]]:
         if not self._known:
@@ -173,24 +166,6 @@ class Journal:
                 raw: dict[str, tuple[list[int], str]] = json.loads(self._hashes.read_bytes())
                 self._known = {path: (facts, digest) for path, (facts, digest) in raw.items()}
         return self._known
-
-    def _save_hashes(self, known: dict[str, tuple[list[int], str]]) -> None:
-        try:
-            _replace(self._hashes, json.dumps(known))
-        except OSError:
-            return  # they only save time
-
-    @property
-    def _pending(self) -> Path:
-        return self._directory / "pending.json"
-
-    @property
-    def _log(self) -> Path:
-        return self._directory / "commits.jsonl"
-
-    @property
-    def _hashes(self) -> Path:
-        return self._directory / "hashes.json"
 
 
 def _replace(path: Path, text: str) -> None:
@@ -311,13 +286,14 @@ class DirectoryHub:
                 parent = self._snapshot(repo_id, RepositoryKind.MODEL)
         if parent is not None:
             may_replace(self._existing(parent))
-        with _os_errors(repo_id), out_of_space_errors(f"publishing {repo_id}"), journal.writing():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(target)
-            staged = target.with_name(f".{target.name}.{uuid4().hex}.new")
-            staged.mkdir()
-            alive = _hold(staged)
-        try:
+        with ExitStack() as ends:
+            with _os_errors(repo_id), out_of_space_errors(f"publishing {repo_id}"), journal.writing():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                _remove_abandoned(target)
+                staged = target.with_name(f".{target.name}.{uuid4().hex}.new")
+                staged.mkdir()
+                ends.enter_context(try_locked(staged))  # else it counts as abandoned
+                ends.callback(shutil.rmtree, staged, ignore_errors=True)
             with _os_errors(repo_id), out_of_space_errors(f"publishing {repo_id}"):
                 _copy(publication.folder, staged)
                 hashes = journal.sha256(walk(staged))
@@ -335,9 +311,6 @@ class DirectoryHub:
                 )
                 journal.commit(commit)
                 return commit.revision
-        finally:
-            os.close(alive)
-            shutil.rmtree(staged, ignore_errors=True)
 
     def _existing(self, snapshot: Snapshot) -> ExistingOutput:
         target, _ = self._place(snapshot.repo_id, snapshot.kind)
@@ -397,30 +370,14 @@ def _copy(folder: Path, to: Path) -> None:
             os.fsync(stream.fileno())
 
 
-def _hold(staged: Path) -> int:
-    """Lock a directory for as long as this process lives, so that it does not count as abandoned."""
-    descriptor = os.open(staged, os.O_RDONLY | os.O_CLOEXEC)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return descriptor
-
-
 def _remove_abandoned(target: Path) -> None:
     """Remove what killed publishers left beside the target. Call it with the repository locked for writing."""
     for replaced in target.parent.glob(f".{target.name}.*.old"):
         shutil.rmtree(replaced, ignore_errors=True)
     for staged in target.parent.glob(f".{target.name}.*.new"):
-        try:
-            descriptor = os.open(staged, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:  # its publisher has just removed it
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        else:
-            shutil.rmtree(staged, ignore_errors=True)
-        finally:
-            os.close(descriptor)
+        with try_locked(staged) as is_abandoned:
+            if is_abandoned:
+                shutil.rmtree(staged, ignore_errors=True)
 
 
 @contextmanager

@@ -1,9 +1,13 @@
-"""Local files for both implementations of the Hub: listing, hashing, JSON."""
+"""Local files of both implementations of the Hub, and of other directories that processes share: lists, hashes, JSON,
+and locks, which end with their process at the latest.
+"""
 
+import fcntl
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,3 +165,49 @@ def read_json_file(location: Path, path: str) -> dict[str, object]:
     if len(raw) > JSON_LIMIT:
         raise BrokenModel(f"{path} is larger than {JSON_LIMIT:,} bytes", value=path)
     return parse_json_object(raw, path)
+
+
+def lock_file(path: Path, *, shared: bool = False) -> int:
+    """Create a file and wait for its lock, which ends when the descriptor is closed.
+
+    Repeated if another process removed the file between open and lock.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, *, shared: bool = False) -> Iterator[int]:
+    """Hold the lock of `lock_file` in the `with` block; yields the descriptor."""
+    descriptor = lock_file(path, shared=shared)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def try_locked(path: Path, *, create: bool = False) -> Iterator[bool]:
+    """Yield whether nobody else has locked a file or directory; then it is locked in the `with` block.
+
+    False if there is none, and none is to be created.
+    """
+    way = os.O_RDONLY if path.is_dir() else os.O_RDWR  # over NFS a lock of what is only read is none
+    try:
+        descriptor = os.open(path, way | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o666)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_free = True
+    except BlockingIOError:
+        is_free = False
+    try:
+        yield is_free
+    finally:
+        os.close(descriptor)

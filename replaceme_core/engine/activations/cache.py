@@ -12,7 +12,6 @@ A key covers all that the values depend on: the content of weights and config, t
 rounding, and the code (docs/decisions/0012-activation-cache.md).
 """
 
-import contextlib
 import fcntl
 import hashlib
 import json
@@ -21,8 +20,8 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -35,7 +34,7 @@ import replaceme_core
 from replaceme_core.engine.activations.tensor_store import DamagedStore, FileStore, MemoryStore, TensorStore, pieces_of
 from replaceme_core.engine.model.device import free_bytes
 from replaceme_core.engine.text.drawing import TokenSet
-from replaceme_core.hub.files import sha256_of
+from replaceme_core.hub.files import lock_file, locked, sha256_of, try_locked
 from replaceme_core.hub.model_files import CONFIG, admit_file, weight_files
 from replaceme_core.library_errors import free_space
 from replaceme_core.request.defaults import MEMORY_SHARE
@@ -151,29 +150,27 @@ class ActivationCache:
 
     def find(self, key: str) -> Entry | None:
         """The entry, which counts as used now; `None` if there is none. One that cannot be read is removed."""
-        with self._locked():
+        with locked(self._directory / "lock"):
             return self._open(self._directory / key)
 
     def draft(self) -> Draft:
         """A new, empty draft. Drafts of processes that ended are removed first."""
-        with self._locked():
+        with locked(self._directory / "lock"):
             self._remove_abandoned()
             path = self._directory / f"{_DRAFT}{uuid.uuid4().hex}"
             path.mkdir()
-            descriptor = os.open(path / _HELD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            return Draft(self, path, descriptor)
+            return Draft(self, path, lock_file(path / _HELD))
 
     def discard(self, entry: Entry) -> None:
         """Remove a damaged entry, even if others read it: they read the same damaged files."""
         entry.close()
-        with self._locked():
+        with locked(self._directory / "lock"):
             self._remove(entry.directory)
 
     def admit(self, draft: Path, key: str) -> Entry | None:
         """Rename `draft` to `key`; `None` if there is such an entry or no space for it."""
         target = self._directory / key
-        with self._locked():
+        with locked(self._directory / "lock"):
             if target.exists() or not self._make_room(_size(draft)):
                 return None
             (draft / _HELD).unlink()
@@ -228,28 +225,11 @@ class ActivationCache:
             path.rename(trash)
             shutil.rmtree(trash, ignore_errors=True)
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
 
 def _is_unlocked(path: Path) -> bool:
     """Whether no process holds a lock on the file; true if it is missing."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return True
-    with contextlib.closing(os.fdopen(descriptor)):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+    with try_locked(path) as is_free:
+        return is_free or not path.exists()
 
 
 def _size(directory: Path) -> int:
