@@ -10,12 +10,12 @@ import psutil
 import pytest
 
 from benchmarks.harness.processes import wait_until
-from replaceme_core.errors import OutOfMemory
+from replaceme_core.errors import OutOfMemory, ReplaceMeError
 from replaceme_core.runner import process as child
 from replaceme_core.runner.memory_limit import OomKills
 from replaceme_core.runner.messages import Evaluated, EvaluateRequest, Measured
-from replaceme_core.runner.process import PerhapsOutOfMemory, Runner, RunnerBroke, RunnerKilled
-from replaceme_core.runner.sandbox import runner_environment
+from replaceme_core.runner.process import Confinement, PerhapsOutOfMemory, Runner, RunnerBroke, RunnerKilled
+from replaceme_core.runner.sandbox import NO_SANDBOX, Sandbox, SandboxMode, choose_sandbox, runner_environment
 from replaceme_core.wording import printable
 from tests.fixtures.hostile.texts import TEXTS
 
@@ -63,33 +63,44 @@ def test_a_command_with_a_relative_path_is_found(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sandbox").symlink_to(sys.executable)
     command = ["./sandbox", "-c", "raise SystemExit(3)"]
+    with Runner(command, REQUEST, scratch=tmp_path / "scratch") as runner, pytest.raises(RunnerBroke, match="status 3"):
+        list(runner.messages())
+
+
+def end_of(code: str, place: Path, *, sandbox: Sandbox = NO_SANDBOX) -> ReplaceMeError:
+    """The error of a runner that sends no final message."""
+    confinement = Confinement(sandbox=sandbox)
     with (
-        Runner(command, REQUEST, scratch=tmp_path / "scratch") as runner,
-        pytest.raises(RunnerBroke, match="exit status 3"),
+        Runner(python(code), REQUEST, scratch=place / "scratch", confinement=confinement) as runner,
+        pytest.raises(ReplaceMeError) as caught,
     ):
         list(runner.messages())
+    return caught.value
 
 
+@pytest.mark.parametrize("mode", [SandboxMode.NONE, SandboxMode.AUTO])
 @pytest.mark.parametrize(
-    ("code", "text"),
+    ("code", "error", "says"),
     [
-        ("import os; os.kill(os.getpid(), 11)", "SIGSEGV"),
-        ("raise SystemExit(3)", "exit status 3"),
-        ("print('not a message')", "not a message"),
-        ("pass", "without a final message"),
+        ("import os; os.kill(os.getpid(), 11)", RunnerBroke, "SIGSEGV"),
+        ("raise SystemExit(3)", RunnerBroke, "exit status 3"),
+        ("print('not a message')", RunnerBroke, "not a message"),
+        ("pass", RunnerBroke, "without a final message"),
+        ("import os; os.kill(os.getpid(), 9)", RunnerKilled, "SIGKILL by another process"),
     ],
 )
-def test_an_end_without_a_final_message_is_reported_with_its_status(tmp_path: Path, code: str, text: str) -> None:
-    with Runner(python(code), REQUEST, scratch=tmp_path) as runner, pytest.raises(RunnerBroke, match=text):
-        list(runner.messages())
+def test_an_end_without_a_final_message_is_reported_with_its_status(
+    tmp_path: Path, code: str, error: type[Exception], says: str, mode: SandboxMode
+) -> None:
+    """In a sandbox too, where one works here."""
+    found = end_of(code, tmp_path, sandbox=choose_sandbox(mode, user=None, own_command=False))
+    assert (type(found), says in found.message) == (error, True)
 
 
 def test_the_last_line_of_the_log_is_for_the_operator(tmp_path: Path) -> None:
-    code = "import sys; sys.exit('the reason')"
-    with Runner(python(code), REQUEST, scratch=tmp_path) as runner, pytest.raises(RunnerBroke) as caught:
-        list(runner.messages())
-    assert "the reason" not in caught.value.message
-    assert caught.value.explained.endswith("(the reason)")
+    found = end_of("import sys; sys.exit('the reason')", tmp_path)
+    assert "the reason" not in found.message
+    assert found.explained.endswith("(the reason)")
 
 
 @pytest.mark.parametrize(
@@ -105,17 +116,13 @@ def test_a_sigkill_is_explained_by_the_kernels_counts(
 ) -> None:
     remaining = iter(counts)
     monkeypatch.setattr(child, "count_oom_kills", lambda: next(remaining))
-    code = "import os; os.kill(os.getpid(), 9)"
-    with Runner(python(code), REQUEST, scratch=tmp_path) as runner, pytest.raises(error, match="SIGKILL") as found:
-        list(runner.messages())
-    assert type(found.value) is error
+    found = end_of("import os; os.kill(os.getpid(), 9)", tmp_path)
+    assert (type(found), "SIGKILL" in found.message) == (error, True)
 
 
 def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("replaceme_core.runner.process.LONGEST_MESSAGE", 100_000)
-    code = "import sys; sys.stdout.write('x' * 10_000_000)"
-    with Runner(python(code), REQUEST, scratch=tmp_path) as runner, pytest.raises(RunnerBroke, match="too long"):
-        list(runner.messages())
+    assert "too long" in end_of("import sys; sys.stdout.write('x' * 10_000_000)", tmp_path).message
 
 
 def test_our_own_sigkill_is_not_called_out_of_memory(tmp_path: Path) -> None:

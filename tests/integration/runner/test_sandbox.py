@@ -3,7 +3,6 @@
 import os
 import pwd
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -12,7 +11,7 @@ import pytest
 from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import InvalidInput
 from replaceme_core.runner.messages import Evaluated, EvaluateRequest
-from replaceme_core.runner.process import Confinement, Runner, RunnerBroke, RunnerKilled
+from replaceme_core.runner.process import Confinement, Runner
 from replaceme_core.runner.sandbox import Sandbox, SandboxMode, choose_sandbox
 
 LOOK = """
@@ -78,25 +77,6 @@ def test_what_a_runner_sees(tmp_path: Path) -> None:
         assert sandbox.mode is SandboxMode.NONE
         assert "bubblewrap does not work: " in sandbox.describe()
         assert not seen["outside is hidden"]
-
-
-@pytest.mark.parametrize(
-    ("code", "error", "text"),
-    [
-        ("import os; os.kill(os.getpid(), 11)", RunnerBroke, "SIGSEGV"),
-        ("raise SystemExit(3)", RunnerBroke, "exit status 3"),
-        ("import os; os.kill(os.getpid(), 9)", RunnerKilled, "SIGKILL by another process"),
-    ],
-)
-def test_its_end_is_reported_as_without_a_sandbox(tmp_path: Path, code: str, error: type[Exception], text: str) -> None:
-    request = EvaluateRequest(model_directory=str(tmp_path), text_path=str(tmp_path))
-    command = [sys.executable, "-c", code]
-    confinement = Confinement(sandbox=bubblewrap())
-    with (
-        Runner(command, request, scratch=tmp_path / "scratch", confinement=confinement) as runner,
-        pytest.raises(error, match=text),
-    ):
-        list(runner.messages())
 
 
 WAITS = """
@@ -213,15 +193,3 @@ def test_a_command_of_the_operators_own_is_left_alone() -> None:
     found = choose_sandbox(SandboxMode.AUTO, user=None, own_command=True)
     assert found.mode is SandboxMode.NONE
     assert "REPLACEME_RUNNER_COMMAND starts it" in found.describe()
-
-
-def test_it_ends_with_its_worker(tmp_path: Path) -> None:
-    """Its standard input ends when the worker is gone."""
-    with waiting(tmp_path) as runner:
-        wait_until(lambda: "ready" in runner.stderr_tail, seconds=30, what="its start")
-        began = time.monotonic()
-        assert runner._process.stdin is not None
-        runner._process.stdin.close()
-        with pytest.raises((RunnerBroke, RunnerKilled)):
-            list(runner.messages())
-        assert time.monotonic() - began < 10
