@@ -335,21 +335,8 @@ class Sender:
             target = parse_target(url, self._rules)
             addresses = addresses_of(target, self._rules, seconds=self._seconds, resolve=self._resolve)
             status, retry_after = self._post(target, addresses, body=body.encode(), headers=headers, deadline=deadline)
-        except AddressRefused:
-            return _failed("address_refused", began)
-        except HostUnknown:
-            return _failed("host_unknown", began)
-        except InvalidInput:  # the operator allows less than when the URL was stored
-            return _failed("url_refused", began)
-        except ssl.SSLError:
-            return _failed("tls_failed", began)
-        except httpcore2.ConnectError as error:
-            failed = "tls_failed" if isinstance(error.__cause__ or error.__context__, ssl.SSLError) else "not_connected"
-            return _failed(failed, began)
-        except httpcore2.TimeoutException:
-            return _failed("timeout", began)
-        except (httpcore2.NetworkError, httpcore2.ProtocolError, OSError):
-            return _failed("connection_lost", began)
+        except tuple(_ERRORS) as error:
+            return Outcome(error=_word_of(error), seconds=time.monotonic() - began)
         seconds = time.monotonic() - began
         if 200 <= status < 300:
             return Outcome(status=status, seconds=seconds)
@@ -402,8 +389,23 @@ def _seconds(value: bytes) -> float | None:
     return float(text) if text.isdigit() and len(text) < 10 else None
 
 
-def _failed(error: str, began: float) -> Outcome:
-    return Outcome(error=error, seconds=time.monotonic() - began)
+_ERRORS: Mapping[type[Exception], str] = {
+    AddressRefused: "address_refused",
+    HostUnknown: "host_unknown",
+    InvalidInput: "url_refused",  # the operator allows less than when the URL was stored
+    ssl.SSLError: "tls_failed",
+    httpcore2.ConnectError: "not_connected",
+    httpcore2.TimeoutException: "timeout",
+    httpcore2.NetworkError: "connection_lost",
+    httpcore2.ProtocolError: "connection_lost",
+    OSError: "connection_lost",
+}
+
+
+def _word_of(error: Exception) -> str:
+    if isinstance(error, httpcore2.ConnectError) and isinstance(error.__cause__ or error.__context__, ssl.SSLError):
+        return "tls_failed"
+    return next(word for kind, word in _ERRORS.items() if isinstance(error, kind))
 
 
 class _PinnedBackend(httpcore2.NetworkBackend):

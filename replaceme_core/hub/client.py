@@ -6,7 +6,7 @@ process; by itself the library waits forever, and sleeps where the Hub asks for 
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 
@@ -36,7 +36,7 @@ from replaceme_core.errors import (
     StaleParent,
 )
 from replaceme_core.hub.files import check_names
-from replaceme_core.hub.port import REPOSITORY, RepositoryFile
+from replaceme_core.hub.port import RepositoryFile
 from replaceme_core.library_errors import is_out_of_space
 from replaceme_core.wording import shorten
 
@@ -128,17 +128,9 @@ _SECRET = re.compile(r"(?<=\?)\S+|(?<=Bearer )\S+|\bhf_\w+")
 _DETAIL_LIMIT = 500  # characters of the Hub's own message that are kept
 
 
-def owner_of(reply: Mapping[str, object]) -> str:
-    """The name of the account that a token belongs to. Raises `ValueError` for what is no name of an owner."""
-    name = reply["name"]
-    if not isinstance(name, str) or not REPOSITORY.fullmatch(f"{name}/x"):
-        raise ValueError(f"expected the name of an account, got {shorten(repr(name), 100)}")
-    return name
-
-
 def commit_of(value: object) -> str:
     """The hash of a commit in a reply, a name in the cache. Raises `ValueError` unless it is 40 hex digits."""
-    return _matching(_COMMIT, value, "the hash of a commit")
+    return matching(_COMMIT, value, "the hash of a commit")
 
 
 def files_of(siblings: Sequence[RepoSibling] | None) -> tuple[RepositoryFile, ...]:
@@ -152,11 +144,12 @@ def files_of(siblings: Sequence[RepoSibling] | None) -> tuple[RepositoryFile, ..
 def _file_of(one: RepoSibling) -> RepositoryFile:
     if type(one.size) is not int or not 0 <= one.size <= LARGEST_FILE:
         raise ValueError(f"expected the size of {one.rfilename}, got {shorten(repr(one.size), 100)}")
-    digest = _matching(_DIGEST, one.lfs.sha256 if one.lfs else one.blob_id, f"the digest of {one.rfilename}")
+    digest = matching(_DIGEST, one.lfs.sha256 if one.lfs else one.blob_id, f"the digest of {one.rfilename}")
     return RepositoryFile(path=one.rfilename, size=one.size, digest=digest, is_large=one.lfs is not None)
 
 
-def _matching(pattern: re.Pattern[str], value: object, what: str) -> str:
+def matching(pattern: re.Pattern[str], value: object, what: str) -> str:
+    """A text in a reply. Raises `ValueError` where it is another value than `what` is expected there."""
     if not isinstance(value, str) or not pattern.fullmatch(value):
         raise ValueError(f"expected {what}, got {shorten(repr(value), 100)}")
     return value

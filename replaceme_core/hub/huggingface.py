@@ -25,10 +25,11 @@ from replaceme_core.errors import (
     RepositoryNotFound,
 )
 from replaceme_core.hub.cache import CACHE_BYTES, Cache, Place
-from replaceme_core.hub.client import REQUEST_SECONDS, commit_of, files_of, hub_errors, owner_of
+from replaceme_core.hub.client import REQUEST_SECONDS, commit_of, files_of, hub_errors, matching
 from replaceme_core.hub.downloads import fetch_files, fetch_range, file_url, listed_file
 from replaceme_core.hub.files import JSON_LIMIT, job_of, read_json_file, walk
 from replaceme_core.hub.port import (
+    NAME,
     REPORT,
     ExistingOutput,
     Publication,
@@ -94,7 +95,7 @@ class HuggingFaceHub:
         if self._owner is None:
             token = self._writer()
             with hub_errors("looking up the owner of the write token"):
-                self._owner = owner_of(self._api.whoami(token=token))
+                self._owner = matching(NAME, self._api.whoami(token=token)["name"], "the name of an account")
         return self._owner
 
     def find_publication(self, repo_id: str, trailer: str, *, create_pr: bool = False) -> str | None:
@@ -183,7 +184,10 @@ class HuggingFaceHub:
                 )
         except ReplaceMeError as refusal:
             # the commit may have been made and only its reply lost; then it must not be made again
-            made = self._find_after(refusal, publication)
+            try:
+                made = self.find_publication(repo_id, publication.trailer, create_pr=publication.create_pr)
+            except ReplaceMeError:
+                raise refusal from None  # the first error is more useful
             if made is None:
                 raise
             return made
@@ -191,17 +195,16 @@ class HuggingFaceHub:
             return commit_of(commit.oid)
 
     def _existing(self, snapshot: Snapshot, token: str | Literal[False]) -> ExistingOutput:
-        named = snapshot.sizes.get(REPORT, JSON_LIMIT + 1) <= JSON_LIMIT
+        job_id = None
+        if snapshot.sizes.get(REPORT, JSON_LIMIT + 1) <= JSON_LIMIT:
+            with self.hold(snapshot):
+                job_id = job_of(self._fetch(snapshot, (REPORT,), token=token) / REPORT)
         return ExistingOutput(
             repo_id=snapshot.repo_id,
             is_empty=snapshot.sizes.keys() <= _KEPT,
             stays_public=not snapshot.private,
-            job_id=self._job_of(snapshot, token) if named else None,
+            job_id=job_id,
         )
-
-    def _job_of(self, snapshot: Snapshot, token: str | Literal[False]) -> str | None:
-        with self.hold(snapshot):
-            return job_of(self._fetch(snapshot, (REPORT,), token=token) / REPORT)
 
     def _place(self, snapshot: Snapshot) -> Place:
         folder = repo_folder_name(repo_id=snapshot.repo_id, repo_type=snapshot.kind.value)
@@ -224,12 +227,6 @@ class HuggingFaceHub:
             token=token,
             advance=advance,
         )
-
-    def _find_after(self, refusal: ReplaceMeError, publication: Publication) -> str | None:
-        try:
-            return self.find_publication(publication.repo_id, publication.trailer, create_pr=publication.create_pr)
-        except ReplaceMeError:
-            raise refusal from None  # the first error is more useful
 
     def _info(
         self,

@@ -15,8 +15,9 @@ from typing import Protocol
 
 from replaceme_core.errors import InvalidInput
 
-_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
-REPOSITORY = re.compile(f"{_NAME}/{_NAME}")
+NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
+"""Of an owner, or of a repository of one."""
+REPOSITORY = re.compile(f"{NAME.pattern}/{NAME.pattern}")
 DIRECTORY_PREFIX = "dir:"
 """Of a Hub that is a directory."""
 

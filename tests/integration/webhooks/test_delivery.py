@@ -9,8 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -33,7 +34,7 @@ from replaceme_core.webhooks import Sender, new_secret
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.webhooks.outbox import Outbox
-from tests.fixtures.webhooks.receiver import Received, receiver
+from tests.fixtures.webhooks.receiver import Received, Receiver, receiver
 
 KEY = base64.b64encode(os.urandom(32)).decode()
 ALL = tuple(EventType)
@@ -100,61 +101,79 @@ def test_a_receiver_that_was_down_gets_each_event_exactly_once(database_url: str
     assert failures == {"not_connected"}
 
 
-def test_a_rotated_secret_still_verifies(sqlite_url: str, sqlite_database: Database) -> None:
-    outbox, settings = Outbox(sqlite_database), settings_for(sqlite_url)
-    box, old, new = settings.secrets_box(), new_secret(), new_secret()
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """A webhook for new jobs, and its receiver."""
+
+    settings: Settings
+    ledger: Ledger
+    outbox: Outbox
+    there: Receiver
+    secret: str
+    id: str
+
+    def send_one(self, **options: Any) -> bool:
+        """Whether there was one."""
+        delivery = Delivery(**{"settings": self.settings, **options})
+        try:
+            return delivery.send_one()
+        finally:
+            delivery.stop()
+
+
+@pytest.fixture
+def bench(sqlite_url: str, sqlite_database: Database) -> Iterator[Bench]:
+    settings, outbox, secret = settings_for(sqlite_url), Outbox(sqlite_database), new_secret()
+    sealed = settings.secrets_box().seal(secret, field="webhook")
     with receiver() as there:
-        webhook = outbox.add(url=there.url, secret=box.seal(old, field="webhook"), events=(EventType.CREATED,))
-        outbox.rotate(webhook.id, box.seal(new, field="webhook"), overlap_seconds=60)
-        Ledger(sqlite_database).add()
-        delivery = Delivery(settings=settings)
-        assert delivery.send_one()
-        delivery.stop()
-        assert verified(there.received[0], old)
-        assert verified(there.received[0], new)
+        id = outbox.add(url=there.url, secret=sealed, events=(EventType.CREATED,)).id
+        yield Bench(settings=settings, ledger=Ledger(sqlite_database), outbox=outbox, there=there, secret=secret, id=id)
 
 
-def test_410_disables_the_webhook(sqlite_url: str, sqlite_database: Database) -> None:
-    ledger, outbox, settings = Ledger(sqlite_database), Outbox(sqlite_database), settings_for(sqlite_url)
+def test_a_rotated_secret_still_verifies(bench: Bench) -> None:
+    new = new_secret()
+    bench.outbox.rotate(bench.id, bench.settings.secrets_box().seal(new, field="webhook"), overlap_seconds=60)
+    bench.ledger.add()
+    assert bench.send_one()
+    assert verified(bench.there.received[0], bench.secret)
+    assert verified(bench.there.received[0], new)
+
+
+def test_410_disables_the_webhook(bench: Bench) -> None:
     registry = CollectorRegistry()
-    delivery = Delivery(settings=settings, record=WebhookMetrics(registry).record)
-    with receiver() as there:
-        there.status = 410
-        sealed = settings.secrets_box().seal(new_secret(), field="webhook")
-        webhook = outbox.add(url=there.url, secret=sealed, events=(EventType.CREATED,))
-        ledger.add()
-        ledger.add()
-        assert delivery.send_one()
-        assert not delivery.send_one()
-        ledger.add()
-        assert not delivery.send_one()
-        assert len(there.received) == 1
-    assert outbox.get(webhook.id).disabled_by is DisabledBy.RECEIVER
-    assert [one.state for one in outbox.deliveries(webhook.id)] == [DeliveryState.FAILED] * 2
+    record = WebhookMetrics(registry).record
+    bench.there.status = 410
+    for waiting, is_sent in ((2, True), (0, False), (1, False)):
+        for _ in range(waiting):
+            bench.ledger.add()
+        assert bench.send_one(record=record) is is_sent
+    assert len(bench.there.received) == 1
+    assert bench.outbox.get(bench.id).disabled_by is DisabledBy.RECEIVER
+    assert [one.state for one in bench.outbox.deliveries(bench.id)] == [DeliveryState.FAILED] * 2
     assert registry.get_sample_value("replaceme_webhook_tries_total", {"outcome": "status"}) == 1
     assert registry.get_sample_value("replaceme_webhook_deliveries_total", {"state": "failed"}) == 1
-    delivery.stop()
 
 
-def test_a_secret_of_another_key_is_kept_and_sent_once_the_key_is_there(
-    sqlite_url: str, sqlite_database: Database
-) -> None:
-    ledger, outbox = Ledger(sqlite_database), Outbox(sqlite_database)
-    other = base64.b64encode(os.urandom(32)).decode()
-    with receiver() as there:
-        sealed = settings_for(sqlite_url).secrets_box().seal(new_secret(), field="webhook")
-        webhook = outbox.add(url=there.url, secret=sealed, events=(EventType.CREATED,))
-        ledger.add()
-        without = Delivery(settings=settings_for(sqlite_url, encryption_key=other))
-        assert without.send_one()
-        without.stop()
-        (delivery,) = outbox.deliveries(webhook.id)
-        assert (delivery.state, delivery.tries[0].error) == (DeliveryState.PENDING, "secret_unreadable")
-        outbox.make_due()
-        both = Delivery(settings=settings_for(sqlite_url, encryption_key=f"{other},{KEY}"))
-        assert both.send_one()
-        both.stop()
-        assert len(there.received) == 1
+def test_a_secret_of_another_key_is_kept_and_sent_once_the_key_is_there(bench: Bench) -> None:
+    other, url = base64.b64encode(os.urandom(32)).decode(), bench.settings.resolved_database_url
+    bench.ledger.add()
+    assert bench.send_one(settings=settings_for(url, encryption_key=other))
+    (waiting,) = bench.outbox.deliveries(bench.id)
+    assert (waiting.state, waiting.tries[0].error) == (DeliveryState.PENDING, "secret_unreadable")
+    bench.outbox.make_due()
+    assert bench.send_one(settings=settings_for(url, encryption_key=f"{other},{KEY}"))
+    assert len(bench.there.received) == 1
+
+
+def test_a_mistake_of_ours_is_a_failure_like_others(bench: Bench) -> None:
+    class Broken(Sender):
+        def send(self, url: str, *, body: str, headers: Mapping[str, str]) -> NoReturn:
+            raise ZeroDivisionError
+
+    bench.ledger.add()
+    sender = Broken(rules=rules_of(bench.settings), seconds=1)
+    assert [bench.send_one(sender=sender) for _ in range(2)] == [True, False]
+    assert [one.error for one in bench.outbox.deliveries(bench.id)[0].tries] == ["internal_error"]
 
 
 def test_messages_end_with_the_key_of_their_webhook(sqlite_url: str, sqlite_database: Database, tmp_path: Path) -> None:
@@ -208,22 +227,6 @@ def test_messages_end_with_the_key_of_their_webhook(sqlite_url: str, sqlite_data
         assert errors() == [None, "key_ended", None, "key_ended", "key_ended"]
         assert len(there.received) == 2
     delivery.stop()
-
-
-def test_a_mistake_of_ours_is_a_failure_like_others(sqlite_url: str, sqlite_database: Database) -> None:
-    class Broken(Sender):
-        def send(self, url: str, *, body: str, headers: Mapping[str, str]) -> NoReturn:
-            raise ZeroDivisionError
-
-    settings = settings_for(sqlite_url)
-    delivery = Delivery(settings=settings, sender=Broken(rules=rules_of(settings), seconds=1))
-    outbox = Outbox(sqlite_database)
-    webhook = outbox.add(secret=settings.secrets_box().seal(new_secret(), field="webhook"), events=(EventType.CREATED,))
-    Ledger(sqlite_database).add()
-    assert delivery.send_one()
-    assert not delivery.send_one()
-    delivery.stop()
-    assert [one.error for one in outbox.deliveries(webhook.id)[0].tries] == ["internal_error"]
 
 
 def test_errors_of_the_database_do_not_end_the_threads(tmp_path: Path) -> None:
