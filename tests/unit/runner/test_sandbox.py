@@ -15,25 +15,17 @@ def mounted(words: list[str], how: str) -> list[str]:
     return [value for word, value in pairwise(words) if word == how]
 
 
-def test_it_has_no_network_no_processes_and_ends_with_the_worker(tmp_path: Path) -> None:
-    words = built(tmp_path)
-    assert {"--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--die-with-parent"} <= set(words)
-    assert mounted(words, "--cap-drop") == ["ALL"]
-    assert mounted(words, "--tmpfs") == ["/tmp"]
-    assert mounted(words, "--chdir") == [str(tmp_path)]
-    assert words[-1] == "--"
-
-
-def test_only_its_own_directories_can_be_written_to(tmp_path: Path) -> None:
-    model = tmp_path / "attempt" / "model"
+def test_it_sees_what_python_needs_and_writes_to_its_own_directories(tmp_path: Path) -> None:
+    """It has no network, no view of other processes, and ends with the worker."""
+    place, model = tmp_path / "attempt", tmp_path / "attempt" / "model"
     model.mkdir(parents=True)
-    words = built(tmp_path / "attempt", reads=(model,))
-    assert mounted(words, "--bind") == [str(tmp_path / "attempt")]
-    assert words.index(str(model)) > words.index(str(tmp_path / "attempt")), "mounted later, it stays read only"
-
-
-def test_of_the_machine_there_is_only_what_python_needs(tmp_path: Path) -> None:
-    seen = set(mounted(built(tmp_path), "--ro-bind"))
+    words = built(place, reads=(model,))
+    assert {"--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--die-with-parent"} <= set(words)
+    once = {"--cap-drop": "ALL", "--tmpfs": "/tmp", "--chdir": str(place), "--bind": str(place)}
+    assert {how: mounted(words, how) for how in once} == {how: [value] for how, value in once.items()}
+    assert words[-1] == "--"
+    assert words.index(str(model)) > words.index(str(place)), "mounted later, it stays read only"
+    seen = set(mounted(words, "--ro-bind"))
     assert {"/usr", sys.prefix, "/etc/passwd"} <= seen
     assert not {"/", "/etc", "/home", "/root", "/run", "/var", "/etc/shadow", str(Path.home())} & seen
 
@@ -59,10 +51,6 @@ def test_of_a_cache_only_the_model_is_there(tmp_path: Path) -> None:
     link = cache / "link"
     link.symlink_to(snapshot)
     assert list(places_of(link)) == [link, snapshot, cache / "models--org--one", cache / "blobs"]
-
-
-def test_a_directory_is_itself(tmp_path: Path) -> None:
-    assert list(places_of(tmp_path.resolve())) == [tmp_path.resolve()]
 
 
 def test_gpus_stay_reachable(tmp_path: Path) -> None:
