@@ -119,7 +119,11 @@ Names = Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_listed)]
 
 
 class Settings(BaseSettings):
-    """All settings of all processes. Values that are `None` are derived from `data`; see the properties below."""
+    """All settings of all processes; `docs/reference/settings.md` says what each is for.
+
+    A limit of 0 is none. The database and the broker are derived from `data` where they are `None`; see the properties
+    below.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="REPLACEME_",
@@ -131,131 +135,59 @@ class Settings(BaseSettings):
         populate_by_name=True,  # two settings have other names in the environment than here
     )
 
-    data: Path = Field(default=Path("data"), description="database, broker, hub directory, workspace and cache")
-    database_url: Annotated[str | None, AfterValidator(check_server)] = Field(
-        default=None, description="postgresql+psycopg://... or sqlite:///..."
-    )
-    broker_url: Annotated[str | None, AfterValidator(check_server)] = Field(
-        default=None, description="redis://... or filesystem://"
-    )
-    hub: Annotated[str, AfterValidator(check_hub)] = Field(
-        default=HUGGING_FACE, description="an endpoint, or dir:PATH for a directory that acts as one"
-    )
+    data: Path = Path("data")
+    database_url: Annotated[str | None, AfterValidator(check_server)] = None
+    broker_url: Annotated[str | None, AfterValidator(check_server)] = None
+    hub: Annotated[str, AfterValidator(check_hub)] = HUGGING_FACE
     hub_read_token: SecretStr | None = None
     hub_write_token: SecretStr | None = None
-    output_namespaces: Annotated[Names, AfterValidator(check_namespaces)] = Field(
-        default=None, description="where results may go, separated by commas; None: the owner of the write token"
-    )
-    allow_overwrite: bool = Field(default=False, description="whether `overwrite` may be said of an output")
-    allow_publishing_private: bool = Field(
-        default=False, description="whether what was made from private repositories may be published"
-    )
-    calibration_root: Path | None = Field(default=None, description="directory of file: calibration texts")
-    tasks_directory: Path | None = Field(default=None, description="directory with data and YAML files of tasks")
+    output_namespaces: Annotated[Names, AfterValidator(check_namespaces)] = None
+    allow_overwrite: bool = False
+    allow_publishing_private: bool = False
+    calibration_root: Path | None = None
+    tasks_directory: Path | None = None
     lease_seconds: float = Field(default=60, gt=0)
     sweep_seconds: float = Field(default=10, gt=0)
     max_attempts: int = Field(default=3, ge=1)
-    default_worker_kind: WorkerKind | None = Field(
-        default=None,
-        validation_alias="REPLACEME_DEFAULT_ROUTE",
-        description="cpu or gpu, for jobs that name no device; None: any worker",
-    )
-    worker_kinds: tuple[WorkerKind, ...] | None = Field(
-        default=None,
-        min_length=1,
-        validation_alias="REPLACEME_ROUTES",
-        description="the kinds of workers that exist; jobs for another kind are refused. None: all kinds",
-    )
-    allowed_hosts: Annotated[Names, _HOSTS] = Field(
-        default=None,
-        description="hosts that the API answers to besides this machine's own, separated by commas; *: any",
-    )
-    max_connections: int = Field(default=1000, ge=16, description="connections that the API keeps open at once")
-    require_key: bool = Field(
-        default=False, description="whether every request needs an API key even before one has been created"
-    )
-    allow_unauthenticated: bool = Field(
-        default=False,
-        description="whether other machines may use the API without a key as long as none has been created",
-    )
-    requests_per_minute: int = Field(default=30_000, ge=0, description="for each API key; 0: no limit")
-    most_jobs: int = Field(default=10_000, ge=0, description="queued and running, for each caller; 0: no limit")
-    most_model_bytes: int = Field(default=0, ge=0, description="weights of a model; 0: no limit")
-    most_tokens: int = Field(default=268_435_456, ge=0, description="calibration tokens of a job; 0: no limit")
-    root_path: Annotated[str, _ROOT_PATH] = Field(
-        default="", description="the path under which a proxy shows the API, such as /replaceme"
-    )
-    trusted_proxies: Annotated[Names, AfterValidator(check_proxies)] = Field(
-        default=None,
-        description="addresses or networks whose forwarded headers count, separated by commas; *: any",
-    )
-    cors_origins: Annotated[Names, _ORIGINS] = Field(
-        default=None, description="origins whose pages may use the API from a browser, separated by commas"
-    )
-    log_format: LogFormat = Field(default=LogFormat.JSON, description="of all processes: json or text")
-    metrics_key: Annotated[SecretStr | None, AfterValidator(_check_metrics_key)] = Field(
-        default=None, description="opens GET /metrics, which is not there without it; not an API key"
-    )
-    idempotency_seconds: float = Field(default=86_400, gt=0, description="how long an Idempotency-Key is kept")
-    retention_seconds: float | None = Field(
-        default=None, gt=0, description="how long a finished job is kept; None: until somebody deletes it"
-    )
-    max_queue_seconds: float | None = Field(
-        default=None, ge=1, le=31_536_000, description="for jobs that name none; None: no limit"
-    )
-    max_runtime_seconds: float = Field(default=604_800, ge=1, le=31_536_000, description="for jobs that name none")
-    stage_seconds: float = Field(default=86_400, ge=0, description="how long one stage of a job may take; 0: no limit")
-    drain_seconds: float = Field(
-        default=10, ge=0, description="how long a worker that shuts down continues its job before it releases it"
-    )
-    cancel_grace_seconds: float = Field(default=2, ge=0, description="between SIGTERM and SIGKILL to a runner")
-    hub_patience_seconds: float = Field(default=120, ge=0, description="how long an unreachable Hub is retried")
-    kept_result_seconds: float = Field(
-        default=604_800, ge=0, description="how long a result is kept that could not be published"
-    )
-    runner_command: tuple[str, ...] | None = Field(
-        default=None,
-        description="starts a runner in another way than `python -P -m worker.runner`: a container, a sandbox",
-    )
-    sandbox: SandboxMode = Field(
-        default=SandboxMode.AUTO, description="what a runner is started in: auto, bubblewrap, user or none"
-    )
-    sandbox_user: str | None = Field(
-        default=None, min_length=1, description="the user whose id a runner gets in the sandbox `user`"
-    )
-    runner_memory_bytes: int | None = Field(
-        default=None,
-        ge=0,
-        description="limit of a runner's memory; None: twice what its job is planned to take; 0: no limit",
-    )
-    statistics_cache_bytes: int = Field(
-        default=CACHE_BYTES, ge=0, description="limit of the activation cache for later jobs; 0: no cache"
-    )
-    hub_cache_bytes: int = Field(
-        default=HUB_CACHE_BYTES, gt=0, description="limit of what is kept of downloads from the Hub"
-    )
-
-    worker_memory_bytes: int | None = Field(
-        default=None, ge=1, description="memory of the largest worker's host; jobs that need more are refused"
-    )
-    worker_gpu_memory_bytes: int | None = Field(
-        default=None, ge=1, description="memory of the largest worker's GPU; jobs that need more are refused"
-    )
-    worker_disk_bytes: int | None = Field(
-        default=None, ge=1, description="disk space for one job on the largest worker; jobs that need more are refused"
-    )
-
-    encryption_key: Annotated[SecretStr | None, AfterValidator(_check_keys)] = Field(
-        default=None,
-        description="32 bytes in base64: encrypts secrets in the database; several with commas, the first encrypts",
-    )
-    deliver_webhooks: bool = Field(default=True, description="whether this API process sends webhooks")
-    webhook_allow_http: bool = Field(default=False, description="whether webhooks may go to http://")
-    webhook_networks: Annotated[Names, AfterValidator(check_networks)] = Field(
-        default=None, description="networks that webhooks may go to though they are not public, separated by commas"
-    )
-    webhook_timeout_seconds: float = Field(default=10, gt=0, le=60, description="for one message, all in all")
-    webhook_log_seconds: float = Field(default=1_209_600, gt=0, description="how long deliveries are kept")
+    default_worker_kind: WorkerKind | None = Field(default=None, validation_alias="REPLACEME_DEFAULT_ROUTE")
+    worker_kinds: tuple[WorkerKind, ...] | None = Field(default=None, min_length=1, validation_alias="REPLACEME_ROUTES")
+    allowed_hosts: Annotated[Names, _HOSTS] = None
+    max_connections: int = Field(default=1000, ge=16)
+    require_key: bool = False
+    allow_unauthenticated: bool = False
+    requests_per_minute: int = Field(default=30_000, ge=0)
+    most_jobs: int = Field(default=10_000, ge=0)
+    most_model_bytes: int = Field(default=0, ge=0)
+    most_tokens: int = Field(default=268_435_456, ge=0)
+    root_path: Annotated[str, _ROOT_PATH] = ""
+    trusted_proxies: Annotated[Names, AfterValidator(check_proxies)] = None
+    cors_origins: Annotated[Names, _ORIGINS] = None
+    log_format: LogFormat = LogFormat.JSON
+    metrics_key: Annotated[SecretStr | None, AfterValidator(_check_metrics_key)] = None
+    idempotency_seconds: float = Field(default=86_400, gt=0)
+    retention_seconds: float | None = Field(default=None, gt=0)
+    max_queue_seconds: float | None = Field(default=None, ge=1, le=31_536_000)
+    max_runtime_seconds: float = Field(default=604_800, ge=1, le=31_536_000)
+    stage_seconds: float = Field(default=86_400, ge=0)
+    drain_seconds: float = Field(default=10, ge=0)
+    cancel_grace_seconds: float = Field(default=2, ge=0)
+    hub_patience_seconds: float = Field(default=120, ge=0)
+    kept_result_seconds: float = Field(default=604_800, ge=0)
+    runner_command: tuple[str, ...] | None = None
+    sandbox: SandboxMode = SandboxMode.AUTO
+    sandbox_user: str | None = Field(default=None, min_length=1)
+    runner_memory_bytes: int | None = Field(default=None, ge=0)
+    statistics_cache_bytes: int = Field(default=CACHE_BYTES, ge=0)
+    hub_cache_bytes: int = Field(default=HUB_CACHE_BYTES, gt=0)
+    worker_memory_bytes: int | None = Field(default=None, ge=1)
+    worker_gpu_memory_bytes: int | None = Field(default=None, ge=1)
+    worker_disk_bytes: int | None = Field(default=None, ge=1)
+    encryption_key: Annotated[SecretStr | None, AfterValidator(_check_keys)] = None
+    deliver_webhooks: bool = True
+    webhook_allow_http: bool = False
+    webhook_networks: Annotated[Names, AfterValidator(check_networks)] = None
+    webhook_timeout_seconds: float = Field(default=10, gt=0, le=60)
+    webhook_log_seconds: float = Field(default=1_209_600, gt=0)
 
     def output_rules(
         self, *, is_own: Callable[[str, str], bool], namespaces: tuple[str, ...] | None = None
