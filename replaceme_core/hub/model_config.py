@@ -7,12 +7,13 @@ transformers leaves out the other blocks and says nothing.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeGuard
+from typing import TypeGuard
 
 from replaceme_core.errors import BrokenModel, UnsafeModel, UnsupportedFamily
 from replaceme_core.families.layout import Layout, Refusal
 from replaceme_core.families.table import lookup, unmet
 from replaceme_core.hub.model_files import SINGLE, read_config, side_files, weight_files
+from replaceme_core.hub.safetensors_header import TensorPlace
 from replaceme_core.wording import counted, shorten
 
 _FORBIDDEN_KEYS = ("auto_map", "_attn_implementation", "_attn_implementation_internal", "attn_implementation")
@@ -113,20 +114,7 @@ _EMBEDDING_WIDTH = "word_embed_proj_dim"
 """Of families whose embedding may be narrower than the stream."""
 
 
-class TensorSize(Protocol):
-    """A tensor in a weight file, as its header describes it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def numel(self) -> int: ...
-
-
-def check_weights(outline: ModelOutline, config: Mapping[str, object], tensors: Sequence[TensorSize]) -> None:
+def check_weights(outline: ModelOutline, config: Mapping[str, object], tensors: Sequence[TensorPlace]) -> None:
     """Raise `BrokenModel` if blocks, vocabulary or width of the `config` are not those of the weights, which are
 
     all the stored `tensors`; and for one of a dtype that is not supported.

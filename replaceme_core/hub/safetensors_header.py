@@ -38,7 +38,7 @@ _MOST_DIMENSIONS = 16
 _LEVELS = 4
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, eq=False, slots=True)
 class TensorPlace:
     """A tensor in a file of weights: its data are the bytes `offset` to `end` of `file`."""
 

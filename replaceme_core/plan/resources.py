@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.hub.model_config import ModelOutline, TensorSize, block_number, check_weights, read_outline
+from replaceme_core.hub.model_config import ModelOutline, block_number, check_weights, read_outline
 from replaceme_core.hub.model_files import read_config, weight_files
-from replaceme_core.hub.safetensors_header import ITEM_BYTES
+from replaceme_core.hub.safetensors_header import ITEM_BYTES, TensorPlace
 from replaceme_core.request import defaults
 from replaceme_core.request.calibration import held_out_samples
 from replaceme_core.request.gate import most_trials
@@ -84,7 +84,7 @@ class ModelShape:
         return self.parameters - sum(self.block_values[block] for block in removed)
 
 
-def shape_of(outline: ModelOutline, config: Mapping[str, object], tensors: Sequence[TensorSize]) -> ModelShape:
+def shape_of(outline: ModelOutline, config: Mapping[str, object], tensors: Sequence[TensorPlace]) -> ModelShape:
     """The shape of an admitted model. Raises `BrokenModel` if config and weights are not of one model."""
     check_weights(outline, config, tensors)
     path = outline.layout.blocks

@@ -5,7 +5,6 @@ a model may be larger than memory.
 """
 
 import json
-import math
 import os
 import shutil
 import struct
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 
 from replaceme_core.errors import BrokenModel
-from replaceme_core.hub.safetensors_header import damaged, read_headers
+from replaceme_core.hub.safetensors_header import TensorPlace, damaged, read_headers
 
 STORED_DTYPES = {
     "F64": torch.float64,
@@ -34,16 +33,11 @@ _NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 _COPY_BYTES = 16 * 2**20
 
 
-@dataclass(kw_only=True, eq=False)
-class StoredTensor:
-    """The place of a tensor in a file, bytes `offset` to `end`. `[...]` reads it, as with a slice of the library."""
+@dataclass(kw_only=True, eq=False, slots=True)
+class StoredTensor(TensorPlace):
+    """A tensor of the file at `path`. `[...]` reads it, as with a slice of the library."""
 
-    name: str
     path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    end: int
     known_finite: bool = False
     """Set by the first read: a block may be read many times."""
 
@@ -73,10 +67,6 @@ class StoredTensor:
         self.known_finite = True
         return values
 
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
 
 def all_finite(values: torch.Tensor) -> bool:
     """Whether no value is NaN or infinite, from minimum and maximum, which NaN reaches as well.
@@ -97,7 +87,13 @@ def tensors_of(files: Sequence[Path]) -> list[StoredTensor]:
 
     return [
         StoredTensor(
-            name=one.name, path=paths[one.file], dtype=one.dtype, shape=one.shape, offset=one.offset, end=one.end
+            name=one.name,
+            file=one.file,
+            path=paths[one.file],
+            dtype=one.dtype,
+            shape=one.shape,
+            offset=one.offset,
+            end=one.end,
         )
         for one in read_headers({name: path.stat().st_size for name, path in paths.items()}, read)
     ]

@@ -7,16 +7,24 @@ from pathlib import Path
 import pytest
 
 from replaceme_core.errors import BrokenModel, InvalidInput, LeaseLost, RepositoryNotFound, StaleParent
-from replaceme_core.hub.port import ExistingOutput, Hub, Publication, RepositoryFile, RepositoryKind
+from replaceme_core.hub.port import ExistingOutput, Hub, Publication, RepositoryFile, RepositoryKind, Snapshot
 from tests.fixtures.servers.hub import HubSide, SocketSide, anything, nothing
 
+MODEL, DATASET = RepositoryKind.MODEL, RepositoryKind.DATASET
 CONFIG = b'{"model_type": "llama", "num_hidden_layers": 4}'
 WEIGHTS = bytes(range(256)) * 700
-MODEL = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "tokenizer.json": b"{}", "extra/notes.txt": b"notes"}
+FILES = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "tokenizer.json": b"{}", "extra/notes.txt": b"notes"}
 TRAILER = "ReplaceMe-Job: 6f1c"
 THEIRS = {"config.json": b'{"theirs": 1}', "model.safetensors": b"their weights", "LICENSE": b"theirs"}
 
 Publish = Callable[..., Publication]
+
+
+@pytest.fixture
+def tiny(hub: Hub, hub_side: HubSide) -> Snapshot:
+    """A model."""
+    hub_side.add_model("acme/tiny", FILES)
+    return hub.resolve("acme/tiny", kind=MODEL)
 
 
 @pytest.fixture
@@ -34,65 +42,59 @@ def result(hub: Hub, tmp_path: Path) -> Publish:
     return build
 
 
-def test_resolve_pins_a_commit_and_lists_its_files(hub: Hub, hub_side: HubSide) -> None:
-    hub_side.add_model("acme/tiny", MODEL)
-    snapshot = hub.resolve("acme/tiny", kind=RepositoryKind.MODEL)
-    assert len(snapshot.revision) == 40
-    assert set(snapshot.revision) <= set("0123456789abcdef")
-    assert {file for file in snapshot.files if file.path != ".gitattributes"} == {
-        RepositoryFile(path=path, size=len(content)) for path, content in MODEL.items()
+def test_resolve_pins_a_commit_and_lists_its_files(hub: Hub, tiny: Snapshot) -> None:
+    assert len(tiny.revision) == 40
+    assert set(tiny.revision) <= set("0123456789abcdef")
+    assert {file for file in tiny.files if file.path != ".gitattributes"} == {
+        RepositoryFile(path=path, size=len(content)) for path, content in FILES.items()
     }
-    for revision in ("main", snapshot.revision):
-        assert hub.resolve("acme/tiny", kind=RepositoryKind.MODEL, revision=revision) == snapshot
+    for revision in ("main", tiny.revision):
+        assert hub.resolve("acme/tiny", kind=MODEL, revision=revision) == tiny
 
 
 def test_models_and_data_sets_are_apart(hub: Hub, hub_side: HubSide) -> None:
     hub_side.add_dataset("acme/text", {"data/train.txt": b"once upon a time"})
-    snapshot = hub.resolve("acme/text", kind=RepositoryKind.DATASET)
+    snapshot = hub.resolve("acme/text", kind=DATASET)
     folder = hub.download(snapshot, ("data/train.txt",))
     assert (folder / "data/train.txt").read_bytes() == b"once upon a time"
     with pytest.raises(RepositoryNotFound, match="acme/text"):
-        hub.resolve("acme/text", kind=RepositoryKind.MODEL)
+        hub.resolve("acme/text", kind=MODEL)
 
 
 @pytest.mark.parametrize("repo_id", ["acme/none", "nobody/none", "../../etc/passwd", "acme", "acme/a/b", ""])
-def test_a_repository_that_is_not_there(hub: Hub, hub_side: HubSide, repo_id: str) -> None:
-    hub_side.add_model("acme/tiny", MODEL)
+@pytest.mark.usefixtures("tiny")
+def test_a_repository_that_is_not_there(hub: Hub, repo_id: str) -> None:
     with pytest.raises(RepositoryNotFound):
-        hub.resolve(repo_id, kind=RepositoryKind.MODEL)
+        hub.resolve(repo_id, kind=MODEL)
 
 
 @pytest.mark.parametrize("revision", ["dev", "0" * 40, "../main"])
-def test_a_revision_that_is_not_there(hub: Hub, hub_side: HubSide, revision: str) -> None:
-    hub_side.add_model("acme/tiny", MODEL)
+@pytest.mark.usefixtures("tiny")
+def test_a_revision_that_is_not_there(hub: Hub, revision: str) -> None:
     with pytest.raises(RepositoryNotFound):
-        hub.resolve("acme/tiny", kind=RepositoryKind.MODEL, revision=revision)
+        hub.resolve("acme/tiny", kind=MODEL, revision=revision)
 
 
 @pytest.mark.parametrize("path", ["none.json", "../tiny/config.json", "/etc/passwd"])
-def test_a_file_that_is_not_there(hub: Hub, hub_side: HubSide, path: str) -> None:
-    hub_side.add_model("acme/tiny", MODEL)
-    snapshot = hub.resolve("acme/tiny", kind=RepositoryKind.MODEL)
+def test_a_file_that_is_not_there(hub: Hub, tiny: Snapshot, path: str) -> None:
     with pytest.raises(RepositoryNotFound, match="has no file"):
-        hub.download(snapshot, ("config.json", path))
+        hub.download(tiny, ("config.json", path))
     with pytest.raises(RepositoryNotFound, match="has no file"):
-        hub.read_json(snapshot, path)
+        hub.read_json(tiny, path)
     with pytest.raises(RepositoryNotFound, match="has no file"):
-        hub.read_range(snapshot, path, start=0, end=8)
+        hub.read_range(tiny, path, start=0, end=8)
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 8), (8, 300), (0, len(WEIGHTS)), (len(WEIGHTS) - 3, len(WEIGHTS) + 99)])
-def test_a_part_of_a_file(hub: Hub, hub_side: HubSide, start: int, end: int) -> None:
-    hub_side.add_model("acme/tiny", MODEL)
-    snapshot = hub.resolve("acme/tiny", kind=RepositoryKind.MODEL)
-    assert hub.read_range(snapshot, "model.safetensors", start=start, end=end) == WEIGHTS[start:end]
-    assert hub.read_range(snapshot, "config.json", start=start, end=end) == CONFIG[start:end]
+def test_a_part_of_a_file(hub: Hub, tiny: Snapshot, start: int, end: int) -> None:
+    assert hub.read_range(tiny, "model.safetensors", start=start, end=end) == WEIGHTS[start:end]
+    assert hub.read_range(tiny, "config.json", start=start, end=end) == CONFIG[start:end]
 
 
 @pytest.mark.parametrize("content", [b"[1]", b"[" * 200_000, '{"a": 1}'.encode("utf-16")])
 def test_what_is_not_a_json_object_is_a_broken_model(hub: Hub, hub_side: HubSide, content: bytes) -> None:
     hub_side.add_model("acme/tiny", {"config.json": content})
-    snapshot = hub.resolve("acme/tiny", kind=RepositoryKind.MODEL)
+    snapshot = hub.resolve("acme/tiny", kind=MODEL)
     with pytest.raises(BrokenModel, match=r"config\.json"):
         hub.read_json(snapshot, "config.json")
 
@@ -100,32 +102,28 @@ def test_what_is_not_a_json_object_is_a_broken_model(hub: Hub, hub_side: HubSide
 def test_json_may_be_nested_and_have_text_of_any_language(hub: Hub, hub_side: HubSide) -> None:
     content = b'{"a":' * 62 + '["é\\ud83d\\ude00"]'.encode() + b"}" * 62
     hub_side.add_model("acme/tiny", {"config.json": content})
-    value: object = hub.read_json(hub.resolve("acme/tiny", kind=RepositoryKind.MODEL), "config.json")
+    value: object = hub.read_json(hub.resolve("acme/tiny", kind=MODEL), "config.json")
     while isinstance(value, dict):
         value = value["a"]
     assert value == ["é\N{GRINNING FACE}"]
 
 
-def test_download_brings_named_files_and_tells_progress(hub: Hub, hub_side: HubSide) -> None:
-    hub_side.add_model("acme/tiny", MODEL)
-    snapshot = hub.resolve("acme/tiny", kind=RepositoryKind.MODEL)
+def test_download_brings_named_files_and_tells_progress(hub: Hub, tiny: Snapshot) -> None:
     reported: list[float] = []
-    folder = hub.download(snapshot, ("model.safetensors", "extra/notes.txt"), advance=reported.append)
+    folder = hub.download(tiny, ("model.safetensors", "extra/notes.txt"), advance=reported.append)
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert (folder / "extra/notes.txt").read_bytes() == b"notes"
     assert reported == sorted(reported)
     assert reported[-1] == 1.0
 
 
-def test_progress_may_stop_a_download(hub: Hub, hub_side: HubSide) -> None:
-    hub_side.add_model("acme/tiny", MODEL)
-    snapshot = hub.resolve("acme/tiny", kind=RepositoryKind.MODEL)
+def test_progress_may_stop_a_download(hub: Hub, tiny: Snapshot) -> None:
 
     def stop(fraction: float) -> None:
         raise LeaseLost("another worker has this job")
 
     with pytest.raises(LeaseLost):
-        hub.download(snapshot, ("model.safetensors",), advance=stop)
+        hub.download(tiny, ("model.safetensors",), advance=stop)
 
 
 def test_publish_makes_a_repository_with_one_commit(hub: Hub, hub_side: HubSide, result: Publish) -> None:
@@ -135,7 +133,7 @@ def test_publish_makes_a_repository_with_one_commit(hub: Hub, hub_side: HubSide,
     assert hub.find_publication(publication.repo_id, TRAILER) is None
     revision = hub.publish(publication, before_commit=lambda: calls.append("asked"))
     assert calls == ["asked"]
-    snapshot = hub.resolve(publication.repo_id, kind=RepositoryKind.MODEL)
+    snapshot = hub.resolve(publication.repo_id, kind=MODEL)
     assert snapshot.revision == hub.find_publication(publication.repo_id, TRAILER) == revision
     assert hub.find_publication(publication.repo_id, TRAILER[:-1]) is None
     assert hub.find_publication(f"{hub.namespace()}/other", TRAILER) is None
@@ -256,10 +254,10 @@ def test_a_source_says_whether_it_is_private(hub: Hub, hub_side: HubSide, result
     mine = result()
     hub_side.add_model("acme/open", THEIRS)
     hub_side.add_dataset("acme/text", {"a.txt": b"text"})
-    assert not hub.resolve("acme/open", kind=RepositoryKind.MODEL).private
-    assert not hub.resolve("acme/text", kind=RepositoryKind.DATASET).private
+    assert not hub.resolve("acme/open", kind=MODEL).private
+    assert not hub.resolve("acme/text", kind=DATASET).private
     hub.publish(mine, before_commit=nothing)
-    assert hub.resolve(mine.repo_id, kind=RepositoryKind.MODEL).private
+    assert hub.resolve(mine.repo_id, kind=MODEL).private
 
 
 def test_an_existing_public_repository_stays_public(socket_side: SocketSide) -> None:
