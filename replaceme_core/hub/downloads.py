@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
@@ -58,8 +58,8 @@ def fetch_files(
         if missing:  # else no threads are needed, the usual case at submission
             blobs = {_digest(file): file.size for file in files}
             with cache.reserve(place, blobs, purpose=f"the download of {snapshot.repo_id}"):
-                fetch = partial(_fetch, snapshot=snapshot, place=place, endpoint=endpoint, token=token)
-                _fetch_all(missing, place, fetch, advance=advance)
+                fetching = _Fetching(snapshot=snapshot, place=place, endpoint=endpoint, token=token)
+                fetching.all_of(missing, advance=advance)
         elif advance is not None:
             advance(1.0)
     return place.snapshot
@@ -84,76 +84,70 @@ def _digest(file: RepositoryFile) -> str:
     return file.digest
 
 
-def _fetch_all(
-    files: Sequence[RepositoryFile],
-    place: Place,
-    fetch: Callable[[RepositoryFile, threading.Event], None],
-    *,
-    advance: Callable[[float], None] | None,
-) -> None:
-    """Fetch several files at once. Stops when `advance` raises, and at the first error of a fetch."""
-    sizes = {_digest(file): file.size for file in files}
-    total, stopping = max(1, sum(sizes.values())), threading.Event()
-    pool = ThreadPoolExecutor(max_workers=AT_ONCE, thread_name_prefix="hub")
-    try:
-        waiting = {pool.submit(fetch, file, stopping) for file in files}
-        while waiting:
-            finished, waiting = wait(waiting, timeout=REPORT_SECONDS, return_when=FIRST_EXCEPTION)
-            for future in finished:
-                future.result()
-            if advance is not None:
-                received = sum(min(size, received_bytes(place.blob(digest))) for digest, size in sizes.items())
-                advance(received / total if waiting else 1.0)
-    finally:
-        stopping.set()
-        # not waited for: a thread that waits for the Hub ends by its own timeout
-        pool.shutdown(wait=False, cancel_futures=True)
+@dataclass(frozen=True, kw_only=True)
+class _Fetching:
+    """Several files at once, until the first error."""
 
+    snapshot: Snapshot
+    place: Place
+    endpoint: str
+    token: Token
+    stopping: threading.Event = field(default_factory=threading.Event)
 
-def _fetch(
-    file: RepositoryFile,
-    stopping: threading.Event,
-    *,
-    snapshot: Snapshot,
-    place: Place,
-    endpoint: str,
-    token: Token,
-) -> None:
-    with hub_errors(f"downloading {file.path} of {snapshot.kind} {snapshot.repo_id}"):
-        url = file_url(snapshot, file.path, endpoint=endpoint)
-        _fetch_blob(url, place.blob(_digest(file)), file, token=token, stopping=stopping)
-        place.link(file.path, _digest(file))
+    def all_of(self, files: Sequence[RepositoryFile], *, advance: Callable[[float], None] | None) -> None:
+        """Fetch the files. Stops when `advance` raises."""
+        sizes = {_digest(file): file.size for file in files}
+        total = max(1, sum(sizes.values()))
+        pool = ThreadPoolExecutor(max_workers=AT_ONCE, thread_name_prefix="hub")
+        try:
+            waiting = {pool.submit(self._one, file) for file in files}
+            while waiting:
+                finished, waiting = wait(waiting, timeout=REPORT_SECONDS, return_when=FIRST_EXCEPTION)
+                for future in finished:
+                    future.result()
+                if advance is not None:
+                    received = sum(min(size, received_bytes(self.place.blob(one))) for one, size in sizes.items())
+                    advance(received / total if waiting else 1.0)
+        finally:
+            self.stopping.set()
+            # not waited for: a thread that waits for the Hub ends by its own timeout
+            pool.shutdown(wait=False, cancel_futures=True)
 
+    def _one(self, file: RepositoryFile) -> None:
+        with hub_errors(f"downloading {file.path} of {self.snapshot.kind} {self.snapshot.repo_id}"):
+            self._blob(self.place.blob(_digest(file)), file)
+            self.place.link(file.path, _digest(file))
 
-def _fetch_blob(url: str, blob: Path, file: RepositoryFile, *, token: Token, stopping: threading.Event) -> None:
-    """Make `blob` the content of `file`. While another process downloads it, wait for that one.
+    def _blob(self, blob: Path, file: RepositoryFile) -> None:
+        """Make `blob` the content of `file`. While another process downloads it, wait for that one.
 
-    Raises `CorruptDownload` if it was twice not what the Hub lists, `Stopped` once `stopping` is set, and the errors of
-    the client library. What was received until then is kept for the next call. The address is asked for again each
-    time, since one that was signed for storage is valid briefly; the client sends the token to the Hub only.
-    """
-    beside = blob.with_name(blob.name + PARTIAL)
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(beside, stopping) as stream:
-        if blob.exists() and blob.stat().st_size == file.size:
-            beside.unlink()
-            return
-        for tries_left in reversed(range(TRIES)):
-            try:
-                there = stream.seek(0, os.SEEK_END)
-                if there != file.size:
-                    target = cast(BinaryIO, _Bounded(stream, file, stopping))
-                    headers = build_hf_headers(token=token)
-                    http_get(url, target, resume_size=there, headers=headers, tqdm_class=silent_tqdm)
-                _compare(stream, file)
-                break
-            except CorruptDownload:
-                stream.truncate(0)
-                if not tries_left:
-                    beside.unlink()
-                    raise
-        os.fsync(stream.fileno())
-        beside.replace(blob)
+        Raises `CorruptDownload` if it was twice not what the Hub lists, `Stopped` once `stopping` is set, and errors
+        of the client library. What was received until then is kept for the next call. The address is asked for again
+        each time, since one that was signed for storage is valid briefly; the client sends the token to the Hub only.
+        """
+        beside = blob.with_name(blob.name + PARTIAL)
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(beside, self.stopping) as stream:
+            if blob.exists() and blob.stat().st_size == file.size:
+                beside.unlink()
+                return
+            for tries_left in reversed(range(TRIES)):
+                try:
+                    there = stream.seek(0, os.SEEK_END)
+                    if there != file.size:
+                        target = cast(BinaryIO, _Bounded(stream, file, self.stopping))
+                        headers = build_hf_headers(token=self.token)
+                        url = file_url(self.snapshot, file.path, endpoint=self.endpoint)
+                        http_get(url, target, resume_size=there, headers=headers, tqdm_class=silent_tqdm)
+                    _compare(stream, file)
+                    break
+                except CorruptDownload:
+                    stream.truncate(0)
+                    if not tries_left:
+                        beside.unlink()
+                        raise
+            os.fsync(stream.fileno())
+            beside.replace(blob)
 
 
 class _Bounded:
