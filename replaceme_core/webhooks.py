@@ -75,21 +75,19 @@ _NOT_PUBLIC_6 = tuple(
 )
 
 
-def is_public(address: Address) -> bool:
-    """
-    >>> [is_public(ipaddress.ip_address(text)) for text in ("1.1.1.1", "10.0.0.1", "::ffff:1.1.1.1", "2606:4700::1")]
+def is_allowed(address: Address, *, networks: Sequence[Network] = ()) -> bool:
+    """Whether a webhook may be sent to `address`: it is public, or in one of `networks`. Never with a zone.
+
+    >>> [is_allowed(ipaddress.ip_address(text)) for text in ("1.1.1.1", "10.0.0.1", "::ffff:1.1.1.1", "2606:4700::1")]
     [True, False, False, True]
     """
     if isinstance(address, ipaddress.IPv4Address):
-        return not any(address in network for network in _NOT_PUBLIC_4)
-    return address in _UNICAST_6 and not any(address in network for network in _NOT_PUBLIC_6)
-
-
-def is_allowed(address: Address, *, networks: Sequence[Network] = ()) -> bool:
-    """Whether a webhook may be sent to `address`: it is public, or in one of `networks`. Never with a zone."""
-    if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
+        is_public = not any(address in network for network in _NOT_PUBLIC_4)
+    elif address.scope_id is not None:
         return False
-    return is_public(address) or any(address in network for network in networks)
+    else:
+        is_public = address in _UNICAST_6 and not any(address in network for network in _NOT_PUBLIC_6)
+    return is_public or any(address in network for network in networks)
 
 
 # URLs

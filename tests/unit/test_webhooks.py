@@ -32,7 +32,6 @@ from replaceme_core.webhooks import (
     TargetRules,
     addresses_of,
     is_allowed,
-    is_public,
     new_secret,
     parse_target,
     pause_after,
@@ -63,7 +62,7 @@ PUBLIC += ("2001:4860:4860::8888", "2a00:1450::1", "2003::1")
 
 @pytest.mark.parametrize("text", [*PRIVATE_V4, *PRIVATE_V6])
 def test_an_address_that_is_not_public_is_refused(text: str) -> None:
-    assert not is_public(ipaddress.ip_address(text))
+    assert not is_allowed(ipaddress.ip_address(text))
     host = f"[{text}]" if ":" in text else text
     with pytest.raises(AddressRefused):
         parse_target(f"https://{host}/", STRICT)
@@ -73,7 +72,7 @@ def test_an_address_that_is_not_public_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", PUBLIC)
 def test_a_public_address_is_allowed(text: str) -> None:
-    assert is_public(ipaddress.ip_address(text))
+    assert is_allowed(ipaddress.ip_address(text))
     host = f"[{text}]" if ":" in text else text
     assert parse_target(f"https://{host}:8443/x", STRICT).host == text
 
