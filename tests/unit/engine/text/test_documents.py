@@ -6,6 +6,7 @@ import re
 import resource
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
@@ -141,12 +142,35 @@ def test_titles(text: Document, expected: bool) -> None:
     assert is_title(text) is expected
 
 
-def test_jsonl_text_and_conversations(tmp_path: Path) -> None:
-    turns = [{"role": "user", "content": "hi"}]
-    path = jsonl(tmp_path / "a.jsonl", {"text": "plain"}, "", {"messages": turns, "text": "not this"})
-    assert list(documents(spec(), path)) == ["plain", turns]
-    path = jsonl(tmp_path / "b.jsonl", {"text": "no", "body": "yes"})
-    assert list(documents(spec(column="body"), path)) == ["yes"]
+TURNS = [{"role": "user", "content": "hi"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "expected"),
+    [
+        ({"text": "plain"}, None, "plain"),
+        ({"messages": TURNS, "text": "not this"}, None, TURNS),
+        ({"text": "no", "body": "yes"}, "body", "yes"),
+        (  # as SlimOrca has it
+            {"conversations": [{"from": "system", "value": "Be brief."}, {"from": "gpt", "value": "4"}]},
+            None,
+            [{"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "4"}],
+        ),
+        (  # as Alpaca has it
+            {"instruction": "Add them.", "input": "2 and 2", "output": "4", "text": None},
+            None,
+            [{"role": "user", "content": "Add them.\n\n2 and 2"}, {"role": "assistant", "content": "4"}],
+        ),
+        (
+            {"instruction": "Say hello.", "input": "", "output": "Hello."},
+            None,
+            [{"role": "user", "content": "Say hello."}, {"role": "assistant", "content": "Hello."}],
+        ),
+    ],
+)
+def test_a_row_is_a_text_or_a_conversation(tmp_path: Path, row: object, column: str | None, expected: object) -> None:
+    path = jsonl(tmp_path / "a.jsonl", row, "", row)
+    assert list(documents(spec(column=column), path)) == [expected] * 2
 
 
 @pytest.mark.parametrize(
@@ -164,41 +188,15 @@ def test_rows_that_cannot_be_read(tmp_path: Path, row: object, column: str | Non
         list(documents(spec(column=column), path))
 
 
+def parquet(path: Path, **columns: list[object]) -> Path:
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
 def test_a_data_set_of_parquet_by_split(tmp_path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
     for split in ("train", "test"):
-        table = pyarrow.table({"text": [f"{split} {index}" for index in range(3)]})
-        pyarrow.parquet.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
+        parquet(tmp_path / f"{split}-00000-of-00001.parquet", text=[f"{split} {index}" for index in range(3)])
     assert list(documents(spec("org/set", split="test"), tmp_path)) == ["test 0", "test 1", "test 2"]
-
-
-SLIM_ORCA = [
-    {"from": "system", "value": "Be brief."},
-    {"from": "human", "value": "What is 2 + 2?"},
-    {"from": "gpt", "value": "4"},
-]
-
-
-def test_instructions_with_and_without_input_are_conversations(tmp_path: Path) -> None:
-    """As Alpaca has them; and in other columns, conversations as SlimOrca has them."""
-    path = jsonl(
-        tmp_path / "a.jsonl",
-        {"instruction": "Add them.", "input": "2 and 2", "output": "4", "text": None},
-        {"instruction": "Say hello.", "input": "", "output": "Hello."},
-        {"conversations": SLIM_ORCA},
-    )
-    found = list(documents(spec("file:a.jsonl"), path))
-    assert found == [
-        [{"role": "user", "content": "Add them.\n\n2 and 2"}, {"role": "assistant", "content": "4"}],
-        [{"role": "user", "content": "Say hello."}, {"role": "assistant", "content": "Hello."}],
-        [
-            {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": "What is 2 + 2?"},
-            {"role": "assistant", "content": "4"},
-        ],
-    ]
 
 
 def test_a_text_ends_at_the_most_rows_and_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,11 +210,10 @@ def test_a_text_ends_at_the_most_rows_and_characters(tmp_path: Path, monkeypatch
 
 
 COLUMNS = ("text", "messages")
-TURNS = [{"role": "user", "content": "hi"}]
 
 
 def write(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8")
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     return path
 
 
@@ -231,6 +228,7 @@ def read(path: Path) -> list[object]:
         ("a.json", '{"text": "a"}\n{"text": "b"}\n', [{"text": "a"}, {"text": "b"}]),
         ("a.json", '\n[{"text": "a"},\n {"text":\n "b, ]"}]\n', [{"text": "a"}, {"text": "b, ]"}]),
         ("a.json", "[]", []),
+        ("a.jsonl.gz", '{"text": "a"}\n', [{"text": "a"}]),
         ("a.csv", 'id,text\n1,"two\nlines"\n2,x\n', [{"id": "1", "text": "two\nlines"}, {"id": "2", "text": "x"}]),
         ("a.txt", "a\n\nb", [{"text": "a"}, {"text": ""}, {"text": "b"}]),
     ],
@@ -239,23 +237,16 @@ def test_each_format(tmp_path: Path, name: str, text: str, expected: list[object
     assert read(write(tmp_path / name, text)) == expected
 
 
-def test_a_packed_file(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n'))
-    assert read(tmp_path / "a.jsonl.gz") == [{"text": "a"}]
-
-
 def test_of_parquet_only_the_wanted_columns_have_values(tmp_path: Path) -> None:
-    table = pyarrow.table({"text": ["a", None], "messages": [TURNS, TURNS], "image": [b"x", b"y"]})
-    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    assert read(tmp_path / "a.parquet") == [
+    path = parquet(tmp_path / "a.parquet", text=["a", None], messages=[TURNS, TURNS], image=[b"x", b"y"])
+    assert read(path) == [
         {"text": "a", "messages": TURNS, "image": None},
         {"text": None, "messages": TURNS, "image": None},
     ]
 
 
 def test_a_reader_of_parquet_ends_when_enough_is_read(tmp_path: Path) -> None:
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["some text"] * 100_000}), tmp_path / "a.parquet")
-    found = rows_of(tmp_path / "a.parquet", COLUMNS)
+    found = rows_of(parquet(tmp_path / "a.parquet", text=["some text"] * 100_000), COLUMNS)
     assert isinstance(found, Iterator)
     assert next(found)["text"] == "some text"
     found.close()  # type: ignore[attr-defined]  # of a generator; a reader that stayed would be a warning, an error here
@@ -284,21 +275,26 @@ def test_hostile_rows(tmp_path: Path, name: str, text: str, said: str | None) ->
     assert refused.value.field == "calibration.dataset"
 
 
+@contextmanager
+def peak_below(most: int) -> Iterator[None]:
+    """In bytes, of what Python allocates."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv"])
 def test_a_row_without_end_is_refused_in_little_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(rows, "LONGEST_ROW", 2**18)
     start = {"a.json": '[{"text": "', "a.csv": 'text\n"', "a.txt": ""}.get(name, '{"text": "')
-    content = (start + "x" * 16 * 2**20).encode()
-    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    del content
-    tracemalloc.start()
-    with pytest.raises(InvalidInput, match=r"(more than|at most) 262,144 characters"):
-        read(tmp_path / name)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 4 * 2**20
+    path = write(tmp_path / name, start + "x" * 16 * 2**20)
+    with peak_below(4 * 2**20), pytest.raises(InvalidInput, match=r"(more than|at most) 262,144 characters"):
+        read(path)
 
 
 def test_a_long_list_on_one_line_is_read_as_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,11 +302,8 @@ def test_a_long_list_on_one_line_is_read_as_it_is_needed(tmp_path: Path, monkeyp
     entries = ",".join(json.dumps({"text": "x" * 2000}) for _ in range(2_000))
     path = write(tmp_path / "a.json", f"[{entries}]")
     del entries
-    tracemalloc.start()
-    assert sum(1 for _ in rows_of(path, COLUMNS)) == 2_000
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2 * 2**20
+    with peak_below(2 * 2**20):
+        assert sum(1 for _ in rows_of(path, COLUMNS)) == 2_000
 
 
 def test_a_file_that_never_ends_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,11 +314,11 @@ def test_a_file_that_never_ends_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_native_reader_that_crashes_is_an_error_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of a file that crashes today's reader: the process has no stack, so that it ends with SIGSEGV."""
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "a.parquet")
+    path = parquet(tmp_path / "a.parquet", text=["a"])
     soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
     resource.setrlimit(resource.RLIMIT_STACK, (2**14, hard))
     try:
         with pytest.raises(InvalidInput, match=r"cannot be read as parquet: the reader ended with signal \d+"):
-            read(tmp_path / "a.parquet")
+            read(path)
     finally:
         resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))

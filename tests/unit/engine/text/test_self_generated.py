@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import time
@@ -43,10 +44,10 @@ def write(tokenizer: PreTrainedTokenizerFast, *, count: int = 3, length: int = 2
 
 def test_sequences_are_full_and_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("replaceme_core.engine.text.self_generated.BATCH_TEXTS", 2)
-    first = write(chatty())
-    assert first.shape == (3, 24)
-    assert torch.equal(first, write(chatty()))
-    assert not torch.equal(first, write(chatty(), seed=1))
+    first = write(chatty(), length=12)
+    assert first.shape == (3, 12)
+    assert torch.equal(first, write(chatty(), length=12))
+    assert not torch.equal(first, write(chatty(), length=12, seed=1))
 
 
 def test_they_are_what_the_model_generates() -> None:
@@ -70,9 +71,7 @@ def text_of(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
 def test_without_a_template_that_has_turns_it_writes_documents(template: str | None) -> None:
     found = openings(chatty(template))
     assert found.user is None
-    for row in range(2):
-        given = found.of(row)
-        assert [next(given) for _ in range(3)] == [found.document] * 3
+    assert [next(found.of(row)) for row in range(2)] == [found.document] * 2
 
 
 def test_every_second_sequence_is_of_conversations() -> None:
@@ -85,26 +84,20 @@ def test_every_second_sequence_is_of_conversations() -> None:
     assert written[:, 0].tolist() == [tokenizer.eos_token_id, *tokenizer("<")["input_ids"]] * 2
 
 
-def test_a_document_begins_with_what_separates_documents_not_turns() -> None:
+def test_a_document_begins_with_what_comes_before_a_text_or_separates_documents_not_turns() -> None:
     """As SmolLM2-Instruct has it: the tokens of turns took the names, and the separator is still there."""
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<|turn|>", "unk_token": "<|endoftext|>"})
     assert openings(tokenizer).document == (tokenizer.unk_token_id,)
     ends = _end_tokens(tiny_model(), tokenizer, openings(tokenizer))
     assert {tokenizer.unk_token_id, tokenizer.eos_token_id} <= ends, "what opens a document ends one, too"
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|turn|> $A", special_tokens=[("<|turn|>", tokenizer.bos_token_id)]
+    )
+    assert openings(tokenizer).document == (tokenizer.bos_token_id,)
     tokenizer = byte_tokenizer()
     tokenizer.eos_token = None
     assert text_of(tokenizer, openings(tokenizer).document) == "\n", "without special tokens an empty line"
-
-
-def test_a_document_begins_with_what_the_tokenizer_puts_before_a_text() -> None:
-    tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"bos_token": "<s>", "unk_token": "<|endoftext|>"})
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
-    )
-    assert tokenizer("")["input_ids"] == [tokenizer.bos_token_id]
-    assert openings(tokenizer).document == (tokenizer.bos_token_id,)
 
 
 def test_a_turn_that_the_model_ends_is_not_ended_twice() -> None:
@@ -139,15 +132,6 @@ DOUBLED = "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set 
 CANARY = "{{ ''.__class__.__mro__[1].__subclasses__() }}{{ cycler.__init__.__globals__.os.system('touch canary') }}"
 
 
-def refusal(template: str) -> BrokenModel:
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = template
-    with pytest.raises(BrokenModel) as refused:
-        render(tokenizer, CONVERSATION)
-    assert refused.value.message.startswith("the chat template ")
-    return refused.value
-
-
 @pytest.mark.parametrize(
     ("template", "said"),
     [
@@ -169,16 +153,15 @@ def test_hostile_templates(template: str, said: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(limits, "LONGEST_TEXT", 10**6)
     monkeypatch.chdir(tmp_path)
     began = time.process_time()
-    assert said in refusal(template).message
+    with pytest.raises(BrokenModel, match=f"^the chat template .*{re.escape(said)}"):
+        render(chatty(template), CONVERSATION)
     assert time.process_time() - began < 10
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_limits_are_gone_afterwards() -> None:
     before = resource.getrlimit(resource.RLIMIT_AS)
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    assert render(tokenizer, CONVERSATION) == "<user>hi"
+    assert render(chatty(), CONVERSATION) == "<user>hi<|end|>"
     assert resource.getrlimit(resource.RLIMIT_AS) == before
     assert (signal.getitimer(signal.ITIMER_PROF), signal.getsignal(signal.SIGPROF)) == ((0.0, 0.0), signal.SIG_DFL)
 
@@ -197,8 +180,8 @@ def exploding(directory: Path, doublings: int) -> Path:
 @pytest.mark.parametrize(
     ("doublings", "limit", "value", "said"),
     [
-        (40, "TRIAL_BYTES", 2**28, r"the tokenizer needed more than .* of memory, or crashed \(signal 6\)"),
-        (24, "TRIAL_SECONDS", 1.0, "the tokenizer took more than 1 seconds for a text of"),
+        (40, "TRIAL_BYTES", 2**26, r"the tokenizer needed more than .* of memory, or crashed \(signal 6\)"),
+        (24, "TRIAL_SECONDS", 0.2, "the tokenizer took more than 0.2 seconds for a text of"),
     ],
 )
 def test_a_normaliser_without_end(

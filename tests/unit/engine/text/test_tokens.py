@@ -1,6 +1,8 @@
 """Token sequences of one length: packed, drawn from the texts of a mix, of repeated passages, as many as fit."""
 
+import itertools
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.engine.text.tokens import (
@@ -37,31 +40,24 @@ def text_of(ids: list[int]) -> str:
     return byte_tokenizer().decode(ids)
 
 
-def test_sequences_are_full_and_nothing_is_padded() -> None:
+@pytest.mark.parametrize(
+    ("documents", "running", "length", "limit", "expected"),
+    [
+        (["abcdefg", "hij"], False, 4, 100, ["abcd", "efg<|end|>", "hij<|end|>"]),  # full, nothing is padded
+        (["ab", "cd", "ef"], True, 6, 1, ["abcdef"]),  # no ends within a running text
+        (itertools.repeat("abcdefgh"), True, 4, 3, ["abcd", "efgh", "abcd"]),  # reading stops at the limit
+    ],
+)
+def test_sequences_are_packed_full(
+    documents: Iterable[str], running: bool, length: int, limit: int, expected: list[str]
+) -> None:
     tokenizer = byte_tokenizer()
-    packed = pack(encode(["abcdefg", "hij"], tokenizer), tokenizer, length=4, limit=100).sequences
-    assert packed.shape == (3, 4)
-    assert [text_of(row.tolist()) for row in packed] == ["abcd", "efg<|end|>", "hij<|end|>"]
-
-
-def test_reading_stops_at_the_limit() -> None:
-    def endless():  # type: ignore[no-untyped-def]
-        while True:
-            yield "abcdefgh"
-
-    tokenizer = byte_tokenizer()
-    assert pack(encode(endless(), tokenizer), tokenizer, length=4, limit=5).sequences.shape == (5, 4)
-
-
-def test_a_running_text_has_no_ends_inside() -> None:
-    tokenizer = byte_tokenizer()
-    packed = pack(encode(["ab", "cd", "ef"], tokenizer, running_text=True), tokenizer, length=6, limit=1).sequences
-    assert text_of(packed[0].tolist()) == "abcdef"
+    encoded = encode(documents, tokenizer, running_text=running)
+    packed = pack(encoded, tokenizer, length=length, limit=limit).sequences
+    assert [text_of(row.tolist()) for row in packed] == expected
 
 
 def test_a_beginning_token_leads_each_sequence_where_the_tokenizer_adds_one() -> None:
-    from tokenizers.processors import TemplateProcessing
-
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
     begin = tokenizer.bos_token_id
@@ -83,18 +79,20 @@ CONVERSATION = [{"role": "user", "content": "hi"}, {"role": "assistant", "conten
         ("chat", True, "<user>hi<assistant>yo"),
         ("plain", True, "hi\n\nyo"),
         ("auto", False, "hi\n\nyo"),
+        ("chat", False, None),
     ],
 )
-def test_conversations_go_through_the_template_where_there_is_one(template: str, has: bool, expected: str) -> None:
+def test_conversations_go_through_the_template_where_there_is_one(
+    template: str, has: bool, expected: str | None
+) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = CHAT if has else None
-    (ids,) = encode([CONVERSATION], tokenizer, template=template)
-    assert text_of(ids) == expected + "<|end|>"
-
-
-def test_asking_for_a_template_that_is_not_there_is_an_error() -> None:
-    with pytest.raises(InvalidInput, match="no chat template"):
-        list(encode([CONVERSATION], byte_tokenizer(), template="chat"))
+    encoded = encode([CONVERSATION], tokenizer, template=template)
+    if expected is None:
+        with pytest.raises(InvalidInput, match="no chat template"):
+            list(encoded)
+    else:
+        assert [text_of(ids) for ids in encoded] == [expected + "<|end|>"]
 
 
 LENGTH = 16
@@ -136,7 +134,7 @@ def mixed(shares: list[float | None], samples: int, **fields: object) -> Resolve
     return resolved({"sources": sources, "samples": samples}, **fields)
 
 
-def tokens_of(spec: ResolvedSpec, paths: list[Path]) -> TokenSet:
+def tokens_of(spec: ResolvedSpec, paths: Sequence[Path | None]) -> TokenSet:
     return calibration_tokens(spec, byte_tokenizer(), paths=paths, vocabulary=VOCABULARY)
 
 
@@ -158,12 +156,11 @@ def test_sequences_of_several_texts_know_their_source(paths: list[Path]) -> None
         assert sources.bincount(minlength=3).tolist() == counts
         assert letters(part) == ["abc"[int(source)] for source in sources]
     assert letters(tokens.measure_of_first_text()) == ["a"] * 8
-
-
-def test_fit_sequences_are_shuffled_and_held_out_ones_alternate(paths: list[Path]) -> None:
-    tokens = tokens_of(mixed([0.5, 0.25, 0.25], 64), paths)
-    assert len(set(tokens.fit_sources[:28].tolist())) == 3
-    assert sorted(tokens.held_out_sources[:4].tolist()) == [0, 0, 1, 2]
+    assert len(set(tokens.fit_sources[:28].tolist())) == 3, "shuffled"
+    assert sorted(tokens.held_out_sources[:4].tolist()) == [0, 0, 1, 2], "they alternate"
+    again = tokens_of(mixed([0.5, 0.25, 0.25], 64), paths)
+    for name in ("fit", "held_out", "measure", "fit_sources", "held_out_sources", "measure_sources"):
+        assert torch.equal(getattr(tokens, name), getattr(again, name)), "the same seed gives the same"
 
 
 def test_a_source_that_is_added_does_not_change_the_draw_of_another(paths: list[Path], tmp_path: Path) -> None:
@@ -182,13 +179,6 @@ def test_a_text_that_only_judges_is_held_out_and_not_fitted_on(paths: list[Path]
     assert sorted(letters(tokens.held_out)) == ["a"] * 8 + ["b"] * 4
     without = tokens_of(mixed([None], 64), paths[:1])
     assert torch.equal(tokens.fit, without.fit), "the draw of the first text does not depend on it"
-
-
-def test_the_same_seed_gives_the_same_bytes(paths: list[Path]) -> None:
-    spec = mixed([None, None, None], 32)
-    once, twice = tokens_of(spec, paths), tokens_of(spec, paths)
-    for name in ("fit", "held_out", "measure", "fit_sources", "held_out_sources", "measure_sources"):
-        assert torch.equal(getattr(once, name), getattr(twice, name))
 
 
 def test_errors_name_the_source(paths: list[Path]) -> None:
@@ -245,11 +235,11 @@ def test_generated_sequences_are_mixed_with_the_text() -> None:
 
 
 def test_all_of_it_may_be_generated_and_the_text_still_measures() -> None:
-    tokens = calibration_tokens(one_text(1.0), byte_tokenizer(), paths=[None, None], vocabulary=VOCABULARY)
+    tokens = tokens_of(one_text(1.0), [None, None])
     assert (len(tokens.fit), len(tokens.held_out), len(tokens.measure)) == (0, 4, 8)
     assert tokens.sources == ("builtin:pydoc-topics", "self-generated")
     unmeasured = one_text(1.0).model_copy(update={"evaluation": EvaluationSpec(enabled=False)})
-    tokens = calibration_tokens(unmeasured, byte_tokenizer(), paths=[None, None], vocabulary=VOCABULARY)
+    tokens = tokens_of(unmeasured, [None, None])
     assert (len(tokens.fit), len(tokens.held_out), len(tokens.measure)) == (0, 4, 0)
 
 
@@ -263,9 +253,7 @@ def test_all_of_it_may_be_generated_and_the_text_still_measures() -> None:
 def test_a_lazily_loaded_model_generates_nothing(calibration: dict[str, object], field: str) -> None:
     compute = {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 1, "loading": "blockwise"}
     with pytest.raises(InvalidInput, match="read from disk for each token") as refused:
-        calibration_tokens(
-            resolved(calibration, compute=compute), byte_tokenizer(), paths=[None], vocabulary=VOCABULARY
-        )
+        tokens_of(resolved(calibration, compute=compute), [None])
     assert refused.value.field == field
 
 
@@ -283,16 +271,9 @@ def numbered(fit: int, held_out: int) -> TokenSet:
     return TokenSet.of_one_source(fit=ids[:fit], held_out=ids[fit:], measure=ids[:0])
 
 
-def test_a_long_sequence_has_several_passages_and_each_follows_itself() -> None:
-    (of_first, of_second), *_ = repeat_passages(torch.arange(4 * PASSAGE)[None], prefix=0)
-    first, second, third, fourth = torch.arange(4 * PASSAGE).split(PASSAGE)
-    assert torch.equal(of_first, torch.cat([first, first, second, second]))
-    assert torch.equal(of_second, torch.cat([third, third, fourth, fourth]))
-
-
-@settings(max_examples=20)
-@given(length=st.integers(8, 600), prefix=st.integers(0, 2))
-def test_every_length_is_filled_and_repeats_half_of_itself(length: int, prefix: int) -> None:
+@pytest.mark.parametrize("length", [8, 65, 4 * PASSAGE, 600])
+@pytest.mark.parametrize("prefix", [0, 2])
+def test_passages_fill_every_length_and_each_follows_itself(length: int, prefix: int) -> None:
     given = torch.arange(length)[None]
     found = repeat_passages(given, prefix=prefix)
     assert found.shape == (1, 2, length)
@@ -301,6 +282,7 @@ def test_every_length_is_filled_and_repeats_half_of_itself(length: int, prefix: 
         again = [token in body[:place] for place, token in enumerate(body)]
         assert sum(again) == pytest.approx(len(body) / 2, abs=PASSAGE / 2)
         assert body[1] == body[0] + 1, "a passage is text in its order"
+        assert again.index(True) <= 1.5 * PASSAGE, "a long text has several"
 
 
 def test_passages_of_fitted_sequences_are_spread_over_the_fit() -> None:
@@ -342,87 +324,74 @@ def test_none_leaves_the_text_as_it_is(samples: int, share: float | None) -> Non
 USUAL = 64
 
 
-def written(path: Path, *, sequences: int) -> Path:
-    """A text of this number of sequences."""
-    path.write_text("\n".join("a few words, and" for _ in range(sequences)))
-    return path
-
-
-def resolved_for(requested: CalibrationSpec, *, measured: bool = True) -> ResolvedSpec:
-    usual = {"samples": requested.samples or USUAL, "max_length": LENGTH}
-    body: dict[str, object] = {
+def sized(calibration: dict[str, object], *texts: Path | int, measured: bool = True, at: Path) -> ResolvedSpec:
+    """`texts` are files, or numbers of sequences of files that are written into `at`."""
+    paths = []
+    for number, text in enumerate(texts):
+        path = at / f"{number}.txt" if isinstance(text, int) else text
+        if isinstance(text, int):
+            path.write_text("\n".join(["a few words, and"] * text))
+        paths.append(path)
+    requested = CalibrationSpec.model_validate(
+        {"dataset": "file:0.txt", **calibration} if texts[1:] == () else calibration
+    )
+    body = {
         "model": {"repo_id": "org/tiny"},
         "ratio": 0.5,
-        "calibration": requested.model_dump() | usual,
+        "calibration": requested.model_dump() | {"samples": requested.samples or USUAL, "max_length": LENGTH},
         "evaluation": {"enabled": measured},
         "method": {"name": "least_squares"},
         "compute": {"dtype": "float32", "batch_size": 4},
     }
-    return resolve_spec(CompressionSpec.model_validate(body), Machine(kind=WorkerKind.CPU), values=1000)
-
-
-def sized(requested: CalibrationSpec, *paths: Path | None, measured: bool = True) -> ResolvedSpec:
-    spec = resolved_for(requested, measured=measured)
+    spec = resolve_spec(CompressionSpec.model_validate(body), Machine(kind=WorkerKind.CPU), values=1000)
     padded = [*paths, *[None] * (len(spec.calibration.mix) - len(paths))]
     return sized_to_text(spec, byte_tokenizer(), requested=requested, paths=padded)
 
 
-def open_text(**options: object) -> CalibrationSpec:
-    return CalibrationSpec.model_validate({"dataset": "file:a.txt", "self_generated": 0, **options})
+ALONE: dict[str, object] = {"self_generated": 0}
+SEVERAL = {"sources": [{"dataset": f"file:{number}.txt"} for number in range(3)]}
+TWO = {"sources": [{"dataset": f"file:{number}.txt", "share": 0.5} for number in range(2)]}
+
+
+@pytest.mark.parametrize(
+    ("calibration", "sequences", "samples"),
+    [
+        (ALONE, [80], range(USUAL, USUAL + 1)),
+        ({**ALONE, "samples": 40}, [24], range(40, 41)),  # a named number is kept
+        (ALONE, [FEWEST_SAMPLES], range(USUAL, USUAL + 1)),  # too few: drawing says how many are needed
+        ({}, [40], range(FEWEST_SAMPLES + 1, USUAL)),  # beside own text and a text to judge on
+        (TWO, [400, 20], range(32, 40)),  # the shortest decides
+        (SEVERAL, [12] * 3, range(24, 36)),  # each has a held-out sequence
+        (SEVERAL, [8] * 3, range(USUAL, USUAL + 1)),
+    ],
+)
+def test_a_short_text_gives_fewer_sequences(
+    calibration: dict[str, object], sequences: list[int], samples: range, tmp_path: Path
+) -> None:
+    found = sized(calibration, *sequences, at=tmp_path).calibration
+    assert found.samples in samples
+    if not calibration:
+        shares = [source.share for source in found.mix]
+        assert shares == [1 - OWN_SHARE - GENERAL_SHARE, OWN_SHARE, GENERAL_SHARE], "they stay"
 
 
 @pytest.mark.parametrize("sequences", [24, 71])
-def test_a_short_text_gives_as_many_as_leave_some_to_measure(tmp_path: Path, sequences: int) -> None:
-    path = written(tmp_path / "a.txt", sequences=sequences)
-    found = sized(open_text(), path)
+def test_a_short_text_leaves_some_to_measure(tmp_path: Path, sequences: int) -> None:
+    found = sized(ALONE, sequences, at=tmp_path)
     samples = found.calibration.samples
     assert 0.85 * sequences <= samples < sequences
-    tokens = calibration_tokens(found, byte_tokenizer(), paths=[path], vocabulary=VOCABULARY)
+    tokens = tokens_of(found, [tmp_path / "0.txt"])
     assert len(tokens.fit) + len(tokens.held_out) == samples
     assert len(tokens.measure) >= samples // 8
-    without = sized(open_text(), path, measured=False)
+    without = sized(ALONE, sequences, measured=False, at=tmp_path)
     assert without.calibration.samples == samples, "an evaluation must not change what calibrates"
 
 
-def test_a_named_number_is_kept_and_a_long_text_gives_the_usual_one(tmp_path: Path) -> None:
-    assert sized(open_text(), written(tmp_path / "b.txt", sequences=80)).calibration.samples == USUAL
-    found = sized(open_text(samples=40), written(tmp_path / "a.txt", sequences=24))
-    assert found.calibration.samples == 40
-
-
-def test_a_text_for_fewer_than_the_fewest_is_refused_with_what_is_needed(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.txt", sequences=FEWEST_SAMPLES)
-    found = sized(open_text(), path)
-    assert found.calibration.samples == USUAL
+def test_too_short_a_text_is_refused_with_what_is_needed(tmp_path: Path) -> None:
+    found = sized(ALONE, FEWEST_SAMPLES, at=tmp_path)
     with pytest.raises(CalibrationTooSmall, match=r"64 x 16 = 1024 are needed .*or ask for at most 15 samples"):
-        calibration_tokens(found, byte_tokenizer(), paths=[path], vocabulary=VOCABULARY)
-
-
-def test_the_shares_of_a_mix_stay(tmp_path: Path) -> None:
-    requested = CalibrationSpec.model_validate({"dataset": "file:a.txt"})
-    found = sized(requested, written(tmp_path / "a.txt", sequences=40), None, None)
-    calibration = found.calibration
-    assert FEWEST_SAMPLES < calibration.samples < USUAL
-    assert [source.share for source in calibration.mix] == [1 - OWN_SHARE - GENERAL_SHARE, OWN_SHARE, GENERAL_SHARE]
-
-
-def test_the_shortest_of_several_texts_decides(tmp_path: Path) -> None:
-    sources = [{"dataset": "file:a.txt", "share": 0.5}, {"dataset": "file:b.txt", "share": 0.5}]
-    requested = CalibrationSpec.model_validate({"sources": sources})
-    paths = [written(tmp_path / "a.txt", sequences=400), written(tmp_path / "b.txt", sequences=20)]
-    assert 32 <= sized(requested, *paths).calibration.samples < 40
-
-
-def test_each_of_several_short_texts_has_a_held_out_sequence_or_the_usual_number_is_wanted(tmp_path: Path) -> None:
-    sources = [{"dataset": f"file:{name}.txt"} for name in "abc"]
-    requested = CalibrationSpec.model_validate({"sources": sources})
-    for sequences, samples in ((12, range(24, 36)), (8, range(USUAL, USUAL + 1))):
-        paths = [written(tmp_path / f"{name}.txt", sequences=sequences) for name in "abc"]
-        assert sized(requested, *paths).calibration.samples in samples
-
-
-def test_a_text_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+        tokens_of(found, [tmp_path / "0.txt"])
     path = tmp_path / "a.jsonl"
     path.write_text('{"other": 1}\n')
     with pytest.raises(InvalidInput):
-        sized(CalibrationSpec.model_validate({"dataset": "file:a.jsonl"}), path)
+        sized({"dataset": "file:a.jsonl", "self_generated": 0}, path, at=tmp_path)
