@@ -18,17 +18,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-WORKER_GRACE_SECONDS = 20.0  # after the drain: to end the runner and to release the job
 _JSON = b"{"  # such a line says itself which process wrote it
-WORKER_READY = re.compile(rb"@\S+ ready\.")  # Celery logs this line once it consumes messages
-
-
-class ServiceStopped(Exception):
-    """The service ended unexpectedly; the message names the process and its exit status."""
+_POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.2, 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +53,10 @@ ProcessEvent = Ready | Ended | Signalled
 
 
 class ChildProcess:
-    """A child process whose log is copied to standard error. It ends when its standard input closes."""
+    """A child process whose log is copied to standard error. It ends when its standard input closes.
+
+    It is ready once a line of its log matches `ready_line`, or `ready_url` answers with 200.
+    """
 
     def __init__(
         self,
@@ -68,6 +67,7 @@ class ChildProcess:
         grace_seconds: float,
         report: Callable[[ProcessEvent], None],
         ready_line: re.Pattern[bytes] | None = None,
+        ready_url: str | None = None,
     ) -> None:
         self.name = name
         self._grace_seconds = grace_seconds
@@ -83,6 +83,8 @@ class ChildProcess:
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._copy_log, self._report_end)]
         for thread in self._threads:
             thread.start()
+        if ready_url is not None:
+            threading.Thread(target=self._poll, args=(ready_url,), daemon=True).start()
 
     def is_running(self) -> bool:
         return self._process.poll() is None
@@ -105,6 +107,22 @@ class ChildProcess:
 
     def _report_end(self) -> None:
         self._report(Ended(name=self.name, status=self._process.wait()))
+
+    def _poll(self, url: str) -> None:
+        from urllib.error import HTTPError
+        from urllib.request import ProxyHandler, build_opener  # here: the guard needs neither
+
+        opener, pause = build_opener(ProxyHandler({})), _POLL_SECONDS
+        while self.is_running():
+            try:
+                opener.open(url, timeout=5).close()
+                self._report(Ready(name=self.name))
+                return
+            except HTTPError:
+                pause = min(2 * pause, _LONGEST_POLL_SECONDS)  # it has started, and logs each of these requests
+            except OSError:
+                pass  # not started yet
+            time.sleep(pause)
 
     def _copy_log(self) -> None:
         assert self._process.stdout is not None
@@ -130,15 +148,6 @@ def signals_to(events: "queue.SimpleQueue[ProcessEvent]") -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def worker_command(*options: str) -> list[str]:
-    """The command of a Celery worker that runs one job at a time."""
-    return [
-        *(sys.executable, "-m", "celery", "--quiet", "-A", "worker.app", "worker"),
-        *("--pool", "prefork", "--concurrency", "1", "--loglevel", "INFO"),
-        *options,
-    ]
 
 
 # The guard: a parent process for one child

@@ -6,6 +6,7 @@ from api.bodies import KeyRequest, KeyRotationRequest, OwnerRequest
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import DEFAULT_OWNER, Keys, Owners
 from replaceme_core.ledger.migrate import upgrade
+from replaceme_core.local.inputs import validated
 from replaceme_core.settings import Settings
 from replaceme_core.shapes import ApiKey, CreatedApiKey, OwnerSettings
 
@@ -13,7 +14,7 @@ _KEYS_PER_PAGE = 200
 
 
 class DirectKeys:
-    """The same methods as `api.client.client.KeysClient`. Raises errors of the core, and `ValidationError`."""
+    """The same methods as `api.client.client.KeysClient`. Raises errors of the core."""
 
     def __init__(self, settings: Settings) -> None:
         if settings.uses_embedded_default:  # the service may never have been started; another database is migrated
@@ -21,7 +22,7 @@ class DirectKeys:
         self._database = Database(settings.resolved_database_url)
 
     def create(self, request: Mapping[str, object]) -> CreatedApiKey:
-        new = KeyRequest.model_validate(request).to_new(owner=DEFAULT_OWNER)
+        new = validated(KeyRequest, request).to_new(owner=DEFAULT_OWNER)
         with self._database.session() as session:
             return CreatedApiKey.of(Keys(session).create(new))
 
@@ -40,12 +41,12 @@ class DirectKeys:
             return Keys(session).revoke(key_id)
 
     def rotate(self, key_id: str, *, overlap_seconds: int) -> CreatedApiKey:
-        seconds = KeyRotationRequest(overlap_seconds=overlap_seconds).overlap_seconds
+        seconds = validated(KeyRotationRequest, {"overlap_seconds": overlap_seconds}).overlap_seconds
         with self._database.session() as session:
             return CreatedApiKey.of(Keys(session).rotate(key_id, overlap_seconds=seconds))
 
     def set_output_namespaces(self, owner: str, names: tuple[str, ...] | None) -> OwnerSettings:
-        checked = OwnerRequest.model_validate({"output_namespaces": names and [*names]}).output_namespaces
+        checked = validated(OwnerRequest, {"output_namespaces": names and [*names]}).output_namespaces
         with self._database.session() as session:
             Owners(session).set_output_namespaces(owner, checked)
             return OwnerSettings(owner=owner, output_namespaces=Owners(session).output_namespaces(owner))

@@ -1,17 +1,15 @@
 """How a command ends: the exit codes, the tables that map errors, HTTP statuses and jobs to them, and failures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from types import MappingProxyType
-from typing import Final
-
-import typer
+from typing import Final, Self
 
 from api.cli.output.console import print_json, print_note
+from api.client.errors import Refused, ServiceError
 from replaceme_core import errors
 from replaceme_core.errors import InvalidInput, ReplaceMeError
-from replaceme_core.local.run import read_settings as settings_of_environment
-from replaceme_core.settings import Settings
 
 
 class ExitCode(IntEnum):
@@ -51,24 +49,12 @@ _BY_CLASS: Final = MappingProxyType(
 """A subclass has the exit code of its nearest parent here."""
 
 
-def _by_code(base: type[errors.ReplaceMeError]) -> dict[str, ExitCode]:
-    """Error code to exit code, for all subclasses of `base`."""
-    found: dict[str, ExitCode] = {}
-    for error in base.__subclasses__():
-        exit_code = next((_BY_CLASS[parent] for parent in error.__mro__ if parent in _BY_CLASS), None)
-        if exit_code is not None:
-            found[error.code] = exit_code
-        found |= _by_code(error)
-    return found
+def exit_code_of(kind: type[ReplaceMeError]) -> ExitCode:
+    """The exit code for an error of the core; one of no other class is an internal error."""
+    return next((_BY_CLASS[parent] for parent in kind.__mro__ if parent in _BY_CLASS), ExitCode.INTERNAL_ERROR)
 
 
-EXIT_CODES: Final = MappingProxyType(_by_code(errors.ReplaceMeError))
 _BY_JOB_STATUS: Final = MappingProxyType({"succeeded": ExitCode.SUCCEEDED, "cancelled": ExitCode.CANCELLED})
-
-
-def exit_code_of(code: str) -> ExitCode:
-    """The exit code for an error code of the core; an unknown one is an internal error."""
-    return EXIT_CODES.get(code, ExitCode.INTERNAL_ERROR)
 
 
 def exit_code_of_status(status: int) -> ExitCode:
@@ -85,44 +71,60 @@ def exit_code_of_job(status: str, *, code: str | None = None) -> ExitCode:
     return _BY_JOB_STATUS.get(status, ExitCode.JOB_FAILED)
 
 
-class Failure(typer.Exit):
-    """Ends a command. Prints the message on standard error and, with `as_json`, an object on standard output."""
+class InvalidRequest(InvalidInput):
+    """A request with fields that are wrong; `entries` are these, as the service lists them."""
 
-    def __init__(
-        self,
-        message: str,
-        exit_code: ExitCode,
-        *,
-        code: str = "",
-        field: str | None = None,
-        errors: tuple[Mapping[str, object], ...] = (),
-        as_json: bool = False,
-    ) -> None:
-        super().__init__(int(exit_code))
+    def __init__(self, entries: Sequence[Mapping[str, object]]) -> None:
+        super().__init__("the request is not valid")
+        self.entries = entries
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """How a command ends. `errors` are invalid fields of a request."""
+
+    exit_code: ExitCode
+    code: str
+    message: str
+    field: str | None = None
+    errors: Sequence[Mapping[str, object]] = ()
+
+    @classmethod
+    def of(cls, error: Exception) -> Self | None:
+        """That with an error of the core or of the client; `None` for one that nobody expects.
+
+        The notes of an error, the last lines of a runner's log, are printed before.
+        """
+        for line in getattr(error, "__notes__", ()):
+            print_note(line)
+        match error:
+            case ReplaceMeError():
+                return cls(
+                    exit_code=exit_code_of(type(error)),
+                    code=error.code,
+                    message=error.explained,
+                    field=error.field if isinstance(error, InvalidInput) else None,
+                    errors=error.entries if isinstance(error, InvalidRequest) else (),
+                )
+            case Refused(problem=problem):
+                entries = [one.model_dump(mode="json") for one in problem.errors]
+                exit_code = exit_code_of_status(problem.status)
+                return cls(exit_code=exit_code, code=problem.code, message=str(error), errors=entries)
+            case ServiceError():
+                return cls(exit_code=ExitCode.SERVICE_UNREACHABLE, code="service_unreachable", message=str(error))
+        return None
+
+    def show(self, *, as_json: bool) -> None:
+        """Print the message on standard error and, with `as_json`, an object on standard output."""
         lines = [
-            f"{error['field']}: {error['message']}" if error.get("field") else error["message"] for error in errors
+            f"{one['field']}: {one['message']}" if one.get("field") else str(one["message"]) for one in self.errors
         ]
         if len(lines) == 1:  # the message of the service repeats what is in them
             print_note(f"error: {lines[0]}")
         else:
-            print_note(f"error: {len(lines)} fields are wrong" if lines else f"error: {message}")
+            print_note(f"error: {len(lines)} fields are wrong" if lines else f"error: {self.message}")
             for line in lines:
                 print_note(f"  {line}")
         if as_json:
-            print_json({"error": {"code": code, "message": message, "field": field, "errors": list(errors)}})
-
-
-def failure_of(error: ReplaceMeError, *, as_json: bool = False) -> Failure:
-    """The failure for an error of the core. Its notes, the last lines of a runner's log, are printed before it."""
-    for line in getattr(error, "__notes__", ()):
-        print_note(line)
-    field = error.field if isinstance(error, InvalidInput) else None
-    return Failure(error.explained, exit_code_of(error.code), code=error.code, field=field, as_json=as_json)
-
-
-def read_settings(**given: object) -> Settings:
-    """The settings from the environment, overridden by those `given`. Raises `Failure` that names an invalid one."""
-    try:
-        return settings_of_environment(**given)
-    except InvalidInput as error:
-        raise failure_of(error) from error
+            body = {"code": self.code, "message": self.message, "field": self.field, "errors": [*self.errors]}
+            print_json({"error": body})

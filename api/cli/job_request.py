@@ -19,7 +19,8 @@ import typer
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from api.cli.exit_codes import ExitCode, Failure, failure_of
+from api.cli.exit_codes import InvalidRequest
+from api.cli.output.console import set_parameters
 from replaceme_core.errors import InvalidInput
 from replaceme_core.request.calibration import SELF_GENERATED, CalibrationSource
 from replaceme_core.request.gate import read_criteria
@@ -266,26 +267,26 @@ NOT_OF_A_RUN_HERE = (
 
 
 def with_job_options(
-    command: Callable[..., None], *, only: Collection[str] | None = None, without: Collection[str] = ()
-) -> Callable[..., None]:
+    *, only: Collection[str] | None = None, without: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The command with these options before its own keyword parameters.
 
     `only` and `without` name fields, or parts of the body. An option that the command has itself is not added.
     """
-    signature = inspect.signature(command)
-    shared = [
-        inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=one.annotation)
-        for one in OPTIONS
-        if one.name not in signature.parameters
-        and (only is None or one.path in only)
-        and not {one.path, one.path.partition(".")[0]}.intersection(without)
-    ]
-    own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-    first = [each for each in own if each.kind is not each.KEYWORD_ONLY]
-    rest = [each for each in own if each.kind is each.KEYWORD_ONLY]
-    command.__signature__ = inspect.Signature([*first, *shared, *rest])  # type: ignore[attr-defined]
-    command.__annotations__ = {each.name: each.annotation for each in (*first, *shared, *rest)}
-    return command
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command).parameters
+        shared = [
+            inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=one.annotation)
+            for one in OPTIONS
+            if one.name not in own
+            and (only is None or one.path in only)
+            and not {one.path, one.path.partition(".")[0]}.intersection(without)
+        ]
+        set_parameters(command, [*shared, *(one for one in own.values() if one.kind is not one.VAR_KEYWORD)])
+        return command
+
+    return decorate
 
 
 _SHORT = {"model": "repo_id", "calibration": "dataset", "method": "name", "output": "repo_id"}
@@ -335,8 +336,8 @@ def _with_sources(before: Mapping[str, object], sources: Sequence[Mapping[str, o
     return {**kept, **sources[0]} if is_one else {**kept, "sources": sources}
 
 
-def check_request(body: Mapping[str, object], *, as_json: bool) -> None:
-    """Raises `Failure` for a body that does not match the schema of `POST /jobs`."""
+def check_request(body: Mapping[str, object]) -> None:
+    """Raises `InvalidRequest` for a body that does not match the schema of `POST /jobs`."""
     # imported here: they import SQLAlchemy, which takes half a second
     from api.bodies import JobRequest, schema_of
     from replaceme_core.validation import MOST_PROBLEMS, problems
@@ -345,25 +346,17 @@ def check_request(body: Mapping[str, object], *, as_json: bool) -> None:
         JobRequest.model_validate(body)
     except ValidationError as error:
         found: list[Any] = list(error.errors()[:MOST_PROBLEMS])
-        raise Failure(
-            "the request is not valid",
-            ExitCode.BAD_INPUT,
-            code=InvalidInput.code,
-            errors=tuple(dict(one) for one in problems(found, sent=body, schema=schema_of(JobRequest))),
-            as_json=as_json,
-        ) from error
+        entries = [dict(one) for one in problems(found, sent=body, schema=schema_of(JobRequest))]
+        raise InvalidRequest(entries) from error
 
 
-def read_job_file(name: str, *, as_json: bool) -> dict[str, object]:
-    """The job in a file, not yet checked. Raises `Failure`."""
-    try:
-        text = _read_text(name)
-        found = _parse(text, is_json=name.endswith(".json") or (name == STANDARD_INPUT and text.lstrip()[:1] == "{"))
-        if not isinstance(found, dict):
-            raise _invalid(f"expected the fields of a job, such as model and ratio, got {type(found).__name__}")
-        return found
-    except InvalidInput as error:
-        raise failure_of(error, as_json=as_json) from error
+def read_job_file(name: str) -> dict[str, object]:
+    """The job in a file, not yet checked. Raises `InvalidInput`."""
+    text = _read_text(name)
+    found = _parse(text, is_json=name.endswith(".json") or (name == STANDARD_INPUT and text.lstrip()[:1] == "{"))
+    if not isinstance(found, dict):
+        raise _invalid(f"expected the fields of a job, such as model and ratio, got {type(found).__name__}")
+    return found
 
 
 def _read_text(name: str) -> str:

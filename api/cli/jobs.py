@@ -19,29 +19,26 @@ from api.cli.job_request import (
     with_job_options,
 )
 from api.cli.output.ci import Junit
-from api.cli.output.console import JsonFlag, describe_time, make_console, print_json, print_line, print_note
+from api.cli.output.console import describe_time, make_console, print_json, print_line, print_note
 from api.cli.output.jobs import event_line, jobs_table, metrics_table, print_job, print_plan, workers_table
 from api.cli.service import (
-    ApiKeyOption,
     CancelOnInterrupt,
     Cursor,
     JobId,
     Label,
     One,
+    Service,
     Timeout,
-    Url,
     Wait,
-    connect,
+    asks_service,
     finish,
     interrupts,
-    print_items,
 )
 from api.cli.webhooks import print_secret
-from api.client.client import DEFAULT_URL
 from replaceme_core.report.reading import Report
 from replaceme_core.request.fields import ending_of
 from replaceme_core.request.removal import families as families_here
-from replaceme_core.shapes import Family, LogLine, Page, Plan
+from replaceme_core.shapes import Family, Page, Plan
 from replaceme_core.wording import counted
 
 
@@ -60,7 +57,10 @@ IdempotencyKey = Annotated[
 ]
 
 
+@with_job_options()
+@asks_service()
 def submit(
+    service: Service,
     *,
     file: JobFile = None,
     idempotency_key: IdempotencyKey = None,
@@ -68,57 +68,39 @@ def submit(
     timeout: Timeout = None,
     cancel_on_interrupt: CancelOnInterrupt = False,
     junit: Junit = None,
-    url: Url = DEFAULT_URL,
-    api_key: ApiKeyOption = None,
-    as_json: JsonFlag = False,
     **options: Any,
 ) -> None:
-    request = _checked_body(file, options, as_json=as_json)
+    request = _checked_body(file, options)
     if junit is not None and not (wait or timeout is not None or cancel_on_interrupt):
         raise typer.BadParameter("--junit needs --wait, or --timeout", param_hint="--junit")
-    with (
-        interrupts(wanted=cancel_on_interrupt) as held,
-        connect(url, api_key=api_key, as_json=as_json) as client,
-    ):
+    with interrupts(wanted=cancel_on_interrupt) as held:
         if request.get("validate_only"):
-            _print_plan(client.validate(request), as_json=as_json)
+            _print_plan(service, service.client.validate(request))
             return
-        job = client.submit(request, idempotency_key=idempotency_key or uuid4().hex)
+        job = service.client.submit(request, idempotency_key=idempotency_key or uuid4().hex)
         if job.notice is not None:
             print_note(f"{job.notice} (--idempotency-key)")
-        if job.webhook is not None and not as_json:
+        if job.webhook is not None and not service.as_json:
             print_secret(job.webhook)
-        finish(client, job, wait=wait, timeout=timeout, held=held, junit=junit, as_json=as_json)
+        finish(service, job, wait=wait, timeout=timeout, held=held, junit=junit)
 
 
-def plan(
-    *,
-    file: JobFile = None,
-    url: Url = DEFAULT_URL,
-    api_key: ApiKeyOption = None,
-    as_json: JsonFlag = False,
-    **options: Any,
-) -> None:
-    body = _checked_body(file, options, as_json=as_json)
+@with_job_options(without=NOT_OF_A_PLAN)
+@asks_service()
+def plan(service: Service, *, file: JobFile = None, **options: Any) -> None:
+    body = _checked_body(file, options)
     request = {name: value for name, value in body.items() if name not in NOT_OF_A_PLAN}
-    with connect(url, api_key=api_key, as_json=as_json) as client:
-        found = client.plan(request)
-    _print_plan(found, as_json=as_json)
+    _print_plan(service, service.client.plan(request))
 
 
-with_job_options(submit)
-with_job_options(plan, without=NOT_OF_A_PLAN)
-
-
-def _checked_body(file: str | None, options: dict[str, object], *, as_json: bool) -> dict[str, object]:
-    given = None if file is None else read_job_file(file, as_json=as_json)
-    body = request_body(options, file=given)
-    check_request(body, as_json=as_json)
+def _checked_body(file: str | None, options: dict[str, object]) -> dict[str, object]:
+    body = request_body(options, file=None if file is None else read_job_file(file))
+    check_request(body)
     return body
 
 
-def _print_plan(plan: Plan, *, as_json: bool) -> None:
-    if as_json:
+def _print_plan(service: Service, plan: Plan) -> None:
+    if service.as_json:
         print_json(plan.model_dump(mode="json"))
     else:
         print_plan(make_console(stderr=False), plan)
@@ -131,12 +113,14 @@ CreatedAfter = Annotated[datetime | None, typer.Option(help="Only jobs created a
 CreatedBefore = Annotated[datetime | None, typer.Option(help="Only jobs created before this local time.")]
 
 
-def status(job_id: JobId, *, url: Url = DEFAULT_URL, api_key: ApiKeyOption = None, as_json: JsonFlag = False) -> None:
-    with connect(url, api_key=api_key, as_json=as_json) as client:
-        print_job(client.job(job_id), as_json=as_json)
+@asks_service()
+def status(service: Service, job_id: JobId) -> None:
+    print_job(service.client.job(job_id), as_json=service.as_json)
 
 
+@asks_service()
 def list_jobs(
+    service: Service,
     *,
     with_status: Annotated[
         list[str] | None,
@@ -154,25 +138,23 @@ def list_jobs(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of jobs.")] = None,
     cursor: Cursor = None,
-    url: Url = DEFAULT_URL,
-    api_key: ApiKeyOption = None,
-    as_json: JsonFlag = False,
 ) -> None:
-    with connect(url, api_key=api_key, as_json=as_json) as client:
-        page = client.jobs(
-            status=with_status or (),
-            labels=parse_labels(label or []),
-            model=model,
-            created_after=created_after,
-            created_before=created_before,
-            sort=sort,
-            limit=limit,
-            cursor=cursor,
-        )
-    print_items(page.items, jobs_table, nothing="no jobs", cursor=page.next_cursor, as_json=as_json)
+    page = service.client.jobs(
+        status=with_status or (),
+        labels=parse_labels(label or []),
+        model=model,
+        created_after=created_after,
+        created_before=created_before,
+        sort=sort,
+        limit=limit,
+        cursor=cursor,
+    )
+    service.show_list(page.items, jobs_table, nothing="no jobs", cursor=page.next_cursor)
 
 
+@asks_service()
 def cancel(
+    service: Service,
     job_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="ID of the job.")] = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="All of your queued and running jobs.")] = False,
@@ -183,9 +165,6 @@ def cancel(
     model: Model = None,
     created_after: CreatedAfter = None,
     created_before: CreatedBefore = None,
-    url: Url = DEFAULT_URL,
-    api_key: ApiKeyOption = None,
-    as_json: JsonFlag = False,
 ) -> None:
     filters: dict[str, object] = {
         "status": with_status,
@@ -198,89 +177,81 @@ def cancel(
     given = {name: value for name, value in filters.items() if value}
     if (job_id is None) is not bool(given):
         raise typer.BadParameter("name a job, or give --all or which jobs", param_hint="ID")
-    with connect(url, api_key=api_key, as_json=as_json) as client:
-        if job_id is None:
-            cancelled = client.cancel_matching(given)
-            if as_json:
-                print_json({"items": [one.model_dump(mode="json") for one in cancelled], "more": False})
-            for one in () if as_json else cancelled:
-                print_line(f"{one.id}  {one.status}")
-            print_note(f"cancelled or being stopped: {counted(len(cancelled), 'jobs')}")
-            return
-        job = client.cancel(job_id)
-        print_job(job, as_json=as_json)
+    if job_id is None:
+        cancelled = service.client.cancel_matching(given)
+        if service.as_json:
+            print_json({"items": [one.model_dump(mode="json") for one in cancelled], "more": False})
+        for one in () if service.as_json else cancelled:
+            print_line(f"{one.id}  {one.status}")
+        print_note(f"cancelled or being stopped: {counted(len(cancelled), 'jobs')}")
+        return
+    job = service.client.cancel(job_id)
+    print_job(job, as_json=service.as_json)
     if not job.is_terminal:
         print_note("the job is being stopped")
 
 
+@asks_service()
 def retry(
+    service: Service,
     job_id: JobId,
     *,
     idempotency_key: IdempotencyKey = None,
     wait: Wait = False,
     timeout: Timeout = None,
     cancel_on_interrupt: CancelOnInterrupt = False,
-    url: Url = DEFAULT_URL,
-    api_key: ApiKeyOption = None,
-    as_json: JsonFlag = False,
 ) -> None:
-    with (
-        interrupts(wanted=cancel_on_interrupt) as held,
-        connect(url, api_key=api_key, as_json=as_json) as client,
-    ):
-        job = client.retry(job_id, idempotency_key=idempotency_key or uuid4().hex)
+    with interrupts(wanted=cancel_on_interrupt) as held:
+        job = service.client.retry(job_id, idempotency_key=idempotency_key or uuid4().hex)
         output = Report(job.spec).text("output", "repo_id")
         is_new = output.endswith(ending_of(job.id))
         print_note(f"the result goes to {output}, {'a new repository' if is_new else 'as that of the job it repeats'}")
-        finish(client, job, wait=wait, timeout=timeout, held=held, as_json=as_json)
+        finish(service, job, wait=wait, timeout=timeout, held=held)
 
 
+@asks_service()
 def delete(
+    service: Service,
     job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="IDs of jobs that have ended.")],
-    *,
-    url: Url = DEFAULT_URL,
-    api_key: ApiKeyOption = None,
-    as_json: JsonFlag = False,
 ) -> None:
-    with connect(url, api_key=api_key, as_json=as_json) as client:
-        for job_id in job_ids:
-            client.delete(job_id)
-            if not as_json:
-                print_note(f"job {job_id} is deleted")
-    if as_json:
+    for job_id in job_ids:
+        service.client.delete(job_id)
+        if not service.as_json:
+            print_note(f"job {job_id} is deleted")
+    if service.as_json:
         print_json({"deleted": job_ids})
 
 
-def workers(*, url: Url = DEFAULT_URL, api_key: ApiKeyOption = None, as_json: JsonFlag = False) -> None:
-    with connect(url, api_key=api_key, as_json=as_json) as client:
-        found = client.workers()
-    print_items(found, workers_table, nothing="no workers", as_json=as_json)
+@asks_service()
+def workers(service: Service) -> None:
+    service.show_list(service.client.workers(), workers_table, nothing="no workers")
 
 
+@asks_service()
+def metrics(service: Service, job_id: JobId) -> None:
+    service.show_list(service.client.metrics(job_id), metrics_table, nothing="no metrics")
+
+
+@asks_service()
 def events(
+    service: Service,
     job_id: JobId,
     *,
     follow: Annotated[bool, typer.Option("--follow", help="Print new events until the job has ended.")] = False,
-    url: Url = DEFAULT_URL,
-    api_key: ApiKeyOption = None,
-    as_json: JsonFlag = False,
 ) -> None:
-    with connect(url, api_key=api_key, as_json=as_json) as client:
-        found = client.stream(job_id) if follow else client.history(job_id)
-        _print_each(found, event_line, follow=follow, as_json=as_json)
+    found = service.client.stream(job_id) if follow else service.client.history(job_id)
+    _print_each(found, event_line, follow=follow, as_json=service.as_json)
 
 
+@asks_service()
 def logs(
+    service: Service,
     job_id: JobId,
     *,
     follow: Annotated[bool, typer.Option("--follow", help="Print new lines until the job has ended.")] = False,
-    url: Url = DEFAULT_URL,
-    api_key: ApiKeyOption = None,
-    as_json: JsonFlag = False,
 ) -> None:
-    with connect(url, api_key=api_key, as_json=as_json) as client:
-        found = client.follow_log(job_id) if follow else client.log(job_id)
-        _print_each(found, _log_line, follow=follow, as_json=as_json)
+    found = service.client.follow_log(job_id) if follow else service.client.log(job_id)
+    _print_each(found, lambda line: f"{describe_time(line.at)}  {line.text}", follow=follow, as_json=service.as_json)
 
 
 def _print_each(found: Iterable[One], line_of: Callable[[One], str], *, follow: bool, as_json: bool) -> None:
@@ -296,40 +267,20 @@ def _print_each(found: Iterable[One], line_of: Callable[[One], str], *, follow: 
         print_json({"items": printed, "next_cursor": None})
 
 
-def _log_line(line: LogLine) -> str:
-    return f"{describe_time(line.at)}  {line.text}"
+ServiceToAsk = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        envvar="REPLACEME_URL",
+        help="URL of a service to ask. Without it, the list of this version is printed.",
+    ),
+]
 
 
-def metrics(job_id: JobId, *, url: Url = DEFAULT_URL, api_key: ApiKeyOption = None, as_json: JsonFlag = False) -> None:
-    with connect(url, api_key=api_key, as_json=as_json) as client:
-        found = client.metrics(job_id)
-    if as_json:
-        print_json({"items": [one.model_dump() | {"at": one.at.isoformat()} for one in found], "next_cursor": None})
-    elif found:
-        make_console(stderr=False).print(metrics_table(found))
-    else:
-        print_note("no metrics")
-
-
-def families(
-    *,
-    url: Annotated[
-        str | None,
-        typer.Option(
-            "--url",
-            envvar="REPLACEME_URL",
-            help="URL of a service to ask. Without it, the list of this version is printed.",
-        ),
-    ] = None,
-    api_key: ApiKeyOption = None,
-    as_json: JsonFlag = False,
-) -> None:
-    if url is None:
-        found = families_here()
-    else:
-        with connect(url, api_key=api_key, as_json=as_json) as client:
-            found = client.families()
-    if as_json:
+@asks_service(url=ServiceToAsk)
+def families(service: Service) -> None:
+    found = families_here() if service.url is None else service.client.families()
+    if service.as_json:
         print_json(Page[Family](items=found).model_dump(mode="json"))
         return
     for family in found:

@@ -9,32 +9,21 @@ of them have started, `ready NAME ...`. The logs of child processes go to standa
 import json
 import os
 import queue
+import re
 import socket
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import httpx2
-
-from api.cli.child_processes import (
-    WORKER_GRACE_SECONDS,
-    WORKER_READY,
-    ChildProcess,
-    Ended,
-    ProcessEvent,
-    Ready,
-    ServiceStopped,
-    Signalled,
-    signals_to,
-    worker_command,
-)
+from api.cli.child_processes import ChildProcess, Ended, ProcessEvent, Ready, Signalled, signals_to
 from api.http.callers import check_exposure
 from api.queue import Queue
-from replaceme_core.errors import InvalidInput
+from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.hardware import WorkerKind, count_gpus, local_worker_kinds
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import DEFAULT_OWNER, Keys, NewKey, Scope, hash_of
@@ -42,11 +31,18 @@ from replaceme_core.ledger.migrate import upgrade
 from replaceme_core.settings import Settings
 from replaceme_core.telemetry import LogFormat
 
-# `replaceme serve`
-
 STARTUP_SECONDS = 120.0
+WORKER_GRACE_SECONDS = 20.0  # after the drain: to end the runner and to release the job
+WORKER_READY = re.compile(rb"@\S+ ready\.")  # Celery logs this line once it consumes messages
 API_GRACE_SECONDS = 8.0
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 60.0  # a worker that ran for longer than this is restarted after the first pause again
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 _POLL_SECONDS = 0.2
+
+
+class ServiceStopped(ReplaceMeError):
+    """The service ended unexpectedly; the message names the process and its exit status."""
 
 
 def serve(
@@ -70,256 +66,166 @@ def serve(
     if settings.uses_embedded_default and settings.worker_kinds is None:
         # no other worker will join: the API refuses jobs that this one cannot run, which would wait forever
         environment["REPLACEME_ROUTES"] = json.dumps(served)
-    events: queue.SimpleQueue[ProcessEvent] = queue.SimpleQueue()
-    with signals_to(events):
-        children: list[ChildProcess] = []
-        try:
-            children.append(
-                ChildProcess(
-                    "worker",
-                    worker_command("--queues", ",".join(served)),
-                    environment=environment,
-                    grace_seconds=settings.drain_seconds + WORKER_GRACE_SECONDS,
-                    report=events.put,
-                    ready_line=WORKER_READY,
-                )
-            )
-            children.append(
-                ChildProcess(
-                    "api",
-                    _api_command(host, port),
-                    environment=environment,
-                    grace_seconds=API_GRACE_SECONDS,
-                    report=events.put,
-                )
-            )
-            _run(children, host=host, port=port, events=events, announce=announce)
-        finally:
-            _stop(children, events)
-
-
-def _run(
-    children: list[ChildProcess],
-    *,
-    host: str,
-    port: int,
-    events: "queue.SimpleQueue[ProcessEvent]",
-    announce: Callable[[str], None],
-) -> None:
     reachable_host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
     url = url_of(reachable_host, port)
-    readiness = threading.Thread(target=_report_readiness, args=(url, children, events.put), daemon=True)
-    readiness.start()
-    waiting_for = {child.name for child in children}
-    deadline = time.monotonic() + STARTUP_SECONDS
-    while True:
-        try:
-            event = events.get(timeout=max(deadline - time.monotonic(), 0) if waiting_for else None)
-        except queue.Empty:
-            late = " and the ".join(sorted(waiting_for))
-            raise ServiceStopped(
-                f"the {late} did not start within {STARTUP_SECONDS:.0f} seconds; see the log above"
-            ) from None
-        match event:
-            case Ready(name=name):
-                waiting_for.discard(name)
-                if not waiting_for:
-                    announce(f"ready {url}")
-            case Ended(name=name, status=status):
-                raise ServiceStopped(f"the {name} process ended with exit status {status}; the service stops")
-            case Signalled():
-                return
+    children: dict[str, Start] = {
+        "worker": start_worker("worker", settings, environment, "--queues", ",".join(served)),
+        "api": partial(
+            ChildProcess,
+            "api",
+            [sys.executable, "-m", "api.http.server", "--host", host, "--port", str(port)],
+            environment=environment,
+            grace_seconds=API_GRACE_SECONDS,
+            ready_url=f"{url}/ready",
+        ),
+    }
+    Supervisor(children, announce=announce).run(ready=f"ready {url}")
 
 
-def _stop(children: list[ChildProcess], events: "queue.SimpleQueue[ProcessEvent]") -> None:
-    """Stop the worker first, so that the API still responds while a job is released. A second signal kills them."""
+def work(
+    *,
+    gpus: str | None,
+    settings: Settings,
+    environ: Mapping[str, str],
+    announce: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> None:
+    """Run workers until a signal; `warn` prints a line on standard error.
 
-    def stop_all() -> None:
-        for child in children:
-            child.stop()
-
-    stopping = threading.Thread(target=stop_all)
-    stopping.start()
-    while stopping.is_alive():
-        try:
-            event = events.get(timeout=_POLL_SECONDS)
-        except queue.Empty:
-            continue
-        if isinstance(event, Signalled):
-            for child in children:
-                if child.is_running():
-                    child.kill()
-    stopping.join()
-
-
-def _report_readiness(url: str, children: list[ChildProcess], report: Callable[[ProcessEvent], None]) -> None:
-    pause = _POLL_SECONDS
-    with httpx2.Client(timeout=5, trust_env=False) as client:
-        while all(child.is_running() for child in children):
-            try:
-                if client.get(f"{url}/ready").status_code == httpx2.codes.OK:
-                    report(Ready(name="api"))
-                    return
-                pause = min(2 * pause, 5.0)  # the API has started, and logs each of these requests
-            except httpx2.TransportError:
-                pass  # not started yet
-            time.sleep(pause)
-
-
-def _api_command(host: str, port: int) -> list[str]:
-    return [sys.executable, "-m", "api.http.server", "--host", host, "--port", str(port)]
-
-
-# `replaceme worker`
-
-FIRST_PAUSE_SECONDS = 1.0
-LONGEST_PAUSE_SECONDS = 60.0  # a worker that ran for longer than this is restarted after the first pause again
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerSpec:
-    """A worker to start: its name, its kind, and the GPUs that it sees (a value of `CUDA_VISIBLE_DEVICES`)."""
-
-    name: str
-    worker_kind: WorkerKind
-    visible: str
-
-
-def plan_workers(gpus: str | None, environ: Mapping[str, str], *, count: Callable[[], int]) -> list[WorkerSpec]:
-    """A worker for each GPU in `gpus` ("all", or numbers such as "0,1"); for `None`, one for the CPU.
-
-    Numbers are CUDA's: they count the GPUs in CUDA_VISIBLE_DEVICES, if that is set. Raises `InvalidInput` for a number
-    without a GPU.
+    Raises `InvalidInput`, `QueueUnreachable`, and `ServiceStopped` if a worker does not start.
     """
-    if gpus is None:
-        return [WorkerSpec(name="cpu", worker_kind=WorkerKind.CPU, visible="")]
-    numbers = None if gpus.strip() == "all" else _numbers(gpus)
-    found = count()
-    if not found:
-        raise InvalidInput("torch sees no GPU on this machine; without --gpus, a worker uses the CPU", field="gpus")
-    for number in numbers or ():
-        if number >= found:
-            present = "GPU 0" if found == 1 else f"GPUs 0 to {found - 1}"
-            raise InvalidInput(f"there is no GPU {number}: this machine has {present}", field="gpus", value=gpus)
-    seen = [name.strip() for name in environ.get(VISIBLE, "").split(",") if name.strip()]
-    names = seen[:found] if seen else [str(number) for number in range(found)]
-    return [
-        WorkerSpec(name=f"gpu{number}", worker_kind=WorkerKind.GPU, visible=names[number])
-        for number in (range(found) if numbers is None else numbers)
+    workers = plan_workers(gpus, environ, count=lambda: count_gpus(environ))
+    kind = WorkerKind.CPU if gpus is None else WorkerKind.GPU
+    prepare_data(settings.resolved_data)
+    check_broker(settings)
+    environment = child_environment(settings, environ)
+    children = {
+        name: start_worker(
+            name,
+            settings,
+            {**environment, VISIBLE: visible},
+            *("--hostname", f"{name}-{os.getpid()}@%h", "--queues", kind.value),
+        )
+        for name, visible in workers.items()
+    }
+    Supervisor(children, announce=announce, warn=warn).run(ready=f"ready {' '.join(children)}")
+
+
+Start = Callable[..., ChildProcess]
+"""Starts a process which calls `report` with its events."""
+
+
+def start_worker(name: str, settings: Settings, environment: Mapping[str, str], *options: str) -> Start:
+    """Starts a Celery worker that runs one job at a time."""
+    command = [
+        *(sys.executable, "-m", "celery", "--quiet", "-A", "worker.app", "worker"),
+        *("--pool", "prefork", "--concurrency", "1", "--loglevel", "INFO"),
+        *options,
     ]
+    return partial(
+        ChildProcess,
+        name,
+        command,
+        environment=environment,
+        grace_seconds=settings.drain_seconds + WORKER_GRACE_SECONDS,
+        ready_line=WORKER_READY,
+    )
 
 
-def _numbers(gpus: str) -> list[int]:
-    parts = [part.strip() for part in gpus.split(",")]
-    if not all(part.isascii() and part.isdecimal() and len(part) < 6 for part in parts):
-        raise InvalidInput(f"expected all, or GPU numbers such as 0,1; got {gpus!r}", field="gpus", value=gpus)
-    numbers = [int(part) for part in parts]
-    if len(set(numbers)) != len(numbers):
-        raise InvalidInput(f"a GPU appears twice in {gpus!r}", field="gpus", value=gpus)
-    return numbers
+@dataclass(kw_only=True)
+class _Child:
+    """A process that runs. `pause` is the delay before its next restart, in seconds."""
 
-
-@dataclass
-class _Running:
-    """A worker and its process. `pause` is the delay before its next restart, in seconds."""
-
-    spec: WorkerSpec
     process: ChildProcess
     started_at: float = field(default_factory=time.monotonic)
     pause: float = FIRST_PAUSE_SECONDS
     restart_at: float | None = None
 
 
-class Workers:
-    """Runs the workers in `specs`."""
+class Supervisor:
+    """Runs child processes until SIGTERM, SIGINT or SIGHUP, and announces that all of them accept work.
 
-    def __init__(self, specs: Sequence[WorkerSpec], *, settings: Settings, environ: Mapping[str, str]) -> None:
-        self._settings = settings
-        self._environment = child_environment(settings, environ)
+    With `warn`, which prints a line, one that ends is restarted. Without it they belong together: the first that ends
+    ends the others, and they are stopped one after the other, in their order.
+    """
+
+    def __init__(
+        self,
+        starts: Mapping[str, Start],
+        *,
+        announce: Callable[[str], None],
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        self._starts = starts
+        self._announce = announce
+        self._warn = warn
         self._events: queue.SimpleQueue[ProcessEvent] = queue.SimpleQueue()
-        self._specs = specs
-        self._running: dict[str, _Running] = {}
+        self._children: dict[str, _Child] = {}
 
-    def run(self, *, announce: Callable[[str], None], warn: Callable[[str], None]) -> None:
-        """Run until SIGTERM, SIGINT or SIGHUP, which the workers receive as SIGTERM.
-
-        `announce` prints a line on standard output, `warn` on standard error. Raises `ServiceStopped` if a worker does
-        not start.
-        """
+    def run(self, *, ready: str) -> None:
+        """Raises `ServiceStopped` if a process does not start, or ends and is not restarted."""
         with signals_to(self._events):
             try:
-                for spec in self._specs:
-                    self._running[spec.name] = _Running(spec=spec, process=self._start(spec))
-                self._handle_events(announce, warn)
+                for name, start in self._starts.items():
+                    self._children[name] = _Child(process=start(report=self._events.put))
+                self._handle_events(ready)
             finally:
                 self._stop()
 
-    def _handle_events(self, announce: Callable[[str], None], warn: Callable[[str], None]) -> None:
-        waiting_for = {spec.name for spec in self._specs}
+    def _handle_events(self, ready: str) -> None:
+        waiting_for = set(self._starts)
         deadline = time.monotonic() + STARTUP_SECONDS
         while True:
+            due = [child.restart_at for child in self._children.values() if child.restart_at is not None]
+            due += [deadline] if waiting_for else []
             try:
-                event = self._events.get(timeout=self._seconds_until_due(deadline if waiting_for else None))
+                event = self._events.get(timeout=max(min(due) - time.monotonic(), 0) if due else None)
             except queue.Empty:
                 if waiting_for and time.monotonic() >= deadline:
-                    late = ", ".join(sorted(waiting_for))
+                    late = " and the ".join(sorted(waiting_for))
                     raise ServiceStopped(
-                        f"not started within {STARTUP_SECONDS:.0f} seconds: worker {late}; see the log above"
+                        f"the {late} did not start within {STARTUP_SECONDS:.0f} seconds; see the log above"
                     ) from None
                 self._restart_due()
                 continue
             match event:
-                case Ready(name=name):
-                    first_start = name in waiting_for
+                case Ready(name=name) if name in waiting_for:
                     waiting_for.discard(name)
-                    if first_start and not waiting_for:
-                        announce(f"ready {' '.join(spec.name for spec in self._specs)}")
-                case Ended(name=name, status=status) if name in waiting_for:
-                    raise ServiceStopped(
-                        f"the worker {name} ended with exit status {status} during its start; see the log above"
-                    )
+                    if not waiting_for:
+                        self._announce(ready)
+                case Ended(name=name, status=status) if name in waiting_for or self._warn is None:
+                    raise ServiceStopped(f"the {name} process ended with exit status {status}; see the log above")
                 case Ended(name=name, status=status):
-                    self._schedule_restart(self._running[name], status, warn)
+                    self._schedule_restart(name, status)
                 case Signalled():
                     return
 
-    def _seconds_until_due(self, deadline: float | None) -> float | None:
-        """Seconds until the next restart or the deadline for startup; `None` if there is neither."""
-        due = [running.restart_at for running in self._running.values() if running.restart_at is not None]
-        due += [] if deadline is None else [deadline]
-        return max(min(due) - time.monotonic(), 0) if due else None
-
-    def _schedule_restart(self, running: _Running, status: int, warn: Callable[[str], None]) -> None:
-        now = time.monotonic()
-        if now - running.started_at > LONGEST_PAUSE_SECONDS:
-            running.pause = FIRST_PAUSE_SECONDS
-        running.restart_at = now + running.pause
-        warn(f"the worker {running.spec.name} ended with exit status {status}; restarting it in {running.pause:.0f} s")
-        running.pause = min(2 * running.pause, LONGEST_PAUSE_SECONDS)
+    def _schedule_restart(self, name: str, status: int) -> None:
+        child, now = self._children[name], time.monotonic()
+        if now - child.started_at > LONGEST_PAUSE_SECONDS:
+            child.pause = FIRST_PAUSE_SECONDS
+        child.restart_at = now + child.pause
+        assert self._warn is not None
+        self._warn(f"the worker {name} ended with exit status {status}; restarting it in {child.pause:.0f} s")
+        child.pause = min(2 * child.pause, LONGEST_PAUSE_SECONDS)
 
     def _restart_due(self) -> None:
-        for running in self._running.values():
-            if running.restart_at is not None and running.restart_at <= time.monotonic():
-                running.restart_at = None
-                running.process.stop()  # it has ended: this closes its pipe and joins its threads
-                running.process = self._start(running.spec)
-                running.started_at = time.monotonic()
-
-    def _start(self, spec: WorkerSpec) -> ChildProcess:
-        return ChildProcess(
-            spec.name,
-            worker_command("--hostname", f"{spec.name}-{os.getpid()}@%h", "--queues", spec.worker_kind.value),
-            environment={**self._environment, VISIBLE: spec.visible},
-            grace_seconds=self._settings.drain_seconds + WORKER_GRACE_SECONDS,
-            report=self._events.put,
-            ready_line=WORKER_READY,
-        )
+        for name, child in self._children.items():
+            if child.restart_at is not None and child.restart_at <= time.monotonic():
+                child.restart_at = None
+                child.process.stop()  # it has ended: this closes its pipe and joins its threads
+                child.process = self._starts[name](report=self._events.put)
+                child.started_at = time.monotonic()
 
     def _stop(self) -> None:
-        """Stop all workers at the same time, since each may have a job to finish. A second signal kills them."""
-        processes = [running.process for running in self._running.values()]
-        threads = [threading.Thread(target=process.stop) for process in processes]
+        """Stop all processes; a second signal kills them.
+
+        Workers stop at the same time, since each may have a job to finish. The API stops after its worker, so that it
+        still responds while a job is released.
+        """
+        processes = [child.process for child in self._children.values()]
+        groups = [processes] if self._warn is None else [[process] for process in processes]
+        threads = [threading.Thread(target=lambda group=group: [one.stop() for one in group]) for group in groups]
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
@@ -335,19 +241,37 @@ class Workers:
             thread.join()
 
 
-def work(
-    *,
-    gpus: str | None,
-    settings: Settings,
-    environ: Mapping[str, str],
-    announce: Callable[[str], None],
-    warn: Callable[[str], None],
-) -> None:
-    """Run workers until a signal. Raises `InvalidInput`, `QueueUnreachable`, and as `Workers.run` does."""
-    specs = plan_workers(gpus, environ, count=lambda: count_gpus(environ))
-    prepare_data(settings.resolved_data)
-    check_broker(settings)
-    Workers(specs, settings=settings, environ=environ).run(announce=announce, warn=warn)
+def plan_workers(gpus: str | None, environ: Mapping[str, str], *, count: Callable[[], int]) -> dict[str, str]:
+    """Names of workers, each with the GPUs that it sees, a value of `CUDA_VISIBLE_DEVICES`.
+
+    A worker for each GPU in `gpus` ("all", or numbers such as "0,1"); for `None`, one for the CPU.
+
+    Numbers are CUDA's: they count the GPUs in CUDA_VISIBLE_DEVICES, if that is set. Raises `InvalidInput` for a number
+    without a GPU.
+    """
+    if gpus is None:
+        return {"cpu": ""}
+    numbers = None if gpus.strip() == "all" else _numbers(gpus)
+    found = count()
+    if not found:
+        raise InvalidInput("torch sees no GPU on this machine; without --gpus, a worker uses the CPU", field="gpus")
+    for number in numbers or ():
+        if number >= found:
+            present = "GPU 0" if found == 1 else f"GPUs 0 to {found - 1}"
+            raise InvalidInput(f"there is no GPU {number}: this machine has {present}", field="gpus", value=gpus)
+    seen = [name.strip() for name in environ.get(VISIBLE, "").split(",") if name.strip()]
+    names = seen[:found] if seen else [str(number) for number in range(found)]
+    return {f"gpu{number}": names[number] for number in (range(found) if numbers is None else numbers)}
+
+
+def _numbers(gpus: str) -> list[int]:
+    parts = [part.strip() for part in gpus.split(",")]
+    if not all(part.isascii() and part.isdecimal() and len(part) < 6 for part in parts):
+        raise InvalidInput(f"expected all, or GPU numbers such as 0,1; got {gpus!r}", field="gpus", value=gpus)
+    numbers = [int(part) for part in parts]
+    if len(set(numbers)) != len(numbers):
+        raise InvalidInput(f"a GPU appears twice in {gpus!r}", field="gpus", value=gpus)
+    return numbers
 
 
 # Checks and preparations before child processes start
@@ -453,45 +377,38 @@ def provide_api_key(settings: Settings) -> None:
     cannot be read or written, and `DatabaseUnreachable`.
     """
     path = settings.api_key_file
-    there = _read(path)
     database = Database(settings.resolved_database_url)
     try:
         with database.session() as session:
-            keys = Keys(session)
-            if there is not None and keys.find_live(hash_of(there)) is not None:
+            keys, there = Keys(session), _read(path)
+            if there and keys.find_live(hash_of(there)) is not None:
                 return
             keys.revoke_local()
             new = NewKey(owner=DEFAULT_OWNER, name=LOCAL_KEY_NAME, scopes=frozenset(Scope), is_local=True)
             # before the commit: a key that nobody knows would be worse than a file with a key that is not known yet
             _write(path, keys.create(new).key)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} cannot be used: {error}", field="data", value=str(path)) from error
     finally:
         database.close()
 
 
-def _read(path: Path) -> str | None:
+def _read(path: Path) -> str:
+    """Empty if there is no such file."""
     try:
         text = path.read_text(encoding="utf-8").strip()
-        path.chmod(_OWNER_ONLY)
     except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unusable(path, error) from error
-    return text or None
+        return ""
+    path.chmod(_OWNER_ONLY)
+    return text
 
 
 def _write(path: Path, text: str) -> None:
     """Write the whole file at once."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # for its owner only
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # for its owner only
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text + "\n")
-            Path(temporary).replace(path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError as error:
-        raise _unusable(path, error) from error
-
-
-def _unusable(path: Path, error: Exception) -> InvalidInput:
-    return InvalidInput(f"{path} cannot be used: {error}", field="data", value=str(path))
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

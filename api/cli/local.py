@@ -4,26 +4,24 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
-from api.cli.exit_codes import ExitCode, failure_of, read_settings
+from api.cli.exit_codes import ExitCode
 from api.cli.job_request import NOT_OF_A_RUN_HERE, SEVERAL, parse_tasks, parse_text, request_body, with_job_options
 from api.cli.output.ci import Ended, Junit, write_for_pipeline
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.progress import progress_display
 from api.cli.output.report import differences_table, models_table, print_report, print_warnings
-from replaceme_core.errors import GateRejected, ReplaceMeError
-from replaceme_core.local.compress import Outcome
+from replaceme_core.errors import GateRejected
 from replaceme_core.local.compress import compress as compress_here
 from replaceme_core.local.evaluate import EvaluatedModel
 from replaceme_core.local.evaluate import evaluate as evaluate_here
 from replaceme_core.local.reproduce import reproduce as reproduce_here
-from replaceme_core.local.run import ShowProgress
+from replaceme_core.local.run import ShowProgress, read_settings
 from replaceme_core.report.reading import Report
 
 _MOST_SHOWN = 20
@@ -47,11 +45,8 @@ TasksDirectory = Annotated[
 
 
 @contextmanager
-def shown_run(*, as_json: bool) -> Iterator[ShowProgress]:
-    """Show progress on standard error; errors of the core end the command with their message and exit code.
-
-    SIGTERM is handled like Ctrl-C: the runner ends, temporary files are removed.
-    """
+def shown_run() -> Iterator[ShowProgress]:
+    """Show progress on standard error. SIGTERM is handled like Ctrl-C: the runner ends, temporary files are removed."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -60,8 +55,6 @@ def shown_run(*, as_json: bool) -> Iterator[ShowProgress]:
     try:
         with progress_display(make_console(stderr=True), clock=time.monotonic) as show:
             yield show
-    except ReplaceMeError as error:
-        raise failure_of(error, as_json=as_json) from error
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -69,6 +62,7 @@ def shown_run(*, as_json: bool) -> Iterator[ShowProgress]:
 _JSON_FIELDS = ("removed_blocks", "kept_blocks", "method", "candidates", "stages", "before", "after", "warnings")
 
 
+@with_job_options(without=NOT_OF_A_RUN_HERE)
 def compress(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=f"The model: {MODEL_HELP}.")],
     *,
@@ -89,7 +83,7 @@ def compress(
     **options: Any,
 ) -> None:
     body: dict[str, Any] = request_body({**options, "calibration": calibration, "device": device})
-    with shown_run(as_json=as_json) as show:
+    with shown_run() as show:
         outcome = compress_here(
             model,
             out=out,
@@ -99,13 +93,16 @@ def compress(
             settings=read_settings(),
             on_progress=show,
         )
-    warnings = [asdict(one) for one in outcome.warnings]
+    warnings = [one.model_dump() for one in outcome.warnings]
     if as_json:
-        found = {**_with_blocks(outcome), "warnings": warnings}
+        found = {**outcome.report, "warnings": warnings}
         fields = (*_JSON_FIELDS, "gate") if outcome.gate else _JSON_FIELDS
         print_json({name: found.get(name) for name in fields})
     else:
-        _print_result(outcome)
+        console = make_console(stderr=False)
+        print_report(console, Report(outcome.report))
+        console.print(f"written to {outcome.directory}")
+        print_note("load it with AutoModelForCausalLM.from_pretrained")
     print_warnings(make_console(stderr=True), Report({"warnings": warnings}))
     write_for_pipeline(Ended.of_run(outcome, model=model, code=GateRejected.code), junit=junit)
     if outcome.rejection is not None:
@@ -113,24 +110,13 @@ def compress(
         raise typer.Exit(int(ExitCode.GATE_REJECTED))
 
 
-with_job_options(compress, without=NOT_OF_A_RUN_HERE)
-
-
-def _print_result(outcome: Outcome) -> None:
-    console = make_console(stderr=False)
-    print_report(console, Report(_with_blocks(outcome)))
-    console.print(f"written to {outcome.directory}")
-    print_note("load it with AutoModelForCausalLM.from_pretrained")
-
-
-def _with_blocks(outcome: Outcome) -> dict[str, object]:
-    """The report with what is beside it in the outcome."""
-    return {**outcome.report, "removed_blocks": outcome.removed_blocks, "kept_blocks": outcome.kept_blocks}
-
-
 _FIRST_FIELDS = ("perplexity", "tokens", "parameters", "bytes", "tokens_per_second", "dtype")
 
 
+_OF_A_JOB = ("evaluation.tasks", "evaluation.task_limit", "evaluation.few_shot", "compute.dtype", "compute.threads")
+
+
+@with_job_options(only=_OF_A_JOB)
 def evaluate(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=f"Models, each {MODEL_HELP}.")],
     *,
@@ -153,7 +139,7 @@ def evaluate(
     as_json: JsonFlag = False,
     **options: Any,
 ) -> None:
-    with shown_run(as_json=as_json) as show:
+    with shown_run() as show:
         found = evaluate_here(
             models,
             text=parse_text(text),
@@ -175,10 +161,6 @@ def evaluate(
     make_console(stderr=False).print(models_table(_short_names(models), rows))
     print_note(f"on {found.text}; speed on {found.hardware} (threads: {found.threads}), one sequence at a time,")
     print_note("median (slowest-fastest run)")
-
-
-_OF_A_JOB = ("evaluation.tasks", "evaluation.task_limit", "evaluation.few_shot", "compute.dtype", "compute.threads")
-with_job_options(evaluate, only=_OF_A_JOB)
 
 
 def _in_order(row: Mapping[str, object]) -> Mapping[str, object]:
@@ -212,7 +194,7 @@ def reproduce(
     device: Device = None,
     as_json: JsonFlag = False,
 ) -> None:
-    with shown_run(as_json=as_json) as show:
+    with shown_run() as show:
         found = reproduce_here(
             result,
             out=out,

@@ -68,7 +68,21 @@ COMMANDS: Final = MappingProxyType(
 
 
 class _Group(TyperGroup):
-    """Imports the subcommand that is called."""
+    """Imports the subcommand that is called. An error that is expected ends it with a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.Exit:
+            raise
+        except Exception as error:
+            from api.cli.exit_codes import Failure
+
+            failure = Failure.of(error)
+            if failure is None:
+                raise
+            failure.show(as_json=ctx.meta.get("as_json", False))
+            raise typer.Exit(int(failure.exit_code)) from error
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, listed, rest = super().resolve_command(ctx, args)

@@ -8,11 +8,10 @@ from typing import Annotated
 
 import typer
 
-from api.cli.exit_codes import ExitCode, Failure
-from api.cli.output.console import JsonFlag, make_console, print_json, print_note
+from api.cli.output.console import make_console, print_json, print_note
 from api.cli.output.report import print_report
-from api.cli.service import ApiKeyOption, Url, connect
-from api.client.client import DEFAULT_URL
+from api.cli.service import Service, asks_service
+from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.port import REPORT
 from replaceme_core.report.page import render_page, write_page, write_plots
 from replaceme_core.report.plots import FORMATS, can_draw
@@ -22,7 +21,9 @@ from replaceme_core.wording import counted
 _NO_PICTURES = "matplotlib is not installed: pip install 'replaceme[plot]'"
 
 
+@asks_service()
 def report(
+    service: Service,
     job: Annotated[str, typer.Argument(metavar="ID|DIR", help="ID of a job, or the directory of a result.")],
     *,
     html: Annotated[
@@ -32,25 +33,20 @@ def report(
         Path | None, typer.Option(metavar="DIR", help="Write each plot here as SVG and PNG; DIR is made if needed.")
     ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
-    url: Url = DEFAULT_URL,
-    api_key: ApiKeyOption = None,
-    as_json: JsonFlag = False,
 ) -> None:
     if plots is not None and not can_draw():
-        raise Failure(f"the plots cannot be drawn; {_NO_PICTURES}", ExitCode.BAD_INPUT, as_json=as_json)
+        raise InvalidInput(f"the plots cannot be drawn; {_NO_PICTURES}")
     if (Path(job) / REPORT).is_file():
-        found = _read_report(Path(job) / REPORT, as_json=as_json)
+        found = _read_report(Path(job) / REPORT)
     elif Path(job).is_dir():
-        raise Failure(f"{job} has no {REPORT}, so it is no result", ExitCode.BAD_INPUT, as_json=as_json)
+        raise InvalidInput(f"{job} has no {REPORT}, so it is no result")
     else:
-        with connect(url, api_key=api_key, as_json=as_json) as client:
-            found = client.report(job)
+        found = service.client.report(job)
     try:
         _write(found, html=html, plots=plots, open_page=open_page)
     except OSError as error:
-        message = f"{error.filename} cannot be written: {error.strerror}"
-        raise Failure(message, ExitCode.BAD_INPUT, as_json=as_json) from error
-    if as_json:
+        raise InvalidInput(f"{error.filename} cannot be written: {error.strerror}") from error
+    if service.as_json:
         print_json(found)
     elif html is None and plots is None and not open_page:
         print_report(make_console(stderr=False), Report(found))
@@ -73,11 +69,11 @@ def _write(found: dict[str, object], *, html: Path | None, plots: Path | None, o
         print_note(f"no browser was found; open {html} in one")
 
 
-def _read_report(path: Path, *, as_json: bool) -> dict[str, object]:
+def _read_report(path: Path) -> dict[str, object]:
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise Failure(f"{path} cannot be read: {error}", ExitCode.BAD_INPUT, as_json=as_json) from error
+        raise InvalidInput(f"{path} cannot be read: {error}") from error
     if not isinstance(found, dict):
-        raise Failure(f"{path} is not a report", ExitCode.BAD_INPUT, as_json=as_json)
+        raise InvalidInput(f"{path} is not a report")
     return found

@@ -2,18 +2,14 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from api.cli.child_processes import ServiceStopped
-from api.cli.exit_codes import ExitCode, Failure, failure_of, read_settings
 from api.cli.output.console import print_note
-from replaceme_core.errors import ReplaceMeError
-from replaceme_core.local.run import check_installed
+from replaceme_core.errors import InvalidInput
+from replaceme_core.local.run import check_installed, read_settings
 from replaceme_core.settings import Settings
 
 DataDirectory = Annotated[
@@ -27,10 +23,10 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
     data: DataDirectory = None,
 ) -> None:
-    with _prepared("serve", "api", "worker", data=data) as settings:
-        from api.cli.launch import serve as run_service
+    settings = _prepare("serve", "api", "worker", data=data)
+    from api.cli.launch import serve as run_service
 
-        run_service(host=host, port=port, settings=settings, environ=os.environ, announce=typer.echo)
+    run_service(host=host, port=port, settings=settings, environ=os.environ, announce=typer.echo)
 
 
 def worker(
@@ -41,10 +37,10 @@ def worker(
     ] = None,
     data: DataDirectory = None,
 ) -> None:
-    with _prepared("worker", "worker", data=data) as settings:
-        from api.cli.launch import work
+    settings = _prepare("worker", "worker", data=data)
+    from api.cli.launch import work
 
-        work(gpus=gpus, settings=settings, environ=os.environ, announce=typer.echo, warn=print_note)
+    work(gpus=gpus, settings=settings, environ=os.environ, announce=typer.echo, warn=print_note)
 
 
 def openapi(
@@ -53,30 +49,21 @@ def openapi(
         Path | None, typer.Option(metavar="FILE", help="File to write. Default: standard output.", show_default=False)
     ] = None,
 ) -> None:
-    with _prepared("openapi", "api"):
-        from api.main import create_app
+    _prepare("openapi", "api")
+    from api.main import create_app
 
-        text = json.dumps(create_app().openapi(), indent=2, ensure_ascii=False)
+    text = json.dumps(create_app().openapi(), indent=2, ensure_ascii=False)
     if out is None:
         typer.echo(text)
         return
     try:
         out.write_text(f"{text}\n", encoding="utf-8")
     except OSError as error:
-        raise Failure(f"{out} cannot be written: {error.strerror}", ExitCode.BAD_INPUT) from error
+        raise InvalidInput(f"{out} cannot be written: {error.strerror}") from error
 
 
-@contextmanager
-def _prepared(command: str, *extras: str, data: Path | None = None) -> Iterator[Settings]:
-    """The settings, once the libraries of these extras are there; those of a runner only where it is ours.
-
-    Errors end the command with their message and exit code.
-    """
+def _prepare(command: str, *extras: str, data: Path | None = None) -> Settings:
+    """The settings, once the libraries of these extras are there; those of a runner only where it is ours."""
     settings = read_settings() if data is None else read_settings(data=data)
-    try:
-        check_installed(command, *(one for one in extras if one != "worker" or settings.runner_command is None))
-        yield settings
-    except ReplaceMeError as error:
-        raise failure_of(error) from error
-    except ServiceStopped as error:
-        raise Failure(str(error), ExitCode.INTERNAL_ERROR) from error
+    check_installed(command, *(one for one in extras if one != "worker" or settings.runner_command is None))
+    return settings

@@ -1,27 +1,30 @@
 """What commands do with a service: connect, print what it lists, wait for a job, and handle interrupts meanwhile."""
 
+import inspect
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property, wraps
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import RenderableType
 
-from api.cli.exit_codes import ExitCode, Failure, exit_code_of_job, exit_code_of_status
+from api.cli.exit_codes import ExitCode, exit_code_of_job
 from api.cli.output.ci import Ended, write_for_pipeline
-from api.cli.output.console import make_console, print_json, print_note
+from api.cli.output.console import JsonFlag, make_console, print_json, print_note, set_parameters
 from api.cli.output.jobs import print_job
 from api.cli.output.progress import progress_display
-from api.client.client import Client
+from api.client.client import DEFAULT_URL, Client
 from api.client.connection import KEY_VARIABLE
-from api.client.errors import Conflicting, Refused, ServiceError
+from api.client.errors import Conflicting
 from api.client.models import Job
+from replaceme_core.errors import InvalidInput
 from replaceme_core.shapes import Shape
 
 One = TypeVar("One", bound=Shape)
@@ -44,49 +47,71 @@ Label = Annotated[
 Cursor = Annotated[str | None, typer.Option(help="Continue after a page: the next_cursor of its JSON.")]
 
 
-@contextmanager
-def connect(url: str, *, api_key: str | None = None, as_json: bool) -> Iterator[Client]:
-    """A client whose errors end the command with their message and exit code."""
-    try:
-        client = Client(url, api_key=api_key)
-    except ValueError as error:  # before any request: the key cannot be sent
-        raise Failure(str(error), ExitCode.BAD_INPUT, as_json=as_json) from error
-    except ServiceError as error:
-        raise Failure(str(error), ExitCode.SERVICE_UNREACHABLE, code="service_unreachable", as_json=as_json) from error
-    try:
-        with client:
-            yield client
-    except Refused as error:
-        problem = error.problem
-        raise Failure(
-            str(error),
-            exit_code_of_status(problem.status),
-            code=problem.code,
-            errors=tuple(each.model_dump(mode="json") for each in problem.errors),
-            as_json=as_json,
-        ) from error
-    except ServiceError as error:
-        raise Failure(str(error), ExitCode.SERVICE_UNREACHABLE, code="service_unreachable", as_json=as_json) from error
+class Service:
+    """The service that a command asks, and how the command prints what it gets."""
+
+    def __init__(self, url: str | None, *, api_key: str | None, as_json: bool) -> None:
+        self.url = url
+        self.as_json = as_json
+        self._api_key = api_key
+
+    @cached_property
+    def client(self) -> Client:
+        try:
+            return Client(self.url or DEFAULT_URL, api_key=self._api_key)
+        except ValueError as error:  # the key cannot be sent
+            raise InvalidInput(str(error), field="api_key") from error
+
+    def show(self, found: Shape | Mapping[str, object], shown: RenderableType) -> None:
+        """Print JSON, or `shown`: a table, or a sentence on standard error."""
+        if self.as_json:
+            print_json(found.model_dump(mode="json") if isinstance(found, Shape) else found)
+        elif isinstance(shown, str):
+            print_note(shown)
+        else:
+            make_console(stderr=False).print(shown)
+
+    def show_list(
+        self,
+        items: Sequence[One],
+        table: Callable[[Sequence[One]], RenderableType],
+        *,
+        nothing: str,
+        cursor: str | None = None,
+    ) -> None:
+        """Print what a service lists; `cursor` asks for the next page, if there is one."""
+        body = {"items": [one.model_dump(mode="json") for one in items], "next_cursor": cursor}
+        self.show(body, table(items) if items else nothing)
+        if cursor and not self.as_json:
+            print_note(f"there are more: --cursor {cursor}")
 
 
-def print_items(
-    items: Sequence[One],
-    table: Callable[[Sequence[One]], RenderableType],
-    *,
-    nothing: str,
-    cursor: str | None = None,
-    as_json: bool,
-) -> None:
-    """What a service lists, as JSON or as a table; `cursor` asks for the next page, if there is one."""
-    if as_json:
-        print_json({"items": [one.model_dump(mode="json") for one in items], "next_cursor": cursor})
-        return
-    if items:
-        make_console(stderr=False).print(table(items))
-    else:
-        print_note(nothing)
-    if cursor:
-        print_note(f"there are more: --cursor {cursor}")
+def asks_service(*, url: Any = Url) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The command with the options that say which service is asked, and with which key; its first argument has both.
+
+    `url` may be the option of a command that does without a service.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(*, url: str | None, api_key: str | None, as_json: bool, **given: object) -> None:
+            service = Service(url, api_key=api_key, as_json=as_json)
+            try:
+                command(service, **given)
+            finally:
+                if "client" in vars(service):
+                    service.client.close()
+
+        _, *own = inspect.signature(command).parameters.values()
+        options = (("url", url, DEFAULT_URL if url is Url else None), ("api_key", ApiKeyOption, None))
+        last = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for name, kind, default in (*options, ("as_json", JsonFlag, False))
+        ]
+        set_parameters(run, [*own, *last])
+        return run
+
+    return decorate
 
 
 CANCEL_SECONDS = 30.0
@@ -154,14 +179,7 @@ def interrupts(*, wanted: bool) -> Iterator[Interrupts | None]:
 
 
 def finish(
-    client: Client,
-    job: Job,
-    *,
-    wait: bool,
-    timeout: float | None,
-    held: Interrupts | None,
-    junit: Path | None = None,
-    as_json: bool,
+    service: Service, job: Job, *, wait: bool, timeout: float | None, held: Interrupts | None, junit: Path | None = None
 ) -> None:
     """Print a new job, after its end if that is to be waited for; then end the command with its exit code.
 
@@ -169,22 +187,22 @@ def finish(
     """
     waits = wait or timeout is not None or held is not None
     if waits:
-        job = _watch(client, job, timeout=timeout, held=held, as_json=as_json)
-    print_job(job, as_json=as_json)
+        job = _watch(service, job, timeout=timeout, held=held)
+    print_job(job, as_json=service.as_json)
     if job.is_terminal:
         if waits:
             write_for_pipeline(Ended.of_job(job), junit=junit)
         raise typer.Exit(int(exit_code_of_job(job.status, code=job.error.code if job.error else None)))
 
 
-def _watch(client: Client, submitted: Job, *, timeout: float | None, held: Interrupts | None, as_json: bool) -> Job:
+def _watch(service: Service, submitted: Job, *, timeout: float | None, held: Interrupts | None) -> Job:
     job = submitted
     print_note(f"job {job.id}")
     try:
         if held is not None:
             held.release()
         with progress_display(make_console(stderr=True), clock=time.monotonic) as show:
-            for job in client.watch(submitted.id, timeout=timeout):
+            for job in service.client.watch(submitted.id, timeout=timeout):
                 show(
                     job.stage or job.status,
                     job.progress.overall,
@@ -192,27 +210,28 @@ def _watch(client: Client, submitted: Job, *, timeout: float | None, held: Inter
                     job.progress.eta_error_seconds,
                 )
     except TimeoutError as error:
-        print_job(job, as_json=as_json)
-        raise Failure(f"{error}; it continues, see: replaceme status {job.id}", ExitCode.TIMED_OUT) from error
+        print_job(job, as_json=service.as_json)
+        print_note(f"error: {error}; it continues, see: replaceme status {job.id}")
+        raise typer.Exit(int(ExitCode.TIMED_OUT)) from error
     except KeyboardInterrupt:
         if held is not None:
-            return _cancel(client, job, held=held, as_json=as_json)
+            return _cancel(service, job, held=held)
         print_note(f"the job continues; see: replaceme status {job.id}, or stop it: replaceme cancel {job.id}")
         raise
     return job
 
 
-def _cancel(client: Client, job: Job, *, held: Interrupts, as_json: bool) -> Job:
+def _cancel(service: Service, job: Job, *, held: Interrupts) -> Job:
     """Cancel the job and return it once it has ended. Ends the command with `CANCELLED` if that takes too long."""
     held.hold()
     print_note(f"interrupted: job {job.id} is being cancelled")
     try:
-        job = client.cancel(job.id)
+        job = service.client.cancel(job.id)
         held.release()
-        return client.wait(job.id, timeout=CANCEL_SECONDS)
+        return service.client.wait(job.id, timeout=CANCEL_SECONDS)
     except Conflicting:  # it has ended meanwhile
-        return client.job(job.id)
+        return service.client.job(job.id)
     except (TimeoutError, KeyboardInterrupt) as error:
-        print_job(job, as_json=as_json)
+        print_job(job, as_json=service.as_json)
         print_note(f"the job is being stopped; see: replaceme status {job.id}")
         raise typer.Exit(int(ExitCode.CANCELLED)) from error

@@ -24,7 +24,6 @@ from api.client.errors import (
     InvalidAddress,
     NotTheService,
     Refused,
-    ServiceBroken,
     ServiceError,
     ServiceUnreachable,
     TooMany,
@@ -203,31 +202,21 @@ def pause_while_down(error: ServiceError, *, down_since: float, until: float = m
 
     `down_since` and `until` are times of the monotonic clock.
     """
-    asked = error.retry_after if isinstance(error, Refused) else None
     give_up_at = min(down_since + DOWN_SECONDS, max(until, down_since))
-    seconds, left = max(POLL_SECONDS, asked or 0.0), give_up_at - time.monotonic()
-    is_down = isinstance(error, ServiceUnreachable | ServiceBroken | TooMany) and not isinstance(error, InvalidAddress)
-    if not is_down or left <= 0 or seconds > LONGEST_PAUSE_SECONDS:
+    seconds, left = max(POLL_SECONDS, error.retry_after or 0.0), give_up_at - time.monotonic()
+    if not error.is_transient or left <= 0 or seconds > LONGEST_PAUSE_SECONDS:
         raise error
     return min(seconds, left)
 
 
 def _pause_before_repetition(error: ServiceError, *, least: float, is_repeatable: bool) -> float | None:
     """Seconds until a request is sent again; `None`: it is not."""
-    asked = error.retry_after if isinstance(error, Refused) else None
-    match error:
-        case InvalidAddress():
-            return None
-        case TooMany():
-            if error.problem.code == _TOO_MANY_JOBS or asked is None:
-                return None
-        case ServiceUnreachable() | ServiceBroken():
-            if not is_repeatable:
-                return None
-        case _:
-            return None
-    seconds = max(least, asked or 0.0)
-    return seconds if seconds <= LONGEST_PAUSE_SECONDS else None
+    if isinstance(error, TooMany):  # it has done nothing
+        is_repeated = error.problem.code != _TOO_MANY_JOBS and error.retry_after is not None
+    else:
+        is_repeated = is_repeatable and error.is_transient
+    seconds = max(least, error.retry_after or 0.0)
+    return seconds if is_repeated and seconds <= LONGEST_PAUSE_SECONDS else None
 
 
 def _refusal(response: httpx2.Response) -> Refused:

@@ -14,20 +14,27 @@ ServiceError
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from api.client.models import Problem
 
 
 class ServiceError(Exception):
-    """Base of what the clients raise; `str(error)` is one sentence for a person."""
+    """Base of what the clients raise; `str(error)` is one sentence for a person.
+
+    `is_transient`: the same request may be answered later. `retry_after`: after so many seconds, if the service says.
+    """
+
+    is_transient: ClassVar[bool] = False
+    retry_after: float | None = None
 
 
 class ServiceUnreachable(ServiceError):
-    pass
+    is_transient = True
 
 
 class InvalidAddress(ServiceUnreachable):
-    pass
+    is_transient = False
 
 
 class NotTheService(ServiceError):
@@ -35,8 +42,6 @@ class NotTheService(ServiceError):
 
 
 class Refused(ServiceError):
-    """`retry_after`: the seconds after which the service wants to be asked again, if it says so."""
-
     def __init__(self, problem: Problem, *, retry_after: float | None = None) -> None:
         super().__init__(problem.detail or problem.title or f"HTTP {problem.status}")
         self.problem = problem
@@ -56,7 +61,7 @@ class Conflicting(Refused):
 
 
 class TooMany(Refused):
-    pass
+    is_transient = True
 
 
 class Invalid(Refused):
@@ -64,7 +69,7 @@ class Invalid(Refused):
 
 
 class ServiceBroken(Refused):
-    pass
+    is_transient = True
 
 
 _BY_STATUS: Mapping[int, type[Refused]] = {

@@ -4,42 +4,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from replaceme_core.local.evaluate import Measured, measured_of
 from replaceme_core.local.inputs import NamedModel, NamedTexts, Text, admit, validated
-from replaceme_core.local.run import (
-    Machine,
-    ShownCourse,
-    ShowProgress,
-    absolute,
-    check_absent,
-    move_into_place,
-    show_nothing,
-    staged,
-)
+from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, absolute, check_absent, show_nothing
 from replaceme_core.request.admission import resolve_calibration
 from replaceme_core.request.gate import GateResult
 from replaceme_core.request.removal import check_removal
-from replaceme_core.request.spec import CompressionRequest, CompressionSpec, ModelRef
+from replaceme_core.request.spec import CompressionRequest, ModelRef
 from replaceme_core.request.tasks import check_tasks
 from replaceme_core.runner.eta import weights_of
 from replaceme_core.runner.inputs import pin_text
-from replaceme_core.runner.messages import Finished, RunnerRequest
 from replaceme_core.settings import Settings
+from replaceme_core.shapes import JobWarning
 
 Fields = Mapping[str, object]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutcomeWarning:
-    """What to know before the result is used, although the run succeeded: `code` is for programs."""
-
-    code: str
-    message: str
-
-
-_WARNINGS = TypeAdapter(list[OutcomeWarning])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,41 +38,8 @@ class Outcome:
     after: Measured | None
     gate: GateResult | None
     rejection: str | None
-    warnings: Sequence[OutcomeWarning]
+    warnings: Sequence[JobWarning]
     report: Mapping[str, object]
-
-    @classmethod
-    def of(
-        cls, finished: Finished, spec: CompressionSpec, *, directory: Path, warnings: Sequence[OutcomeWarning]
-    ) -> "Outcome":
-        """`finished` is the result of `spec`; `warnings` are about its inputs."""
-        report = finished.report
-        gate = GateResult.in_report(report)
-        found = report.get("warnings")
-        return cls(
-            directory=directory,
-            model=spec.model,
-            removed_blocks=tuple(finished.removed_blocks),
-            kept_blocks=tuple(finished.kept_blocks),
-            method=str(report.get("chosen_method", report.get("method"))),
-            before=_measured_of(report.get("before")),
-            after=_measured_of(report.get("after")),
-            gate=gate,
-            rejection=None if spec.gate is None else _rejection(gate),
-            warnings=(*warnings, *_WARNINGS.validate_python(found or ())),
-            report=report,
-        )
-
-
-def _measured_of(row: object) -> Measured | None:
-    return None if row is None else measured_of(row)
-
-
-def _rejection(gate: GateResult | None) -> str | None:
-    """Why the result is rejected; `None` where it is not."""
-    if gate is None:
-        return "the runner did not judge the gate"
-    return None if gate.passed else str(gate)
 
 
 def compress(
@@ -147,23 +92,36 @@ def compress(
     spec = spec.model_copy(update={"model": source.ref, "calibration": resolved})
     files = (source.files, *(pin_text(one, machine.hub, texts.find_file) for one in spec.calibration.mix))
     course = ShownCourse(weights_of(spec, blocks=source.outline.blocks), on_progress, files=files)
-    with staged(out) as staging, machine.fetched(files, course) as (directory, *paths):
-        request = RunnerRequest(
-            spec=spec,
-            model_directory=str(directory),
-            calibration_paths=tuple(None if path is None else str(path) for path in paths),
-            output_directory=str(staging / "result"),
-            hub=None if source.files.snapshot is None else machine.settings.hub_address,
-            tasks_directory=absolute(tasks_directory),
-            cache_directory=absolute(cache),
-            cache_bytes=machine.settings.statistics_cache_bytes,
-        )
-        finished = machine.run(request, course=course)
-        assert isinstance(finished, Finished)
-        move_into_place(staging / "result", out)
-    return Outcome.of(finished, spec, directory=out, warnings=[_gated(named.name)] if source.is_gated else [])
-
-
-def _gated(name: str) -> OutcomeWarning:
-    message = f"{name} is gated: those who made it set conditions for its use, which hold for the result too"
-    return OutcomeWarning(code="gated", message=message)
+    finished = machine.make(
+        spec,
+        files,
+        out=out,
+        course=course,
+        hub=None if source.files.snapshot is None else machine.settings.hub_address,
+        tasks_directory=absolute(tasks_directory),
+        cache_directory=absolute(cache),
+        cache_bytes=machine.settings.statistics_cache_bytes,
+    )
+    report, judged = finished.report, GateResult.in_report(finished.report)
+    rejection = None
+    if spec.gate is not None and (judged is None or not judged.passed):
+        rejection = "the runner did not judge the gate" if judged is None else str(judged)
+    before, after = (None if report.get(side) is None else measured_of(report[side]) for side in ("before", "after"))
+    gated = f"{named.name} is gated: those who made it set conditions for its use, which hold for the result too"
+    rows = report.get("warnings")
+    return Outcome(
+        directory=out,
+        model=spec.model,
+        removed_blocks=finished.removed_blocks,
+        kept_blocks=finished.kept_blocks,
+        method=str(report.get("chosen_method", report.get("method"))),
+        before=before,
+        after=after,
+        gate=judged,
+        rejection=rejection,
+        warnings=(
+            *([JobWarning(code="gated", message=gated)] if source.is_gated else []),
+            *(JobWarning.model_validate(row) for row in (rows if isinstance(rows, list) else [])),
+        ),
+        report=report,
+    )

@@ -3,7 +3,7 @@
 The model and the texts that the record names are checked by checksum. The command `replaceme reproduce` calls this.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,17 +12,15 @@ from platform import python_version
 from pydantic import ValidationError
 
 from replaceme_core.errors import InvalidInput
-from replaceme_core.hub.data_files import data_files_of, local_data_files
 from replaceme_core.hub.files import read_json_file, sha256_of
 from replaceme_core.hub.model_files import files_to_download
 from replaceme_core.hub.port import REPORT, Hub, RepositoryKind
 from replaceme_core.local.inputs import outline_of
-from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, move_into_place, show_nothing, staged
-from replaceme_core.request.calibration import MixedSource
+from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, show_nothing
 from replaceme_core.request.removal import ratio_of
 from replaceme_core.request.spec import CompressionSpec, EvaluationSpec, OutputSpec
 from replaceme_core.runner.eta import weights_of
-from replaceme_core.runner.messages import Finished, RunnerRequest
+from replaceme_core.runner.inputs import Pinned, pin_model, pin_text
 from replaceme_core.settings import Settings
 
 
@@ -53,29 +51,25 @@ def reproduce(
     """
     machine = Machine.of(settings, command="reproduce")
     recorded = _read_recorded(result, revision=revision, hub=machine.hub)
-    source = _find_model(recorded, given=model, hub=machine.hub)
-    paths = tuple(_find_texts(recorded, given=texts, hub=machine.hub))
     spec = recorded.spec
+    files = (_pin_model(spec, given=model, hub=machine.hub), *_pin_texts(spec, given=texts, hub=machine.hub))
     if device is not None:
         spec = spec.model_copy(update={"compute": spec.compute.model_copy(update={"device": device})})
-    outline_of(source)
     warnings = _version_differences(recorded)
     if spec.method.time_budget_seconds is not None:
         warnings.append("its method had a limit of time, so it may choose otherwise at another speed")
     for warning in warnings:
         on_warning(warning)
-    with staged(out) as staging:
-        request = RunnerRequest(
-            spec=spec,
-            model_directory=str(source),
-            calibration_paths=tuple(None if path is None else str(path) for path in paths),
-            output_directory=str(staging / "result"),
-            compare_with=str(recorded.directory),
-        )
-        finished = machine.run(request, course=ShownCourse(weights_of(spec), on_progress))
-        assert isinstance(finished, Finished)
-        if out is not None:
-            move_into_place(staging / "result", out)
+    course = ShownCourse(weights_of(spec), on_progress, files=files)
+    finished = machine.make(
+        spec,
+        files,
+        out=out,
+        course=course,
+        check=recorded.check_model,
+        check_texts=recorded.check_texts,
+        compare_with=str(recorded.directory),
+    )
     later = _run_differences(recorded, finished.report)
     for warning in later:
         on_warning(warning)
@@ -115,6 +109,24 @@ class Recorded:
         found = self.report.get(name)
         return found if isinstance(found, dict) else {}
 
+    def check_model(self, directory: Path) -> None:
+        """Raises `InvalidInput` where a file of the model is not the recorded one, or it is no model."""
+        _check_digests(self.part("model"), directory, field="model")
+        outline_of(directory)
+
+    def check_texts(self, paths: Sequence[Path | None]) -> None:
+        """Raises `InvalidInput` where a text is not the recorded one. `paths` are those of the sources."""
+        texts = self.report.get("calibration_texts")
+        rows = texts if isinstance(texts, list) else []
+        for row, path in zip(rows, paths, strict=False):
+            files = row.get("files") if isinstance(row, dict) else None
+            if path is None or not isinstance(files, dict):
+                continue
+            if path.is_dir():
+                _check_digests(files, path, field="calibration")
+            elif files and sha256_of(path) not in files.values():
+                raise _changed(path.name, field="calibration")
+
 
 def _read_recorded(result: str, *, revision: str | None, hub: Callable[[], Hub]) -> Recorded:
     """The result in a directory, or in the repository of that name. Raises `InvalidInput`, and what a Hub raises."""
@@ -129,62 +141,36 @@ def _read_recorded(result: str, *, revision: str | None, hub: Callable[[], Hub])
     return Recorded(directory=directory.resolve(), report=read_json_file(directory / REPORT, REPORT))
 
 
-def _find_model(recorded: Recorded, *, given: Path | None, hub: Callable[[], Hub]) -> Path:
-    """The directory of the source: the one that is `given`, or the recorded revision on the Hub.
-
-    Raises `InvalidInput` where its files are not those that were recorded.
-    """
-    spec = recorded.spec
+def _pin_model(spec: CompressionSpec, *, given: Path | None, hub: Callable[[], Hub]) -> Pinned:
+    """The source: the directory that is `given`, or the recorded revision on the Hub."""
     if given is not None:
-        directory = given
-    elif spec.model.revision is None:
+        return Pinned(path=given.resolve())
+    if spec.model.revision is None:
         raise InvalidInput(
             "the result was made from a model in a directory; name that directory with --model", field="model"
         )
-    else:
-        snapshot = hub().resolve(spec.model.repo_id, kind=RepositoryKind.MODEL, revision=spec.model.revision)
-        directory = hub().download(snapshot, files_to_download(snapshot, hub()))
-    _check_digests(recorded.part("model"), directory, field="model")
-    return directory.resolve()
+    return pin_model(spec.model, hub())
 
 
-def _find_texts(recorded: Recorded, *, given: Sequence[Path], hub: Callable[[], Hub]) -> Iterator[Path | None]:
-    """The path of each source of the calibration text, `None` where there is none. `given` are files, in order.
+def _pin_texts(spec: CompressionSpec, *, given: Sequence[Path], hub: Callable[[], Hub]) -> list[Pinned]:
+    """The sources of the calibration text. `given` are those that are files, in their order.
 
-    Raises `InvalidInput` where a file is missing, is too many, or is not the recorded one.
+    Raises `InvalidInput` where a file is missing, or is too many.
     """
     files = iter(given)
-    texts = recorded.report.get("calibration_texts")
-    rows = texts if isinstance(texts, list) else []
-    for number, source in enumerate(recorded.spec.calibration.mix):
-        row = rows[number] if number < len(rows) else None
-        files_of_row = row.get("files") if isinstance(row, dict) else None
-        digests: Mapping[str, object] = files_of_row if isinstance(files_of_row, dict) else {}
-        yield _text(source, digests, files, hub)
-    if next(files, None) is not None:
-        raise InvalidInput("--text is given more often than the result has texts in files", field="calibration")
 
-
-def _text(
-    source: MixedSource, digests: Mapping[str, object], files: Iterator[Path], hub: Callable[[], Hub]
-) -> Path | None:
-    if source.is_file:
+    def next_file(name: str) -> Path:
         path = next(files, None)
         if path is None:
-            raise InvalidInput(f"{source.name} is a file; name it with --text", field="calibration")
+            raise InvalidInput(f"{name} is a file; name it with --text", field="calibration")
         if not path.is_file():
             raise InvalidInput(f"there is no file {path}", field="calibration", value=str(path))
-        if digests and sha256_of(path) not in digests.values():
-            raise _changed(path.name, field="calibration")
         return path.resolve()
-    if not source.is_on_hub:
-        return None
-    snapshot = hub().resolve(source.name, kind=RepositoryKind.DATASET, revision=source.revision)
-    names = data_files_of(hub(), snapshot, config=source.config, split=source.split)
-    directory = hub().download(snapshot, names)
-    local_data_files(directory, config=source.config, split=source.split)
-    _check_digests(digests, directory, field="calibration")
-    return directory.resolve()
+
+    pinned = [pin_text(source, hub, next_file) for source in spec.calibration.mix]
+    if next(files, None) is not None:
+        raise InvalidInput("--text is given more often than the result has texts in files", field="calibration")
+    return pinned
 
 
 def _version_differences(recorded: Recorded) -> list[str]:

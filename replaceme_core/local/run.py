@@ -18,6 +18,7 @@ from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.hub.model_config import read_outline
 from replaceme_core.hub.port import Hub
 from replaceme_core.plan.resources import planned_host_bytes
+from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.eta import Course
 from replaceme_core.runner.inputs import Pinned, fetch, held
 from replaceme_core.runner.messages import (
@@ -28,6 +29,7 @@ from replaceme_core.runner.messages import (
     Message,
     ModelRequest,
     Resolved,
+    RunnerRequest,
     Stage,
     StageStarted,
 )
@@ -98,10 +100,45 @@ class Machine:
         )
 
     @contextmanager
-    def fetched(self, files: Sequence[Pinned], course: "ShownCourse") -> Iterator[list[Path | None]]:
-        """The paths of the model and the others, downloaded where need be, and kept until the run has ended."""
+    def fetched(
+        self, files: Sequence[Pinned], course: "ShownCourse", *, check: Callable[[Path], object] = read_outline
+    ) -> Iterator[list[Path | None]]:
+        """The paths of the model, once it passes the `check`, and of the others.
+
+        They are downloaded where need be, and kept until the run has ended.
+        """
         with held(files, self.hub):
-            yield fetch(files, self.hub, advance=course.download, check=read_outline)
+            yield fetch(files, self.hub, advance=course.download, check=check)
+
+    def make(
+        self,
+        spec: CompressionSpec,
+        files: Sequence[Pinned],
+        *,
+        out: Path | None,
+        course: "ShownCourse",
+        check: Callable[[Path], object] = read_outline,
+        check_texts: Callable[[Sequence[Path | None]], None] = lambda paths: None,
+        **more: object,
+    ) -> Finished:
+        """Carry out `spec` on `files`, a model and its texts, and move the result to `out`; `None`: it is not kept.
+
+        `more` are other fields of the request to the runner. Raises as `run` does.
+        """
+        with staged(out) as staging, self.fetched(files, course, check=check) as (directory, *paths):
+            check_texts(paths)
+            request = {
+                "spec": spec,
+                "model_directory": str(directory),
+                "calibration_paths": tuple(None if path is None else str(path) for path in paths),
+                "output_directory": str(staging / "result"),
+                **more,
+            }
+            finished = self.run(RunnerRequest.model_validate(request), course=course)
+            assert isinstance(finished, Finished)
+            if out is not None:
+                move_into_place(staging / "result", out)
+        return finished
 
     def run(self, request: ModelRequest, *, course: "ShownCourse", flags: Sequence[str] = ()) -> Finished | Evaluated:
         """The final message of a successful run.

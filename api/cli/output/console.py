@@ -4,8 +4,9 @@ Models, texts and services of strangers are in much of it. It is printed here an
 markup or reaches the terminal as a command.
 """
 
+import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -18,7 +19,22 @@ from replaceme_core.report.figures import time_left
 from replaceme_core.wording import json_safe, printable
 
 WIDTH_WITHOUT_TERMINAL = 80  # columns, whatever the environment says
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+
+def _keep(context: typer.Context, value: bool) -> bool:
+    """Errors, which are printed in one place for all commands, are JSON then, too."""
+    context.meta["as_json"] = value
+    return value
+
+
+JsonFlag = Annotated[bool, typer.Option("--json", callback=_keep, help="Print one JSON object on standard output.")]
+
+
+def set_parameters(command: Callable[..., None], parameters: Iterable[inspect.Parameter]) -> None:
+    """Let the command have these, which are options and arguments of the command line, in their order."""
+    ordered = sorted(parameters, key=lambda one: one.kind)
+    command.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in ordered}
 
 
 def describe_eta(seconds: float | None, error: float | None) -> str:

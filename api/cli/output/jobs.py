@@ -3,7 +3,7 @@
 What another command needs, such as an id, has a line or a column that is never cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -25,26 +25,34 @@ _STATUS_STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "
 _STATE_STYLE = {"delivered": "green", "failed": "red", "pending": "cyan"}
 
 
+def list_table(headings: Sequence[RenderableType], rows: Iterable[Sequence[RenderableType]]) -> Table:
+    """A row for each item. The first column has the id, which other commands need: it is folded, and never cut."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, overflow="fold" if number == 0 else "ellipsis", no_wrap=number > 0)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def jobs_table(jobs: Sequence[Job]) -> Table:
     """Two lines for each job: the first begins with the id, the second says what the job is."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(Group("id", "model and what goes"), overflow="fold")
-    for name in (Group("status", "stage"), "done", "created"):
-        table.add_column(name, no_wrap=True)
-    for job in jobs:
+
+    def row(job: Job) -> tuple[RenderableType, ...]:
         what = ", ".join(filter(None, (_model_of(job), _removal_of(job))))
         status = Text(job.status, style=_STATUS_STYLE.get(job.status, ""))
-        table.add_row(
+        return (
             Group(job.id, f"  {what}"),
             status if job.is_terminal else Group(status, job.stage or ""),
             f"{job.progress.overall:.0%}",
             Group(*describe_time(job.created_at).split()),
         )
-    return table
+
+    return list_table((Group("id", "model and what goes"), Group("status", "stage"), "done", "created"), map(row, jobs))
 
 
 def job_table(job: Job) -> Table:
-    rows: dict[str, str | Text | list[str] | list[Text]] = {
+    rows: dict[str, RenderableType] = {
         "job": job.id,
         "status": Text(job.status, style=_STATUS_STYLE.get(job.status, "")),
         "model": _model_of(job),
@@ -71,16 +79,11 @@ def job_table(job: Job) -> Table:
         rows["revision"] = job.result.revision
         rows["removed"] = _blocks(job.result.removed_blocks)
         rows["kept"] = _blocks(job.result.kept_blocks)
-        rows["warnings"] = [Text(one.message, style="yellow") for one in job.result.warnings]
+        if job.result.warnings:
+            rows["warnings"] = Group(*(Text(one.message, style="yellow") for one in job.result.warnings))
     if job.error is not None:
         rows["error"] = Text(f"{job.error.code}: {job.error.message}", style="red")
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        if value:
-            table.add_row(name, Group(*value) if isinstance(value, list) else value)
-    return table
+    return _facts_table(rows)
 
 
 def print_job(job: Job, *, as_json: bool) -> None:
@@ -123,21 +126,12 @@ def metrics_table(metrics: Sequence[Metric]) -> Table:
 
 
 def workers_table(workers: Sequence[Worker]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("name", overflow="fold")
-    for name in ("kinds", "device", "state", "heartbeat"):
-        table.add_column(name, no_wrap=name != "device", overflow="fold")
-    for worker in workers:
+    def row(worker: Worker) -> tuple[RenderableType, ...]:
         state = "lost" if not worker.alive else "busy" if worker.busy else "idle"
-        style = {"lost": "red", "busy": "cyan"}.get(state, "green")
-        table.add_row(
-            worker.name,
-            " ".join(worker.kinds),
-            worker.device,
-            Text(state, style=style),
-            describe_time(worker.heartbeat_at),
-        )
-    return table
+        shown = Text(state, style={"lost": "red", "busy": "cyan"}.get(state, "green"))
+        return worker.name, " ".join(worker.kinds), worker.device, shown, describe_time(worker.heartbeat_at)
+
+    return list_table(("name", "kinds", "device", "state", "heartbeat"), map(row, workers))
 
 
 def _model_of(job: Job) -> str:
@@ -171,10 +165,10 @@ def _blocks(numbers: Sequence[int]) -> str:
 
 
 def webhooks_table(webhooks: Sequence[Webhook]) -> Table:
-    table = _table(Group("id", "url"), "enabled", "events")
-    for webhook in webhooks:
-        table.add_row(Group(webhook.id, f"  {webhook.url}"), _enabled(webhook), Group(*webhook.events))
-    return table
+    return list_table(
+        (Group("id", "url"), "enabled", "events"),
+        ((Group(one.id, f"  {one.url}"), _enabled(one), Group(*one.events)) for one in webhooks),
+    )
 
 
 def webhook_table(webhook: Webhook) -> Table:
@@ -191,6 +185,27 @@ def webhook_table(webhook: Webhook) -> Table:
         "old secret": describe_time(webhook.previous_secret_expires_at),
         "created": describe_time(webhook.created_at),
     }
+    return _facts_table(rows)
+
+
+def deliveries_table(deliveries: Sequence[Delivery]) -> Table:
+    """Two lines for each message; `last` is the outcome of the last try."""
+
+    def row(delivery: Delivery) -> tuple[RenderableType, ...]:
+        last = delivery.tries[-1] if delivery.tries else None
+        state = Text(delivery.state, style=_STATE_STYLE.get(delivery.state, ""))
+        at = "" if delivery.next_try_at is None else f"{delivery.next_try_at.astimezone():%m-%d %H:%M}"
+        outcome = "" if last is None else str(last.status or last.error)
+        tries = Group(str(len(delivery.tries)), outcome)
+        return Group(delivery.id, f"  {delivery.type}"), Group(state, at), tries
+
+    return list_table(
+        (Group("message", "type"), Group("state", "next try"), Group("tries", "last")), map(row, deliveries)
+    )
+
+
+def _facts_table(rows: Mapping[str, RenderableType]) -> Table:
+    """A row for each fact that there is."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -200,32 +215,8 @@ def webhook_table(webhook: Webhook) -> Table:
     return table
 
 
-def deliveries_table(deliveries: Sequence[Delivery]) -> Table:
-    """Two lines for each message; `last` is the outcome of the last try."""
-    table = _table(Group("message", "type"), Group("state", "next try"), Group("tries", "last"))
-    for delivery in deliveries:
-        last = delivery.tries[-1] if delivery.tries else None
-        outcome = "" if last is None else str(last.status or last.error)
-        at = "" if delivery.next_try_at is None else f"{delivery.next_try_at.astimezone():%m-%d %H:%M}"
-        state = Text(delivery.state, style=_STATE_STYLE.get(delivery.state, ""))
-        table.add_row(
-            Group(delivery.id, f"  {delivery.type}"),
-            Group(state, at),
-            Group(f"{len(delivery.tries)}", outcome),
-        )
-    return table
-
-
 def _enabled(webhook: Webhook) -> str:
     return "yes" if webhook.enabled else f"no, by {webhook.disabled_by}"
-
-
-def _table(*names: RenderableType) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(names):
-        # the id is what the other commands need, so it is folded and never cut
-        table.add_column(name, overflow="fold" if number == 0 else "ellipsis", no_wrap=number > 0)
-    return table
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -234,11 +225,9 @@ def print_plan(console: Console, plan: Plan) -> None:
     if plan.estimate is not None:
         console.print()
         console.print(_stages(plan.estimate))
-    for notice, name, style in (
-        *((one, "warning", "yellow") for one in plan.warnings),
-        *((one, "refused", "red") for one in plan.refusals),
-    ):
-        console.print(Text(f"{name}: {notice.message}", style=style), soft_wrap=True)
+    for name, style, notices in (("warning", "yellow", plan.warnings), ("refused", "red", plan.refusals)):
+        for one in notices:
+            console.print(Text(f"{name}: {one.message}", style=style), soft_wrap=True)
 
 
 def _facts(plan: Plan) -> Table:
@@ -266,13 +255,7 @@ def _facts(plan: Plan) -> Table:
         kind = plan.worker.route or f"any (estimated for {plan.worker.estimated_for})"
         alive = ", alive" if plan.worker.alive else ", none alive"
         rows["worker"] = f"{kind}{alive}"
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        if value:
-            table.add_row(name, value)
-    return table
+    return _facts_table(rows)
 
 
 def _time(found: Estimate) -> str:

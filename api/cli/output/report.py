@@ -4,6 +4,7 @@ Each table fits 80 columns.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from rich import box
 from rich.console import Console
@@ -40,10 +41,20 @@ def print_tables(console: Console, *tables: view.Table | None) -> None:
 
 
 def print_candidates(console: Console, report: Report) -> None:
-    """The best ones, the chosen first."""
+    """The best ones, the chosen first. Names of texts are too long for headings, so they stand below the table."""
     found = view.candidates(report)
-    if found is not None:
-        console.print(rich_table(found.only(most=MOST_CANDIDATES)))
+    if found is None:
+        return
+    table, texts = found.only(most=MOST_CANDIDATES), []
+    columns = list(table.columns)
+    for at, one in enumerate(columns):
+        name = one.key.removeprefix("on ")
+        if name != one.key:
+            texts.append(name)
+            columns[at] = replace(one, heading=f"Loss on text\u00a0{len(texts)}")
+    console.print(rich_table(replace(table, columns=columns)))
+    for number, name in enumerate(texts, start=1):
+        console.print(f"text {number}: {name}", soft_wrap=True)
 
 
 def print_gate(console: Console, report: Report) -> None:

@@ -12,8 +12,8 @@ import pytest
 from api.client.client import Client
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import MODEL
-from tests.fixtures.cli.local import Run
-from tests.fixtures.service.serve import Serve, environment, replaceme
+from tests.fixtures.cli.local import Run, run_here
+from tests.fixtures.service.serve import Serve, environment
 
 SUBMIT = ("submit", "--model", MODEL, "--calibration", "builtin:pydoc-topics")
 
@@ -99,39 +99,12 @@ def test_a_gate_decides_the_exit_code(command: Run) -> None:
     ]
     row = ["perplexity_ratio", "1.25", "at", "most", "1.1", "✗", "missed"]
     assert row in [line.split() for line in command("status", job["id"]).stdout.splitlines()]
-    done = command(*SUBMIT, "--ratio", "0.25", "--gate", "perplexity_ratio<=1.25", "--wait", "--json")
-    assert done.exit_code == 0, done.stderr
-    assert json.loads(done.stdout)["gate"]["passed"] is True
-
-
-def test_a_key_creates_one_job(command: Run, client: Client) -> None:
-    once = (*SUBMIT, "--ratio", "0.25", "--label", "mark=once", "--idempotency-key", "k-1", "--json")
-    first, second = command(*once), command(*once, "--priority", "5")
-    assert first.exit_code == second.exit_code == 0, first.stderr + second.stderr
-    job_id = json.loads(first.stdout)["id"]
-    assert json.loads(second.stdout)["id"] == job_id
-    other = command(*once, "--priority", "7")
-    assert other.exit_code == 2
-    assert json.loads(other.stdout)["error"]["code"] == "idempotency_key_reused"
-    bad = command(*SUBMIT, "--ratio", "0.25", "--idempotency-key", "a b")
-    assert bad.exit_code == 2
-    assert [job.id for job in client.jobs(labels={"mark": "once"}).items] == [job_id]
-    client.wait(job_id, timeout=30)
-
-
-def test_submit_refuses_shards(command: Run, tmp_path: Path) -> None:
-    body = tmp_path / "job.json"
-    body.write_text('{"compute": {"shards": 3}}')
-    refused = command(*SUBMIT, "--ratio", "0.25", "--file", str(body), "--json")
-    assert refused.exit_code == 2
-    assert "sharded calibration was removed" in refused.stdout
 
 
 def test_submit_for_people(command: Run) -> None:
-    done = command(*SUBMIT, "--drop", "1-2", "--method", "drop", "--label", "stub.seconds=2", "--wait")
+    done = command(*SUBMIT, "--drop", "1-2", "--method", "drop", "--wait")
     assert done.exit_code == 0, done.stderr
     assert "blocks 1-2" in done.stdout
-    assert "calibrate" in done.stderr
 
 
 def test_a_job_that_fails(command: Run) -> None:
@@ -159,7 +132,7 @@ def test_a_timeout_leaves_the_job_alone(command: Run, client: Client, busy: str)
     client.cancel(job_id)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, None], ids=str)
+@pytest.mark.parametrize("number", [signal.SIGINT, None], ids=str)
 def test_a_command_that_waits_when_its_job_is_cancelled(
     serve: Serve, client: Client, tmp_path: Path, number: signal.Signals | None
 ) -> None:
@@ -197,8 +170,8 @@ def test_a_command_that_waits_when_its_job_is_cancelled(
         ((*SUBMIT, "--ratio", "1.5"), "ratio: expected a number greater than 0 and less than 1"),
         (SUBMIT, "ratio"),
         ((*SUBMIT, "--ratio", "0.5", "--drop", "1"), "both are given"),
-        ((*SUBMIT, "--ratio", "nan"), "--ratio"),
         ((*SUBMIT, "--ratio", "0.5", "--label", "nlp"), "--label"),
+        ((*SUBMIT, "--ratio", "0.5", "--idempotency-key", "a b"), "visible ASCII"),
         (("submit", "--model", "acme/none", "--ratio", "0.5", "--calibration", "builtin:pydoc-topics"), "acme/none"),
         (("status", "no-such-job"), "no-such-job"),
         (("list", "--status", "lost"), "status"),
@@ -206,14 +179,13 @@ def test_a_command_that_waits_when_its_job_is_cancelled(
 )
 def test_requests_that_the_service_refuses(command: Run, arguments: tuple[str, ...], words: str) -> None:
     done = command(*arguments)
-    assert done.exit_code == 2, done.stderr
+    assert (done.exit_code, done.stdout) == (2, ""), done.output
     assert words in done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stdout == ""
 
 
-def test_families(command: Run, tmp_path: Path) -> None:
-    asked, local = command("families", "--json"), replaceme("families", "--json", cwd=tmp_path)
+def test_families(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, local = command("families", "--json"), run_here(monkeypatch, tmp_path, "families", "--json")
     items = [json.loads(each.stdout)["items"] for each in (asked, local)]
     assert items[0] == items[1]
     supported = {item["model_type"]: item["supported"] for item in items[0]}
@@ -223,7 +195,7 @@ def test_families(command: Run, tmp_path: Path) -> None:
     assert any(line.startswith("t5 ") and "'t5' is not supported: it is an encoder-decoder" in line for line in lines)
 
 
-def test_no_service(tmp_path: Path) -> None:
-    done = replaceme("status", "x", "--url", "http://127.0.0.1:1", "--json", cwd=tmp_path)
-    assert done.returncode == 7
+def test_no_service(command: Run) -> None:
+    done = command("status", "x", "--url", "http://127.0.0.1:1", "--json")
+    assert done.exit_code == 7
     assert json.loads(done.stdout)["error"]["code"] == "service_unreachable"

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import httpx2
 import psutil
+import pytest
 
 from api.client.client import Client
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import MODEL
-from tests.fixtures.service.serve import Serve, add_model, replaceme, served
+from tests.fixtures.cli.local import run_here
+from tests.fixtures.service.serve import Serve, add_model, served
 
 TOKEN = "hf_plantedplantedplanted"
 JOB = {"model": MODEL, "ratio": 0.25, "calibration": "builtin:pydoc-topics", "credential": "mine"}
@@ -57,18 +59,21 @@ def test_planted_secrets_are_seen_nowhere(tmp_path: Path) -> None:
             assert [text[:200] for text in texts if secret in text] == []
 
 
-def test_simple_use_needs_no_key_until_one_is_created(tmp_path: Path) -> None:
+def test_simple_use_needs_no_key_until_one_is_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
     with served(tmp_path) as serve:
         assert httpx2.get(f"{serve.url}/jobs").status_code == 200
-        settings = {"REPLACEME_URL": serve.url}
-        made = replaceme("keys", "create", "ci", cwd=tmp_path, settings=settings)
-        assert made.returncode == 0, made.stderr
+        made = run_here(monkeypatch, tmp_path, "keys", "create", "ci")
+        assert made.exit_code == 0, made.stderr
         assert re.fullmatch(r"rmk_\w{49}\n", made.stdout)
         assert httpx2.get(f"{serve.url}/jobs").status_code == 401
-        assert replaceme("list", cwd=tmp_path, settings=settings).returncode == 0, "with the key in data/api-key"
-        elsewhere = tmp_path / "elsewhere"
-        elsewhere.mkdir()
-        assert replaceme("list", cwd=elsewhere, settings=settings).returncode == 8
+        settings = {"REPLACEME_URL": serve.url}
         with_key = {**settings, "REPLACEME_API_KEY": made.stdout.strip()}
-        assert replaceme("list", cwd=elsewhere, settings=with_key).returncode == 0
-        assert replaceme("keys", "list", cwd=elsewhere, settings=with_key).returncode == 8, "not an administrator"
+        for folder, command, given, exit_code in (
+            (tmp_path, ("list",), settings, 0),  # with the key in data/api-key
+            (elsewhere, ("list",), settings, 8),
+            (elsewhere, ("list",), with_key, 0),
+            (elsewhere, ("keys", "list"), with_key, 8),  # not an administrator
+        ):
+            assert run_here(monkeypatch, folder, *command, **given).exit_code == exit_code

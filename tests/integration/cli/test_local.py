@@ -60,31 +60,14 @@ def test_compress_then_evaluate(model: Path, replaceme: Run, tmp_path: Path) -> 
     assert measured["dtype"] == "float32"
 
 
-def test_named_blocks_without_evaluation(model: Path, replaceme: Run) -> None:
-    source = ("compress", model, "--drop", "2,4", "--method", "drop", "--calibration", "builtin:pydoc-topics")
-    done = replaceme(*source, "--out", "out", *SMALL, "--no-evaluate", "--json")
-    assert done.exit_code == 0, done.stderr
-    answer = json.loads(done.stdout)
-    assert answer["removed_blocks"] == [2, 4]
-    assert answer["before"] is None
-    assert answer["after"] is None
-
-
-@pytest.mark.parametrize("broken", ["text", "weights"])
-def test_what_the_runner_refuses(model: Path, replaceme: Run, tmp_path: Path, broken: str) -> None:
-    calibration = "builtin:pydoc-topics"
-    if broken == "text":
-        calibration = "bad.jsonl"
-        (tmp_path / calibration).write_text("{")
-    else:
-        model = shutil.copytree(model, tmp_path / "model")
-        weights = model / "model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:-1000])
-    source = ("compress", model, "--ratio", "0.34", "--calibration", calibration)
+def test_weights_that_end_too_early(model: Path, replaceme: Run, tmp_path: Path) -> None:
+    broken = shutil.copytree(model, tmp_path / "model")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    source = ("compress", broken, "--ratio", "0.34", "--calibration", "builtin:pydoc-topics")
     done = replaceme(*source, "--out", "out", *SMALL, "--json")
     assert done.exit_code == 2, done.stderr
-    error = json.loads(done.stdout)["error"]
-    assert error["code"] == "broken_model" if broken == "weights" else "not JSON" in error["message"]
+    assert json.loads(done.stdout)["error"]["code"] == "broken_model"
     assert not (tmp_path / "out").exists()
 
 

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,15 +17,8 @@ import pytest
 from api.client.client import Client
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.site import MODEL
-from tests.fixtures.service.serve import (
-    REPLACEME,
-    Serve,
-    add_model,
-    assert_gone,
-    environment,
-    replaceme,
-    served,
-)
+from tests.fixtures.cli.local import run_here
+from tests.fixtures.service.serve import REPLACEME, Serve, add_model, assert_gone, environment, served
 
 LONG_JOB = {"model": MODEL, "ratio": 0.25, "calibration": "builtin:pydoc-topics", "labels": {"stub.seconds": "600"}}
 
@@ -57,15 +51,20 @@ def test_sigterm_in_the_middle_of_a_job(tmp_path: Path) -> None:
         assert client.wait(job_id, timeout=30).status == "cancelled"
 
 
-def test_sigint_on_postgresql_and_redis(tmp_path: Path, postgres_url: str, redis_url: str) -> None:
+def test_sigint_on_postgresql_and_redis_and_every_address(tmp_path: Path, postgres_url: str, redis_url: str) -> None:
     hub = tmp_path / "hub"
     add_model(hub)
     settings = {
         "REPLACEME_DATABASE_URL": postgres_url,
         "REPLACEME_BROKER_URL": redis_url,
         "REPLACEME_HUB": f"dir:{hub}",
+        "REPLACEME_ALLOW_UNAUTHENTICATED": "true",
+        "REPLACEME_ALLOWED_HOSTS": "gpu.example",
     }
-    with served(tmp_path, **settings) as serve:
+    with served(tmp_path, host="0.0.0.0", **settings) as serve:
+        port = serve.url.rpartition(":")[2]
+        for host, status in (("gpu.example", 200), (f"GPU.example:{port}", 200), ("0.0.0.0", 421)):
+            assert httpx2.get(f"http://127.0.0.1:{port}/health", headers={"host": host}).status_code == status
         with Client(serve.url) as client:
             job = client.submit({**LONG_JOB, "labels": {}})
             assert client.wait(job.id, timeout=60).status == "succeeded"
@@ -100,22 +99,19 @@ def test_a_child_process_that_dies_ends_the_service(tmp_path: Path, words: tuple
         assert_gone(family)
 
 
-def test_every_address_if_the_operator_agrees(tmp_path: Path) -> None:
-    settings = {"REPLACEME_ALLOW_UNAUTHENTICATED": "true", "REPLACEME_ALLOWED_HOSTS": "gpu.example"}
-    with served(tmp_path, host="0.0.0.0", **settings) as serve:
-        port = serve.url.rpartition(":")[2]
-        for host, status in (("gpu.example", 200), (f"GPU.example:{port}", 200), ("0.0.0.0", 421)):
-            assert httpx2.get(f"http://127.0.0.1:{port}/health", headers={"host": host}).status_code == status
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The one line with which `serve` ends, before it has started a process."""
 
+    def run(*arguments: str, exit_code: int = 2, **settings: str) -> str:
+        before = psutil.Process().children(recursive=True)
+        done = run_here(monkeypatch, tmp_path, "serve", "--port", "0", *arguments, **settings)
+        assert (done.exit_code, done.stdout) == (exit_code, ""), (done.output, done.exception)
+        assert psutil.Process().children(recursive=True) == before
+        (line,) = done.stderr.splitlines()
+        return line
 
-def test_a_port_in_use(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = str(other.getsockname()[1])
-        done = replaceme("serve", "--port", port, "--data", "data", cwd=tmp_path)
-    assert done.returncode == 2
-    assert f"port {port}: Address already in use" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stdout == ""
+    return run
 
 
 @pytest.mark.parametrize(
@@ -133,28 +129,29 @@ def test_a_port_in_use(tmp_path: Path) -> None:
     ],
 )
 def test_invalid_settings_are_reported_at_start(
-    tmp_path: Path, arguments: list[str], settings: dict[str, str], exit_code: int, words: str
+    refused: Callable[..., str],
+    tmp_path: Path,
+    arguments: list[str],
+    settings: dict[str, str],
+    exit_code: int,
+    words: str,
 ) -> None:
     (tmp_path / "file").touch()
-    before = psutil.Process().children(recursive=True)
-    done = replaceme("serve", "--port", "0", *arguments, cwd=tmp_path, settings=settings)
-    assert done.returncode == exit_code, done.stderr
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "secret" not in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert psutil.Process().children(recursive=True) == before
+    error = refused(*arguments, exit_code=exit_code, **settings)
+    assert words in error
+    assert "secret" not in error
 
 
-def test_foreign_modules_in_the_working_directory_are_refused(tmp_path: Path) -> None:
+def test_a_port_in_use_and_foreign_modules_in_the_working_directory(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert f"port {port}: Address already in use" in refused("--port", port)
     place = tmp_path / "worker/__init__.py"
-    place.parent.mkdir(exist_ok=True)
+    place.parent.mkdir()
     place.touch()
-    done = replaceme("serve", "--port", "0", cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert f"{place} would be imported in place of the service's own module" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert [entry for entry in tmp_path.iterdir() if entry.name != "worker"] == []
+    assert f"{place} would be imported in place of the service's own module" in refused()
 
 
 def test_at_a_terminal_the_log_is_text_and_ctrl_c_ends_it_quietly(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.windows import Bench, Row
+from benchmarks.windows import Bench
 from replaceme_core.request.method import Method
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import tiny_model, token_ids
@@ -31,7 +31,3 @@ def test_a_window_has_plain_removal_beside_each_method() -> None:
     row = Bench(task=task, tokens=token_ids(4, 24, seed=5)).run(range(2, 4), [Method.LEAST_SQUARES, Method.DROP])
     assert (row.start, row.end) == (2, 3)
     assert row.methods["drop"] == pytest.approx(row.drop)
-
-
-def test_the_worst_is_the_greatest_ratio() -> None:
-    assert Row(start=1, end=2, drop=10.0, methods={"refit": 5.0, "cosine": 11.0}).worst == pytest.approx(1.1)

@@ -1,16 +1,13 @@
 """The client with responses that the real service does not send on demand."""
 
 import json
-import math
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from typer.testing import CliRunner
 
 from api.cli.exit_codes import ExitCode
-from api.cli.main import app
 from api.client.client import Client
 from api.client.errors import (
     Conflicting,
@@ -24,7 +21,7 @@ from api.client.errors import (
     TooMany,
 )
 from api.client.event_stream import EventParser, Message
-from tests.fixtures.cli.stub_service import JOB_ID, StubService, a_job, a_problem, an_event
+from tests.fixtures.cli.stub_service import JOB_ID, StubService, a_job, a_problem, an_event, run_at
 
 HERE = f"GET /jobs/{JOB_ID}"
 STREAM = f"GET /jobs/{JOB_ID}/events"
@@ -44,63 +41,41 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return slept
 
 
-def test_submit_sends_the_request_as_it_is(service: StubService, client: Client) -> None:
-    service.answers["POST /jobs"] = [(202, a_job())]
-    request = {"model": "acme/tiny", "ratio": 0.25, "calibration": "builtin:pydoc-topics"}
-    assert client.submit(request).id == JOB_ID
-    assert service.received == [("POST /jobs", request)]
-
-
-@pytest.mark.parametrize(
-    ("status", "kind"),
-    [
-        (401, NotAllowed),
-        (403, NotAllowed),
-        (404, Missing),
-        (409, Conflicting),
-        (415, Refused),
-        (422, Invalid),
-        (500, ServiceBroken),
-        (503, ServiceBroken),
-    ],
-)
-def test_problems_become_typed_errors(service: StubService, client: Client, status: int, kind: type[Refused]) -> None:
-    entries = [{"field": "ratio", "value": "NaN", "message": "expected a number"}]
-    service.answers["POST /jobs"] = [(status, a_problem(status, errors=entries))]
-    with pytest.raises(kind, match="what happened") as caught:
-        client.submit({})
-    assert type(caught.value) is kind
-    assert caught.value.problem.status == status
-    assert caught.value.problem.errors[0].field == "ratio"
-
-
 @pytest.mark.parametrize(
     ("status", "body", "kind", "words"),
     [
+        *((status, None, NotAllowed, "what happened") for status in (401, 403)),
+        (404, None, Missing, "what happened"),
+        (409, None, Conflicting, "what happened"),
+        (415, None, Refused, "what happened"),
+        (422, None, Invalid, "what happened"),
+        *((status, None, ServiceBroken, "what happened") for status in (500, 503)),
         *((502, body, ServiceBroken, "HTTP 502") for body in (b"", b"<html>Bad gateway</html>", b"[1]")),
         *((200, body, NotTheService, "is not one of this service") for body in (b"<html>hello</html>", {"id": 1}, [])),
     ],
 )
-def test_an_answer_that_this_service_does_not_give(
+def test_what_is_no_success_is_a_typed_error(
     service: StubService, client: Client, status: int, body: object, kind: type[Exception], words: str
 ) -> None:
-    service.answers[HERE] = [(status, body)]
-    with pytest.raises(kind, match=words):
+    entry = {"field": "ratio", "value": "NaN", "message": "expected a number"}
+    service.answers[HERE] = [(status, a_problem(status, errors=[entry]) if body is None else body)]
+    with pytest.raises(kind, match=words) as caught:
         client.job(JOB_ID)
+    assert type(caught.value) is kind
+    if isinstance(caught.value, Refused):
+        assert caught.value.problem.status == status
+        assert [one.field for one in caught.value.problem.errors] == (["ratio"] if body is None else [])
 
 
-def test_no_response_in_time() -> None:
+def test_no_service() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with Client(url, timeout=0.1) as client, pytest.raises(ServiceUnreachable, match="in time"):
             client.job(JOB_ID)
-
-
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "localhost:8000", "http://[", "ftp://127.0.0.1", ""])
-def test_an_address_where_no_service_is(url: str) -> None:
-    with pytest.raises(ServiceUnreachable) as refused, Client(url) as client:
-        client.submit({}, idempotency_key="k")
-    assert url in str(refused.value)
+    for url in ("http://127.0.0.1:1", "localhost:8000", "http://[", "ftp://127.0.0.1", ""):
+        with pytest.raises(ServiceUnreachable) as refused, Client(url) as client:
+            client.submit({}, idempotency_key="k")
+        assert url in str(refused.value)
 
 
 def test_a_submit_with_a_key_is_repeated_until_it_succeeds(
@@ -120,48 +95,12 @@ def test_ids_are_quoted_in_paths(service: StubService, client: Client) -> None:
     assert service.received == [("GET /jobs/..%2Fhealth%3Fx%3D1", None)]
 
 
-def test_nan_and_infinity_are_numbers_again(service: StubService, client: Client) -> None:
-    metric = {"name": "loss", "stage": "select", "block": None, "candidate": "2-3", "unit": "nats"}
-    items = [{**metric, "value": value, "at": "2026-11-25T00:00:00Z"} for value in ("NaN", "Infinity", 0.5)]
-    service.answers[f"GET /jobs/{JOB_ID}/metrics"] = [(200, {"items": items, "next_cursor": None})]
-    not_a_number, infinite, plain = (metric.value for metric in client.metrics(JOB_ID))
-    assert math.isnan(not_a_number)
-    assert infinite == math.inf
-    assert plain == 0.5
-
-
-def test_filters_reach_the_service(service: StubService, client: Client) -> None:
-    service.answers["GET /jobs"] = [(200, {"items": [a_job()], "next_cursor": "abc"})]
-    page = client.jobs(status="queued", labels={"team": "nlp"}, limit=1)
-    assert page.next_cursor == "abc"
-    assert service.received[0][0] == "GET /jobs?status=queued&limit=1&label=team%3Dnlp"
-
-
-def test_watch_tolerates_a_restart_of_the_service(service: StubService, client: Client) -> None:
-    done = {"overall": 1.0, "stage": 1.0, "eta_seconds": None}
-    service.answers[HERE] = [
-        (200, a_job(status="running", priority=7)),
-        (503, a_problem(503)),
-        (200, a_job(status="succeeded", progress=done)),
-    ]
-    jobs = list(client.watch(JOB_ID))
-    assert [job.status for job in jobs] == ["running", "succeeded"]
-    assert jobs[0].model_dump()["priority"] == 7, "unknown fields are kept"
-
-
-def test_history_reads_all_pages(service: StubService, client: Client) -> None:
-    service.answers[f"GET /jobs/{JOB_ID}/events"] = [
-        (200, {"items": [an_event(1, "created")], "next_cursor": "1"}),
-        (200, {"items": [an_event(2, "claimed")], "next_cursor": None}),
-    ]
-    assert [event.seq for event in client.history(JOB_ID)] == [1, 2]
-
-
 def test_submit_says_what_to_do_when_its_key_finds_a_failed_job(service: StubService) -> None:
     service.answers["POST /jobs"] = [(202, a_job(status="failed", notice="this key made a job that has failed"))]
-    options = ["--model", "acme/tiny", "--ratio", "0.25", "--calibration", "builtin:general", "--idempotency-key", "k"]
-    done = CliRunner().invoke(app, ["submit", *options, "--url", service.url, "--json"])
+    options = ("--model", "acme/tiny", "--ratio", "0.25", "--calibration", "builtin:general", "--idempotency-key", "k")
+    done = run_at(service, "submit", *options, "--json")
     assert done.exit_code == ExitCode.JOB_FAILED
+    assert service.keys == ["k"]
     assert "this key made a job that has failed" in done.stderr
 
 
@@ -201,38 +140,38 @@ def test_what_takes_too_long_is_for_the_caller(
 
 
 @pytest.mark.parametrize(
-    ("method", "arguments", "request_line", "tries"),
+    ("call", "tries"),
     [
-        ("job", (JOB_ID,), HERE, 4),
-        ("cancel", (JOB_ID,), f"POST /jobs/{JOB_ID}/cancel", 4),
-        ("plan", ({},), "POST /plans", 4),
-        ("validate", ({},), "POST /jobs", 4),
-        ("delete", (JOB_ID,), f"DELETE /jobs/{JOB_ID}", 4),
-        ("retry", (JOB_ID,), f"POST /jobs/{JOB_ID}/retry", 1),
+        (lambda client: client.job(JOB_ID), 4),
+        (lambda client: client.cancel(JOB_ID), 4),
+        (lambda client: client.plan({}), 4),
+        (lambda client: client.validate({}), 4),
+        (lambda client: client.delete(JOB_ID), 4),
+        (lambda client: client.retry(JOB_ID), 1),
     ],
+    ids=["job", "cancel", "plan", "validate", "delete", "retry"],
 )
 def test_what_does_nothing_the_second_time_is_repeated(
-    service: StubService, client: Client, method: str, arguments: tuple[object, ...], request_line: str, tries: int
+    service: StubService, client: Client, call: Callable[[Client], object], tries: int
 ) -> None:
-    service.answers[request_line] = [(503, a_problem(503))]
-    with pytest.raises(ServiceBroken):
-        getattr(client, method)(*arguments)
-    assert len(service.received) == tries
-    service.received.clear()
-    service.answers[request_line] = [(422, a_problem(422))]
-    with pytest.raises(Invalid):
-        getattr(client, method)(*arguments)
-    assert len(service.received) == 1
+    for answer, kind, number in ((503, ServiceBroken, tries), (422, Invalid, 1)):
+        service.otherwise = answer, a_problem(answer)
+        service.received.clear()
+        with pytest.raises(kind):
+            call(client)
+        assert len(service.received) == number
 
 
 def test_waiting_asks_as_often_as_the_service_wants(service: StubService, client: Client, pauses: list[float]) -> None:
     service.headers |= {"Retry-After": "4", "ETag": '"v1"'}
-    running, done = a_job(status="running"), a_job(status="succeeded")
+    running, done = a_job(status="running", priority=7), a_job(status="succeeded")
     service.answers[HERE] = [(200, running), (304, b""), (304, b""), (200, done)]
     jobs = list(client.watch(JOB_ID))
     assert [job.status for job in jobs] == ["running", "succeeded"]
+    assert jobs[0].model_dump()["priority"] == 7, "unknown fields are kept"
     assert pauses == [4.0, 4.0, 4.0]
     assert service.known == [None, '"v1"', '"v1"', '"v1"']
+    service.answers[HERE] = [(503, a_problem(503)), (200, done)]  # the service restarts
     assert client.wait(JOB_ID).status == "succeeded"
 
 

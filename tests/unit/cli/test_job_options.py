@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from api.bodies import JobWebhookRequest
 from api.cli.job_request import OPTIONS
-from api.cli.main import app
 from replaceme_core.request.calibration import CalibrationSource
 from tests.fixtures.cli.stub_service import StubService, a_job, run_at
 
@@ -102,25 +101,21 @@ AS_OPTIONS = (
 
 
 def test_options_make_the_same_request_as_a_file(service: StubService, tmp_path: Path) -> None:
+    """So do those of `plan`, which has no webhook."""
+    service.answers["POST /plans"] = [(200, {"model": {"repo_id": "org/name", "supported": True}})]
     (tmp_path / "job.json").write_text(json.dumps(EVERYTHING))
-    for arguments in (AS_OPTIONS.split(), ["--file", str(tmp_path / "job.json")]):
-        done = submit(service, *arguments)
+    file = ["--file", str(tmp_path / "job.json")]
+    of_a_job, _, _ = AS_OPTIONS.partition(" --webhook ")
+    without = {name: value for name, value in EVERYTHING.items() if name != "webhook"}
+    for arguments, request in (
+        (["submit", *AS_OPTIONS.split()], ("POST /jobs", EVERYTHING)),
+        (["submit", *file], ("POST /jobs", EVERYTHING)),
+        (["plan", *of_a_job.split()], ("POST /plans", without)),
+        (["plan", *file], ("POST /plans", without)),
+    ):
+        done = run_at(service, *arguments)
         assert done.exit_code == 0, done.output
-        assert sent(service) == EVERYTHING
-        service.received.clear()
-
-
-def test_an_option_for_the_deepest_cut(service: StubService, tmp_path: Path) -> None:
-    """It replaces blocks that the file names."""
-    (tmp_path / "job.yaml").write_text("{model: org/name, drop: [2], calibration: org/data}")
-    options = ("--ratio", "max:0.5", "--gate", "perplexity_ratio<=1.6")
-    done = submit(service, "--file", str(tmp_path / "job.yaml"), *options)
-    assert done.exit_code == 0, done.output
-    body = sent(service)
-    assert body["ratio"] == {"max": 0.5}
-    assert "drop" not in body
-    refused = submit(service, "--file", str(tmp_path / "job.yaml"), "--ratio", "max:1.5", "--gate", "agreement>=0.5")
-    assert "ratio.max: expected a number greater than 0 and less than 1, got 1.5" in refused.output
+        assert service.received.pop() == request
 
 
 JOB = """\
@@ -134,6 +129,9 @@ calibration:
 method: {name: least_squares, ridge: 1e-3}
 labels: {team: nlp, day: 2026-11-27}
 """
+
+
+MIXED = {"dataset": "org/a", "self_generated": 0.5, "general": 0.2, "repeated": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -151,7 +149,7 @@ labels: {team: nlp, day: 2026-11-27}
             },
         ),
         (
-            "{model: org/name, ratio: 0.5, calibration: [org/a, org/b], method: drop}",
+            "# YAML\n{model: org/name, ratio: 0.5, calibration: [org/a, org/b], method: drop}",
             "--revision v1 --samples 64 --replays 2",
             {
                 "model": {"repo_id": "org/name", "revision": "v1"},
@@ -160,30 +158,33 @@ labels: {team: nlp, day: 2026-11-27}
                 "method": {"name": "drop", "replays": 2},
             },
         ),
+        (
+            "# YAML\n{model: org/name, drop: [2], calibration: org/data}",
+            "--ratio max:0.5 --gate perplexity_ratio<=1.6",
+            {
+                "model": "org/name",
+                "ratio": {"max": 0.5},
+                "calibration": "org/data",
+                "gate": {"perplexity_ratio": {"max": 1.6}},
+            },
+        ),
+        (
+            json.dumps({"model": "org/name", "ratio": 0.5, "calibration": MIXED}),
+            "--calibration org/b=0.5 --calibration org/c",
+            {
+                "model": "org/name",
+                "ratio": 0.5,
+                "calibration": {"repeated": 0.1, "sources": [{"dataset": "org/b", "share": 0.5}, {"dataset": "org/c"}]},
+            },
+        ),
     ],
-    ids=["every part", "short forms"],
+    ids=["every part", "short forms", "the deepest cut replaces blocks", "a mix replaces the shares beside one text"],
 )
-def test_options_replace_what_the_file_says(
-    service: StubService, tmp_path: Path, text: str, options: str, expected: object
-) -> None:
-    (tmp_path / "job.yaml").write_text(text)
-    done = submit(service, "--file", str(tmp_path / "job.yaml"), *options.split())
+def test_options_replace_what_the_file_says(service: StubService, text: str, options: str, expected: object) -> None:
+    """The file is standard input here."""
+    done = submit(service, "--file", "-", *options.split(), stdin=text)
     assert done.exit_code == 0, done.output
     assert sent(service) == expected
-
-
-def test_a_mix_replaces_one_text_with_the_shares_beside_it(service: StubService, tmp_path: Path) -> None:
-    text = {"dataset": "org/a", "self_generated": 0.5, "general": 0.2, "repeated": 0.1}
-    (tmp_path / "job.yaml").write_text(json.dumps({"model": "org/name", "ratio": 0.5, "calibration": text}))
-    submit(service, "--file", str(tmp_path / "job.yaml"), "--calibration", "org/b=0.5", "--calibration", "org/c")
-    assert sent(service)["calibration"].keys() == {"sources", "repeated"}
-
-
-@pytest.mark.parametrize("text", [json.dumps({"model": "org/name", "ratio": 0.5, "calibration": "org/data"}), JOB])
-def test_a_job_from_standard_input(service: StubService, text: str) -> None:
-    done = submit(service, "--file", "-", stdin=text)
-    assert done.exit_code == 0, done.output
-    assert sent(service)["model"] in ("org/name", {"repo_id": "org/name", "revision": "v1"})
 
 
 NAMED = "{model: org/name"
@@ -193,25 +194,31 @@ NAMED = "{model: org/name"
     ("text", "words"),
     [
         (f"{NAMED}, ratio: 1.5, calibration: org/data}}", "ratio: expected a number greater than 0 and less than 1"),
+        (f"{NAMED}, ratio: {{max: 1.5}}, calibration: org/data}}", "ratio.max: expected a number greater than 0 and"),
         (f"{NAMED}, ratio: 0.5, calibration: {{dataset: org/a, x: 3}}}}", "calibration.x: unknown field; the known"),
         (f"{NAMED}, ratio: 0.5, calibration: [{{dataset: org/a, share: 2}}, org/b]}}", "sources.0.share: expected"),
         (f"{NAMED}, ratio: 0.5}}", "calibration: required"),
         (f"{NAMED}, ratio: .nan, calibration: org/data}}", "ratio: expected a number"),
         (f"{NAMED}, ratio: 0.5, calibration: org/data, labels: {{day: 3}}}}", "labels.day: expected a string"),
         ("ratio: 0.5\nratio: 0.25", "ratio is given twice"),
+        ('{"ratio": 0.5, "ratio": 0.25}', "ratio is given twice"),
         ("1: 2", "expected a name, got 1"),
         ("a: &x [1]\nb: *x", "aliases are not supported"),
         ("a: [", "this is not YAML"),
+        ('{"a": ', "this is not JSON"),
         ("just text", "expected the fields of a job"),
         ("", "expected the fields of a job"),
         ("x: " + "y" * 70_000, "is larger than 65,536 bytes"),
         ("[" * 5000, "cannot be read"),
+        (b"\xff\xfe", "not UTF-8"),
     ],
-    ids=lambda text: text[:30],
+    ids=lambda text: str(text)[:30],
 )
-def test_a_file_that_is_no_job(service: StubService, tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "job.yaml").write_text(text)
-    done = submit(service, "--file", str(tmp_path / "job.yaml"), "--json")
+def test_a_file_that_is_no_job(service: StubService, tmp_path: Path, text: str | bytes, words: str) -> None:
+    content = text if isinstance(text, bytes) else text.encode()
+    file = tmp_path / ("job.json" if content.startswith(b'{"') else "job.yaml")
+    file.write_bytes(content)
+    done = submit(service, "--file", str(file), "--json")
     assert done.exit_code == 2, done.output
     assert done.stderr.count(words) == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -219,30 +226,19 @@ def test_a_file_that_is_no_job(service: StubService, tmp_path: Path, text: str, 
     assert service.received == []
 
 
-@pytest.mark.parametrize("text", ["{", "[1]{", '{"share": 1}', '{"dataset": 3}'])
-def test_a_source_that_is_none(service: StubService, text: str) -> None:
-    assert submit(service, "--model", "org/name", "--ratio", "0.5", "--calibration", text).exit_code == 2
-    assert service.received == []
-
-
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    "options",
     [
-        ("job.json", b'{"ratio": 0.5, "ratio": 0.25}', "ratio is given twice"),
-        ("job.json", b'{"a": ', "this is not JSON"),
-        ("odd.yaml", b"\xff\xfe", "not UTF-8"),
-        ("none.yaml", None, "No such file"),
-        (".", None, "Is a directory"),
+        *(("--calibration", text) for text in ("{", "[1]{", '{"share": 1}', '{"dataset": 3}')),
+        ("--file", "none.yaml"),
+        ("--file", "."),
     ],
 )
-def test_a_file_that_cannot_be_read(
-    service: StubService, tmp_path: Path, name: str, content: bytes | None, words: str
-) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    done = submit(service, "--file", str(tmp_path / name))
+def test_what_is_refused_before_anything_is_sent(service: StubService, options: tuple[str, ...]) -> None:
+    done = submit(service, "--model", "org/name", "--ratio", "0.5", *options)
     assert done.exit_code == 2
-    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert service.received == []
 
 
 def test_several_problems_are_listed_once(service: StubService) -> None:
@@ -261,12 +257,3 @@ def test_a_job_that_is_only_validated(service: StubService) -> None:
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["model"]["repo_id"] == "org/name"
     assert sent(service)["validate_only"] is True
-
-
-def test_a_plan_of_the_file_of_a_job(service: StubService, tmp_path: Path) -> None:
-    (tmp_path / "job.json").write_text(json.dumps(EVERYTHING))
-    service.answers["POST /plans"] = [(200, {"model": {"repo_id": "org/name", "supported": True}})]
-    done = CliRunner().invoke(app, ["plan", "--url", service.url, "--file", str(tmp_path / "job.json")])
-    assert done.exit_code == 0, done.output
-    ((_, body),) = service.received
-    assert body == {name: value for name, value in EVERYTHING.items() if name != "webhook"}

@@ -1,29 +1,17 @@
-"""Output for people: durations, ranges of blocks, progress without a terminal, tables."""
+"""Output for people: progress without a terminal, tables."""
 
 import io
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from rich.console import Console
-from rich.table import Table
 
-from api.cli.keys import keys_table
-from api.cli.output.jobs import (
-    deliveries_table,
-    job_table,
-    jobs_table,
-    metrics_table,
-    print_job,
-    webhooks_table,
-    workers_table,
-)
+from api.cli.output.jobs import job_table
 from api.cli.output.progress import progress_display
 from api.cli.output.report import models_table, print_report
 from api.client.models import Job
 from replaceme_core.report.reading import Report
-from replaceme_core.shapes import ApiKey, Delivery, Metric, Try, Webhook, Worker
-from tests.fixtures.cli.stub_service import JOB_ID, a_job
+from tests.fixtures.cli.stub_service import a_job
 
 
 def terminal(*, width: int = 80, **options: Any) -> tuple[Console, io.StringIO]:
@@ -31,8 +19,8 @@ def terminal(*, width: int = 80, **options: Any) -> tuple[Console, io.StringIO]:
     return Console(file=file, width=width, markup=False, **options), file
 
 
-def printed(thing: object, *, width: int = 120) -> str:
-    console, file = terminal(width=width)
+def printed(thing: object) -> str:
+    console, file = terminal(width=120)
     console.print(thing)
     return file.getvalue()
 
@@ -70,98 +58,74 @@ def test_bar_on_a_terminal() -> None:
     assert "about 60 seconds left" in file.getvalue()
 
 
-def test_a_queued_job_shows_its_position() -> None:
-    queue = {"position": 3, "estimated_start_at": "2026-11-25T00:00:00Z"}
-    assert "number 3, starts about 2026-11-2" in printed(job_table(Job.model_validate(a_job(queue=queue))))
-    queue = {"position": 12, "estimated_start_at": None}
-    text = printed(job_table(Job.model_validate(a_job(queue=queue))))
-    assert "number 12" in text
-    assert "starts" not in text
-    for nothing in (None, {"position": None, "estimated_start_at": None}):
-        assert "queue " not in printed(job_table(Job.model_validate(a_job(queue=nothing))))
+@pytest.mark.parametrize(
+    ("fields", "words", "not_there"),
+    [
+        (
+            {"queue": {"position": 3, "estimated_start_at": "2026-11-25T00:00:00Z"}},
+            "number 3, starts about 2026-11-2",
+            "",
+        ),
+        ({"queue": {"position": 12, "estimated_start_at": None}}, "number 12", "starts"),
+        ({"queue": {"position": None, "estimated_start_at": None}}, "", "queue "),
+        ({"queue": None}, "", "queue "),
+        (
+            {
+                "spec": {
+                    "calibration": {
+                        "sources": [
+                            {"dataset": "org/a", "share": 0.5},
+                            {"dataset": "builtin:code", "share": None},
+                            {"dataset": None, "self_generated": True, "share": 0.25},
+                        ]
+                    }
+                }
+            },
+            "org/a 50 %, builtin:code, self-generated 25 %",
+            "",
+        ),
+        ({"spec": {"calibration": {"dataset": "org/b"}}}, "org/b", ""),
+        ({"status": "failed", "error": {"code": "out_of_space", "message": "full"}}, "out_of_space: full", "progress"),
+        ({"labels": {"team": "nlp"}}, "team=nlp", ""),
+    ],
+)
+def test_a_job(fields: dict[str, object], words: str, not_there: str) -> None:
+    text = printed(job_table(Job.model_validate(a_job(**fields))))
+    assert words in text
+    assert not not_there or not_there not in text
 
 
-def test_a_job_shows_all_sources_of_its_text() -> None:
-    sources = [{"dataset": "org/a", "share": 0.5}, {"dataset": "builtin:code", "share": None}]
-    sources += [{"dataset": None, "self_generated": True, "share": 0.25}]
-    job = a_job(spec={"calibration": {"dataset": None, "sources": sources}})
-    assert "org/a 50 %, builtin:code, self-generated 25 %" in printed(job_table(Job.model_validate(job)))
-    assert "org/b" in printed(job_table(Job.model_validate(a_job(spec={"calibration": {"dataset": "org/b"}}))))
-
-
-def report_of(**content: object) -> list[list[str]]:
-    """The words of each line of a report in a terminal of 80 columns."""
+def candidates(*rows: dict[str, object]) -> list[list[str]]:
+    """The words of each line of the table in a terminal of 80 columns."""
     console, file = terminal()
-    print_report(console, Report(content))
-    text = file.getvalue()
-    assert "…" not in text
-    return [line.split() for line in text.splitlines()]
-
-
-def test_both_models() -> None:
-    rows = report_of(
-        before={"blocks": 30, "parameters": 134_515_008, "perplexity": 32.26, "tokens_per_second": 1000.0},
-        after={"blocks": 22, "parameters": 106_194_240, "perplexity": 60.6, "tokens_per_second": 1300.0},
-    )
-    assert ["Parameters", "134,515,008", "106,194,240", "-21.1", "%"] in rows
-    assert ["Perplexity", "32.26", "60.60", "+87.8", "%"] in rows
-    assert not [row for row in rows if "disk" in row]
+    print_report(console, Report({"candidates": rows}))
+    assert "…" not in file.getvalue()
+    return [line.split() for line in file.getvalue().splitlines()]
 
 
 def test_candidates_begin_with_the_chosen_one() -> None:
+    given = [(1, 0.9, None, 900), (2, 0.5, 4.25, 900), (3, 0.4, 4.5, 900), (4, 0.3, None, 100)]
     rows = [
         {"start": start, "end": start + 1, "distance": 0.1, "residual": residual, "held_out_loss": loss}
         | {"chosen": start == 2, "tokens": tokens}
-        for start, residual, loss, tokens in [
-            (1, 0.9, None, 900),
-            (2, 0.5, 4.25, 900),
-            (3, 0.4, 4.5, 900),
-            (4, 0.3, None, 100),
-        ]
+        for start, residual, loss, tokens in given
     ]
-    lines = [line for line in report_of(candidates=rows) if "0.1000" in line]
+    lines = [line for line in candidates(*rows) if "0.1000" in line]
     assert [line[0] for line in lines] == ["2-3", "3-4", "1-2", "4-5"]
     assert lines[0][1:] == ["(chosen)", "0.1000", "0.5000", "4.2500"]
     assert lines[2][-1] == "–"
+    alone = {"start": 5, "end": 5, "distance": None, "residual": None, "held_out_loss": 2.9, "chosen": True}
+    assert "Residual" not in {word for line in candidates(alone) for word in line}, "a column that would be empty"
 
 
-def test_candidates_of_four_sources_fit_into_80_columns() -> None:
-    names = ("builtin:pydoc-topics", "self-generated", "builtin:general", "repeated passages")
+def test_names_of_texts_stand_whole_below_the_candidates() -> None:
+    names = ("builtin:pydoc-topics", "self-generated", "builtin:general", "a-long-organisation/a-data-set")
     losses = {name: 2.6 + number / 10 for number, name in enumerate(names)}
     window = {"start": 12, "end": 19, "distance": 0.1, "residual": 0.2, "held_out_loss": 2.6861, "estimated": True}
-    words = [
-        word for line in report_of(candidates=[window | {"source_losses": losses, "chosen": True}]) for word in line
-    ]
-    for value in ("12-19", "0.1000", "0.2000", "~2.6861", "2.6000", "2.7000", "2.8000", "2.9000"):
-        assert value in words
-
-
-def test_blocks_chosen_one_by_one_have_no_empty_columns() -> None:
-    row = {"start": 5, "end": 5, "distance": None, "residual": None, "held_out_loss": 2.9, "chosen": True}
-    assert "Residual" not in {word for line in report_of(candidates=[row]) for word in line}
-
-
-def test_a_failed_job() -> None:
-    error = {"code": "out_of_space", "message": "no space left on [/data]"}
-    job = Job.model_validate(a_job(status="failed", error=error, labels={"team": "nlp"}))
-    text = printed(job_table(job))
-    assert "out_of_space: no space left on [/data]" in text
-    assert "team=nlp" in text
-
-
-def test_a_job_that_searches(capsys: pytest.CaptureFixture[str]) -> None:
-    spec = {"model": {"repo_id": "org/name"}, "ratio": {"max": 0.5}}
-    trials = [
-        {"blocks": 2, "passed": False, "measured": {}, "seconds": 1.0, "problem": "infinite"},
-        {"blocks": 1, "passed": True, "measured": {"perplexity_ratio": 1.5, "accuracy_kept": 0.9}, "seconds": 1.0},
-    ]
-    print_job(
-        Job.model_validate(a_job(spec=spec, gate={"passed": True, "criteria": [], "trials": trials})), as_json=False
-    )
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["removes", "at", "most", "0.5", "of", "blocks"] in rows
-    assert ["1", "*", "1.500", "90.0", "%", "passed", "1.0", "s"] in rows
-    assert ["2", "–", "–", "✗", "missed:", "infinite", "1.0", "s"] in rows
+    lines = candidates(window | {"source_losses": losses})
+    assert ["12-19", "0.1000", "0.2000", "~2.6861", "2.6000", "2.7000", "2.8000", "2.9000"] in lines
+    below = [word for line in lines for word in line]
+    assert [name for name in names if name not in below] == []
 
 
 def test_models_beside_each_other() -> None:
@@ -196,74 +160,3 @@ def test_models_beside_each_other() -> None:
         "text byte_perplexity 7.5000 7.5000",
     ):
         assert expected in rows, rows
-
-
-LONG = "HuggingFaceTB/SmolLM2-135M-Instruct-with-a-long-name"
-AT = datetime(2026, 11, 27, tzinfo=UTC)
-WEBHOOK = Webhook(
-    id=JOB_ID,
-    url=f"https://hooks.example.com/{'x' * 100}",
-    events=("succeeded", "cancel_requested"),
-    payload="thin",
-    enabled=False,
-    disabled_by="receiver",
-    created_at=AT,
-)
-MESSAGE = f"evt_{JOB_ID}-123"
-DELIVERY = Delivery(
-    id=MESSAGE,
-    type="job.cancel_requested",
-    job_id=JOB_ID,
-    seq=123,
-    state="pending",
-    created_at=AT,
-    next_try_at=AT,
-    tries=(Try(number=1, at=AT, error="connection_lost", seconds=0.1),),
-)
-METRIC = Metric(
-    name="before.tokens_per_second", stage="evaluate", candidate=LONG, value=123456.789, unit="parameters", at=AT
-)
-WORKER = Worker(
-    name=f"worker-1@{LONG}",
-    kinds=("cpu", "gpu"),
-    device="NVIDIA H100 80GB HBM3",
-    started_at=AT,
-    heartbeat_at=AT,
-    alive=True,
-    busy=False,
-)
-KEY = ApiKey(
-    id=JOB_ID,
-    owner="a-team-with-a-long-name",
-    name="a key with a long name",
-    start="rmk_abcdefgh",
-    scopes=("jobs:read", "jobs:write", "webhooks:write", "admin"),
-    is_live=True,
-    created_at=AT,
-    expires_at=AT,
-    last_used_at=AT,
-)
-LISTED = Job.model_validate(
-    a_job(status="running", stage="calibrate", spec={"model": {"repo_id": LONG}, "drop": list(range(1, 90, 2))})
-)
-
-
-@pytest.mark.parametrize(
-    ("table", "whole"),
-    [
-        (jobs_table([LISTED]), (JOB_ID, "calibrate")),
-        (job_table(LISTED), (JOB_ID, LONG)),
-        (metrics_table([METRIC]), ("before.tokens_per_second", "123,457", "parameters")),
-        (workers_table([WORKER]), ("cpu gpu", "idle")),
-        (keys_table([KEY]), (JOB_ID, "webhooks:write", "rmk_abcdefgh")),
-        (webhooks_table([WEBHOOK]), (JOB_ID, "no, by receiver", "cancel_requested")),
-        (deliveries_table([DELIVERY]), (MESSAGE, "connection_lost")),
-    ],
-    ids=["jobs", "job", "metrics", "workers", "keys", "webhooks", "deliveries"],
-)
-def test_tables_fit_eighty_columns(table: Table, whole: tuple[str, ...]) -> None:
-    text = printed(table, width=80)
-    assert max(map(len, text.splitlines())) <= 80
-    assert "…" not in text.replace("rmk_abcdefgh…", "")
-    for each in whole:
-        assert each in text

@@ -6,6 +6,7 @@ from pathlib import Path
 from platform import python_version
 
 import pytest
+from typer.testing import Result
 
 from replaceme_core.hub.files import sha256_of
 from tests.fakes.local_runner import REPORT
@@ -39,13 +40,20 @@ def result(scratch: Path, model: Path, text: Path) -> Path:
     return directory
 
 
-def change(result: Path, **fields: object) -> None:
-    record = json.loads((result / "replaceme.json").read_text())
-    (result / "replaceme.json").write_text(json.dumps({**record, **fields}))
+@pytest.fixture
+def reproduce(replaceme: Run, result: Path, model: Path, text: Path) -> Run:
+    """Reproduces the result, whose record is changed by the keyword arguments, with the usual model and text."""
+
+    def run(*options: str | Path, mode: str = "good", **fields: object) -> Result:
+        record = json.loads((result / "replaceme.json").read_text())
+        (result / "replaceme.json").write_text(json.dumps({**record, **fields}))
+        return replaceme("reproduce", result, "--model", model, "--text", text, *options, mode=mode)
+
+    return run
 
 
-def test_the_same_bytes(replaceme: Run, result: Path, model: Path, text: Path, tmp_path: Path) -> None:
-    done = replaceme("reproduce", result, "--model", model, "--text", text)
+def test_the_same_bytes(reproduce: Run, tmp_path: Path) -> None:
+    done = reproduce()
     assert done.exit_code == 0, done.stderr
     assert "the same bytes: all 3 tensors" in done.stdout
     assert "warning" not in done.stderr
@@ -53,11 +61,11 @@ def test_the_same_bytes(replaceme: Run, result: Path, model: Path, text: Path, t
 
 
 def test_the_recorded_specification_is_carried_out(
-    replaceme: Run, result: Path, model: Path, text: Path, tmp_path: Path
+    reproduce: Run, result: Path, model: Path, text: Path, tmp_path: Path
 ) -> None:
     """But a search is not repeated: the depth that it has found is made again, which is one of four blocks."""
-    change(result, spec={**SPEC, "ratio": {"max": 0.5}, "gate": {"divergence": {"max": 1.0}}})
-    done = replaceme("reproduce", result, "--model", model, "--text", text, "--out", "out")
+    spec = {**SPEC, "ratio": {"max": 0.5}, "gate": {"divergence": {"max": 1.0}}}
+    done = reproduce("--out", "out", spec=spec)
     assert done.exit_code == 0, done.stderr
     request = json.loads((tmp_path / "out" / "replaceme.json").read_text())["request"]
     assert request["model_directory"] == str(model)
@@ -66,25 +74,22 @@ def test_the_recorded_specification_is_carried_out(
     spec = request["spec"]
     assert (spec["ratio"], spec["gate"]) == (0.25, None)
     for part in ("calibration", "compute", "method"):
-        sent = SPEC[part]
-        assert isinstance(sent, dict)
-        assert spec[part].items() >= sent.items()
+        assert spec[part].items() >= SPEC[part].items()  # type: ignore[attr-defined]
     assert (spec["evaluation"]["enabled"], spec["output"]["repo_id"], spec["labels"]) == (False, None, {})
 
 
-def test_tensors_that_differ(replaceme: Run, result: Path, model: Path, text: Path) -> None:
-    arguments = ("reproduce", result, "--model", model, "--text", text)
-    done = replaceme(*arguments, mode="differs")
+def test_tensors_that_differ(reproduce: Run) -> None:
+    done = reproduce(mode="differs")
     assert done.exit_code == 9, done.stderr
     for words in ("1 of 3 tensors differ", "model.norm.weight", "2 of 8", "0.25"):
         assert words in done.stdout
-    answer = json.loads(replaceme(*arguments, "--json", mode="differs").stdout)
+    answer = json.loads(reproduce("--json", mode="differs").stdout)
     assert (answer["same"], answer["differing"][0]["largest"], answer["warnings"]) == (False, 0.5, [])
 
 
-def test_other_versions_and_another_device_are_warned_of(replaceme: Run, result: Path, model: Path, text: Path) -> None:
-    change(
-        result,
+def test_other_versions_and_another_device_are_warned_of(reproduce: Run) -> None:
+    done = reproduce(
+        "--json",
         versions={"python": "3.1.4", "torch": version("torch"), "no-such-library": "1.0"},
         device={"type": "cuda", "hardware": "A Processor"},
         code={"digest": "d" * 64, "commit": "e" * 40},
@@ -92,7 +97,6 @@ def test_other_versions_and_another_device_are_warned_of(replaceme: Run, result:
         removed_blocks=[1],
         spec={**SPEC, "method": {"name": "auto", "time_budget_seconds": 60.0}},
     )
-    done = replaceme("reproduce", result, "--model", model, "--text", text, "--json")
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["warnings"] == [
         f"python is {python_version()} here; the result was made with 3.1.4",
@@ -120,39 +124,23 @@ def test_what_is_missing_is_asked_for(replaceme: Run, result: Path, model: Path,
         assert words in " ".join(done.stderr.split())
 
 
-def test_other_files_than_the_recorded_ones_are_refused(replaceme: Run, result: Path, model: Path, text: Path) -> None:
-    arguments = ("reproduce", result, "--model", model, "--text", text)
-    text.write_text("other words")
-    done = replaceme(*arguments)
-    assert (done.exit_code, "some text.txt is not the file" in done.stderr) == (2, True)
-    text.write_text("words")
-    (model / "model.safetensors").write_bytes(b"other")
-    done = replaceme(*arguments)
-    assert (done.exit_code, "model.safetensors is not the file" in done.stderr) == (2, True)
+def test_other_files_than_the_recorded_ones_are_refused(reproduce: Run, model: Path, text: Path) -> None:
+    for file, content in ((text, b"words"), (model / "model.safetensors", b"weights")):
+        file.write_bytes(b"other")
+        done = reproduce()
+        assert (done.exit_code, f"{file.name} is not the file" in done.stderr) == (2, True)
+        file.write_bytes(content)
+    for name in ("../some text.txt", "/etc/hostname", "a/../../x"):
+        done = reproduce(model={name: "0" * 64})
+        assert done.exit_code == 2
+        assert "which the result was made from" in done.stderr, "no file elsewhere is looked at"
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [
-        {"spec": {**SPEC, "calibration": {"dataset": "file:../../etc/passwd"}}},
-        {"spec": {**SPEC, "ratio": "0.25"}},
-        {"spec": None},
-        {"spec": {**SPEC, "from_a_later_version": 1}},
-    ],
-    ids=str,
+    "changes", [{"calibration": {"dataset": "file:../../etc/passwd"}}, {"ratio": "0.25"}, {"from_a_later_version": 1}]
 )
-def test_a_record_that_cannot_be_carried_out(
-    replaceme: Run, result: Path, model: Path, fields: dict[str, object]
-) -> None:
-    change(result, **fields)
-    done = replaceme("reproduce", result, "--model", model)
-    assert done.exit_code == 2, done.stderr
-    assert "has no specification that this version can carry out: spec" in done.stderr
-
-
-@pytest.mark.parametrize("name", ["../some text.txt", "/etc/hostname", "a/../../x"])
-def test_a_record_looks_at_no_file_elsewhere(replaceme: Run, result: Path, model: Path, text: Path, name: str) -> None:
-    change(result, model={name: "0" * 64})
-    done = replaceme("reproduce", result, "--model", model, "--text", text)
-    assert done.exit_code == 2
-    assert "which the result was made from" in done.stderr
+def test_a_record_that_cannot_be_carried_out(reproduce: Run, changes: dict[str, object]) -> None:
+    for spec in (None, {**SPEC, **changes}):
+        done = reproduce(spec=spec)
+        assert done.exit_code == 2, done.stderr
+        assert "has no specification that this version can carry out: spec" in done.stderr

@@ -1,11 +1,16 @@
-"""Addresses that `replaceme serve` listens on."""
+"""What `replaceme serve` and `worker` decide before they start a process: addresses, the key of this machine, GPUs."""
+
+import stat
+from functools import partial
+from pathlib import Path
 
 import pytest
 
-from api.cli.launch import answered_hosts, check_exposure
+from api.cli.launch import answered_hosts, check_exposure, plan_workers, provide_api_key
 from replaceme_core.errors import InvalidInput
 from replaceme_core.ledger.database import Database
-from replaceme_core.ledger.keys import Keys, NewKey, Scope
+from replaceme_core.ledger.keys import Keys, NewKey, Scope, hash_of, new_key
+from replaceme_core.ledger.migrate import upgrade
 from replaceme_core.settings import Settings
 
 NOTHING_IS_READ = "sqlite:////dev/null/no-database"
@@ -17,39 +22,33 @@ def settings(database_url: str = NOTHING_IS_READ, **values: object) -> Settings:
     )
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
-def test_this_machine_alone_needs_no_authentication(host: str) -> None:
-    check_exposure(host, settings())
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "203.0.113.1", "::ffff:10.0.0.1", "0"])
-def test_other_addresses_need_a_key_or_the_operators_word(host: str, sqlite_url: str) -> None:
-    with pytest.raises(InvalidInput, match="REPLACEME_ALLOW_UNAUTHENTICATED=true") as caught:
-        check_exposure(host, settings(sqlite_url))
-    assert caught.value.field == "host"
-    check_exposure(host, settings(allow_unauthenticated=True))
-    check_exposure(host, settings(require_key=True))
-
-
-def test_only_a_live_key_of_a_person_opens_an_address(sqlite_url: str, sqlite_database: Database) -> None:
+def test_other_addresses_need_a_live_key_of_a_person_or_the_operators_word(
+    sqlite_url: str, sqlite_database: Database
+) -> None:
     def create(*, is_local: bool) -> str:
         new = NewKey(owner="a", name="n", scopes=frozenset({Scope.ADMIN}), is_local=is_local)
         with sqlite_database.session() as session:
             return Keys(session).create(new).id
 
+    for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost", "no.such.host.invalid"):  # the last is for the socket
+        check_exposure(host, settings())
+    others = ("0.0.0.0", "::", "", "203.0.113.1", "::ffff:10.0.0.1", "0")
+
+    def require_refusal() -> None:
+        for host in others:
+            with pytest.raises(InvalidInput, match=r"replaceme keys create.*REPLACEME_ALLOW_UNAUTHENTICATED=true"):
+                check_exposure(host, settings(sqlite_url))
+
     create(is_local=True)
-    with pytest.raises(InvalidInput, match="replaceme keys create"):
-        check_exposure("0.0.0.0", settings(sqlite_url))
+    require_refusal()
     key_id = create(is_local=False)
-    check_exposure("0.0.0.0", settings(sqlite_url))
+    for host in others:
+        check_exposure(host, settings(sqlite_url))
+        check_exposure(host, settings(allow_unauthenticated=True))
+        check_exposure(host, settings(require_key=True))
     with sqlite_database.session() as session:
         Keys(session).revoke(key_id)
-    with pytest.raises(InvalidInput, match="replaceme keys create"):
-        check_exposure("0.0.0.0", settings(sqlite_url))
-
-
-def test_a_name_that_leads_nowhere_is_left_to_the_socket() -> None:
-    check_exposure("no.such.host.invalid", settings())
+    require_refusal()
 
 
 @pytest.mark.parametrize(
@@ -69,3 +68,68 @@ def test_the_service_answers_to_the_host_that_it_listens_on(
     found = answered_hosts(settings(allowed_hosts=given), host)
     assert found == expected
     Settings.model_validate({"allowed_hosts": found})
+
+
+def test_serve_makes_one_key_for_this_machine(tmp_path: Path) -> None:
+    here = Settings.model_validate({"data": tmp_path / "data"})
+    upgrade(here.resolved_database_url)
+
+    def provided() -> str:
+        provide_api_key(here)
+        return here.api_key_file.read_text().strip()
+
+    def live(text: str) -> bool:
+        database = Database(here.resolved_database_url)
+        with database.session(read_only=True) as session:
+            found = Keys(session).find_live(hash_of(text))
+            assert not Keys(session).is_any_issued()
+        database.close()
+        return found is not None
+
+    first = provided()
+    assert stat.S_IMODE(here.api_key_file.stat().st_mode) == 0o600
+    assert live(first)
+    assert provided() == first
+    here.api_key_file.unlink()
+    second = provided()
+    assert live(second) and not live(first)
+    here.api_key_file.write_text(new_key())  # of another database
+    assert live(provided()) and not live(second)
+    assert [path.name for path in here.resolved_data.iterdir() if path.name.startswith(".api-key")] == []
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "expected"),
+    [
+        ("all", None, {"gpu0": "0", "gpu1": "1", "gpu2": "2"}),
+        ("2, 0", None, {"gpu2": "2", "gpu0": "0"}),
+        ("all", "5,7,1", {"gpu0": "5", "gpu1": "7", "gpu2": "1"}),
+        ("1", "GPU-aa,GPU-bb,GPU-cc", {"gpu1": "GPU-bb"}),
+        ("1", "", {"gpu1": "1"}),
+    ],
+)
+def test_one_worker_for_each_gpu(gpus: str, visible: str | None, expected: dict[str, str]) -> None:
+    environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert [*plan_workers(gpus, environ, count=lambda: 3).items()] == [*expected.items()]
+
+
+def test_without_gpus_one_worker_for_the_cpu_that_sees_no_gpu() -> None:
+    count = partial(pytest.fail, "GPUs are not counted")
+    assert plan_workers(None, {"CUDA_VISIBLE_DEVICES": "3"}, count=count) == {"cpu": ""}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "count", "words"),
+    [
+        ("all", 0, "torch sees no GPU"),
+        ("2", 2, "there is no GPU 2: this machine has GPUs 0 to 1"),
+        ("0,1", 1, "there is no GPU 1: this machine has GPU 0"),
+        ("0,0", 2, "appears twice"),
+        ("-1", 2, "expected all, or GPU numbers"),
+        ("", 2, "expected all, or GPU numbers"),
+        ("cuda:0", 2, "expected all, or GPU numbers"),
+    ],
+)
+def test_invalid_gpus_are_refused(gpus: str, count: int, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        plan_workers(gpus, {}, count=lambda: count)

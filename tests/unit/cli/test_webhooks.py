@@ -4,134 +4,113 @@ import json
 
 import pytest
 
-from tests.fixtures.cli.stub_service import JOB_ID, StubService, a_job, a_problem, run_at
+from tests.fixtures.cli.stub_service import JOB_ID, StubService, a_job, a_problem, fits_eighty_columns, run_at
 
 ID = "9a0e6d1c-0000-4000-8000-000000000002"
 MESSAGE = f"evt_{JOB_ID}-3"
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+TO = f"https://hooks.example.com/{'x' * 100}"
+AT = "2026-11-25T00:00:00Z"
+WEBHOOK: dict[str, object] = {
+    "id": ID,
+    "url": TO,
+    "events": ["succeeded", "cancel_requested"],
+    "labels": {"team": "nlp"},
+    "payload": "thin",
+    "enabled": False,
+    "disabled_by": "receiver",
+    "created_at": AT,
+}
+FAILED: dict[str, object] = {
+    "id": MESSAGE,
+    "type": "job.succeeded",
+    "job_id": JOB_ID,
+    "seq": 3,
+    "state": "failed",
+    "created_at": AT,
+    "tries": [{"number": 1, "at": AT, "status": 503, "error": "status", "seconds": 0.1}],
+}
+LOG, AGAIN = f"GET /webhooks/{ID}/deliveries", f"POST /webhooks/{ID}/deliveries/{MESSAGE}/redeliver"
 
 
-def a_webhook(**fields: object) -> dict[str, object]:
-    return {
-        "id": ID,
-        "url": "https://hooks.example.com/x",
-        "events": ["succeeded", "failed"],
-        "labels": {"team": "nlp"},
-        "payload": "thin",
-        "enabled": True,
-        "disabled_by": None,
-        "disabled_at": None,
-        "job_id": None,
-        "signed_by": None,
-        "previous_secret_expires_at": None,
-        "created_at": "2026-11-25T00:00:00Z",
-        "links": {},
-        **fields,
+@pytest.fixture
+def webhooks(service: StubService) -> StubService:
+    """A service that has a webhook, which failed once and then was disabled."""
+    new = {**WEBHOOK, "secret": SECRET}
+    service.answers |= {
+        "POST /webhooks": [(201, new)],
+        "GET /webhooks": [(200, {"items": [WEBHOOK], "next_cursor": "more"})],
+        f"GET /webhooks/{ID}": [(200, WEBHOOK)],
+        f"PATCH /webhooks/{ID}": [(200, WEBHOOK)],
+        f"POST /webhooks/{ID}/rotate": [(200, new)],
+        f"DELETE /webhooks/{ID}": [(204, b"")],
+        LOG: [(200, {"items": [FAILED], "next_cursor": "c"}), (200, {"items": [FAILED], "next_cursor": None})],
+        AGAIN: [(202, {**FAILED, "state": "pending"})],
     }
-
-
-def a_delivery(**fields: object) -> dict[str, object]:
-    one = {"number": 1, "at": "2026-11-25T00:00:00Z", "status": 503, "error": "status", "seconds": 0.1}
-    return {
-        "id": MESSAGE,
-        "type": "job.succeeded",
-        "job_id": JOB_ID,
-        "seq": 3,
-        "state": "failed",
-        "created_at": "2026-11-25T00:00:00Z",
-        "next_try_at": None,
-        "finished_at": "2026-11-28T00:00:00Z",
-        "tries": [one],
-        **fields,
-    }
-
-
-def test_create_prints_the_secret_once_and_apart(service: StubService) -> None:
-    service.answers["POST /webhooks"] = [(201, a_webhook(secret=SECRET))]
-    options = ("--event", "succeeded", "--event", "failed", "--label", "team=nlp", "--full")
-    done = run_at(service, "webhooks", "create", "https://hooks.example.com/x", *options)
-    assert done.exit_code == 0
-    assert SECRET in done.stderr
-    assert SECRET not in done.stdout
-    assert "https://hooks.example.com/x" in done.stdout
-    sent = {"url": "https://hooks.example.com/x", "events": ["succeeded", "failed"], "payload": "full"}
-    assert service.received == [("POST /webhooks", {**sent, "labels": {"team": "nlp"}})]
-    done = run_at(service, "webhooks", "create", "https://hooks.example.com/x", "--json")
-    assert json.loads(done.stdout)["secret"] == SECRET
-    assert service.received[-1][1] == {"url": "https://hooks.example.com/x"}
-
-
-def test_list_and_show(service: StubService) -> None:
-    disabled = a_webhook(enabled=False, disabled_by="receiver", disabled_at="2026-11-25T00:00:00Z")
-    service.answers["GET /webhooks"] = [(200, {"items": [disabled], "next_cursor": "more"})]
-    service.answers[f"GET /webhooks/{ID}"] = [(200, disabled)]
-    listed = run_at(service, "webhooks", "list", "--job", JOB_ID, "--limit", "1")
-    assert ID in listed.stdout
-    assert "no, by receiver" in listed.stdout
-    assert "--cursor more" in listed.stderr
-    assert service.received[0][0] == f"GET /webhooks?job={JOB_ID}&limit=1"
-    assert "team=nlp" in run_at(service, "webhooks", "show", ID).stdout
+    return service
 
 
 @pytest.mark.parametrize(
-    ("arguments", "body"),
+    ("command", "sent", "body", "words"),
     [
-        (("update", ID, "--enable"), {"enabled": True}),
-        (("update", ID, "--disable", "--thin"), {"enabled": False, "payload": "thin"}),
-        (("update", ID, "--to", "https://a.example", "--label", "a=b"), {"url": "https://a.example"}),
+        (f"create {TO}", "POST /webhooks", {"url": TO}, (TO, "no, by receiver")),
+        (
+            f"create {TO} --event succeeded --event failed --label team=nlp --full",
+            "POST /webhooks",
+            {"url": TO, "events": ["succeeded", "failed"], "payload": "full", "labels": {"team": "nlp"}},
+            (),
+        ),
+        (f"list --job {JOB_ID} --limit 1", f"GET /webhooks?job={JOB_ID}&limit=1", None, (ID, "no, by receiver")),
+        (f"show {ID}", f"GET /webhooks/{ID}", None, ("team=nlp",)),
+        (f"update {ID} --enable", f"PATCH /webhooks/{ID}", {"enabled": True}, ()),
+        (f"update {ID} --disable --thin", f"PATCH /webhooks/{ID}", {"enabled": False, "payload": "thin"}, ()),
+        (
+            f"update {ID} --to https://a.example --label a=b",
+            f"PATCH /webhooks/{ID}",
+            {"url": "https://a.example", "labels": {"a": "b"}},
+            (),
+        ),
+        (f"rotate {ID} --overlap 0", f"POST /webhooks/{ID}/rotate", {"overlap_seconds": 0.0}, ()),
+        (f"delete {ID}", f"DELETE /webhooks/{ID}", None, ()),
+        (f"deliveries {ID} --state failed", f"{LOG}?state=failed", None, ("503", "failed")),
+        (f"redeliver {ID} {MESSAGE}", AGAIN, None, ("pending",)),
     ],
 )
-def test_update_sends_what_is_given(service: StubService, arguments: tuple[str, ...], body: dict[str, object]) -> None:
-    service.answers[f"PATCH /webhooks/{ID}"] = [(200, a_webhook())]
-    assert run_at(service, "webhooks", *arguments).exit_code == 0
-    labels = {"labels": {"a": "b"}} if "--label" in arguments else {}
-    assert service.received == [(f"PATCH /webhooks/{ID}", body | labels)]
+def test_what_each_command_sends_and_prints(
+    webhooks: StubService, command: str, sent: str, body: object, words: tuple[str, ...]
+) -> None:
+    done = run_at(webhooks, "webhooks", *command.split())
+    assert done.exit_code == 0, done.output
+    assert webhooks.received == [(sent, body)]
+    assert [word for word in words if word not in "".join(done.stdout.split()) and word not in done.stdout] == []
+    fits_eighty_columns(done.stdout or " ")
+    has_secret = command.startswith(("create", "rotate"))
+    assert (SECRET in done.stderr, SECRET in done.stdout) == (has_secret, False), "shown once and apart"
+    assert ("--cursor " in done.stderr) is command.startswith(("list", "deliveries"))
+    if not command.startswith(("list", "deliveries", "redeliver")):
+        shown = json.loads(run_at(webhooks, "webhooks", *command.split(), "--json").stdout)
+        assert shown["id"] == ID
+        assert shown.get("secret") == (SECRET if has_secret else None)
 
 
-def test_rotate_and_delete(service: StubService) -> None:
-    service.answers[f"POST /webhooks/{ID}/rotate"] = [(200, a_webhook(secret=SECRET))]
-    service.answers[f"DELETE /webhooks/{ID}"] = [(204, b"")]
-    assert SECRET in run_at(service, "webhooks", "rotate", ID, "--overlap", "0").stderr
-    assert run_at(service, "webhooks", "delete", ID).exit_code == 0
-    assert json.loads(run_at(service, "webhooks", "delete", ID, "--json").stdout) == {"id": ID, "deleted": True}
-    assert service.received[0][1] == {"overlap_seconds": 0.0}
-
-
-def test_the_log_and_sending_again(service: StubService) -> None:
-    log, again = f"/webhooks/{ID}/deliveries", f"POST /webhooks/{ID}/deliveries/{MESSAGE}/redeliver"
-    service.answers[f"GET {log}"] = [
-        (200, {"items": [a_delivery()], "next_cursor": None}),
-        (200, {"items": [a_delivery()], "next_cursor": "c"}),
-        (200, {"items": [a_delivery()], "next_cursor": None}),
-    ]
-    service.answers[again] = [(202, a_delivery(state="pending"))]
-    listed = run_at(service, "webhooks", "deliveries", ID, "--state", "failed")
-    assert "503" in listed.stdout
-    assert "".join(listed.stdout.split()).count(MESSAGE) == 1
-    assert run_at(service, "webhooks", "redeliver", ID, "--failed").exit_code == 0
-    assert [request for request, _ in service.received].count(again) == 2
-    assert "pending" in run_at(service, "webhooks", "redeliver", ID, MESSAGE).stdout
+def test_all_that_failed_are_sent_again(webhooks: StubService) -> None:
+    assert run_at(webhooks, "webhooks", "redeliver", ID, "--failed").exit_code == 0
+    assert [request for request, _ in webhooks.received].count(AGAIN) == 2, "of both pages"
     for arguments in ((), (MESSAGE, "--failed")):
-        assert run_at(service, "webhooks", "redeliver", ID, *arguments).exit_code == 2
+        assert run_at(webhooks, "webhooks", "redeliver", ID, *arguments).exit_code == 2
 
 
 def test_a_refusal_is_printed_with_its_exit_code(service: StubService) -> None:
     errors = [{"field": "url", "value": None, "message": "private"}]
     service.answers["POST /webhooks"] = [(422, a_problem(422, errors=errors))]
     done = run_at(service, "webhooks", "create", "https://10.0.0.1/")
-    assert done.exit_code == 2
-    assert "url: private" in done.stderr
+    assert (done.exit_code, done.stderr) == (2, "error: url: private\n")
 
 
 def test_submit_with_a_webhook(service: StubService) -> None:
-    service.answers["POST /jobs"] = [(202, a_job(webhook=a_webhook(secret=SECRET, job_id=JOB_ID)))]
+    service.answers["POST /jobs"] = [(202, a_job(webhook={**WEBHOOK, "secret": SECRET, "job_id": JOB_ID}))]
     job = ("submit", "--model", "org/name", "--ratio", "0.25", "--calibration", "builtin:general")
-    done = run_at(
-        service, *job, "--webhook", "https://a.example", "--webhook-event", "failed", "--webhook-signed-by", ID
-    )
+    done = run_at(service, *job, "--webhook", "https://a.example")
     assert done.exit_code == 0
     assert SECRET in done.stderr
-    body = service.received[0][1]
-    assert isinstance(body, dict)
-    assert body["webhook"] == {"url": "https://a.example", "events": ["failed"], "signed_by": ID}
     assert run_at(service, *job, "--webhook-event", "failed").exit_code == 2
