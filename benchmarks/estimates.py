@@ -63,12 +63,12 @@ def run(data: Path, *, jobs: tuple[Mapping[str, object], ...]) -> int:
             if job.status != "succeeded" or job.started_at is None or job.finished_at is None:
                 raise SystemExit(f"job {job.id} ended as {job.status}: {job.error}")
             took = (job.finished_at - job.started_at).total_seconds()
-            seconds, low, high = (float(planned.time[name]) for name in ("seconds", "low_seconds", "high_seconds"))
-            off = max(seconds / took, took / seconds)
-            worst = max(worst, off if planned.time["jobs"] else 1.0)
+            expected = planned.time
+            off = max(expected.seconds / took, took / expected.seconds)
+            worst = max(worst, off if expected.jobs else 1.0)
             name = f"{planned.method}, {planned.samples} x {planned.max_length}"
-            by = f"{planned.time['jobs']:.0f} jobs"
-            range_shown = time_range(low, high)
+            by = f"{expected.jobs} jobs"
+            range_shown = time_range(expected.low_seconds, expected.high_seconds)
             console.print(
                 f"{name:<36}{range_shown:<24}{by:>8}{duration(took):>14}{off:>7.2f}x{_share_right(seen):>7.0%}",
                 soft_wrap=True,

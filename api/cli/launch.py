@@ -115,17 +115,20 @@ Start = Callable[..., ChildProcess]
 """Starts a process which calls `report` with its events."""
 
 
-def start_worker(name: str, settings: Settings, environment: Mapping[str, str], *options: str) -> Start:
-    """Starts a Celery worker that runs one job at a time."""
-    command = [
+def worker_command(*options: str) -> list[str]:
+    """The command of a Celery worker that runs one job at a time."""
+    return [
         *(sys.executable, "-m", "celery", "--quiet", "-A", "worker.app", "worker"),
         *("--pool", "prefork", "--concurrency", "1", "--loglevel", "INFO"),
         *options,
     ]
+
+
+def start_worker(name: str, settings: Settings, environment: Mapping[str, str], *options: str) -> Start:
     return partial(
         ChildProcess,
         name,
-        command,
+        worker_command(*options),
         environment=environment,
         grace_seconds=settings.drain_seconds + WORKER_GRACE_SECONDS,
         ready_line=WORKER_READY,

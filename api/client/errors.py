@@ -22,7 +22,7 @@ from api.client.models import Problem
 class ServiceError(Exception):
     """Base of what the clients raise; `str(error)` is one sentence for a person.
 
-    `is_transient`: the same request may be answered later. `retry_after`: after so many seconds, if the service says.
+    `is_transient`: the same request may be answered later. `retry_after`: after these seconds, if the service says.
     """
 
     is_transient: ClassVar[bool] = False

@@ -107,8 +107,8 @@ def order(client: Client, request: dict[str, object], messages: Messages) -> int
         print(f"refused: {plan.refusals[0].message}")
         return 1
     if plan.estimate is not None:
-        low, high = (plan.estimate.time[name] for name in ("low_seconds", "high_seconds"))
-        print(f"planned: {plan.estimate.blocks['removed']} blocks, {low:.0f} to {high:.0f} s")
+        time = plan.estimate.time
+        print(f"planned: {plan.estimate.blocks.removed} blocks, {time.low_seconds:.0f} to {time.high_seconds:.0f} s")
     try:
         job = client.submit(request, idempotency_key=uuid4().hex)
     except Invalid as error:  # what has changed since the plan

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from replaceme_core.local.evaluate import Measured, measured_of
+from replaceme_core.local.evaluate import Measured
 from replaceme_core.local.inputs import NamedModel, NamedTexts, Text, admit, validated
 from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, absolute, check_absent, show_nothing
 from replaceme_core.request.admission import resolve_calibration
@@ -106,14 +106,15 @@ def compress(
     rejection = None
     if spec.gate is not None and (judged is None or not judged.passed):
         rejection = "the runner did not judge the gate" if judged is None else str(judged)
-    before, after = (None if report.get(side) is None else measured_of(report[side]) for side in ("before", "after"))
+    sides = (report.get(side) for side in ("before", "after"))
+    before, after = (None if row is None else Measured.model_validate(row) for row in sides)
     gated = f"{named.name} is gated: those who made it set conditions for its use, which hold for the result too"
     rows = report.get("warnings")
     return Outcome(
         directory=out,
         model=spec.model,
-        removed_blocks=finished.removed_blocks,
-        kept_blocks=finished.kept_blocks,
+        removed_blocks=tuple(finished.removed_blocks),
+        kept_blocks=tuple(finished.kept_blocks),
         method=str(report.get("chosen_method", report.get("method"))),
         before=before,
         after=after,

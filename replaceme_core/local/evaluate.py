@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from replaceme_core.hub.port import Hub
 from replaceme_core.local.inputs import NamedModel, NamedTexts, Text, admit, validated
 from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, absolute, show_nothing
@@ -16,14 +14,14 @@ from replaceme_core.runner.inputs import Pinned, pin_text
 from replaceme_core.runner.messages import Evaluated, EvaluateRequest, Stage
 from replaceme_core.runner.process import EVALUATE_FLAG
 from replaceme_core.settings import Settings
+from replaceme_core.shapes import Shape
 
 SPLIT = "test"
 """Of a data set on the Hub, where the call names none: what models are judged on is not what they were trained on."""
 _WEIGHTS = {Stage.DOWNLOAD: 1.0, Stage.EVALUATE: 1.0}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measured(Shape):
     """A model on text that calibration did not see: `perplexity` over `tokens` predictions, size and speed.
 
     `parameters` count tied ones once, `bytes` are those of the weights on disk.
@@ -56,9 +54,6 @@ class Evaluation:
     text: str
     hardware: str
     threads: int
-
-
-_MEASURED = TypeAdapter(Measured)
 
 
 def evaluate(
@@ -121,20 +116,16 @@ def evaluate(
     assert isinstance(evaluated, Evaluated)
     rows = evaluated.report["models"]
     assert isinstance(rows, list)
+    measured = [
+        EvaluatedModel(name=one.name, revision=model.ref.revision, measured=Measured.model_validate(row), report=row)
+        for one, model, row in zip(named, admitted, rows, strict=True)
+    ]
     return Evaluation(
-        models=tuple(
-            EvaluatedModel(name=one.name, revision=model.ref.revision, measured=measured_of(row), report=row)
-            for one, model, row in zip(named, admitted, rows, strict=True)
-        ),
+        models=measured,
         text=str(text["dataset"] if isinstance(text, Mapping) else text),
         hardware=str(evaluated.report["hardware"]),
         threads=int(str(evaluated.report["threads"])),
     )
-
-
-def measured_of(row: object) -> Measured:
-    """The measurements in a row of a report."""
-    return _MEASURED.validate_python(row)
 
 
 def _pin_text(text: Text, hub: Callable[[], Hub]) -> tuple[Mapping[str, object], Pinned]:

@@ -20,7 +20,7 @@ from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, show_no
 from replaceme_core.request.removal import ratio_of
 from replaceme_core.request.spec import CompressionSpec, EvaluationSpec, OutputSpec
 from replaceme_core.runner.eta import weights_of
-from replaceme_core.runner.inputs import Pinned, pin_model, pin_text
+from replaceme_core.runner.inputs import Pinned, pin_text
 from replaceme_core.settings import Settings
 
 
@@ -149,7 +149,8 @@ def _pin_model(spec: CompressionSpec, *, given: Path | None, hub: Callable[[], H
         raise InvalidInput(
             "the result was made from a model in a directory; name that directory with --model", field="model"
         )
-    return pin_model(spec.model, hub())
+    snapshot = hub().resolve(spec.model.repo_id, kind=RepositoryKind.MODEL, revision=spec.model.revision)
+    return Pinned(snapshot=snapshot, names=files_to_download(snapshot, hub()))
 
 
 def _pin_texts(spec: CompressionSpec, *, given: Sequence[Path], hub: Callable[[], Hub]) -> list[Pinned]:

@@ -67,7 +67,8 @@ def test_simple_use_needs_no_key_until_one_is_created(tmp_path: Path, monkeypatc
         made = run_here(monkeypatch, tmp_path, "keys", "create", "ci")
         assert made.exit_code == 0, made.stderr
         assert re.fullmatch(r"rmk_\w{49}\n", made.stdout)
-        assert httpx2.get(f"{serve.url}/jobs").status_code == 401
+        # the service asks now and then whether there is a key
+        wait_until(lambda: httpx2.get(f"{serve.url}/jobs").status_code == 401, seconds=20, what="a closed service")
         settings = {"REPLACEME_URL": serve.url}
         with_key = {**settings, "REPLACEME_API_KEY": made.stdout.strip()}
         for folder, command, given, exit_code in (

@@ -89,12 +89,6 @@ def test_a_submit_with_a_key_is_repeated_until_it_succeeds(
     assert pauses == [0.01, 0.01]
 
 
-def test_ids_are_quoted_in_paths(service: StubService, client: Client) -> None:
-    with pytest.raises(Missing):
-        client.job("../health?x=1")
-    assert service.received == [("GET /jobs/..%2Fhealth%3Fx%3D1", None)]
-
-
 def test_submit_says_what_to_do_when_its_key_finds_a_failed_job(service: StubService) -> None:
     service.answers["POST /jobs"] = [(202, a_job(status="failed", notice="this key made a job that has failed"))]
     options = ("--model", "acme/tiny", "--ratio", "0.25", "--calibration", "builtin:general", "--idempotency-key", "k")

@@ -178,83 +178,61 @@ def test_evaluate_takes_several_models_and_tasks(replaceme: Run, model: Path, tm
 
 NO_NUMBER = "expected a number such as 0.25, or max:0.5"
 REFUSED = {
-    "no model": (["nowhere"], "nowhere is not a directory"),
-    "not a model": (["scratch"], "no config.json"),
-    "only pickles": (["pickled"], "pytorch_model.bin"),
-    "no JSON": (["broken"], "is not valid JSON"),
-    "another family": (["mamba"], "'mamba' is not supported"),
-    "code of its own": (["auto_map"], "auto_map"),
-    "ratio 0": (["a model", "--ratio", "0"], "greater than 0"),
-    "ratio text": (["a model", "--ratio", "much"], NO_NUMBER),
-    "ratio least": (["a model", "--ratio", "least:0.5"], NO_NUMBER),
-    "ratio nan": (["a model", "--ratio", "max:nan"], NO_NUMBER),
-    "groups": (["a model", "--groups", "2"], "in at most 1 group,"),
-    "no such block": (["a model", "--drop", "4"], "there is no block 4"),
-    "drop text": (["a model", "--drop", "1,x"], "--drop"),
-    "method": (["a model", "--method", "magic"], "'--method'"),
-    "samples": (["a model", "--samples", "1"], "calibration.samples"),
-    "one text twice": (["a model", "--calibration", "some text.txt"], "is given twice"),
-    "share": (["a model", "--calibration", "builtin:code=1.5"], "calibration.sources.0.share"),
-    "own text beside several": (
-        ["a model", "--calibration", "builtin:code", "--self-generated", "0.5"],
-        "calibration.self_generated: self_generated belongs to one of the sources",
-    ),
-    "no file": (["a model", "--calibration", "nowhere=0.5.txt"], "there is no file nowhere=0.5.txt"),
-    "no built-in text": (["a model", "--calibration", "builtin:nothing"], "no built-in text"),
-    "no data set": (["a model", "--calibration", "org/name/more"], "there is no file org/name/more"),
-    "no text": (["a model", "--calibration", "a model/config.json"], "must end in .txt or .jsonl"),
-    "a directory": (["a model", "--calibration", "scratch"], "there is no file"),
-    "deepest of nothing": (["a model", "--ratio", "max:0.5"], "give gate, such as"),
-    "gate form": (["a model", "--gate", "perplexity_ratio<1.6"], "expected a criterion such as"),
-    "gate name": (["a model", "--gate", "perplexity<=1.6"], "gate.perplexity"),
-    "gate not measured": (["a model", "--gate", "agreement>=0.5", "--no-evaluate"], "turn evaluation.enabled on"),
-    "gate task": (["a model", "--gate", "tasks.piqa>=0.5"], "name piqa in evaluation.tasks"),
-    "tasks": (["a model", "--tasks", CHOICE], "give --tasks-dir DIR"),
-    "task data": (
-        ["a model", "--tasks", CHOICE, "--tasks-dir", "scratch/tasks"],
-        "reads questions.jsonl, which is not",
-    ),
-    "task": (["a model", "--tasks", "no_such", "--tasks-dir", "scratch/tasks"], "there is no task 'no_such'"),
-    "evaluate nothing": (["evaluate"], "MODEL..."),
-    "evaluate no model": (["evaluate", "nowhere"], "nowhere is not a directory"),
-    "evaluate no text": (["evaluate", "a model", "--text", "nowhere.txt"], "there is no file nowhere.txt"),
-    "evaluate built-in": (["evaluate", "a model", "--text", "builtin:none"], "there is no built-in text"),
-    "evaluate samples": (["evaluate", "a model", "--samples", "0"], "--samples"),
-    "evaluate device": (["evaluate", "a model", "--device", "?"], "device"),
-    "evaluate tasks twice": (["evaluate", "a model", "--tasks", "piqa,piqa"], "such as piqa,sciq"),
-    "evaluate task name": (["evaluate", "a model", "--tasks", "../x", "--tasks-dir", "scratch"], "../x"),
-    "evaluate no tasks": (["evaluate", "a model", "--tasks-dir", "none"], "none"),
-    "evaluate task data": (
-        ["evaluate", "a model", "--tasks", CHOICE, "--tasks-dir", "scratch/tasks"],
-        "questions.jsonl",
-    ),
+    "nowhere": "nowhere is not a directory",
+    "scratch": "no config.json",
+    "scratch/pickled": "pytorch_model.bin",
+    "scratch/broken": "is not valid JSON",
+    "scratch/custom": "auto_map",
+    "MODEL --ratio much": NO_NUMBER,
+    "MODEL --ratio max:nan": NO_NUMBER,
+    "MODEL --ratio max:0.5": "give gate, such as",
+    "MODEL --groups 2": "in at most 1 group,",
+    "MODEL --drop 4": "there is no block 4",
+    "MODEL --drop 1,x": "--drop",
+    "MODEL --method magic": "'--method'",
+    "MODEL --calibration 'some text.txt'": "is given twice",
+    "MODEL --calibration nowhere=0.5.txt": "there is no file nowhere=0.5.txt",
+    "MODEL --calibration builtin:nothing": "no built-in text",
+    "MODEL --calibration org/name/more": "there is no file org/name/more",
+    "MODEL --calibration 'a model/config.json'": "must end in .txt or .jsonl",
+    "MODEL --calibration scratch": "there is no file",
+    "MODEL --gate perplexity_ratio<1.6": "expected a criterion such as",
+    "MODEL --gate perplexity<=1.6": "gate.perplexity",
+    f"MODEL --tasks {CHOICE}": "give --tasks-dir DIR",
+    f"MODEL --tasks {CHOICE} --tasks-dir scratch/tasks": "reads questions.jsonl, which is not",
+    "MODEL --tasks no_such --tasks-dir scratch/tasks": "there is no task 'no_such'",
+    "evaluate": "MODEL...",
+    "evaluate nowhere": "nowhere is not a directory",
+    "evaluate MODEL --text nowhere.txt": "there is no file nowhere.txt",
+    "evaluate MODEL --text builtin:none": "there is no built-in text",
+    "evaluate MODEL --samples 0": "--samples",
+    "evaluate MODEL --device ?": "device",
+    "evaluate MODEL --tasks piqa,piqa": "such as piqa,sciq",
+    "evaluate MODEL --tasks ../x --tasks-dir scratch": "../x",
+    f"evaluate MODEL --tasks {CHOICE} --tasks-dir scratch/tasks": "questions.jsonl",
 }
+"""What is wrong in a call of `compress`, or of `evaluate` if it is named."""
 
 
 def test_bad_input_is_refused_before_anything_starts(
     replaceme: Run, model: Path, text: Path, scratch: Path, tmp_path: Path
 ) -> None:
     (write_tasks(scratch / "tasks") / "questions.jsonl").unlink()
-    configs = {
-        "pickled": json.dumps(CONFIG),
-        "broken": "{",
-        "mamba": json.dumps({**CONFIG, "model_type": "mamba"}),
-        "auto_map": json.dumps({**CONFIG, "auto_map": {}}),
-    }
-    for bad, config in configs.items():
+    custom = json.dumps({**CONFIG, "auto_map": {}})
+    for bad, config in {"pickled": json.dumps(CONFIG), "broken": "{", "custom": custom}.items():
         (shutil.copytree(model, scratch / bad) / "config.json").write_text(config)
     (scratch / "pickled" / "model.safetensors").rename(scratch / "pickled" / "pytorch_model.bin")
     before = {path.name for path in tmp_path.rglob("*")}
-    for name, (given, words) in REFUSED.items():
-        arguments = [str(scratch / given[0]), *given[1:]] if given[0] in configs else given
-        if given[0] != "evaluate":
-            ratio = () if {"--ratio", "--drop"} & {*given} else ("--ratio", "0.25")
+    for command, words in REFUSED.items():
+        arguments = [model.name if one == "MODEL" else one for one in shlex.split(command)]
+        if arguments[0] != "evaluate":
+            ratio = () if {"--ratio", "--drop"} & {*arguments} else ("--ratio", "0.25")
             arguments = ["compress", *arguments, *ratio, "--out", "out", "--calibration", text.name]
         done = replaceme(*arguments)
-        assert (done.exit_code, done.stdout) == (2, ""), (name, done.output, done.exception)
-        assert words in words_of(done.stderr), name
-        assert "Traceback" not in done.stderr, name
-        assert {path.name for path in tmp_path.rglob("*")} == before, name
+        assert (done.exit_code, done.stdout) == (2, ""), (command, done.output, done.exception)
+        assert words in words_of(done.stderr), command
+        assert "Traceback" not in done.stderr, command
+        assert {path.name for path in tmp_path.rglob("*")} == before, command
 
 
 def test_out_must_not_exist(replaceme: Run, base: Base, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from api.cli.child_processes import WORKER_GRACE_SECONDS, worker_command
+from api.cli.launch import WORKER_GRACE_SECONDS, worker_command
 from benchmarks.harness.checkout import ROOT
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.settings import Settings

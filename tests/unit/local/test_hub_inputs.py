@@ -1,8 +1,10 @@
 """`compress` and `evaluate` with models and texts of the Hub: what the runner is sent, and what is refused."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from replaceme_core.errors import (
     UnknownRepository,
     UnsafeModel,
 )
-from replaceme_core.local.compress import compress
+from replaceme_core.local.compress import Outcome, compress
 from replaceme_core.local.evaluate import evaluate
 from replaceme_core.settings import Settings
 from tests.fakes import local_runner
@@ -26,6 +28,7 @@ from tests.fixtures.models.tiny import save_tiny
 
 ROWS = b'{"text": "a row of words"}\n' * 4
 Make = Callable[..., Settings]
+Compress = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,11 @@ def make_settings(fake_hub: FakeHub, tmp_path: Path) -> Make:
         return Settings.model_validate({**given, "runner_command": runner, **more})
 
     return make
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Compress:
+    return partial(compress, ratio=0.5, calibration="builtin:code", out=tmp_path / "out")
 
 
 def sent(out: Path) -> dict[str, Any]:
@@ -76,7 +84,7 @@ def test_model_and_text_of_the_hub_are_pinned(
 
 
 def test_a_revision_of_a_model_is_named_behind_it(
-    fake_hub: FakeHub, files: dict[str, bytes], make_settings: Make, tmp_path: Path
+    fake_hub: FakeHub, files: dict[str, bytes], make_settings: Make
 ) -> None:
     first = fake_hub.add_model("acme/tiny", files).oid
     fake_hub.add_model("acme/tiny", {**files, "more.txt": b"more"})
@@ -84,19 +92,22 @@ def test_a_revision_of_a_model_is_named_behind_it(
     assert [one.name for one in found.models] == [f"acme/tiny@{first}", "acme/tiny"]
     assert found.models[0].revision == first
     assert found.models[1].revision not in (first, None)
-    with pytest.raises(UnknownRepository, match="there is no directory acme/tiny@no-such here, and on the Hub"):
-        compress("acme/tiny@no-such", ratio=0.5, calibration="builtin:code", out="out", settings=make_settings())
 
 
 def test_a_directory_goes_before_the_hub_and_needs_none(
-    fake_hub: FakeHub, files: dict[str, bytes], make_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake_hub: FakeHub,
+    files: dict[str, bytes],
+    make_settings: Make,
+    run: Compress,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     directory = Path("acme/tiny")
     directory.mkdir(parents=True)
     for name, content in files.items():
         (directory / name).write_bytes(content)
-    outcome = compress("acme/tiny", ratio=0.5, calibration="builtin:code", out="out", settings=make_settings())
+    outcome = run("acme/tiny", settings=make_settings())
     request = sent(outcome.directory)
     assert request["model_directory"] == str(directory.resolve())
     assert request["hub"] is None
@@ -121,47 +132,38 @@ def test_a_text_of_the_hub_to_measure_on(
         evaluate(["acme/tiny"], text={"dataset": "acme/text", "split": "validation"}, settings=make_settings())
 
 
-def test_gated_models(fake_hub: FakeHub, files: dict[str, bytes], make_settings: Make, tmp_path: Path) -> None:
+def test_gated_models(fake_hub: FakeHub, files: dict[str, bytes], make_settings: Make, run: Compress) -> None:
     """Those who may read one get a warning that its conditions hold; others get what is missing. No token is shown."""
     fake_hub.add_model("acme/tiny", files)
     fake_hub.store.repository("model", "acme/tiny").gated = True
-    call = {"ratio": 0.5, "calibration": "builtin:code", "out": tmp_path / "out"}
     for token in (STRANGER_TOKEN, None):
         with pytest.raises(GatedRepository, match="accept its conditions") as refused:
-            compress("acme/tiny", settings=make_settings(token), **call)  # type: ignore[arg-type]
+            run("acme/tiny", settings=make_settings(token))
         assert "REPLACEME_HUB_READ_TOKEN" in refused.value.message
         assert STRANGER_TOKEN not in refused.value.explained
-    assert not (tmp_path / "out").exists()
-    outcome = compress("acme/tiny", settings=make_settings(), **call)  # type: ignore[arg-type]
+    outcome = run("acme/tiny", settings=make_settings())
     assert [one.code for one in outcome.warnings] == ["gated"]
     assert READ_TOKEN not in (outcome.directory / "replaceme.json").read_text()
 
 
-def test_nothing_large_is_downloaded_of_a_model_that_cannot_be_loaded(
-    fake_hub: FakeHub, files: dict[str, bytes], make_settings: Make, tmp_path: Path
+def test_what_is_refused_before_anything_large_is_downloaded(
+    fake_hub: FakeHub, files: dict[str, bytes], make_settings: Make, run: Compress, tmp_path: Path
 ) -> None:
-    """The headers are read first."""
     weights = files["model.safetensors"]
     fake_hub.add_model("acme/broken", {**files, "model.safetensors": b"\xff" * 8 + weights[8:]})
     fake_hub.add_model("acme/pickled", {"config.json": files["config.json"], "pytorch_model.bin": b"x"})
-    call = {"ratio": 0.5, "calibration": "builtin:code", "out": tmp_path / "out", "settings": make_settings()}
-    with pytest.raises(BrokenModel):
-        compress("acme/broken", **call)  # type: ignore[arg-type]
-    with pytest.raises(UnsafeModel, match=r"pytorch_model\.bin"):
-        compress("acme/pickled", **call)  # type: ignore[arg-type]
+    looked_up = "there is no directory {} here, and on the Hub"
+    cases: list[tuple[str, type[Exception], str]] = [
+        ("acme/broken", BrokenModel, ""),
+        ("acme/pickled", UnsafeModel, "pytorch_model.bin"),
+        ("acme/broken@no-such", UnknownRepository, looked_up.format("acme/broken@no-such")),
+        *((name, InvalidInput, "") for name in ("acme", "a/b/c", "a/b c", "../tiny", "acme/tiny@a@\x00")),
+    ]
+    for name, kind, words in cases:
+        with pytest.raises(kind, match=re.escape(words) or None):
+            run(name, settings=make_settings())
     whole = [one for one in fake_hub.seen if one.path.endswith("model.safetensors") and one.range is None]
     assert [one for one in whole if one.method == "GET"] == []
+    with pytest.raises(HubUnreachable, match=looked_up.format("acme/tiny")):
+        run("acme/tiny", settings=make_settings(hub="http://127.0.0.1:9"))
     assert list(tmp_path.glob("out*")) == []
-
-
-def test_a_hub_that_is_not_there(make_settings: Make, tmp_path: Path) -> None:
-    settings = make_settings(hub="http://127.0.0.1:9")
-    with pytest.raises(HubUnreachable, match="there is no directory acme/tiny here, and on the Hub"):
-        compress("acme/tiny", ratio=0.5, calibration="builtin:code", out=tmp_path / "out", settings=settings)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("name", ["acme", "acme/tiny/more", "acme/ti ny", "../tiny", "acme/tiny@a@\x00"])
-def test_what_is_neither_a_directory_nor_a_name(make_settings: Make, tmp_path: Path, name: str) -> None:
-    with pytest.raises(InvalidInput):
-        compress(name, ratio=0.5, calibration="builtin:code", out=tmp_path / "out", settings=make_settings())
