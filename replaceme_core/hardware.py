@@ -120,7 +120,7 @@ def has_native_bfloat16(cpu_info: Path = CPU_INFO) -> bool:
 
 def _output(program: str, environ: Mapping[str, str]) -> str:
     """What a Python program prints. Raises `InvalidInput`."""
-    command = (sys.executable, "-c", program)
+    command = (sys.executable, "-P", "-c", program)  # -P: nothing is imported from the working directory
     try:
         done = subprocess.run(
             command, env=dict(environ), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True

@@ -25,7 +25,10 @@ def environment(place: Path, *, available: bool = True, kind: str = "cuda", uuid
     return {**os.environ, "PYTHONPATH": str(place)}
 
 
-def test_the_accelerator_has_the_uuid_of_the_driver(tmp_path: Path) -> None:
+def test_the_accelerator_has_the_uuid_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "torch.py").write_text("raise SystemExit('imported from the working directory')")
+    monkeypatch.chdir(tmp_path / "here")
     assert find_accelerator(environment(tmp_path)) == Accelerator(name="Some GPU", uuid=UUID)
     assert find_accelerator(environment(tmp_path, kind="mps")) == Accelerator(name="mps", uuid=None)
     assert find_accelerator(environment(tmp_path, uuid="; rm -r")) == Accelerator(name="Some GPU", uuid=None)
