@@ -26,8 +26,8 @@ from replaceme_core.ledger import attempts
 from replaceme_core.ledger.attempts import KEPT_LINES
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import Claim
+from replaceme_core.plan.eta import Course
 from replaceme_core.request.spec import CompressionSpec
-from replaceme_core.runner.eta import Course
 from replaceme_core.runner.messages import Advanced, Measured, Message, Resolved, Stage, StageStarted, without_paths
 from replaceme_core.settings import Settings
 from replaceme_core.telemetry import mark_failed, start_span

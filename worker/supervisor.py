@@ -32,8 +32,8 @@ from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import Owners, owner_hub
 from replaceme_core.ledger.records import Claim, Job, JobEvent
 from replaceme_core.ledger.states import EventType, JobStatus
+from replaceme_core.plan.eta import Course, weights_of
 from replaceme_core.request.admission import OutputRules
-from replaceme_core.runner.eta import Course, weights_of
 from replaceme_core.runner.messages import PastJob, describe, is_mistake
 from replaceme_core.runner.process import UNCONFINED, Confinement
 from replaceme_core.settings import Settings

@@ -19,7 +19,7 @@ from replaceme_core.engine.evaluation.compare import Comparison, Original, Unmea
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import PRUNED, SOURCE, Subject, open_subject
 from replaceme_core.engine.evaluation.tasks import LoadedTasks
-from replaceme_core.engine.methods.task import Pruning, Task, find_method
+from replaceme_core.engine.methods.task import PartOfStage, Pruning, Task, find_method
 from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import apply_changes, fold, remove_blocks, scale_final_norm
@@ -34,12 +34,12 @@ from replaceme_core.engine.text.tokens import beginning_of_text, calibration_tok
 from replaceme_core.errors import InvalidInput, NumericalFailure
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.library_errors import library_errors
+from replaceme_core.plan.eta import writing_part
 from replaceme_core.request.defaults import CHOICE_STREAM_BYTES
 from replaceme_core.request.gate import Trial, deepest, most_trials
 from replaceme_core.request.removal import Allows
 from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.request.spec import Loading
-from replaceme_core.runner.eta import PartOfStage, writing_part
 from replaceme_core.runner.messages import Progress, Stage
 
 

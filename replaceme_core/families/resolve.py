@@ -222,9 +222,9 @@ def resolve(model: PreTrainedModel) -> ResolvedModel:
     """Bind `model` to its row. Raises `UnsupportedFamily` when there is none or its paths are not there."""
     row = lookup(model.config.model_type)
     if isinstance(row, Refusal):
-        raise UnsupportedFamily(row.reason, field="model", value=row.model_type)
+        raise UnsupportedFamily(row.reason, value=row.model_type)
     if broken := unmet(row, vars(model.config)):
-        raise UnsupportedFamily(broken.reason, field="model", value=row.model_type)
+        raise UnsupportedFamily(broken.reason, value=row.model_type)
     resolved = ResolvedModel(model=model, layout=row)
     try:
         blocks = model.get_submodule(row.blocks)
@@ -241,7 +241,7 @@ def resolve(model: PreTrainedModel) -> ResolvedModel:
         _ = resolved.final_norm
     except AttributeError as error:
         raise UnsupportedFamily(
-            f"this {row.model_type} model is not laid out as expected: {error}", field="model", value=row.model_type
+            f"this {row.model_type} model is not laid out as expected: {error}", value=row.model_type
         ) from None
     return resolved
 

@@ -26,7 +26,7 @@ from replaceme_core.ledger.states import ATTEMPT_ENDS, EventType, JobStatus
 from replaceme_core.ledger.tables import JobEventRow, JobLabelRow, JobLogRow, JobRow, MetricRow, is_uuid
 from replaceme_core.ledger.transitions import find_job
 from replaceme_core.plan.duration import MODELLED, inputs_of
-from replaceme_core.runner.eta import weights_of
+from replaceme_core.plan.eta import weights_of
 from replaceme_core.runner.messages import PastJob, Stage
 from replaceme_core.shapes import LogLine, Metric, Shape
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from replaceme_core.local.evaluate import Measured
 from replaceme_core.local.inputs import NamedModel, NamedTexts, Text, admit, validated
 from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, absolute, check_absent, show_nothing
+from replaceme_core.plan.eta import weights_of
 from replaceme_core.request.admission import resolve_calibration
 from replaceme_core.request.gate import GateResult
 from replaceme_core.request.removal import check_removal
 from replaceme_core.request.spec import CompressionRequest, ModelRef
 from replaceme_core.request.tasks import check_tasks
-from replaceme_core.runner.eta import weights_of
 from replaceme_core.runner.inputs import pin_text
 from replaceme_core.settings import Settings
 from replaceme_core.shapes import JobWarning

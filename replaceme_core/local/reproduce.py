@@ -17,9 +17,9 @@ from replaceme_core.hub.model_files import files_to_download
 from replaceme_core.hub.port import REPORT, Hub, RepositoryKind
 from replaceme_core.local.inputs import outline_of
 from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, show_nothing
+from replaceme_core.plan.eta import weights_of
 from replaceme_core.request.removal import ratio_of
 from replaceme_core.request.spec import CompressionSpec, EvaluationSpec, OutputSpec
-from replaceme_core.runner.eta import weights_of
 from replaceme_core.runner.inputs import Pinned, pin_text
 from replaceme_core.settings import Settings
 

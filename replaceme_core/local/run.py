@@ -17,9 +17,9 @@ from pydantic import ValidationError
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.hub.model_config import read_outline
 from replaceme_core.hub.port import Hub
+from replaceme_core.plan.eta import Course
 from replaceme_core.plan.resources import planned_host_bytes
 from replaceme_core.request.spec import CompressionSpec
-from replaceme_core.runner.eta import Course
 from replaceme_core.runner.inputs import Pinned, fetch, held
 from replaceme_core.runner.messages import (
     Advanced,

@@ -2,7 +2,7 @@
 
 The model: a stage has a fixed cost, and one that grows with the work. One pass over the calibration tokens takes 2 FLOP
 for each parameter and token at the rate of the worker kind; the stages take multiples of a pass, by the weights from
-which progress is computed (`runner.eta`); copying takes the bytes over a rate.
+which progress is computed (`plan.eta`); copying takes the bytes over a rate.
 
 The fit: two factors, one on the fixed cost and one on the rest. They begin at 1, and are moved towards four groups of
 earlier jobs in turn, each of which is more like the job that is planned: all of them, taken whole (how fast the machine
@@ -18,12 +18,12 @@ from functools import partial
 from typing import NamedTuple
 
 from replaceme_core.hardware import WorkerKind
+from replaceme_core.plan.eta import MODELS, weights_of_one_cut, with_tasks_and_trials, writing_part
 from replaceme_core.plan.resources import ModelShape, Workload
 from replaceme_core.request.calibration import SELF_GENERATED
 from replaceme_core.request.method import Method
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.request.tasks import task_tokens
-from replaceme_core.runner.eta import MODELS, weights_of_one_cut, with_tasks_and_trials, writing_part
 from replaceme_core.runner.messages import PastJob, Stage
 
 FLOP_PER_SECOND: Mapping[WorkerKind, float] = {WorkerKind.CPU: 2e11, WorkerKind.GPU: 1e14}

@@ -232,9 +232,7 @@ def admit_model(snapshot: Snapshot, hub: Hub) -> AdmittedModel:
     """The model with its config. Raises `UnsupportedFamily`, `UnsafeModel` or `BrokenModel`."""
     if not snapshot.has(CONFIG):
         raise UnsupportedFamily(
-            f"{snapshot.repo_id} has no {CONFIG}, so it is not a transformers model",
-            field="model",
-            value=snapshot.repo_id,
+            f"{snapshot.repo_id} has no {CONFIG}, so it is not a transformers model", value=snapshot.repo_id
         )
     check_listing(snapshot)
     config = hub.read_json(snapshot, CONFIG)

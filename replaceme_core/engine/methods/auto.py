@@ -17,12 +17,11 @@ from replaceme_core.engine.methods.least_squares import least_squares
 from replaceme_core.engine.methods.refit import JudgedRefit, judge_refit
 from replaceme_core.engine.methods.refit_choice import choose_runs, keeps_all, positions_for_choice
 from replaceme_core.engine.methods.replay import held_out_judge
-from replaceme_core.engine.methods.task import Candidate, Pruning, Task
+from replaceme_core.engine.methods.task import Candidate, PartOfStage, Pruning, Task
 from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.request.defaults import FAR_BETTER, REFIT_COST, RUNS_COST, VERDICT_ERRORS
 from replaceme_core.request.method import Method, Selection
 from replaceme_core.request.removal import block_ranges
-from replaceme_core.runner.eta import PartOfStage
 from replaceme_core.runner.messages import Progress, Stage
 
 WINDOW_PART = 0.25

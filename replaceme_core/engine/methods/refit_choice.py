@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from replaceme_core.engine.activations.tensor_store import activation_bytes
 from replaceme_core.engine.methods.judge import Judge, tournament
 from replaceme_core.engine.methods.replay import held_out_judge, variant_losses
-from replaceme_core.engine.methods.task import Candidate, Task
+from replaceme_core.engine.methods.task import Candidate, PartOfStage, Task
 from replaceme_core.engine.methods.windows import fit_on_fit_tokens
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, runs
 from replaceme_core.request.defaults import (
@@ -39,7 +39,6 @@ from replaceme_core.request.defaults import (
     OF_EACH_SOURCE,
     RUN_POSITIONS,
 )
-from replaceme_core.runner.eta import PartOfStage
 from replaceme_core.runner.messages import Stage
 
 TOGETHER = 4

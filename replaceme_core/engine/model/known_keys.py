@@ -90,9 +90,7 @@ def known_generation(config: Mapping[str, object]) -> dict[str, object]:
                 continue
             if not fits(value):
                 raise BrokenModel(
-                    f"{GENERATION_CONFIG} gives {name} as {shorten(repr(value), 80)}; it must be {kind}",
-                    field="model",
-                    value=name,
+                    f"{GENERATION_CONFIG} gives {name} as {shorten(repr(value), 80)}; it must be {kind}", value=name
                 )
             found[name] = value
     return found

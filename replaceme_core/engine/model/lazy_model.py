@@ -226,8 +226,7 @@ class _ModelFiles:
                 raise _does_not_fit("mismatched", sorted(str(one[0]) for one in found.mismatched_keys))
             if found.conversion_errors:
                 raise BrokenModel(
-                    f"the weights cannot be converted to those of the model: {', '.join(found.conversion_errors)}",
-                    field="model",
+                    f"the weights cannot be converted to those of the model: {', '.join(found.conversion_errors)}"
                 ).because(found.conversion_errors)
         inside = f"{self.blocks}.{block}."
         if lost := [name for name in self.meta if name.startswith(inside) and self._value(name).is_meta]:
@@ -244,7 +243,7 @@ class _ModelFiles:
 
 def _does_not_fit(what: str, names: list[str]) -> BrokenModel:
     more = " and more" if len(names) > 3 else ""
-    return BrokenModel(f"the weights do not match config.json: {what} keys {', '.join(names[:3])}{more}", field="model")
+    return BrokenModel(f"the weights do not match config.json: {what} keys {', '.join(names[:3])}{more}")
 
 
 def _put(module: nn.Module, leaf: str, values: torch.Tensor) -> None:

@@ -136,7 +136,6 @@ def _config(view: Path, directory: Path) -> PreTrainedConfig:
     if window is not None and window <= 0 and getattr(config, "use_sliding_window", True):
         raise BrokenModel(
             f"config.json gives sliding_window as {window}; it must be a positive number of tokens, or null",
-            field="model",
             value=window,
         )
     return config
@@ -162,8 +161,7 @@ def _check_values(config: PreTrainedConfig, stored: int) -> None:
     if described > stored:
         raise BrokenModel(
             f"config.json describes a model of {described:,} values, and the files hold {stored:,}; use the config "
-            "that was saved with these weights",
-            field="model",
+            "that was saved with these weights"
         )
 
 
@@ -179,8 +177,7 @@ def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTraine
         if names := sorted(map(str, loading[kind])):
             raise BrokenModel(
                 f"the weights do not match config.json: {kind.replace('_', ' ')} {', '.join(names[:3])}"
-                f"{' and more' if len(names) > 3 else ''}",
-                field="model",
+                f"{' and more' if len(names) > 3 else ''}"
             )
     if not all(all_finite(parameter) for parameter in model.parameters()):
         for stored in tensors_of(weight_files(directory)):
@@ -205,7 +202,7 @@ def _load(view: Path, directory: Path, dtype: torch.dtype) -> tuple[PreTrainedMo
                 ignore_mismatched_sizes=True,  # reported in one sentence instead of a page
             )
         except SafetensorError as error:
-            raise BrokenModel(f"the weights are truncated or damaged ({error})", field="model") from None
+            raise BrokenModel(f"the weights are truncated or damaged ({error})") from None
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -234,7 +231,7 @@ def _read_tokenizer(view: Path) -> PreTrainedTokenizerBase:
 
 def _broken_tokenizer(what: str) -> BrokenModel:
     message = f"the tokenizer {what}; use the one that was saved with the model"
-    return BrokenModel(message, field="model", value="tokenizer.json")
+    return BrokenModel(message, value="tokenizer.json")
 
 
 LEAST_SHARE = 0.5

@@ -61,7 +61,6 @@ class StoredTensor(TensorPlace):
         if not self.known_finite and values.is_floating_point() and not all_finite(values):
             raise BrokenModel(
                 f"{self.name} in {self.path.name} has values that are NaN or infinite; use weights without these",
-                field="model",
                 value=self.name,
             )
         self.known_finite = True

@@ -64,7 +64,7 @@ def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, *, as
 
 
 def _refused(what: str) -> BrokenModel:
-    return BrokenModel(f"the chat template {what}; {_ADVICE}", field="model", value="chat_template")
+    return BrokenModel(f"the chat template {what}; {_ADVICE}", value="chat_template")
 
 
 class _TooLong(BaseException):

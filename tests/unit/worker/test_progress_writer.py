@@ -4,7 +4,7 @@ import pytest
 from pydantic import SecretStr
 
 from replaceme_core.ledger.database import Database
-from replaceme_core.runner.eta import Course, weights_of
+from replaceme_core.plan.eta import Course, weights_of
 from replaceme_core.runner.messages import Advanced, Resolved, Stage, StageStarted
 from replaceme_core.settings import Settings
 from tests.fixtures.jobs.ledger import Ledger

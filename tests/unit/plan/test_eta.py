@@ -1,10 +1,10 @@
 import pytest
 
+from replaceme_core.plan.eta import LEAST_ERROR, Course, trials_of, weights_of
 from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.gate import DeepestCut, GateSpec, Limits
 from replaceme_core.request.method import Method, MethodSpec, Selection
 from replaceme_core.request.spec import CompressionSpec, EvaluationSpec, ModelRef
-from replaceme_core.runner.eta import LEAST_ERROR, Course, trials_of, weights_of
 from replaceme_core.runner.messages import Stage
 
 
