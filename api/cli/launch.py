@@ -73,7 +73,7 @@ def serve(
         "api": partial(
             ChildProcess,
             "api",
-            [sys.executable, "-m", "api.http.server", "--host", host, "--port", str(port)],
+            api_command(host, port),
             environment=environment,
             grace_seconds=API_GRACE_SECONDS,
             ready_url=f"{url}/ready",
@@ -113,6 +113,10 @@ def work(
 
 Start = Callable[..., ChildProcess]
 """Starts a process which calls `report` with its events."""
+
+
+def api_command(host: str, port: int) -> list[str]:
+    return [sys.executable, "-m", "api.http.server", "--host", host, "--port", str(port)]
 
 
 def worker_command(*options: str) -> list[str]:

@@ -70,7 +70,7 @@ def test_needs_no_program_for_its_health(image: Image) -> None:
 
 
 def test_they_start_what_serve_starts() -> None:
-    assert API.one("CMD").words() == ["python", *serve._api_command("0.0.0.0", 8000)[1:]]
+    assert API.one("CMD").words() == ["python", *serve.api_command("0.0.0.0", 8000)[1:]]
     assert WORKER.one("CMD").words() == ["python", *serve.worker_command()[1:]]
     assert "REMAP_SIGTERM" not in WORKER.environment(), "a worker that is stopped first lets its job go on for a while"
 
