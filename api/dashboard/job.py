@@ -15,19 +15,10 @@ from api.bodies import EventBody, WholeJobBody
 from api.dashboard import live
 from api.dashboard.middleware import FormDep, PageRoute, key_of
 from api.dashboard.rendering import page, root_of
-from api.routes.deps import (
-    CallerDep,
-    DatabaseDep,
-    FeedDep,
-    ReaderDep,
-    ReportPagesDep,
-    SessionDep,
-    SubmitterDep,
-)
+from api.routes.deps import CallerDep, ServicesDep, SessionDep
 from api.routes.event_feed import last_event_id, stream
-from api.routes.jobs import JobId, MetricBody, whole_body
+from api.routes.jobs import JobId, MetricBody, page_response, read_report, whole_body
 from api.routes.reading import BatchedReader
-from api.routes.reports import page_response, read_report
 from api.routes.webhooks import WebhookBody, WebhookLinks
 from replaceme_core.errors import NotFound
 from replaceme_core.ledger import changes, reading, webhooks
@@ -100,31 +91,27 @@ def as_report(metrics: Sequence[MetricBody]) -> tuple[Report, list[MetricBody]]:
 
 
 @router.get("/ui/jobs/{job_id}")
-async def show_job(
-    job_id: str, reader: ReaderDep, database: DatabaseDep, caller: CallerDep, request: Request
-) -> Response:
-    return await _shown("job.html", job_id, reader, database, caller, request)
+async def show_job(job_id: str, services: ServicesDep, caller: CallerDep, request: Request) -> Response:
+    return await _shown("job.html", job_id, services.reader, services.database, caller, request)
 
 
 @router.get("/ui/jobs/{job_id}/live")
-async def show_live_part(
-    job_id: str, reader: ReaderDep, database: DatabaseDep, caller: CallerDep, request: Request
-) -> Response:
+async def show_live_part(job_id: str, services: ServicesDep, caller: CallerDep, request: Request) -> Response:
     """The part of the page that changes."""
-    return await _shown("job_live.html", job_id, reader, database, caller, request)
+    return await _shown("job_live.html", job_id, services.reader, services.database, caller, request)
 
 
 @router.get("/ui/jobs/{job_id}/changes")
 async def stream_changes(
-    job_id: str, reader: ReaderDep, feed: FeedDep, caller: CallerDep, request: Request, after: Seq = 0
+    job_id: str, services: ServicesDep, caller: CallerDep, request: Request, after: Seq = 0
 ) -> Response:
     """A stream that says when the job has changed; `after` is the last event that the page shows."""
-    found = await reader.read_status(job_id, owner=caller)
+    found = await services.reader.read_status(job_id, owner=caller)
     if found.status in TERMINAL:
         return stream(live.changed_and_ended(), request)
     last = last_event_id(request)
-    messages = feed.of_job(job_id, owner=caller, after=after if last is None else last)
-    return stream(live.changes(messages, running=[job_id], owner=caller, reader=reader, of_job=True), request)
+    messages = services.feed.of_job(job_id, owner=caller, after=after if last is None else last)
+    return stream(live.changes(messages, running=[job_id], owner=caller, reader=services.reader, of_job=True), request)
 
 
 @router.post("/ui/jobs/{job_id}/cancel")
@@ -134,11 +121,9 @@ def cancel_job(job_id: str, session: SessionDep, caller: CallerDep, request: Req
 
 
 @router.post("/ui/jobs/{job_id}/retry")
-async def retry_job(
-    job_id: str, form: FormDep, submitter: SubmitterDep, caller: CallerDep, request: Request
-) -> Response:
+async def retry_job(job_id: str, form: FormDep, services: ServicesDep, caller: CallerDep, request: Request) -> Response:
     """A new job like this one. A form that is sent twice makes one job."""
-    submitted = await submitter.retry(job_id, key=key_of(form), owner=caller, scope=request.scope)
+    submitted = await services.submitter.retry(job_id, key=key_of(form), owner=caller, scope=request.scope)
     return _see(submitted.job.id, request)
 
 
@@ -205,24 +190,22 @@ def _see(job_id: str, request: Request) -> Response:
 
 
 @router.get("/ui/jobs/{job_id}/report")
-async def show_report(job_id: str, database: DatabaseDep, pages: ReportPagesDep, caller: CallerDep) -> Response:
-    report = await run_in_threadpool(read_report, database, job_id, owner=caller)
-    return page_response(await pages.page(report))
+async def show_report(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
+    report = await run_in_threadpool(read_report, services.database, job_id, owner=caller)
+    return page_response(await services.report_pages.page(report))
 
 
 @router.get("/ui/jobs/{job_id}/report.json")
-def show_json(job_id: str, database: DatabaseDep, caller: CallerDep) -> Response:
+def show_json(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
     """The content of `replaceme.json`, as a file."""
     headers = {"Content-Disposition": 'inline; filename="replaceme.json"'}
-    return JSONResponse(read_report(database, job_id, owner=caller), headers=headers)
+    return JSONResponse(read_report(services.database, job_id, owner=caller), headers=headers)
 
 
 @router.get("/ui/jobs/{job_id}/plots/{name}.{kind}")
-async def show_plot(
-    job_id: str, name: PlotName, kind: Format, database: DatabaseDep, pages: ReportPagesDep, caller: CallerDep
-) -> Response:
-    report = await run_in_threadpool(read_report, database, job_id, owner=caller)
-    plot = await pages.plot(report, name, kind)
+async def show_plot(job_id: str, name: PlotName, kind: Format, services: ServicesDep, caller: CallerDep) -> Response:
+    report = await run_in_threadpool(read_report, services.database, job_id, owner=caller)
+    plot = await services.report_pages.plot(report, name, kind)
     if plot is None:
         raise NotFound(f"the report of job {job_id!r} has no plot {name!r}")
     return Response(plot, media_type=_TYPES[kind], headers={"Content-Security-Policy": _POLICY})
@@ -230,8 +213,7 @@ async def show_plot(
 
 @router.get("/ui/compare")
 async def compare(
-    reader: ReaderDep,
-    database: DatabaseDep,
+    services: ServicesDep,
     caller: CallerDep,
     request: Request,
     id: Annotated[list[JobId], Query(max_length=_MOST_GIVEN)] = [],  # noqa: B006  # the framework copies it
@@ -241,9 +223,9 @@ async def compare(
     if not FEWEST <= len(ids) <= MOST:
         status = HTTPStatus.UNPROCESSABLE_ENTITY
         return page("compare.html", request.scope, status=status, jobs=[], given=len(ids), fewest=FEWEST, most=MOST)
-    reads = [await reader.read(job_id, owner=caller) for job_id in ids]
+    reads = [await services.reader.read(job_id, owner=caller) for job_id in ids]
     jobs = [whole_body(one, request) for one in (read.seen for read in reads) if one is not None]
-    found = await run_in_threadpool(_measured, database, ids, caller)
+    found = await run_in_threadpool(_measured, services.database, ids, caller)
     return await run_in_threadpool(
         page,
         "compare.html",

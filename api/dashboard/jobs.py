@@ -10,7 +10,7 @@ from api.bodies import JobBody, Parameters
 from api.dashboard.live import changes
 from api.dashboard.middleware import PageRoute
 from api.dashboard.rendering import page
-from api.routes.deps import CallerDep, FeedDep, ReaderDep, ReadingSessionDep
+from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep
 from api.routes.event_feed import last_event_id, stream
 from api.routes.jobs import JobId, JobsQuery, job_body
 from replaceme_core.errors import InvalidInput
@@ -66,8 +66,7 @@ def list_rows(filters: FiltersDep, session: ReadingSessionDep, caller: CallerDep
 async def stream_changes(
     caller: CallerDep,
     request: Request,
-    feed: FeedDep,
-    reader: ReaderDep,
+    services: ServicesDep,
     after: Position,
     running: Annotated[list[JobId], Query(max_length=JOBS_ON_A_PAGE)] = [],  # noqa: B006  # the framework copies it
 ) -> Response:
@@ -76,8 +75,8 @@ async def stream_changes(
     `running` are those whose progress is shown.
     """
     last = last_event_id(request)
-    messages = feed.of_owner(caller, after=after if last is None else last)
-    return stream(changes(messages, running=running, owner=caller, reader=reader, of_job=False), request)
+    messages = services.feed.of_owner(caller, after=after if last is None else last)
+    return stream(changes(messages, running=running, owner=caller, reader=services.reader, of_job=False), request)
 
 
 def _listed(template: str, filters: Filters, session: LedgerSession, caller: str, request: Request) -> Response:

@@ -19,7 +19,7 @@ from api.dashboard.middleware import FormDep, PageRoute, key_of
 from api.dashboard.rendering import page, root_of
 from api.http.callers import caller_of
 from api.http.problems import http_error_of
-from api.routes.deps import CallerDep, PlanningDep, SubmitterDep
+from api.routes.deps import CallerDep, ServicesDep
 from api.routes.plans import PlanBody
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.request.fields import BUILTIN_TEXTS
@@ -204,7 +204,7 @@ def ask(request: Request) -> Response:
 
 
 @router.post("/ui/plan")
-async def plan_as_typed(form: FormDep, planning: PlanningDep, request: Request) -> Response:
+async def plan_as_typed(form: FormDep, services: ServicesDep, request: Request) -> Response:
     """The plan for what the form holds, with an error for each field that has one."""
     body = to_body(form)
     found = read_request(body)
@@ -212,7 +212,7 @@ async def plan_as_typed(form: FormDep, planning: PlanningDep, request: Request) 
     plan = None
     if not isinstance(found, FormErrors):
         try:
-            plan = PlanBody.from_plan(await planning.plan(found, caller=caller_of(request.scope)))
+            plan = PlanBody.from_plan(await services.planning.plan(found, caller=caller_of(request.scope)))
         except InvalidInput as error:
             errors.add_refusal(error)
         except ReplaceMeError as error:
@@ -236,14 +236,14 @@ async def plan_as_typed(form: FormDep, planning: PlanningDep, request: Request) 
 
 
 @router.post("/ui/new")
-async def submit(form: FormDep, submitter: SubmitterDep, caller: CallerDep, request: Request) -> Response:
+async def submit(form: FormDep, services: ServicesDep, caller: CallerDep, request: Request) -> Response:
     """The page of the new job; the form again, with its errors, if it is refused. Sent twice, it makes one job."""
     found = read_request(to_body(form))
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     if not isinstance(found, FormErrors):
         errors = FormErrors()
         try:
-            submitted = await submitter.submit(found, key=key_of(form), owner=caller, scope=request.scope)
+            submitted = await services.submitter.submit(found, key=key_of(form), owner=caller, scope=request.scope)
         except InvalidInput as error:
             errors.add_refusal(error)
         except ReplaceMeError as error:

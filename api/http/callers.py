@@ -54,6 +54,11 @@ class Caller:
     scopes: frozenset[Scope]
     limits: KeyLimits = NO_LIMITS_OF_ITS_OWN
 
+    @property
+    def name(self) -> str:
+        """What limits are counted by: the key, or all requests without one together."""
+        return self.key_id or self.owner
+
     @classmethod
     def of(cls, key: ApiKey) -> "Caller":
         return cls(owner=key.owner, key_id=key.id, scopes=frozenset(key.scopes), limits=key.limits)
@@ -168,38 +173,55 @@ class _Entry:
     expires_at: float
 
 
-class KeyCache:
-    """Looks keys up in a thread of its own, so that this never waits for a thread behind submissions."""
+def _limit(entries: dict[str, T]) -> None:
+    """Drop the oldest, which are first."""
+    while len(entries) > MOST_ENTRIES:
+        del entries[next(iter(entries))]
 
-    def __init__(self, database: Database) -> None:
+
+# From a request to its caller
+
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unknown:
+    """Why a request has no caller, in a sentence. `has_key`: a key came with it."""
+
+    detail: str
+    has_key: bool = True
+
+
+class Callers:
+    """Identifies callers. Keys are looked up in a thread of its own, which never waits for one behind submissions."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._settings = settings
         self._database = database
         self._entries: dict[str, _Entry] = {}
         self._reading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="keys")
         self._writing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="key-use")
         self._noted_at: dict[str, float] = {}
 
-    async def find_live(self, key_hash: str, session_id: str = "") -> ApiKey | None:
-        """The key with this hash; `None` if there is none, or if it or the session has ended.
+    async def identify(self, scope: AsgiScope) -> Caller | Unknown:
+        """The caller of a request. Raises `DatabaseUnreachable`."""
+        headers = Headers(scope=scope)
+        given = headers.getlist("authorization")
+        if not given:
+            session = session_of(scope)
+            if session is not None and session.key_hash is not None:
+                return await self._holder(session.key_hash, session_id=session.id)
+            return await self._without_key(scope, headers)
+        kind, _, text = given[0].partition(" ")
+        if len(given) > 1 or kind.lower() != "bearer":
+            return Unknown(detail="expected one header `Authorization: Bearer KEY`")
+        return await self.holder_of(text.strip())
 
-        Raises `DatabaseUnreachable`.
-        """
-        found = await self._find(key_hash + session_id, lambda keys: keys.find_live(key_hash, session_id))
-        assert not isinstance(found, bool)
-        return found
-
-    async def is_any_issued(self) -> bool:
-        """Whether a person has ever created a key. Raises `DatabaseUnreachable`."""
-        return bool(await self._find(_ANY_ISSUED, Keys.is_any_issued))
-
-    def note_use(self, key_id: str) -> None:
-        """Write in the background when the key was last used, at most once a minute."""
-        now = time.monotonic()
-        if now < self._noted_at.get(key_id, float("-inf")) + LAST_USED_SECONDS:
-            return
-        self._noted_at.pop(key_id, None)
-        self._noted_at[key_id] = now
-        _limit(self._noted_at)
-        self._writing.submit(self._write_use, key_id)
+    async def holder_of(self, text: str) -> Caller | Unknown:
+        """The caller who has the key with this text. Raises `DatabaseUnreachable`."""
+        if not is_key(text):
+            return Unknown(detail="this is no key of this service: its form or its checksum is wrong")
+        return await self._holder(hash_of(text))
 
     def forget(self) -> None:
         """Look everything up again: keys have changed. For the process that made the change."""
@@ -209,6 +231,35 @@ class KeyCache:
         """Stop the threads. A use that was noted and not written yet is lost."""
         self._reading.shutdown(cancel_futures=True)
         self._writing.shutdown(cancel_futures=True)
+
+    async def _holder(self, key_hash: str, *, session_id: str = "") -> Caller | Unknown:
+        key = await self._find(key_hash + session_id, lambda keys: keys.find_live(key_hash, session_id))
+        assert not isinstance(key, bool)
+        if key is None and session_id:
+            return Unknown(detail="you have signed out, or your key is revoked or has expired")
+        if key is None:
+            return Unknown(detail="this key is not known here, is revoked, or has expired")
+        self._note_use(key.id)
+        return Caller.of(key)
+
+    async def _without_key(self, scope: AsgiScope, headers: Headers) -> Caller | Unknown:
+        if self._settings.require_key:
+            return _needs_key("this service requires an API key")
+        if not self._settings.allow_unauthenticated and _is_from_elsewhere(scope, headers):
+            return _needs_key("requests from other machines, or through a proxy, require an API key")
+        if await self._find(_ANY_ISSUED, Keys.is_any_issued):
+            return _needs_key("this service requires an API key, since some have been created")
+        return WITHOUT_KEY
+
+    def _note_use(self, key_id: str) -> None:
+        """Write in the background when the key was last used, at most once a minute."""
+        now = time.monotonic()
+        if now < self._noted_at.get(key_id, float("-inf")) + LAST_USED_SECONDS:
+            return
+        self._noted_at.pop(key_id, None)
+        self._noted_at[key_id] = now
+        _limit(self._noted_at)
+        self._writing.submit(self._write_use, key_id)
 
     async def _find(self, name: str, read: Callable[[Keys], ApiKey | bool | None]) -> ApiKey | bool | None:
         entry = self._entries.get(name)
@@ -237,78 +288,6 @@ class KeyCache:
                 Keys(session).note_use([key_id])
         except Exception as error:
             _log.warning("the last use of a key could not be written", key_id=key_id, error=type(error).__name__)
-
-
-def _limit(entries: dict[str, T]) -> None:
-    """Drop the oldest, which are first."""
-    while len(entries) > MOST_ENTRIES:
-        del entries[next(iter(entries))]
-
-
-# From a request to its caller
-
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unknown:
-    """Why a request has no caller, in a sentence. `has_key`: a key came with it."""
-
-    detail: str
-    has_key: bool = True
-
-
-class Callers:
-    """Identifies callers."""
-
-    def __init__(self, settings: Settings, database: Database) -> None:
-        self._settings = settings
-        self._cache = KeyCache(database)
-
-    async def identify(self, scope: AsgiScope) -> Caller | Unknown:
-        """The caller of a request. Raises `DatabaseUnreachable`."""
-        headers = Headers(scope=scope)
-        given = headers.getlist("authorization")
-        if not given:
-            session = session_of(scope)
-            if session is not None and session.key_hash is not None:
-                return await self._holder(session.key_hash, session_id=session.id)
-            return await self._without_key(scope, headers)
-        kind, _, text = given[0].partition(" ")
-        if len(given) > 1 or kind.lower() != "bearer":
-            return Unknown(detail="expected one header `Authorization: Bearer KEY`")
-        return await self.holder_of(text.strip())
-
-    async def holder_of(self, text: str) -> Caller | Unknown:
-        """The caller who has the key with this text. Raises `DatabaseUnreachable`."""
-        if not is_key(text):
-            return Unknown(detail="this is no key of this service: its form or its checksum is wrong")
-        return await self._holder(hash_of(text))
-
-    def forget(self) -> None:
-        """Look keys up again: this process has changed some."""
-        self._cache.forget()
-
-    def close(self) -> None:
-        self._cache.close()
-
-    async def _holder(self, key_hash: str, *, session_id: str = "") -> Caller | Unknown:
-        key = await self._cache.find_live(key_hash, session_id)
-        if key is None and session_id:
-            return Unknown(detail="you have signed out, or your key is revoked or has expired")
-        if key is None:
-            return Unknown(detail="this key is not known here, is revoked, or has expired")
-        self._cache.note_use(key.id)
-        return Caller.of(key)
-
-    async def _without_key(self, scope: AsgiScope, headers: Headers) -> Caller | Unknown:
-        if self._settings.require_key:
-            return _needs_key("this service requires an API key")
-        if not self._settings.allow_unauthenticated and _is_from_elsewhere(scope, headers):
-            return _needs_key("requests from other machines, or through a proxy, require an API key")
-        if await self._cache.is_any_issued():
-            return _needs_key("this service requires an API key, since some have been created")
-        return WITHOUT_KEY
 
 
 def _needs_key(reason: str) -> Unknown:

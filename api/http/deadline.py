@@ -67,12 +67,6 @@ class Deadline:
         started, abandoned = False, False
         seconds = self._reading_seconds if scope["method"] in ("GET", "HEAD") else self._writing_seconds
         scope[_SCOPE_KEY] = time.monotonic() + seconds
-        loop = asyncio.get_running_loop()
-        finished_or_late: asyncio.Future[None] = loop.create_future()
-
-        def wake(_: object = None) -> None:
-            if not finished_or_late.done():
-                finished_or_late.set_result(None)
 
         async def send_unless_abandoned(message: Message) -> None:
             nonlocal started
@@ -81,32 +75,21 @@ class Deadline:
                 await send(message)
 
         request = asyncio.create_task(self._run(scope, receive, send_unless_abandoned))
-        request.add_done_callback(wake)
-
-        timer: asyncio.TimerHandle | None = None
-
-        def check_deadline() -> None:
-            nonlocal timer
-            left = scope[_SCOPE_KEY] - time.monotonic()
-            if left > 0:  # extended meanwhile, or the timer is a little early
-                timer = loop.call_later(left, check_deadline)
-            elif not started:
-                wake()
-
-        timer = loop.call_later(scope[_SCOPE_KEY] - time.monotonic(), check_deadline)
         try:
-            await finished_or_late
-            if request.done() or started:  # it may have started since the deadline
-                await request
-                return
-            abandoned = True
-            self._abandoned.add(request)
-            request.add_done_callback(self._forget)
+            while not request.done():
+                left = None if started else scope[_SCOPE_KEY] - time.monotonic()  # it may be extended meanwhile
+                if left is not None and left <= 0:
+                    abandoned = True
+                    break
+                await asyncio.wait({request}, timeout=left)
         finally:
-            assert timer is not None
-            timer.cancel()
             if not abandoned:
                 request.cancel()
+        if not abandoned:
+            await request
+            return
+        self._abandoned.add(request)
+        request.add_done_callback(self._forget)
         _log.warning("request passed its deadline", method=scope["method"], path=scope["path"][:200], seconds=seconds)
         response = unavailable_response(
             code="unavailable",

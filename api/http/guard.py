@@ -4,17 +4,22 @@ What a request needs is decided by path and method, so that a new route needs a 
 open because somebody forgot it.
 """
 
+import math
+import time
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from http import HTTPMethod, HTTPStatus
 
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import FixedWindowRateLimiter
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from api.http.callers import Callers, Unknown, set_caller
+from api.http.callers import Caller, Callers, Unknown, set_caller
 from api.http.hosts import network_of
 from api.http.problems import problem_response, unavailable_response
-from api.http.rate import RateLimits, Usage
 from replaceme_core.errors import MissingScope, Unavailable
 from replaceme_core.ledger.keys import OF_WEBHOOKS, Scope
 from replaceme_core.wording import counted
@@ -49,6 +54,52 @@ def scopes_of(method: str, path: str) -> tuple[Scope, ...]:
 def is_cancel(method: str, path: str) -> bool:
     """Whether the request cancels something. That is never limited: it ends work."""
     return method == HTTPMethod.POST and path.endswith("/cancel")
+
+
+# How many requests a caller may send in a minute. The headers are those of the IETF draft "RateLimit header fields for
+# HTTP" (draft-ietf-httpapi-ratelimit-headers-10). Each process counts for itself: behind N processes a caller may get N
+# times as much.
+
+_POLICY = "requests"
+_WINDOW_SECONDS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What a caller has used of its limit, this request included. `reset_seconds`: until it begins anew."""
+
+    is_within: bool
+    limit: int
+    remaining: int
+    reset_seconds: int
+
+    def headers(self) -> dict[str, str]:
+        """`RateLimit-Policy` and `RateLimit`."""
+        return {
+            "RateLimit-Policy": f'"{_POLICY}";q={self.limit};w={_WINDOW_SECONDS}',
+            "RateLimit": f'"{_POLICY}";r={self.remaining};t={self.reset_seconds}',
+        }
+
+
+class RateLimits:
+    """Counts requests by key, and all requests without one together."""
+
+    def __init__(self, *, requests_per_minute: int) -> None:
+        self._default = requests_per_minute
+        self._windows = FixedWindowRateLimiter(MemoryStorage())
+
+    async def count(self, caller: Caller) -> Usage | None:
+        """Count a request; `None` where there is no limit."""
+        own = caller.limits.requests_per_minute
+        limit = self._default if own is None else own
+        if limit == 0:
+            return None
+        window = RateLimitItemPerMinute(limit)
+        name = caller.name
+        is_within = await self._windows.hit(window, name)
+        stats = await self._windows.get_window_stats(window, name)
+        reset_seconds = min(max(math.ceil(stats.reset_time - time.time()), 1), _WINDOW_SECONDS)
+        return Usage(is_within=is_within, limit=limit, remaining=stats.remaining, reset_seconds=reset_seconds)
 
 
 UNAUTHENTICATED, TOO_MANY_REQUESTS = "unauthenticated", "too_many_requests"

@@ -1,7 +1,7 @@
 """Additions to the framework's description at /openapi.json: errors, scopes, links, examples of what is in paths."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
@@ -9,7 +9,8 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from api.bodies import ProblemBody
-from api.http.problems import PROBLEM_JSON
+from api.http.problems import PROBLEM_JSON, http_error_of
+from replaceme_core import errors as core
 
 _SECURITY = "key"
 _SCHEME = {
@@ -54,6 +55,7 @@ def install(app: FastAPI, *, scopes_of: Callable[[str, str], Sequence[str]]) -> 
                     # the second choice: no key
                     operation["security"] = [{_SECURITY: list(scopes)}, {}] if scopes else []
                     _complete(operation, method.upper(), path, needs_key=bool(scopes))
+            _add_links(document["paths"])
         assert app.openapi_schema is not None
         return app.openapi_schema
 
@@ -66,8 +68,6 @@ def _complete(operation: dict[str, Any], method: str, path: str, *, needs_key: b
             parameter["example"] = _IN_PATHS[parameter["name"]]
     responses: dict[str, Any] = operation["responses"]
     responses |= error_responses(method, path, needs_key=needs_key, has_body="requestBody" in operation)
-    for status, links in links_of(operation["operationId"]).items():
-        responses[status]["links"] = links
 
 
 # Which errors an operation may answer with, and an example of each
@@ -75,89 +75,61 @@ def _complete(operation: dict[str, Any], method: str, path: str, *, needs_key: b
 _SCHEMAS = "#/components/schemas/"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Error:
-    """One error with an example. `title` is by default the reason phrase; `headers` are those that it always has."""
+    """One error with an example; `headers` are those that it always has."""
 
     status: HTTPStatus
     code: str
     detail: str
-    title: str = ""
+    title: str
     errors: tuple[Mapping[str, object], ...] = ()
     headers: tuple[str, ...] = ()
 
 
-_INVALID = ({"field": "ratio", "value": 1.5, "message": "expected a number greater than 0 and less than 1, got 1.5"},)
+def _own(status: HTTPStatus, code: str, detail: str, *headers: str) -> _Error:
+    return _Error(status, code, detail, title=status.phrase, headers=headers)
+
+
+def _core(kind: type[core.ReplaceMeError], detail: str, *headers: str) -> _Error:
+    row = http_error_of(kind(detail))
+    return _Error(row.status, kind.code, detail, title=row.title, headers=headers)
+
+
+_WRONG = {"field": "ratio", "value": 1.5, "message": "expected a number greater than 0 and less than 1, got 1.5"}
 _COMPONENTS: Mapping[str, _Error] = {
-    "BadRequest": _Error(
-        status=HTTPStatus.BAD_REQUEST,
-        code="bad_request",
-        detail="expected one Host header with the name of this service",
+    "BadRequest": _own(HTTPStatus.BAD_REQUEST, "bad_request", "expected one Host header with the name of this service"),
+    "Unauthenticated": _own(
+        HTTPStatus.UNAUTHORIZED,
+        "unauthenticated",
+        "this key is not known here, is revoked, or has expired",
+        "WWW-Authenticate",
     ),
-    "Unauthenticated": _Error(
-        status=HTTPStatus.UNAUTHORIZED,
-        code="unauthenticated",
-        detail="this key is not known here, is revoked, or has expired",
-        headers=("WWW-Authenticate",),
+    "Forbidden": _core(core.MissingScope, "the key does not have the scope jobs:write, which this request needs"),
+    "JobNotFound": _core(core.JobNotFound, "there is no job 'x'"),
+    "KeyNotFound": _core(core.KeyNotFound, "there is no key 'x'"),
+    "CredentialNotFound": _core(core.CredentialNotFound, "there is no credential 'x'"),
+    "NotFound": _core(core.NotFound, "there is no webhook 'x'"),
+    "Conflict": _core(core.StaleTransition, f"job {_JOB_ID} is succeeded"),
+    "ContentTooLarge": _own(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "content_too_large", "the body is larger than 65536 bytes"
     ),
-    "Forbidden": _Error(
-        status=HTTPStatus.FORBIDDEN,
-        code="missing_scope",
-        detail="the key does not have the scope jobs:write, which this request needs",
+    "UnsupportedMediaType": _own(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "unsupported_media_type",
+        "expected content-type application/json, got text/plain",
     ),
-    "JobNotFound": _Error(
-        status=HTTPStatus.NOT_FOUND, title="Not found", code="job_not_found", detail="there is no job 'x'"
+    "Misdirected": _own(
+        HTTPStatus.MISDIRECTED_REQUEST, "misdirected_request", "this service does not answer to the host example.com"
     ),
-    "KeyNotFound": _Error(
-        status=HTTPStatus.NOT_FOUND, title="Not found", code="key_not_found", detail="there is no key 'x'"
+    "Invalid": replace(_core(core.InvalidInput, f"ratio: {_WRONG['message']}"), errors=(_WRONG,)),
+    "TooMany": _own(
+        HTTPStatus.TOO_MANY_REQUESTS,
+        "too_many_requests",
+        "more than 600 requests in a minute; try again in 12 seconds",
+        "Retry-After",
     ),
-    "CredentialNotFound": _Error(
-        status=HTTPStatus.NOT_FOUND, title="Not found", code="credential_not_found", detail="there is no credential 'x'"
-    ),
-    "NotFound": _Error(
-        status=HTTPStatus.NOT_FOUND, title="Not found", code="not_found", detail="there is no webhook 'x'"
-    ),
-    "Conflict": _Error(
-        status=HTTPStatus.CONFLICT,
-        title="Conflict with the current state",
-        code="stale_transition",
-        detail="job 8e03978e-40d5-43dd-bc93-6894a57f9324 is succeeded",
-    ),
-    "ContentTooLarge": _Error(
-        status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        code="content_too_large",
-        detail="the body is larger than 65536 bytes",
-    ),
-    "UnsupportedMediaType": _Error(
-        status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-        code="unsupported_media_type",
-        detail="expected content-type application/json, got text/plain",
-    ),
-    "Misdirected": _Error(
-        status=HTTPStatus.MISDIRECTED_REQUEST,
-        code="misdirected_request",
-        detail="this service does not answer to the host example.com",
-    ),
-    "Invalid": _Error(
-        status=HTTPStatus.UNPROCESSABLE_ENTITY,
-        title="The request cannot be carried out",
-        code="invalid_input",
-        detail="ratio: expected a number greater than 0 and less than 1, got 1.5",
-        errors=_INVALID,
-    ),
-    "TooMany": _Error(
-        status=HTTPStatus.TOO_MANY_REQUESTS,
-        code="too_many_requests",
-        detail="more than 600 requests in a minute; try again in 12 seconds",
-        headers=("Retry-After",),
-    ),
-    "Unavailable": _Error(
-        status=HTTPStatus.SERVICE_UNAVAILABLE,
-        title="Try again later",
-        code="database_unreachable",
-        detail="the database does not answer",
-        headers=("Retry-After",),
-    ),
+    "Unavailable": _core(core.DatabaseUnreachable, "the database does not answer", "Retry-After"),
 }
 _HEADERS = {
     "Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}},
@@ -207,7 +179,7 @@ def error_responses(method: str, path: str, *, needs_key: bool, has_body: bool) 
 def _response(error: _Error) -> dict[str, Any]:
     example: dict[str, object] = {
         "type": f"urn:replaceme:problem:{error.code}",
-        "title": error.title or error.status.phrase,
+        "title": error.title,
         "status": error.status.value,
         "detail": error.detail,
         "code": error.code,
@@ -215,7 +187,7 @@ def _response(error: _Error) -> dict[str, Any]:
     if error.errors:
         example["errors"] = list(error.errors)
     found: dict[str, Any] = {
-        "description": error.title or error.status.phrase,
+        "description": error.title,
         "content": {PROBLEM_JSON: {"schema": {"$ref": f"{_SCHEMAS}{ProblemBody.__name__}"}, "example": example}},
     }
     if error.headers:
@@ -225,50 +197,30 @@ def _response(error: _Error) -> dict[str, Any]:
 
 # Where a client may go from a response that names something new
 
-_OF_JOB = {
-    "job": ("get_job", "The job."),
-    "cancel": ("cancel_job", "Cancel it."),
-    "events": ("list_events", "Its history, and what happens from now on."),
-    "logs": ("list_log_lines", "The last lines of its runners."),
-    "metrics": ("list_metrics", "What it measures."),
-    "report": ("get_report", "What was done, once it has succeeded."),
-    "retry": ("retry_job", "Make it again, once it has ended."),
-    "delete": ("delete_job", "Delete it, once it has ended."),
+_MAKERS: Mapping[str, tuple[str, str, str]] = {
+    "submit_job": ("202", "job_id", "id"),
+    "retry_job": ("202", "job_id", "id"),
+    "create_webhook": ("201", "webhook_id", "id"),
+    "put_credential": ("200", "name", "name"),
+    "create_key": ("201", "key_id", "id"),
 }
-_OF_WEBHOOK = {
-    "webhook": ("get_webhook", "The webhook."),
-    "change": ("change_webhook", "Change it."),
-    "rotate": ("rotate_secret", "Make a new secret."),
-    "deliveries": ("list_deliveries", "The messages to it."),
-    "delete": ("delete_webhook", "Delete it."),
-}
-_OF_KEY = {
-    "key": ("get_key", "The key."),
-    "rotate": ("rotate_key", "Replace it."),
-    "revoke": ("revoke_key", "Revoke it."),
-}
-_NAMES = {"name": "$response.body#/name"}
-_LINKS: Mapping[str, tuple[str, str, Mapping[str, tuple[str, str]]]] = {
-    "submit_job": ("202", "job_id", _OF_JOB),
-    "retry_job": ("202", "job_id", _OF_JOB),
-    "create_webhook": ("201", "webhook_id", _OF_WEBHOOK),
-    "put_credential": ("200", "name", {"delete": ("delete_credential", "Delete it.")}),
-    "create_key": ("201", "key_id", _OF_KEY),
-}
-"""Operation to the status of its response, the parameter that is its `id` or `name`, and what this leads to."""
+"""Operation to the status of its response, and which field of it is which parameter of a path."""
 
 
-def links_of(operation_id: str) -> dict[str, dict[str, Any]]:
-    """Status of a response to its links."""
-    if operation_id not in _LINKS:
-        return {}
-    status, parameter, targets = _LINKS[operation_id]
-    links = {
-        name: {
-            "operationId": target,
-            "parameters": {parameter: _NAMES.get(parameter, "$response.body#/id")},
-            "description": text,
+def _add_links(paths: Mapping[str, Mapping[str, Any]]) -> None:
+    """Link what makes something to all operations that need nothing but its id, or its name."""
+    operations = {one["operationId"]: one for methods in paths.values() for one in methods.values()}
+    for maker, (status, parameter, field) in _MAKERS.items():
+        operations[maker]["responses"][status]["links"] = {
+            name: {
+                "operationId": name,
+                "parameters": {parameter: f"$response.body#/{field}"},
+                "description": target["summary"],
+            }
+            for name, target in operations.items()
+            if _in_path(target) == [parameter]
         }
-        for name, (target, text) in targets.items()
-    }
-    return {status: links}
+
+
+def _in_path(operation: Mapping[str, Any]) -> list[str]:
+    return [parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "path"]

@@ -13,7 +13,7 @@ from fastapi import Depends, Request
 
 from api.http import deadline
 from api.http.callers import Callers, Sessions, caller_of
-from api.http.rate import RateLimits, ReadingSlots
+from api.http.guard import RateLimits
 from api.http.requests import idempotency_key
 from api.monitoring import Monitoring
 from api.queue import Queue
@@ -25,7 +25,7 @@ from api.routes.report_pages import ReportPages
 from api.routes.submission import Submitter
 from replaceme_core.hub.port import Hub
 from replaceme_core.ledger.database import Database, LedgerSession
-from replaceme_core.ledger.keys import Keys, Owners
+from replaceme_core.ledger.keys import Keys
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
 
@@ -95,7 +95,7 @@ class Services:
 
     @shared
     def planning(self) -> Planning:
-        return Planning(settings=self.settings, database=self.database, hub=self.hub, slots=ReadingSlots())
+        return Planning(settings=self.settings, database=self.database, hub=self.hub)
 
     @shared
     def monitoring(self) -> Monitoring | None:
@@ -161,39 +161,6 @@ async def services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(services)]
 
 
-async def database(services: ServicesDep) -> Database:
-    return services.database
-
-
-async def submitter(services: ServicesDep) -> Submitter:
-    return services.submitter
-
-
-async def planning(services: ServicesDep) -> Planning:
-    return services.planning
-
-
-async def feed(services: ServicesDep) -> EventFeed:
-    return services.feed
-
-
-async def reader(request: Request) -> BatchedReader:
-    found: Services = request.app.state.services  # without a nested dependency: this is the busiest route's
-    return found.reader
-
-
-async def report_pages(services: ServicesDep) -> ReportPages:
-    return services.report_pages
-
-
-DatabaseDep = Annotated[Database, Depends(database)]
-PlanningDep = Annotated[Planning, Depends(planning)]
-SubmitterDep = Annotated[Submitter, Depends(submitter)]
-ReaderDep = Annotated[BatchedReader, Depends(reader)]
-FeedDep = Annotated[EventFeed, Depends(feed)]
-ReportPagesDep = Annotated[ReportPages, Depends(report_pages)]
-
-
 async def write_slot(services: ServicesDep) -> AsyncIterator[None]:
     """Wait for a write slot without occupying a thread.
 
@@ -207,14 +174,14 @@ async def write_slot(services: ServicesDep) -> AsyncIterator[None]:
 WriteSlotDep = Annotated[None, Depends(write_slot, scope="function")]
 
 
-def writing_session(database: DatabaseDep, request: Request, _: WriteSlotDep) -> Iterator[LedgerSession]:
-    with database.session() as session:
+def writing_session(services: ServicesDep, request: Request, _: WriteSlotDep) -> Iterator[LedgerSession]:
+    with services.database.session() as session:
         yield session
         deadline.check(request.scope)
 
 
-def reading_session(database: DatabaseDep) -> Iterator[LedgerSession]:
-    with database.session(read_only=True) as session:
+def reading_session(services: ServicesDep) -> Iterator[LedgerSession]:
+    with services.database.session(read_only=True) as session:
         yield session
 
 
@@ -229,22 +196,7 @@ async def keys(session: SessionDep, services: ServicesDep) -> Keys:
     return Keys(session)
 
 
-async def keys_to_read(session: ReadingSessionDep) -> Keys:
-    return Keys(session)
-
-
-async def owners(session: SessionDep) -> Owners:
-    return Owners(session)
-
-
-async def owners_to_read(session: ReadingSessionDep) -> Owners:
-    return Owners(session)
-
-
 KeysDep = Annotated[Keys, Depends(keys)]
-KeysToReadDep = Annotated[Keys, Depends(keys_to_read)]
-OwnersDep = Annotated[Owners, Depends(owners)]
-OwnersToReadDep = Annotated[Owners, Depends(owners_to_read)]
 IdempotencyKeyDep = Annotated[str | None, Depends(idempotency_key)]
 
 

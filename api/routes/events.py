@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.bodies import EventBody, JobEventBody, Parameters
 from api.http.responses import UNCHANGED, json_response, next_page
-from api.routes.deps import CallerDep, DatabaseDep, FeedDep, ReaderDep
+from api.routes.deps import CallerDep, ServicesDep
 from api.routes.event_feed import KEEP_ALIVE, RETRY, STREAM, EventMessage, last_event_id, stream
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database
@@ -65,9 +65,7 @@ _LAST_EVENT_ID = {
 async def list_events(
     job_id: str,
     query: Annotated[EventsQuery, Query()],
-    database: DatabaseDep,
-    reader: ReaderDep,
-    feed: FeedDep,
+    services: ServicesDep,
     caller: CallerDep,
     request: Request,
 ) -> Response:
@@ -75,21 +73,22 @@ async def list_events(
 
     With `Accept: text/event-stream` a stream: what has happened, then each event as it happens, up to the last one.
     """
-    found = await reader.read_status(job_id, owner=caller)
+    found = await services.reader.read_status(job_id, owner=caller)
     last = last_event_id(request)
     if wants_stream(request):
         after = query.after if last is None else last
-        if found.status in TERMINAL and not await run_in_threadpool(_has_events, database, job_id, after, owner=caller):
+        if found.status in TERMINAL and not await run_in_threadpool(
+            _has_events, services.database, job_id, after, owner=caller
+        ):
             return Response(status_code=HTTPStatus.NO_CONTENT)  # tells a browser not to connect again
-        return stream(_encoded(feed.of_job(job_id, owner=caller, after=after), "of_job"), request)
-    return await run_in_threadpool(_page_of_job, database, job_id, caller, query, request)
+        return stream(_encoded(services.feed.of_job(job_id, owner=caller, after=after), "of_job"), request)
+    return await run_in_threadpool(_page_of_job, services.database, job_id, caller, query, request)
 
 
 @router.get("/events", response_model=Page[JobEventBody], responses=_STREAMED, openapi_extra=_LAST_EVENT_ID)
 async def list_all_events(
     query: Annotated[AllEventsQuery, Query()],
-    database: DatabaseDep,
-    feed: FeedDep,
+    services: ServicesDep,
     caller: CallerDep,
     request: Request,
 ) -> Response:
@@ -101,8 +100,8 @@ async def list_all_events(
     if wants_stream(request):
         if after is None and "after" in request.query_params:
             after = query.after
-        return stream(_encoded(feed.of_owner(caller, after=after), "of_owner"), request)
-    return await run_in_threadpool(_page_of_all, database, caller, query, request)
+        return stream(_encoded(services.feed.of_owner(caller, after=after), "of_owner"), request)
+    return await run_in_threadpool(_page_of_all, services.database, caller, query, request)
 
 
 def wants_stream(request: Request) -> bool:

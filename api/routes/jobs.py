@@ -1,4 +1,4 @@
-"""Jobs: submit, list, get, cancel, retry, delete, and their log and metrics."""
+"""Jobs: submit, list, get, cancel, retry, delete, and their log, metrics and report."""
 
 import re
 from collections.abc import Iterable
@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi.responses import HTMLResponse
 from pydantic import (
     AwareDatetime,
     BaseModel,
@@ -18,12 +19,13 @@ from pydantic import (
 )
 from pydantic.main import IncEx
 from pydantic_core import PydanticCustomError
+from starlette.concurrency import run_in_threadpool
 
 from api.bodies import JobBody, JobPartBody, JobRequest, LinksBody, Parameters, WholeJobBody
 from api.http import deadline
 from api.http.callers import caller_of
 from api.http.problems import MethodRefused
-from api.http.requests import StrictRoute, wait_seconds
+from api.http.requests import StrictRoute, prefers_html, wait_seconds
 from api.http.responses import (
     CHECKED,
     NO_STORE,
@@ -36,31 +38,25 @@ from api.http.responses import (
     root_of,
     tag_of,
 )
-from api.routes.deps import (
-    CallerDep,
-    FeedDep,
-    IdempotencyKeyDep,
-    ReaderDep,
-    ReadingSessionDep,
-    SessionDep,
-    SubmitterDep,
-)
-from api.routes.event_feed import EventFeed
+from api.routes.deps import CallerDep, IdempotencyKeyDep, ReadingSessionDep, Services, ServicesDep, SessionDep
 from api.routes.plans import PlanBody
-from api.routes.reading import BatchedReader, JobSeen, headers_of, retry_after
+from api.routes.reading import JobSeen, headers_of, retry_after
 from api.routes.submission import Submitted
 from api.routes.webhooks import WebhookLinks, WebhookWithSecretBody
 from replaceme_core import shapes
 from replaceme_core.ledger import changes, reading
 from replaceme_core.ledger.attempts import KEPT_LINES
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.reading import CURSOR_PATTERN, JobFilters, Sort
 from replaceme_core.ledger.records import Job
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.webhooks import Webhook
+from replaceme_core.report.page import policy
 from replaceme_core.report.view import QUANTITIES
 from replaceme_core.request.fields import Labels, LabelText, one_of
 from replaceme_core.runner.messages import Stage
 from replaceme_core.shapes import LogLine, Page
+from replaceme_core.wording import json_safe
 
 router = APIRouter(tags=["jobs"], route_class=StrictRoute)
 history = APIRouter(tags=["history"])
@@ -267,6 +263,12 @@ _SEVERAL_SOURCES = {
 }
 _DEEPEST = {**_ONE_TEXT, "ratio": {"max": 0.5}, "gate": {"perplexity_ratio": {"max": 1.6}}}
 _WITH_WEBHOOK = {**_ONE_TEXT, "webhook": {"url": "https://hooks.example.com/replaceme", "events": ["succeeded"]}}
+_REPORT: dict[int | str, dict[str, Any]] = {
+    HTTPStatus.OK.value: {
+        "description": "The content of `replaceme.json`; with `Accept: text/html` a page that shows it",
+        "content": {"text/html": {"schema": {"type": "string"}}},
+    }
+}
 _PREFER = {
     "name": "Prefer",
     "in": "header",
@@ -289,9 +291,7 @@ MOST_CANCELLED = 500
 async def submit_job(
     body: Annotated[JobRequest, Body(examples=[_ONE_TEXT, _SEVERAL_SOURCES, _DEEPEST, _WITH_WEBHOOK])],
     key: IdempotencyKeyDep,
-    submitter: SubmitterDep,
-    reader: ReaderDep,
-    feed: FeedDep,
+    services: ServicesDep,
     caller: CallerDep,
     request: Request,
 ) -> Response:
@@ -300,10 +300,10 @@ async def submit_job(
     With `validate_only` nothing is queued: the response is the plan, or the error that the submission would get.
     """
     if body.validate_only:
-        plan = await submitter.validate(body, caller=caller_of(request.scope))
+        plan = await services.submitter.validate(body, caller=caller_of(request.scope))
         return json_response(PlanBody.from_plan(plan).model_dump_json(), request=request)
-    submitted = await submitter.submit(body, key=key, owner=caller, scope=request.scope)
-    return await accepted(submitted, request=request, reader=reader, feed=feed)
+    submitted = await services.submitter.submit(body, key=key, owner=caller, scope=request.scope)
+    return await accepted(submitted, request=request, services=services)
 
 
 @router.get("/jobs", response_model=Page[JobPartBody], responses={**UNCHANGED})
@@ -348,10 +348,10 @@ def cancel_jobs(
 
 
 @router.get("/jobs/{job_id}", response_model=WholeJobBody, responses={**UNCHANGED})
-async def get_job(job_id: str, reader: ReaderDep, caller: CallerDep, request: Request) -> Response:
+async def get_job(job_id: str, services: ServicesDep, caller: CallerDep, request: Request) -> Response:
     """A job with its stages, its attempts and, while it is queued, its queue position."""
     known = known_tags(request)
-    found = await reader.read(job_id, owner=caller, known=known)
+    found = await services.reader.read(job_id, owner=caller, known=known)
     headers = headers_of(found)
     if found.seen is None or is_known(found.tag, known):
         return not_modified(found.tag, headers=headers)
@@ -372,15 +372,13 @@ def cancel_job(job_id: str, session: SessionDep, caller: CallerDep, request: Req
 async def retry_job(
     job_id: str,
     key: IdempotencyKeyDep,
-    submitter: SubmitterDep,
-    reader: ReaderDep,
-    feed: FeedDep,
+    services: ServicesDep,
     caller: CallerDep,
     request: Request,
 ) -> Response:
     """Submit a new job with the stored specification of one that has finished. Each names the other."""
-    submitted = await submitter.retry(job_id, key=key, owner=caller, scope=request.scope)
-    return await accepted(submitted, request=request, reader=reader, feed=feed)
+    submitted = await services.submitter.retry(job_id, key=key, owner=caller, scope=request.scope)
+    return await accepted(submitted, request=request, services=services)
 
 
 @router.delete("/jobs/{job_id}", status_code=HTTPStatus.NO_CONTENT)
@@ -405,6 +403,38 @@ def list_metrics(job_id: str, session: ReadingSessionDep, caller: CallerDep) -> 
     return Page(items=tuple(MetricBody.of(metric) for metric in reading.metrics(session, job_id, owner=caller)))
 
 
+@history.get("/jobs/{job_id}/report", response_model=dict[str, object], responses=_REPORT)
+async def get_report(
+    job_id: str, services: ServicesDep, caller: CallerDep, request: Request, response: Response
+) -> object:
+    """The content of `replaceme.json`, also of a result that a gate rejected. 404 until there is one.
+
+    With `Accept: text/html` it is one HTML page with tables and plots, which needs nothing else.
+    """
+    report = await run_in_threadpool(read_report, services.database, job_id, owner=caller)
+    if prefers_html(request.headers.get("accept", "")):
+        return page_response(await services.report_pages.page(report))
+    response.headers["Vary"] = "Accept"
+    return report
+
+
+def read_report(database: Database, job_id: str, *, owner: str) -> dict[str, object]:
+    """As JSON can carry it. Raises `JobNotFound`, and `NotFound` for a job that has none yet."""
+    with database.session(read_only=True) as session:
+        return {name: json_safe(value) for name, value in reading.report(session, job_id, owner=owner).items()}
+
+
+def page_response(page: bytes) -> HTMLResponse:
+    """With a policy that allows nothing but the page's own style and pictures."""
+    headers = {
+        "Content-Security-Policy": policy(header=True),
+        "Cache-Control": NO_STORE,
+        "Vary": "Accept",
+        "Referrer-Policy": "no-referrer",
+    }
+    return HTMLResponse(page, headers=headers)
+
+
 def job_body(job: Job, request: Request) -> JobBody:
     return JobBody.of(job, links=LinksBody.at(root_of(request), job.id))
 
@@ -415,7 +445,7 @@ def whole_body(seen: JobSeen, request: Request) -> WholeJobBody:
     return WholeJobBody.of(job, links=links, queue=seen.position, stages=timeline.stages, attempts=timeline.attempts)
 
 
-async def accepted(submitted: Submitted, *, request: Request, reader: BatchedReader, feed: EventFeed) -> Response:
+async def accepted(submitted: Submitted, *, request: Request, services: Services) -> Response:
     """202 with the job; after it has ended, or has been waited for as long as the client prefers."""
     job = submitted.job
     headers: dict[str, str] = {"Idempotent-Replayed": "true"} if submitted.repeated else {}
@@ -423,7 +453,10 @@ async def accepted(submitted: Submitted, *, request: Request, reader: BatchedRea
     if seconds:
         headers["Preference-Applied"] = f"wait={seconds}"
         if not job.is_terminal:
-            job = await _wait_for_end(job, seconds=seconds, request=request, reader=reader, feed=feed)
+            deadline.extend(request.scope, seconds)
+            await services.feed.wait_for_end(job.id, owner=job.owner, seconds=seconds)
+            found = await services.reader.read(job.id, owner=job.owner)
+            job = job if found.seen is None else found.seen.job
     body = SubmittedJobBody.after(
         job,
         repeated=submitted.repeated,
@@ -436,10 +469,3 @@ async def accepted(submitted: Submitted, *, request: Request, reader: BatchedRea
         headers["Retry-After"] = retry_after(job.status, job.progress.eta_seconds)
     # already validated, and the framework would validate it again
     return Response(body.as_json(), status_code=HTTPStatus.ACCEPTED, headers=headers, media_type="application/json")
-
-
-async def _wait_for_end(job: Job, *, seconds: float, request: Request, reader: BatchedReader, feed: EventFeed) -> Job:
-    deadline.extend(request.scope, seconds)
-    await feed.wait_for_end(job.id, owner=job.owner, seconds=seconds)
-    found = await reader.read(job.id, owner=job.owner)
-    return job if found.seen is None else found.seen.job

@@ -19,8 +19,8 @@ from api.bodies import (
 )
 from api.http.requests import StrictRoute
 from api.http.responses import NO_STORE
-from api.routes.deps import CallerDep, KeysDep, KeysToReadDep, OwnersDep, OwnersToReadDep, ServicesDep
-from replaceme_core.ledger.keys import ApiKey, CreatedKey
+from api.routes.deps import CallerDep, KeysDep, ReadingSessionDep, ServicesDep, SessionDep
+from replaceme_core.ledger.keys import ApiKey, CreatedKey, Keys, Owners
 from replaceme_core.request.fields import CREDENTIAL_NAME, Frozen
 from replaceme_core.shapes import Credential, OwnerSettings, Page
 
@@ -64,15 +64,15 @@ def create_key(
 
 
 @router.get("/keys")
-def list_keys(query: Annotated[KeysQuery, Query()], keys: KeysToReadDep) -> Page[ApiKey]:
+def list_keys(query: Annotated[KeysQuery, Query()], session: ReadingSessionDep) -> Page[ApiKey]:
     """The keys of all owners, newest first, revoked ones included."""
-    return Page[ApiKey].of(keys.page(limit=query.limit, cursor=query.cursor, owner=query.owner))
+    return Page[ApiKey].of(Keys(session).page(limit=query.limit, cursor=query.cursor, owner=query.owner))
 
 
 @router.get("/keys/{key_id}")
-def get_key(key_id: KeyId, keys: KeysToReadDep) -> ApiKey:
+def get_key(key_id: KeyId, session: ReadingSessionDep) -> ApiKey:
     """A key."""
-    return keys.get(key_id)
+    return Keys(session).get(key_id)
 
 
 @router.delete("/keys/{key_id}")
@@ -91,45 +91,45 @@ def rotate_key(
 
 
 @router.get("/owners/{owner}")
-def get_owner(owner: OwnerName, owners: OwnersToReadDep) -> OwnerSettings:
+def get_owner(owner: OwnerName, session: ReadingSessionDep) -> OwnerSettings:
     """Where results of an owner may go."""
-    return OwnerSettings(owner=owner, output_namespaces=owners.output_namespaces(owner))
+    return OwnerSettings(owner=owner, output_namespaces=Owners(session).output_namespaces(owner))
 
 
 @router.put("/owners/{owner}")
 def set_owner(
     owner: OwnerName,
     body: Annotated[OwnerRequest, Body(examples=[{"output_namespaces": ["team-a"]}])],
-    owners: OwnersDep,
+    session: SessionDep,
 ) -> OwnerSettings:
     """Say where results of an owner may go."""
-    owners.set_output_namespaces(owner, body.output_namespaces)
-    return OwnerSettings(owner=owner, output_namespaces=owners.output_namespaces(owner))
+    Owners(session).set_output_namespaces(owner, body.output_namespaces)
+    return OwnerSettings(owner=owner, output_namespaces=Owners(session).output_namespaces(owner))
 
 
 # Routes of credentials
 
 
 @credentials.get("/credentials")
-def list_credentials(owners: OwnersToReadDep, caller: CallerDep) -> Page[Credential]:
+def list_credentials(session: ReadingSessionDep, caller: CallerDep) -> Page[Credential]:
     """Your credentials by name, without their tokens."""
-    return Page(items=tuple(owners.credentials(caller)))
+    return Page(items=tuple(Owners(session).credentials(caller)))
 
 
 @credentials.put("/credentials/{name}")
 def put_credential(
     name: CredentialPath,
     body: Annotated[CredentialRequest, Body(examples=[{"token": "hf_..."}])],
-    owners: OwnersDep,
+    session: SessionDep,
     services: ServicesDep,
     caller: CallerDep,
 ) -> Credential:
     """Store a token under a name, in place of an earlier one. No response shows it again."""
     token = body.token.get_secret_value()
-    return owners.put_credential(caller, name, token, box=services.secrets_box)
+    return Owners(session).put_credential(caller, name, token, box=services.secrets_box)
 
 
 @credentials.delete("/credentials/{name}", status_code=HTTPStatus.NO_CONTENT)
-def delete_credential(name: CredentialPath, owners: OwnersDep, caller: CallerDep) -> None:
+def delete_credential(name: CredentialPath, session: SessionDep, caller: CallerDep) -> None:
     """Delete a credential. Jobs that name it and have not started will fail."""
-    owners.delete_credential(caller, name)
+    Owners(session).delete_credential(caller, name)

@@ -1,16 +1,18 @@
 """Plans for requests: what is known of this service's workers, and the planner that uses it."""
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from threading import Lock
+from weakref import WeakValueDictionary
 
 from starlette.concurrency import run_in_threadpool
 
 from api.http.callers import Caller, limit_of
-from api.http.rate import ReadingSlots
-from replaceme_core.errors import InvalidInput
+from replaceme_core.errors import InvalidInput, TooManyRequests
 from replaceme_core.hardware import WorkerKind, has_native_bfloat16, total_memory, worker_kind_of
 from replaceme_core.hub.port import DIRECTORY_PREFIX, Hub
 from replaceme_core.ledger import reading
@@ -28,13 +30,40 @@ from replaceme_core.settings import Settings
 from replaceme_core.shapes import WorkerPlan
 
 KEPT_SHAPES = 100
+MOST_READING, MOST_READING_OF_ONE = 8, 4
+"""Requests that read a repository at once: of all callers, and of one. Each may take 100 MB, and waits for the Hub."""
+READING_WAIT_SECONDS = 10.0
+
+
+class ReadingSlots:
+    """Limits how many requests read a repository at the same time: those of each caller, and all of this process."""
+
+    def __init__(self) -> None:
+        self._all = asyncio.Semaphore(MOST_READING)
+        self._own: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def hold(self, caller: Caller) -> AsyncIterator[None]:
+        """Wait for a slot, without a thread, and hold it. Raises `TooManyRequests` after `READING_WAIT_SECONDS`."""
+        own = self._own.setdefault(caller.name, asyncio.Semaphore(MOST_READING_OF_ONE))
+        async with AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(READING_WAIT_SECONDS):
+                    await held.enter_async_context(own)
+                    await held.enter_async_context(self._all)
+            except TimeoutError:
+                raise TooManyRequests(
+                    f"too many requests are reading models, of you (at most {MOST_READING_OF_ONE} at once) or of all "
+                    f"callers (at most {MOST_READING}); try again in {TooManyRequests.retry_after:g} seconds"
+                ) from None
+            yield
 
 
 class Planning:
     """Plans requests for the workers of this service."""
 
-    def __init__(self, *, settings: Settings, database: Database, hub: Hub, slots: ReadingSlots) -> None:
-        self.slots = slots
+    def __init__(self, *, settings: Settings, database: Database, hub: Hub) -> None:
+        self.slots = ReadingSlots()
         self._settings = settings
         self._database = database
         self._hub = hub

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Request
 
 from api.http.callers import caller_of
 from api.http.requests import StrictRoute
-from api.routes.deps import PlanningDep
+from api.routes.deps import ServicesDep
 from replaceme_core import shapes
 from replaceme_core.families.layout import MapStructure
 from replaceme_core.hardware import WorkerKind
@@ -104,10 +104,10 @@ _DEEPEST = {**_EXAMPLE, "ratio": {"max": 0.5}, "gate": {"perplexity_ratio": {"ma
 
 @router.post("/plans")
 async def make_plan(
-    body: Annotated[CompressionRequest, Body(examples=[_EXAMPLE, _DEEPEST])], planning: PlanningDep, request: Request
+    body: Annotated[CompressionRequest, Body(examples=[_EXAMPLE, _DEEPEST])], services: ServicesDep, request: Request
 ) -> PlanBody:
     """What a job with this body would take. Reads the model's config and headers only, and queues nothing.
 
     What `POST /jobs` would refuse is listed in `refusals`.
     """
-    return PlanBody.from_plan(await planning.plan(body, caller=caller_of(request.scope)))
+    return PlanBody.from_plan(await services.planning.plan(body, caller=caller_of(request.scope)))

@@ -54,25 +54,16 @@ class Submitted:
         return f"Submitted({self.job.id})"
 
 
+@dataclass(frozen=True, kw_only=True)
 class Submitter:
     """Submits jobs. `write_slots` limits how many transactions write at the same time."""
 
-    def __init__(
-        self,
-        *,
-        settings: Settings,
-        database: Database,
-        queue: Queue,
-        open_secrets_box: Callable[[], SecretsBox],
-        planning: Planning,
-        write_slots: asyncio.Semaphore,
-    ) -> None:
-        self._settings = settings
-        self._database = database
-        self._queue = queue
-        self._open_secrets_box = open_secrets_box
-        self._write_slots = write_slots
-        self._planning = planning
+    settings: Settings
+    database: Database
+    queue: Queue
+    open_secrets_box: Callable[[], SecretsBox]
+    planning: Planning
+    write_slots: asyncio.Semaphore
 
     async def submit(self, request: JobRequest, *, key: str | None, owner: str, scope: Scope) -> Submitted:
         """The new job, committed and enqueued; or the job that the same request with the same `key` created before.
@@ -84,13 +75,13 @@ class Submitter:
         idempotency_key = self._key(key, request.fingerprint())
         job_id = str(uuid4())
         caller = caller_of(scope)
-        async with self._planning.slots.hold(caller):
+        async with self.planning.slots.hold(caller):
             prepared = await run_in_threadpool(
                 self._prepare, request, job_id=job_id, caller=caller, idempotency_key=idempotency_key
             )
         if isinstance(prepared, Submitted):
             return prepared
-        async with self._write_slots:
+        async with self.write_slots:
             return await run_in_threadpool(
                 self._store,
                 prepared,
@@ -109,37 +100,37 @@ class Submitter:
         """
         idempotency_key = self._key(key, hashlib.sha256(f"retry {job_id}".encode()).hexdigest())
         new_id = str(uuid4())
-        async with self._write_slots:
+        async with self.write_slots:
             return await run_in_threadpool(
                 self._store_retry, job_id, new_id=new_id, owner=owner, idempotency_key=idempotency_key, scope=scope
             )
 
     async def validate(self, request: JobRequest, *, caller: Caller) -> Plan:
         """The plan of a request that would be accepted, queueing nothing. Raises what `submit` would raise."""
-        async with self._planning.slots.hold(caller):
+        async with self.planning.slots.hold(caller):
             return await run_in_threadpool(self._validate, request, caller=caller)
 
     def _validate(self, request: JobRequest, *, caller: Caller) -> Plan:
         webhook = request.webhook
         self._check_webhook(webhook, caller)
-        with self._database.session(read_only=True) as session:
+        with self.database.session(read_only=True) as session:
             self._check_number(session, caller)
             if webhook is not None and webhook.signed_by is not None:
                 webhooks.get(session, webhook.signed_by, owner=caller.owner)
         if webhook is not None:
-            self._open_secrets_box().seal(new_secret(), field="webhook")
-        return self._planning.validate(request, caller=caller)
+            self.open_secrets_box().seal(new_secret(), field="webhook")
+        return self.planning.validate(request, caller=caller)
 
     def _key(self, key: str | None, fingerprint: str) -> IdempotencyKey | None:
         if key is None:
             return None
-        keep_seconds = self._settings.idempotency_seconds
+        keep_seconds = self.settings.idempotency_seconds
         return IdempotencyKey(key=key, fingerprint=fingerprint, keep_seconds=keep_seconds)
 
     def _store_retry(
         self, job_id: str, *, new_id: str, owner: str, idempotency_key: IdempotencyKey | None, scope: Scope
     ) -> Submitted:
-        with self._database.session() as session:
+        with self.database.session() as session:
             earlier = None if idempotency_key is None else changes.find_by_key(session, idempotency_key, owner=owner)
             if earlier is not None:
                 return _submitted_before(session, earlier)
@@ -152,15 +143,15 @@ class Submitter:
                 owner=owner,
                 new_id=new_id,
                 idempotency_key=idempotency_key,
-                default_worker_kind=self._settings.default_worker_kind,
+                default_worker_kind=self.settings.default_worker_kind,
                 key_id=caller_of(scope).key_id,
             )
             if job.id != new_id:  # the same request was here a moment ago
                 if webhook is not None:
                     webhooks.remove(session, webhook.id, owner=owner)
                 return _submitted_before(session, job)
-            check_worker_kind(job.spec.compute.device, self._settings)
-            session.after_commit(lambda: _enqueue(self._queue, job))
+            check_worker_kind(job.spec.compute.device, self.settings)
+            session.after_commit(lambda: _enqueue(self.queue, job))
             deadline.check(scope)
         return Submitted(job=job, repeated=False, webhook=webhook)
 
@@ -171,8 +162,8 @@ class Submitter:
 
         A repeated request does not contact the Hub, which may be down or have changed since.
         """
-        settings, owner = self._settings, caller.owner
-        with self._database.session(read_only=True) as session:
+        settings, owner = self.settings, caller.owner
+        with self.database.session(read_only=True) as session:
             earlier = None if idempotency_key is None else changes.find_by_key(session, idempotency_key, owner=owner)
             if earlier is not None:
                 return _submitted_before(session, earlier)
@@ -180,7 +171,7 @@ class Submitter:
             namespaces = Owners(session).output_namespaces(owner)
         check_worker_kind(request.compute.device, settings)
         self._check_webhook(request.webhook, caller)
-        planner = self._planning.planner(request, caller=caller, namespaces=namespaces)
+        planner = self.planning.planner(request, caller=caller, namespaces=namespaces)
         model = admit_model(find_model(request.model, planner.hub), planner.hub)
         spec = resolve_request(
             request,
@@ -203,11 +194,11 @@ class Submitter:
             return
         if OF_WEBHOOKS not in caller.scopes:
             raise MissingScope(f"the key does not have the scope {OF_WEBHOOKS}, which a job with a webhook needs")
-        check_url(webhook.url, self._settings, field="webhook.url")
+        check_url(webhook.url, self.settings, field="webhook.url")
 
     def _check_number(self, session: Session, caller: Caller, *, exact: bool = False) -> None:
         """Raises `TooManyJobs`. `exact`: right before a job is added, so that one request gets the last place."""
-        most = limit_of(caller.limits.jobs, self._settings.most_jobs)
+        most = limit_of(caller.limits.jobs, self.settings.most_jobs)
         if most is not None and changes.has_active(session, most, owner=caller.owner, exact=exact):
             raise TooManyJobs(
                 f"you have {counted(most, 'jobs')} queued or running, which is the limit; wait for some to end, or "
@@ -225,8 +216,8 @@ class Submitter:
         scope: Scope,
     ) -> Submitted:
         secret = new_secret() if webhook is not None and webhook.signed_by is None else None
-        sealed = self._open_secrets_box().seal(secret or new_secret(), field="webhook") if webhook is not None else ""
-        with self._database.session() as session:
+        sealed = self.open_secrets_box().seal(secret or new_secret(), field="webhook") if webhook is not None else ""
+        with self.database.session() as session:
             self._check_number(session, caller_of(scope), exact=True)  # again: others may have been added since
             added = None
             if webhook is not None:  # before the job, whose first event it may want
@@ -245,14 +236,14 @@ class Submitter:
                 owner=owner,
                 job_id=job_id,
                 idempotency_key=idempotency_key,
-                default_worker_kind=self._settings.default_worker_kind,
+                default_worker_kind=self.settings.default_worker_kind,
                 key_id=caller_of(scope).key_id,
             )
             if job.id != job_id:  # the same request was here a moment ago
                 if added is not None:
                     webhooks.remove(session, added.id, owner=owner)
                 return _submitted_before(session, job)
-            session.after_commit(lambda: _enqueue(self._queue, job))
+            session.after_commit(lambda: _enqueue(self.queue, job))
             deadline.check(scope)
         return Submitted(job=job, repeated=False, webhook=added, secret=secret)
 
