@@ -1,5 +1,6 @@
 """Modules that must not be loaded. import-linter reads imports; these tests inspect a running interpreter."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -47,7 +48,18 @@ for module in {list(modules)!r}:
     importlib.import_module(module)
 print(*(name for name in sys.modules if f"{{name}}.".startswith({unwanted!r})), sep="\\n")
 """
-    fresh = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    nowhere = {
+        "REPLACEME_DATABASE_URL": "nonsense",
+        "REPLACEME_BROKER_URL": "nonsense",
+    }  # an import connects to nothing
+    fresh = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **nowhere},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert fresh.returncode == 0, fresh.stderr
     return fresh.stdout.split()
 

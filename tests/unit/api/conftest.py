@@ -1,6 +1,9 @@
-"""The service on SQLite, the filesystem broker and a directory as the Hub; no other process runs."""
+"""The service on SQLite, the filesystem broker and a directory as the Hub; no other process runs.
 
-import shutil
+One application serves all tests here, since it takes longer to make one than to ask it. Each test begins with an empty
+database and without messages; what it changes in the Hub, it changes back. A test that breaks more has `apart`.
+"""
+
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,52 +11,43 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.main import create_app
+from replaceme_core.ledger.database import Database
 from replaceme_core.settings import Settings
-from tests.fixtures.api.requests import put_dataset, put_model
-from tests.fixtures.evaluation.local_tasks import write_tasks
+from tests.fixtures.api.service import Service, settings_in
 
 
-def settings_in(place: Path, sqlite_url: str) -> Settings:
-    """With a directory hub that has the model `org/name` of 30 blocks and the data set `org/data`."""
-    put_model(place / "hub", "org/name", blocks=30)
-    put_dataset(place / "hub", "org/data")
-    texts = place / "texts"
-    texts.mkdir()
-    (texts / "some.txt").write_text("some text")
-    return Settings(
-        _env_file=None,
-        data=place / "data",
-        database_url=sqlite_url,
-        broker_url="filesystem://",
-        hub=f"dir:{place / 'hub'}",
-        allowed_hosts=("testserver",),
-        calibration_root=texts,
-        tasks_directory=write_tasks(place / "tasks"),
-    )
-
-
-@pytest.fixture
-def settings(tmp_path: Path, sqlite_url: str) -> Settings:
-    return settings_in(tmp_path, sqlite_url)
-
-
-@pytest.fixture
-def hub_root(settings: Settings, tmp_path: Path) -> Path:
-    """The directory of the Hub."""
-    return tmp_path / "hub"
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[TestClient]:
+@pytest.fixture(scope="session")
+def service(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    settings = settings_in(tmp_path_factory.mktemp("service"), sqlite_template)
+    database = Database(settings.resolved_database_url)
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
-        yield client
+        yield Service(settings=settings, client=client, database=database)
+    database.close()
 
 
-@pytest.fixture(scope="module")
-def shared(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    """One service for all tests of a module that leave its settings alone and do not count its jobs."""
-    place = tmp_path_factory.mktemp("service")
-    stored = shutil.copyfile(sqlite_template, place / "ledger.sqlite3")
-    settings = settings_in(place, f"sqlite:///{stored}")
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
-        yield client
+@pytest.fixture
+def settings(service: Service) -> Settings:
+    service.reset()
+    return service.settings
+
+
+@pytest.fixture
+def client(service: Service, settings: Settings) -> TestClient:
+    return service.client
+
+
+@pytest.fixture
+def sqlite_database(service: Service, settings: Settings) -> Database:
+    """The database of the service."""
+    return service.database
+
+
+@pytest.fixture
+def hub_root(service: Service) -> Path:
+    return service.hub_root
+
+
+@pytest.fixture
+def apart(sqlite_template: Path, tmp_path: Path) -> Settings:
+    """For an application that no other test has."""
+    return settings_in(tmp_path, sqlite_template)

@@ -9,23 +9,18 @@ from typing import Any
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
-from starlette.testclient import TestClient
 
-from api.main import create_app
 from api.routes.deps import Services
 from benchmarks.harness.checkout import ROOT
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger import attempts
-from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import WorkerMemory, WorkerReport
 from replaceme_core.ledger.watching import Workers
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
-from replaceme_core.settings import Settings
+from tests.fixtures.api.service import METRICS_KEY, Service
 from tests.fixtures.jobs.ledger import Ledger
 
 FOLDER = ROOT / "docker" / "monitoring"
-KEY = "a-key-of-the-metrics-only"
 OF_PROMETHEUS = {"up": {"job", "instance"}}
 TARGET = {"job", "instance"}
 """Labels that Prometheus adds to every series."""
@@ -34,35 +29,27 @@ Known = dict[str, dict[str, set[str]]]
 _STRING = re.compile(r'"(?:[^"\\\\]|\\\\.)*"')
 
 
-def fill(settings: Settings, services: Services) -> None:
-    """A service that has seen everything once."""
-    database = Database(settings.resolved_database_url)
-    ledger = Ledger(database)
+@pytest.fixture(scope="module")
+def scraped(service: Service) -> Known:
+    """Samples of a service that has seen everything once, by name, and the values of each of their labels."""
+    service.reset()
+    ledger = Ledger(service.database)
     gpu = WorkerMemory(total_bytes=100, used_bytes=40, gpu_total_bytes=80, gpu_used_bytes=9)
     report = WorkerReport(
         name="h:1", host="h", kinds=(*WorkerKind,), device="d", sandbox=SandboxMode.NONE, processes=(1,), memory=gpu
     )
-    failed, done = ledger.claim(ledger.add()), ledger.claim(ledger.add())
-    ledger.add()
-    with database.session() as session:
+    with service.database.session() as session:
         Workers(session).report(report, alive_seconds=600)
-        attempts.record_progress(session, done, stage=Stage.SOLVE, overall=0, fraction=0, eta_seconds=None)
-        attempts.fail(session, failed, code="internal_error", message="m")
+    ledger.add()
+    ledger.fail(ledger.add(), code="internal_error")
+    done = ledger.claim(ledger.add())
+    ledger.progress(done, Stage.SOLVE)
     ledger.succeed(done)
-    database.close()
+    services: Services = service.client.app.state.services  # type: ignore[attr-defined]
     assert services.monitoring is not None
     services.monitoring.webhooks.record(error="timeout", is_last=False)
-
-
-@pytest.fixture
-def scraped(settings: Settings) -> Known:
-    """Samples by name, and the values of each of their labels."""
-    settings = settings.model_copy(update={"metrics_key": Settings(_env_file=None, metrics_key=KEY).metrics_key})
-    app = create_app(settings)
-    with TestClient(app) as client:
-        fill(settings, app.state.services)
-        assert client.get("/ready").status_code == 200
-        text = client.get("/metrics", headers={"authorization": f"Bearer {KEY}"}).text
+    assert service.client.get("/ready").status_code == 200
+    text = service.client.get("/metrics", headers={"authorization": f"Bearer {METRICS_KEY}"}).text
     known: Known = defaultdict(lambda: defaultdict(set))
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -126,19 +113,16 @@ def test_every_expression_names_what_exists(scraped: Known) -> None:
     assert {place: list(problems_of(one, scraped)) for place, one in found if list(problems_of(one, scraped))} == {}
 
 
-@pytest.mark.parametrize(
-    ("expression", "problem"),
-    [
+def test_what_does_not_exist_is_found(scraped: Known) -> None:
+    for expression, problem in (
         ("max(replaceme_job)", "no metric replaceme_job"),
         ('max(replaceme_jobs{state="queued"})', "replaceme_jobs has no label state"),
         ('max(replaceme_jobs{status="waiting"})', "replaceme_jobs has no status=waiting"),
         ("max by (route) (replaceme_jobs)", "nothing here has the label route"),
         ("max(replaceme_jobs", "brackets do not match"),
         ("rate(replaceme_stage_duration_seconds[5m])", "no metric replaceme_stage_duration_seconds"),
-    ],
-)
-def test_what_does_not_exist_is_found(scraped: Known, expression: str, problem: str) -> None:
-    assert problem in list(problems_of(expression, scraped))
+    ):
+        assert problem in list(problems_of(expression, scraped))
 
 
 def test_the_reference_lists_all_metrics(scraped: Known) -> None:

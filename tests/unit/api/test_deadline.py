@@ -14,10 +14,8 @@ from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
 from api.http.deadline import Deadline, check
-from api.main import create_app
 from api.routes.deps import WRITE_SLOTS
 from replaceme_core.errors import Unavailable
-from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem
 
 
@@ -70,8 +68,8 @@ def test_a_late_commit_is_refused() -> None:
         check({"replaceme.deadline": 0.0})
 
 
-@pytest.mark.parametrize("pieces", [[], [b'{"model": '], [b'{"model": ', b'"org/na']])
-def test_a_request_that_breaks_off(settings: Settings, pieces: list[bytes], capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("pieces", [[], [b'{"model": ', b'"org/na']])
+def test_a_request_that_breaks_off(client: TestClient, pieces: list[bytes], capfd: pytest.CaptureFixture[str]) -> None:
     arriving: list[dict[str, Any]] = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
     arriving.append({"type": "http.disconnect"})
     sent: list[Any] = []
@@ -97,7 +95,8 @@ def test_a_request_that_breaks_off(settings: Settings, pieces: list[bytes], capf
         "client": ("127.0.0.1", 1),
         "server": ("testserver", 80),
     }
-    asyncio.run(create_app(settings)(scope, receive, send))  # type: ignore[arg-type]
+    assert client.portal is not None
+    client.portal.call(client.app, scope, receive, send)
     assert [message.get("status") for message in sent[:1]] == [499]
     assert "Traceback" not in "".join(capfd.readouterr())
 
@@ -109,11 +108,13 @@ REQUESTS = 4 * THREADS
 def test_waiting_requests_do_not_block_the_commit_of_another(client: TestClient) -> None:
     """Between the route of a cancellation and its commit the framework takes a thread of the pool once more."""
 
-    async def few_threads() -> None:
-        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+    async def set_threads(number: float) -> float:
+        limiter = anyio.to_thread.current_default_thread_limiter()
+        before, limiter.total_tokens = limiter.total_tokens, number
+        return before
 
     assert client.portal is not None
-    client.portal.call(few_threads)
+    before = client.portal.call(set_threads, THREADS)
     with ThreadPoolExecutor(REQUESTS) as pool:
         replies = list(pool.map(lambda _: client.post("/jobs", json=SMALLEST), range(REQUESTS)))
     assert [reply.status_code for reply in replies] == [202] * REQUESTS
@@ -122,3 +123,4 @@ def test_waiting_requests_do_not_block_the_commit_of_another(client: TestClient)
     with ThreadPoolExecutor(REQUESTS) as pool:
         replies = list(pool.map(lambda job: client.post(f"{job}/cancel"), jobs))
     assert [reply.status_code for reply in replies] == [200] * REQUESTS
+    client.portal.call(set_threads, before)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from fastapi import Request
-from sqlalchemy import event, update
+from sqlalchemy import update
 from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
@@ -18,15 +18,16 @@ from api.http.callers import WITHOUT_KEY, Unknown, set_caller
 from api.routes import event_feed
 from api.routes.event_feed import EventFeed, EventMessage, stream
 from benchmarks.harness.jobs import owner_of
-from replaceme_core.ledger import attempts, changes, reading
+from replaceme_core.ledger import changes
 from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.tables import ApiKeyRow
-from replaceme_core.ledger.watching import all_events_after, events_after, number_all
+from replaceme_core.ledger.watching import FeedEvent, all_events_after, events_after, number_all
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, submit
-from tests.fixtures.jobs.ledger import Ledger, claim_job
+from tests.fixtures.jobs.ledger import Ledger
+from tests.fixtures.servers.database import listening
 
 STREAM = {"accept": "text/event-stream"}
 
@@ -52,8 +53,7 @@ async def take(messages: AsyncIterator[EventMessage | None], count: int) -> list
     return found
 
 
-def test_a_stream_of_a_job_ends_with_its_last_event(sqlite_database: Database) -> None:
-    ledger = Ledger(sqlite_database)
+def test_a_stream_of_a_job_ends_with_its_last_event(sqlite_database: Database, ledger: Ledger) -> None:
     job_id = ledger.add(owner="ada")
 
     async def test(feed: EventFeed) -> None:
@@ -67,8 +67,7 @@ def test_a_stream_of_a_job_ends_with_its_last_event(sqlite_database: Database) -
     with_feed(sqlite_database, test)
 
 
-def test_a_stream_of_an_owner_has_no_event_of_another(sqlite_database: Database) -> None:
-    ledger = Ledger(sqlite_database)
+def test_a_stream_of_an_owner_has_no_event_of_another(sqlite_database: Database, ledger: Ledger) -> None:
     ledger.add(owner="ada")
 
     async def test(feed: EventFeed) -> None:
@@ -86,80 +85,75 @@ def test_a_stream_of_an_owner_has_no_event_of_another(sqlite_database: Database)
     with_feed(sqlite_database, test)
 
 
-def test_a_client_cut_off_at_random_sees_every_event_once_and_in_order(sqlite_database: Database) -> None:
-    ledger = Ledger(sqlite_database)
+def test_a_client_cut_off_at_random_sees_every_event_once_and_in_order(
+    sqlite_database: Database, ledger: Ledger
+) -> None:
     draw = random.Random(7)
 
     def work() -> None:
-        for _ in range(25):
-            job_id = ledger.add(owner=draw.choice(("ada", "bob")))
-            claim = ledger.claim(job_id)
-            with sqlite_database.session() as session:
-                for stage in (Stage.RESOLVE, Stage.SOLVE):
-                    attempts.record_progress(session, claim, stage=stage, overall=0.1, fraction=0, eta_seconds=None)
+        for owner in (*["ada", "bob"] * 5, "ada"):
+            claim = ledger.claim(ledger.add(owner=owner))
+            ledger.progress(claim, Stage.RESOLVE, Stage.SOLVE)
             ledger.fail(claim)
 
     async def test(feed: EventFeed) -> None:
-        seen: list[tuple[int, str, int]] = []
+        seen: list[FeedEvent] = []
         working = asyncio.create_task(asyncio.to_thread(work))
         last, quiet = 0, 0
         while quiet < 3:
             messages = feed.of_owner("ada", after=last)
             try:
-                async with asyncio.timeout(draw.uniform(0.05, 0.4)):
+                async with asyncio.timeout(draw.uniform(0.02, 0.1)):
                     async for message in messages:
                         if message is not None:
-                            seen.append((message.position, message.event.job_id, message.event.seq))
+                            seen.append(FeedEvent(position=message.position, owner="ada", event=message.event))
                             last = message.position
             except TimeoutError:
                 quiet = quiet + 1 if working.done() else 0
         await working
         with sqlite_database.session(read_only=True) as session:
-            stored = events_after(session, 0, limit=1000, owner="ada")
-        assert seen == [(each.position, each.event.job_id, each.event.seq) for each in stored]
-        assert len(seen) > 25
-        for job_id in {job_id for _, job_id, _ in seen}:
-            assert [seq for _, of_job, seq in seen if of_job == job_id] == [1, 2, 3, 4, 5]
+            assert seen == events_after(session, 0, limit=1000, owner="ada")
+        for job_id in {one.event.job_id for one in seen}:
+            assert [one.event.seq for one in seen if one.event.job_id == job_id] == [1, 2, 3, 4, 5]
 
     with_feed(sqlite_database, test)
 
 
 def test_a_stream_that_falls_behind_reads_from_the_table(
-    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+    sqlite_database: Database, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_feed, "MOST_QUEUED", 3)
-    ledger = Ledger(sqlite_database)
 
     async def test(feed: EventFeed) -> None:
         messages = feed.of_owner("ada", after=0)
         jobs = [ledger.add(owner="ada")]
         await take(messages, 1)
         jobs += await asyncio.to_thread(lambda: [ledger.add(owner="ada") for _ in range(10)])
-        await asyncio.sleep(0.5)  # all are handed out meanwhile
         (follower,) = feed._of_owner["ada"]
-        assert follower.fell_behind and not follower.queue
+        while not follower.fell_behind:
+            await asyncio.sleep(0.01)
+        assert not follower.queue
         assert [message.event.job_id for message in await take(messages, 10)] == jobs[1:]
 
     with_feed(sqlite_database, test)
 
 
-def test_many_streams_are_one_reader(sqlite_database: Database) -> None:
-    ledger = Ledger(sqlite_database)
-    jobs = [ledger.add(owner="ada") for _ in range(100)]
+def test_many_streams_are_one_reader(sqlite_database: Database, ledger: Ledger) -> None:
+    jobs = [ledger.add(owner="ada") for _ in range(50)]
     statements: list[str] = []
 
     async def test(feed: EventFeed) -> None:
         streams = [feed.of_job(job_id, owner="ada", after=1) for job_id in jobs]
         waiting = [asyncio.create_task(take(stream, 1)) for stream in streams]
-        event.listen(sqlite_database._engine, "before_cursor_execute", lambda *each: statements.append(each[2]))
-        feed._poll_seconds = 0.25
+        feed._poll_seconds = 0.1
         selects = len(jobs)
-        while selects > 20:  # until each has read what it missed
-            statements.clear()
-            await asyncio.sleep(1)
-            selects = sum(statement.startswith("SELECT") for statement in statements)
+        with listening(sqlite_database._engine, statements.append):
+            while selects > 20:  # until each has read what it missed
+                statements.clear()
+                await asyncio.sleep(0.4)
+                selects = sum(statement.startswith("SELECT") for statement in statements)
         assert selects > 0
-        assert feed.followers == 100
+        assert feed.followers == 50
         await asyncio.to_thread(lambda: [ledger.cancel(job_id) for job_id in jobs])
         assert {message[0].event.type for message in await asyncio.gather(*waiting)} == {"cancel_requested"}
         for each in streams:
@@ -169,11 +163,9 @@ def test_many_streams_are_one_reader(sqlite_database: Database) -> None:
     with_feed(sqlite_database, test)
 
 
-def test_the_stream_over_http(client: TestClient, sqlite_database: Database) -> None:
+def test_the_stream_over_http(client: TestClient, sqlite_database: Database, ledger: Ledger) -> None:
     job_id = submit(client)
-    with sqlite_database.session() as session:
-        claim = claim_job(session, job_id, worker="w", lease_seconds=60)
-        attempts.fail(session, claim, code="out_of_memory", message="too big")
+    ledger.fail(job_id)
     here = f"/jobs/{job_id}/events"
     answer = client.get(here, headers=STREAM)
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -192,12 +184,9 @@ def test_the_stream_over_http(client: TestClient, sqlite_database: Database) -> 
     assert_problem(client.get(none, headers=STREAM), status=404, code="job_not_found")
 
 
-def test_the_events_of_all_jobs_in_pages(client: TestClient, sqlite_database: Database) -> None:
+def test_the_events_of_all_jobs_in_pages(client: TestClient, sqlite_database: Database, ledger: Ledger) -> None:
     jobs = [submit(client) for _ in range(3)]
-    with sqlite_database.session() as session:
-        changes.add(
-            session, spec=reading.get(session, jobs[0], owner=owner_of(session, jobs[0])).spec, owner="somebody"
-        )
+    ledger.add(owner="somebody")
     seen: list[str] = []
     path = "/events?limit=2"
     while path:
@@ -207,9 +196,8 @@ def test_the_events_of_all_jobs_in_pages(client: TestClient, sqlite_database: Da
     assert seen == jobs
 
 
-def test_positions_are_not_given_twice(sqlite_database: Database) -> None:
+def test_positions_are_not_given_twice(sqlite_database: Database, ledger: Ledger) -> None:
     """Also when the newest events have been deleted with their job."""
-    ledger = Ledger(sqlite_database)
     first = ledger.add(owner="ada")
     ledger.cancel(first)
     number_all(sqlite_database)
@@ -231,30 +219,31 @@ def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "how"), [("/events", "revoked"), ("/jobs/{id}/events?after=1", "expired"), ("/events", "scope")]
+    ("path", "change"),
+    [
+        ("/events", {"revoked_at": now()}),
+        ("/jobs/{id}/events?after=1", {"expires_at": now(plus_seconds=-1)}),
+        ("/events", {"scopes": ["jobs:write"]}),
+    ],
+    ids=["revoked", "expired", "scope"],
 )
 @pytest.mark.usefixtures("quick_checks")
-def test_a_stream_ends_with_its_key(client: TestClient, settings: Settings, path: str, how: str) -> None:
+def test_a_stream_ends_with_its_key(
+    client: TestClient, settings: Settings, sqlite_database: Database, path: str, change: dict[str, object]
+) -> None:
     holder = hold_key(client, settings, owner="ada", scopes=["jobs:read", "jobs:write"])
-    job_id = holder.post("/jobs", json=SMALLEST).json()["id"]
+    path = path.replace("{id}", holder.post("/jobs", json=SMALLEST).json()["id"])
     with ThreadPoolExecutor(1) as pool:
         # the client of the tests returns a response once it has ended
-        reading = pool.submit(holder.get, path.replace("{id}", job_id), headers=STREAM)
+        reading = pool.submit(holder.get, path, headers=STREAM)
         with pytest.raises(TimeoutError):
-            reading.result(timeout=0.7)
-        change = {
-            "revoked": {"revoked_at": now()},
-            "expired": {"expires_at": now(plus_seconds=-1)},
-            "scope": {"scopes": ["jobs:write"]},
-        }[how]
-        database = Database(settings.resolved_database_url)
-        with database.session() as session:
+            reading.result(timeout=0.3)
+        with sqlite_database.session() as session:
             session.execute(update(ApiKeyRow).where(ApiKeyRow.id == holder.key_id).values(**change))
-        database.close()
         ended = reading.result(timeout=30)
     assert ended.status_code == 200
     assert ended.text.count(": keep-alive") >= 2
-    assert holder.get(path.replace("{id}", job_id), headers=STREAM).status_code in (401, 403)
+    assert holder.get(path, headers=STREAM).status_code in (401, 403)
 
 
 @pytest.mark.usefixtures("quick_checks")
@@ -262,7 +251,7 @@ def test_a_stream_without_a_key_ends_once_a_key_is_needed(client: TestClient, se
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(client.get, "/events", headers=STREAM)
         with pytest.raises(TimeoutError):
-            reading.result(timeout=0.7)
+            reading.result(timeout=0.2)
         hold_key(client, settings, owner="ada", scopes=["jobs:read"])
         assert reading.result(timeout=30).status_code == 200
 

@@ -4,16 +4,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from api.main import create_app
-from replaceme_core.ledger import attempts
-from replaceme_core.ledger.database import Database
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, fields
 from tests.fixtures.evaluation.local_tasks import CHOICE, OF_A_DATA_SET
-from tests.fixtures.jobs.ledger import claim_job
+from tests.fixtures.jobs.ledger import Ledger
 
 GATE = {"perplexity_ratio": {"max": 1.6}}
 CRITERION = {"name": "perplexity_ratio", "value": 1.75, "min": None, "max": 1.6, "passed": False}
-REPORT = {"gate": {"passed": False, "criteria": [CRITERION], "trials": []}, "removed_blocks": [2]}
 
 
 @pytest.mark.parametrize(
@@ -32,71 +29,51 @@ REPORT = {"gate": {"passed": False, "criteria": [CRITERION], "trials": []}, "rem
     ],
 )
 def test_a_gate_that_means_nothing_is_refused(
-    shared: TestClient, changes: dict[str, object], field: str, words: str
+    client: TestClient, changes: dict[str, object], field: str, words: str
 ) -> None:
-    response = shared.post("/jobs", json={**SMALLEST, **changes})
+    response = client.post("/jobs", json={**SMALLEST, **changes})
     assert fields(response).keys() == {field}
     assert words in response.json()["errors"][0]["message"]
 
 
-def test_tasks_that_cannot_be_run_are_refused_when_they_are_asked_for(client: TestClient, settings: Settings) -> None:
+def test_tasks_that_cannot_be_run_are_refused_when_they_are_asked_for(apart: Settings) -> None:
     """Before a job exists, and by a plan as well."""
-    assert settings.tasks_directory is not None
+    assert apart.tasks_directory is not None
     asked = {**SMALLEST, "evaluation": {"tasks": [CHOICE, OF_A_DATA_SET]}}
-    assert client.post("/jobs", json=asked).status_code == 202
-    (settings.tasks_directory / "questions.jsonl").unlink()
-    missing = f"the task {CHOICE} reads questions.jsonl, which is not in the directory of the tasks"
-    assert fields(client.post("/jobs", json=asked)) == {"evaluation.tasks": CHOICE}
-    plan = client.post("/plans", json=asked).json()
-    assert [(one["field"], one["message"]) for one in plan["refusals"]] == [("evaluation.tasks", missing)]
-    assert len(client.get("/jobs").json()["items"]) == 1
-    unnamed = settings.model_copy(update={"tasks_directory": None})
-    with TestClient(create_app(unnamed)) as other:
+    with TestClient(create_app(apart)) as client:
+        assert client.post("/jobs", json=asked).status_code == 202
+        (apart.tasks_directory / "questions.jsonl").unlink()
+        missing = f"the task {CHOICE} reads questions.jsonl, which is not in the directory of the tasks"
+        assert fields(client.post("/jobs", json=asked)) == {"evaluation.tasks": CHOICE}
+        plan = client.post("/plans", json=asked).json()
+        assert [(one["field"], one["message"]) for one in plan["refusals"]] == [("evaluation.tasks", missing)]
+        assert len(client.get("/jobs").json()["items"]) == 1
+    with TestClient(create_app(apart.model_copy(update={"tasks_directory": None}))) as other:
         response = other.post("/jobs", json=asked)
         assert fields(response) == {"evaluation.tasks": CHOICE}
         assert "REPLACEME_TASKS_DIRECTORY" in response.json()["errors"][0]["message"]
 
 
-def test_a_search_is_stored_repeated_and_retried_as_it_was_sent(client: TestClient, sqlite_database: Database) -> None:
+def test_a_search_is_stored_repeated_and_retried_as_it_was_sent_and_shows_its_verdict(
+    client: TestClient, ledger: Ledger
+) -> None:
     body, key = {**SMALLEST, "ratio": {"max": 0.5}, "gate": GATE}, {"Idempotency-Key": "deepest"}
     job = client.post("/jobs", json=body, headers=key).json()
-    assert job["spec"]["ratio"] == {"max": 0.5}
+    assert (job["spec"]["ratio"], job["gate"]) == ({"max": 0.5}, None)
+    assert job["spec"]["gate"]["perplexity_ratio"] == {"min": None, "max": 1.6}
     assert client.post("/jobs", json=body, headers=key).json()["id"] == job["id"]
     assert client.post("/jobs", json={**body, "ratio": {"max": 0.4}}, headers=key).status_code == 422
-    trial = {
-        "blocks": 1,
-        "removed_blocks": [2],
-        "passed": False,
-        "criteria": [CRITERION],
-        "measured": {"perplexity_ratio": 1.75},
-        "seconds": 3.5,
-        "problem": None,
-    }
-    gate = {"passed": False, "criteria": [CRITERION], "trials": [trial]}
-    with sqlite_database.session() as session:
-        claim = claim_job(session, job["id"])
-        attempts.fail(session, claim, code="gate_rejected", message="no cut passes", report={**REPORT, "gate": gate})
-    assert client.get(f"/jobs/{job['id']}").json()["gate"] == gate
-    assert client.post(f"/jobs/{job['id']}/retry").json()["spec"]["ratio"] == {"max": 0.5}
-
-
-def test_the_verdict_and_the_report_of_a_rejected_job(client: TestClient, sqlite_database: Database) -> None:
-    gate = {"perplexity_ratio": {"max": 1.6}}
-    job = client.post("/jobs", json={**SMALLEST, "gate": gate}).json()
-    assert job["gate"] is None
-    assert job["spec"]["gate"]["perplexity_ratio"] == {"min": None, "max": 1.6}
+    trial = {"blocks": 1, "removed_blocks": [2], "passed": False, "criteria": [CRITERION]}
+    trial |= {"measured": {"perplexity_ratio": 1.75}, "seconds": 3.5, "problem": None}
+    report = {"gate": {"passed": False, "criteria": [CRITERION], "trials": [trial]}, "removed_blocks": [2]}
     here = f"/jobs/{job['id']}"
     before = client.get(here)
-    with sqlite_database.session() as session:
-        claim = claim_job(session, job["id"])
-        attempts.fail(session, claim, code="gate_rejected", message="it misses its gate", report=REPORT)
+    ledger.fail(job["id"], code="gate_rejected", report=report)
     after = client.get(here, headers={"If-None-Match": before.headers["etag"]})
     assert after.status_code == 200
-    assert after.json()["gate"] == REPORT["gate"]
-    assert after.json()["error"]["code"] == "gate_rejected"
-    assert after.json()["result"] is None
-    assert client.get("/jobs").json()["items"][0]["gate"] == REPORT["gate"]
-    assert client.get(f"{here}/report").json() == REPORT
+    assert after.json()["gate"] == client.get("/jobs").json()["items"][0]["gate"] == report["gate"]
+    assert (after.json()["error"]["code"], after.json()["result"]) == ("gate_rejected", None)
+    assert client.get(f"{here}/report").json() == report
     again = client.post(f"{here}/retry").json()
-    assert (again["status"], again["gate"]) == ("queued", None)
+    assert (again["status"], again["gate"], again["spec"]["ratio"]) == ("queued", None, {"max": 0.5})
     assert client.get(f"/jobs/{again['id']}/report").status_code == 404

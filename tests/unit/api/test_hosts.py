@@ -27,24 +27,18 @@ def test_hosts_that_are_answered(settings: Settings) -> None:
             assert client.get("/health", headers={"host": host}).status_code == 200, host
 
 
-@pytest.mark.parametrize(
-    "host",
-    ["localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "[::2]", "xlocalhost", "a" * 5000],
-)
-def test_other_hosts_are_misdirected(shared: TestClient, host: str) -> None:
-    for path in ("/health", "/docs", "/none"):
-        body = assert_problem(shared.get(path, headers={"host": host}), status=421, code="misdirected_request")
-        assert "REPLACEME_ALLOWED_HOSTS" in str(body["detail"])
+def test_other_hosts_are_misdirected(client: TestClient) -> None:
+    for host in ("localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "[::2]", "xlocalhost", "a" * 5000):
+        for path in ("/health", "/docs", "/none"):
+            body = assert_problem(client.get(path, headers={"host": host}), status=421, code="misdirected_request")
+            assert "REPLACEME_ALLOWED_HOSTS" in str(body["detail"])
 
 
-@pytest.mark.parametrize("host", ["", "a@localhost", "localhost:80:80", "[::1", "::1", "localhost/x"])
-def test_what_is_no_host_is_a_bad_request(shared: TestClient, host: str) -> None:
-    assert_problem(shared.get("/health", headers={"host": host}), status=400, code="bad_request")
-
-
-def test_two_hosts_are_a_bad_request(shared: TestClient) -> None:
-    headers = [("host", "localhost"), ("host", "evil.example")]
-    assert_problem(shared.get("/health", headers=headers), status=400, code="bad_request")
+def test_what_is_no_host_is_a_bad_request(client: TestClient) -> None:
+    for host in ("", "a@localhost", "localhost:80:80", "[::1", "::1", "localhost/x"):
+        assert_problem(client.get("/health", headers={"host": host}), status=400, code="bad_request")
+    two = [("host", "localhost"), ("host", "evil.example")]
+    assert_problem(client.get("/health", headers=two), status=400, code="bad_request")
 
 
 @pytest.mark.parametrize(
@@ -158,16 +152,17 @@ def client_with(settings: Settings, *, address: str = "10.0.0.7", **changes: obj
     return TestClient(app, raise_server_exceptions=False, client=(address, 5000))
 
 
-@pytest.mark.parametrize("path", ["/jobs", "/prune/jobs"])
-def test_links_have_the_path_under_which_the_api_is_shown(settings: Settings, path: str) -> None:
+def test_links_have_the_path_under_which_the_api_is_shown(settings: Settings) -> None:
     """Whether the proxy removes it or not."""
     with client_with(settings, root_path="/prune") as client:
-        answer = [client.post(path, json=SMALLEST) for _ in range(2)][-1]
-        assert answer.headers["location"].startswith("/prune/jobs/")
-        assert answer.json()["links"]["events"] == f"{answer.headers['location']}/events"
-        page = client.get(f"{path}?limit=1")
-        assert page.links["next"]["url"].startswith("/prune/jobs?limit=1&cursor=")
-        assert client.get(answer.headers["location"]).status_code == 200
+        for path in ("/jobs", "/prune/jobs"):
+            answer = client.post(path, json=SMALLEST)
+            assert answer.headers["location"].startswith("/prune/jobs/")
+            assert answer.json()["links"]["events"] == f"{answer.headers['location']}/events"
+            client.post(path, json=SMALLEST)
+            page = client.get(f"{path}?limit=1")
+            assert page.links["next"]["url"].startswith("/prune/jobs?limit=1&cursor=")
+            assert client.get(answer.headers["location"]).status_code == 200
         assert_problem(client.get("/prune/none"), status=404, code="not_found")
 
 

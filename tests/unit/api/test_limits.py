@@ -12,16 +12,16 @@ import pytest
 from httpx2 import Response
 from starlette.testclient import TestClient
 
-from api.http.rate import MOST_READING, MOST_READING_OF_ONE
 from api.http.requests import MOST_CHARACTERS, MOST_DEPTH
 from api.main import create_app
+from api.routes.planning import MOST_READING, MOST_READING_OF_ONE
 from benchmarks.harness.stub_model import stub_weights
 from replaceme_core.ledger import attempts
 from replaceme_core.ledger.database import Database
 from replaceme_core.settings import Settings
 from replaceme_core.shapes import KeyLimits
 from tests.fixtures.api.keys import Holder, hold_key
-from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_model
+from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
 
 
 def holder_with(client: TestClient, settings: Settings, **limits: int) -> Holder:
@@ -95,31 +95,20 @@ def test_the_size_of_a_model(client: TestClient, settings: Settings) -> None:
     assert holder_with(client, settings, model_bytes=size).post("/jobs", json=SMALLEST).status_code == 202
 
 
-@pytest.mark.parametrize(
-    ("calibration", "device", "most", "field"),
-    [
-        ({"samples": 10, "max_length": 100}, None, 999, "calibration.samples"),
-        ({"samples": 10, "max_length": 100}, None, 1000, None),
-        ({}, "cpu", 96 * 512 - 1, "calibration.samples"),
-        ({}, "cpu", 96 * 512, None),
-        ({}, None, 96 * 512, "calibration.samples"),  # a worker with a GPU would take more
-    ],
-)
-def test_calibration_tokens(
-    client: TestClient,
-    settings: Settings,
-    calibration: dict[str, object],
-    device: str | None,
-    most: int,
-    field: str | None,
-) -> None:
-    holder = holder_with(client, settings, tokens=most)
-    text = {"dataset": "builtin:pydoc-topics", **calibration}
-    answer = holder.post("/jobs", json={**SMALLEST, "calibration": text, "compute": {"device": device}})
-    if field is None:
-        assert answer.status_code == 202
-    else:
-        assert fields(answer, code="limit_exceeded").keys() == {field}
+def test_calibration_tokens(client: TestClient, settings: Settings) -> None:
+    short, default = {"samples": 10, "max_length": 100}, 96 * 512
+    for calibration, device, most, is_refused in (
+        *((short, None, 999, True), (short, None, 1000, False)),
+        *(({}, "cpu", default - 1, True), ({}, "cpu", default, False)),
+        ({}, None, default, True),  # a worker with a GPU would take more
+    ):
+        holder = holder_with(client, settings, tokens=most)
+        text = {"dataset": "builtin:pydoc-topics", **calibration}
+        answer = holder.post("/jobs", json={**SMALLEST, "calibration": text, "compute": {"device": device}})
+        if is_refused:
+            assert fields(answer, code="limit_exceeded").keys() == {"calibration.samples"}
+        else:
+            assert answer.status_code == 202
 
 
 @contextmanager
@@ -136,9 +125,9 @@ def test_requests_that_read_models_at_the_same_time(
     client: TestClient, settings: Settings, hub_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One key leaves half of the slots to others; those of two keep a third out, and no one without a model."""
-    monkeypatch.setattr("api.http.rate.READING_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("api.routes.planning.READING_WAIT_SECONDS", 0.2)
     greedy, second, third = (holder_with(client, settings) for _ in range(3))
-    put_model(hub_root, "org/free")
+    free = "org/strange"  # another model, of which a plan says that it is refused
 
     def plan(holder: Holder, model: str = "org/name") -> Response:
         return holder.post("/plans", json={**SMALLEST, "model": model})
@@ -146,18 +135,18 @@ def test_requests_that_read_models_at_the_same_time(
     with ThreadPoolExecutor(20) as pool:
         with unreadable(hub_root, "org/name"):
             held = [pool.submit(plan, greedy) for _ in range(MOST_READING_OF_ONE)]
-            time.sleep(0.5)
-            for refused in (plan(greedy, "org/free"), greedy.post("/jobs", json=SMALLEST)):
+            time.sleep(0.3)
+            for refused in (plan(greedy, free), greedy.post("/jobs", json=SMALLEST)):
                 assert_problem(refused, status=429, code="too_many_requests")
                 assert int(refused.headers["retry-after"]) > 0
-            assert plan(second, "org/free").status_code == 200
+            assert plan(second, free).status_code == 200
             held += [pool.submit(plan, second) for _ in range(MOST_READING - MOST_READING_OF_ONE)]
-            time.sleep(0.5)
-            assert_problem(plan(third, "org/free"), status=429, code="too_many_requests")
+            time.sleep(0.3)
+            assert_problem(plan(third, free), status=429, code="too_many_requests")
             assert third.get("/jobs").status_code == client.get("/health").status_code == 200
             assert not any(one.done() for one in held)
         assert {one.result().status_code for one in held} == {200}
-    assert plan(third, "org/free").status_code == 200
+    assert plan(third, free).status_code == 200
 
 
 def nested(depth: int) -> str:
@@ -173,14 +162,14 @@ def nested(depth: int) -> str:
         (f'{{"labels": {{"{"x" * (MOST_CHARACTERS + 1)}": 1}}}}', "at most 8,192 characters"),
     ],
 )
-def test_depth_and_strings_of_a_body(shared: TestClient, body: str, words: str) -> None:
-    answer = shared.post("/jobs", content=body, headers={"content-type": "application/json"})
+def test_depth_and_strings_of_a_body(client: TestClient, body: str, words: str) -> None:
+    answer = client.post("/jobs", content=body, headers={"content-type": "application/json"})
     assert_problem(answer, status=422, code="invalid_input")
     assert words in answer.json()["detail"]
 
 
-def test_what_is_within_these_bounds_is_read(shared: TestClient) -> None:
+def test_what_is_within_these_bounds_is_read(client: TestClient) -> None:
     body = nested(MOST_DEPTH)
-    answer = shared.post("/jobs", content=body, headers={"content-type": "application/json"})
+    answer = client.post("/jobs", content=body, headers={"content-type": "application/json"})
     assert "unknown field" in answer.text
-    assert fields(shared.post("/jobs", json={**SMALLEST, "model": "x" * MOST_CHARACTERS})).keys() == {"model"}
+    assert fields(client.post("/jobs", json={**SMALLEST, "model": "x" * MOST_CHARACTERS})).keys() == {"model"}

@@ -10,12 +10,11 @@ from api.dashboard.new_job import DEFAULTS
 from api.main import create_app
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import Publication
-from replaceme_core.ledger import attempts
-from replaceme_core.ledger.database import Database
 from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.settings import Settings
 from tests.fixtures.api.pages import token_of
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_model
+from tests.fixtures.api.service import Service
 from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.models.headers import SMOLLM2, write_headers
 
@@ -23,18 +22,10 @@ REQUEST = {**SMALLEST, "model": "org/real"}
 GB = 10**9
 
 
-@pytest.fixture(scope="module")
-def hub_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all tests, with `org/real`, which has headers of weights: it is hashed once."""
-    root = tmp_path_factory.mktemp("hub")
-    put_model(root, "org/name", blocks=30)
-    write_headers(root / "org" / "real", SMOLLM2)
-    return root
-
-
-@pytest.fixture
-def settings(settings: Settings, hub_root: Path) -> Settings:
-    return settings.model_copy(update={"hub": f"dir:{hub_root}"})
+@pytest.fixture(scope="module", autouse=True)
+def _real_model(service: Service) -> None:
+    """`org/real`, which has headers of weights, in the Hub of the service: it is hashed once."""
+    write_headers(service.hub_root / "org" / "real", SMOLLM2)
 
 
 @pytest.fixture
@@ -70,17 +61,13 @@ def test_a_plan(client: TestClient) -> None:
     assert body["refusals"] == []
 
 
-def test_a_plan_rests_on_the_jobs_that_have_finished(client: TestClient, sqlite_database: Database) -> None:
+def test_a_plan_rests_on_the_jobs_that_have_finished(client: TestClient, ledger: Ledger) -> None:
     before = client.post("/plans", json=REQUEST).json()["estimate"]
-    ledger = Ledger(sqlite_database)
     claim = ledger.claim(client.post("/jobs", json={**REQUEST, "compute": {"device": "cpu"}}).json()["id"])
-    with sqlite_database.session() as session:
-        for one in before["stages"]:  # all of them at once, which is faster than any model
-            stage = Stage(one["stage"])
-            attempts.record_progress(session, claim, stage=stage, overall=0.1, fraction=0, eta_seconds=None)
-            attempts.add_metrics(
-                session, claim, [Measured(stage=stage, name="modelled_seconds", value=one["seconds"], unit="s")]
-            )
+    for one in before["stages"]:  # all of them at once, which is faster than any model
+        ledger.progress(claim, Stage(one["stage"]))
+        measured = Measured(stage=Stage(one["stage"]), name="modelled_seconds", value=one["seconds"], unit="s")
+        ledger.measure(claim, measured)
     ledger.succeed(claim)
     after = client.post("/plans", json=REQUEST).json()["estimate"]
     assert (after["time"]["basis"], after["time"]["jobs"]) == ("measured", 1)
@@ -122,7 +109,6 @@ def test_validate_only_answers_with_the_plan_or_with_the_error_of_a_submission(c
 
 
 def test_refusals_of_a_plan_are_no_error(client: TestClient, hub_root: Path) -> None:
-    put_model(hub_root, "org/strange", model_type="gpt9")
     (put_model(hub_root, "org/broken") / "model.safetensors").write_bytes(b"weights")
     for request, code in (
         ({"model": "org/strange"}, "unsupported_family"),

@@ -1,4 +1,4 @@
-"""How jobs are read: entity tags, HEAD, gzip, filters and fields, the log, the workers, many clients at once."""
+"""How jobs are read: entity tags, HEAD, gzip, filters and fields, what a job has done, many clients at once."""
 
 import asyncio
 import gzip
@@ -10,79 +10,61 @@ from datetime import datetime, timedelta
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import event, update
+from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from api.routes.reading import BatchedReader, JobRead
-from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import JobNotFound
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger import attempts, changes, reading
+from replaceme_core.ledger import changes, reading
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import DEFAULT_OWNER
 from replaceme_core.ledger.records import WorkerReport
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.ledger.watching import Workers
-from replaceme_core.runner.messages import Stage
+from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.runner.sandbox import SandboxMode
-from tests.fixtures.api.requests import SMALLEST, fields, submit
+from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, submit
 from tests.fixtures.jobs.ledger import Ledger, claim_job
+from tests.fixtures.servers.database import listening
 
 REPORT = {"before": {"perplexity": 20.0, "parameters": 100, "blocks": 30}}
 REPORT |= {"after": {"perplexity": 25.5, "parameters": 80, "blocks": 28}}
 
 
-def run(database: Database, job_id: str, *, report: dict[str, object] | None) -> None:
+def run(ledger: Ledger, job_id: str, *, report: dict[str, object] | None = None) -> None:
     """Claim the job, enter two stages, and end it: with a report if there is one, else in failure."""
-    with database.session() as session:
-        claim = claim_job(session, job_id, worker="host:7", lease_seconds=60)
-        for stage, overall in ((Stage.RESOLVE, 0.01), (Stage.CALIBRATE, 0.2)):
-            attempts.record_progress(
-                session, claim, stage=stage, overall=overall, fraction=0.25, eta_seconds=200.0, eta_error_seconds=30.0
-            )
-        if report is None:
-            attempts.fail(session, claim, code="out_of_memory", message="too big")
-        else:
-            attempts.succeed(
-                session,
-                claim,
-                repo_id="a/b",
-                revision="c" * 40,
-                removed_blocks=[3, 4],
-                kept_blocks=[*range(28)],
-                report=report,
-            )
+    claim = ledger.claim(job_id)
+    ledger.progress(claim, Stage.RESOLVE, Stage.CALIBRATE, fraction=0.25)
+    if report is None:
+        ledger.fail(claim)
+    else:
+        ledger.succeed(claim, report=report)
 
 
-def test_an_unchanged_job_is_304_and_one_row(client: TestClient, sqlite_database: Database) -> None:
+def test_an_unchanged_job_is_304_and_one_row(client: TestClient, ledger: Ledger) -> None:
     job_id = submit(client)
-    with sqlite_database.session() as session:
-        claim = claim_job(session, job_id, worker="w", lease_seconds=60)
+    claim = ledger.claim(job_id)
     first = client.get(f"/jobs/{job_id}")
     tag = first.headers["etag"]
     assert first.headers["retry-after"] == "2"
     statements: list[str] = []
-    engine = client.app.state.services.database._autocommit  # type: ignore[attr-defined]
-    event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
-    for known in (tag, tag.removeprefix("W/"), f'"other", {tag}', "*"):
-        again = client.get(f"/jobs/{job_id}", headers={"if-none-match": known})
-        assert (again.status_code, again.content) == (304, b"")
-    assert again.headers["etag"] == tag
-    reads = [statement for statement in statements if statement.startswith("SELECT")]
-    assert len(reads) == 4
-    assert all("FROM jobs \nWHERE jobs.id IN" in statement for statement in reads)
-    with sqlite_database.session() as session:
-        attempts.record_progress(session, claim, stage=Stage.SOLVE, overall=0.5, fraction=0.1, eta_seconds=400.0)
+    with listening(client.app.state.services.database._autocommit, statements.append):  # type: ignore[attr-defined]
+        for known in (tag, tag.removeprefix("W/"), f'"other", {tag}', "*"):
+            again = client.get(f"/jobs/{job_id}", headers={"if-none-match": known})
+            assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    reads = [statement for statement in statements if "FROM jobs \nWHERE jobs.id IN" in statement]
+    assert len(reads) == len([statement for statement in statements if statement.startswith("SELECT")]) == 4
+    ledger.progress(claim, Stage.SOLVE, eta_seconds=400.0)
     changed = client.get(f"/jobs/{job_id}", headers={"if-none-match": tag})
     assert (changed.status_code, changed.headers["retry-after"]) == (200, "20")
     assert changed.headers["etag"] != tag
-    with sqlite_database.session() as session:
-        attempts.fail(session, claim, code="out_of_memory", message="too big")
+    ledger.fail(claim)
     assert "retry-after" not in client.get(f"/jobs/{job_id}").headers
 
 
-def test_a_poll_of_an_unchanged_job_needs_no_route(client: TestClient) -> None:
+def test_a_poll_of_an_unchanged_job_needs_no_route(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """Finding the route takes as long as the answer, and most requests are such polls."""
     job_id = submit(client)
     tag = client.get(f"/jobs/{job_id}").headers["etag"]
@@ -90,7 +72,7 @@ def test_a_poll_of_an_unchanged_job_needs_no_route(client: TestClient) -> None:
     assert client.get(missing, headers={"if-none-match": tag}).status_code == 404
     assert client.get(f"/jobs/{job_id}?fields=id", headers={"if-none-match": tag}).status_code == 422
     assert client.get("/jobs/", headers={"if-none-match": tag}).status_code == 404
-    client.app.router.routes.clear()  # type: ignore[attr-defined]
+    monkeypatch.setattr(client.app.router, "routes", [])  # type: ignore[attr-defined]
     again = client.get(f"/jobs/{job_id}", headers={"if-none-match": tag})
     assert (again.status_code, again.headers["retry-after"], again.headers["etag"]) == (304, "2", tag)
     assert client.head(f"/jobs/{job_id}", headers={"if-none-match": tag}).status_code == 304
@@ -101,17 +83,11 @@ def test_every_column_that_is_shown_changes_the_tag(client: TestClient, sqlite_d
     """Also where another release has written it, which knows nothing of tags."""
     job_id = submit(client)
     mine = (job_id, DEFAULT_OWNER)
-
-    def tag() -> str:
-        return str(client.get(f"/jobs/{job_id}").headers["etag"])
-
-    seen = [tag()]
     for column, value in (("spec", '{"x": 1}'), ("overall", 0.5), ("retried_as", "x"), ("route", "gpu")):
         with sqlite_database.session() as session:
             before = reading.get_snapshots(session, [mine])[mine].version
             session.connection().exec_driver_sql(f"UPDATE jobs SET {column} = ? WHERE id = ?", (value, job_id))
             assert reading.get_snapshots(session, [mine])[mine].version != before, column
-    assert len(set(seen)) == 1
 
 
 def test_head_is_get_without_a_body(client: TestClient) -> None:
@@ -141,22 +117,23 @@ def test_large_bodies_are_compressed_for_those_who_accept_it(client: TestClient)
     assert "content-encoding" not in client.get("/health").headers
 
 
-def test_a_finished_job_has_a_summary_its_stages_and_its_attempts(
-    client: TestClient, sqlite_database: Database
-) -> None:
+def test_a_finished_job_has_a_result_a_summary_its_stages_and_its_attempts(client: TestClient, ledger: Ledger) -> None:
     done, failed = submit(client), submit(client)
-    run(sqlite_database, done, report=REPORT)
-    run(sqlite_database, failed, report=None)
+    run(ledger, done, report=REPORT)
+    run(ledger, failed)
     job = client.get(f"/jobs/{done}").json()
+    assert job["result"]["removed_blocks"] == [12, 13]
+    assert job["result"].keys() == {"repo_id", "revision", "removed_blocks", "kept_blocks", "warnings"}
     assert job["summary"] == {
-        "blocks": {"before": 30, "after": 28},
+        "blocks": {"before": 5, "after": 3},
         "parameters": {"before": 100, "after": 80},
         "perplexity": {"before": 20.0, "after": 25.5},
     }
     assert {stage["fraction"] for stage in job["stages"]} == {1.0}
     (attempt,) = job["attempts"]
-    assert (attempt["number"], attempt["worker"], attempt["outcome"]) == (1, "host:7", "succeeded")
+    assert (attempt["number"], attempt["worker"], attempt["outcome"]) == (1, "w", "succeeded")
     assert datetime.fromisoformat(attempt["started_at"]) <= datetime.fromisoformat(attempt["finished_at"])
+    assert client.get(f"/jobs/{done}/report").json() == REPORT
     job = client.get(f"/jobs/{failed}").json()
     assert job["summary"] is None
     stages = {stage["name"]: stage for stage in job["stages"]}
@@ -164,13 +141,37 @@ def test_a_finished_job_has_a_summary_its_stages_and_its_attempts(
     assert stages["resolve"]["finished_at"] == stages["calibrate"]["started_at"]
     assert (stages["resolve"]["fraction"], stages["calibrate"]["fraction"]) == (1.0, 0.25)
     assert (stages["solve"]["fraction"], stages["solve"]["started_at"]) == (0.0, None)
-    assert client.get("/jobs", params={"status": "succeeded"}).json()["items"][0]["summary"] is not None
+    assert_problem(client.get(f"/jobs/{failed}/report"), status=404, code="not_found")
 
 
-def test_lists_by_filter(client: TestClient, sqlite_database: Database) -> None:
-    first, second, third = submit(client), submit(client, labels={"team": "a"}), submit(client)
-    run(sqlite_database, second, report=REPORT)
-    run(sqlite_database, first, report=None)
+def test_events_metrics_and_the_log_of_a_job(client: TestClient, ledger: Ledger) -> None:
+    job_id = submit(client)
+    claim = ledger.claim(job_id)
+    of_cut = Measured(stage=Stage.SELECT, name="distance", value=0.5, unit="1", block=12, candidate="12-19")
+    ledger.log(claim, *(f"line {number}" for number in range(5)))
+    ledger.measure(claim, of_cut, Measured(stage=Stage.SELECT, name="seconds", value=2.0, unit="s"))
+    ledger.succeed(claim)
+    seen: dict[str, list[dict[str, object]]] = {}
+    for name in ("events", "logs"):
+        page = client.get(f"/jobs/{job_id}/{name}", params={"limit": 2}).json()
+        rest = client.get(f"/jobs/{job_id}/{name}", params={"after": page["next_cursor"]}).json()
+        assert (len(page["items"]), rest["next_cursor"]) == (2, None)
+        seen[name] = page["items"] + rest["items"]
+    assert [(one["seq"], one["type"]) for one in seen["events"]] == [(1, "created"), (2, "claimed"), (3, "succeeded")]
+    assert seen["events"][0].keys() == {"seq", "type", "at", "attempt", "data"}
+    assert [(one["number"], one["text"]) for one in seen["logs"]] == [(n + 1, f"line {n}") for n in range(5)]
+    assert seen["logs"][0].keys() == {"number", "at", "attempt", "text"}
+    metrics = client.get(f"/jobs/{job_id}/metrics").json()["items"]
+    assert metrics[0].keys() == {"name", "stage", "block", "candidate", "value", "unit", "at"}
+    found = [(row["name"], row["block"], row["candidate"], row["value"]) for row in metrics]
+    assert found == [("distance", 12, "12-19", 0.5), ("seconds", None, None, 2.0)]
+
+
+def test_lists_by_filter(client: TestClient, ledger: Ledger) -> None:
+    first = submit(client, labels={"team": "b"})
+    second, third = submit(client, labels={"team": "a", "run": "1"}), submit(client, labels={"team": "a", "run": "2"})
+    run(ledger, second, report=REPORT)
+    run(ledger, first)
 
     def ids(query: str) -> list[str]:
         answer = client.get(f"/jobs?{query}")
@@ -178,7 +179,9 @@ def test_lists_by_filter(client: TestClient, sqlite_database: Database) -> None:
         return [job["id"] for job in answer.json()["items"]]
 
     assert ids("status=failed&status=succeeded") == [second, first]
-    assert ids("status=succeeded&status=queued&label=team=a") == [second]
+    assert ids("status=succeeded&status=queued&label=team=b") == ids("label=team=c") == []
+    assert ids("label=team=a") == ids("label=team:a") == [third, second]
+    assert ids("label=team=a&label=run:2") == [third]
     assert ids(f"id={first}&id={third}") == [third, first]
     assert ids("model=org/name") == [third, second, first]
     assert ids("model=org/other") == []
@@ -193,16 +196,16 @@ def test_lists_by_filter(client: TestClient, sqlite_database: Database) -> None:
     ):
         params = {name: (at + moved).isoformat()}
         assert [job["id"] for job in client.get("/jobs", params=params).json()["items"]] == expected
-    with sqlite_database.session() as session:  # as the release before writes it
+    with ledger.database.session() as session:  # as the release before writes it
         session.connection().exec_driver_sql("UPDATE jobs SET model = NULL")
     assert ids("model=org/name") == [third, second, first]
 
 
-@pytest.mark.parametrize("sort", ["created_at", "-finished_at"])
-def test_pages_in_every_order_by_link(client: TestClient, sqlite_database: Database, sort: str) -> None:
+@pytest.mark.parametrize("sort", ["created_at", "-created_at", "-finished_at"])
+def test_pages_in_every_order_by_link(client: TestClient, ledger: Ledger, sort: str) -> None:
     jobs = [submit(client) for _ in range(5)]
     for job_id in jobs:
-        run(sqlite_database, job_id, report=None)
+        run(ledger, job_id)
     seen: list[str] = []
     path = f"/jobs?limit=2&sort={sort}&status=failed&status=queued&fields=id"
     while path:
@@ -230,70 +233,48 @@ def test_a_list_may_have_few_fields_and_is_304_while_unchanged(client: TestClien
     assert client.get("/jobs?fields=id&fields=status", headers=known).status_code == 200
 
 
-def test_five_hundred_jobs_are_one_request_of_at_most_100_kB(client: TestClient, sqlite_database: Database) -> None:
-    first = submit(client, labels={"team": "a", "run": "17"})
-    with sqlite_database.session() as session:
-        spec = reading.get(session, first, owner=owner_of(session, first)).spec
+def test_five_hundred_jobs_are_one_request_of_at_most_100_kB(client: TestClient, ledger: Ledger) -> None:
+    spec = ledger.get(submit(client, labels={"team": "a", "run": "17"})).spec
+    with ledger.database.session() as session:
         for _ in range(499):
-            changes.add(session, spec=spec, owner="anonymous")
-    query = "fields=id,status,stage,progress,attempt,labels,created_at,started_at,finished_at,error,summary"
-    for path in (f"/jobs?limit=500&{query}", "/jobs?limit=500"):
-        with client.stream("GET", path, headers={"accept-encoding": "gzip"}) as response:
-            size = len(b"".join(response.iter_raw()))
-        assert response.headers["content-encoding"] == "gzip"
-        assert size <= 100_000, (path, size)
+            changes.add(session, spec=spec, owner=DEFAULT_OWNER)
+    with client.stream("GET", "/jobs?limit=500", headers={"accept-encoding": "gzip"}) as response:
+        size = len(b"".join(response.iter_raw()))
+    assert response.headers["content-encoding"] == "gzip"
+    assert size <= 100_000
 
 
-def test_the_log_of_a_job(client: TestClient, sqlite_database: Database) -> None:
-    job_id = submit(client)
-    with sqlite_database.session() as session:
-        claim = claim_job(session, job_id, worker="w", lease_seconds=60)
-        attempts.add_log(session, claim, [f"line {number}" for number in range(5)])
-    page = client.get(f"/jobs/{job_id}/logs?limit=3").json()
-    assert [line["text"] for line in page["items"]] == ["line 0", "line 1", "line 2"]
-    assert page["items"][0].keys() == {"number", "at", "attempt", "text"}
-    rest = client.get(f"/jobs/{job_id}/logs", params={"after": page["next_cursor"]}).json()
-    assert [(line["number"], line["text"]) for line in rest["items"]] == [(4, "line 3"), (5, "line 4")]
-    assert rest["next_cursor"] is None
-
-
-def test_workers_are_listed_with_the_jobs_of_the_caller(client: TestClient, sqlite_database: Database) -> None:
+def test_workers_are_listed_with_the_jobs_of_the_caller(client: TestClient, ledger: Ledger) -> None:
     assert client.get("/workers").json()["items"] == []
     mine = submit(client)
     report = WorkerReport(
         name="h:1", host="h", kinds=(WorkerKind.CPU,), device="x CPU", sandbox=SandboxMode.BUBBLEWRAP, processes=(7, 8)
     )
-    with sqlite_database.session() as session:
-        theirs = changes.add(
-            session, spec=reading.get(session, mine, owner=owner_of(session, mine)).spec, owner="somebody"
-        ).id
-        claim_job(session, mine, worker="h:7", lease_seconds=60)
-        claim_job(session, theirs, worker="h:8", lease_seconds=60)
+    theirs = ledger.add(owner="somebody")
+    with ledger.database.session() as session:
+        claim_job(session, mine, worker="h:7")
+        claim_job(session, theirs, worker="h:8")
         Workers(session).report(report, alive_seconds=60)
     (worker,) = client.get("/workers").json()["items"]
-    shown = {name: worker[name] for name in ("name", "host", "kinds", "device", "sandbox", "alive", "busy", "jobs")}
-    assert shown == {
-        "name": "h:1",
-        "host": "h",
-        "kinds": ["cpu"],
-        "device": "x CPU",
-        "sandbox": "bubblewrap",
-        "alive": True,
-        "busy": True,
-        "jobs": [mine],
-    }
+    times = {name: worker.pop(name) for name in ("started_at", "heartbeat_at")}
+    shown = {"name": "h:1", "host": "h", "kinds": ["cpu"], "device": "x CPU", "sandbox": "bubblewrap"}
+    assert worker == {**shown, "alive": True, "busy": True, "jobs": [mine]}
     ready = client.get("/ready").json()
     assert (ready["workers"], ready["sandboxes"]) == ({"cpu": 1, "gpu": 0}, ["bubblewrap"])
     alive = {
         device: client.post("/plans", json={**SMALLEST, "compute": {"device": device}}) for device in ("cpu", "cuda")
     }
     assert {device: plan.json()["worker"]["alive"] for device, plan in alive.items()} == {"cpu": True, "cuda": False}
-    with sqlite_database.session() as session:
+    with ledger.database.session() as session:
         Workers(session).report(report, alive_seconds=-1)
     (lost,) = client.get("/workers").json()["items"]
-    assert (lost["alive"], lost["jobs"], lost["started_at"]) == (False, [], worker["started_at"])
+    assert (lost["alive"], lost["busy"], lost["jobs"]) == (False, False, [])
+    assert lost["started_at"] == times["started_at"]
     ready = client.get("/ready").json()
     assert (ready["workers"], ready["sandboxes"]) == ({"cpu": 0, "gpu": 0}, [])
+
+
+# Many clients at once
 
 
 @pytest.fixture
@@ -313,73 +294,63 @@ def read_all(reader: BatchedReader, *requests: tuple[str, str]) -> list[JobRead 
     return asyncio.run(all_at_once())
 
 
-def position_of(outcomes: list[JobRead | BaseException]) -> int | None:
-    """The queue position in the only outcome."""
-    [outcome] = outcomes
-    assert isinstance(outcome, JobRead)
-    assert outcome.seen is not None
-    assert outcome.seen.position is not None
-    return outcome.seen.position.position
+def positions_of(reader: BatchedReader, *jobs: str) -> list[int | None]:
+    """The queue positions of jobs of "someone"."""
+    found = []
+    for outcome in read_all(reader, *((job_id, "someone") for job_id in jobs)):
+        assert isinstance(outcome, JobRead)
+        assert outcome.seen is not None
+        assert outcome.seen.position is not None
+        found.append(outcome.seen.position.position)
+    return found
 
 
-def test_each_request_gets_its_own_job(sqlite_database: Database, reader: BatchedReader) -> None:
-    ledger = Ledger(sqlite_database)
+def test_each_request_gets_its_own_job(ledger: Ledger, reader: BatchedReader) -> None:
     queued, running, theirs = ledger.add(owner="ada"), ledger.add(owner="ada"), ledger.add(owner="bob")
     ledger.claim(running)
     missing = str(uuid4())
     requests = [(queued, "ada"), (running, "ada"), (theirs, "ada"), (missing, "ada"), ("no id", "ada"), (queued, "ada")]
     first, second, *refused, again = read_all(reader, *requests)
-    assert isinstance(first, JobRead)
-    assert first.seen is not None
-    assert first.seen.job == ledger.get(queued)
-    assert first.seen.position is not None
+    for outcome, job_id in ((first, queued), (second, running)):
+        assert isinstance(outcome, JobRead)
+        assert outcome.seen is not None
+        assert outcome.seen.job == ledger.get(job_id)
+        assert (outcome.seen.position is None) == (job_id == running)
     assert first == again
-    assert isinstance(second, JobRead)
-    assert second.seen is not None
-    assert (second.seen.job, second.seen.position) == (ledger.get(running), None)
     assert [type(each) for each in refused] == [JobNotFound] * 3
     assert [str(each) for each in refused] == [f"there is no job {job_id!r}" for job_id in (theirs, missing, "no id")]
 
 
-def test_many_requests_are_few_statements(sqlite_database: Database, reader: BatchedReader) -> None:
-    ledger = Ledger(sqlite_database)
-    jobs = [ledger.add(owner="ada") for _ in range(50)]
+def test_many_requests_are_few_statements(ledger: Ledger, reader: BatchedReader) -> None:
+    jobs = [ledger.add() for _ in range(50)]
     statements: list[str] = []
-    event.listen(sqlite_database._engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
-    outcomes = read_all(reader, *((job_id, "ada") for job_id in jobs * 4))
-    positions = [position_of([outcome]) for outcome in outcomes]
-    assert positions == [*range(1, 51)] * 4
+    with listening(ledger.database._engine, statements.append):
+        assert positions_of(reader, *jobs * 4) == [*range(1, 51)] * 4
     assert sum("SELECT" in statement for statement in statements) < 30
 
 
-def test_requests_do_not_wait_for_a_refresh_of_the_queue_positions(
-    sqlite_database: Database, reader: BatchedReader
-) -> None:
+def test_requests_do_not_wait_for_a_refresh_of_the_queue_positions(ledger: Ledger, reader: BatchedReader) -> None:
     """As long as the cached positions have not expired."""
-    ledger = Ledger(sqlite_database)
-    first, second = ledger.add(owner="ada"), ledger.add(owner="ada")
-    assert [position_of(read_all(reader, (job_id, "ada"))) for job_id in (first, second)] == [1, 2]
+    first, second = ledger.add(), ledger.add()
+    assert positions_of(reader, first, second) == [1, 2]
     ledger.cancel(first)
     assert reader._positions is not None
     reader._positions = replace(reader._positions, refresh_at=0.0, expires_at=math.inf)
     threads: set[str] = set()
 
-    def note(*arguments: object) -> None:
-        if "ORDER BY jobs.priority DESC" in str(arguments[2]):
+    def note(statement: str) -> None:
+        if "ORDER BY jobs.priority DESC" in statement:
             threads.add(threading.current_thread().name.partition("_")[0])
 
-    event.listen(sqlite_database._engine, "before_cursor_execute", note)
-    assert position_of(read_all(reader, (second, "ada"))) == 2
-    wait_until(
-        lambda: position_of(read_all(reader, (second, "ada"))) == 1, seconds=10, what="a refresh of the queue positions"
-    )
+    with listening(ledger.database._engine, note):
+        assert positions_of(reader, second) == [2]
+        wait_until(lambda: positions_of(reader, second) == [1], seconds=10, what="a refresh of the queue positions")
     assert threads == {"positions"}
 
 
-def test_an_unreadable_row_fails_only_its_own_requests(sqlite_database: Database, reader: BatchedReader) -> None:
-    ledger = Ledger(sqlite_database)
+def test_an_unreadable_row_fails_only_its_own_requests(ledger: Ledger, reader: BatchedReader) -> None:
     good, broken = ledger.add(owner="ada"), ledger.add(owner="ada")
-    with sqlite_database.session() as session:
+    with ledger.database.session() as session:
         session.execute(update(JobRow).where(JobRow.id == broken).values(spec={"model": 3}))
     first, second = read_all(reader, (good, "ada"), (broken, "ada"))
     assert isinstance(first, JobRead)

@@ -9,33 +9,21 @@ from starlette.testclient import TestClient
 from api.routes import report_pages
 from api.routes.report_pages import ReportPages
 from replaceme_core.errors import Unavailable
-from replaceme_core.ledger import attempts
-from replaceme_core.ledger.database import Database
 from replaceme_core.report.page import policy, render_page
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.requests import assert_problem, submit
-from tests.fixtures.jobs.ledger import claim_job
+from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.reports.shown import PLOTS, SMALL
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
 
 @pytest.fixture
-def finished(client: TestClient, sqlite_database: Database) -> str:
+def finished(client: TestClient, ledger: Ledger) -> str:
     """The id of a job that has a report."""
     job_id = submit(client)
-    with sqlite_database.session() as session:
-        claim = claim_job(session, job_id)
-        attempts.succeed(
-            session,
-            claim,
-            repo_id="local/result",
-            revision="a" * 40,
-            removed_blocks=[2, 3],
-            kept_blocks=[0, 1, 4, 5],
-            report=SMALL,
-        )
+    ledger.succeed(job_id, report=SMALL)
     return job_id
 
 

@@ -1,23 +1,18 @@
+"""Webhooks over HTTP: their secrets, those of jobs and of retries, and the log of deliveries."""
+
 import json
 import logging
-from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
-from api.main import create_app
-from replaceme_core.ledger.database import make_engine
+from replaceme_core.ledger.database import Database
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
 
 URL = "https://hooks.example.com/x"
 NOBODY = "00000000-0000-4000-8000-000000000000"
-
-
-@pytest.fixture
-def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"deliver_webhooks": False})
 
 
 def create(client: TestClient, **changes: object) -> dict[str, object]:
@@ -29,7 +24,9 @@ def create(client: TestClient, **changes: object) -> dict[str, object]:
     return found
 
 
-def test_a_secret_is_shown_once(client: TestClient, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_secret_is_shown_once(
+    client: TestClient, settings: Settings, sqlite_database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     made = create(client, events=["succeeded", "job.failed", "succeeded"], labels={"team": "nlp"}, payload="full")
     secret = made.pop("secret")
@@ -46,9 +43,8 @@ def test_a_secret_is_shown_once(client: TestClient, settings: Settings, caplog: 
     assert new != secret
     assert rotated.json()["previous_secret_expires_at"] is not None
     assert client.post(f"{path}/rotate", json={"overlap_seconds": 0}).json()["previous_secret_expires_at"] is None
-    engine = make_engine(settings.resolved_database_url, pooled=False)
-    with engine.connect() as connection:
-        stored = str(connection.execute(text("SELECT * FROM webhooks")).all())
+    with sqlite_database.session() as session:
+        stored = str(session.execute(text("SELECT * FROM webhooks")).all())
     shown = client.get(path).text + client.get("/webhooks").text + client.get(f"{path}/deliveries").text
     for planted in (secret, new):
         assert planted.removeprefix("whsec_") not in stored + shown + caplog.text
@@ -142,7 +138,7 @@ def test_the_webhook_of_a_job_may_be_signed_by_a_standing_one(client: TestClient
     assert client.get("/jobs").json() == before
 
 
-def test_a_retry_has_the_webhook_of_its_job(client: TestClient, settings: Settings) -> None:
+def test_a_retry_has_the_webhook_of_its_job(client: TestClient, sqlite_database: Database) -> None:
     body = {**SMALLEST, "webhook": {"url": URL, "events": ["created", "cancelled"], "payload": "full"}}
     job = client.post("/jobs", json=body).json()
     earlier = job["webhook"]
@@ -162,9 +158,8 @@ def test_a_retry_has_the_webhook_of_its_job(client: TestClient, settings: Settin
     assert (delivery["type"], delivery["job_id"]) == ("job.created", again["id"])
     assert client.post(f"/jobs/{job['id']}/retry", headers=key).json()["webhook"] == webhook
     assert len(client.get("/webhooks", params={"job": again["id"]}).json()["items"]) == 1
-    engine = make_engine(settings.resolved_database_url, pooled=False)
-    with engine.connect() as connection:
-        sealed = connection.execute(text("SELECT secret, previous_secret FROM webhooks")).all()
+    with sqlite_database.session() as session:
+        sealed = session.execute(text("SELECT secret, previous_secret FROM webhooks")).all()
     assert len(sealed) == 2
     assert sealed[0] == sealed[1], "the same secrets sign"
 
@@ -205,14 +200,3 @@ def test_deliveries_are_listed_and_sent_again(client: TestClient) -> None:
     response = client.post(again)
     assert (response.status_code, response.json()["state"]) == (202, "pending")
     assert_problem(client.post(f"{path}/deliveries/nonsense/redeliver"), status=404, code="not_found")
-
-
-def test_without_a_key_there_are_no_webhooks(settings: Settings, postgres_url: str, tmp_path: Path) -> None:
-    """A key in a file would be lost with the container, and differ from host to host."""
-    changed = settings.model_copy(update={"database_url": postgres_url, "data": tmp_path / "other"})
-    with TestClient(create_app(changed)) as client:
-        response = client.post("/webhooks", json={"url": URL})
-        assert fields(response).keys() == {"webhook"}
-        assert "REPLACEME_ENCRYPTION_KEY" in response.json()["detail"]
-        assert client.post("/jobs", json={**SMALLEST, "webhook": {"url": URL}}).status_code == 422
-        assert client.post("/jobs", json=SMALLEST).status_code == 202
