@@ -147,7 +147,7 @@ class MissingScope(ReplaceMeError, code="missing_scope"):
 
 
 class TooManyRequests(ReplaceMeError, code="too_many_requests"):
-    """The caller's other requests have to end first."""
+    """Too many at once, or in a minute, from this caller."""
 
     retry_after: ClassVar[float] = 5
     """In how many seconds to try again."""
@@ -168,7 +168,7 @@ class HubUnreachable(Unavailable, code="hub_unreachable"): ...
 
 
 class RateLimited(HubUnreachable, code="rate_limited"):
-    """The Hub says when to come back."""
+    """The Hub limits requests, and says when to try again."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -194,7 +194,7 @@ class OutOfSpace(ReplaceMeError, code="out_of_space"):
 
 
 class DatabaseFull(OutOfSpace, DatabaseUnreachable):
-    """Who waits for the database to be reachable also waits for space on its device."""
+    """No space on the device of the database. Code that waits for the database waits for this, too."""
 
 
 class OutOfMemory(ReplaceMeError, code="out_of_memory"):
@@ -218,7 +218,7 @@ class VerificationFailed(ReplaceMeError, code="verification_failed"):
 
 
 class GateRejected(ReplaceMeError, code="gate_rejected"):
-    """The result is not worth what its gate wants."""
+    """The result misses a criterion of its gate."""
 
 
 class SecretUnreadable(ReplaceMeError, code="secret_unreadable"):

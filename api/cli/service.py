@@ -181,7 +181,7 @@ def interrupts(*, wanted: bool) -> Iterator[Interrupts | None]:
 def finish(
     service: Service, job: Job, *, wait: bool, timeout: float | None, held: Interrupts | None, junit: Path | None = None
 ) -> None:
-    """Print a new job, after its end if that is to be waited for; then end the command with its exit code.
+    """Print a new job, or wait for its end first if the options say so; then end the command with its exit code.
 
     What a pipeline reads is written about a job whose end was waited for.
     """

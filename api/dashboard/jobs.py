@@ -29,7 +29,7 @@ Position = Annotated[int, Query(ge=0, le=2**63 - 1)]
 
 
 class Filters(Parameters):
-    """What the form of the list sends. An empty field is one that was left empty; labels have commas between them."""
+    """What the form of the list sends. Empty fields do not filter; labels are separated by commas."""
 
     status: list[str] = Field(default=[], max_length=len(JobStatus))
     label: Text = ""

@@ -103,7 +103,7 @@ def field_of(path: str) -> str | None:
 
 
 def to_body(form: Mapping[str, str]) -> dict[str, object]:
-    """The body of `POST /jobs`. Numbers that are none stay texts, which the validation then explains."""
+    """The body of `POST /jobs`. What should be a number and is not stays a text, which the validation then explains."""
     given = {name: form.get(name, "").strip() for name in FIELDS}
     model: object = {"repo_id": given["model"], "revision": given["revision"]} if given["revision"] else given["model"]
     body: dict[str, object] = {"model": model, "calibration": _calibration(given)}
@@ -156,7 +156,7 @@ def _evaluation(given: Mapping[str, str]) -> dict[str, object]:
 
 
 def _gate(text: str) -> tuple[object, str]:
-    """The criteria; or, where one of them cannot be read, the text itself, which is no gate, and what is wrong."""
+    """The criteria; where one of them cannot be read, the text itself, which is not a gate, and what is wrong."""
     try:
         return read_criteria(_parts(text)), ""
     except ValueError as error:

@@ -83,7 +83,7 @@ def sign_out(request: Request, services: ServicesDep) -> Response:
 
 @router.get("/ui/static/{version}/{name}")
 async def get_file(version: str, name: str) -> Response:
-    """A style sheet or a script. Another version than the present one is 404, so that no cache keeps it as that."""
+    """A style sheet or a script. Another version than the present one is 404: a cache would store the wrong file."""
     found = static_files().get(name)
     if found is None or found.version != version:
         raise HTTPException(HTTPStatus.NOT_FOUND)

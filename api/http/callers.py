@@ -77,7 +77,7 @@ def set_caller(scope: AsgiScope, caller: Caller) -> None:
 
 
 def known_caller(scope: AsgiScope) -> Caller | None:
-    """The caller of any request; `None` if it has not passed `Guard`, or needed no caller."""
+    """The caller of any request; `None` if `Guard` has not seen it, or let it pass without one."""
     found: Caller | None = scope.get(_SCOPE_KEY)
     return found
 
@@ -123,7 +123,7 @@ class Session:
 
 
 class Sessions:
-    """Seals sessions and opens them. Where the service has no key for secrets, with one that lives as this process."""
+    """Seals sessions and opens them. Without a key of the service it makes one, which ends with this process."""
 
     def __init__(self, box: SecretsBox) -> None:
         own = base64.b64encode(os.urandom(KEY_BYTES)).decode()

@@ -69,7 +69,7 @@ class ReportPages:
             task.exception()  # those who wait have it; where nobody does any more, it is not logged as lost
 
     def _keep(self, key: Key, made: bytes) -> None:
-        """The last one stays, however large it is."""
+        """Keep it, and drop the oldest above the limit; the last one stays, however large it is."""
         self._kept[key] = made
         while len(self._kept) > 1 and sum(map(len, self._kept.values())) > self._most_bytes:
             self._kept.popitem(last=False)

@@ -89,7 +89,7 @@ def _watch(response: httpx2.Response) -> None:
 
 
 def _refuse_limited(response: httpx2.Response) -> None:
-    """Raise `RateLimited`, with the time that the Hub names. The caller waits, and may stop to."""
+    """Raise `RateLimited`, with the time that the Hub names. The caller waits, and may stop waiting."""
     if response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
         seconds = _seconds_to_wait(response.headers)
         when = "" if seconds is None else f"; it asks to wait for {seconds:.0f} s"

@@ -35,7 +35,7 @@ class LocalFile:
 
     @property
     def facts(self) -> list[int]:
-        """They change with the content."""
+        """Size, inode and times, which change with the content."""
         return [self.size, self.inode, self.modified_ns, self.changed_ns]
 
 

@@ -128,7 +128,7 @@ class Hub(Protocol):
         """
 
     def hold(self, snapshot: Snapshot) -> AbstractContextManager[None]:
-        """Keeps what was or will be downloaded of this snapshot on this machine, until the end of the `with` block."""
+        """Protect the downloads of this snapshot from removal until the end of the `with` block."""
 
     def read_range(self, snapshot: Snapshot, path: str, *, start: int, end: int) -> bytes:
         """The bytes `start` to `end` (not included) of a file, fewer if it ends before. The rest is not downloaded."""

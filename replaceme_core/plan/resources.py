@@ -47,7 +47,7 @@ _DEFAULT_INNER = 4
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """Numbers of values, unless said otherwise.
+    """Counts of values, unless stated otherwise.
 
     `block_values` has one entry for each block. `rest_values` are outside of blocks, tied ones counted once.
     `item_bytes` is the size of a stored value, of the dtype that most have.

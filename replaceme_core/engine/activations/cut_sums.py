@@ -98,7 +98,7 @@ class Screen(Protocol):
     """Excludes cuts before the fit tokens are run for them."""
 
     def add(self, statistics: CutStatistics) -> None:
-        """Take in one of the cuts: sums over two halves of the held-out tokens, the first as `fit`.
+        """Add one of the cuts: sums over two halves of the held-out tokens, the first as `fit`.
 
         The sums must not be stored: the halves are merged afterwards.
         """

@@ -151,7 +151,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens after which a model has said all."""
+    """Tokens with which a model ends a text."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     found = configured if isinstance(configured, list) else [configured]
     return sorted({token for token in [*found, tokenizer.eos_token_id] if isinstance(token, int)})
@@ -218,7 +218,7 @@ class TextResult:
 
     @property
     def ratio(self) -> float:
-        """How many times that of the source model."""
+        """The perplexity of the pruned model over that of the source model."""
         return self.after / self.before
 
     def as_dict(self) -> dict[str, object]:

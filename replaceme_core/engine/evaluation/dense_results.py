@@ -80,7 +80,7 @@ class DenseResults:
         return bool(self.caches)
 
     def find(self, name: str, asked: Mapping[str, object]) -> Contents | None:
-        """The result `name` that is kept and was `asked` the same; `None` if there is none that can be read."""
+        """The stored result `name` for the same question (`asked`); `None` if there is none that can be read."""
         key = self._key(name, asked)
         contents = next((found for cache in self.caches if (found := _read(cache, key, name)) is not None), None)
         if contents is not None and key not in self._made and name not in self.reused:
