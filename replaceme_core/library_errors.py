@@ -15,6 +15,15 @@ from replaceme_core.wording import shorten
 
 _CODES = (errno.ENOSPC, errno.EDQUOT)
 _PHRASES = ("no space left", "disk quota exceeded", "(os error 28)", "(os error 122)")
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "defaultcpuallocator: not enough memory",
+    "cublas_status_alloc_failed",
+    "(os error 12)",
+)
+_NO_MEMORY_CLASSES = ("MemoryError", "OutOfMemoryError", "AcceleratorOutOfMemoryError")
 
 
 def free_space(directory: Path) -> int:
@@ -37,6 +46,16 @@ def is_out_of_space(error: BaseException) -> bool:
         return error.errno in _CODES
     text = str(error).lower()  # safetensors, Xet and others keep only the text of the system's error
     return any(phrase in text for phrase in _PHRASES)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the host or on an accelerator; torch reports the former in the text alone."""
+    if any(kind.__name__ in _NO_MEMORY_CLASSES for kind in type(error).__mro__):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(phrase in text for phrase in _NO_MEMORY)
 
 
 @contextmanager

@@ -209,11 +209,6 @@ def evaluate(line: bytes) -> Message:
     return Evaluated.model_validate({"report": json_safe(measure(request), name=str)})
 
 
-def handle(line: bytes, writer: MessageWriter, arguments: list[str]) -> Message:
-    """Do what the request and the flags ask for; returns the final message."""
-    return evaluate(line) if EVALUATE_FLAG in arguments else compress(line, writer)
-
-
 def main(arguments: list[str]) -> int:
     """Handle one request; returns the exit status: 1 after the message `failed`, else 0."""
     writer = MessageWriter()
@@ -224,7 +219,7 @@ def main(arguments: list[str]) -> int:
     reuse_freed_memory()
     last: Message
     try:
-        last = handle(line, writer, arguments)
+        last = evaluate(line) if EVALUATE_FLAG in arguments else compress(line, writer)
     except _Terminated:
         last = Failed(code=Cancelled.code, message="the runner was asked to stop")
     except BaseException as error:

@@ -22,7 +22,7 @@ from api.http.problems import http_error_of
 from api.routes.deps import CallerDep, ServicesDep
 from api.routes.plans import PlanBody
 from replaceme_core.errors import InvalidInput, ReplaceMeError
-from replaceme_core.request.fields import BUILTIN_TEXTS
+from replaceme_core.request.fields import BUILTIN_TEXTS, MOST_NAMED_BLOCKS
 from replaceme_core.request.gate import read_criteria
 from replaceme_core.request.method import Method
 from replaceme_core.validation import problems
@@ -171,8 +171,9 @@ def _blocks(text: str) -> list[object]:
     found: list[object] = []
     for part in _parts(text):
         between = _RANGE.fullmatch(part)
-        if between is not None and int(between[1]) <= int(between[2]):
-            found += range(int(between[1]), int(between[2]) + 1)
+        blocks = range(int(between[1]), int(between[2]) + 1) if between is not None else ()
+        if blocks and len(found) + len(blocks) <= MOST_NAMED_BLOCKS:
+            found += blocks
         else:
             found.append(_number(part))
     return found

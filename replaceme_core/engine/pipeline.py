@@ -24,18 +24,17 @@ from replaceme_core.engine.model.changes import kept_blocks
 from replaceme_core.engine.model.device import make_deterministic, this_machine
 from replaceme_core.engine.model.load import load_config, load_tokenizer, stored_weights
 from replaceme_core.engine.model.save import complete_or_absent, verify_saved
+from replaceme_core.engine.results.checkpoint import decide
 from replaceme_core.engine.results.layer_angles import layer_angles
 from replaceme_core.engine.results.metrics import report_candidates, report_capture, report_comparison
-from replaceme_core.engine.results.outcome import RunOutcome, plan_run, write_report
+from replaceme_core.engine.results.outcome import plan_run, write_report
 from replaceme_core.engine.results.provenance import provenance_of
 from replaceme_core.engine.results.stage_clock import StageClock, resident_bytes
-from replaceme_core.engine.run import PROMPT_TOKENS, Run, capture_once, decide, find_deepest_cut, write_pruned
+from replaceme_core.engine.run import PROMPT_TOKENS, Run, find_deepest_cut, write_pruned
 from replaceme_core.engine.text.tokens import sized_to_text
-from replaceme_core.families.layout import irregular_lists
 from replaceme_core.hub.model_config import read_outline
 from replaceme_core.plan.resources import Workload
-from replaceme_core.report.card import read_base_card
-from replaceme_core.request.method import Method
+from replaceme_core.request.gate import Trial
 from replaceme_core.request.removal import depths_of, keep_pattern
 from replaceme_core.request.resolve import resolve_spec
 from replaceme_core.runner.messages import Finished, Progress, RunnerRequest, Stage
@@ -75,6 +74,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
     run = Run(
         spec=spec,
         source=source,
+        outline=outline,
         output=Path(request.output_directory),
         text_paths=paths,
         cache=cache,
@@ -90,17 +90,18 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
     )
     # fewer bytes than there will be: what is outside the blocks stays whole
     least = stored.values * stored.dtype.itemsize * (outline.blocks - depths[-1]) // outline.blocks
-    with complete_or_absent(run.output, least=least) as output, clock:
+    with complete_or_absent(run.output, least=least) as output, clock.sampling():
         clock.begin(Stage.CALIBRATE)
         with run.opened(depths[-1], allows=allows) as task:
             tokens = task.tokens
             structure = task.block_runner.resolved.structure
-            search = None
+            known, trials = None, list[Trial]()
             if spec.searches:
-                capture_once(task)
+                if task.activations.stores_streams:
+                    task.activations.capture()  # one dense pass serves all trials
                 clock.begin(Stage.SELECT)
-                search = find_deepest_cut(run, task, depths)
-                pruning = search.pruning
+                found, trials = find_deepest_cut(run, task, depths)
+                pruning, known = found.pruning, found.comparison
                 clock.begin(Stage.SOLVE)  # the solution is that of the trial
             else:
                 pruning = decide(task, run.checkpoints)
@@ -137,31 +138,23 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
         if spec.evaluation.enabled:
             clock.begin(Stage.EVALUATE)
             with run.unmeasured.part("the result", _ANY_CRITERION):  # which is there, whatever fails now
-                comparison = run.evaluate(output, tokens, known=None if search is None else search.comparison)
+                comparison = run.evaluate(output, tokens, known=known)
             if comparison is not None:
                 report_comparison(progress, comparison, gate=spec.gate)
         clock.end()
-        outcome = RunOutcome(
-            spec=spec,
-            job_id=request.job_id,
-            removed=removed,
-            kept=kept,
-            method=Method(pruning.method or spec.method.name),
-            structure=structure if spec.method.structure is None else spec.method.structure,
-            candidates=list(pruning.candidates),
+        provenance = provenance_of(spec, tokens, hub=request.hub, source=source, paths=paths, stored=stored.dtype)
+        report = write_report(
+            output,
+            run,
+            pruning=pruning,
             captured=captured,
             comparison=comparison,
-            times=clock.times(),
-            imported_bytes=imported_bytes,
-            provenance=provenance_of(spec, tokens, hub=request.hub, source=source, paths=paths, stored=stored.dtype),
-            base_card=read_base_card(source),
-            is_chat=tokenizer.chat_template is not None,
-            layer_angles=angles,
-            irregular=irregular_lists(load_config(output), layout=outline.layout),
+            angles=angles,
+            structure=structure,
             planned=planned,
-            trials=() if search is None else search.trials,
-            left_out=pruning.left_out,
-            unmeasured=run.unmeasured.found,
+            trials=trials,
+            provenance=provenance,
+            job_id=request.job_id,
+            imported_bytes=imported_bytes,
         )
-        report = write_report(output, outcome)
     return Finished(removed_blocks=removed, kept_blocks=kept, report=report)

@@ -19,20 +19,21 @@ from replaceme_core.engine.evaluation.compare import Comparison, Original, Unmea
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import PRUNED, SOURCE, Subject, open_subject
 from replaceme_core.engine.evaluation.tasks import LoadedTasks
-from replaceme_core.engine.methods.task import PartOfStage, Pruning, Task, find_method
+from replaceme_core.engine.methods.task import PartOfStage, Pruning, Task
 from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import apply_changes, fold, remove_blocks, scale_final_norm
 from replaceme_core.engine.model.lazy_model import open_for_capture, open_model
 from replaceme_core.engine.model.load import StoredWeights, check_positions, load_config
 from replaceme_core.engine.model.save import NEW_TOKENS, save_block_by_block, save_model
-from replaceme_core.engine.results.checkpoint import Checkpoint
+from replaceme_core.engine.results.checkpoint import decide
 from replaceme_core.engine.results.metrics import report_trial
 from replaceme_core.engine.results.stage_clock import StageClock
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.engine.text.tokens import beginning_of_text, calibration_tokens, with_repeated, with_self_generated
 from replaceme_core.errors import InvalidInput, NumericalFailure
 from replaceme_core.families.resolve import ResolvedModel, resolve
+from replaceme_core.hub.model_config import ModelOutline
 from replaceme_core.library_errors import library_errors
 from replaceme_core.plan.eta import writing_part
 from replaceme_core.request.defaults import CHOICE_STREAM_BYTES
@@ -40,17 +41,7 @@ from replaceme_core.request.gate import Trial, deepest, most_trials
 from replaceme_core.request.removal import Allows
 from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.request.spec import Loading
-from replaceme_core.runner.messages import Progress, Stage
-
-
-def decide(task: Task, checkpoints: Path | None) -> Pruning:
-    """What the method decides for `task`, unless an earlier attempt has left its decision in `checkpoints`."""
-    checkpoint = Checkpoint.of(task, checkpoints)
-    restored = checkpoint.restore()
-    if restored is not None:
-        task.begin(Stage.SOLVE, resumed_from=Stage.SOLVE)
-        return restored
-    return checkpoint.keep(find_method(task.spec.method.name)(task))
+from replaceme_core.runner.messages import Progress
 
 
 def write_pruned(
@@ -96,6 +87,7 @@ class Run:
 
     spec: ResolvedSpec
     source: Path
+    outline: ModelOutline
     output: Path
     text_paths: Sequence[Path | None]
     cache: ActivationCache | None
@@ -236,16 +228,16 @@ DECIDING_PART = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepestCut:
-    """The decision that was found, what its result was measured to be worth, and all trials in their order."""
+class Tried:
+    """What the method decided for one depth, the reports of its metrics, and what the result is worth."""
 
     pruning: Pruning
+    metrics: Sequence[Callable[[], None]]
     comparison: Comparison
-    trials: Sequence[Trial]
 
 
-def find_deepest_cut(run: Run, task: Task, depths: Sequence[int]) -> DeepestCut:
-    """The deepest of `depths`, which ascend, that passes the gate, as `gate.trials.deepest` says.
+def find_deepest_cut(run: Run, task: Task, depths: Sequence[int]) -> tuple[Tried, list[Trial]]:
+    """The deepest of `depths`, which ascend, that passes the gate, as `gate.deepest` says, and all trials in order.
 
     Where none passes, the deepest one that is not worse than wanted, or the shallowest that was measured: its report
     says by how much the gate is missed. Raises the error of the last trial where nothing could be measured.
@@ -254,13 +246,12 @@ def find_deepest_cut(run: Run, task: Task, depths: Sequence[int]) -> DeepestCut:
         original = run.original(replace(_source(run), results=results), task.tokens)
         search = _Search(run=run, task=task, original=original, most=most_trials(len(depths)))
         deepest(depths, search.is_too_deep)
-        return search.result()
-
-
-def capture_once(task: Task) -> None:
-    """The dense pass that serves all trials, where its streams are stored at all."""
-    if task.activations.stores_streams:
-        task.activations.capture()
+    if search.kept is None:
+        assert search.error is not None, "a trial is kept, or has failed"
+        raise search.error
+    for report in search.kept.metrics:
+        report()
+    return search.kept, search.trials
 
 
 def _source(run: Run) -> Subject:
@@ -284,15 +275,6 @@ class _Metrics(PartOfStage):
         self._kept.append(lambda: self._progress.metric(name, value, unit, block=block, candidate=candidate))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Tried:
-    """What the method decided for one depth, the reports of its metrics, and what the result is worth."""
-
-    pruning: Pruning
-    metrics: Sequence[Callable[[], None]]
-    comparison: Comparison
-
-
 @dataclass(kw_only=True)
 class _Search:
     """The trials so far. Of one of them, which may be the result, all is kept."""
@@ -302,9 +284,9 @@ class _Search:
     original: Original
     most: int
     trials: list[Trial] = field(default_factory=list)
-    _kept: _Tried | None = None
+    kept: Tried | None = None
     _has_passed: bool = False
-    _error: Exception | None = None
+    error: Exception | None = None
 
     def is_too_deep(self, depth: int) -> bool:
         """Try the removal of `depth` blocks."""
@@ -314,7 +296,7 @@ class _Search:
         try:
             tried = self._try(depth, start=number * size, end=(number + 1) * size)
         except (NumericalFailure, InvalidInput) as error:
-            self._error = error
+            self.error = error
             trial = Trial(blocks=depth, passed=False, measured={}, seconds=0.0, problem=error.message)
         else:
             result, values = judge(gate, tried.comparison), measured_values(tried.comparison)
@@ -327,7 +309,7 @@ class _Search:
                 seconds=0.0,
             )
             if not trial.is_too_deep or not self._has_passed:
-                self._kept = tried
+                self.kept = tried
             self._has_passed = self._has_passed or not trial.is_too_deep
         release_memory()
         trial = trial.model_copy(update={"seconds": time.perf_counter() - began})
@@ -336,16 +318,7 @@ class _Search:
         progress.advance((number + 1) * size)
         return trial.is_too_deep
 
-    def result(self) -> DeepestCut:
-        """What was kept; its metrics are reported."""
-        if self._kept is None:
-            assert self._error is not None, "a trial is kept, or has failed"
-            raise self._error
-        for report in self._kept.metrics:
-            report()
-        return DeepestCut(pruning=self._kept.pruning, comparison=self._kept.comparison, trials=self.trials)
-
-    def _try(self, depth: int, *, start: float, end: float) -> _Tried:
+    def _try(self, depth: int, *, start: float, end: float) -> Tried:
         """Decide, carry it out, and measure the result beside the source model, as it would be published."""
         run, middle, metrics = self.run, start + (end - start) * DECIDING_PART, list[Callable[[], None]]()
         part = _Metrics(self.task.progress, start=start, end=middle, kept=metrics)
@@ -361,4 +334,4 @@ class _Search:
             with run.clock.loading():
                 after = open_subject(PRUNED, directory, dtype=run.dtype, compute=run.spec.compute)
             comparison = self.original.compare(after, advance=rest.advance)
-        return _Tried(pruning=pruning, metrics=metrics, comparison=comparison)
+        return Tried(pruning=pruning, metrics=metrics, comparison=comparison)

@@ -18,7 +18,7 @@ BUILTIN_TEXTS = (
     "builtin:pydoc-topics",
 )
 FILE_NAME = re.compile(r"file:(?!(?:.*/)?\.\.?/)[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*\.(?:txt|jsonl)")
-_MOST_NAMED_BLOCKS = 10_000
+MOST_NAMED_BLOCKS = 10_000
 LONGEST_SECONDS = 31_536_000  # a year
 
 
@@ -70,6 +70,13 @@ def length(least: int, most: int, *, description: str | None = None) -> Any:
     return Field(min_length=least, max_length=most, description=description, json_schema_extra=extra)
 
 
+def _few_blocks(drop: object) -> object:
+    """Before each of them is looked at."""
+    if isinstance(drop, list) and len(drop) > MOST_NAMED_BLOCKS:
+        raise ValueError(f"name at most {MOST_NAMED_BLOCKS:,} blocks")
+    return as_tuple(drop)
+
+
 def _removable(drop: tuple[int, ...]) -> tuple[int, ...]:
     """The named blocks in order; whether they exist is known once the model's config is read."""
     if not drop:
@@ -99,8 +106,8 @@ RepositoryId = Annotated[str, BeforeValidator(lambda v: _repository(v) if isinst
 TextSource = Annotated[str, BeforeValidator(lambda v: _text_source(v) if isinstance(v, str) else v)]
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 BlockIndices = Annotated[
-    tuple[Annotated[int, Field(ge=0, le=_MOST_NAMED_BLOCKS)], ...],
-    BeforeValidator(as_tuple),
+    tuple[Annotated[int, Field(ge=0, le=MOST_NAMED_BLOCKS)], ...],
+    BeforeValidator(_few_blocks),
     AfterValidator(_removable),
     Field(json_schema_extra={"minItems": 1, "uniqueItems": True}),  # which `_removable` checks, and says more
 ]

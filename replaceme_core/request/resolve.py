@@ -218,12 +218,10 @@ def _resolve_method(spec: CompressionSpec, *, loading: Loading) -> ResolvedMetho
 
 def usual_size(spec: CompressionSpec, *, on_cpu: bool) -> tuple[int, int]:
     """The samples and their length, as given or else the usual ones."""
-    calibration = spec.calibration
     samples, length = defaults.CPU_CALIBRATION if on_cpu else defaults.ACCELERATOR_CALIBRATION
-    is_open = calibration.dataset is not None and calibration.self_generated is None and not spec.one_text
-    if on_cpu and is_open:
+    if on_cpu and spec.mix_is_open:
         samples = defaults.CPU_SAMPLES_OF_OPEN_MIX
-    return calibration.samples or samples, calibration.max_length or length
+    return spec.calibration.samples or samples, spec.calibration.max_length or length
 
 
 def resolve_text(spec: CompressionSpec, *, on_cpu: bool, loading: Loading) -> ResolvedCalibration:
@@ -240,29 +238,21 @@ def resolve_text(spec: CompressionSpec, *, on_cpu: bool, loading: Loading) -> Re
     samples, length = usual_size(spec, on_cpu=on_cpu)
     asked = spec.calibration
     update: dict[str, object] = {"samples": samples, "max_length": length}
-    one_text = spec.one_text or asked.self_generated == 0
     if asked.judged_on is None:
+        one_text = spec.one_text or asked.self_generated == 0 or asked.dataset in PARTS_OF_GENERAL
         has_enough = judging_sequences(held_out_samples(samples), length=length) > 0
-        judges = has_enough and not one_text and asked.dataset not in PARTS_OF_GENERAL
-        update["judged_on"] = GENERAL if judges else NO_OTHER_TEXT
+        update["judged_on"] = GENERAL if has_enough and not one_text else NO_OTHER_TEXT
     if asked.sources is None:
-        update |= _open_shares(asked, samples * length, loading=loading, one_text=one_text)
+        own = general = repeated = 0.0
+        if spec.mix_is_open:
+            own, general = _usual_shares(asked.dataset)
+            if loading is Loading.BLOCKWISE:
+                own, general = 0.0, general + own if general else 0.0
+            general = min(general, 1 - own, defaults.FITTED_TOKENS / (samples * length))
+            repeated = defaults.REPEATED_SHARE
+        shares = {"self_generated": own, "general": general, "repeated": repeated}
+        update |= {name: share for name, share in shares.items() if getattr(asked, name) is None}
     return ResolvedCalibration.model_validate(asked.model_dump() | update)
-
-
-def _open_shares(calibration: CalibrationSpec, tokens: int, *, loading: Loading, one_text: bool) -> dict[str, float]:
-    """`self_generated`, `general` and `repeated`, of `tokens` in all."""
-    own, general, repeated = calibration.self_generated, calibration.general, calibration.repeated
-    is_open = own is None and not one_text
-    usual_own, usual_general = _usual_shares(calibration.dataset)
-    if own is None:
-        own = usual_own if is_open and loading is not Loading.BLOCKWISE else 0.0
-    if general is None:
-        wanted = usual_general if own > 0 or usual_general == 0 else usual_general + usual_own
-        general = min(wanted, 1 - own, defaults.FITTED_TOKENS / tokens) if is_open else 0.0
-    if repeated is None:
-        repeated = defaults.REPEATED_SHARE if is_open else 0.0
-    return {"self_generated": own, "general": general, "repeated": repeated}
 
 
 def _usual_shares(dataset: str | None) -> tuple[float, float]:

@@ -257,6 +257,12 @@ class CompressionSpec(Spec):
         """Whether nothing is mixed into the named text by default: the method fits nothing, or is as published."""
         return self.method.as_published or not TRAITS[self.expected_method].fits
 
+    @property
+    def mix_is_open(self) -> bool:
+        """Whether other text is mixed into the one text that is named, by default."""
+        calibration = self.calibration
+        return calibration.dataset is not None and calibration.self_generated is None and not self.one_text
+
     def without_credential(self) -> Self:
         """The same for a runner, which uses no Hub."""
         return self.model_copy(update={"credential": None})

@@ -5,7 +5,6 @@ are lines of its standard output. The pipeline calls `Progress`; the runner send
 supervisor and the command line read them.
 """
 
-import errno
 import re
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
@@ -16,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from pydantic_core import PydanticCustomError
 
 from replaceme_core.errors import LONGEST_MESSAGE, InvalidInput, OutOfMemory, OutOfSpace, ReplaceMeError
-from replaceme_core.library_errors import is_out_of_space
+from replaceme_core.library_errors import is_out_of_memory, is_out_of_space
 from replaceme_core.request.calibration import CalibrationSource
 from replaceme_core.request.fields import TextSource
 from replaceme_core.request.method import Method
@@ -253,15 +252,6 @@ class EvaluateRequest(ModelRequest):
 
 _PATH = re.compile(r"(?<![\w:/.])/(?:[^/\s'\"]+/)+[^/\s'\",;:)\]]*")
 _ALLOCATION = re.compile(r"allocate ([\d.,]+ ?(?:bytes|[KMGTP]?i?B))")
-_NO_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "defaultcpuallocator: not enough memory",
-    "cublas_status_alloc_failed",
-    "(os error 12)",
-)
-_NO_MEMORY_CLASSES = ("MemoryError", "OutOfMemoryError", "AcceleratorOutOfMemoryError")
 
 
 def describe(error: BaseException) -> Failed:
@@ -270,7 +260,7 @@ def describe(error: BaseException) -> Failed:
         if isinstance(each, ReplaceMeError) and is_cause:
             field = each.field if isinstance(each, InvalidInput) else None
             return Failed(code=each.code, message=shorten(without_paths(each.message), LONGEST_MESSAGE), field=field)
-        if _is_out_of_memory(each):
+        if is_out_of_memory(each):
             return Failed(code=OutOfMemory.code, message=f"out of memory{_amount(each)}")
         if is_out_of_space(each):
             return Failed(code=OutOfSpace.code, message="no space left on the device of the worker")
@@ -306,15 +296,6 @@ def _chain(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
         yield each, is_cause
         is_cause = is_cause and each.__cause__ is not None
         each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if any(kind.__name__ in _NO_MEMORY_CLASSES for kind in type(error).__mro__):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(phrase in text for phrase in _NO_MEMORY)
 
 
 def _amount(error: BaseException) -> str:

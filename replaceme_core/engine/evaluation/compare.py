@@ -25,7 +25,7 @@ from replaceme_core.engine.evaluation.measure import (
     mean_interval,
     measure,
 )
-from replaceme_core.engine.evaluation.speed import Rate, measure_speed, told_apart
+from replaceme_core.engine.evaluation.speed import measure_speed
 from replaceme_core.engine.evaluation.tasks import LoadedTasks, TaskPair
 from replaceme_core.engine.text.documents import builtin_documents
 from replaceme_core.engine.text.drawing import TokenSet
@@ -69,29 +69,10 @@ class Answer:
     loops: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class AnswerPair:
-    """The answers of the source model and of the pruned one to the same prompt."""
-
-    prompt: str
-    before: str
-    after: str
-    before_loops: bool
-    after_loops: bool
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
-
-
-def prompts_for(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Questions where the tokenizer has a chat template, else openings."""
-    return OPENINGS if tokenizer.chat_template is None else QUESTIONS
-
-
 @torch.inference_mode()
 def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
-    """Greedy answers of at most `NEW_TOKENS` tokens, one for each prompt."""
-    prompts = prompts_for(tokenizer)
+    """Greedy answers of at most `NEW_TOKENS` tokens: to questions where the tokenizer has a chat template."""
+    prompts = OPENINGS if tokenizer.chat_template is None else QUESTIONS
     rows = [_ids(tokenizer, prompt) for prompt in prompts]
     width = max(map(len, rows))
     # padded on the left, so that every answer begins at the same position; padded positions are masked
@@ -114,14 +95,6 @@ def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[A
         text = str(tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
         found.append(Answer(prompt=prompt, text=text, tokens=tokens, loops=repeats(tokens)))
     return found
-
-
-def pair(before: Sequence[Answer], after: Sequence[Answer]) -> list[AnswerPair]:
-    """The answers of two models side by side."""
-    return [
-        AnswerPair(prompt=old.prompt, before=old.text, after=new.text, before_loops=old.loops, after_loops=new.loops)
-        for old, new in zip(before, after, strict=True)
-    ]
 
 
 def repeats(tokens: Sequence[int]) -> bool:
@@ -226,18 +199,6 @@ class TextResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedChange:
-    """How many times as fast the pruned model is; `told_apart`: by more than the spread of the runs."""
-
-    ratio: float
-    told_apart: bool
-
-    @classmethod
-    def of(cls, before: Rate, after: Rate) -> "SpeedChange":
-        return cls(ratio=after.median / before.median, told_apart=told_apart(before, after))
-
-
-@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """`before` and `after` are on the first text, which `texts` begins with.
 
@@ -252,17 +213,6 @@ class Comparison:
     answers_after: Sequence[Answer] = ()
     tasks: Sequence[TaskPair] = ()
     reused: Sequence[str] = ()
-
-    @property
-    def speed_changes(self) -> dict[str, SpeedChange]:
-        """Of `prefill` and `decode`; empty where speed was not measured."""
-        old, new = self.before.speed, self.after.speed
-        if old is None or new is None:
-            return {}
-        return {
-            "prefill": SpeedChange.of(old.prefill, new.prefill),
-            "decode": SpeedChange.of(old.decode, new.decode),
-        }
 
 
 @dataclass(kw_only=True)
@@ -289,13 +239,12 @@ class Original:
 
         What else cannot be measured is left out, and noted in `unmeasured`.
         """
-        of_texts, of_tasks = _parts(advance, has_tasks=self.tasks is not None)
-        home, apart = self.tokens.measure_of_first_text(), Divergence()
-        size = TextSize.of(home, self.tokenizer)
-        first_name = self.tokens.sources[int(self.tokens.measure_sources[0])]
-        pair = self._pair(0, after)
-        first = measure(pair, home, size=size, divergence=apart, advance=lambda part: of_texts(FIRST_PART * part))
-        texts = _other_texts(self.tokens)
+        of_texts = 1.0 if self.tasks is None else TEXTS_PART  # of the progress
+        of_first = FIRST_PART * of_texts
+        home, texts = self.tokens.measure_of_first_text(), _other_texts(self.tokens)
+        name = self.tokens.sources[int(self.tokens.measure_sources[0])]
+        first, result = self._measure(0, name, home, after, advance=lambda part: advance(of_first * part))
+        found = [result]
         further: dict[str, Callable[[], torch.Tensor]] = {}
         if not {GENERAL, *PARTS_OF_GENERAL}.intersection(self.tokens.sources):
             further[GENERAL] = self._general_text
@@ -311,18 +260,16 @@ class Original:
         for name, read in further.items():
             with self._on_text(name):
                 texts[name] = read()
-        found = [_result(first_name, pair, first, apart, size)]
         for number, (name, sequences) in enumerate(texts.items(), start=1):
             if len(sequences) == 0:  # the built-in text fills none
                 continue
             with self._on_text(name):
-                pair, apart, size = self._pair(number, after), Divergence(), TextSize.of(sequences, self.tokenizer)
-                measured = measure(pair, sequences, size=size, divergence=apart)
-                found.append(_result(name, pair, measured, apart, size))
-            of_texts(FIRST_PART + (1 - FIRST_PART) * number / len(texts))
+                found.append(self._measure(number, name, sequences, after)[1])
+            advance(of_first + (of_texts - of_first) * number / len(texts))
         pairs: Sequence[TaskPair] = ()
-        with self.unmeasured.part("the accuracy in the tasks", *_OF_TASKS):
-            pairs = self._run_tasks(after, of_tasks)
+        if self.tasks is not None:
+            with self.unmeasured.part("the accuracy in the tasks", *_OF_TASKS):
+                pairs = self._run_tasks(self.tasks, after, lambda part: advance(of_texts + (1 - of_texts) * part))
         reused = list(self.subject.results.reused)
         return Comparison(before=first[0], after=first[1], texts=found, tasks=pairs, reused=reused)
 
@@ -338,15 +285,30 @@ class Original:
         with self.unmeasured.part("what both models answer"):
             old, new = (self._answers(subject) for subject in (self.subject, after))
             found = replace(found, answers_before=old, answers_after=new)
-        return replace(
-            found,
-            reused=list(dict.fromkeys([*found.reused, *self.subject.results.reused])),
-        )
+        return replace(found, reused=list(dict.fromkeys([*found.reused, *self.subject.results.reused])))
 
-    def _pair(self, number: int, after: Subject) -> tuple[Subject, Subject]:
-        """Both for the text of this number; names of texts may be the same."""
+    def _measure(
+        self, number: int, name: str, sequences: torch.Tensor, after: Subject, *, advance: Advance | None = None
+    ) -> tuple[list[Measurement], TextResult]:
+        """Both on the text of this number; names of texts may be the same."""
         speeds = self._speeds.setdefault(number, [])
-        return replace(self.subject, losses=[], speeds=speeds), replace(after, losses=[], speeds=[])
+        pair = replace(self.subject, losses=[], speeds=speeds), replace(after, losses=[], speeds=[])
+        size, apart = TextSize.of(sequences, self.tokenizer), Divergence()
+        old, new = measured = measure(pair, sequences, size=size, divergence=apart, advance=advance)
+        low, high = ratio_interval(*(one.losses for one in pair), predictions=sequences.shape[1] - 1) or (None, None)
+        return measured, TextResult(
+            name=name,
+            tokens=old.tokens,
+            sequences=len(sequences),
+            words=size.words,
+            bytes=size.bytes,
+            before=old.perplexity,
+            after=new.perplexity,
+            divergence=apart.mean_nats,
+            agreement=apart.agreement,
+            ratio_low=low,
+            ratio_high=high,
+        )
 
     def _on_text(self, name: str) -> AbstractContextManager[None]:
         return self.unmeasured.part(f"the perplexity on {name} text", _OF_ALL_TEXTS)
@@ -366,21 +328,13 @@ class Original:
         assert isinstance(rows, list)
         return [Answer(**{**row, "tokens": tuple(row["tokens"])}) for row in rows]
 
-    def _run_tasks(self, after: Subject, advance: Advance) -> list[TaskPair]:
-        if self.tasks is None:
-            return []
+    def _run_tasks(self, tasks: LoadedTasks, after: Subject, advance: Advance) -> list[TaskPair]:
         halves: tuple[Advance, Advance] = (lambda part: advance(part / 2), lambda part: advance((1 + part) / 2))
         old, new = (
-            self.tasks.run(subject.model, self.tokenizer, subject.results, advance=half)
+            tasks.run(subject.model, self.tokenizer, subject.results, advance=half)
             for subject, half in zip((self.subject, after), halves, strict=True)
         )
         return [TaskPair(before=one, after=other) for one, other in zip(old, new, strict=True)]
-
-
-def _parts(advance: Advance, *, has_tasks: bool) -> tuple[Advance, Advance]:
-    """Progress of the texts and of the tasks, as parts of the whole."""
-    end = TEXTS_PART if has_tasks else 1.0
-    return lambda part: advance(end * part), lambda part: advance(end + (1 - end) * part)
 
 
 def _other_texts(tokens: TokenSet) -> dict[str, torch.Tensor]:
@@ -404,26 +358,6 @@ def ratio_interval(before: Sequence[float], after: Sequence[float], *, predictio
         return None
     low, high = (math.exp(min(end, LARGEST_LOSS)) for end in interval)
     return low, high
-
-
-def _result(
-    name: str, pair: Sequence[Subject], measured: Sequence[Measurement], apart: Divergence, size: TextSize
-) -> TextResult:
-    (old, new), count = measured, len(pair[0].losses)
-    low, high = ratio_interval(pair[0].losses, pair[1].losses, predictions=old.tokens // count) or (None, None)
-    return TextResult(
-        name=name,
-        tokens=old.tokens,
-        sequences=count,
-        words=size.words,
-        bytes=size.bytes,
-        before=old.perplexity,
-        after=new.perplexity,
-        divergence=apart.mean_nats,
-        agreement=apart.agreement,
-        ratio_low=low,
-        ratio_high=high,
-    )
 
 
 def judge(gate: GateSpec, found: Comparison) -> GateResult:

@@ -9,7 +9,7 @@ from replaceme_core.engine.activations.cache import open_cache
 from replaceme_core.engine.evaluation.compare import ratio_interval
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import Measurement, Subject, TextSize, measure
-from replaceme_core.engine.evaluation.speed import measure_speed, told_apart
+from replaceme_core.engine.evaluation.speed import measure_speed, speed_changes
 from replaceme_core.engine.evaluation.tasks import load_tasks
 from replaceme_core.engine.model.device import hardware_name, make_deterministic, this_machine
 from replaceme_core.engine.model.load import load_model, load_tokenizer, stored_weights
@@ -66,20 +66,16 @@ def evaluate(request: EvaluateRequest) -> dict[str, object]:
         [] if loaded is None else loaded.run(subject.model, load_tokenizer(subject.directory), subject.results)
         for subject in subjects
     ]
-    first = speeds[0]
     rows = []
     for number, (one, speed) in enumerate(zip(measured, speeds, strict=True)):
         compared = number > 0 and torch.equal(texts[0][0], texts[number][0])
-        apart = {
-            "prefill": told_apart(first.prefill, speed.prefill),
-            "decode": told_apart(first.decode, speed.decode),
-        }
+        changes = speed_changes(speeds[0], speed)
         rows.append(
             {
                 **one.as_dict(),
                 "speed": speed.as_dict(),
                 **(_against(measured[0], one, subjects[0], subjects[number]) if compared else _NOT_COMPARED),
-                "told_apart": apart if number else None,
+                "told_apart": {name: one["told_apart"] for name, one in changes.items()} if number else None,
                 "tasks": [
                     {**found.as_dict(), **(found.kept_of(before) if number else _NOT_KEPT)}
                     for before, found in zip(tasks[0], tasks[number], strict=True)

@@ -113,6 +113,17 @@ def told_apart(one: Rate, other: Rate) -> bool:
     return abs(one.median - other.median) > max(one.spread, other.spread)
 
 
+def speed_changes(before: Speed | None, after: Speed | None) -> dict[str, dict[str, float | bool]]:
+    """By `prefill` and `decode`, how many times as fast the second model is; empty where speed was not measured."""
+    if before is None or after is None:
+        return {}
+    rates = {"prefill": (before.prefill, after.prefill), "decode": (before.decode, after.decode)}
+    return {
+        name: {"ratio": new.median / old.median, "told_apart": told_apart(old, new)}
+        for name, (old, new) in rates.items()
+    }
+
+
 @torch.inference_mode()
 def measure_speed(models: Sequence[PreTrainedModel], sequences: Sequence[torch.Tensor]) -> list[Speed]:
     """Run `models` in turn, each on the beginning of its sequence; all have one length, of 2 tokens or more."""

@@ -122,14 +122,16 @@ class TaskPair:
         return {**shared, **sides, **self.after.kept_of(self.before)}
 
 
+@dataclass(frozen=True, kw_only=True)
 class LoadedTasks:
-    """Tasks with their data; any number of models may run them."""
+    """Tasks with their data; any number of models may run them.
 
-    def __init__(self, tasks: "Mapping[str, Task]", *, limit: int | None, code: str) -> None:
-        """`code` is a digest of what else decides the results: the library and files of the operator."""
-        self._tasks = tasks
-        self._limit = limit
-        self._code = code
+    `code` is a digest of what else decides the results: the library and files of the operator.
+    """
+
+    tasks: "Mapping[str, Task]"
+    limit: int | None
+    code: str
 
     def run(
         self,
@@ -144,12 +146,12 @@ class LoadedTasks:
         `advance` is called with the part of the tasks that is done.
         """
         found = []
-        for name, task in self._tasks.items():
+        for name, task in self.tasks.items():
             make = partial(self._run, name, task, model, tokenizer)
-            asked = {"limit": self._limit, "code": self._code, "task": _identity(task)} if results.keeps else {}
+            asked = {"limit": self.limit, "code": self.code, "task": _identity(task)} if results.keeps else {}
             contents = results.find_or_make(f"task {name}", asked, make)
             found.append(TaskResult.read(contents.record))
-            advance(len(found) / len(self._tasks))
+            advance(len(found) / len(self.tasks))
         return found
 
     def _run(self, name: str, task: "Task", model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Contents:
@@ -161,7 +163,7 @@ class LoadedTasks:
             found = evaluate(
                 lm=harness,
                 task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}},
-                limit=self._limit,
+                limit=self.limit,
                 bootstrap_iters=BOOTSTRAPS,
                 log_samples=True,
             )
@@ -195,7 +197,7 @@ def load_tasks(
     assert directory is not None, "it was checked"
     with contextlib.chdir(directory):  # paths of data are relative to it
         tasks = _load(expanded(names), directory=Path(directory), few_shot=few_shot)
-    return LoadedTasks(tasks, limit=limit, code=_code_of(Path(directory)))
+    return LoadedTasks(tasks=tasks, limit=limit, code=_code_of(Path(directory)))
 
 
 def _load(names: Mapping[str, int | None], *, directory: Path, few_shot: int | None) -> "dict[str, Task]":

@@ -16,9 +16,9 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from replaceme_core.engine.model.allocator import release_memory
-from replaceme_core.engine.model.device import is_out_of_memory
 from replaceme_core.engine.model.lazy_model import block_reader, load_block
 from replaceme_core.families.resolve import ResolvedModel, check_residual
+from replaceme_core.library_errors import is_out_of_memory
 from replaceme_core.request.defaults import MLP_WIDTH, PART_BYTES, REPLAYED_LOGITS, REPLAYED_LOGITS_BY_BLOCK
 
 

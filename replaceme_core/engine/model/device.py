@@ -13,8 +13,6 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import CGROUP, CPU_INFO, PROC, WorkerKind, free_group_memory, has_native_bfloat16
 from replaceme_core.request.resolve import Machine, ResolvedCompute
 
-_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "cublas_status_alloc_failed")
-
 
 def free_bytes(device: torch.device, *, proc: Path = PROC, cgroup: Path = CGROUP) -> int:
     """Bytes that this process may still allocate: the least of machine, control groups and address space limit.
@@ -26,13 +24,6 @@ def free_bytes(device: torch.device, *, proc: Path = PROC, cgroup: Path = CGROUP
     allowed = free_group_memory(proc=proc, cgroup=cgroup)
     available = int(psutil.virtual_memory().available)
     return min(available if allowed is None else min(available, allowed), _address_bytes())
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the host or on an accelerator; torch reports the former in the text alone."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 def _address_bytes() -> int:

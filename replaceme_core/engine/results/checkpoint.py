@@ -10,11 +10,11 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import torch
 
@@ -26,8 +26,9 @@ from replaceme_core.engine.activations.verified_file import (
     read_contents,
     write_verified,
 )
-from replaceme_core.engine.methods.task import Candidate, Pruning, Task
+from replaceme_core.engine.methods.task import Candidate, Pruning, Task, find_method
 from replaceme_core.engine.model.changes import Cut, FittedCut, ReadingChange, WeightChange
+from replaceme_core.runner.messages import Stage
 
 FORMAT: Final = 1
 _RECORDS: Final[Mapping[str, type]] = {
@@ -39,29 +40,21 @@ _NOT_DECIDING: Final = {"labels", "output", "evaluation", "priority", "max_queue
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """Where the decision of one job lies; `path` is `None` where there is no directory."""
+def decide(task: Task, directory: Path | None) -> Pruning:
+    """What the method decides for `task`, unless an earlier attempt at the same job has left its decision.
 
-    path: Path | None
-    device: torch.device
-
-    @classmethod
-    def of(cls, task: Task, directory: Path | None) -> Self:
-        """Its name is a key that takes the code and all tokens to compute, so it is made once for each attempt."""
-        path = None if directory is None else directory / f"{checkpoint_key(task)}.safetensors"
-        return cls(path=path, device=torch.device(task.spec.compute.device))
-
-    def restore(self) -> Pruning | None:
-        """What an earlier attempt at the same job has decided; `None` where there is nothing, or nothing usable."""
-        return None if self.path is None else _read(self.path, device=self.device)
-
-    def keep(self, pruning: Pruning) -> Pruning:
-        """Store the decision, and return what was read back, so that an interrupted job comes to the same weights.
-
-        Where nothing can be written, nothing is stored.
-        """
-        return pruning if self.path is None else _keep(pruning, self.path, device=self.device)
+    It is left in `directory`, if there is one; where it cannot be written, it is not kept.
+    """
+    method = find_method(task.spec.method.name)
+    if directory is None:
+        return method(task)
+    path = directory / f"{checkpoint_key(task)}.safetensors"
+    device = torch.device(task.spec.compute.device)
+    restored = _read(path, device=device)
+    if restored is not None:
+        task.begin(Stage.SOLVE, resumed_from=Stage.SOLVE)
+        return restored
+    return _keep(method(task), path, device=device)
 
 
 def checkpoint_key(task: Task) -> str:

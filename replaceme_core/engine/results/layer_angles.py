@@ -1,7 +1,7 @@
 """How far blocks of the dense model turn the stream: pictures for card and report, not for any choice."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -35,56 +35,34 @@ def layer_angles(activations: DenseStreams) -> LayerAngles | None:
     """
     if activations.block_runner.is_lazy and not activations.complete:
         return None
-    angles = []
-    streams = _streams(activations)
+    streams, blocks = _streams(activations), len(activations.block_runner.blocks)
     before = Stream(next(streams).flatten(0, 1))
-    kept = _Kept(before, streams=len(activations.block_runner.blocks) + 1)
+    tokens, width = before.values.shape
+    most = max(min(tokens, MOST_TOKENS, MOST_BYTES // (4 * width * (blocks + 1))), 1)
+    chosen = torch.arange(most, device=before.values.device) * tokens // most  # spread over the batch
+    is_ordinary = torch.ones_like(chosen, dtype=torch.bool)
+    directions, angles = [_directions(before, chosen)], []
     for stream in streams:
         after, angle = Stream(stream.flatten(0, 1)), MeanAngle()
         ordinary = token_weights(before, after) == 1
         angle.add(before, after, mask=ordinary)
-        kept.add(after, ordinary=ordinary)
         angles.append(angle.value)
+        is_ordinary &= ordinary[chosen]
+        directions.append(_directions(after, chosen))
         before = after
-    windows, tokens = kept.distances()
-    return LayerAngles(blocks=angles, windows=windows, tokens=tokens)
-
-
-@dataclass
-class _Kept:
-    """The directions of some tokens, spread over the batch, in each of several streams."""
-
-    first: Stream
-    streams: int
-    chosen: torch.Tensor = field(init=False)
-    ordinary: torch.Tensor = field(init=False)
-    directions: list[torch.Tensor] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        tokens, width = self.first.values.shape
-        most = max(min(tokens, MOST_TOKENS, MOST_BYTES // (4 * width * self.streams)), 1)
-        self.chosen = torch.arange(most, device=self.first.values.device) * tokens // most
-        self.ordinary = torch.ones(most, dtype=torch.bool, device=self.first.values.device)
-        self._keep(self.first)
-
-    def add(self, stream: Stream, *, ordinary: torch.Tensor) -> None:
-        self.ordinary &= ordinary[self.chosen]
-        self._keep(stream)
-
-    def distances(self) -> tuple[list[list[float]], int]:
-        """By first block and length, and the number of tokens they are over; none where all tokens are sinks."""
-        ordinary = self.ordinary.cpu()
-        tokens, blocks = int(ordinary.sum()), self.streams - 1
-        if not tokens:
-            return [], 0
-        between = mean_angles(torch.stack(self.directions)[:, ordinary])
+    is_ordinary = is_ordinary.cpu()
+    windows: list[list[float]] = []
+    if is_ordinary.any():  # else all tokens are sinks
+        between = mean_angles(torch.stack(directions)[:, is_ordinary])
         longest = next(n for n in range(blocks, 0, -1) if n == 1 or n * (2 * blocks - n + 1) // 2 <= MOST_WINDOWS)
         rows = [between[start, start + 1 : start + 1 + longest].tolist() for start in range(blocks)]
-        return [[round(value, DIGITS) for value in row] for row in rows], tokens
+        windows = [[round(value, DIGITS) for value in row] for row in rows]
+    return LayerAngles(blocks=angles, windows=windows, tokens=int(is_ordinary.sum()))
 
-    def _keep(self, stream: Stream) -> None:
-        values = stream.values[self.chosen].to(torch.float32)
-        self.directions.append(torch.nn.functional.normalize(values, dim=1).cpu())
+
+def _directions(stream: Stream, chosen: torch.Tensor) -> torch.Tensor:
+    values = stream.values[chosen].to(torch.float32)
+    return torch.nn.functional.normalize(values, dim=1).cpu()
 
 
 def _streams(activations: DenseStreams) -> Iterator[torch.Tensor]:

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
+import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
@@ -27,8 +27,6 @@ _CHECKOUT = Path(replaceme_core.__path__[0]).parent
 MOST_LISTED = 1000
 """Differing tensors."""
 PACKAGES = ("replaceme", "torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "pyarrow", "lm_eval")
-Digests = dict[str, str]
-"""SHA-256 by name."""
 
 
 def code_version() -> dict[str, str | None]:
@@ -70,25 +68,6 @@ def _commit_of_url(text: str | None) -> str | None:
     return commit if isinstance(commit, str) else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """`model` and `calibration_texts` have the SHA-256 of each file that was read, `tokens` that of the token ids.
-
-    `hub` is the address of the Hub that the model came from, without a slash at its end; `None`: a directory.
-    `statistics_key` names what the dense model left on these tokens in the activation cache, if there was one.
-    """
-
-    hub: str | None
-    model: Digests
-    calibration_texts: Sequence[Mapping[str, object]]
-    tokens: Digests
-    statistics_key: str
-    code: Mapping[str, str | None]
-    versions: Mapping[str, str]
-    device: Mapping[str, object]
-    numerics: Mapping[str, object]
-
-
 def provenance_of(
     spec: ResolvedSpec,
     tokens: TokenSet,
@@ -97,31 +76,44 @@ def provenance_of(
     paths: Sequence[Path | None],
     hub: str | None,
     stored: torch.dtype,
-) -> Provenance:
-    """Reads the files of the model in `source`, unless the activation cache has done so, and of the texts in `paths`.
+) -> dict[str, object]:
+    """The fields of the report. The files of the model in `source` and of the texts in `paths` are read for them.
 
+    `hub` is the address of the Hub that the model came from, without a slash at its end; `None`: a directory. `model`
+    and `calibration_texts` have the SHA-256 of each file that was read, `tokens` that of the token ids.
+    `statistics_key` names what the dense model left on these tokens in the activation cache, if there was one.
     `stored` is the dtype of the model's weights.
     """
-    return Provenance(
-        hub=hub,
-        model=_model_digests(source),
-        calibration_texts=[_text(one, path) for one, path in zip(spec.calibration.mix, paths, strict=True)],
-        tokens={name: tensor_digest(getattr(tokens, name)) for name in ("fit", "held_out", "measure")},
-        statistics_key=entry_key(source, tokens=tokens, compute=spec.compute),
-        code=code_version(),
-        versions=_versions(),
-        device=_device(torch.device(spec.compute.device)),
-        numerics={
-            "computed_in": spec.compute.dtype,
+    compute, device = spec.compute, torch.device(spec.compute.device)
+    beside = [path for path in side_files(source) if path.name != CARD and not is_terms(path.name)]
+    accelerator = {"cuda": torch.version.cuda, "hip": torch.version.hip}
+    return {
+        "hub": hub,
+        # all that decides the result: config, weights and tokenizer
+        "model": {path.name: file_digest(path) for path in sorted([*weight_files(source), *beside])},
+        "calibration_texts": [_text(one, path) for one, path in zip(spec.calibration.mix, paths, strict=True)],
+        "tokens": {name: tensor_digest(getattr(tokens, name)) for name in ("fit", "held_out", "measure")},
+        "statistics_key": entry_key(source, tokens=tokens, compute=compute),
+        "code": code_version(),
+        "versions": _versions(),
+        "device": {
+            "type": device.type,
+            "hardware": hardware_name(device),
+            "instructions": device_name(device),
+            "system": platform.system(),
+            **{name: value for name, value in accelerator.items() if value is not None},
+        },
+        "numerics": {
+            "computed_in": compute.dtype,
             "solved_in": str(SOLVE_DTYPE).removeprefix("torch."),
             "stored_in": str(stored).removeprefix("torch."),
-            "threads": spec.compute.threads,
-            "batch_size": spec.compute.batch_size,
-            "loading": str(spec.compute.loading),
-            "quantization": spec.compute.quantization,
+            "threads": compute.threads,
+            "batch_size": compute.batch_size,
+            "loading": str(compute.loading),
+            "quantization": compute.quantization,
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
         },
-    )
+    }
 
 
 def _versions() -> dict[str, str]:
@@ -131,23 +123,6 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-def _device(device: torch.device) -> dict[str, object]:
-    accelerator = {"cuda": torch.version.cuda, "hip": torch.version.hip}
-    return {
-        "type": device.type,
-        "hardware": hardware_name(device),
-        "instructions": device_name(device),
-        "system": platform.system(),
-        **{name: value for name, value in accelerator.items() if value is not None},
-    }
-
-
-def _model_digests(directory: Path) -> Digests:
-    """All that decides the result: config, weights and tokenizer."""
-    beside = [path for path in side_files(directory) if path.name != CARD and not is_terms(path.name)]
-    return {path.name: file_digest(path) for path in sorted([*weight_files(directory), *beside])}
 
 
 def _text(source: MixedSource, path: Path | None) -> dict[str, object]:
@@ -164,66 +139,46 @@ def _text(source: MixedSource, path: Path | None) -> dict[str, object]:
     return {"name": source.name, "revision": source.revision, "files": files}
 
 
-@dataclass(frozen=True, kw_only=True)
-class TensorDifference:
-    """`what`: "values", or "missing", "added", "shape" or "dtype", where values cannot be compared.
-
-    `differing` of `values` are not the same; `largest` is their greatest difference, `relative` the norm of the
-    difference over that of the recorded tensor.
-    """
-
-    name: str
-    what: str
-    values: int
-    differing: int | None = None
-    largest: float | None = None
-    relative: float | None = None
-
-
 def compare_weights(recorded: Path, again: Path) -> dict[str, object]:
-    """`same`, the number of `tensors`, and `differing`: the differences by name, at most `MOST_LISTED` of them.
+    """`same`, the number of `tensors`, and `differing`: the differences, the greatest first, at most `MOST_LISTED`.
+
+    Each has the `name` of a tensor, its number of `values`, and `what` differs: "values", or "missing", "added",
+    "shape" or "dtype", where values cannot be compared. Of values, `differing` are not the same, `largest` is their
+    greatest difference, `relative` the norm of the difference over that of the recorded tensor.
 
     One tensor of each model is in memory at a time. Raises `BrokenModel` and `UnsafeModel` for files that are none.
     """
-    before, after = (_by_name(directory) for directory in (recorded, again))
-    found: list[TensorDifference] = []
+    before, after = ({one.name: one for one in tensors_of(weight_files(directory))} for directory in (recorded, again))
+    found: list[tuple[float, dict[str, object]]] = []
     for name in sorted(before.keys() | after.keys()):
-        difference = _difference(name, before.get(name), after.get(name))
-        if difference is not None:
-            found.append(difference)
+        what, sizes = _difference(before.get(name), after.get(name))
+        if what is not None:
+            relative, values = sizes["relative"], (before.get(name) or after[name]).numel
+            row: dict[str, object] = {"name": name, "what": what, "values": values, **sizes}
+            found.append((-math.inf if relative is None else -relative, row))
+    found.sort(key=lambda one: one[0])
     return {
         "same": not found,
         "tensors": len(before),
         "differing_tensors": len(found),
-        "differing": [asdict(one) for one in _worst_first(found)[:MOST_LISTED]],
+        "differing": [row for _, row in found[:MOST_LISTED]],
     }
 
 
-def _by_name(directory: Path) -> dict[str, StoredTensor]:
-    return {one.name: one for one in tensors_of(weight_files(directory))}
-
-
-def _difference(name: str, before: StoredTensor | None, after: StoredTensor | None) -> TensorDifference | None:
+def _difference(before: StoredTensor | None, after: StoredTensor | None) -> tuple[str | None, dict[str, float | None]]:
+    """What differs, `None` for nothing, and by how much."""
+    unknown: dict[str, float | None] = dict.fromkeys(("differing", "largest", "relative"))
     if after is None or before is None:
-        known = before or after
-        assert known is not None
-        return TensorDifference(name=name, what="missing" if after is None else "added", values=known.numel)
+        return "missing" if after is None else "added", unknown
     for what in ("shape", "dtype"):
         if getattr(before, what) != getattr(after, what):
-            return TensorDifference(name=name, what=what, values=before.numel)
+            return what, unknown
     old, new = before.read(), after.read()
     if old.numel() == 0 or torch.equal(old.flatten().view(torch.uint8), new.flatten().view(torch.uint8)):
-        return None
+        return None, unknown
     wide, change = old.double(), new.double() - old.double()
-    return TensorDifference(
-        name=name,
-        what="values",
-        values=before.numel,
-        differing=int((old != new).sum()),
-        largest=float(change.abs().max()),
-        relative=float(change.norm() / wide.norm().clamp_min(torch.finfo(torch.float64).tiny)),
-    )
-
-
-def _worst_first(found: Sequence[TensorDifference]) -> list[TensorDifference]:
-    return sorted(found, key=lambda one: float("-inf") if one.relative is None else -one.relative)
+    return "values", {
+        "differing": int((old != new).sum()),
+        "largest": float(change.abs().max()),
+        "relative": float(change.norm() / wide.norm().clamp_min(torch.finfo(torch.float64).tiny)),
+    }

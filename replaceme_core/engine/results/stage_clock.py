@@ -3,12 +3,10 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import torch
 
@@ -33,50 +31,6 @@ class MemorySample:
     stage: str
 
 
-class MemorySampler:
-    """Takes samples from `start` to `stop`. `stage` tells which one is under way; between stages no sample is kept."""
-
-    def __init__(self, device: torch.device, *, stage: Callable[[], str | None]) -> None:
-        self._read = _reader(device)
-        self._stage = stage
-        self._samples: list[MemorySample] = []
-        self._seconds = FIRST_SECONDS
-        self._began = time.perf_counter()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._take, name="memory-samples", daemon=True)
-
-    @property
-    def samples(self) -> list[MemorySample]:
-        """Those so far, at most `MOST_SAMPLES`; none where this is not Linux and there is no accelerator."""
-        return list(self._samples)
-
-    def start(self) -> None:
-        if self._read is not None:
-            self._thread.start()
-
-    def stop(self) -> None:
-        self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _take(self) -> None:
-        while True:
-            self._look()
-            if self._ended.wait(self._seconds):
-                return
-
-    def _look(self) -> None:
-        stage = self._stage()
-        if stage is None or self._read is None:
-            return
-        with suppress(OSError):
-            seconds = round(time.perf_counter() - self._began, 3)
-            self._samples.append(MemorySample(seconds=seconds, bytes=self._read(), stage=stage))
-        if len(self._samples) >= MOST_SAMPLES:
-            self._samples = self._samples[::2]
-            self._seconds *= 2
-
-
 def _reader(device: torch.device) -> Callable[[], int] | None:
     if device.type != "cpu":
         return lambda: int(torch.get_device_module(device).memory_allocated(device))
@@ -95,57 +49,59 @@ class StageRecord:
     peak_bytes: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunTimes:
-    """What a run has taken: each stage, memory over the time, and seconds of reading models in all stages together."""
-
-    stages: Sequence[StageRecord]
-    memory: Sequence[MemorySample]
-    loading_seconds: float
-
-
 @dataclass(kw_only=True)
 class StageClock:
-    """Ends one stage when the next begins, and reports both to `progress`. While it is entered, memory is sampled.
+    """Ends one stage when the next begins, and reports both to `progress`. Memory is sampled in `sampling`.
 
     `modelled` has the seconds of each stage by the stated model, to which the time of later jobs is fitted
-    (`planning.duration`).
+    (`plan.duration`).
     """
 
     progress: Progress
     device: torch.device
     modelled: Mapping[Stage, float] = field(default_factory=dict)
     records: list[StageRecord] = field(default_factory=list)
+    samples: list[MemorySample] = field(default_factory=list)
+    """At most `MOST_SAMPLES`, none between stages; none at all where this is not Linux and there is no accelerator."""
     loading_seconds: float = 0.0
     """Time for reading models, in all stages together."""
     _current: Stage | None = None
     _began: float = 0.0
-    _memory: MemorySampler = field(init=False)
 
-    def __post_init__(self) -> None:
-        self._memory = MemorySampler(self.device, stage=lambda: self._current)
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Take samples of the memory in a thread."""
+        read, ended = _reader(self.device), threading.Event()
+        if read is None:
+            yield
+            return
+        thread = threading.Thread(target=self._sample, args=(read, ended), name="memory-samples", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
-    def __enter__(self) -> Self:
-        self._memory.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._memory.stop()
-
-    def times(self) -> RunTimes:
-        """Of the stages that have ended."""
-        return RunTimes(stages=list(self.records), memory=self._memory.samples, loading_seconds=self.loading_seconds)
+    def _sample(self, read: Callable[[], int], ended: threading.Event) -> None:
+        began, between = time.perf_counter(), FIRST_SECONDS
+        while True:
+            stage = self._current
+            if stage is not None:
+                with suppress(OSError):
+                    seconds = round(time.perf_counter() - began, 3)
+                    self.samples.append(MemorySample(seconds=seconds, bytes=read(), stage=stage))
+            if len(self.samples) >= MOST_SAMPLES:
+                del self.samples[1::2]
+                between *= 2
+            if ended.wait(between):
+                return
 
     def begin(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
         """End the present stage and begin `stage`; an earlier attempt may have left the result of `resumed_from`."""
         self.end()
         release_memory()
-        if resumed_from is None:
-            self.progress.stage(stage)
-        else:
-            self.progress.stage(stage, resumed_from=resumed_from)
+        self.progress.stage(stage, resumed_from=resumed_from)
         self._current, self._began = stage, time.perf_counter()
         _reset_peak(self.device)
 

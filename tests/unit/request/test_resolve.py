@@ -8,17 +8,9 @@ from replaceme_core.engine.text.drawing import sequence_counts
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.request import defaults
 from replaceme_core.request.calibration import CalibrationSpec
-from replaceme_core.request.defaults import (
-    FITTED_TOKENS,
-    GENERAL_SHARE,
-    OWN_SHARE,
-    OWN_SHARE_OF_BUILT_IN,
-    OWN_SHARE_OF_PART,
-)
 from replaceme_core.request.method import Method, MethodSpec
-from replaceme_core.request.resolve import Machine, ResolvedCalibration, ResolvedSpec, resolve_spec
+from replaceme_core.request.resolve import Machine, ResolvedSpec, resolve_spec
 from replaceme_core.request.spec import (
-    CompressionRequest,
     CompressionSpec,
     ComputeSpec,
     EvaluationSpec,
@@ -27,15 +19,15 @@ from replaceme_core.request.spec import (
     Quantization,
 )
 
-CPU = Machine(kind=WorkerKind.CPU)
 SPEC = CompressionSpec(
     model=ModelRef(repo_id="org/model"), ratio=0.25, calibration=CalibrationSpec(dataset="builtin:pydoc-topics")
 )
 
 
-def a_request(**fields: object) -> CompressionRequest:
-    body = {"model": "org/name", "ratio": 0.25, "calibration": "org/data", **fields}
-    return CompressionRequest.model_validate(body)
+def resolved(*, memory: int | None = None, values: int = 1000, **update: object) -> ResolvedSpec:
+    """`SPEC` with these fields, on a CPU."""
+    machine = Machine(kind=WorkerKind.CPU, memory_bytes=memory)
+    return resolve_spec(SPEC.model_copy(update=update), machine, values=values)
 
 
 def test_given_values_are_kept() -> None:
@@ -49,131 +41,85 @@ def test_given_values_are_kept() -> None:
         pattern_safe=True,
     )
     assert wanted.model_fields_set == set(ComputeSpec.model_fields), "a new field must not get lost either"
-    asked = SPEC.model_copy(update={"compute": wanted})
-    assert resolve_spec(asked, CPU, values=1000).compute.model_dump() == wanted.model_dump()
+    assert resolved(compute=wanted).compute.model_dump() == wanted.model_dump()
+
+
+OWN, OTHER = {"self_generated": True}, {"dataset": "org/other", "share": 0}
+GENERAL, BY_BLOCK = "builtin:general", {"compute": ComputeSpec(loading=Loading.BLOCKWISE)}
+USUAL = [("org/text", 56, 10), ("self-generated", 14, 6), (GENERAL, 14, 6)]
+ALONE = [("org/text", 56, 8)]
+HALF_OWN = [("org/text", 28, 4), ("self-generated", 28, 4), (GENERAL, 0, 4)]
 
 
 @pytest.mark.parametrize(
-    ("calibration", "share"),
+    ("calibration", "more", "samples", "drawn", "repeated"),
     [
-        ({"dataset": "org/text"}, OWN_SHARE),
-        ({"dataset": "builtin:code"}, OWN_SHARE_OF_PART),
-        ({"dataset": "builtin:code", "self_generated": 0.0}, 0.0),
-        ({"dataset": "builtin:code", "self_generated": 0.5}, 0.5),
-        ({"sources": [{"dataset": "builtin:code"}, {"self_generated": True}]}, None),
-    ],
-)
-def test_an_open_share_of_own_text_is_filled_in(calibration: dict[str, object], share: float | None) -> None:
-    asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
-    assert resolve_spec(asked, CPU, values=1000).calibration.self_generated == share
-
-
-GENERAL_OF_96 = FITTED_TOKENS / (96 * 512)
-"""All that the built-in general text has."""
-
-
-@pytest.mark.parametrize(
-    ("dataset", "shares"),
-    [
-        ("org/text", [1 - OWN_SHARE - GENERAL_SHARE, OWN_SHARE, GENERAL_SHARE]),
+        # one text: a sixth of the samples is the model's own, a sixth the general text, which also judges
+        ({"dataset": "org/text"}, {}, 96, USUAL, (21, 6)),
+        ({"samples": 48}, {}, 48, [("org/text", 28, 5), ("self-generated", 7, 3), (GENERAL, 7, 3)], (10, 3)),
+        ({"general": 0.5}, {}, 96, [("org/text", 28, 8), ("self-generated", 14, 8), (GENERAL, 42, 6)], (21, 6)),
+        ({"repeated": 0.0}, {}, 96, USUAL, (0, 0)),
+        ({"judged_on": "none"}, {}, 96, [("org/text", 56, 8), ("self-generated", 14, 2), (GENERAL, 14, 2)], (21, 6)),
+        # a share of own text is named: nothing else is added
+        ({"self_generated": 0.5}, {}, 64, HALF_OWN, (0, 0)),
+        ({"self_generated": 1.0}, {}, 64, [("org/text", 0, 4), ("self-generated", 56, 8), (GENERAL, 0, 4)], (0, 0)),
+        ({"self_generated": 0.0}, {}, 64, ALONE, (0, 0)),
+        ({"self_generated": 0.0, "repeated": 0.5}, {}, 64, ALONE, (28, 4)),
+        ({"self_generated": 0.0, "judged_on": "builtin:prose"}, {}, 64, [*ALONE, ("builtin:prose", 0, 4)], (0, 0)),
+        # built-in text has more beside it, and never its own documents under two names
+        ({"dataset": GENERAL}, {}, 96, [(GENERAL, 70, 10), ("self-generated", 14, 2)], (21, 6)),
+        ({"dataset": "builtin:code"}, {}, 96, [("builtin:code", 63, 9), ("self-generated", 21, 3)], (21, 6)),
         (
-            "builtin:pydoc-topics",
-            [1 - OWN_SHARE_OF_BUILT_IN - GENERAL_OF_96, OWN_SHARE_OF_BUILT_IN, GENERAL_OF_96],
+            {"dataset": "builtin:pydoc-topics"},
+            {},
+            96,
+            [("builtin:pydoc-topics", 18, 4), ("self-generated", 31, 10), (GENERAL, 35, 6)],
+            (21, 6),
         ),
-        ("builtin:general", [1 - OWN_SHARE, OWN_SHARE]),
-        ("builtin:prose", [1 - OWN_SHARE_OF_PART, OWN_SHARE_OF_PART]),
+        # no more of the general text than it has, and no judging on less than two sequences
+        ({"max_length": 16_384}, {}, 96, [("org/text", 69, 9), ("self-generated", 14, 2), (GENERAL, 1, 1)], (21, 6)),
+        # several texts
+        ({"sources": ["org/text", OWN]}, {}, 64, HALF_OWN, (0, 0)),
+        ({"sources": ["org/text", OWN], "repeated": 0.25}, {}, 64, HALF_OWN, (14, 4)),
+        ({"sources": ["org/text", OTHER]}, {}, 64, [*ALONE, ("org/other", 0, 4), (GENERAL, 0, 4)], (0, 0)),
+        ({"sources": ["org/text", OTHER], "judged_on": "none"}, {}, 64, [*ALONE, ("org/other", 0, 4)], (0, 0)),
+        # read block by block, a model writes nothing; as published there is one text
+        ({"dataset": "org/text"}, BY_BLOCK, 96, [("org/text", 56, 12), (GENERAL, 28, 6)], (21, 6)),
+        (
+            {"samples": 1024, "max_length": 1024},
+            BY_BLOCK,
+            1024,
+            [("org/text", 879, 128), (GENERAL, 17, 11)],
+            (224, 16),
+        ),
+        ({"dataset": GENERAL}, BY_BLOCK, 96, [(GENERAL, 84, 12)], (21, 6)),
+        ({}, {"method": MethodSpec(name=Method.LEAST_SQUARES, as_published=True)}, 64, ALONE, (0, 0)),
     ],
+    ids=str,
 )
-def test_a_built_in_text_has_more_beside_it_and_never_its_own_documents_twice(
-    dataset: str, shares: list[float]
+def test_what_calibrates_and_judges(
+    calibration: dict[str, object],
+    more: dict[str, object],
+    samples: int,
+    drawn: list[tuple[str, int, int]],
+    repeated: tuple[int, int],
 ) -> None:
-    asked = SPEC.model_copy(update={"calibration": CalibrationSpec(dataset=dataset)})
-    found = resolve_spec(asked, CPU, values=1000).calibration
-    assert [source.share for source in found.mix] == shares
-
-
-@pytest.mark.parametrize(
-    ("calibration", "repeating", "beside", "beside_for_auto"),
-    [
-        ({"dataset": "org/text"}, 21, 6 + 4 + 21, 6 + 4 + 21 + 6),
-        ({"dataset": "org/text", "general": 0.5}, 21, 6 + 4 + 21, 6 + 4 + 21 + 6),
-        ({"dataset": "org/text", "self_generated": 0.5}, 0, 4, 4),
-        ({"dataset": "org/text", "self_generated": 0.0}, 0, 0, 0),
-        ({"dataset": "org/text", "self_generated": 0.0, "repeated": 0.5}, 28, 28, 28 + 4),
-        ({"dataset": "org/text", "repeated": 0.0}, 0, 6 + 4, 6 + 4),
-        ({"sources": [{"dataset": "org/text"}, {"self_generated": True}]}, 0, 4, 4),
-        ({"sources": [{"dataset": "org/text"}, {"self_generated": True}], "repeated": 0.25}, 14, 4 + 14, 4 + 14 + 4),
-    ],
-)
-def test_an_open_mix_has_repeated_passages(
-    calibration: dict[str, object], repeating: int, beside: int, beside_for_auto: int
-) -> None:
-    """Beside the samples: those of the built-in text that judges, the model's own, the fitted and held-out copies."""
-    asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
-    found = resolve_spec(asked, CPU, values=1000).calibration
-    assert found.repeating == repeating
-    assert found.beside_samples(Method.REFIT) == beside
-    assert found.beside_samples(Method.AUTO) == beside_for_auto
-
-
-@pytest.mark.parametrize(
-    ("calibration", "samples", "of_the_text"),
-    [
-        ({"dataset": "org/text"}, 96, 64),
-        ({"dataset": "builtin:pydoc-topics"}, 96, 20),
-        ({"dataset": "org/text", "self_generated": 0.0}, 64, 64),
-        ({"dataset": "org/text", "self_generated": 0.25}, 64, 48),
-        ({"dataset": "org/text", "samples": 48}, 48, 32),
-        ({"sources": ["org/text", {"self_generated": True}]}, 64, 32),
-    ],
-)
-def test_other_text_comes_beside_the_usual_samples_where_the_mix_is_open(
-    calibration: dict[str, object], samples: int, of_the_text: int
-) -> None:
-    asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
-    found = resolve_spec(asked, CPU, values=1000).calibration
+    """By source the sequences that are fitted on and held out, and how many of each repeat passages."""
+    given = calibration if "sources" in calibration else {"dataset": "org/text", **calibration}
+    found = resolved(calibration=CalibrationSpec.model_validate(given), **more).calibration
+    counts = zip(found.mix, sequence_counts(found, measure=0), strict=True)
     assert found.samples == samples
-    assert round(found.mix[0].share * samples) == of_the_text
+    assert [(source.name, count.fit, count.held_out) for source, count in counts] == drawn
+    assert (found.repeating, found.repeating_held_out(Method.AUTO)) == repeated
+    total = sum(fit + held_out for _, fit, held_out in drawn)
+    assert samples + found.beside_samples(Method.AUTO) == total + sum(repeated), "as the plan counts them"
+    assert samples + found.beside_samples(Method.REFIT) == total + repeated[0]
 
 
-def resolved_by_block(calibration: dict[str, object]) -> ResolvedCalibration:
-    compute = ComputeSpec(device="cpu", loading=Loading.BLOCKWISE)
-    asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration), "compute": compute})
-    return resolve_spec(asked, CPU, values=1000).calibration
-
-
-def test_a_model_that_is_read_block_by_block_gets_built_in_text_instead() -> None:
-    found = resolved_by_block({"dataset": "org/text", "config": "en", "column": "body"})
-    text, general = found.mix
-    assert (text.name, text.config, text.column, text.share) == (
-        "org/text",
-        "en",
-        "body",
-        1 - OWN_SHARE - GENERAL_SHARE,
-    )
-    assert (general.name, general.share) == ("builtin:general", OWN_SHARE + GENERAL_SHARE)
-    assert found.generated_share == 0
-
-
-@pytest.mark.parametrize(
-    ("calibration", "names"),
-    [
-        ({"dataset": "org/text", "samples": 1024, "max_length": 1024}, ["org/text", "builtin:general"]),
-        ({"dataset": "builtin:general"}, ["builtin:general"]),
-        ({"dataset": "org/text", "self_generated": 0.0}, ["org/text"]),
-    ],
-)
-def test_no_more_built_in_text_than_there_is(calibration: dict[str, object], names: list[str]) -> None:
-    found = resolved_by_block(calibration)
-    assert [source.name for source in found.mix if source.share] == names
-    taken = [source.share * found.samples * found.max_length for source in found.mix[1:]]
-    assert all(tokens <= FITTED_TOKENS + 1 for tokens in taken)
-
-
-def test_as_published_there_is_one_text() -> None:
-    asked = SPEC.model_copy(update={"method": MethodSpec(name=Method.LEAST_SQUARES, as_published=True)})
-    found = resolve_spec(asked, CPU, values=1000).calibration
-    assert (found.self_generated, found.judged_on, found.repeated) == (0.0, "none", 0.0)
+def test_options_of_a_text_stay() -> None:
+    text = {"config": "en", "split": "test", "column": "body", "template": "plain"}
+    found = resolved(calibration=CalibrationSpec.model_validate({"dataset": "org/text", **text})).calibration.mix[0]
+    assert {name: getattr(found, name) for name in text} == text
 
 
 @pytest.mark.parametrize(
@@ -188,9 +134,8 @@ def test_as_published_there_is_one_text() -> None:
 )
 def test_whole_where_it_fits(wanted: Loading, values: int, evaluated: bool, expected: Loading) -> None:
     """With a margin of a quarter: 64 MiB hold 12.8 million values of float32 once, and 6.4 million twice."""
-    machine = Machine(kind=WorkerKind.CPU, memory_bytes=64 * 2**20)
     update = {"compute": ComputeSpec(loading=wanted), "evaluation": EvaluationSpec(enabled=evaluated)}
-    assert resolve_spec(SPEC.model_copy(update=update), machine, values=values).compute.loading is expected
+    assert resolved(memory=64 * 2**20, values=values, **update).compute.loading is expected
 
 
 @pytest.mark.parametrize(
@@ -208,35 +153,27 @@ def test_whole_where_it_fits(wanted: Loading, values: int, evaluated: bool, expe
 def test_an_open_method_is_decided(
     method: dict[str, object], limit: float | None, loading: Loading, expected: dict[str, object]
 ) -> None:
-    update = {
-        "method": MethodSpec.model_validate(method),
-        "max_runtime_seconds": limit,
-        "compute": ComputeSpec(device="cpu", loading=loading),
-    }
-    resolved = resolve_spec(SPEC.model_copy(update=update), CPU, values=1000).method
-    assert {name: getattr(resolved, name) for name in expected} == expected
+    update = {"method": MethodSpec.model_validate(method), "max_runtime_seconds": limit}
+    found = resolved(compute=ComputeSpec(loading=loading), **update).method
+    assert {name: getattr(found, name) for name in expected} == expected
 
 
-def test_a_resolved_specification_is_written_as_any_other() -> None:
-    open_ones = {"calibration": {"samples": 64, "max_length": 512}, "compute": {"device": "cpu", "dtype": "float32"}}
+@pytest.mark.parametrize("missing", [None, "device", "dtype", "batch_size", "threads"])
+def test_a_stored_specification_is_resolved_where_nothing_is_open(missing: str | None) -> None:
+    """It is written as any other."""
+    compute = {"device": "cpu", "dtype": "float32", "batch_size": 8, "threads": 1}
     spec = CompressionSpec.model_validate(
         {
             "model": {"repo_id": "org/model"},
             "ratio": 0.25,
-            "calibration": {"dataset": "org/text", "self_generated": 0.0, **open_ones["calibration"]},
+            "calibration": {"dataset": "org/text", "samples": 64, "max_length": 512, "self_generated": 0.0},
             "method": {"name": "refit"},
-            "compute": {**open_ones["compute"], "batch_size": 8, "threads": 1},
+            "compute": {name: value for name, value in compute.items() if name != missing},
         }
     )
-    assert ResolvedSpec.of(spec).model_dump_json() == spec.model_dump_json()
-
-
-@pytest.mark.parametrize("missing", ["device", "dtype", "batch_size", "threads"])
-def test_what_is_still_open_is_not_resolved(missing: str) -> None:
-    compute = {"device": "cpu", "dtype": "float32", "batch_size": 8, "threads": 1}
-    del compute[missing]
-    calibration = {"dataset": "org/text", "samples": 64, "max_length": 512, "self_generated": 0.0}
-    spec = a_request(calibration=calibration, compute=compute).to_spec()
+    if missing is None:
+        assert ResolvedSpec.of(spec).model_dump_json() == spec.model_dump_json()
+        return
     with pytest.raises(ValidationError, match=missing):
         ResolvedSpec.of(spec)
 
@@ -245,45 +182,3 @@ def test_constants_that_numerics_repeats() -> None:
     """Numerics knows tensors only, so it cannot read the table of the defaults."""
     assert defaults.LONGEST_ORDINARY == stream.LONGEST_ORDINARY
     assert defaults.LARGEST_WEIGHT == stream.LARGEST_WEIGHT
-
-
-@pytest.mark.parametrize(
-    "calibration",
-    [
-        {"dataset": "builtin:general"},
-        {"dataset": "org/text"},
-        {"sources": ["org/text", {"dataset": "org/other", "share": 0}], "judged_on": "none"},
-        {"sources": ["org/text", {"dataset": "org/other", "share": 0}]},
-    ],
-)
-def test_sequences_beside_the_samples_are_those_that_are_drawn(calibration: dict[str, object]) -> None:
-    asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
-    found = resolve_spec(asked, CPU, values=1000).calibration
-    drawn = sum(one.fit + one.held_out for one in sequence_counts(found, measure=0))
-    repeating = found.repeating + found.repeating_held_out(Method.AUTO)
-    assert found.samples + found.beside_samples(Method.AUTO) == drawn + repeating
-
-
-@pytest.mark.parametrize(
-    ("calibration", "judges"),
-    [
-        ({"dataset": "org/text"}, ["builtin:general"]),
-        ({"dataset": "org/text", "self_generated": 0.0}, []),
-        ({"dataset": "org/text", "self_generated": 0.0, "judged_on": "builtin:prose"}, ["builtin:prose"]),
-        ({"dataset": "org/text", "judged_on": "none"}, []),
-        ({"dataset": "builtin:general"}, []),
-        ({"dataset": "org/text", "max_length": 16_384}, []),
-    ],
-)
-def test_candidates_are_judged_on_a_text_that_no_fit_has_seen(
-    calibration: dict[str, object], judges: list[str]
-) -> None:
-    asked = SPEC.model_copy(update={"calibration": CalibrationSpec.model_validate(calibration)})
-    found = resolve_spec(asked, CPU, values=1000).calibration
-    counts = zip(found.mix, sequence_counts(found, measure=0), strict=True)
-    assert found.judging in {0, 4, 6}, "half as many as are held out of the samples"
-    alone = [
-        source.name for source, count in counts if source.name == found.judged_on and count.held_out == found.judging
-    ]
-    assert alone == judges
-    assert found.judged_on is not None

@@ -14,6 +14,8 @@ from replaceme_core.request.removal import blocks_to_remove
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec
 
 SMALLEST = {"model": "org/name", "ratio": 0.25, "calibration": "org/data"}
+TWO = [{"dataset": "org/a"}, {"dataset": "org/b"}]
+OWN = {"self_generated": True}
 
 
 def request(**changes: object) -> CompressionRequest:
@@ -22,10 +24,14 @@ def request(**changes: object) -> CompressionRequest:
     return CompressionRequest.model_validate(body)
 
 
-def refused(**changes: object) -> set[str]:
-    with pytest.raises(ValidationError) as caught:
+def refused(match: str | None = None, **changes: object) -> set[str]:
+    """The paths of all errors; one of a whole object is at the field that it names."""
+    with pytest.raises(ValidationError, match=match) as caught:
         request(**changes)
-    return {".".join(map(str, error["loc"])) for error in caught.value.errors()}
+    return {
+        ".".join(map(str, [*error["loc"], *filter(None, [error.get("ctx", {}).get("field")])]))
+        for error in caught.value.errors()
+    }
 
 
 def test_short_forms_stand_for_the_long_ones() -> None:
@@ -37,7 +43,12 @@ def test_short_forms_stand_for_the_long_ones() -> None:
         output={"repo_id": "org/result", "private": True},
     )
     assert short == long
-    assert short.to_spec().method.name is Method.DROP
+    assert request(calibration=["org/a", OWN]) == request(calibration={"sources": [{"dataset": "org/a"}, OWN]})
+    properties = CompressionRequest.model_json_schema()["properties"]
+    for name in ("model", "calibration", "method", "output"):
+        assert {"type": "string"} in properties[name]["anyOf"], name
+    assert properties["calibration"]["anyOf"][1]["type"] == "array"
+    assert properties["drop"]["anyOf"][0]["items"]["type"] == "integer"
 
 
 def test_a_specification_may_name_a_directory_and_a_request_may_not() -> None:
@@ -52,20 +63,17 @@ def test_ratio_is_a_number_between_0_and_1(ratio: object) -> None:
 
 
 def test_either_ratio_or_drop() -> None:
-    assert refused(drop=[1]) == {""}
-    assert refused(ratio=...) == {""}
-    assert request(ratio=..., drop=[1]).drop == (1,)
+    assert refused(drop=[1]) == refused(ratio=...) == {"ratio"}
+    assert request(ratio=..., drop=[3, 1]).drop == (1, 3)
 
 
-@pytest.mark.parametrize("drop", [[], [0], [2, 2], "12", [1.0], [True], [10**40]])
+@pytest.mark.parametrize("drop", [[], [0], [2, 2], "12", [1.0], [True], [10**40], [*range(1, 10_002)]])
 def test_drop_names_blocks_once_and_never_block_0(drop: object) -> None:
-    assert {path.partition(".")[0] for path in refused(ratio=..., drop=drop)} == {"drop"}
+    (path,) = refused(ratio=..., drop=drop)
+    assert path.partition(".")[0] == "drop"
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["name", "org/", "a/b/c", "org/nämé", "org/a\n", "../x", "a--b/c", "a/b.git", "a/b-"],
-)
+@pytest.mark.parametrize("name", ["name", "org/", "a/b/c", "org/nämé", "org/a\n", "../x", "a--b/c", "a/b.git", "a/b-"])
 def test_a_model_is_a_repository(name: str) -> None:
     assert refused(model=name) == {"model.repo_id"}
 
@@ -107,18 +115,55 @@ def test_calibration_text_that_is_taken(text: str) -> None:
         ({"max_runtime_seconds": 1e9}, "max_runtime_seconds"),
         ({"labels": {"a": "b\n"}}, "labels.a"),
         ({"labels": {str(i): "x" for i in range(33)}}, "labels"),
+        ({"evaluation": {"tasks": ["piqa", "piqa"]}}, "evaluation.tasks"),
+        ({"evaluation": {"tasks": ["../piqa"]}}, "evaluation.tasks.0"),
+        ({"evaluation": {"tasks": ["piqa"], "enabled": False}}, "evaluation.tasks"),
+        ({"evaluation": {"tasks": ["piqa"], "task_limit": 0}}, "evaluation.task_limit"),
     ],
+    ids=str,
 )
 def test_types_are_strict_and_fields_known(changes: dict[str, object], path: str) -> None:
     assert refused(**changes) == {path}
 
 
-def test_a_fingerprint_is_about_the_meaning() -> None:
-    plain = request().fingerprint()
-    assert plain == request(model={"repo_id": "org/name"}, priority=5, labels={}, drop=None).fingerprint()
-    assert request(ratio=..., drop=[3, 1]).fingerprint() == request(ratio=..., drop=[1, 3]).fingerprint()
-    others = [request(ratio=0.5), request(priority=6), request(method={"ridge": 0}), request(output={"private": False})]
-    assert len({plain, *(other.fingerprint() for other in others)}) == 5
+@pytest.mark.parametrize(
+    ("fields", "field", "message"),
+    [
+        ({}, "dataset", "neither is given"),
+        ({"dataset": "org/a", "sources": TWO}, "dataset", "both are given"),
+        ({"sources": TWO, "split": "test"}, "split", "split belongs to one of the sources"),
+        ({"sources": TWO, "self_generated": 0.5}, "self_generated", "belongs to one of the sources"),
+        ({"sources": [{}, *TWO]}, "sources.0.dataset", "neither is given"),
+        ({"sources": [{"dataset": "org/a", **OWN}]}, "sources.0.dataset", "both are given"),
+        ({"sources": [*TWO, {**OWN, "column": "text"}]}, "sources.2.column", "column is for a dataset"),
+        ({"sources": [*TWO, OWN, OWN]}, "sources.3", "one source at most is self-generated; sources 2 and 3 are"),
+        ({"sources": [OWN]}, "sources", "at least one source is a text"),
+        ({"sources": [*TWO, {"dataset": "org/a", "template": "plain"}]}, "sources.2", "org/a is given twice"),
+        ({"sources": [{"dataset": "org/a", "share": 0.5}, {"dataset": "org/b", "share": 0.4}]}, "sources", "to 0.9"),
+        ({"sources": [{"dataset": "org/a", "share": 1.0}, {"dataset": "org/b"}]}, "sources.1", "up to 1, which leaves"),
+        ({"sources": TWO, "samples": 15}, "samples", "of 15 samples 1 are held out.*ask for at least 16"),
+        ({"sources": []}, "sources", "at least 1 item"),
+        ({"sources": [{"dataset": f"org/{number}"} for number in range(9)]}, "sources", "at most 8 items"),
+        ({"sources": [{"dataset": "org/a", "share": 0}]}, "sources", "a text with a share above 0"),
+        ({"sources": [{"dataset": "org/a", "share": -0.1}]}, "sources.0.share", "greater than or equal to 0"),
+        ({"sources": [{"dataset": "org/a"}, "builtin:none"]}, "sources.1.dataset", "no built-in text"),
+    ],
+    ids=str,
+)
+def test_what_is_no_mix(fields: dict[str, object], field: str, message: str) -> None:
+    assert refused(message, calibration=fields) == {f"calibration.{field}"}
+
+
+def test_open_shares_are_equal_parts_of_what_the_others_leave() -> None:
+    for sources, shares in (
+        (TWO, [0.5, 0.5]),
+        ([*TWO, {**OWN, "share": 0.2}], [0.4, 0.4, 0.2]),
+        (
+            [{"dataset": "org/a"}, {"dataset": "org/a", "split": "test"}, {"dataset": "org/b", "share": 0}],
+            [0.5, 0.5, 0],
+        ),
+    ):
+        assert [source.share for source in request(calibration=sources).calibration.mix] == pytest.approx(shares)
 
 
 @given(ratio=st.floats(min_value=0, max_value=1, exclude_min=True, exclude_max=True), blocks=st.integers(2, 500))
@@ -128,31 +173,28 @@ def test_a_ratio_removes_at_least_one_block_and_never_all(ratio: float, blocks: 
     assert abs(removed - ratio * blocks) <= 1
 
 
-def test_the_schema_shows_the_short_forms() -> None:
-    properties = CompressionRequest.model_json_schema()["properties"]
-    for name in ("model", "calibration", "method", "output"):
-        assert {"type": "string"} in properties[name]["anyOf"], name
-    assert properties["drop"]["anyOf"][0]["items"]["type"] == "integer"
-
-
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "field", "words"),
     [
-        ({"method": {"name": "drop", "groups": 2}}, "groups is for least_squares and cosine and refit, not for drop"),
-        ({"method": {"name": "refit", "loss": "light"}}, "loss is for cosine, not for refit"),
-        ({"method": {"loss": "light"}}, "loss is for cosine; name the method"),
         (
-            {"method": {"groups": 2, "time_budget_seconds": 9.0}},
-            "time_budget_seconds is for auto; name the method",
+            {"method": {"name": "drop", "groups": 2}},
+            "method.groups",
+            "least_squares and cosine and refit, not for drop",
         ),
-        ({"ratio": ..., "drop": [1, 3], "method": {"groups": 2}}, "blocks named by drop are grouped as they lie"),
+        ({"method": {"name": "refit", "loss": "light"}}, "method.loss", "loss is for cosine, not for refit"),
+        ({"method": {"loss": "light"}}, "method.loss", "loss is for cosine; name the method"),
+        ({"method": {"groups": 2, "time_budget_seconds": 9.0}}, "method.time_budget_seconds", "for auto; name the"),
+        ({"ratio": ..., "drop": [1, 3], "method": {"groups": 2}}, "method.groups", "are grouped as they lie"),
+        # weights that are tried out cannot be quantised
+        *(
+            ({"method": method, "compute": {"quantization": "4bit"}}, "compute.quantization", "4 and 8 bits are for")
+            for method in ("refit", "auto", "merge", {"time_budget_seconds": 9.0})
+        ),
     ],
+    ids=str,
 )
-def test_an_option_of_another_method_is_an_error(changes: dict[str, object], words: str) -> None:
-    with pytest.raises(ValidationError, match=words) as caught:
-        request(**changes)
-    (error,) = caught.value.errors()
-    assert error["ctx"]["field"] in ("groups", "loss", "method.groups", "time_budget_seconds")
+def test_an_option_of_another_method_is_an_error(changes: dict[str, object], field: str, words: str) -> None:
+    assert refused(words, **changes) == {field}
 
 
 @pytest.mark.parametrize(
@@ -164,7 +206,9 @@ def test_an_option_of_another_method_is_an_error(changes: dict[str, object], wor
         ({"method": {"groups": 2}}, Method.LEAST_SQUARES),
         ({"method": {"ridge_later": 0.1}}, Method.AUTO),
         ({"compute": {"quantization": "4bit"}}, Method.LEAST_SQUARES),
+        ({"method": "cosine", "compute": {"quantization": "4bit"}}, Method.COSINE),
     ],
+    ids=str,
 )
 def test_without_a_name_the_best_method_that_the_request_allows(changes: dict[str, object], expected: Method) -> None:
     made = request(**changes)
@@ -172,24 +216,60 @@ def test_without_a_name_the_best_method_that_the_request_allows(changes: dict[st
     assert CompressionSpec.model_validate_json(made.to_spec().model_dump_json()) == made.to_spec()
 
 
-def test_an_open_method_that_fits_nothing_is_an_error() -> None:
-    with pytest.raises(ValidationError, match="4 and 8 bits are for"):
-        request(method={"time_budget_seconds": 9.0}, compute={"quantization": "4bit"})
+def test_a_fingerprint_is_about_the_meaning() -> None:
+    alike = (
+        (request(), request(model={"repo_id": "org/name"}, priority=5, labels={}, drop=None)),
+        (request(ratio=..., drop=[3, 1]), request(ratio=..., drop=[1, 3])),
+        (request(calibration=["org/a", "org/b"]), request(calibration={"sources": TWO})),
+    )
+    for one, other in alike:
+        assert one.fingerprint() == other.fingerprint()
+    changes = (
+        *({"ratio": 0.5}, {"priority": 6}, {"method": {"ridge": 0}}, {"output": {"private": False}}),
+        *(
+            {"calibration": texts}
+            for texts in ("org/a", ["org/b", "org/a"], [{"dataset": "org/a", "share": 0.25}, "org/b"])
+        ),
+    )
+    others = [request(**change) for change in changes]  # type: ignore[arg-type]
+    assert len({one.fingerprint() for one in (*others, *(first for first, _ in alike))}) == len(changes) + len(alike)
 
 
-@pytest.mark.parametrize("method", ["refit", "auto", "merge"])
-def test_weights_that_are_tried_out_cannot_be_quantised(method: str) -> None:
-    assert refused(method=method, compute={"quantization": "4bit"}) == {""}
-    assert request(method="cosine", compute={"quantization": "4bit"}).compute.quantization == "4bit"
+@pytest.mark.parametrize(
+    ("calibration", "fingerprint"),
+    [
+        ("org/data", "209fe08f8bb2d11a47d43525309f4cf650d4b3a43bc1c3b2b09da827e3ba5fb5"),
+        (
+            {"dataset": "org/data", "self_generated": 0.5, "samples": 64},
+            "7e5a19dcc30ed937be247fdc2d11cb6861c22746bbb3962baa03574f2d95bae0",
+        ),
+        (
+            {"dataset": "file:a.txt", "config": "en", "seed": 3},
+            "3b49b043ea3046419de0d1c28ccbca720879324066f687eff7f9fe7d02374b47",
+        ),
+    ],
+)
+def test_requests_of_earlier_versions_keep_their_fingerprint(calibration: object, fingerprint: str) -> None:
+    assert request(calibration=calibration).fingerprint() == fingerprint
 
 
-def test_a_job_that_asks_for_nothing_new_is_stored_as_the_version_before_reads_it() -> None:
-    plain, asking = (request(compute={"quantization": bits}).to_spec() for bits in (None, "8bit"))
-    assert "quantization" not in stored_spec(plain)["compute"]
-    assert stored_spec(asking)["compute"]["quantization"] == "8bit"
-    assert "self_generated" not in stored_spec(plain)["calibration"]
-    writing = request(calibration={"dataset": "org/text", "self_generated": 0.5}).to_spec()
-    assert stored_spec(writing)["calibration"]["self_generated"] == 0.5
+@pytest.mark.parametrize(
+    ("changes", "part", "stored"),
+    [
+        ({"compute": {"quantization": "8bit"}}, "compute", {"quantization"}),
+        ({"calibration": {"dataset": "org/a", "self_generated": 0.0}}, "calibration", {"self_generated"}),
+        ({"calibration": ["org/a", OWN]}, "calibration", {"sources"}),
+    ],
+)
+def test_what_is_open_is_not_stored_and_all_else_reads_back(
+    changes: dict[str, object], part: str, stored: set[str]
+) -> None:
+    """The version before refuses fields that it does not know, and a share that is null."""
+    plain, asking = request().to_spec(), request(**changes).to_spec()
+    assert not stored & set(stored_spec(plain)[part])
+    assert stored <= set(stored_spec(asking)[part])
+    for spec in (plain, asking):
+        assert CompressionSpec.model_validate(stored_spec(spec)) == spec
 
 
 @pytest.mark.parametrize("given", [1, None])
@@ -201,5 +281,4 @@ def test_one_pass_is_what_every_job_makes(given: int | None) -> None:
 
 @pytest.mark.parametrize("given", [0, 2, True, 1.0, "1"])
 def test_a_calibration_is_not_divided_among_workers(given: object) -> None:
-    with pytest.raises(ValidationError, match="sharded calibration was removed"):
-        request(compute={"shards": given})
+    assert refused("sharded calibration was removed", compute={"shards": given}) == {"compute.shards"}

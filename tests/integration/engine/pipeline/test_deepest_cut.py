@@ -10,6 +10,7 @@ from replaceme_core.engine import run as run_module
 from replaceme_core.engine.evaluation.compare import Original
 from replaceme_core.engine.evaluation.measure import SOURCE, LastStream, Subject
 from replaceme_core.engine.methods.task import Task
+from replaceme_core.engine.results import checkpoint
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.request.gate import GateResult
 from replaceme_core.runner.messages import Finished, RunnerRequest, Stage
@@ -154,7 +155,7 @@ def test_a_later_attempt_goes_on_with_what_was_decided(
         update={"checkpoint_directory": str(tmp_path / "checkpoints")}
     )
     decided: list[int] = []
-    find = run_module.find_method
+    find = checkpoint.find_method
 
     def spied(name: object) -> object:
         def calibrate(task: Task) -> object:
@@ -165,7 +166,7 @@ def test_a_later_attempt_goes_on_with_what_was_decided(
 
         return calibrate
 
-    monkeypatch.setattr(run_module, "find_method", spied)
+    monkeypatch.setattr(checkpoint, "find_method", spied)
     with pytest.raises(KeyboardInterrupt):
         run(asked)
     assert list(place.parent.iterdir()) == [], "neither a result nor a trial is left behind"

@@ -206,3 +206,10 @@ def test_any_text_in_any_field_is_a_request_or_an_explanation(text: str) -> None
     for field in FIELDS:
         found = read_request(to_body({**GOOD, field: text}))
         assert not isinstance(found, FormErrors) or found.by_field.keys() <= {field, "ratio", "gate"}
+
+
+def test_no_more_blocks_are_written_out_than_can_be_named() -> None:
+    for text, count in (("1-99999," * 1000, 1000), ("1-9999," * 1000, 9999 + 999)):
+        blocks = to_body({**GOOD, "drop": text})["drop"]
+        assert isinstance(blocks, list)
+        assert len(blocks) == count

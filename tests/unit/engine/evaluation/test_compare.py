@@ -1,43 +1,105 @@
-"""Answers to a few prompts, and whether they repeat themselves."""
+"""Both models beside each other on every text, what they answer, and results that a later run reads."""
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from replaceme_core.engine.evaluation.compare import (
-    OPENINGS,
-    QUESTIONS,
-    Comparison,
-    Original,
-    answer,
-    distinct_share,
-    pair,
-    prompts_for,
-    repeats,
-)
-from replaceme_core.engine.evaluation.measure import Divergence, Subject, measure
+from replaceme_core.engine.activations.cache import open_cache
+from replaceme_core.engine.activations.verified_file import Contents
+from replaceme_core.engine.evaluation.compare import QUESTIONS, Comparison, Original, answer, distinct_share, repeats
+from replaceme_core.engine.evaluation.dense_results import DenseResults
+from replaceme_core.engine.evaluation.measure import TIMED, Divergence, Subject, measure
+from replaceme_core.engine.evaluation.tasks import LoadedTasks, load_tasks
+from replaceme_core.engine.model.load import load_model
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.request.defaults import MEASURED_ELSEWHERE
-from tests.fixtures.models.tiny import byte_tokenizer, save_tiny, tiny_model, token_ids
+from replaceme_core.request.resolve import ResolvedCompute
+from tests.fixtures.evaluation.local_tasks import CHOICE, OF_A_DATA_SET, offline, write_tasks
+from tests.fixtures.models.tiny import BLOCKS, byte_tokenizer, save_tiny, tiny_model, token_ids
 
+pytestmark = pytest.mark.filterwarnings("default")  # what the library of tasks warns of is not ours
+LENGTH, OF_FIRST = 32, 8
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
+COMPUTE = ResolvedCompute.model_validate(
+    {"device": "cpu", "dtype": "float32", "threads": 1, "batch_size": 8, "loading": "whole"}
+)
+
+
+@pytest.fixture(autouse=True)
+def _short_answers_few_runs_and_one_sequence_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replaceme_core.engine.evaluation.measure.LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr("replaceme_core.engine.evaluation.compare.NEW_TOKENS", 4)
+    monkeypatch.setattr("replaceme_core.engine.evaluation.speed.RUNS", 1)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "source")
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Iterator[Path]:
+    with offline(tmp_path / "data-sets"):
+        yield write_tasks(tmp_path / "tasks")
+
+
+def results_of(source: Path, *, limit: int = 2**30, **compute: object) -> DenseResults:
+    cache = open_cache(str(source.parent / "cache"), limit=limit)
+    return DenseResults.of(source, cache, COMPUTE.model_copy(update=compute))
+
+
+def tokens(*names: str) -> TokenSet:
+    """`OF_FIRST` sequences of the first text, two of each other one."""
+    of_others = [number for number in range(1, len(names)) for _ in range(2)]
+    none = torch.zeros(0, LENGTH, dtype=torch.long)
+    empty = TokenSet.of_one_source(fit=none, held_out=none, measure=none)
+    return dataclasses.replace(
+        empty,
+        sources=names,
+        measure=token_ids(OF_FIRST + len(of_others), LENGTH, seed=1),
+        measure_sources=torch.tensor([0] * OF_FIRST + of_others),
+    )
+
+
+def compared(
+    source: Path,
+    *names: str,
+    results: DenseResults | None = None,
+    tasks: LoadedTasks | None = None,
+    generates: bool = True,
+) -> tuple[Comparison, int]:
+    """With a pruned model of three times the logits, and how many times a block of the source model ran."""
+    dense, pruned, runs, fractions = tiny_model(), tiny_model(), list[int](), list[float]()
+    with torch.no_grad():
+        pruned.lm_head.weight.mul_(3.0)
+    for block in dense.model.layers:
+        block.register_forward_pre_hook(lambda *_: runs.append(1))
+    original = Original(
+        subject=Subject(name="before", model=dense, directory=source, results=results or DenseResults()),
+        tokens=tokens(*names or ["file:a.txt"]),
+        tokenizer=byte_tokenizer(),
+        generates=generates,
+        seed=0,
+        tasks=tasks,
+    )
+    after = Subject(name="after", model=pruned, directory=source)
+    found = original.finish(original.compare(after, advance=fractions.append), after)
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+    return found, len(runs)
 
 
 def test_a_chat_model_is_asked_through_its_template() -> None:
     tokenizer = byte_tokenizer()
-    assert prompts_for(tokenizer) == OPENINGS
     tokenizer.chat_template = TEMPLATE
     found = answer(tiny_model(), tokenizer)
     assert [one.prompt for one in found] == list(QUESTIONS)
     assert all("<|assistant|>" not in one.text for one in found)
     assert 0 < (distinct_share(found) or 0) <= 1
     assert distinct_share([]) is None
-
-
-def test_the_same_model_gives_the_same_answers() -> None:
-    before, after = (answer(tiny_model(), byte_tokenizer()) for _ in range(2))
-    assert all(one.before == one.after and one.before_loops == one.after_loops for one in pair(before, after))
 
 
 @pytest.mark.parametrize(
@@ -54,91 +116,139 @@ def test_an_end_that_repeats_itself_is_a_loop(tokens: list[int], loops: bool) ->
     assert repeats(tokens) is loops
 
 
-LENGTH = 32
-
-
-@pytest.fixture(autouse=True)
-def _short_answers_and_few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("replaceme_core.engine.evaluation.compare.NEW_TOKENS", 8)
-    monkeypatch.setattr("replaceme_core.engine.evaluation.speed.RUNS", 1)
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "tiny"
-    save_tiny(path)
-    return path
-
-
-def tokens(*names: str) -> TokenSet:
-    measure = token_ids(4 + 2 * (len(names) - 1), LENGTH, seed=1)
-    sources = torch.tensor([0] * 4 + [number for number in range(1, len(names)) for _ in range(2)])
-    none = torch.zeros(0, LENGTH, dtype=torch.long)
-    return TokenSet(
-        fit=none,
-        held_out=none,
-        measure=measure,
-        sources=names,
-        fit_sources=torch.zeros(0, dtype=torch.long),
-        held_out_sources=torch.zeros(0, dtype=torch.long),
-        measure_sources=sources,
-    )
-
-
-def compared(directory: Path, given: TokenSet, *, generates: bool = True) -> Comparison:
-    before, after = (Subject(name=name, model=tiny_model(), directory=directory) for name in ("before", "after"))
-    with torch.no_grad():
-        after.model.lm_head.weight.mul_(3.0)
-    fractions: list[float] = []
-    original = Original(subject=before, tokens=given, tokenizer=byte_tokenizer(), generates=generates, seed=0)
-    found = original.finish(original.compare(after, advance=fractions.append), after)
-    assert fractions == sorted(fractions)
-    assert fractions[-1] == 1
-    return found
-
-
-def test_each_text_is_measured_apart(directory: Path) -> None:
-    given = tokens("file:a.txt", "org/other")
-    found = compared(directory, given)
-    assert [one.name for one in found.texts] == ["file:a.txt", "org/other", "builtin:general", "self-generated"]
-    assert [one.tokens for one in found.texts] == [4 * 31, 2 * 31, MEASURED_ELSEWHERE * 31, MEASURED_ELSEWHERE * 31]
+def test_each_text_is_measured_apart(source: Path) -> None:
+    found, _ = compared(source, "file:a.txt", "org/other")
+    assert [(one.name, one.tokens) for one in found.texts] == [
+        ("file:a.txt", OF_FIRST * 31),
+        ("org/other", 2 * 31),
+        ("builtin:general", MEASURED_ELSEWHERE * 31),
+        ("self-generated", MEASURED_ELSEWHERE * 31),
+    ]
     first = found.texts[0]
     assert (first.before, first.after) == (found.before.perplexity, found.after.perplexity)
     assert first.ratio == first.after / first.before
-    other = Subject(name="before", model=tiny_model(), directory=directory)
-    (alone,) = measure([other], given.measure[4:])
+    other = Subject(name="before", model=tiny_model(), directory=source)
+    (alone,) = measure([other], tokens("file:a.txt", "org/other").measure[OF_FIRST:])
     assert found.texts[1].before == pytest.approx(alone.perplexity)
     assert len(found.answers_before) == len(found.answers_after) == 5
+    for text in found.texts:
+        assert text.agreement == 1, "three times the logits: the same first choices, but surer of them"
+        assert text.divergence > 0.01
 
 
 @pytest.mark.parametrize(
-    ("names", "measured"),
+    ("names", "more"),
     [
-        (["file:a.txt", "builtin:prose"], ["file:a.txt", "builtin:prose"]),
-        (["builtin:pydoc-topics"], ["builtin:pydoc-topics", "builtin:general"]),
-        (["file:a.txt"], ["file:a.txt", "builtin:general"]),
+        (["file:a.txt", "builtin:prose"], []),
+        (["builtin:pydoc-topics"], ["builtin:general"]),
+        (["file:a.txt"], ["builtin:general"]),
     ],
 )
-def test_which_texts_are_measured_where_nothing_is_generated(
-    directory: Path, names: list[str], measured: list[str]
-) -> None:
+def test_which_texts_are_measured_where_nothing_is_generated(source: Path, names: list[str], more: list[str]) -> None:
     """A model that is read block by block generates nothing; built-in text of the calibration is not measured twice."""
-    found = compared(directory, tokens(*names), generates=False)
-    assert [one.name for one in found.texts] == measured
-    assert not found.answers_before
-    assert not found.answers_after
+    found, _ = compared(source, *names, generates=False)
+    assert [one.name for one in found.texts] == [*names, *more]
+    assert (found.answers_before, found.answers_after) == ((), ())
 
 
-def test_predictions_that_differ_are_counted(directory: Path) -> None:
-    """The second model has three times the logits: the same first choices, but surer of them."""
-    for text in compared(directory, tokens("file:a.txt"), generates=False).texts:
-        assert text.agreement == 1
-        assert text.divergence > 0.01
-    model = tiny_model()
+def test_predictions_that_differ_are_counted() -> None:
     with torch.inference_mode():
-        logits = model(input_ids=token_ids(2, LENGTH, seed=3)).logits.flatten(0, 1)
+        logits = tiny_model()(input_ids=token_ids(2, LENGTH, seed=3)).logits.flatten(0, 1)
     apart = Divergence()
     apart.add(logits, logits.flip(0))
     wanted, found = logits.log_softmax(-1), logits.flip(0).log_softmax(-1)
     assert apart.mean_nats == pytest.approx(float((wanted.exp() * (wanted - found)).sum(-1).mean()), rel=1e-4)
     assert apart.agreement == pytest.approx(float((logits.argmax(-1) == logits.flip(0).argmax(-1)).float().mean()))
+
+
+def without_speed(found: Comparison) -> dict[str, object]:
+    values = dataclasses.asdict(dataclasses.replace(found, reused=()))
+    for side in ("before", "after"):
+        del values[side]["tokens_per_second"], values[side]["speed"]
+    return values
+
+
+def test_the_second_run_has_equal_numbers_and_runs_the_dense_model_for_speed_only(source: Path, tasks: Path) -> None:
+    loaded = load_tasks([CHOICE, OF_A_DATA_SET], directory=str(tasks), limit=6)
+    first, calls = compared(source, results=results_of(source), tasks=loaded)
+    assert first.reused == []
+    second, again = compared(source, results=results_of(source), tasks=loaded)
+    assert second.reused == ["text", "self-generated", f"task {CHOICE}", f"task {OF_A_DATA_SET}", "answers"]
+    plain, _ = compared(source, tasks=loaded)
+    assert without_speed(second) == without_speed(plain) == without_speed(first), "to the last bit"
+    spoken = second.before.speed
+    assert spoken is not None
+    measured = (1 + spoken.prefill.runs) * (1 + spoken.new_tokens)
+    runs = len(second.texts) * (1 + TIMED) + measured
+    assert again == runs * BLOCKS, "a warm-up and some batches of each text, and the runs for speed"
+    assert again < calls
+
+
+@pytest.mark.parametrize("harm", ["flip", "gone"])
+def test_a_damaged_result_is_made_again(source: Path, harm: str) -> None:
+    made: list[int] = []
+
+    def make() -> Contents:
+        made.append(1)
+        return Contents(record={"value": 0.1 + 0.2}, tensors={"stream": torch.arange(300.0)})
+
+    first = results_of(source).find_or_make("answers", {}, make)
+    (file,) = (source.parent / "cache").glob("*/*.safetensors")
+    if harm == "flip":
+        data = bytearray(file.read_bytes())
+        data[-100] ^= 4
+        file.write_bytes(data)
+    else:
+        file.unlink()
+    for _ in range(2):
+        again = results_of(source).find_or_make("answers", {}, make)
+        assert len(made) == 2, "made again once, and then read"
+        assert again.record == first.record
+        assert torch.equal(again.tensors["stream"], first.tensors["stream"])
+
+
+def test_what_decides_a_result_is_in_its_key(source: Path) -> None:
+    def found(name: str = "answers", *, length: int = 1, **compute: object) -> bool:
+        return results_of(source, **compute).find(name, {"length": length}) is not None
+
+    results_of(source).keep("answers", {"length": 1}, Contents(record={}, tensors={}))
+    assert found()
+    assert not found(length=2)
+    assert not found("text")
+    assert not any(found(**one) for one in ({"dtype": "bfloat16"}, {"threads": 2}, {"loading": "blockwise"}))  # type: ignore[arg-type]
+    tokenizer = source / "tokenizer_config.json"
+    before = tokenizer.read_text()
+    tokenizer.write_text(before + " ")
+    assert not found()
+    tokenizer.write_text(before)
+    assert found()
+    save_tiny(source, seed=1)
+    assert not found()
+
+
+def test_other_data_of_a_task_are_another_result(source: Path, tasks: Path) -> None:
+    model = load_model(source, dtype=torch.float32, device="cpu")
+
+    def reused(limit: int | None = 6, few_shot: int | None = 0) -> bool:
+        results = results_of(source)
+        loaded = load_tasks([CHOICE], directory=str(tasks), limit=limit, few_shot=few_shot)
+        assert loaded is not None
+        loaded.run(model, byte_tokenizer(), results)
+        return bool(results.reused)
+
+    assert [reused(), reused(), reused(limit=5), reused(few_shot=1)] == [False, True, False, False]
+    questions = tasks / "questions.jsonl"
+    questions.write_text(questions.read_text().replace("plus one", "and one"))
+    assert [reused(), reused()] == [False, True]
+    (tasks / "code.py").write_text("# a task may import this")
+    assert not reused()
+
+
+def test_no_place_no_result(source: Path) -> None:
+    cache = source.parent / "cache"
+    found, _ = compared(source, results=results_of(source, limit=100), generates=False)
+    assert (found.reused, [path for path in cache.iterdir() if path.is_dir()]) == ([], [])
+    cache.rmdir()
+    cache.write_text("a file")
+    found, _ = compared(source, results=results_of(source), generates=False)
+    assert found.before.perplexity > 1

@@ -19,7 +19,6 @@ from replaceme_core.engine.evaluation.measure import (
     mean_interval,
     measure,
     quantile,
-    share_interval,
 )
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput, NumericalFailure
@@ -65,21 +64,9 @@ def test_models_take_batches_in_turn(directory: Path, monkeypatch: pytest.Monkey
     assert first.perplexity == second.perplexity
 
 
-def request(directory: Path, text: Path, **fields: object) -> EvaluateRequest:
-    return EvaluateRequest.model_validate(
-        {
-            "model_directory": str(directory),
-            "text_path": str(text),
-            "samples": 4,
-            "max_length": 64,
-            "threads": 1,
-            **fields,
-        }
-    )
-
-
-def evaluated(asked: EvaluateRequest) -> list[dict[str, object]]:
-    models = evaluate(asked)["models"]
+def evaluated(directory: Path, **text: object) -> list[dict[str, object]]:
+    asked = {"model_directory": str(directory), "samples": 4, "max_length": 64, "threads": 1, **text}
+    models = evaluate(EvaluateRequest.model_validate(asked))["models"]
     assert isinstance(models, list)
     return models
 
@@ -97,7 +84,7 @@ def test_models_beside_each_other_on_a_text(tmp_path: Path, directory: Path) -> 
     other = save_tiny(tmp_path / "other", seed=1, num_hidden_layers=2)
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
-    first, again, smaller = evaluated(request(directory, text, others=(str(directory), str(other))))
+    first, again, smaller = evaluated(directory, text_path=str(text), others=(str(directory), str(other)))
     ids = byte_tokenizer()(TEXT, return_tensors="pt")["input_ids"][:, : 4 * 64].reshape(4, 64)
     with torch.inference_mode():
         loss = float(load_model(directory, dtype=torch.float32, device="cpu")(input_ids=ids, labels=ids).loss)
@@ -109,6 +96,7 @@ def test_models_beside_each_other_on_a_text(tmp_path: Path, directory: Path) -> 
     assert (again["ratio"], again["ratio_low"], again["ratio_high"]) == (1, 1, 1)
     assert smaller["ratio"] == pytest.approx(smaller["perplexity"] / first["perplexity"])  # type: ignore[operator]
     assert smaller["ratio_low"] < smaller["ratio"] < smaller["ratio_high"]  # type: ignore[operator]
+    assert evaluated(directory, builtin="builtin:code", samples=2)[0]["tokens"] == 2 * 63
     assert smaller["speed"]["cache_bytes_per_token"] * 3 == first["speed"]["cache_bytes_per_token"]  # type: ignore[index]
     assert smaller["speed"]["peak_bytes"] < first["speed"]["peak_bytes"]  # type: ignore[index]
 
@@ -127,30 +115,12 @@ def test_too_little_text(
     if content is not None:
         text.write_text(content)
     with pytest.raises(error, match=message):
-        evaluate(request(directory, text))
-
-
-def test_a_built_in_text(directory: Path) -> None:
-    asked = EvaluateRequest.model_validate(
-        {"model_directory": str(directory), "builtin": "builtin:code", "samples": 2, "max_length": 32, "threads": 1}
-    )
-    assert evaluated(asked)[0]["tokens"] == 2 * 31
-    with pytest.raises(ValueError, match="give either text_path or builtin"):
-        EvaluateRequest.model_validate({"model_directory": str(directory)})
+        evaluated(directory, text_path=str(text))
 
 
 @pytest.mark.parametrize(("degrees", "expected"), [(1, 12.706), (30, 2.042), (31, 2.0395), (1000, 1.9623)])
 def test_quantiles_of_students_t(degrees: int, expected: float) -> None:
     assert quantile(degrees) == pytest.approx(expected, abs=5e-4)
-
-
-@pytest.mark.parametrize(
-    ("right", "count", "low", "high"),
-    [(0, 6, 0.0, 0.390), (1, 1, 0.207, 1.0), (70, 100, 0.604, 0.781)],
-)
-def test_the_interval_of_a_share(right: int, count: int, low: float, high: float) -> None:
-    """Known values of Wilson's score interval. It has a width where all or none are right."""
-    assert share_interval(right / count, count) == pytest.approx((low, high), abs=5e-4)
 
 
 def test_pairs_are_compared_not_means() -> None:

@@ -12,7 +12,6 @@ from replaceme_core.engine.evaluation.measure import share_interval
 from replaceme_core.engine.evaluation.tasks import TaskResult, load_tasks
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.errors import InvalidInput
-from replaceme_core.request.tasks import PAPER, expanded
 from tests.fixtures.evaluation.local_tasks import (
     CHOICE,
     CHOICES,
@@ -100,16 +99,3 @@ def test_the_share_that_is_kept() -> None:
     assert result(None).kept_of(result(None)) == nothing
     assert result(0.1, None).kept_of(result(0.2, None)) == {"kept": 0.5, "kept_above_chance": None}
     assert result(0.4).kept_of(result(0.5))["kept_above_chance"] is None, "the first is no better than chance"
-
-
-def test_the_suite_of_the_paper_by_one_word() -> None:
-    assert expanded(["mine", PAPER]) == {
-        "mine": None,
-        "race": None,
-        "winogrande": 5,
-        "piqa": None,
-        "boolq": None,
-        "openbookqa": None,
-        "sciq": None,
-        "lambada_openai": None,
-    }
