@@ -99,7 +99,7 @@ def settings_for(tmp_path: Path, *, database_url: str, broker_url: str = "filesy
     )
 
 
-def test_a_frozen_database_is_503(tmp_path: Path, postgres_url: str, proxy: Proxy) -> None:
+def test_a_frozen_or_stopped_database_is_503(tmp_path: Path, postgres_url: str, proxy: Proxy) -> None:
     app = create_app(settings_for(tmp_path, database_url=through(proxy, postgres_url)))
     guarded = Deadline(app, reading_seconds=1, writing_seconds=1)
     with TestClient(guarded, raise_server_exceptions=False) as client:
@@ -118,10 +118,6 @@ def test_a_frozen_database_is_503(tmp_path: Path, postgres_url: str, proxy: Prox
         wait_until(lambda: not guarded.abandoned, seconds=30, what="the end of abandoned requests")
         # requests that ended in 503 were not committed afterwards
         assert len(client.get("/jobs").json()["items"]) == 1
-
-
-def test_a_stopped_database_is_503(tmp_path: Path, postgres_url: str, proxy: Proxy) -> None:
-    app = create_app(settings_for(tmp_path, database_url=through(proxy, postgres_url)))
     with TestClient(app, raise_server_exceptions=False) as client:
         assert client.get("/jobs").status_code == 200
         proxy.stop()

@@ -106,66 +106,47 @@ def test_what_cannot_be_read(
         assert_clean(answer.text)
 
 
-@pytest.mark.parametrize(
-    "url", [f"postgresql://planted:{PASSWORD}@db/n", "postgresql://u:p@ss@db/n", "postgres://u:x@y:w0rd@db"]
-)
-def test_a_password_that_is_not_escaped_is_refused_at_the_start(settings: Settings, url: str) -> None:
+def test_a_password_that_is_not_escaped_is_refused_at_the_start() -> None:
     """What is behind its first @ would be taken for the host, and be in the driver's errors."""
-    with pytest.raises(InvalidInput, match="written as %40") as caught:
-        parse_url(url)
-    assert_clean(str(caught.value))
+    for url in (f"postgresql://planted:{PASSWORD}@db/n", "postgresql://u:p@ss@db/n", "postgres://u:x@y:w0rd@db"):
+        with pytest.raises(InvalidInput, match="written as %40") as caught:
+            parse_url(url)
+        assert_clean(str(caught.value))
     parse_url("postgresql://u:p%40ss@db/n?options=a@b")
     parse_url("sqlite:////srv/a@b@c/d")
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        f"redis://:{PASSWORD}@db/0",
-        "redis://:w0rd/x@db:6379/0",
+def changed(settings: Settings, name: str, value: str) -> Settings:
+    return Settings.model_validate({**settings.model_dump(exclude_none=True), name: value})
+
+
+@pytest.mark.parametrize("name", ["database_url", "broker_url"])
+def test_a_server_whose_password_could_be_taken_for_something_else(settings: Settings, name: str) -> None:
+    for url in (
+        *(f"redis://:{PASSWORD}@db/0", "redis://:w0rd/x@db:6379/0", "postgresql://u:w0rd/x@db/n"),
         "sentinel://a:1;sentinel://:w0rd/x@b:2",
-        "postgresql://u:w0rd/x@db/n",
-    ],
-)
-def test_a_server_whose_password_could_be_taken_for_something_else(settings: Settings, url: str) -> None:
-    for name in ("database_url", "broker_url"):
+    ):
         with pytest.raises(ValidationError, match="written as %40") as caught:
-            Settings.model_validate({**settings.model_dump(exclude_none=True), name: url})
+            changed(settings, name, url)
         assert_clean(str(caught.value), "4711")
+    for url in (
+        *(f"redis://:{ESCAPED}@127.0.0.1:6379/0", "sentinel://a:26379;sentinel://b:26379"),
+        *("postgresql+psycopg://u:p@/n?host=a:5432&host=b:5432", "postgresql://[::1]:5432/n", "sqlite:////srv/a@b;c/d"),
+    ):
+        changed(settings, name, url)
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        f"redis://:{ESCAPED}@127.0.0.1:6379/0",
-        "sentinel://a:26379;sentinel://b:26379",
-        "postgresql+psycopg://u:p@/n?host=a:5432&host=b:5432",
-        "postgresql://[::1]:5432/n",
-        "sqlite:////srv/a@b;c/d",
-    ],
-)
-def test_servers_that_are_named_unambiguously(settings: Settings, url: str) -> None:
-    for name in ("database_url", "broker_url"):
-        Settings.model_validate({**settings.model_dump(exclude_none=True), name: url})
-
-
-@pytest.mark.parametrize(
-    "hub",
-    [
-        "https://planted:w0rd@huggingface.co",
-        "https://planted@huggingface.co",
-        "https://huggingface.co/#w0rd",
-        "planted:w0rd@huggingface.co",
-        "ftp://w0rd",
-    ],
-)
-def test_a_hub_with_a_secret_in_its_address_is_refused(settings: Settings, hub: str) -> None:
+def test_a_hub_with_a_secret_in_its_address_is_refused(settings: Settings) -> None:
     """The address is in reports and in results that are published."""
-    with pytest.raises(ValidationError, match="without a name and a password") as caught:
-        Settings.model_validate({**settings.model_dump(exclude_none=True), "hub": hub})
-    assert_clean(str(caught.value))
+    for hub in (
+        *("https://planted:w0rd@huggingface.co", "https://planted@huggingface.co", "https://huggingface.co/#w0rd"),
+        *("planted:w0rd@huggingface.co", "ftp://w0rd"),
+    ):
+        with pytest.raises(ValidationError, match="without a name and a password") as caught:
+            changed(settings, "hub", hub)
+        assert_clean(str(caught.value))
     for good in ("https://huggingface.co", "http://[::1]:8080/", "https://hub.example.org:8443/mirror/hf", "dir:/a@b"):
-        Settings.model_validate({**settings.model_dump(exclude_none=True), "hub": good})
+        changed(settings, "hub", good)
 
 
 def test_names_and_depths_that_no_repository_has(settings: Settings, place: Path) -> None:
