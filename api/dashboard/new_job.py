@@ -244,7 +244,7 @@ async def submit(form: FormDep, services: ServicesDep, caller: CallerDep, reques
     if not isinstance(found, FormErrors):
         errors = FormErrors()
         try:
-            submitted = await services.submitter.submit(found, key=key_of(form), owner=caller, scope=request.scope)
+            submitted = await services.submitter.submit(found, key=key_of(form), scope=request.scope)
         except InvalidInput as error:
             errors.add_refusal(error)
         except ReplaceMeError as error:

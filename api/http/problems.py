@@ -137,17 +137,13 @@ async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
     logged = isinstance(error, core.DatabaseUnreachable | core.DatabaseOutdated)  # by the session of the database
     if error.reason is not None and not logged:
         _log.warning("request refused", code=error.code, error=error.message, reason=error.reason)
-    detail = shorten(error.message, core.LONGEST_MESSAGE)
-    if row.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        seconds = error.retry_after if isinstance(error, core.Unavailable) else None
-        later = {} if seconds is None else {"Retry-After": str(max(math.ceil(seconds), 1))}
-        return unavailable_response(code=error.code, detail=detail, headers=later)
-    errors = None
+    errors, headers = None, {}
     if isinstance(error, core.InvalidInput):
         errors = [problem(error.field or "body", error.value, error.message)]
-    headers = None
     if isinstance(error, core.TooManyRequests | core.Unavailable):
-        headers = {"Retry-After": str(math.ceil(error.retry_after or _RETRY_SECONDS))}
+        seconds = _RETRY_SECONDS if error.retry_after is None else error.retry_after
+        headers["Retry-After"] = str(max(math.ceil(seconds), 1))
+    detail = shorten(error.message, core.LONGEST_MESSAGE)
     return problem_response(
         status=row.status, title=row.title, code=error.code, detail=detail, errors=errors, headers=headers
     )

@@ -4,10 +4,9 @@ Dependencies that only look up a value are `async`: the framework runs plain fun
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import cached_property
-from threading import RLock
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated
 
 from fastapi import Depends, Request
 
@@ -29,75 +28,57 @@ from replaceme_core.ledger.keys import Keys
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
 
-Service = TypeVar("Service")
 WRITE_SLOTS = 5
 """Transactions that write at the same time: fewer than connections in the pool, and far fewer than threads."""
 
 
-class shared(Generic[Service]):
-    """A service that is created once, although several threads may be the first to ask for it."""
-
-    def __init__(self, create: Callable[[Any], Service]) -> None:
-        self._create = create
-        self.__doc__ = create.__doc__
-
-    def __set_name__(self, _: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, services: "Services", _: type | None = None) -> Service:
-        found = services.__dict__  # once it is there, the attribute itself is found, without the lock
-        with services.lock:
-            if self._name not in found:
-                found[self._name] = self._create(services)
-        service: Service = found[self._name]
-        return service
-
-
 class Services:
-    """What the process connects to. Each is created on first use: importing the application connects to nothing."""
+    """What the process connects to. Each is created on first use: importing the application connects to nothing.
+
+    `open` creates what threads share, before there are requests.
+    """
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._given = settings
-        self.lock = RLock()  # the services that one is made of are created while it is
         self.write_slots = asyncio.Semaphore(WRITE_SLOTS)
 
     @cached_property
     def settings(self) -> Settings:
         return self._given or Settings()
 
-    @shared
+    @cached_property
     def database(self) -> Database:
         return Database(self.settings.resolved_database_url)
 
-    @shared
+    @cached_property
     def queue(self) -> Queue:
         return Queue(self.settings)
 
-    @shared
+    @cached_property
     def hub(self) -> Hub:
         return self.settings.open_hub()
 
-    @shared
+    @cached_property
     def reader(self) -> BatchedReader:
         return BatchedReader(self.database)
 
-    @shared
+    @cached_property
     def feed(self) -> EventFeed:
         return EventFeed(self.database)
 
-    @shared
+    @cached_property
     def secrets_box(self) -> SecretsBox:
         return self.settings.secrets_box()
 
-    @shared
+    @cached_property
     def callers(self) -> Callers:
         return Callers(self.settings, self.database)
 
-    @shared
+    @cached_property
     def planning(self) -> Planning:
         return Planning(settings=self.settings, database=self.database, hub=self.hub)
 
-    @shared
+    @cached_property
     def monitoring(self) -> Monitoring | None:
         """`None` where the operator wants no metrics."""
         if self.settings.metrics_key is None:
@@ -106,11 +87,11 @@ class Services:
         return Monitoring(self.database, streams=lambda: feed.followers)
 
     @cached_property
-    def sessions(self) -> Sessions:  # without the lock: only the event loop asks for it
+    def sessions(self) -> Sessions:
         return Sessions(self.secrets_box)
 
     @cached_property
-    def report_pages(self) -> ReportPages:  # the same
+    def report_pages(self) -> ReportPages:
         return ReportPages()
 
     @cached_property
@@ -136,6 +117,7 @@ class Services:
     def open(self) -> None:
         """Create all of them, so that an invalid setting stops the process at its start, not a request later."""
         _ = (self.settings, self.database, self.queue, self.hub, self.reader, self.feed, self.callers, self.monitoring)
+        _ = self.planning
         if self.settings.deliver_webhooks:
             self._delivery.start()
 

@@ -1,7 +1,7 @@
 """Jobs: submit, list, get, cancel, retry, delete, and their log, metrics and report."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Annotated, Any, Self
 
@@ -96,7 +96,25 @@ JobId = Annotated[str, Field(pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}
 Model = Annotated[str, Field(min_length=1, max_length=200, pattern="^[!-~]+$")]
 
 
-class JobsQuery(Parameters):
+class _Filters(BaseModel):
+    """What a list and a bulk cancel filter by in the same way."""
+
+    model: Model | None = Field(default=None, description="the repository of the original model, `org/name`")
+    created_after: Time | None = None
+    created_before: Time | None = None
+
+    def _with(self, *, statuses: list[JobStatus], labels: Mapping[str, str], ids: list[JobId]) -> JobFilters:
+        return JobFilters(
+            statuses=statuses,
+            labels=labels,
+            model=self.model,
+            created_after=self.created_after,
+            created_before=self.created_before,
+            ids=ids,
+        )
+
+
+class JobsQuery(_Filters, Parameters):
     """Filters, order, page and fields. All filters must match; of a repeated one, except `label`, any value."""
 
     limit: Annotated[int, Field(ge=1, le=MOST_JOBS)] = 50
@@ -108,9 +126,6 @@ class JobsQuery(Parameters):
     )
     status: list[JobStatus] = Field(default=[], max_length=len(JobStatus), description="repeat it for several")
     label: list[str] = Field(default=[], max_length=32, description="KEY=VALUE; a job must have all that are given")
-    model: Model | None = Field(default=None, description="the repository of the original model, `org/name`")
-    created_after: Time | None = None
-    created_before: Time | None = None
     id: list[JobId] = Field(default=[], max_length=MOST_IDS, description="repeat it for several")
     fields: list[str] = Field(
         default=[], max_length=64, description="names of fields, with commas or repeated; the answer has only these"
@@ -123,14 +138,7 @@ class JobsQuery(Parameters):
         return self
 
     def filters(self) -> JobFilters:
-        return JobFilters(
-            statuses=self.status,
-            labels=_labels(self.label),
-            model=self.model,
-            created_after=self.created_after,
-            created_before=self.created_before,
-            ids=self.id,
-        )
+        return self._with(statuses=self.status, labels=_labels(self.label), ids=self.id)
 
     def shown(self) -> frozenset[str] | None:
         """The fields that are wanted; `None`: all."""
@@ -142,16 +150,13 @@ class JobsQuery(Parameters):
         return frozenset(names) or None
 
 
-class CancelRequest(BaseModel):
+class CancelRequest(_Filters):
     """Which jobs to cancel: those that match all that is given, of each list any value. Something must be given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     status: Annotated[list[Annotated[JobStatus, one_of(JobStatus)]], Field(max_length=2)] = []
     labels: Labels = {}
-    model: Model | None = None
-    created_after: Time | None = None
-    created_before: Time | None = None
     ids: Annotated[list[JobId], Field(max_length=MOST_IDS)] = []
     all: bool = Field(default=False, description="true: all of your queued and running jobs")
 
@@ -163,14 +168,7 @@ class CancelRequest(BaseModel):
         return self
 
     def filters(self) -> JobFilters:
-        return JobFilters(
-            statuses=self.status,
-            labels=self.labels,
-            model=self.model,
-            created_after=self.created_after,
-            created_before=self.created_before,
-            ids=self.ids,
-        )
+        return self._with(statuses=self.status, labels=self.labels, ids=self.ids)
 
 
 class CancelledBody(shapes.CancelledJob):
@@ -302,7 +300,7 @@ async def submit_job(
     if body.validate_only:
         plan = await services.submitter.validate(body, caller=caller_of(request.scope))
         return json_response(PlanBody.from_plan(plan).model_dump_json(), request=request)
-    submitted = await services.submitter.submit(body, key=key, owner=caller, scope=request.scope)
+    submitted = await services.submitter.submit(body, key=key, scope=request.scope)
     return await accepted(submitted, request=request, services=services)
 
 
@@ -377,7 +375,7 @@ async def retry_job(
     request: Request,
 ) -> Response:
     """Submit a new job with the stored specification of one that has finished. Each names the other."""
-    submitted = await services.submitter.retry(job_id, key=key, owner=caller, scope=request.scope)
+    submitted = await services.submitter.retry(job_id, key=key, scope=request.scope)
     return await accepted(submitted, request=request, services=services)
 
 

@@ -65,7 +65,7 @@ class Submitter:
     planning: Planning
     write_slots: asyncio.Semaphore
 
-    async def submit(self, request: JobRequest, *, key: str | None, owner: str, scope: Scope) -> Submitted:
+    async def submit(self, request: JobRequest, *, key: str | None, scope: Scope) -> Submitted:
         """The new job, committed and enqueued; or the job that the same request with the same `key` created before.
 
         `key` is the request's `Idempotency-Key`; `scope` is its ASGI scope, which holds its deadline and its caller.
@@ -87,12 +87,11 @@ class Submitter:
                 prepared,
                 webhook=request.webhook,
                 job_id=job_id,
-                owner=owner,
                 idempotency_key=idempotency_key,
                 scope=scope,
             )
 
-    async def retry(self, job_id: str, *, key: str | None, owner: str, scope: Scope) -> Submitted:
+    async def retry(self, job_id: str, *, key: str | None, scope: Scope) -> Submitted:
         """A new job with the stored specification of a finished one; or what the same request created before.
 
         Raises as `changes.retry` does, `InvalidInput`, `TooManyJobs`, `DatabaseUnreachable`, and `Unavailable` after
@@ -102,7 +101,7 @@ class Submitter:
         new_id = str(uuid4())
         async with self.write_slots:
             return await run_in_threadpool(
-                self._store_retry, job_id, new_id=new_id, owner=owner, idempotency_key=idempotency_key, scope=scope
+                self._store_retry, job_id, new_id=new_id, idempotency_key=idempotency_key, scope=scope
             )
 
     async def validate(self, request: JobRequest, *, caller: Caller) -> Plan:
@@ -128,13 +127,15 @@ class Submitter:
         return IdempotencyKey(key=key, fingerprint=fingerprint, keep_seconds=keep_seconds)
 
     def _store_retry(
-        self, job_id: str, *, new_id: str, owner: str, idempotency_key: IdempotencyKey | None, scope: Scope
+        self, job_id: str, *, new_id: str, idempotency_key: IdempotencyKey | None, scope: Scope
     ) -> Submitted:
+        caller = caller_of(scope)
+        owner = caller.owner
         with self.database.session() as session:
             earlier = None if idempotency_key is None else changes.find_by_key(session, idempotency_key, owner=owner)
             if earlier is not None:
                 return _submitted_before(session, earlier)
-            self._check_number(session, caller_of(scope), exact=True)
+            self._check_number(session, caller, exact=True)
             # before the job, whose first event it may want
             webhook = webhooks.copy_of_job(session, job_id, owner=owner, new_job_id=new_id)
             job = changes.retry(
@@ -144,7 +145,7 @@ class Submitter:
                 new_id=new_id,
                 idempotency_key=idempotency_key,
                 default_worker_kind=self.settings.default_worker_kind,
-                key_id=caller_of(scope).key_id,
+                key_id=caller.key_id,
             )
             if job.id != new_id:  # the same request was here a moment ago
                 if webhook is not None:
@@ -211,14 +212,15 @@ class Submitter:
         *,
         webhook: JobWebhookRequest | None,
         job_id: str,
-        owner: str,
         idempotency_key: IdempotencyKey | None,
         scope: Scope,
     ) -> Submitted:
+        caller = caller_of(scope)
+        owner = caller.owner
         secret = new_secret() if webhook is not None and webhook.signed_by is None else None
         sealed = self.open_secrets_box().seal(secret or new_secret(), field="webhook") if webhook is not None else ""
         with self.database.session() as session:
-            self._check_number(session, caller_of(scope), exact=True)  # again: others may have been added since
+            self._check_number(session, caller, exact=True)  # again: others may have been added since
             added = None
             if webhook is not None:  # before the job, whose first event it may want
                 new = NewWebhook(
@@ -227,7 +229,7 @@ class Submitter:
                     events=webhook.events,
                     payload=webhook.payload,
                     signed_by=webhook.signed_by,
-                    key_id=caller_of(scope).key_id,
+                    key_id=caller.key_id,
                 )
                 added = webhooks.add(session, new, owner=owner, job_id=job_id)
             job = changes.add(
@@ -237,7 +239,7 @@ class Submitter:
                 job_id=job_id,
                 idempotency_key=idempotency_key,
                 default_worker_kind=self.settings.default_worker_kind,
-                key_id=caller_of(scope).key_id,
+                key_id=caller.key_id,
             )
             if job.id != job_id:  # the same request was here a moment ago
                 if added is not None:

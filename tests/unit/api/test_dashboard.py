@@ -140,26 +140,6 @@ def test_the_reference_lists_all_metrics(scraped: Known) -> None:
     assert documented == there
 
 
-def test_the_dashboard_is_what_grafana_imports() -> None:
-    panels = dashboard()["panels"]
-    assert len({panel["id"] for panel in panels}) == len(panels)
-    taken: set[tuple[int, int]] = set()
-    for panel in panels:
-        place = panel["gridPos"]
-        cells = {
-            (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
-        }
-        assert not cells & taken, panel["title"]
-        assert all(0 <= x < 24 for x, _ in cells)
-        taken |= cells
-        for target in panel.get("targets", []):
-            assert target["datasource"]["uid"] == "${datasource}"
-    (variable,) = dashboard()["templating"]["list"]
-    assert (variable["name"], variable["type"], variable["query"]) == ("datasource", "datasource", "prometheus")
-
-
 def test_each_alert_has_a_name_of_its_own_and_advice() -> None:
     advice = (ROOT / "docs" / "how-to" / "monitor.md").read_text()
     names = [rule["alert"] for rule in rules()]

@@ -53,38 +53,6 @@ async def take(messages: AsyncIterator[EventMessage | None], count: int) -> list
     return found
 
 
-def test_a_stream_of_a_job_ends_with_its_last_event(sqlite_database: Database, ledger: Ledger) -> None:
-    job_id = ledger.add(owner="ada")
-
-    async def test(feed: EventFeed) -> None:
-        messages = feed.of_job(job_id, owner="ada", after=0)
-        assert [message.event.type for message in await take(messages, 1)] == ["created"]
-        await asyncio.to_thread(lambda: ledger.fail(ledger.claim(job_id)))
-        rest = [message async for message in messages if message is not None]
-        assert [message.event.seq for message in rest] == [2, 3]
-        assert rest[-1].event.type == "failed"
-
-    with_feed(sqlite_database, test)
-
-
-def test_a_stream_of_an_owner_has_no_event_of_another(sqlite_database: Database, ledger: Ledger) -> None:
-    ledger.add(owner="ada")
-
-    async def test(feed: EventFeed) -> None:
-        messages = feed.of_owner("ada", after=None)
-        first = asyncio.create_task(take(messages, 2))
-        await asyncio.sleep(0.3)
-        await asyncio.to_thread(lambda: [ledger.add(owner=owner) for owner in ("bob", "ada", "bob")])
-        mine = ledger.add(owner="ada")
-        found = await first
-        assert found[-1].event.job_id == mine
-        assert {message.owner for message in found} == {"ada"}
-        data = json.loads(found[-1].of_owner.split(b"data: ")[1])
-        assert (data["job_id"], data["position"]) == (mine, found[-1].position)
-
-    with_feed(sqlite_database, test)
-
-
 def test_a_client_cut_off_at_random_sees_every_event_once_and_in_order(
     sqlite_database: Database, ledger: Ledger
 ) -> None:
@@ -113,6 +81,8 @@ def test_a_client_cut_off_at_random_sees_every_event_once_and_in_order(
         await working
         with sqlite_database.session(read_only=True) as session:
             assert seen == events_after(session, 0, limit=1000, owner="ada")
+        data = json.loads(EventMessage(seen[-1]).of_owner.split(b"data: ")[1])
+        assert (data["job_id"], data["position"]) == (seen[-1].event.job_id, last)
         for job_id in {one.event.job_id for one in seen}:
             assert [one.event.seq for one in seen if one.event.job_id == job_id] == [1, 2, 3, 4, 5]
 

@@ -142,17 +142,13 @@ def test_a_queued_job_has_a_queue_position(client: TestClient, sqlite_database: 
     assert "queue" not in client.get("/jobs").json()["items"][0]
 
 
-@pytest.mark.parametrize(
-    ("query", "field"),
-    [
-        *(("limit=501", "limit"), ("limit=x", "limit"), ("limit=", "limit"), (f"limit={'9' * 5000}", "limit")),
-        *(("cursor=x", "cursor"), ("cursor=%00", "cursor"), ("status=queued&status=QUEUED", "status.1")),
-        *(("label=team", "label"), ("label=a=%00", "label"), ("label=team=a&label=team=b", "label")),
-        *(("label=%ff=a", "label"), ("limit=1&x=%ff", "x")),
-    ],
-)
-def test_query_parameters_of_the_list_are_checked(client: TestClient, query: str, field: str) -> None:
-    assert fields(client.get(f"/jobs?{query}")).keys() == {field}
+def test_query_parameters_of_the_list_are_checked(client: TestClient) -> None:
+    for query, field in (
+        *((f"limit={'9' * 5000}", "limit"), ("cursor=x", "cursor"), ("cursor=%00", "cursor"), ("limit=1&x=%ff", "x")),
+        *(("label=team", "label"), ("label=a=%00", "label"), ("label=%ff=a", "label")),
+        *(("label=team=a&label=team=b", "label"), ("status=queued&status=QUEUED", "status.1")),
+    ):
+        assert fields(client.get(f"/jobs?{query}")).keys() == {field}
 
 
 def test_a_job_is_cancelled_by_its_state(client: TestClient, ledger: Ledger) -> None:

@@ -145,25 +145,6 @@ def test_keys_are_listed_in_pages(admin: Holder) -> None:
     assert fields(admin.get("/keys?cursor=x")) == {"cursor": "x"}
 
 
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"scopes": []}, "scopes"),
-        ({"scopes": ["root"]}, "scopes.0"),
-        ({"name": ""}, "name"),
-        ({"owner": "a b"}, "owner"),
-        ({"expires_in_seconds": 0}, "expires_in_seconds"),
-        ({"limits": {"jobs": -1}}, "limits.jobs"),
-        ({"limits": {"tokens": 2**53}}, "limits.tokens"),
-        ({"colour": 1}, "colour"),
-    ],
-)
-def test_invalid_keys_are_refused(admin: Holder, changes: dict[str, object], field: str) -> None:
-    answer = admin.post("/keys", json={"name": "x", **changes})
-    assert fields(answer).keys() == {field}
-    assert "something else" not in answer.text
-
-
 def test_a_rotated_key_ends_after_the_overlap(client: TestClient, settings: Settings, admin: Holder) -> None:
     old = hold_key(client, settings, owner="team", scopes=["jobs:read"])
     answer = admin.post(f"/keys/{old.key_id}/rotate", json={})

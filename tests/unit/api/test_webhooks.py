@@ -66,35 +66,25 @@ def test_it_can_be_changed_and_deleted(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "field"),
+    ("changes", "field", "code"),
     [
-        ({"url": "http://hooks.example.com/"}, "url"),
-        ({"url": "https://localhost/"}, "url"),
-        ({"url": "https://[::ffff:10.0.0.1]/"}, "url"),
-        ({"url": "https://user:hunter2@hooks.example.com/"}, "url"),
-        ({"url": 7}, "url"),
-        ({"events": []}, "events"),
-        ({"events": ["nonsense"]}, "events.0"),
-        ({"labels": {"a b": "c"}}, "labels.a b"),
-        ({"payload": "fat"}, "payload"),
-        ({"secret": "whsec_planted"}, "secret"),
+        ({"url": "http://hooks.example.com/"}, "url", "invalid_input"),
+        ({"url": "https://localhost/"}, "url", "address_refused"),
+        ({"url": "https://[::ffff:10.0.0.1]/"}, "url", "address_refused"),
+        ({"url": "https://user:hunter2@hooks.example.com/"}, "url", "invalid_input"),
+        ({"events": ["nonsense"]}, "events.0", "invalid_input"),
     ],
 )
-def test_what_is_not_right_is_named(client: TestClient, changes: dict[str, object], field: str) -> None:
+def test_what_is_not_right_is_named(client: TestClient, changes: dict[str, object], field: str, code: str) -> None:
     path = f"/webhooks/{create(client)['id']}"
     body = {"url": URL, **changes}
-    code = "address_refused" if body["url"] in ADDRESSES else "invalid_input"
     for response in (client.post("/webhooks", json=body), client.patch(path, json=body)):
         assert fields(response, code=code).keys() == {field}
         assert "hunter2" not in response.text
-    if field in ("url", "events", "events.0", "payload"):
-        response = client.post("/jobs", json={**SMALLEST, "webhook": body})
-        assert fields(response, code=code).keys() == {f"webhook.{field}"}
+    response = client.post("/jobs", json={**SMALLEST, "webhook": body})
+    assert fields(response, code=code).keys() == {f"webhook.{field}"}
     assert client.get("/jobs").json()["items"] == []
     assert len(client.get("/webhooks").json()["items"]) == 1
-
-
-ADDRESSES = ("https://localhost/", "https://[::ffff:10.0.0.1]/")
 
 
 def test_a_job_may_have_a_webhook(client: TestClient) -> None:
