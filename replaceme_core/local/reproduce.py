@@ -4,7 +4,7 @@ The model and the texts that the record names are checked by checksum. The comma
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
@@ -70,7 +70,7 @@ def reproduce(
         check_texts=recorded.check_texts,
         compare_with=str(recorded.directory),
     )
-    later = _run_differences(recorded, finished.report)
+    later = _run_differences(recorded, replace(recorded, report=finished.report))
     for warning in later:
         on_warning(warning)
     comparison = finished.report["comparison"]
@@ -184,27 +184,21 @@ def _version_differences(recorded: Recorded) -> list[str]:
     return found
 
 
-def _run_differences(recorded: Recorded, again: Mapping[str, object]) -> list[str]:
-    """What else was not the same in both runs: code, device, numerics, tokens, blocks. `again` is the new report."""
+def _run_differences(recorded: Recorded, again: Recorded) -> list[str]:
+    """What else was not the same in both runs: code, device, numerics, tokens, blocks."""
     found = []
     for part in ("device", "numerics"):
-        before, now = recorded.part(part), again.get(part)
-        assert isinstance(now, dict)
+        before, now = recorded.part(part), again.part(part)
         changed = [name for name in before if now.get(name) != before[name]]
         found += [f"{part}: {name} is {now.get(name)} here; recorded is {before[name]}" for name in changed]
-    code = again.get("code")
-    assert isinstance(code, dict)
-    if recorded.part("code").get("digest") != code.get("digest"):
-        before = recorded.part("code")
-        found.append(f"the code of replaceme is not the recorded one (commit {before.get('commit') or 'not known'})")
-    tokens = again.get("tokens")
-    assert isinstance(tokens, dict)
-    if any(tokens.get(name) != recorded.part("tokens").get(name) for name in ("fit", "held_out")):
+    code = recorded.part("code")
+    if code.get("digest") != again.part("code").get("digest"):
+        found.append(f"the code of replaceme is not the recorded one (commit {code.get('commit') or 'not known'})")
+    if any(again.part("tokens").get(name) != recorded.part("tokens").get(name) for name in ("fit", "held_out")):
         found.append("the calibration tokens are not the recorded ones")
-    if recorded.report.get("removed_blocks") != again.get("removed_blocks"):
-        found.append(
-            f"blocks {again.get('removed_blocks')} were removed; recorded is {recorded.report.get('removed_blocks')}"
-        )
+    removed, removed_now = (one.report.get("removed_blocks") for one in (recorded, again))
+    if removed != removed_now:
+        found.append(f"blocks {removed_now} were removed; recorded is {removed}")
     return found
 
 

@@ -9,16 +9,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from api.cli.main import app
 from benchmarks.harness.checkout import ROOT
 from benchmarks.harness.fake_hub.access import READ_TOKEN
 from benchmarks.harness.fake_hub.server import FakeHub
-from replaceme_core.errors import CalibrationTooSmall
+from replaceme_core.engine.evaluation.dense_results import DenseResults
+from replaceme_core.engine.evaluation.tasks import load_tasks
+from replaceme_core.engine.model.load import load_tokenizer
 from replaceme_core.local.compress import compress
 from replaceme_core.local.evaluate import evaluate
 from replaceme_core.settings import Settings
+from tests.fixtures.evaluation.local_tasks import offline
 from tests.fixtures.models.tiny import BLOCKS, save_tiny
 
 HOW_TO = ROOT / "docs" / "how-to"
@@ -122,14 +126,6 @@ def test_a_model_and_a_text_of_the_hub(fake_hub: FakeHub, model: Path, tmp_path:
     assert [one.revision for one in measured.models] == [commit, None]
 
 
-def test_an_error_of_the_runner_is_an_exception_with_its_class(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "few.txt").write_text("a few words")
-    with pytest.raises(CalibrationTooSmall, match="are needed") as failed:
-        compress(model, ratio=0.34, calibration=tmp_path / "few.txt", compute=COMPUTE, out=tmp_path / "out")
-    assert failed.value.code == "calibration_too_small"
-    assert [path.name for path in tmp_path.iterdir()] == ["few.txt"]
-
-
 def test_the_task_of_the_page_runs(model: Path, tmp_path: Path) -> None:
     """Its files as they stand, in a directory of their own."""
     page = (HOW_TO / "measure-with-tasks.md").read_text("utf-8")
@@ -137,7 +133,8 @@ def test_the_task_of_the_page_runs(model: Path, tmp_path: Path) -> None:
     blocks += re.findall(r"`tasks/(capitals\.jsonl)` .*?^```json\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
     for name, content in blocks:
         (tmp_path / name).write_text(content, "utf-8")
-    found = evaluate([model], samples=4, max_length=32, tasks=["capitals"], tasks_directory=tmp_path, threads=1)
-    (task,) = found.models[0].report["tasks"]  # type: ignore[misc]
-    assert (task["name"], task["samples"], task["chance"]) == ("capitals", 3, pytest.approx(1 / 3))
-    assert task["high"] - task["low"] > 0.5, "three questions say little"
+    with offline(tmp_path / "cache"):
+        loaded = load_tasks(["capitals"], directory=str(tmp_path), limit=None, few_shot=None)
+        assert loaded is not None
+        (task,) = loaded.run(AutoModelForCausalLM.from_pretrained(model), load_tokenizer(model), DenseResults())
+    assert (task.name, task.samples, task.chance) == ("capitals", 3, pytest.approx(1 / 3))

@@ -140,8 +140,7 @@ def test_what_is_listed(
     assert [item | given for item, given in zip(items, sent, strict=True)] == items, "with all that was sent"
 
 
-def test_logs_are_followed_to_the_end(service: StubService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.client.client.POLL_SECONDS", 0.0)
+def test_logs_are_followed_to_the_end(service: StubService) -> None:
     service.answers[f"GET /jobs/{JOB_ID}"] = [(200, a_job(status="running")), (200, a_job(status="failed"))]
     service.answers[f"GET /jobs/{JOB_ID}/logs"] = [page(LINES[0]), page(LINES[1])]
     done = run_at(service, "logs", JOB_ID, "--follow", "--json")
