@@ -44,6 +44,7 @@ def test_submit_and_wait(command: Run) -> None:
     assert shown.exit_code == 0
     assert "succeeded" in shown.stdout
     assert "local/small" in shown.stdout
+    assert ["Blocks", "4", "3", "-25.0", "%"] in [line.split() for line in shown.stdout.splitlines()]
 
     listed = command("list", "--label", "team=nlp", "--status", "succeeded", "--json")
     assert [item["id"] for item in json.loads(listed.stdout)["items"]] == [job["id"]]
@@ -82,7 +83,8 @@ def test_a_job_from_a_file_and_what_follows(command: Run, tmp_path: Path) -> Non
     assert second["labels"] == job["labels"]
     (worker,) = json.loads(command("workers", "--json").stdout)["items"]
     assert worker["alive"]
-    assert command("delete", job["id"], second["id"]).exit_code == 0
+    deleted = command("delete", job["id"], second["id"], "--json")
+    assert (deleted.exit_code, json.loads(deleted.stdout)) == (0, {"deleted": [job["id"], second["id"]]})
     assert command("status", job["id"]).exit_code == 2
 
 

@@ -24,22 +24,7 @@ from tests.fixtures.reports.shown import PLOTS, SMALL
 
 AT = "2026-11-25T00:00:00Z"
 NEW_ID = "3f2b8c52-0000-4000-8000-000000000009"
-CHANGE = {"before": 30, "after": 22}
-SUMMARY = {"blocks": CHANGE, "parameters": CHANGE, "perplexity": {"before": 30.5, "after": 61.0}}
 DONE = {"overall": 1.0, "stage": 1.0, "eta_seconds": None}
-
-
-def test_the_summary_is_printed_at_the_end(service: StubService) -> None:
-    service.answers["POST /jobs"] = [(202, a_job())]
-    service.answers[f"GET /jobs/{JOB_ID}"] = [(200, a_job(status="succeeded", progress=DONE, summary=SUMMARY))]
-    wanted = ("--model", "org/name", "--ratio", "0.25", "--calibration", "builtin:general", "--wait")
-    done = run_at(service, "submit", *wanted)
-    assert done.exit_code == 0, done.output
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert ["Perplexity", "30.50", "61.00", "+100.0", "%"] in lines
-    assert ["Blocks", "30", "22", "-26.7", "%"] in lines
-    done = run_at(service, "submit", *wanted, "--json")
-    assert json.loads(done.stdout)["summary"]["perplexity"] == SUMMARY["perplexity"]
 
 
 @pytest.mark.parametrize("argument", ["--help", "--version"])
@@ -146,15 +131,6 @@ def test_logs_are_followed_to_the_end(service: StubService) -> None:
     done = run_at(service, "logs", JOB_ID, "--follow", "--json")
     assert [one["number"] for one in json.loads(done.stdout)["items"]] == [1, 2]
     assert len(done.stderr.splitlines()) == 2
-
-
-def test_delete(service: StubService) -> None:
-    service.answers[f"DELETE /jobs/{JOB_ID}"] = [(204, b"")]
-    done = run_at(service, "delete", JOB_ID)
-    assert (done.exit_code, done.stdout) == (0, "")
-    assert json.loads(run_at(service, "delete", JOB_ID, "--json").stdout) == {"deleted": [JOB_ID]}
-    service.answers[f"DELETE /jobs/{JOB_ID}"] = [(409, a_problem(409))]
-    assert run_at(service, "delete", JOB_ID).exit_code == 2
 
 
 def test_cancel_all_that_match(service: StubService) -> None:

@@ -230,6 +230,7 @@ def test_a_file_that_is_no_job(service: StubService, tmp_path: Path, text: str |
     "options",
     [
         *(("--calibration", text) for text in ("{", "[1]{", '{"share": 1}', '{"dataset": 3}')),
+        ("--calibration", "org/data", "--junit", "gate.xml"),
         ("--file", "none.yaml"),
         ("--file", "."),
     ],
