@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from replaceme_core.local.evaluate import Measured
-from replaceme_core.local.inputs import NamedModel, NamedTexts, Text, admit, validated
+from replaceme_core.local.inputs import NamedTexts, Text, admit, validated
 from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, absolute, check_absent, show_nothing
 from replaceme_core.plan.eta import weights_of
 from replaceme_core.request.admission import resolve_calibration
@@ -72,12 +72,12 @@ def compress(
     error of `replaceme_core.errors` with which the run fails; then `out` does not exist.
     """
     machine = Machine.of(settings, command="compress")
-    named, texts, out = NamedModel.of(model), NamedTexts.of(calibration), Path(out)
+    texts, out = NamedTexts.of(calibration), Path(out)
     given = {"method": method, "evaluation": evaluation, "gate": gate, "compute": compute}
     spec = validated(
         CompressionRequest,
         {
-            "model": {"repo_id": named.ref.repo_id, "revision": named.ref.revision},
+            "model": "local/model",  # until it is admitted
             "ratio": ratio,
             "drop": None if drop is None else list(drop),
             "calibration": texts.calibration,
@@ -86,7 +86,7 @@ def compress(
     ).to_spec()
     check_absent(out)
     check_tasks(spec.evaluation.tasks, tasks_directory)
-    source = admit(named, machine.hub)
+    source = admit(model, machine.hub)
     check_removal(spec, source.outline)
     resolved, _ = resolve_calibration(spec.calibration, machine.hub, find_file=texts.find_file)
     spec = spec.model_copy(update={"model": source.ref, "calibration": resolved})
@@ -108,7 +108,7 @@ def compress(
         rejection = "the runner did not judge the gate" if judged is None else str(judged)
     sides = (report.get(side) for side in ("before", "after"))
     before, after = (None if row is None else Measured.model_validate(row) for row in sides)
-    gated = f"{named.name} is gated: those who made it set conditions for its use, which hold for the result too"
+    gated = f"{source.name} is gated: those who made it set conditions for its use, which hold for the result too"
     rows = report.get("warnings")
     return Outcome(
         directory=out,

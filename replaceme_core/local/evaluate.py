@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from replaceme_core.hub.port import Hub
-from replaceme_core.local.inputs import NamedModel, NamedTexts, Text, admit, validated
+from replaceme_core.local.inputs import NamedTexts, Text, admit, validated
 from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, absolute, show_nothing
 from replaceme_core.request.admission import resolve_calibration
 from replaceme_core.request.calibration import CalibrationSpec
@@ -80,10 +80,9 @@ def evaluate(
     `compress`. Raises as `compress` does.
     """
     machine = Machine.of(settings, command="evaluate")
-    named = [NamedModel.of(model) for model in models]
     check_tasks(tasks, tasks_directory)
     source, pinned_text = _pin_text(text, machine.hub)
-    admitted = [admit(model, machine.hub) for model in named]
+    admitted = [admit(model, machine.hub) for model in models]
     options = {
         "samples": samples,
         "max_length": max_length,
@@ -117,8 +116,8 @@ def evaluate(
     rows = evaluated.report["models"]
     assert isinstance(rows, list)
     measured = [
-        EvaluatedModel(name=one.name, revision=model.ref.revision, measured=Measured.model_validate(row), report=row)
-        for one, model, row in zip(named, admitted, rows, strict=True)
+        EvaluatedModel(name=one.name, revision=one.ref.revision, measured=Measured.model_validate(row), report=row)
+        for one, row in zip(admitted, rows, strict=True)
     ]
     return Evaluation(
         models=measured,

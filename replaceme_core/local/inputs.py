@@ -52,38 +52,13 @@ TOKEN_SETTING = "REPLACEME_HUB_READ_TOKEN"
 
 
 @dataclass(frozen=True, kw_only=True)
-class NamedModel:
-    """A model as it was named: in `directory`, or `None`: the repository `ref` of the Hub."""
+class AdmittedModel:
+    """A model that may be loaded, with the `name` that it was given: its files, which are in a directory or on the Hub.
+
+    `ref` has the commit where it is on the Hub, `outline` what its config says.
+    """
 
     name: str
-    directory: Path | None
-    ref: ModelRef
-
-    @classmethod
-    def of(cls, name: str | Path) -> "NamedModel":
-        """A directory that exists, else `org/name` or `org/name@revision`; a `Path` is always a directory.
-
-        Raises `InvalidInput` for what is none of these.
-        """
-        directory = Path(name).expanduser()
-        if isinstance(name, Path) or directory.is_dir():
-            ref = ModelRef(repo_id=f"local/{clean_name(directory)}")
-            return cls(name=str(name), directory=directory, ref=ref)
-        repository, _, revision = name.partition(REVISION)
-        if not REPOSITORY.fullmatch(repository):
-            raise InvalidInput(
-                f"{name} is not a directory, nor a model on the Hub, which is named as org/name or org/name@revision",
-                field="model",
-                value=name,
-            )
-        asked = validated(ModelRequest, {"repo_id": repository, "revision": revision or None})
-        return cls(name=name, directory=None, ref=ModelRef(repo_id=asked.repo_id, revision=asked.revision))
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdmittedFiles:
-    """A model that may be loaded: its files, where it is on the Hub at a commit, and what its config says."""
-
     files: Pinned
     ref: ModelRef
     outline: ModelOutline
@@ -93,22 +68,34 @@ class AdmittedFiles:
         return self.files.snapshot is not None and self.files.snapshot.gated
 
 
-def admit(model: NamedModel, hub: Callable[[], Hub]) -> AdmittedFiles:
-    """Check config, list of files and, on the Hub, the headers of the weights, before anything large is read.
+def admit(name: str | Path, hub: Callable[[], Hub]) -> AdmittedModel:
+    """The model in a directory that exists, else `org/name` or `org/name@revision`; a `Path` is always a directory.
 
-    Raises `InvalidInput` and its subclasses, `AccessDenied` and `HubUnreachable`.
+    Config, list of files and, on the Hub, the headers of the weights are checked before anything large is read. Raises
+    `InvalidInput` and its subclasses, `AccessDenied` and `HubUnreachable`.
     """
-    if model.directory is not None:
-        directory = model.directory.resolve()
-        return AdmittedFiles(files=Pinned(path=directory), ref=model.ref, outline=outline_of(model.directory))
-    with _looked_up(model.name):
-        snapshot = find_model(model.ref, hub())
+    directory = Path(name).expanduser()
+    if isinstance(name, Path) or directory.is_dir():
+        ref = ModelRef(repo_id=f"local/{clean_name(directory)}")
+        files = Pinned(path=directory.resolve())
+        return AdmittedModel(name=str(name), files=files, ref=ref, outline=outline_of(directory))
+    repository, _, revision = name.partition(REVISION)
+    if not REPOSITORY.fullmatch(repository):
+        raise InvalidInput(
+            f"{name} is not a directory, nor a model on the Hub, which is named as org/name or org/name@revision",
+            field="model",
+            value=name,
+        )
+    asked = validated(ModelRequest, {"repo_id": repository, "revision": revision or None})
+    with _looked_up(name):
+        snapshot = find_model(ModelRef(repo_id=asked.repo_id, revision=asked.revision), hub())
     admitted = admit_model(snapshot, hub())
     names = files_to_download(snapshot, hub())
     read_shape(hub(), admitted, names)
-    return AdmittedFiles(
+    return AdmittedModel(
+        name=name,
         files=Pinned(snapshot=snapshot, names=names),
-        ref=ModelRef(repo_id=model.ref.repo_id, revision=snapshot.revision),
+        ref=ModelRef(repo_id=asked.repo_id, revision=snapshot.revision),
         outline=admitted.outline,
     )
 
