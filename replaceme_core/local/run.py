@@ -252,21 +252,14 @@ class ShownCourse:
 
 
 def error_of(failed: Failed) -> ReplaceMeError:
-    """The error with this code; an unknown one is an internal error."""
-    kind = _kinds().get(failed.code, ReplaceMeError)
-    if issubclass(kind, InvalidInput):
-        return kind(failed.message, field=failed.field)
-    return kind(failed.message)
-
-
-def _kinds() -> dict[str, type[ReplaceMeError]]:
-    """Codes to classes; of several with one code the class nearest to the root."""
-    found: dict[str, type[ReplaceMeError]] = {}
-    waiting: list[type[ReplaceMeError]] = [ReplaceMeError]
-    for kind in waiting:
-        found.setdefault(kind.code, kind)
-        waiting += kind.__subclasses__()
-    return found
+    """The error with this code, of several classes the one nearest to the root; an unknown one is an internal error."""
+    kinds: list[type[ReplaceMeError]] = [ReplaceMeError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    found = next((kind for kind in kinds if kind.code == failed.code), ReplaceMeError)
+    if issubclass(found, InvalidInput):
+        return found(failed.message, field=failed.field)
+    return found(failed.message)
 
 
 def _with_log(error: ReplaceMeError, runner: Runner) -> ReplaceMeError:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from tests.fixtures.cli.local import CONFIG, Run, environment, run_here
+from tests.fixtures.cli.local import CONFIG, Run, run_here, runner
 from tests.fixtures.cli.stub_service import StubService, stub_service
 
 
@@ -38,9 +38,9 @@ def scratch(tmp_path: Path) -> Path:
 def replaceme(scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the command in this process; the runner has its own, as always."""
 
-    def run(*arguments: str | Path, mode: str | None = "good") -> Result:
+    def run(*arguments: str | Path, mode: str = "good") -> Result:
         monkeypatch.setattr("tempfile.tempdir", str(scratch))
-        return run_here(monkeypatch, tmp_path, *arguments, **environment(mode, scratch))
+        return run_here(monkeypatch, tmp_path, *arguments, **runner(mode, scratch))
 
     return run
 

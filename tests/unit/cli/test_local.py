@@ -17,8 +17,9 @@ from replaceme_core.hub.port import REPOSITORY
 from replaceme_core.local.inputs import clean_name
 from replaceme_core.report.card import as_command
 from replaceme_core.request.resolve import ResolvedSpec
-from tests.fixtures.cli.local import CONFIG, Run, environment, left_over
+from tests.fixtures.cli.local import CONFIG, Run, left_over, runner
 from tests.fixtures.evaluation.local_tasks import CHOICE, ROLLING, write_tasks
+from tests.fixtures.service.serve import environment
 
 Base = tuple[str | Path, ...]
 
@@ -124,7 +125,7 @@ def test_failures_of_the_runner(
 def test_a_signal_leaves_nothing(base: Base, tmp_path: Path, scratch: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "api.cli", *map(str, base), "--out", tmp_path / "out"],
-        env=environment("hangs", scratch),
+        env=environment(**runner("hangs", scratch)),
         stderr=subprocess.PIPE,
         # a shell starts background commands with SIGINT ignored, and children inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
