@@ -79,7 +79,7 @@ def modules_of(room: str) -> list[str]:
         ("worker.app", (*MODEL_LIBRARIES, "opentelemetry.sdk", "opentelemetry.exporter")),
         ("worker.supervisor", MODEL_LIBRARIES),
         ("replaceme_core.ledger.reading", MODEL_LIBRARIES),
-        ("replaceme_core.hub.data_files", MODEL_LIBRARIES),
+        ("replaceme_core.settings", (*MODEL_LIBRARIES, "huggingface_hub")),
         ("replaceme_core.request.spec", ("worker",)),
         ("replaceme_core.engine.numerics.solve", ("worker",)),
     ],
