@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.file_download import repo_folder_name
@@ -26,7 +25,7 @@ from replaceme_core.errors import (
 )
 from replaceme_core.hub.cache import CACHE_BYTES, Cache, Place
 from replaceme_core.hub.client import REQUEST_SECONDS, commit_of, files_of, hub_errors, matching
-from replaceme_core.hub.downloads import fetch_files, fetch_range, file_url, listed_file
+from replaceme_core.hub.downloads import Token, fetch_files, fetch_range, file_url, listed_file
 from replaceme_core.hub.files import JSON_LIMIT, job_of, read_json_file, walk
 from replaceme_core.hub.port import (
     NAME,
@@ -78,10 +77,23 @@ class HuggingFaceHub:
             return read_json_file(self.download(snapshot, (path,)) / path, path)
 
     def download(
-        self, snapshot: Snapshot, paths: tuple[str, ...], *, advance: Callable[[float], None] | None = None
+        self,
+        snapshot: Snapshot,
+        paths: tuple[str, ...],
+        *,
+        advance: Callable[[float], None] | None = None,
+        token: Token | None = None,
     ) -> Path:
-        """See `Hub.download`. Files that are complete in the cache are not fetched again."""
-        return self._fetch(snapshot, paths, token=self._read_token, advance=advance)
+        """See `Hub.download`. What is complete in the cache is not fetched again. `token`: by default that to read."""
+        return fetch_files(
+            snapshot,
+            paths,
+            self._place(snapshot),
+            cache=self._cache,
+            endpoint=self._endpoint,
+            token=self._read_token if token is None else token,
+            advance=advance,
+        )
 
     def hold(self, snapshot: Snapshot) -> AbstractContextManager[None]:
         return self._cache.hold(self._place(snapshot))
@@ -194,11 +206,11 @@ class HuggingFaceHub:
         with hub_errors(doing):
             return commit_of(commit.oid)
 
-    def _existing(self, snapshot: Snapshot, token: str | Literal[False]) -> ExistingOutput:
+    def _existing(self, snapshot: Snapshot, token: Token) -> ExistingOutput:
         job_id = None
         if snapshot.sizes.get(REPORT, JSON_LIMIT + 1) <= JSON_LIMIT:
             with self.hold(snapshot):
-                job_id = job_of(self._fetch(snapshot, (REPORT,), token=token) / REPORT)
+                job_id = job_of(self.download(snapshot, (REPORT,), token=token) / REPORT)
         return ExistingOutput(
             repo_id=snapshot.repo_id,
             is_empty=snapshot.sizes.keys() <= _KEPT,
@@ -210,31 +222,13 @@ class HuggingFaceHub:
         folder = repo_folder_name(repo_id=snapshot.repo_id, repo_type=snapshot.kind.value)
         return self._cache.place(folder, snapshot.revision)
 
-    def _fetch(
-        self,
-        snapshot: Snapshot,
-        paths: tuple[str, ...],
-        *,
-        token: str | Literal[False],
-        advance: Callable[[float], None] | None = None,
-    ) -> Path:
-        return fetch_files(
-            snapshot,
-            paths,
-            self._place(snapshot),
-            cache=self._cache,
-            endpoint=self._endpoint,
-            token=token,
-            advance=advance,
-        )
-
     def _info(
         self,
         repo_id: str,
         *,
         kind: RepositoryKind,
         revision: str | None,
-        token: str | Literal[False],
+        token: Token,
         check_access: bool = False,
     ) -> Snapshot:
         info = self._api.repo_info(
@@ -275,7 +269,7 @@ class HuggingFaceHub:
         return self._write_token
 
 
-def _checked(token: str | None, use: str) -> str | Literal[False]:
+def _checked(token: str | None, use: str) -> Token:
     """The token, checked to be safe in a header; `False` without one. The error does not contain it."""
     token = token.strip() if token else None
     if not token:

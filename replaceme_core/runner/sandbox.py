@@ -262,8 +262,8 @@ class Sandbox:
 NO_SANDBOX = Sandbox(reason="nothing was asked for")
 
 
-def choose_sandbox(mode: SandboxMode, *, user: str | None, own_command: bool, program: str | None = None) -> Sandbox:
-    """The sandbox of this mode, tried. `program` is bubblewrap's, by default that in PATH.
+def choose_sandbox(mode: SandboxMode, *, user: str | None, own_command: bool) -> Sandbox:
+    """The sandbox of this mode, tried.
 
     With an `own_command` in place of the runner, `AUTO` adds none. Raises `InvalidInput` for a named mode that does not
     work.
@@ -273,7 +273,7 @@ def choose_sandbox(mode: SandboxMode, *, user: str | None, own_command: bool, pr
         return Sandbox(reason=reason)
     reasons: list[str] = []
     tried: dict[SandboxMode, Callable[[], Sandbox | str]] = {
-        SandboxMode.BUBBLEWRAP: lambda: _bubblewrap(program),
+        SandboxMode.BUBBLEWRAP: _bubblewrap,
         SandboxMode.USER: lambda: _user(user),
     }
     for each, make in tried.items():
@@ -291,9 +291,9 @@ def choose_sandbox(mode: SandboxMode, *, user: str | None, own_command: bool, pr
     return Sandbox(reason="; ".join(reasons))
 
 
-def _bubblewrap(program: str | None) -> Sandbox | str:
+def _bubblewrap() -> Sandbox | str:
     """The sandbox, or why there is none."""
-    program = program or shutil.which(PROGRAM)
+    program = shutil.which(PROGRAM)
     if program is None:
         return f"there is no program {PROGRAM} in PATH"
     found = Sandbox(mode=SandboxMode.BUBBLEWRAP, program=program)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from replaceme_core.errors import InvalidInput, SecretUnreadable
+from replaceme_core.errors import SecretUnreadable
 from replaceme_core.secrets_box import SecretsBox, key_in_file, parse_keys
 from replaceme_core.settings import Settings
 
@@ -14,17 +14,10 @@ def a_key() -> str:
     return base64.b64encode(os.urandom(32)).decode()
 
 
-def test_what_is_sealed_can_be_opened_and_shows_nothing() -> None:
-    box = SecretsBox([a_key()])
-    sealed = box.seal("whsec_secret", field="webhook")
-    assert "secret" not in sealed
-    assert box.seal("whsec_secret", field="webhook") != sealed
-    assert box.open(sealed) == "whsec_secret"
-
-
 def test_keys_can_be_rotated() -> None:
     old, new = a_key(), a_key()
     sealed = SecretsBox([old]).seal("x", field="webhook")
+    assert SecretsBox([old]).seal("x", field="webhook") != sealed
     assert SecretsBox([new, old]).open(sealed) == "x"
     with pytest.raises(SecretUnreadable):
         SecretsBox([new]).open(sealed)
@@ -32,11 +25,6 @@ def test_keys_can_be_rotated() -> None:
         SecretsBox([]).open(sealed)
     with pytest.raises(SecretUnreadable):
         SecretsBox([new]).open("nonsense")
-
-
-def test_without_a_key_nothing_is_stored() -> None:
-    with pytest.raises(InvalidInput, match="REPLACEME_ENCRYPTION_KEY"):
-        SecretsBox([]).seal("x", field="webhook")
 
 
 def test_keys_are_32_bytes_in_base64_of_either_alphabet() -> None:

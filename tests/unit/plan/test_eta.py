@@ -65,51 +65,15 @@ def test_an_estimate_needs_something_to_go_by() -> None:
     assert course.eta_seconds(110) == pytest.approx(10 * (1 - course.overall) / course.overall)
 
 
-PLAN = {Stage.CALIBRATE: 40.0, Stage.SELECT: 20.0, Stage.SOLVE: 30.0, Stage.SAVE: 10.0}
-
-
-def planned(*, started: float = 0.0) -> Course:
-    course = Course(weights=weights_of(spec(evaluate=True)), started=started)
-    course.expect(PLAN, started)
-    return course
-
-
-def test_a_job_with_a_plan_has_an_estimate_at_once() -> None:
-    course = planned(started=50)
-    assert course.eta_seconds(50) == pytest.approx(100)
-    course.move(Stage.SELECT, 0.5, 100)  # as planned
-    assert course.overall == pytest.approx(0.5)
-    assert course.eta_seconds(100) == pytest.approx(50)
-    slower = planned(started=50)
-    slower.move(Stage.SELECT, 0.5, 150)
-    eta = slower.eta_seconds(150)
+def test_a_slow_job_with_a_plan_is_expected_to_be_between_its_plan_and_its_speed() -> None:
+    course = Course(weights=weights_of(spec(evaluate=True)), started=50)
+    course.expect({Stage.CALIBRATE: 40.0, Stage.SELECT: 20.0, Stage.SOLVE: 30.0, Stage.SAVE: 10.0}, 50)
+    course.move(Stage.SELECT, 0.5, 150)
+    eta = course.eta_seconds(150)
     assert eta is not None
     assert 60 < eta <= 100
-
-
-def test_what_an_earlier_attempt_has_done_does_not_make_the_rest_faster() -> None:
-    course = planned()
-    course.move(Stage.CALIBRATE, 0.0, 1)
-    course.move(Stage.SOLVE, 0.0, 2, resumed=True)
-    assert course.eta_seconds(2) == pytest.approx(40)
-
-
-def test_while_a_stage_stalls_the_time_left_grows_and_widens() -> None:
-    course = planned()
-    course.move(Stage.SAVE, 0.5, 95)
-    found = []
-    for now in (95, 98, 100, 130, 200, 1000):
-        eta, error = course.eta_seconds(now), course.eta_error_seconds()
-        assert eta is not None
-        assert error is not None
-        found.append((eta, error))
-    etas, errors = zip(*found, strict=True)
-    assert etas[0] == pytest.approx(5)
-    assert min(etas) > 0, "the job has not ended"
-    assert list(etas[2:]) == sorted(etas[2:])
-    assert list(errors[2:]) == sorted(errors[2:])
-    assert etas[-1] > 100
-    assert errors[-1] > 500
+    course.move(Stage.SAVE, 0.0, 151, resumed=True)
+    assert course.eta_seconds(151) == pytest.approx(10), "what an earlier attempt has done does not make it faster"
 
 
 def test_a_steady_run_has_a_small_error_and_one_that_slows_down_a_large_one() -> None:
