@@ -16,8 +16,10 @@ from replaceme_core.hub.cache import CACHE_BYTES as HUB_CACHE_BYTES
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import DIRECTORY_PREFIX, Hub
 from replaceme_core.request.admission import OutputRules, check_namespaces
+from replaceme_core.runner.memory_limit import MemoryLimit
 from replaceme_core.runner.messages import CACHE_BYTES
-from replaceme_core.runner.sandbox import SandboxMode
+from replaceme_core.runner.process import Confinement
+from replaceme_core.runner.sandbox import SandboxMode, choose_sandbox
 from replaceme_core.secrets_box import SecretsBox, key_in_file, parse_keys
 from replaceme_core.telemetry import LogFormat
 
@@ -224,6 +226,11 @@ class Settings(BaseSettings):
             cache=self.hub_cache,
             cache_bytes=self.hub_cache_bytes,
         )
+
+    def confinement(self) -> Confinement:
+        """How runners are confined, tried on this machine. Raises `InvalidInput` as `choose_sandbox` does."""
+        sandbox = choose_sandbox(self.sandbox, user=self.sandbox_user, own_command=self.runner_command is not None)
+        return Confinement(sandbox=sandbox, memory=MemoryLimit.of_setting(self.runner_memory_bytes))
 
     def secrets_box(self) -> SecretsBox:
         """The box with the keys of the settings or, for a database that is a file here, one in a file in `data`."""

@@ -268,15 +268,15 @@ LONGEST_RETRY_AFTER = 24 * HOUR
 _JITTER = 0.1
 
 
-def pause_after(tries: int, *, retry_after: float | None = None, pauses: tuple[float, ...] = PAUSES) -> float | None:
+def pause_after(tries: int, *, retry_after: float | None = None) -> float | None:
     """Seconds until the next try after `tries` tries; `None`: there is none.
 
     A tenth is added at random, so that messages which failed together do not return together. `retry_after` is what
     the receiver asked for, in seconds: the pause is not shorter, but at most a day.
     """
-    if tries > len(pauses):
+    if tries > len(PAUSES):
         return None
-    pause = pauses[tries - 1] * (1 + random.uniform(0, _JITTER))
+    pause = PAUSES[tries - 1] * (1 + random.uniform(0, _JITTER))
     return max(pause, min(retry_after or 0.0, LONGEST_RETRY_AFTER))
 
 

@@ -36,7 +36,7 @@ from replaceme_core.broker import QUEUE, broker_config, queue_of
 from replaceme_core.errors import InvalidInput, QueueUnreachable
 from replaceme_core.hardware import WorkerKind, local_worker_kinds
 from replaceme_core.ledger.database import Database
-from replaceme_core.runner.process import Confinement, choose_confinement
+from replaceme_core.runner.process import Confinement
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from replaceme_core.telemetry import bound, from_message, message_headers
@@ -180,14 +180,8 @@ def _temporary_directory() -> Path:
 @celeryd_after_setup.connect  # type: ignore[untyped-decorator]
 def choose_sandbox(**_: object) -> None:
     """Try how runners can be confined here, and say it. Raises `SystemExit` if a named sandbox does not work."""
-    settings = Settings()
     try:
-        found = choose_confinement(
-            settings.sandbox,
-            user=settings.sandbox_user,
-            own_command=settings.runner_command is not None,
-            memory_bytes=settings.runner_memory_bytes,
-        )
+        found = Settings().confinement()
     except InvalidInput as error:
         raise SystemExit(f"this worker cannot start: {error}") from error
     confinements[:] = [found]

@@ -142,9 +142,8 @@ def choose_data_files(
     config: str | None,
     split: str,
     card: str | None = None,
-    byte_limit: int = BYTE_LIMIT,
 ) -> tuple[str, ...]:
-    """Sorted paths of one format, as many as fit into `byte_limit` bytes but at least one, and the card.
+    """Sorted paths of one format, as many as fit into `BYTE_LIMIT` but at least one, and the card.
 
     `card` is the text of README.md. Raises `InvalidInput` with the configs, splits or files that exist.
     """
@@ -166,7 +165,7 @@ def choose_data_files(
     else:
         matches = frozenset(_by_name(_in_config(data, config), split)).__contains__
     chosen: list[str] = []
-    left = byte_limit
+    left = BYTE_LIMIT
     for suffix in FORMATS:
         for path in (path for path in data if formats[path] == suffix and matches(path)):
             if chosen and sizes[path] > left:

@@ -33,7 +33,7 @@ from replaceme_core.runner.messages import (
     Stage,
     StageStarted,
 )
-from replaceme_core.runner.process import RUNNER_COMMAND, Confinement, Runner, choose_confinement
+from replaceme_core.runner.process import RUNNER_COMMAND, Confinement, Runner
 from replaceme_core.settings import Settings
 
 GRACE_SECONDS = 5.0
@@ -90,12 +90,7 @@ class Machine:
         return cls(
             settings=settings,
             runner=settings.runner_command or RUNNER_COMMAND,
-            confinement=choose_confinement(
-                settings.sandbox,
-                user=settings.sandbox_user,
-                own_command=settings.runner_command is not None,
-                memory_bytes=settings.runner_memory_bytes,
-            ),
+            confinement=settings.confinement(),
             hub=cache(settings.open_hub),
         )
 

@@ -41,7 +41,7 @@ from replaceme_core.runner.memory_limit import (
     mapped_bytes,
 )
 from replaceme_core.runner.messages import FINAL_MESSAGES, MESSAGE, Message, ModelRequest
-from replaceme_core.runner.sandbox import NO_SANDBOX, Sandbox, SandboxMode, choose_sandbox, launched, runner_environment
+from replaceme_core.runner.sandbox import NO_SANDBOX, Sandbox, launched, runner_environment
 from replaceme_core.telemetry import in_context
 from replaceme_core.wording import printable
 
@@ -61,14 +61,6 @@ class Confinement:
 
 
 UNCONFINED = Confinement()
-
-
-def choose_confinement(
-    mode: SandboxMode, *, user: str | None, own_command: bool, memory_bytes: int | None
-) -> Confinement:
-    """The confinement that settings ask for, tried on this machine. Raises `InvalidInput` as `choose_sandbox` does."""
-    sandbox = choose_sandbox(mode, user=user, own_command=own_command)
-    return Confinement(sandbox=sandbox, memory=MemoryLimit.of_setting(memory_bytes))
 
 
 RUNNER_COMMAND = (sys.executable, "-P", "-m", "worker.runner")

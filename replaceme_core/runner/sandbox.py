@@ -46,13 +46,12 @@ _PASSED = frozenset(
 PATH_LISTS = frozenset({"LD_LIBRARY_PATH", "PATH", "PYTHONPATH"})
 
 
-def runner_environment(scratch: Path, *, base: Mapping[str, str] | None = None) -> dict[str, str]:
+def runner_environment(scratch: Path) -> dict[str, str]:
     """The environment of a runner, and nothing else.
 
     Caches, temporary files and the home directory lie under `scratch`, which is created. The Hugging Face libraries are
-    set to work offline. `base` is the environment to choose from, by default that of this process.
+    set to work offline.
     """
-    base = os.environ if base is None else base
     scratch = scratch.absolute()
     places = {
         "HOME": scratch / "home",
@@ -64,7 +63,7 @@ def runner_environment(scratch: Path, *, base: Mapping[str, str] | None = None) 
     return {
         **{
             name: _with_absolute_entries(value) if name in PATH_LISTS else value
-            for name, value in base.items()
+            for name, value in os.environ.items()
             if name in _PASSED
         },
         **{name: str(place) for name, place in places.items()},

@@ -1,6 +1,7 @@
 """Starting a runner, reading its messages and ending it, also where it does not follow the protocol."""
 
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -170,7 +171,7 @@ def test_only_the_end_of_a_flood_on_standard_error_is_kept(tmp_path: Path) -> No
     assert runner.stderr_tail[-1] == "line 49999"
 
 
-def test_the_environment_is_an_allow_list(tmp_path: Path) -> None:
+def test_the_environment_is_an_allow_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = {
         "PATH": "/bin",
         "LC_ALL": "C",
@@ -188,7 +189,8 @@ def test_the_environment_is_an_allow_list(tmp_path: Path) -> None:
         "REPLACEME_DATABASE_URL": "postgresql://user:secret@host/name",
         "HTTPS_PROXY": "http://user:secret@proxy",
     }
-    environment = runner_environment(tmp_path, base=base)
+    monkeypatch.setattr(os, "environ", base)
+    environment = runner_environment(tmp_path)
     assert "secret" not in str(environment)
     assert not any(name.startswith("REPLACEME_") for name in environment)
     assert environment["OMP_NUM_THREADS"] == "2"
@@ -202,7 +204,8 @@ def test_the_environment_is_an_allow_list(tmp_path: Path) -> None:
 def test_lists_of_paths_in_the_environment_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     base = {"PYTHONPATH": "src:/opt/lib:", "PATH": "bin:/bin", "LD_LIBRARY_PATH": ""}
-    environment = runner_environment(Path("scratch"), base=base)
+    monkeypatch.setattr(os, "environ", base)
+    environment = runner_environment(Path("scratch"))
     assert environment["PYTHONPATH"] == f"{tmp_path}/src:/opt/lib:{tmp_path}"
     assert environment["PATH"] == f"{tmp_path}/bin:/bin"
     assert environment["LD_LIBRARY_PATH"] == ""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from replaceme_core.errors import InvalidInput
-from replaceme_core.hub.data_files import choose_data_files, header_of, local_data_files, read_card
+from replaceme_core.hub.data_files import BYTE_LIMIT, choose_data_files, header_of, local_data_files, read_card
 from replaceme_core.hub.port import RepositoryFile
 from tests.fixtures.hostile.cards import CARDS, FILES
 
@@ -182,9 +182,9 @@ def test_one_format_is_taken() -> None:
 
 
 def test_the_cap_takes_files_in_order_and_at_least_one() -> None:
-    files = listing([f"train-{n}.parquet" for n in range(5)], size=40)
-    assert len(choose_data_files(files, config=None, split="train", byte_limit=100)) == 2
-    assert choose_data_files(files, config=None, split="train", byte_limit=1) == ("train-0.parquet",)
+    for size, count in ((BYTE_LIMIT // 5 * 2, 2), (BYTE_LIMIT + 1, 1)):
+        files = listing([f"train-{n}.parquet" for n in range(5)], size=size)
+        assert choose_data_files(files, config=None, split="train") == tuple(file.path for file in files[:count])
 
 
 def test_the_same_choice_on_a_downloaded_snapshot(tmp_path: Path) -> None:
