@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +14,14 @@ from replaceme_core.errors import CalibrationTooSmall, DoesNotFit
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.model_config import admit_config
+from replaceme_core.plan.plan import Estimate
 from replaceme_core.plan.resources import TIED_BY_DEFAULT, shape_of
 from replaceme_core.request.admission import admit_model, find_model
 from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import Machine
 from replaceme_core.request.spec import CompressionRequest, Loading
 from replaceme_core.runner.messages import PastJob, Stage
-from tests.fixtures.models.headers import REVISION, SEVENTY_BILLION, SMOLLM2, HeaderHub, planner
+from tests.fixtures.models.headers import CPU, REVISION, SEVENTY_BILLION, SMOLLM2, HeaderHub, planner
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_model
 
 GB = 10**9
@@ -29,6 +30,17 @@ GB = 10**9
 def request(**fields: object) -> CompressionRequest:
     body = {"model": "org/name", "ratio": 0.25, "calibration": "builtin:general", **fields}
     return CompressionRequest.model_validate(body)
+
+
+def estimate_of(hub: HeaderHub, *, machine: Machine = CPU, **fields: object) -> Estimate:
+    found = planner(hub, machine=machine).plan(request(**fields)).estimate
+    assert found is not None
+    return found
+
+
+def stages(**fields: object) -> Mapping[Stage, float]:
+    """The expected seconds for SmolLM2."""
+    return estimate_of(HeaderHub(size=SMOLLM2), **fields).duration.stages
 
 
 def test_a_check_reads_no_times_of_earlier_jobs() -> None:
@@ -61,13 +73,9 @@ def test_sizes_of_smollm2() -> None:
 def test_seventy_billion_parameters_in_less_than_two_seconds() -> None:
     hub = HeaderHub(size=SEVENTY_BILLION, count=30)
     began = time.process_time()
-    plan = planner(hub, machine=Machine(kind=WorkerKind.GPU, device_bytes=80 * GB, memory_bytes=2_000 * GB)).plan(
-        request()
-    )
+    found = estimate_of(hub, machine=Machine(kind=WorkerKind.GPU, device_bytes=80 * GB, memory_bytes=2_000 * GB))
     assert time.process_time() - began < 2
     assert hub.read <= 30 * 200_000
-    found = plan.estimate
-    assert found is not None
     assert found.parameters.before == pytest.approx(70.55e9, rel=0.001)
     assert (found.blocks.before, found.blocks.after) == (80, 60)
     assert found.download == pytest.approx(141.1e9, rel=0.001)
@@ -85,15 +93,15 @@ def test_a_disk_that_is_too_small() -> None:
 def test_less_memory_means_one_block_at_a_time() -> None:
     hub = HeaderHub(size=replace(SEVENTY_BILLION, blocks=8, vocabulary=1000), count=4)
     whole, lazy = (
-        planner(hub, machine=Machine(kind=WorkerKind.CPU, memory_bytes=memory, cache_bytes=GB)).plan(
-            request(method="least_squares")
+        estimate_of(
+            hub,
+            machine=Machine(kind=WorkerKind.CPU, memory_bytes=memory, cache_bytes=GB),
+            method="least_squares",
         )
         for memory in (500 * GB, 40 * GB)
     )
-    assert whole.estimate is not None
-    assert lazy.estimate is not None
-    assert (whole.estimate.loading, lazy.estimate.loading) == (Loading.WHOLE, Loading.BLOCKWISE)
-    assert lazy.estimate.host_bytes < whole.estimate.host_bytes / 2
+    assert (whole.loading, lazy.loading) == (Loading.WHOLE, Loading.BLOCKWISE)
+    assert lazy.host_bytes < whole.host_bytes / 2
 
 
 def test_all_refusals_are_listed() -> None:
@@ -122,11 +130,6 @@ def test_methods_without_maps_need_no_rank(method: str) -> None:
 
 
 def test_time_follows_what_the_worker_will_decide() -> None:
-    def stages(**fields: object) -> dict[Stage, float]:
-        found = planner(HeaderHub(size=SMOLLM2)).plan(request(**fields)).estimate
-        assert found is not None
-        return dict(found.duration.stages)
-
     usual = stages()
     assert stages(compute={"loading": "blockwise"})[Stage.SOLVE] < usual[Stage.SOLVE] / 10  # without `auto`
     alone = {"dataset": "builtin:general", "self_generated": 0.0}
@@ -142,19 +145,15 @@ def test_time_follows_what_the_worker_will_decide() -> None:
 def test_time_of_tasks() -> None:
     """That of both models, in proportion to the questions; the other stages do not change."""
 
-    def stages(**evaluation: object) -> dict[Stage, float]:
-        found = planner(HeaderHub(size=SMOLLM2)).plan(request(evaluation=evaluation)).estimate
-        assert found is not None
-        return dict(found.duration.stages)
-
     plain = stages()
-    few, more = (stages(tasks=["piqa"], task_limit=limit) for limit in (100, 300))
+    few, more = (stages(evaluation={"tasks": ["piqa"], "task_limit": limit}) for limit in (100, 300))
     assert {stage for stage in plain if plain[stage] != pytest.approx(few[stage])} == {Stage.EVALUATE}
     of_few, of_more = (one[Stage.EVALUATE] - plain[Stage.EVALUATE] for one in (few, more))
     assert of_more == pytest.approx(3 * of_few) != 0
-    whole = stages(tasks=["replaceme_paper"])[Stage.EVALUATE]
+    whole = stages(evaluation={"tasks": ["replaceme_paper"]})[Stage.EVALUATE]
     assert whole > 10 * plain[Stage.EVALUATE]
-    assert stages(tasks=["piqa"], task_limit=100, few_shot=3)[Stage.EVALUATE] > few[Stage.EVALUATE]
+    shots = {"tasks": ["piqa"], "task_limit": 100, "few_shot": 3}
+    assert stages(evaluation=shots)[Stage.EVALUATE] > few[Stage.EVALUATE]
 
 
 def test_families_that_tie_by_default() -> None:
