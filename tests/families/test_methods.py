@@ -4,24 +4,19 @@ import pytest
 import torch
 
 from replaceme_core.engine.evaluation.compare import NEW_TOKENS, OPENINGS, answer
-from replaceme_core.engine.methods.merge import mergeable
 from replaceme_core.engine.methods.task import Pruning
 from replaceme_core.engine.model.changes import windows
-from replaceme_core.families.resolve import kind
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import BLOCKS, BY_NAME, VARIANTS, Variant, byte_tokenizer, tiny_model, token_ids
 
+FIRST_OF_EACH = {variant.model_type: variant for variant in reversed(VARIANTS)}.values()
 FIT, HELD_OUT = token_ids(6, 24, seed=1), token_ids(4, 24, seed=2)
-METHOD = {"name": "merge"}
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
-def test_the_differences_of_all_parameters_are_added_to_the_anchor_block(variant: Variant) -> None:
-    model, original = tiny_model(variant), tiny_model(variant)
-    task, _ = make_task(model, remove=1, fit=FIT, held_out=HELD_OUT, method=METHOD)
-    if not any(mergeable(task.block_runner.blocks, cut) for cut in windows(BLOCKS, 1)):
-        assert "sliding" in str(kind(task.block_runner.blocks[1])), "a family of one kind of blocks can be merged"
-        return
+@pytest.mark.parametrize("name", ["llama-bias", "gemma3", "gpt2", "falcon-rw", "qwen2-moe", "qwen3-moe-mixed"])
+def test_the_differences_of_all_parameters_are_added_to_the_anchor_block(name: str) -> None:
+    model, original = tiny_model(BY_NAME[name]), tiny_model(BY_NAME[name])
+    task, _ = make_task(model, remove=1, fit=FIT, held_out=HELD_OUT, method={"name": "merge"})
     pruning = carry_out(task)
     (removed,) = pruning.removed
     anchor, gone = (dict(task.block_runner.blocks[block].named_parameters()) for block in (removed - 1, removed))
@@ -45,7 +40,7 @@ def test_never_worse_than_plain_removal_on_any_window(method: str, name: str) ->
     variant = BY_NAME[name]
     fit, held_out = (sampled(tiny_model(variant), count, 24, seed=count) for count in (24, 32))
     earned = 0
-    for cut in windows(BLOCKS, 2):
+    for cut in windows(BLOCKS, 2)[::2]:
         fields = {"drop": list(cut.blocks), "method": {"name": method}}
         pruning = carry_out(make_task(tiny_model(variant), fit=fit, held_out=held_out, **fields)[0])
         (row,) = pruning.candidates
@@ -60,7 +55,7 @@ def test_never_worse_than_plain_removal_on_any_window(method: str, name: str) ->
     assert earned or name == "gemma3", "no map was good for anything: the test shows nothing"
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", FIRST_OF_EACH, ids=lambda variant: variant.name)
 def test_padding_changes_no_answer(variant: Variant) -> None:
     """Each is what the model alone, without padding, says after that prompt."""
     model, tokenizer = tiny_model(variant), byte_tokenizer()

@@ -9,6 +9,7 @@ from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.methods.refit_projections import Refit, Strength, refit_kept
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import WeightChange, apply_changes, fold, remove_blocks
+from replaceme_core.errors import NumericalFailure
 from replaceme_core.families.resolve import resolve
 from tests.fixtures.models.activations import activations_of
 from tests.fixtures.models.tiny import BLOCKS, BY_NAME, VARIANTS, Variant, tiny_model, token_ids
@@ -112,31 +113,24 @@ def test_where_a_norm_writes_the_stream_its_direction_is_made_good_too(name: str
     assert left[1] < 0.9 * left[0]
 
 
-@torch.inference_mode()
-def test_what_changes_is_every_linear_map_after_the_first_cut() -> None:
-    found = refitted(BlockRunner(resolved=resolve(tiny_model())))
-    after_a_cut = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
-    assert [(one.block, [name.split(".")[1] for name in one.parameters]) for one in found.changes] == [
-        (1, ["down_proj"]),  # it reads the dense model's stream
-        *((block, names) for block in (3, 5) for names in after_a_cut),
-    ]
+AFTER_A_CUT = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
 
 
+@pytest.mark.parametrize(
+    ("removed", "unchanged_from", "anchor", "refitted_blocks"),
+    [(REMOVED, BLOCKS, 1, [3, 5]), (REMOVED, BLOCKS - 1, 1, [3]), ([BLOCKS - 1], BLOCKS, BLOCKS - 2, [])],
+)
 @torch.inference_mode()
-def test_blocks_after_the_last_refitted_one_stay_as_they_are() -> None:
+def test_what_changes_is_every_linear_map_after_the_first_cut_up_to_the_last_refitted_block(
+    removed: list[int], unchanged_from: int, anchor: int, refitted_blocks: list[int]
+) -> None:
     block_runner = BlockRunner(resolved=resolve(tiny_model()))
-    before_the_end = refitted(block_runner, unchanged_from=BLOCKS - 1)
-    assert {one.block for one in before_the_end.changes} == {1, 3}
-    assert [one.block for one in refitted(block_runner).changes if one.block == BLOCKS - 1]
-
-
-@torch.inference_mode()
-def test_the_last_block_may_go() -> None:
-    model = tiny_model()
-    block_runner = BlockRunner(resolved=resolve(model))
-    found = refitted(block_runner, removed=[BLOCKS - 1])
-    assert [one.block for one in found.changes] == [BLOCKS - 2]
-    assert fit_error(found, block_runner) < fit_error(nothing(block_runner, removed=[BLOCKS - 1]), block_runner)
+    found = refitted(block_runner, removed=removed, unchanged_from=unchanged_from)
+    assert [(one.block, [name.split(".")[1] for name in one.parameters]) for one in found.changes] == [
+        (anchor, ["down_proj"]),  # it reads the dense model's stream
+        *((block, names) for block in refitted_blocks for names in AFTER_A_CUT),
+    ]
+    assert fit_error(found, block_runner) < fit_error(nothing(block_runner, removed=removed), block_runner)
 
 
 def test_the_live_model_is_restored_when_a_fit_fails() -> None:
@@ -157,12 +151,8 @@ def test_the_live_model_is_restored_when_a_fit_fails() -> None:
 
 
 def test_a_change_that_does_not_fit_the_dtype_is_an_error() -> None:
-    from replaceme_core.errors import NumericalFailure
-
     model = tiny_model().to(torch.float16)  # type: ignore[arg-type]
     weight = model.model.layers[1].mlp.down_proj.weight
-    one = WeightChange(
-        block=1, parameter="mlp.down_proj.weight", change=torch.full_like(weight, 1e6, dtype=torch.float32)
-    )
+    change = torch.full_like(weight, 1e6, dtype=torch.float32)
     with pytest.raises(NumericalFailure, match="larger ridge"):
-        apply_changes(resolve(model), [one])
+        apply_changes(resolve(model), [WeightChange(block=1, parameter="mlp.down_proj.weight", change=change)])

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from replaceme_core.engine.methods.windows import fit_cut
@@ -16,7 +15,7 @@ from replaceme_core.engine.model.load import stored_weights
 from replaceme_core.engine.model.save import save_model, verify_saved
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.families.layout import Layout, MapStructure
-from replaceme_core.families.resolve import ResolvedModel, resolve
+from replaceme_core.families.resolve import ResolvedModel, kind, resolve
 from replaceme_core.families.table import FAMILIES
 from tests.fixtures.models.activations import activations_of
 from tests.fixtures.models.tiny import (
@@ -172,31 +171,15 @@ def test_per_layer_lists_follow_the_blocks(variant: Variant) -> None:
     model = tiny_model(variant)
     row = FAMILIES[variant.model_type]
     before = {name: getattr(model.config, name, None) for name in row.per_layer_lists}
-    kinds = [kind_of(resolve(model).blocks[index]) for index in KEPT]
+    kinds = [kind(resolve(model).blocks[index]) for index in KEPT]
     prune(model, some_map(resolve(model), cut=CUT, seed=3))
-    assert cache_slots(resolve(model).blocks) == [{slot} for slot in range(BLOCKS - 1)]
+    for slot, block in enumerate(resolve(model).blocks):
+        assert {vars(one)["layer_idx"] for one in block.modules() if "layer_idx" in vars(one)} == {slot}
     for name, values in before.items():
         if values is not None:
             assert getattr(model.config, name) == [values[index] for index in KEPT]
     anew = AutoModelForCausalLM.from_config(type(model.config).from_dict(model.config.to_dict()))
-    assert [kind_of(block) for block in resolve(anew).blocks] == kinds
-
-
-def kind_of(block: nn.Module) -> list[tuple[object, ...]]:
-    """What distinguishes kinds of blocks: their modules and the plain attributes of these, except the slot."""
-    return [(path, type(module).__name__, plain_of(module)) for path, module in block.named_modules()]
-
-
-def plain_of(module: nn.Module) -> dict[str, object]:
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(value, bool | int | float | str | None) and name not in ("layer_idx", "training")
-    }
-
-
-def cache_slots(blocks: nn.ModuleList) -> list[set[int]]:
-    return [{vars(one)["layer_idx"] for one in block.modules() if "layer_idx" in vars(one)} for block in blocks]
+    assert [kind(block) for block in resolve(anew).blocks] == kinds
 
 
 def some_map(resolved: ResolvedModel, *, cut: Cut, seed: int) -> FittedCut:

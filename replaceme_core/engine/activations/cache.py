@@ -40,6 +40,8 @@ from replaceme_core.library_errors import free_space
 from replaceme_core.request.defaults import MEMORY_SHARE
 from replaceme_core.request.resolve import ResolvedCompute
 
+logger = logging.getLogger(__name__)
+
 
 def model_digest(directory: Path) -> str:
     """SHA-256 of the content of config and weights: a name or a revision may be moved to other content.
@@ -235,8 +237,6 @@ def _is_unlocked(path: Path) -> bool:
 def _size(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
 
-
-logger = logging.getLogger(__name__)
 
 FORMAT = 2
 

@@ -19,6 +19,8 @@ from replaceme_core.engine.numerics.sums import SOLVE_DTYPE
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.request.defaults import HELD_OUT_BYTES
 
+logger = logging.getLogger(__name__)
+
 _WORD = 8
 _PAGE_WORDS = 512
 
@@ -191,9 +193,6 @@ def checksum(data: torch.Tensor) -> int:
 
 def _as_bytes(values: torch.Tensor) -> torch.Tensor:
     return values.flatten().view(torch.uint8)
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from replaceme_core.engine.activations.capture import Activations
-from replaceme_core.engine.activations.dense_streams import DenseTargets, Targets
+from replaceme_core.engine.activations.capture import Activations, DenseTargets, Targets
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import (
     Change,

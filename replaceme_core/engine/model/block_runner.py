@@ -21,6 +21,8 @@ from replaceme_core.families.resolve import ResolvedModel, check_residual
 from replaceme_core.library_errors import is_out_of_memory
 from replaceme_core.request.defaults import MLP_WIDTH, PART_BYTES, REPLAYED_LOGITS, REPLAYED_LOGITS_BY_BLOCK
 
+logger = logging.getLogger(__name__)
+
 
 class Stop(Exception):
     """Ends a forward pass early: the values that were wanted have been recorded."""
@@ -136,9 +138,6 @@ class OutputStub(nn.Module):
 
     def forward(self, _: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor | tuple[torch.Tensor]:
         return (self._stream[0],) if self._as_tuple else self._stream[0]
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)

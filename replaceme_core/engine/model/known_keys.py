@@ -18,19 +18,10 @@ from replaceme_core.hub.model_config import admit_config, refuse_file_keys
 from replaceme_core.wording import shorten
 
 _OF_EVERY_CLASS = ("architectures", "dtype", "model_type", "transformers_version")
-_OLDER_NAMES = (
-    "head_dim",
-    "n_embed",
-    "partial_rotary_factor",
-    "rope_local_base_freq",
-    "rope_scaling",
-    "rope_theta",
-    "rotary_emb_base",
-    "rotary_pct",
-    "sliding_window_pattern",
-    "tokenizer_class",
-    "torch_dtype",
-)
+_OLDER_NAMES = """
+    head_dim n_embed partial_rotary_factor rope_local_base_freq rope_scaling rope_theta rotary_emb_base
+    rotary_pct sliding_window_pattern tokenizer_class torch_dtype
+"""
 """Keys that are no fields of a class but are read where a config has them; `head_dim` of some classes is."""
 
 
@@ -52,27 +43,17 @@ def known_config(config: Mapping[str, object]) -> dict[str, object]:
         *kind.attribute_map.values(),
         *row.per_layer_lists,
         *_OF_EVERY_CLASS,
-        *_OLDER_NAMES,
+        *_OLDER_NAMES.split(),
     }
     return {name: value for name, value in config.items() if name in known}
 
 
 GENERATION_CONFIG = "generation_config.json"
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens")
-_NUMBERS = (
-    "length_penalty",
-    "max_length",
-    "max_new_tokens",
-    "min_length",
-    "min_new_tokens",
-    "min_p",
-    "no_repeat_ngram_size",
-    "repetition_penalty",
-    "temperature",
-    "top_k",
-    "top_p",
-    "typical_p",
-)
+_NUMBERS = """
+    length_penalty max_length max_new_tokens min_length min_new_tokens min_p no_repeat_ngram_size
+    repetition_penalty temperature top_k top_p typical_p
+"""
 _TRUTHS = ("do_sample", "remove_invalid_values", "renormalize_logits")
 
 
@@ -81,7 +62,7 @@ def known_generation(config: Mapping[str, object]) -> dict[str, object]:
     found: dict[str, object] = {}
     for names, fits, kind in (
         (_TOKENS, _is_tokens, "the number of a token, or a list of these"),
-        (_NUMBERS, _is_number, "a number"),
+        (_NUMBERS.split(), _is_number, "a number"),
         (_TRUTHS, lambda value: isinstance(value, bool), "true or false"),
     ):
         for name in names:
@@ -110,35 +91,17 @@ def _is_number(value: object) -> bool:
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
-_KNOWN = frozenset(
-    {
-        "add_bos_token",
-        "add_eos_token",
-        "add_prefix_space",
-        "added_tokens_decoder",
-        "additional_special_tokens",
-        "chat_template",
-        "clean_up_tokenization_spaces",
-        "do_lower_case",
-        "errors",
-        "extra_special_tokens",
-        "legacy",
-        "model_input_names",
-        "model_max_length",
-        "padding_side",
-        "spaces_between_special_tokens",
-        "split_special_tokens",
-        "tokenizer_class",
-        "trim_offsets",
-        "truncation_side",
-        "unk_id",
-        "use_default_system_prompt",
-    }
-)
+_OPTIONS = """
+    add_bos_token add_eos_token add_prefix_space added_tokens_decoder additional_special_tokens
+    chat_template clean_up_tokenization_spaces do_lower_case errors extra_special_tokens legacy
+    model_input_names model_max_length padding_side spaces_between_special_tokens split_special_tokens
+    tokenizer_class trim_offsets truncation_side unk_id use_default_system_prompt
+"""
 _TOKEN = "_token"
 """The end of all keys that name one token: `eos_token`."""
 
 
 def known_options(options: Mapping[str, object]) -> dict[str, object]:
     """The entries of an untrusted `tokenizer_config.json` or `special_tokens_map.json` that are used."""
-    return {name: value for name, value in options.items() if name in _KNOWN or name.endswith(_TOKEN)}
+    known = _OPTIONS.split()
+    return {name: value for name, value in options.items() if name in known or name.endswith(_TOKEN)}

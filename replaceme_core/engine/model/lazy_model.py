@@ -30,7 +30,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
 from replaceme_core.engine.model.known_keys import GENERATION_CONFIG
-from replaceme_core.engine.model.load import load_config, load_model, load_quantized, private_view
+from replaceme_core.engine.model.load import does_not_fit, load_config, load_model, load_quantized, private_view
 from replaceme_core.engine.model.safetensors_io import StoredTensor, tensors_of
 from replaceme_core.errors import BrokenModel
 from replaceme_core.families.layout import Layout
@@ -165,12 +165,12 @@ class _ModelFiles:
             if pattern is not None:
                 self.converted.setdefault(block, []).append(stored)
             elif stored.shape != tuple(expected[name].shape):
-                raise _does_not_fit("mismatched", [name])
+                raise does_not_fit("mismatched", [name])
             else:
                 self.direct.setdefault(block, {})[name] = stored
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
         if not self.converted and (missing := sorted(set(expected) - covered - tied)):
-            raise _does_not_fit("missing", missing)
+            raise does_not_fit("missing", missing)
         # Saving undoes the transforms of loading; from_pretrained records them here, too.
         used: list[WeightTransform] = [one for one in self.conversions if one.was_used()]
         vars(self.model)["_weight_conversions"] = used
@@ -181,7 +181,7 @@ class _ModelFiles:
         inside = f"{self.blocks}."
         lost = [name for name, each in self.model.named_parameters() if each.is_meta and not name.startswith(inside)]
         if lost:
-            raise _does_not_fit("missing", lost)
+            raise does_not_fit("missing", lost)
 
     def load(self, block: int) -> None:
         if block == self.resident:
@@ -223,14 +223,14 @@ class _ModelFiles:
                     ),
                 )
             if found.mismatched_keys:
-                raise _does_not_fit("mismatched", sorted(str(one[0]) for one in found.mismatched_keys))
+                raise does_not_fit("mismatched", sorted(str(one[0]) for one in found.mismatched_keys))
             if found.conversion_errors:
                 raise BrokenModel(
                     f"the weights cannot be converted to those of the model: {', '.join(found.conversion_errors)}"
                 ).because(found.conversion_errors)
         inside = f"{self.blocks}.{block}."
         if lost := [name for name in self.meta if name.startswith(inside) and self._value(name).is_meta]:
-            raise _does_not_fit("missing", lost)
+            raise does_not_fit("missing", lost)
 
     def _value(self, name: str) -> torch.Tensor:
         module, leaf = self.owners[name]
@@ -239,11 +239,6 @@ class _ModelFiles:
     def _block_of(self, name: str) -> int | None:
         inside = f"{self.blocks}."
         return int(name.removeprefix(inside).partition(".")[0]) if name.startswith(inside) else None
-
-
-def _does_not_fit(what: str, names: list[str]) -> BrokenModel:
-    more = " and more" if len(names) > 3 else ""
-    return BrokenModel(f"the weights do not match config.json: {what} keys {', '.join(names[:3])}{more}")
 
 
 def _put(module: nn.Module, leaf: str, values: torch.Tensor) -> None:

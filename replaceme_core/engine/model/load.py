@@ -171,20 +171,22 @@ def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTraine
     Raises `BrokenModel` for weights that are damaged, missing, of the wrong shape or not finite.
     """
     with private_view(directory) as view:
-        loaded = _load(view, directory, dtype)
-    model, loading = loaded
-    for kind in ("missing_keys", "mismatched_keys"):
-        if names := sorted(map(str, loading[kind])):
-            raise BrokenModel(
-                f"the weights do not match config.json: {kind.replace('_', ' ')} {', '.join(names[:3])}"
-                f"{' and more' if len(names) > 3 else ''}"
-            )
+        model, loading = _load(view, directory, dtype)
+    for what in ("missing", "mismatched"):
+        if names := sorted(map(str, loading[f"{what}_keys"])):
+            raise does_not_fit(what, names)
     if not all(all_finite(parameter) for parameter in model.parameters()):
         for stored in tensors_of(weight_files(directory)):
             stored.read()  # raises for the one that is not finite; where none is, the values are too large for `dtype`
     model.to(torch.device(device))  # type: ignore[arg-type]  # typed as a decorated method without self
     model.eval()
     return model
+
+
+def does_not_fit(what: str, names: list[str]) -> BrokenModel:
+    """The error for weights with keys that are "missing" or "mismatched"."""
+    more = " and more" if len(names) > 3 else ""
+    return BrokenModel(f"the weights do not match config.json: {what} keys {', '.join(names[:3])}{more}")
 
 
 def _load(view: Path, directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Sequence[object]]]:

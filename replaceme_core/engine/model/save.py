@@ -130,6 +130,7 @@ it is about 1; from rounding in bfloat16 it is 0.12 in a model that `merge` has 
 a healthy model, so tokens are compared in float32 only."""
 
 
+@torch.inference_mode()
 def verify_saved(
     directory: Path,
     *,
@@ -145,44 +146,30 @@ def verify_saved(
     A context of `reading` is open while a model is loaded. Returns the difference of the logits with and without cache
     in `dtype`, relative to their standard deviation.
     """
-    try:
-        with library_errors("it does not run", fix="its config may not be that of its weights"):
-            return _verify(
-                directory, dtype=dtype, blocks=blocks, prompt=prompt, device=device, loading=loading, reading=reading
-            )
-    except BrokenModel as error:  # of our own making: values that are not finite, weights that do not fit
-        raise VerificationFailed(f"the saved model cannot be used: {error}") from error
-
-
-@torch.inference_mode()
-def _verify(
-    directory: Path,
-    *,
-    dtype: torch.dtype,
-    blocks: int,
-    prompt: torch.Tensor,
-    device: str,
-    loading: Loading,
-    reading: Callable[[], AbstractContextManager[None]],
-) -> float:
-    new_tokens = NEW_TOKENS if loading is Loading.WHOLE else FEW_TOKENS
-    with reading():
-        model = open_model(directory, dtype=torch.float32, device=device, loading=loading)
-    found = model.config.num_hidden_layers
-    if found != blocks:
-        raise VerificationFailed(f"the saved model has {counted(found, 'blocks')}, not {blocks}")
     start = prompt.unsqueeze(0).to(device)
-    stepwise, whole = _logits(model, start, new_tokens=new_tokens)
-    tokens, uncached = stepwise.argmax(-1), whole.argmax(-1)
-    if not torch.equal(tokens, uncached):
-        at = int((tokens != uncached).nonzero()[0, 0])
-        raise VerificationFailed(f"greedy generation with and without cache differs from new token {at} on")
-    if dtype != torch.float32:
-        del model
-        release_memory()  # the readers of a lazily loaded model refer to it, so only the garbage collector frees it
+
+    def logits_in(dtype: torch.dtype, *, new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         with reading():
             model = open_model(directory, dtype=dtype, device=device, loading=loading)
-        stepwise, whole = _logits(model, start, new_tokens=FEW_TOKENS)  # the tokens are compared above
+        found = model.config.num_hidden_layers
+        if found != blocks:
+            raise VerificationFailed(f"the saved model has {counted(found, 'blocks')}, not {blocks}")
+        return _logits(model, start, new_tokens=new_tokens)
+
+    try:
+        with library_errors("it does not run", fix="its config may not be that of its weights"):
+            stepwise, whole = logits_in(
+                torch.float32, new_tokens=NEW_TOKENS if loading is Loading.WHOLE else FEW_TOKENS
+            )
+            tokens, uncached = stepwise.argmax(-1), whole.argmax(-1)
+            if not torch.equal(tokens, uncached):
+                at = int((tokens != uncached).nonzero()[0, 0])
+                raise VerificationFailed(f"greedy generation with and without cache differs from new token {at} on")
+            if dtype != torch.float32:
+                release_memory()  # a lazily loaded model is referred to by its readers: only the collector frees it
+                stepwise, whole = logits_in(dtype, new_tokens=FEW_TOKENS)  # the tokens are compared above
+    except BrokenModel as error:  # of our own making: values that are not finite, weights that do not fit
+        raise VerificationFailed(f"the saved model cannot be used: {error}") from error
     difference = float((stepwise - whole).abs().mean() / whole.std())
     if not difference <= LOGIT_TOLERANCE[dtype]:
         raise VerificationFailed(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from replaceme_core.engine.activations.dense_streams import DenseStreams
+from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.numerics.stream import MeanAngle, Stream, mean_angles, token_weights
 
 MOST_BYTES = 64 * 2**20
@@ -28,7 +28,7 @@ class LayerAngles:
     tokens: int
 
 
-def layer_angles(activations: DenseStreams) -> LayerAngles | None:
+def layer_angles(activations: Activations) -> LayerAngles | None:
     """Of the first batch.
 
     `None` for a model that is read block by block where no streams are stored: it would be read once more.
@@ -65,7 +65,7 @@ def _directions(stream: Stream, chosen: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(values, dim=1).cpu()
 
 
-def _streams(activations: DenseStreams) -> Iterator[torch.Tensor]:
+def _streams(activations: Activations) -> Iterator[torch.Tensor]:
     """The streams before each block and after the last one. What is run here does not count as a dense pass."""
     blocks = len(activations.block_runner.blocks)
     if activations.complete:

@@ -103,45 +103,31 @@ def generate_sequences(
     every second text holds conversations; all others hold documents. Tokens are drawn on the host, so that the same
     logits give the same text on every device.
     """
-    texts_each = max(1, round(length / TEXT_TOKENS))
-    texts = _generate_texts(
-        model, tokenizer, count=count * texts_each, length=math.ceil(length / texts_each), seed=seed, advance=advance
-    )
-    return texts.reshape(count, -1)[:, :length].clone()
-
-
-def _generate_texts(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    count: int,
-    length: int,
-    seed: int,
-    advance: Callable[[float], None],
-) -> torch.Tensor:
-    """Token ids (count, length)."""
+    each = max(1, round(length / TEXT_TOKENS))
+    rows_wanted, text_length = count * each, math.ceil(length / each)
     texts = openings(tokenizer)
-    rows = [_Row(texts.of(row)) for row in range(count)]
+    rows = [_Row(texts.of(row)) for row in range(rows_wanted)]
     ends = _end_tokens(model, tokenizer, texts)
     generator = torch.Generator().manual_seed(seed)
-    at_once = math.ceil(count / math.ceil(count / BATCH_TEXTS))  # batches of one size: a small one costs as much time
-    for start in range(0, count, at_once):
+    # batches of one size: a small one costs as much time
+    at_once = math.ceil(rows_wanted / math.ceil(rows_wanted / BATCH_TEXTS))
+    for start in range(0, rows_wanted, at_once):
         some = rows[start : start + at_once]
-        cache, new = _GrowingCache(model, length=length), 0
-        while len(some[0].ids) < length:
+        cache, new = _GrowingCache(model, length=text_length), 0
+        while len(some[0].ids) < text_length:
             # Given tokens replace drawn ones, so that rows with openings of any length need no padding.
+            drawn = [0] * len(some)
             if not all(row.given for row in some):
                 read = torch.tensor([row.ids[new:] for row in some], device=model.device)
-                new = read.shape[1] + new
+                new += read.shape[1]
                 cache.hold(new)
                 logits = model(input_ids=read, cache=cache.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
                 drawn = _draw(logits, generator=generator)
-            else:
-                drawn = [0] * len(some)
             for row, token in zip(some, drawn, strict=True):
                 row.append(token, ends=ends)
-            advance((start + len(some) * len(some[0].ids) / length) / count)
-    return torch.tensor([row.ids for row in rows], dtype=torch.long)
+            advance((start + len(some) * len(some[0].ids) / text_length) / rows_wanted)
+    ids = torch.tensor([row.ids for row in rows], dtype=torch.long)
+    return ids.reshape(count, -1)[:, :length].clone()
 
 
 class _GrowingCache:

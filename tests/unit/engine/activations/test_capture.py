@@ -1,7 +1,6 @@
 """One pass gives what many would, stored or not: streams, sums of every cut, replays and angles, to the bit."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,37 +8,33 @@ import torch
 
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.activations.cut_sums import CutStatistics, schedule
-from replaceme_core.engine.activations.tensor_store import (
-    DamagedStore,
-    FileStore,
-    MemoryStore,
-    SpillingStore,
-    TensorStore,
-)
+from replaceme_core.engine.activations.tensor_store import DamagedStore, FileStore, MemoryStore, TensorStore
 from replaceme_core.engine.methods.replay import variant_losses
-from replaceme_core.engine.methods.task import Candidate
+from replaceme_core.engine.methods.task import Pruning
 from replaceme_core.engine.methods.windows import choose_window, fit_cut
-from replaceme_core.engine.model.block_runner import BlockRunner, Hook, predictions_of, record_values
-from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, fold, remove_blocks, run_pruned, windows
+from replaceme_core.engine.model.block_runner import predictions_of
+from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, run_pruned, windows
 from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.engine.model.load import load_model
+from replaceme_core.engine.numerics.solve import solve_delta
 from replaceme_core.engine.numerics.stream import MeanAngle, Stream, mean_angles
 from replaceme_core.engine.results.layer_angles import layer_angles
-from replaceme_core.families.resolve import resolve
 from replaceme_core.request.defaults import FIRST_LOOK
-from tests.fixtures.models.activations import CUTS, activations_of, count_runs, make_activations
-from tests.fixtures.models.tasks import make_task
+from tests.fixtures.models.activations import activations_of, count_runs
+from tests.fixtures.models.tasks import make_task, mean_loss, operate
 from tests.fixtures.models.tiny import BLOCKS, BY_NAME, WIDTH, save_tiny, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(6, 32, seed=1), token_ids(8, 32, seed=2)
 
 
-def kept_in(streams: TensorStore | None, *, name: str = "llama", sink: bool = False) -> Activations:
+def pass_of(
+    streams: TensorStore | None = None, *, name: str = "llama", sink: bool = False, **fields: object
+) -> Activations:
     model = tiny_model(BY_NAME[name])
     if sink:
         with torch.no_grad():
             model.get_input_embeddings().weight[7] *= 4000
-    return activations_of(model, FIT, HELD_OUT, store=streams)
+    return activations_of(model, FIT, HELD_OUT, store=streams, **fields)
 
 
 def equal(one: CutStatistics, other: CutStatistics) -> bool:
@@ -59,15 +54,20 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], TensorS
 @torch.inference_mode()
 @pytest.mark.parametrize("sink", [False, True])
 def test_kept_streams_give_the_sums_of_a_pass_to_the_bit(make: Callable[[], TensorStore], sink: bool) -> None:
-    kept = kept_in(make(), sink=sink)
+    """A pass over windows leaves the held-out streams before anchor blocks, and the last one; others run from there."""
+    kept = pass_of(make(), sink=sink)
     for length in (1, 2, 5):
         cuts = windows(BLOCKS, length)
-        passed = kept_in(None, sink=sink)
+        passed = pass_of(sink=sink)
         expected, found = passed.windows(cuts), kept.windows(cuts)
         assert all(equal(one, other) for one, other in zip(found, expected, strict=True))
-        for block in (*(cut.anchor for cut in cuts), BLOCKS):
-            for batch in kept.held_out_batches:
+        anchors = {cut.anchor for cut in cuts}
+        for block in range(BLOCKS + 1):
+            nearest = max(one for one in {*anchors, BLOCKS} if one <= block)
+            for batch, since in ((kept.held_out_batches[3], nearest), (0, 0)):
+                before = passed.dense_block_runs
                 assert torch.equal(kept.read_or_run(block, batch), passed.read_or_run(block, batch))
+                assert passed.dense_block_runs == before + block - since
     if sink:
         assert max(one.sinks for one in found) > 0
 
@@ -75,7 +75,7 @@ def test_kept_streams_give_the_sums_of_a_pass_to_the_bit(make: Callable[[], Tens
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["llama", "falcon-7b"])
 def test_each_block_runs_once_for_all_cuts(name: str) -> None:
-    kept = kept_in(MemoryStore(), name=name)
+    kept = pass_of(MemoryStore(), name=name)
     runs = count_runs(kept.block_runner.blocks)
     for length in (1, 2, 4):
         kept.windows(windows(BLOCKS, length))
@@ -86,36 +86,15 @@ def test_each_block_runs_once_for_all_cuts(name: str) -> None:
 
 @torch.inference_mode()
 def test_the_streams_are_those_of_the_model(make: Callable[[], TensorStore]) -> None:
-    kept = kept_in(make())
+    kept = pass_of(make())
     model = kept.block_runner.resolved.model
     for batch in (*kept.fit_batches, *kept.held_out_batches):
         hidden = model(input_ids=kept.tokens(batch), output_hidden_states=True).hidden_states
         for block in range(BLOCKS - 1):  # the last of `hidden_states` has been through the final norm
             torch.testing.assert_close(kept.before(block, batch), hidden[block])
             assert torch.equal(kept.after(block, batch), kept.before(block + 1, batch))
-            attention = kept.after(block, batch) - kept.before(block, batch) - kept.write(block, batch)
-            assert attention.shape == (len(kept.tokens(batch)), 32, WIDTH)
     assert torch.equal(torch.cat([kept.tokens(batch) for batch in kept.fit_batches]), FIT)
     assert torch.equal(torch.cat([kept.tokens(batch) for batch in kept.held_out_batches]), HELD_OUT)
-
-
-@torch.inference_mode()
-def test_a_cut_on_a_pruned_prefix(make: Callable[[], TensorStore]) -> None:
-    done = [FittedCut(cut=Cut(start=2, end=2), delta=torch.eye(WIDTH, dtype=torch.float64) * 0.2)]
-    cut = Cut(start=4, end=5)
-    expected = kept_in(None).statistics(cut, done=done)
-    assert equal(kept_in(make()).statistics(cut, done=done), expected)
-
-
-@torch.inference_mode()
-def test_streams_are_stored_once_a_single_one_is_requested() -> None:
-    kept = kept_in(None)
-    kept.windows(windows(BLOCKS, 5))
-    kept.before(3, 0)
-    assert kept.store is not None
-    before = kept.dense_block_runs
-    kept.statistics(Cut(start=3, end=4))
-    assert kept.dense_block_runs == before
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
@@ -171,43 +150,6 @@ def test_memory_is_released_after_each_block_and_cut_of_a_lazily_loaded_model(
         assert len(released) == expected
 
 
-BLOCK = 4
-
-
-@pytest.fixture
-def windowed(tmp_path: Path) -> Iterator[Activations]:
-    """After a pass over windows whose anchor blocks come before `BLOCK`; its held-out streams lie on disk."""
-    with SpillingStore(beside=tmp_path / "out", limit=0) as streams, torch.inference_mode():
-        activations = make_activations(make_held_out_store=lambda: streams)
-        activations.windows([cut for cut in CUTS if cut.anchor < BLOCK])
-        yield activations
-
-
-@torch.inference_mode()
-def test_the_stream_is_that_of_a_plain_pass_and_blocks_run_since_the_nearest_one(windowed: Activations) -> None:
-    plain, kept = make_activations(), make_activations(store=MemoryStore())
-    kept.capture()
-    nearest = max(cut.anchor for cut in CUTS if cut.anchor < BLOCK)
-    for batch, since in ((0, 0), (plain.held_out_batches[3], nearest)):
-        expected = plain.block_runner.enter(plain.tokens(batch))
-        for block in range(BLOCK):
-            expected = plain.block_runner.run(block, expected)
-        for activations, runs in ((plain, BLOCK), (windowed, BLOCK - since), (kept, 0)):
-            before = activations.dense_block_runs
-            assert torch.equal(activations.read_or_run(BLOCK, batch), expected)
-            assert activations.dense_block_runs - before == runs
-
-
-@pytest.fixture
-def block_runner() -> BlockRunner:
-    return BlockRunner(resolved=resolve(tiny_model()))
-
-
-def pass_of(block_runner: BlockRunner, **fields: object) -> Activations:
-    given = {"fit": FIT, "held_out": HELD_OUT, "batch_size": 4, "advance": lambda _: None, **fields}
-    return Activations(block_runner=block_runner, **given)  # type: ignore[arg-type]
-
-
 def test_held_out_sequences_come_in_parts() -> None:
     """They alternate between two halves."""
     work = schedule(FIT, HELD_OUT, 4)
@@ -216,141 +158,88 @@ def test_held_out_sequences_come_in_parts() -> None:
     assert torch.equal(torch.cat([batch.tokens for batch in work if batch.held_out]), HELD_OUT)
 
 
+def ends(activations: Activations, cut: Cut, *, done: list[FittedCut]) -> tuple[torch.Tensor, ...]:
+    """Write, kept and end (tokens, d) on the fit tokens from plain passes."""
+    block_runner = activations.block_runner
+    kept, write = run_pruned(block_runner, block_runner.enter(FIT), done=done, until=cut.anchor)
+    end = block_runner.enter(FIT)
+    for block in range(cut.end + 1):
+        end = block_runner.run(block, end)
+    return write.flatten(0, 1), kept.flatten(0, 1), end.flatten(0, 1)
+
+
+DONE = [FittedCut(cut=Cut(start=1, end=1), delta=torch.eye(WIDTH, dtype=torch.float64) * 0.2)]
+
+
 @torch.inference_mode()
-def test_statistics_are_those_of_every_token(block_runner: BlockRunner) -> None:
-    """Against streams from the model's own hidden states; the last window ends before the final norm (pitfall 1)."""
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("done", [[], DONE], ids=["dense prefix", "pruned prefix"])
+def test_statistics_are_those_of_every_token_on_the_prefix_toward_the_dense_stream(
+    done: list[FittedCut], stored: bool
+) -> None:
     fractions: list[float] = []
-    statistics = pass_of(block_runner, advance=fractions.append).windows(windows(BLOCKS, 2))
+    activations = pass_of(MemoryStore() if stored else None, advance=fractions.append)
+    one = activations.statistics(Cut(start=4, end=5), done=done)
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
-    for one in statistics:
-        write, kept, end = hidden_streams(block_runner, one.cut)
-        torch.testing.assert_close(one.fit.gram, (write.T @ write).double(), rtol=1e-4, atol=1e-2)
-        torch.testing.assert_close(one.fit.cross, (write.T @ (end - kept)).double(), rtol=1e-4, atol=1e-2)
-        assert one.fit.error == pytest.approx(float((end - kept).square().sum()), rel=1e-4)
-        assert one.fit.tokens == FIT.numel()
-        assert one.held_out.tokens == HELD_OUT.numel()
-
-
-def hidden_streams(block_runner: BlockRunner, cut: Cut) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Write, kept and end (tokens, d) from one ordinary forward pass of the model."""
-    blocks = block_runner.blocks
-    with ExitStack() as stack:
-        hooks = [
-            stack.enter_context(record_values(Hook(module=module)))
-            for module in (blocks[cut.anchor].mlp, blocks[cut.anchor], blocks[cut.end])
-        ]
-        block_runner.resolved.model(input_ids=FIT)
-    write, kept, end = (seen[0].reshape(-1, WIDTH) for seen in hooks)
-    return write, kept, end
+    write, kept, end = ends(activations, one.cut, done=done)
+    torch.testing.assert_close(one.fit.gram, (write.T @ write).double(), rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(one.fit.cross, (write.T @ (end - kept)).double(), rtol=1e-4, atol=1e-2)
+    assert one.fit.error == pytest.approx(float((end - kept).square().sum()), rel=1e-4)
+    assert one.fit.tokens == FIT.numel()
+    assert one.held_out.tokens == HELD_OUT.numel()
 
 
 @torch.inference_mode()
-def test_nothing_after_the_last_wanted_block_is_run_and_no_logits(block_runner: BlockRunner) -> None:
-    calls = count_runs(block_runner.blocks)
-    head: list[int] = []
-    block_runner.resolved.model.lm_head.register_forward_hook(lambda *_: head.append(1))
-    pass_of(block_runner, held_out=HELD_OUT[:2], batch_size=6).statistics(Cut(start=2, end=3))
+def test_nothing_after_the_last_wanted_block_is_run_and_no_logits() -> None:
+    activations = pass_of(batch_size=6)
+    calls, head = count_runs(activations.block_runner.blocks), list[int]()
+    activations.block_runner.resolved.model.lm_head.register_forward_hook(lambda *_: head.append(1))
+    activations.statistics(Cut(start=2, end=3))
     assert head == []
-    assert calls == [3, 3, 3, 3, 0, 0], "one run a batch of each block up to the end of the cut"
+    assert calls == [len(activations.batches)] * 4 + [0, 0], "one run a batch of each block up to the end of the cut"
 
 
 @torch.inference_mode()
-def test_a_replay_costs_what_the_pruned_model_costs(block_runner: BlockRunner) -> None:
-    activations = pass_of(block_runner)
-    statistics, tokens = activations.windows(windows(BLOCKS, 2)), predictions_of(activations.held_out_tokens)
-    replayed = []
-    for one in statistics:
-        fitted = fit_cut(one, ridge=0.1).from_all_tokens
-        variant = Variant.of([fitted])
-        replayed.append((fitted, sum(variant_losses(activations, variant)) / tokens))
-    assert sum(activations.dense_losses()) / tokens == pytest.approx(whole_loss(tiny_model()), rel=1e-5)
-    for fitted, loss in replayed:
-        model = tiny_model()
-        resolved = resolve(model)
-        fold(resolved, fitted)
-        remove_blocks(resolved, list(fitted.cut.blocks))
-        assert loss == pytest.approx(whole_loss(model), rel=1e-4)
-
-
-def whole_loss(model: object) -> float:
-    return float(model(input_ids=HELD_OUT, labels=HELD_OUT).loss)  # type: ignore[operator]
-
-
-@torch.inference_mode()
-def test_a_later_cut_is_fitted_on_the_pruned_prefix_toward_the_dense_stream(block_runner: BlockRunner) -> None:
-    first = FittedCut(cut=Cut(start=1, end=1), delta=torch.eye(WIDTH, dtype=torch.float64) * 0.2)
-    statistics = pass_of(block_runner, batch_size=3).statistics(Cut(start=4, end=4), done=[first])
-    dense = block_runner.enter(FIT)
-    for block in range(5):
-        dense = block_runner.run(block, dense)
-    pruned, write = run_pruned(block_runner, block_runner.enter(FIT), done=[first], until=3)
-    write, missing = write.reshape(-1, WIDTH), (dense - pruned).reshape(-1, WIDTH)
-    torch.testing.assert_close(statistics.fit.cross, (write.T @ missing).double(), rtol=1e-4, atol=1e-2)
-
-
-@torch.inference_mode()
-def test_the_cut_of_least_loss_is_chosen_and_the_table_shows_why(block_runner: BlockRunner) -> None:
-    activations = pass_of(block_runner)
-    statistics = activations.windows(windows(BLOCKS, 2))
-    table = table_of(block_runner, ridge=0.1, replays=9)
-    assert [row.cut for row in table] == windows(BLOCKS, 2)
-    finalists = sorted((row for row in table if row.held_out_loss is not None), key=lambda row: row.held_out_loss or 0)
-    (chosen,) = (row for row in table if row.chosen)
-    whole = {}
-    for one in statistics:
-        fitted = FittedCut(cut=one.cut, delta=fit_map_on_fit(one))
-        losses = variant_losses(activations, Variant.of([fitted]))
-        whole[one.cut] = sum(losses) / predictions_of(activations.held_out_tokens)
-    assert len(finalists) == 4, "every candidate was replayed at least in part"
-    assert chosen.held_out_loss == pytest.approx(whole[chosen.cut])
-    assert whole[chosen.cut] <= sorted(whole.values())[1]
-
-
-@torch.inference_mode()
-def table_of(block_runner: BlockRunner, **method: object) -> list[Candidate]:
-    task, _ = make_task(block_runner.resolved.model, remove=2, fit=FIT, held_out=HELD_OUT, method=method)
-    return choose_window(task).candidates
-
-
-def fit_map_on_fit(one: object) -> torch.Tensor:
-    from replaceme_core.engine.numerics.solve import solve_delta
-
-    return solve_delta(one.fit, ridge=0.1)  # type: ignore[attr-defined]
-
-
-@torch.inference_mode()
-def test_a_cut_that_was_eliminated_is_shown_beside_the_chosen_one(block_runner: BlockRunner) -> None:
-    """What it was not replayed on may be easier or harder to predict; that is no property of the cut."""
-    activations = pass_of(block_runner)
-    statistics = activations.windows(windows(BLOCKS, 2))
-    table = table_of(block_runner, ridge=0.1, replays=9)
-    (chosen,) = (row for row in table if row.chosen)
-    deltas = {one.cut: FittedCut(cut=one.cut, delta=fit_map_on_fit(one)) for one in statistics}
-
-    def losses(row: Candidate, count: int) -> float:
-        variant = Variant.of([deltas[row.cut]])
-        batches = activations.held_out_batches[:count]
-        return sum(variant_losses(activations, variant, batches=batches))
-
+def test_a_replay_costs_what_the_pruned_model_costs() -> None:
+    activations = pass_of()
     tokens = predictions_of(activations.held_out_tokens)
+    for one in activations.windows(windows(BLOCKS, 2)):
+        fitted = fit_cut(one, ridge=0.1).from_all_tokens
+        loss = sum(variant_losses(activations, Variant.of([fitted]))) / tokens
+        pruned = operate(tiny_model(), Pruning.of_cuts([fitted], []))
+        assert loss == pytest.approx(mean_loss(pruned, HELD_OUT), rel=1e-4)
+    assert sum(activations.dense_losses()) / tokens == pytest.approx(mean_loss(tiny_model(), HELD_OUT), rel=1e-5)
+
+
+@torch.inference_mode()
+def test_a_cut_that_was_eliminated_is_shown_beside_the_chosen_one() -> None:
+    """What it was not replayed on may be easier or harder to predict; that is no property of the cut."""
+    activations, cuts = pass_of(), windows(BLOCKS, 2)
+    task, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, method={"ridge": 0.1, "replays": 9})
+    table = choose_window(task).candidates
+    assert [row.cut for row in table] == cuts
+    (chosen,) = (row for row in table if row.chosen)
+    losses = {}
+    for one in activations.windows(cuts):
+        fitted = FittedCut(cut=one.cut, delta=solve_delta(one.fit, ridge=0.1))
+        losses[one.cut] = variant_losses(activations, Variant.of([fitted]))
+    tokens = predictions_of(activations.held_out_tokens)
+    best = sum(losses[chosen.cut])
+    assert chosen.held_out_loss == pytest.approx(best / tokens)
+    assert best <= sorted(map(sum, losses.values()))[1], "of two near ones the residual decides"
     left_out = [row for row in table if row.estimated]
     assert left_out, "all cuts were replayed on all batches: the test shows nothing"
     for row in left_out:
-        shown = row.held_out_loss - losses(chosen, 8) / tokens  # type: ignore[operator]
+        assert row.held_out_loss is not None
         behind = [
-            (losses(row, count) - losses(chosen, count)) / predictions_of(activations.held_out_tokens[:count])
+            sum(one - other for one, other in zip(losses[row.cut][:count], losses[chosen.cut], strict=False))
+            / predictions_of(activations.held_out_tokens[:count])
             for count in range(FIRST_LOOK, 8)
         ]
+        shown = row.held_out_loss - best / tokens
         assert min(abs(shown - one) for one in behind) < 1e-6, "the difference on the batches that both have"
     assert {row.tokens for row in table} == {FIT.numel() + HELD_OUT.numel()}
-
-
-def few_activations() -> Activations:
-    tokens = token_ids(4, 16)
-    return activations_of(
-        BlockRunner(resolved=resolve(tiny_model())), fit=tokens[:2], held_out=tokens[2:], batch_size=2
-    )
 
 
 def test_the_angle_of_every_two_streams_is_that_of_the_selection() -> None:
@@ -365,21 +254,21 @@ def test_the_angle_of_every_two_streams_is_that_of_the_selection() -> None:
 
 
 @torch.inference_mode()
-def test_every_window_has_its_distance() -> None:
-    found = layer_angles(few_activations())
+def test_every_window_has_its_distance_and_few_are_kept_where_streams_are_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokens = token_ids(4, 16)
+    activations = activations_of(tiny_model(), tokens[:2], tokens[2:], batch_size=2)
+    found = layer_angles(activations)
     assert found is not None
     assert [len(row) for row in found.windows] == [BLOCKS - start for start in range(BLOCKS)]
     assert 0 < found.tokens <= 32
     if found.tokens == 32:  # then both are over the same tokens
         assert [row[0] for row in found.windows] == pytest.approx(found.blocks, abs=1e-3)
     assert all(0 < value < 1 for row in found.windows for value in row)
-
-
-@torch.inference_mode()
-def test_few_are_kept_where_streams_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("replaceme_core.engine.results.layer_angles.MOST_BYTES", 4 * 16 * (BLOCKS + 1) * 5)
     monkeypatch.setattr("replaceme_core.engine.results.layer_angles.MOST_WINDOWS", BLOCKS + BLOCKS - 1)
-    found = layer_angles(few_activations())
+    found = layer_angles(activations)
     assert found is not None
     assert found.tokens <= 5
     assert [len(row) for row in found.windows] == [2] * (BLOCKS - 1) + [1]

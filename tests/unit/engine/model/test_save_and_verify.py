@@ -53,27 +53,22 @@ def test_a_result_without_disk_space_is_not_begun(tmp_path: Path) -> None:
     assert target.is_dir()
 
 
-def test_everything_a_user_needs_is_saved(tmp_path: Path) -> None:
+def test_everything_a_user_needs_is_saved_with_all_terms_and_without_the_card(tmp_path: Path) -> None:
     source = save_tiny(tmp_path / "source", chat_template="{{ messages }}", dtype=torch.bfloat16)
-    model = load_model(source, dtype=torch.bfloat16, device="cpu")
-    model.config._name_or_path = "somewhere/else"
-    save_model(model, tmp_path / "out", source=source)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
-    assert (tmp_path / "out" / "generation_config.json").is_file()
-    assert "somewhere" not in (tmp_path / "out" / "config.json").read_text()
-    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
-
-
-def test_all_terms_of_the_source_go_along_and_its_card_does_not(tmp_path: Path) -> None:
-    source = save_tiny(tmp_path / "source")
     terms = ("LICENSE.txt", "NOTICE", "USE_POLICY.md")
     for name in (*terms, "README.md"):
         (source / name).write_text(f"This is {name}.")
     (source / "license").mkdir()
-    save_model(load_model(source, dtype=torch.float32, device="cpu"), tmp_path / "out", source=source)
-    assert all((tmp_path / "out" / name).read_text() == f"This is {name}." for name in terms)
-    assert not (tmp_path / "out" / "README.md").exists()
+    model = load_model(source, dtype=torch.bfloat16, device="cpu")
+    model.config._name_or_path = "somewhere/else"
+    out = tmp_path / "out"
+    save_model(model, out, source=source)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", *terms):
+        assert (out / name).read_bytes() == (source / name).read_bytes()
+    assert not (out / "README.md").exists()
+    assert (out / "generation_config.json").is_file()
+    assert "somewhere" not in (out / "config.json").read_text()
+    assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
 
 
 def save_whole(source: Path, out: Path) -> None:
@@ -106,14 +101,6 @@ def test_every_file_has_the_same_permissions(
     assert set(modes.values()) == {0o640}
 
 
-def test_tied_weights_are_saved_once(tmp_path: Path) -> None:
-    source = save_tiny(tmp_path / "source", tie_word_embeddings=True)
-    assert "lm_head.weight" not in load_file(source / "model.safetensors")
-    model = load_model(source, dtype=torch.float32, device="cpu")
-    save_model(model, tmp_path / "out", source=source)
-    assert "lm_head.weight" not in load_file(tmp_path / "out" / "model.safetensors")
-
-
 def test_which_blocks_stay() -> None:
     assert kept_blocks(6, [2, 4]) == [0, 1, 3, 5]
     for removed in ([0], [6], [2, 9], [-1]):
@@ -121,20 +108,14 @@ def test_which_blocks_stay() -> None:
             kept_blocks(6, removed)
 
 
-def test_a_wrong_number_of_blocks(tmp_path: Path) -> None:
+def test_a_wrong_number_of_blocks_and_a_value_that_is_not_a_number(tmp_path: Path) -> None:
     directory = save_tiny(tmp_path / "model")
     with pytest.raises(VerificationFailed, match="has 6 blocks, not 5"):
         verify_saved(directory, dtype=torch.float32, blocks=5, prompt=PROMPT, device="cpu")
-
-
-def test_a_value_that_is_not_a_number(tmp_path: Path) -> None:
-    directory = save_tiny(tmp_path / "model")
     tensors = load_file(directory / "model.safetensors")
     tensors["model.layers.3.mlp.up_proj.weight"][1, 2] = float("nan")
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        VerificationFailed, match=r"saved model cannot be used: model\.layers\.3\.mlp\.up_proj\.weight in .* NaN"
-    ):
+    with pytest.raises(VerificationFailed, match=r"saved model cannot be used: .*\.3\.mlp\.up_proj\.weight in .* NaN"):
         verify_saved(directory, dtype=torch.float32, blocks=BLOCKS, prompt=PROMPT, device="cpu")
 
 
