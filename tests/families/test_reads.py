@@ -10,9 +10,10 @@ from torch import nn
 from replaceme_core.engine.model.block_runner import BlockRunner, Hook, record_values
 from replaceme_core.engine.model.changes import scale_final_norm
 from replaceme_core.errors import UnsupportedFamily
-from replaceme_core.families.resolve import Reading, ResolvedModel, resolve
+from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.families.table import FAMILIES
-from tests.fixtures.models.tiny import BLOCKS, VARIANTS, Variant, tiny_model, token_ids
+from tests.fixtures.models.activations import dense_pass
+from tests.fixtures.models.tiny import VARIANTS, Variant, tiny_model, token_ids
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 
@@ -26,15 +27,15 @@ def test_the_named_parameters_are_all_that_read_the_stream(variant: Variant) -> 
     for index, block in enumerate(block_runner.blocks):
         inputs = inputs_of(block_runner, index, stream)
         readings = [block_runner.resolved.attention_reading(block), block_runner.resolved.mlp_reading(block)]
-        for reading in readings:
-            read = block_runner.input_of(index, stream, reading.module)
+        read = [block_runner.input_of(index, stream, reading.module) for reading in readings]
+        for values in read:  # of a parallel block attention and MLP read the same
             named = {
                 name
-                for other in readings
-                if alike(block_runner, index, stream, other, read)
+                for other, its in zip(readings, read, strict=True)
+                if same(its, values)
                 for name in other.parameters
             }
-            assert {path for path, given in inputs.items() if same(given, read)} == named
+            assert {path for path, given in inputs.items() if same(given, values)} == named
         stream = block_runner.run(index, stream)
 
 
@@ -57,10 +58,6 @@ def inputs_of(block_runner: BlockRunner, index: int, stream: torch.Tensor) -> di
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other)
-
-
-def alike(block_runner: BlockRunner, index: int, stream: torch.Tensor, reading: Reading, read: torch.Tensor) -> bool:
-    return same(block_runner.input_of(index, stream, reading.module), read)
 
 
 @every_variant
@@ -87,7 +84,7 @@ def test_a_block_continues_from_a_given_attention_write(variant: Variant) -> Non
 def test_the_final_norm_gets_the_last_stream_and_takes_a_factor(variant: Variant) -> None:
     model, tokens = tiny_model(variant), token_ids(2, 24)
     resolved = resolve(model)
-    last = last_stream(BlockRunner(resolved=resolved), tokens)
+    last = dense_pass(model, tokens)[0][-1]
     with (
         record_values(Hook(module=resolved.final_norm, on_input=True)) as read,
         record_values(Hook(module=resolved.final_norm)) as gave,
@@ -98,13 +95,6 @@ def test_the_final_norm_gets_the_last_stream_and_takes_a_factor(variant: Variant
     if resolved.takes_scale:
         scale_final_norm(resolved, 0.5)
         torch.testing.assert_close(resolved.final_norm(last), gave[0] * 0.5, rtol=1e-5, atol=1e-6)
-
-
-def last_stream(block_runner: BlockRunner, tokens: torch.Tensor) -> torch.Tensor:
-    stream = block_runner.enter(tokens)
-    for block in range(BLOCKS):
-        stream = block_runner.run(block, stream)
-    return stream
 
 
 def test_a_wrong_row_is_found_before_anything_is_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ those of a tensor that never left memory, and no more than the present batch tak
 """
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Protocol, Self
 import torch
 
 from replaceme_core.engine.model.block_runner import BlockRunner
+from replaceme_core.engine.model.safetensors_io import read_tensor
 from replaceme_core.engine.numerics.sums import SOLVE_DTYPE
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.request.defaults import HELD_OUT_BYTES
@@ -101,23 +101,13 @@ class FileStore:
 
     def get(self, name: str, index: int) -> torch.Tensor:
         piece = self.index[name][index]
-        values = torch.empty(piece.shape, dtype=getattr(torch, piece.dtype))
-        data = _as_bytes(values)
-        view = memoryview(data.numpy().data)
         try:
-            descriptor = os.open(self.directory / name, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                done = 0
-                while done < len(view):
-                    count = os.preadv(descriptor, [view[done:]], piece.offset + done)
-                    if count == 0:
-                        raise DamagedStore(f"{name} ends within its tensor {index}")
-                    done += count
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            raise DamagedStore(f"{name} cannot be read: {error}") from error
-        if checksum(data) != piece.check:
+            values = read_tensor(
+                self.directory / name, offset=piece.offset, shape=piece.shape, dtype=getattr(torch, piece.dtype)
+            )
+        except (OSError, EOFError) as error:
+            raise DamagedStore(f"tensor {index} of {name} cannot be read: {error}") from error
+        if checksum(_as_bytes(values)) != piece.check:
             raise DamagedStore(f"tensor {index} of {name} is not what was written")
         return values
 

@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -59,20 +59,18 @@ def record_values(hook: Hook, *, stop: bool = False) -> Iterator[list[torch.Tens
         handle = hook.module.register_forward_pre_hook(read, with_kwargs=True)
     else:
         handle = hook.module.register_forward_hook(lambda _module, _inputs, output: collect(output))
-    try:
+    with handle:
         yield seen
-    finally:
-        handle.remove()
 
 
-@contextmanager
-def replace_output(module: nn.Module, output: torch.Tensor) -> Iterator[None]:
+def replace_output(module: nn.Module, output: torch.Tensor) -> AbstractContextManager[object]:
     """`module` computes its output, but returns `output` in the same shape."""
-    handle = module.register_forward_hook(lambda _module, _inputs, own: output.reshape(own.shape))
-    try:
-        yield
-    finally:
-        handle.remove()
+    return module.register_forward_hook(lambda _module, _inputs, own: output.reshape(own.shape))
+
+
+def scale_output(module: nn.Module, factor: float) -> AbstractContextManager[object]:
+    """The output of `module` is multiplied by `factor`."""
+    return module.register_forward_hook(lambda _module, _inputs, output: output * factor)
 
 
 @contextmanager
@@ -87,16 +85,6 @@ def replace_forward(module: nn.Module, output: object) -> Iterator[None]:
             del vars(module)["forward"]
         else:
             vars(module)["forward"] = own
-
-
-@contextmanager
-def scale_output(module: nn.Module, factor: float) -> Iterator[None]:
-    """The output of `module` is multiplied by `factor`."""
-    handle = module.register_forward_hook(lambda _module, _inputs, output: output * factor)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @dataclass(frozen=True, kw_only=True)

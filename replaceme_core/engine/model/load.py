@@ -290,22 +290,16 @@ def _maker(quantization: Quantization, *, dtype: torch.dtype) -> Callable[[nn.Li
             value=str(quantization),
         ) from None
 
-    def four(layer: nn.Linear) -> nn.Module:
-        made: nn.Linear = bitsandbytes.nn.Linear4bit(
-            layer.in_features, layer.out_features, bias=False, compute_dtype=dtype, quant_type="nf4"
-        )
-        made.weight = bitsandbytes.nn.Params4bit(
-            layer.weight.detach(), requires_grad=False, quant_type="nf4", module=made
-        )
-        made.bias = layer.bias
-        return made
+    def quantized(layer: nn.Linear) -> nn.Module:
+        sizes, weight = (layer.in_features, layer.out_features), layer.weight.detach()
+        module: nn.Linear
+        if quantization is Quantization.FOUR_BITS:
+            module = bitsandbytes.nn.Linear4bit(*sizes, bias=False, compute_dtype=dtype, quant_type="nf4")
+            module.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=module)
+        else:
+            module = bitsandbytes.nn.Linear8bitLt(*sizes, bias=False, has_fp16_weights=False)
+            module.weight = bitsandbytes.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+        module.bias = layer.bias
+        return module
 
-    def eight(layer: nn.Linear) -> nn.Module:
-        made: nn.Linear = bitsandbytes.nn.Linear8bitLt(
-            layer.in_features, layer.out_features, bias=False, has_fp16_weights=False
-        )
-        made.weight = bitsandbytes.nn.Int8Params(layer.weight.detach(), requires_grad=False, has_fp16_weights=False)
-        made.bias = layer.bias
-        return made
-
-    return four if quantization is Quantization.FOUR_BITS else eight
+    return quantized

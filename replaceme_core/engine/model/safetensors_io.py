@@ -46,18 +46,10 @@ class StoredTensor(TensorPlace):
 
     def read(self) -> torch.Tensor:
         """On the host, in the stored dtype. Raises `BrokenModel`, also for values that are not finite."""
-        values = torch.empty(self.shape, dtype=STORED_DTYPES[self.dtype])
-        view = memoryview(values.flatten().view(torch.uint8).numpy().data) if values.numel() else memoryview(b"")
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            done = 0
-            while done < len(view):
-                count = os.preadv(descriptor, [view[done:]], self.offset + done)
-                if count == 0:
-                    raise damaged(self.path.name, f"the file ends within {self.name}")
-                done += count
-        finally:
-            os.close(descriptor)
+            values = read_tensor(self.path, offset=self.offset, shape=self.shape, dtype=STORED_DTYPES[self.dtype])
+        except EOFError:
+            raise damaged(self.path.name, f"the file ends within {self.name}") from None
         if not self.known_finite and values.is_floating_point() and not all_finite(values):
             raise BrokenModel(
                 f"{self.name} in {self.path.name} has values that are NaN or infinite; use weights without these",
@@ -65,6 +57,26 @@ class StoredTensor(TensorPlace):
             )
         self.known_finite = True
         return values
+
+
+def read_tensor(path: Path, *, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """The bytes of a file from `offset` on as a tensor on the host.
+
+    Read, not mapped, into memory that the allocator has aligned. Raises `OSError`, and `EOFError` where the file ends.
+    """
+    values = torch.empty(shape, dtype=dtype)
+    view = memoryview(values.flatten().view(torch.uint8).numpy().data) if values.numel() else memoryview(b"")
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        done = 0
+        while done < len(view):
+            count = os.preadv(descriptor, [view[done:]], offset + done)
+            if count == 0:
+                raise EOFError("the file ends within it")
+            done += count
+    finally:
+        os.close(descriptor)
+    return values
 
 
 def all_finite(values: torch.Tensor) -> bool:

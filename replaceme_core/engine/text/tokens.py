@@ -339,18 +339,11 @@ def _sequences(
     if wanted == 0:
         return 0
     body = calibration.max_length - len(beginning_of_text(tokenizer))
-    with errors_of(source):
-        encoded = encode(
-            documents(source, path), tokenizer, template=source.template, running_text=is_running_text(path)
-        )
-        return _count(encoded, most=wanted * body) // body
-
-
-def _count(encoded: Iterable[Sequence[int]], *, most: int) -> int:
-    """How many tokens there are; no more than `most` are read."""
     tokens = 0
-    for ids in encoded:
-        tokens += len(ids)
-        if tokens >= most:
-            return most
-    return tokens
+    with errors_of(source):
+        running_text = is_running_text(path)
+        for ids in encode(documents(source, path), tokenizer, template=source.template, running_text=running_text):
+            tokens += len(ids)
+            if tokens >= wanted * body:
+                return wanted
+    return tokens // body

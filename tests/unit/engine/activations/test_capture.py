@@ -20,7 +20,7 @@ from replaceme_core.engine.numerics.solve import solve_delta
 from replaceme_core.engine.numerics.stream import MeanAngle, Stream, mean_angles
 from replaceme_core.engine.results.layer_angles import layer_angles
 from replaceme_core.request.defaults import FIRST_LOOK
-from tests.fixtures.models.activations import activations_of, count_runs
+from tests.fixtures.models.activations import activations_of, count_runs, dense_pass
 from tests.fixtures.models.tasks import make_task, mean_loss, operate
 from tests.fixtures.models.tiny import BLOCKS, BY_NAME, WIDTH, save_tiny, tiny_model, token_ids
 
@@ -158,16 +158,6 @@ def test_held_out_sequences_come_in_parts() -> None:
     assert torch.equal(torch.cat([batch.tokens for batch in work if batch.held_out]), HELD_OUT)
 
 
-def ends(activations: Activations, cut: Cut, *, done: list[FittedCut]) -> tuple[torch.Tensor, ...]:
-    """Write, kept and end (tokens, d) on the fit tokens from plain passes."""
-    block_runner = activations.block_runner
-    kept, write = run_pruned(block_runner, block_runner.enter(FIT), done=done, until=cut.anchor)
-    end = block_runner.enter(FIT)
-    for block in range(cut.end + 1):
-        end = block_runner.run(block, end)
-    return write.flatten(0, 1), kept.flatten(0, 1), end.flatten(0, 1)
-
-
 DONE = [FittedCut(cut=Cut(start=1, end=1), delta=torch.eye(WIDTH, dtype=torch.float64) * 0.2)]
 
 
@@ -182,7 +172,9 @@ def test_statistics_are_those_of_every_token_on_the_prefix_toward_the_dense_stre
     one = activations.statistics(Cut(start=4, end=5), done=done)
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
-    write, kept, end = ends(activations, one.cut, done=done)
+    block_runner, end = activations.block_runner, dense_pass(tiny_model(), FIT)[0][one.cut.end + 1].flatten(0, 1)
+    pruned = run_pruned(block_runner, block_runner.enter(FIT), done=done, until=one.cut.anchor)
+    kept, write = (values.flatten(0, 1) for values in pruned)
     torch.testing.assert_close(one.fit.gram, (write.T @ write).double(), rtol=1e-4, atol=1e-2)
     torch.testing.assert_close(one.fit.cross, (write.T @ (end - kept)).double(), rtol=1e-4, atol=1e-2)
     assert one.fit.error == pytest.approx(float((end - kept).square().sum()), rel=1e-4)

@@ -10,6 +10,7 @@ from replaceme_core.engine.methods.windows import fit_cut
 from replaceme_core.engine.model.changes import Cut, FittedCut, run_pruned
 from replaceme_core.engine.numerics.cosine import CosineFit, CosineTokens, annealed
 from replaceme_core.request.defaults import COSINE_RATE
+from tests.fixtures.models.activations import dense_pass
 from tests.fixtures.models.tasks import carry_out, make_task, sampled
 from tests.fixtures.models.tiny import WIDTH, tiny_model
 
@@ -30,9 +31,7 @@ def ends(task: Task, tokens: torch.Tensor, done: list[FittedCut]) -> CosineToken
     """What the descent works on, from plain passes."""
     block_runner = task.block_runner
     kept, write = run_pruned(block_runner, block_runner.enter(tokens), done=done, until=CUT.anchor)
-    end = block_runner.enter(tokens)
-    for block in range(CUT.end + 1):
-        end = block_runner.run(block, end)
+    end = dense_pass(tiny_model(), tokens)[0][CUT.end + 1]
     return CosineTokens.exact(write=write.flatten(0, 1), kept=kept.flatten(0, 1), end=end.flatten(0, 1))
 
 

@@ -1,5 +1,7 @@
 """Methods that remove blocks and compensate for nothing, and the one that merges them."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -9,9 +11,9 @@ from replaceme_core.engine.methods.removal import evidence
 from replaceme_core.engine.methods.task import Pruning
 from replaceme_core.engine.model.changes import windows
 from replaceme_core.errors import InvalidInput
-from tests.fixtures.models.activations import count_runs
+from tests.fixtures.models.activations import count_runs, dense_pass
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
-from tests.fixtures.models.tiny import BLOCKS, BY_NAME, WIDTH, tiny_model, token_ids
+from tests.fixtures.models.tiny import BLOCKS, BY_NAME, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(6, 24, seed=1), token_ids(4, 24, seed=2)
 METHOD = {"name": "drop"}
@@ -39,26 +41,11 @@ def test_named_blocks_are_measured_by_run() -> None:
 INFLUENCE = {"name": "block_influence"}
 
 
-@torch.inference_mode()
-def influences(model: PreTrainedModel, tokens: torch.Tensor, *, ordinary: torch.Tensor | None = None) -> list[float]:
-    """1 - mean cos across each block, from hooks on the model's own forward pass."""
-    ends: list[torch.Tensor] = []
-    starts: list[torch.Tensor] = []
-    handles = []
-    for block in model.model.layers:
-        handles.append(
-            block.register_forward_hook(
-                lambda _m, inputs, output: (starts.append(inputs[0]), ends.append(output))[0]  # type: ignore[func-returns-value]
-            )
-        )
-    model(input_ids=tokens)
-    for handle in handles:
-        handle.remove()
-    found = []
-    for start, end in zip(starts, ends, strict=True):
-        cosine = torch.nn.functional.cosine_similarity(start.reshape(-1, WIDTH), end.reshape(-1, WIDTH))
-        found.append(1 - float(cosine.mean() if ordinary is None else cosine[ordinary].mean()))
-    return found
+def influences(model: PreTrainedModel, tokens: torch.Tensor, *, sink: int = -1) -> list[float]:
+    """1 - mean cos across each block, over all tokens but those with the id `sink`."""
+    streams, _ = dense_pass(model, tokens)
+    flat = [stream.flatten(0, 1)[tokens.flatten() != sink] for stream in streams]
+    return [1 - float(torch.nn.functional.cosine_similarity(*ends).mean()) for ends in pairwise(flat)]
 
 
 def test_the_blocks_of_least_influence_go_wherever_they_stand() -> None:
@@ -91,8 +78,7 @@ def test_tokens_with_massive_activations_do_not_count() -> None:
         model.model.embed_tokens.weight[7].mul_(1e4)
     fit = FIT.clone()
     fit[:, 0] = 7
-    ordinary = (torch.cat([fit, HELD_OUT]) != 7).flatten()
-    expected = influences(model, torch.cat([fit, HELD_OUT]), ordinary=ordinary)
+    expected = influences(model, torch.cat([fit, HELD_OUT]), sink=7)
     pruning = carry_out(make_task(model, fit=fit, held_out=HELD_OUT, method=INFLUENCE)[0])
     for row in pruning.candidates:
         assert row.influence == pytest.approx(expected[row.start], rel=1e-3)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from replaceme_core.engine.activations.cache import model_digest
 from replaceme_core.engine.model.lazy_model import load_block, load_lazily
 from replaceme_core.engine.model.load import load_model, load_tokenizer, stored_weights
-from replaceme_core.errors import BrokenModel, InvalidInput, UnsafeModel
+from replaceme_core.errors import InvalidInput, UnsafeModel
 from replaceme_core.hub.model_config import read_outline
 from tests.fixtures.models.tiny import BLOCKS, save_tiny
 
@@ -76,12 +76,6 @@ def hub_cache(root: Path, name: str, model: Path, *, shared: bool = False) -> Pa
             shutil.copyfile(file, blob)
         (snapshot / file.name).symlink_to(f"../../blobs/{blob.name}")
     return snapshot
-
-
-def test_an_index_names_only_weights_of_the_model(directory: Path) -> None:
-    shutil.copytree(directory, directory.with_name("other"))
-    write_index(directory, "../other/model.safetensors")
-    refused_by_all(directory, UnsafeModel, "must be files at the top level")
 
 
 def test_an_index_beside_other_weights_poisons_no_cache(directory: Path) -> None:
@@ -158,9 +152,3 @@ def test_an_index_of_the_one_file(directory: Path) -> None:
     write_index(directory, WEIGHTS)
     for read in READERS:
         read(directory)
-
-
-def test_a_folder_in_place_of_weights(directory: Path) -> None:
-    (directory / WEIGHTS).unlink()
-    (directory / WEIGHTS).mkdir()
-    refused_by_all(directory, BrokenModel, "is a folder, not a regular file")
