@@ -6,7 +6,7 @@ open because somebody forgot it.
 
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from http import HTTPMethod, HTTPStatus
 
@@ -202,22 +202,18 @@ def _refuse_scope(needed: Collection[Scope], there: Collection[Scope]) -> ASGIAp
     )
 
 
+def _too_many(detail: str, headers: Mapping[str, str]) -> ASGIApp:
+    return problem_response(status=HTTPStatus.TOO_MANY_REQUESTS, code=TOO_MANY_REQUESTS, detail=detail, headers=headers)
+
+
 def _refuse_usage(usage: Usage) -> ASGIApp:
-    return problem_response(
-        status=HTTPStatus.TOO_MANY_REQUESTS,
-        code=TOO_MANY_REQUESTS,
-        detail=f"more than {counted(usage.limit, 'requests')} in a minute; try again in {usage.reset_seconds} s",
-        headers={"Retry-After": str(usage.reset_seconds)},
-    )
+    detail = f"more than {counted(usage.limit, 'requests')} in a minute; try again in {usage.reset_seconds} s"
+    return _too_many(detail, {"Retry-After": str(usage.reset_seconds)})
 
 
 def _refuse_excess(limit: int) -> ASGIApp:
-    return problem_response(
-        status=HTTPStatus.TOO_MANY_REQUESTS,
-        code=TOO_MANY_REQUESTS,
-        detail=f"you hold {limit:,} connections already, streams of events and held responses included; close some",
-        headers={"Retry-After": str(_RETRY_SECONDS), "Connection": "close"},
-    )
+    detail = f"you hold {limit:,} connections already, streams of events and held responses included; close some"
+    return _too_many(detail, {"Retry-After": str(_RETRY_SECONDS), "Connection": "close"})
 
 
 def _with_usage(usage: Usage, send: Send) -> Send:

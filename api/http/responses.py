@@ -10,6 +10,8 @@ from urllib.parse import urlencode
 
 from fastapi import Request, Response
 
+from replaceme_core.shapes import Page
+
 UNCHANGED: Mapping[int | str, dict[str, Any]] = {
     HTTPStatus.NOT_MODIFIED.value: {"description": "What `If-None-Match` names is the present version"}
 }
@@ -78,3 +80,9 @@ def next_page(request: Request, *, cursor: str, name: str = "cursor") -> str:
     path = str(request.scope["path"]).removeprefix(root)
     query = [(key, value) for key, value in request.query_params.multi_items() if key != name]
     return f'<{root}{path}?{urlencode([*query, (name, cursor)])}>; rel="next"'
+
+
+def listed(page: Page[Any], *, request: Request) -> Response:
+    """A page of what is numbered; the next one is what comes behind `after`."""
+    headers = {} if page.next_cursor is None else {"Link": next_page(request, cursor=page.next_cursor, name="after")}
+    return json_response(page.model_dump_json(), request=request, headers=headers)

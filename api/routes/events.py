@@ -9,7 +9,7 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from api.bodies import EventBody, JobEventBody, Parameters
-from api.http.responses import UNCHANGED, json_response, next_page
+from api.http.responses import UNCHANGED, listed
 from api.routes.deps import CallerDep, ServicesDep
 from api.routes.event_feed import KEEP_ALIVE, RETRY, STREAM, EventMessage, last_event_id, stream
 from replaceme_core.ledger import reading
@@ -124,7 +124,7 @@ def _has_events(database: Database, job_id: str, after: int, *, owner: str) -> b
 def _page_of_job(database: Database, job_id: str, owner: str, query: EventsQuery, request: Request) -> Response:
     with database.session(read_only=True) as session:
         page = reading.events(session, job_id, after=query.after, limit=query.limit, owner=owner)
-    return _listed(Page[EventBody].of(page), request)
+    return listed(Page[EventBody].of(page), request=request)
 
 
 def _page_of_all(database: Database, owner: str, query: AllEventsQuery, request: Request) -> Response:
@@ -134,9 +134,4 @@ def _page_of_all(database: Database, owner: str, query: AllEventsQuery, request:
     items = tuple(JobEventBody.of(each.event, position=each.position) for each in found[: query.limit])
     more = len(found) > query.limit
     body = Page[JobEventBody](items=items, next_cursor=str(items[-1].position) if more else None)
-    return _listed(body, request)
-
-
-def _listed(body: Page[EventBody] | Page[JobEventBody], request: Request) -> Response:
-    headers = {} if body.next_cursor is None else {"Link": next_page(request, cursor=body.next_cursor, name="after")}
-    return json_response(body.model_dump_json(), request=request, headers=headers)
+    return listed(body, request=request)

@@ -33,6 +33,7 @@ from api.http.responses import (
     is_known,
     json_response,
     known_tags,
+    listed,
     next_page,
     not_modified,
     root_of,
@@ -318,13 +319,13 @@ def list_jobs(
     if is_known(tag, known_tags(request)):
         return not_modified(tag, headers=headers)
     bodies = tuple(job_body(snapshot.job(), request) for snapshot in page.items)
-    listed = Page[JobBody](items=bodies, next_cursor=page.next_cursor)
+    body = Page[JobBody](items=bodies, next_cursor=page.next_cursor)
     shown = query.shown()
     include: IncEx | None = None
     if shown is not None:
         items: IncEx = {"__all__": set(shown)}
         include = {"items": items, "next_cursor": True}
-    return json_response(listed.model_dump_json(include=include), request=request, tag=tag, headers=headers)
+    return json_response(body.model_dump_json(include=include), request=request, tag=tag, headers=headers)
 
 
 @router.api_route("/jobs/cancel", methods=_NOT_OF_A_CANCEL, include_in_schema=False)
@@ -390,9 +391,8 @@ def list_log_lines(
     job_id: str, query: Annotated[LogsQuery, Query()], session: ReadingSessionDep, caller: CallerDep, request: Request
 ) -> Response:
     """The last lines that the runners of a job wrote, oldest first. `next_cursor` is the `after` of the next page."""
-    body = Page[LogLine].of(reading.log(session, job_id, after=query.after, limit=query.limit, owner=caller))
-    headers = {} if body.next_cursor is None else {"Link": next_page(request, cursor=body.next_cursor, name="after")}
-    return json_response(body.model_dump_json(), request=request, headers=headers)
+    page = reading.log(session, job_id, after=query.after, limit=query.limit, owner=caller)
+    return listed(Page[LogLine].of(page), request=request)
 
 
 @history.get("/jobs/{job_id}/metrics")

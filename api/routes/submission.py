@@ -23,7 +23,7 @@ from api.routes.delivery import check_url
 from api.routes.planning import Planning, check_worker_kind
 from replaceme_core.errors import MissingScope, QueueUnreachable, TooManyJobs
 from replaceme_core.ledger import changes, webhooks
-from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.database import Database, LedgerSession
 from replaceme_core.ledger.keys import OF_WEBHOOKS, Owners
 from replaceme_core.ledger.records import IdempotencyKey, Job
 from replaceme_core.ledger.webhooks import NewWebhook, Webhook
@@ -147,14 +147,7 @@ class Submitter:
                 default_worker_kind=self.settings.default_worker_kind,
                 key_id=caller.key_id,
             )
-            if job.id != new_id:  # the same request was here a moment ago
-                if webhook is not None:
-                    webhooks.remove(session, webhook.id, owner=owner)
-                return _submitted_before(session, job)
-            check_worker_kind(job.spec.compute.device, self.settings)
-            session.after_commit(lambda: _enqueue(self.queue, job))
-            deadline.check(scope)
-        return Submitted(job=job, repeated=False, webhook=webhook)
+            return self._accept(session, job, new_id=new_id, webhook=webhook, scope=scope)
 
     def _prepare(
         self, request: JobRequest, *, job_id: str, caller: Caller, idempotency_key: IdempotencyKey | None
@@ -241,13 +234,27 @@ class Submitter:
                 default_worker_kind=self.settings.default_worker_kind,
                 key_id=caller.key_id,
             )
-            if job.id != job_id:  # the same request was here a moment ago
-                if added is not None:
-                    webhooks.remove(session, added.id, owner=owner)
-                return _submitted_before(session, job)
-            session.after_commit(lambda: _enqueue(self.queue, job))
-            deadline.check(scope)
-        return Submitted(job=job, repeated=False, webhook=added, secret=secret)
+            return self._accept(session, job, new_id=job_id, webhook=added, secret=secret, scope=scope)
+
+    def _accept(
+        self,
+        session: LedgerSession,
+        job: Job,
+        *,
+        new_id: str,
+        webhook: Webhook | None,
+        secret: str | None = None,
+        scope: Scope,
+    ) -> Submitted:
+        """What is left to do within the transaction that has added a job, or has found that of the same request."""
+        if job.id != new_id:  # the same request was here a moment ago
+            if webhook is not None:
+                webhooks.remove(session, webhook.id, owner=job.owner)
+            return _submitted_before(session, job)
+        check_worker_kind(job.spec.compute.device, self.settings)
+        session.after_commit(lambda: _enqueue(self.queue, job))
+        deadline.check(scope)
+        return Submitted(job=job, repeated=False, webhook=webhook, secret=secret)
 
 
 def _submitted_before(session: Session, job: Job) -> Submitted:
