@@ -29,17 +29,6 @@ def test_healthy_and_ready(client: TestClient) -> None:
     assert client.get("/ready").json() == {"status": "ok", "database": "ok", "broker": "ok", **reported}
 
 
-def test_healthy_but_not_ready_without_a_database(settings: Settings, tmp_path: Path) -> None:
-    broken = settings.model_copy(update={"database_url": f"sqlite:///{tmp_path}"})
-    with TestClient(create_app(broken), raise_server_exceptions=False) as client:
-        assert client.get("/health").status_code == 200
-        assert client.get("/families").status_code == 200
-        for path in ("/ready", "/jobs"):
-            response = client.get(path)
-            assert_problem(response, status=503, code="database_unreachable")
-            assert int(response.headers["retry-after"]) > 0
-
-
 def test_not_ready_without_all_migrations(apart: Settings, caplog: pytest.LogCaptureFixture) -> None:
     database = Database(apart.resolved_database_url)
     with database.session() as session:
@@ -79,12 +68,6 @@ def test_a_database_without_tables_is_503_with_one_line(
             problem = assert_problem(response, status=503, code="database_outdated")
             assert "migrations" in str(problem["detail"])
             assert len([record for record in caplog.records if "tables" in record.getMessage()]) == 1, path
-
-
-def test_not_ready_without_a_broker(settings: Settings) -> None:
-    away = settings.model_copy(update={"broker_url": "redis://127.0.0.1:1/0"})
-    with TestClient(create_app(away)) as client:
-        assert_problem(client.get("/ready"), status=503, code="queue_unreachable")
 
 
 def test_families(client: TestClient) -> None:
