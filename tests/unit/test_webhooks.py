@@ -7,7 +7,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -37,7 +37,7 @@ from replaceme_core.webhooks import (
     pause_after,
     signed_headers,
 )
-from tests.fixtures.webhooks.receiver import Answer, receiver
+from tests.fixtures.webhooks.receiver import Answer, Receiver, receiver
 
 STRICT = TargetRules()
 HTTP = TargetRules(allow_http=True)
@@ -216,6 +216,12 @@ def test_the_pauses_grow_and_take_three_days_together() -> None:
     assert pause_after(1, retry_after=1e9) == 24 * HOUR, "it may ask for more, but at most for a day"
 
 
+@pytest.fixture
+def there() -> Iterator[Receiver]:
+    with receiver() as found:
+        yield found
+
+
 HERE = TargetRules(allow_http=True, networks=(ipaddress.ip_network("127.0.0.0/8"),))
 BODY = '{"n":1}'
 
@@ -236,10 +242,9 @@ def send(
     return outcome
 
 
-def test_it_is_sent_as_a_post_with_the_name_as_host() -> None:
-    with receiver() as there:
-        outcome = send(f"http://hooks.example.com:{there.port}/a?b=c")
-        (request,) = there.received
+def test_it_is_sent_as_a_post_with_the_name_as_host(there: Receiver) -> None:
+    outcome = send(f"http://hooks.example.com:{there.port}/a?b=c")
+    (request,) = there.received
     assert outcome.is_delivered
     assert (outcome.status, outcome.error) == (204, None)
     assert (request.path, request.body) == ("/a?b=c", BODY.encode())
@@ -265,15 +270,14 @@ def test_a_name_that_changes_its_address_gains_nothing() -> None:
         assert there.received == []
 
 
-def test_nothing_goes_to_this_machine_by_default() -> None:
-    with receiver() as there:
-        strict = TargetRules(allow_http=True)
-        for host in ("127.0.0.1", "localhost", "hooks.example.com", "[::ffff:127.0.0.1]"):
-            outcome = send(f"http://{host}:{there.port}/", rules=strict)
-            assert outcome.error == "address_refused"
-        assert send(f"http://2130706433:{there.port}/", rules=strict).error == "url_refused"
-        assert send(f"http://127.0.0.1:{there.port}/", rules=TargetRules()).error == "url_refused"
-        assert there.received == []
+def test_nothing_goes_to_this_machine_by_default(there: Receiver) -> None:
+    strict = TargetRules(allow_http=True)
+    for host in ("127.0.0.1", "localhost", "hooks.example.com", "[::ffff:127.0.0.1]"):
+        outcome = send(f"http://{host}:{there.port}/", rules=strict)
+        assert outcome.error == "address_refused"
+    assert send(f"http://2130706433:{there.port}/", rules=strict).error == "url_refused"
+    assert send(f"http://127.0.0.1:{there.port}/", rules=TargetRules()).error == "url_refused"
+    assert there.received == []
 
 
 def contexts_for(name: str, directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
@@ -328,12 +332,11 @@ def test_the_certificate_and_the_name_in_tls_are_those_of_the_host(tmp_path: Pat
     ],
 )
 def test_another_status_is_a_failure(
-    status: int, headers: dict[str, str], error: str, retry_after: float | None
+    status: int, headers: dict[str, str], error: str, retry_after: float | None, there: Receiver
 ) -> None:
-    with receiver() as there:
-        there.status, there.headers = status, headers
-        outcome = send(there.url)
-        assert len(there.received) == 1
+    there.status, there.headers = status, headers
+    outcome = send(there.url)
+    assert len(there.received) == 1
     assert (outcome.status, outcome.error, outcome.retry_after) == (status, error, retry_after)
     assert outcome.is_gone is (status == 410)
 
@@ -346,10 +349,9 @@ def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch)
         assert proxy.received == []
 
 
-def test_the_next_address_is_tried_if_one_does_not_accept() -> None:
-    with receiver() as there:
-        url = f"http://hooks.example.com:{there.port}/"
-        assert send(url, resolve=lambda *_: ["127.0.0.9", "127.0.0.1"]).is_delivered
+def test_the_next_address_is_tried_if_one_does_not_accept(there: Receiver) -> None:
+    url = f"http://hooks.example.com:{there.port}/"
+    assert send(url, resolve=lambda *_: ["127.0.0.9", "127.0.0.1"]).is_delivered
 
 
 def test_a_port_where_nobody_listens() -> None:
@@ -378,10 +380,9 @@ def repeating(first: bytes, again: bytes, pause: float) -> Answer:
     ],
     ids=["headers one at a time", "endless early hints", "a huge header", "nothing"],
 )
-def test_a_receiver_that_misbehaves_is_left_in_time(answer: Answer, error: str) -> None:
-    with receiver() as there:
-        there.answer = answer
-        assert send(there.url, seconds=0.3).error == error
+def test_a_receiver_that_misbehaves_is_left_in_time(answer: Answer, error: str, there: Receiver) -> None:
+    there.answer = answer
+    assert send(there.url, seconds=0.3).error == error
 
 
 @pytest.mark.parametrize("body", [BODY, "x" * 20_000_000])
@@ -391,7 +392,6 @@ def test_a_receiver_that_neither_reads_nor_answers_is_left_in_time(body: str) ->
     assert outcome.error == "timeout"
 
 
-def test_an_endless_body_is_not_read_to_its_end() -> None:
-    with receiver() as there:
-        there.answer = repeating(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65536, 0)
-        assert send(there.url).is_delivered, "the status is known, and the rest is not wanted"
+def test_an_endless_body_is_not_read_to_its_end(there: Receiver) -> None:
+    there.answer = repeating(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65536, 0)
+    assert send(there.url).is_delivered, "the status is known, and the rest is not wanted"

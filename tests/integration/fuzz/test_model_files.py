@@ -150,7 +150,7 @@ JSON_FILES = {
 TEXT = ["A line of text, and a number: 12.", "é中😀 \x00 <|end|>"]
 
 
-@fuzzed(0.25)
+@fuzzed(0.15)
 @given(data=st.data(), family=st.sampled_from(NAMES), name=st.sampled_from(sorted(JSON_FILES)))
 def test_json_files(models: dict[str, Path], data: st.DataObject, family: str, name: str) -> None:
     directory = models[family]
