@@ -103,9 +103,10 @@ EARLIER = PastJob(method=Method.LEAST_SQUARES, inputs="", stages=dict.fromkeys(S
 
 
 def test_the_plan_is_beside_what_the_run_took(tmp_path: Path) -> None:
+    """And the worker learns at once what is expected, and what the model says without earlier jobs."""
     one = request(save_tiny(tmp_path / "model"), drop=[3])
-    report = run(one.model_copy(update={"history": (EARLIER,)}))[0].report
-    plan, stages = report["plan"], report["stages"]
+    finished, recorder, _ = run(one.model_copy(update={"history": (EARLIER,)}))
+    plan, stages = finished.report["plan"], finished.report["stages"]
     assert isinstance(plan, dict)
     assert isinstance(stages, list)
     assert plan["basis"] == "measured"
@@ -113,15 +114,8 @@ def test_the_plan_is_beside_what_the_run_took(tmp_path: Path) -> None:
     for planned, actual in zip(plan["stages"], stages, strict=True):
         assert planned.keys() == {"name", "expected_seconds", "seconds", "expected_peak_bytes", "peak_bytes"}
         assert {name: planned[name] for name in ("name", "seconds", "peak_bytes")} == actual
-
-
-def test_each_stage_records_what_the_model_says_without_earlier_jobs(tmp_path: Path) -> None:
-    one = request(save_tiny(tmp_path / "model"), drop=[3], evaluation={"enabled": False})
-    finished, recorder, _ = run(one.model_copy(update={"history": (EARLIER,)}))
-    plan = finished.report["plan"]
-    assert isinstance(plan, dict)
     modelled = {stage: value for stage, name, value, *_ in recorder.metrics if name == "modelled_seconds"}
     expected = {stage["name"]: stage["expected_seconds"] for stage in plan["stages"]}
     assert set(modelled) == set(expected)
     assert all(2 * seconds < expected[stage] < 4 * seconds for stage, seconds in modelled.items())
-    assert {stage: recorder.expected[Stage(stage)] for stage in expected} == expected, "the worker learns it at once"
+    assert {stage: recorder.expected[Stage(stage)] for stage in expected} == expected
