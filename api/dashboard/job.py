@@ -1,7 +1,6 @@
 """One job: its state, live; its history, measurements and report; cancelling and retrying; several side by side."""
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -11,14 +10,13 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 
-from api.bodies import EventBody, WholeJobBody
+from api.bodies import EventBody
 from api.dashboard import live
 from api.dashboard.middleware import FormDep, PageRoute, key_of
 from api.dashboard.rendering import page, root_of
 from api.routes.deps import CallerDep, ServicesDep, SessionDep
 from api.routes.event_feed import last_event_id, stream
 from api.routes.jobs import JobId, MetricBody, page_response, read_report, whole_body
-from api.routes.reading import BatchedReader
 from api.routes.webhooks import WebhookBody, WebhookLinks
 from replaceme_core.errors import NotFound
 from replaceme_core.ledger import changes, reading, webhooks
@@ -33,15 +31,11 @@ from replaceme_core.request.fields import ending_of
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
-_SIDES = ("before", "after")
 _COMPARED = (view.both_models, view.texts, view.tasks)
-_MARKS = ("chosen", "estimated", "tokens")
-_OF_A_TEXT = {
-    "text_ratio_low": "ratio_low",
-    "text_ratio_high": "ratio_high",
-    "text_divergence": "divergence",
-    "text_agreement": "agreement",
-}
+_FLAGS = ("chosen", "estimated")
+_LISTS = ("texts", "tasks", "candidates")
+_OF_A_TEXT = ("text_ratio_low", "text_ratio_high", "text_divergence", "text_agreement")
+_OF_A_CANDIDATE = (*view.CANDIDATE_MEASURES, *_FLAGS, "tokens")
 _QUANTITIES = {one.name: one for one in view.QUANTITIES}
 _TYPES: dict[Format, str] = {"svg": "image/svg+xml", "png": "image/png"}
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
@@ -57,48 +51,60 @@ _MOST_GIVEN = 200
 
 def as_report(metrics: Sequence[MetricBody]) -> tuple[Report, list[MetricBody]]:
     """The metrics of a job in the places that they have in a report, and those that have none."""
-    sides: dict[str, dict[str, object]] = {side: {} for side in _SIDES}
-    texts, tasks, cuts = (defaultdict[str, dict[str, object]](dict) for _ in range(3))
+    content: dict[str, Any] = {key: {} for key in _LISTS}
     others = []
     for metric in metrics:
-        side, _, name = metric.name.rpartition(".")
-        value, of = metric.value, metric.candidate or ""
-        if side in _SIDES and name in _QUANTITIES and not of:
-            *outer, last = _QUANTITIES[name].path
-            place = sides[side]
-            for step in outer:
-                place = place.setdefault(step, {})  # type: ignore[assignment]
-            place[last] = value
-        elif side in _SIDES and name == "text_perplexity":
-            texts[of][side] = value
-        elif side in _SIDES and name == "task_accuracy":
-            tasks[of][side] = {"accuracy": value}
-        elif name in _OF_A_TEXT:
-            texts[of][_OF_A_TEXT[name]] = value
-        elif name == "task_kept":
-            tasks[of]["kept"] = value
-        elif of and name in (*view.CANDIDATE_MEASURES, *_MARKS):
-            cuts[of][name] = value if name in (*view.CANDIDATE_MEASURES, "tokens") else bool(value)
-        else:
+        place = _place_of(metric)
+        if place is None:
             others.append(metric)
-    for text in texts.values():
-        before, after = text.get("before"), text.get("after")
-        if isinstance(before, float) and isinstance(after, float) and before:
-            text["ratio"] = after / before
-    named = (("texts", texts), ("tasks", tasks), ("candidates", cuts))
-    lists = {key: [{"name": name, **values} for name, values in found.items()] for key, found in named}
-    return Report({**sides, **lists}), others
+            continue
+        inner = content
+        for step in place[:-1]:
+            inner = inner.setdefault(step, {})
+        inner[place[-1]] = bool(metric.value) if place[-1] in _FLAGS else metric.value
+    for text in content["texts"].values():
+        if text.get("before") and "after" in text:
+            text["ratio"] = text["after"] / text["before"]
+    lists = {key: [{"name": name, **values} for name, values in content[key].items()] for key in _LISTS}
+    return Report({**content, **lists}), others
+
+
+def _place_of(metric: MetricBody) -> Sequence[str] | None:
+    """Where a report has it; texts, tasks and candidates by their names."""
+    side, _, name = metric.name.rpartition(".")
+    of = metric.candidate or ""
+    if side in view.SIDES:
+        of_a_model = {"text_perplexity": ("texts", of, side), "task_accuracy": ("tasks", of, side, "accuracy")}
+        return (side, *_QUANTITIES[name].path) if name in _QUANTITIES and not of else of_a_model.get(name)
+    if name in _OF_A_TEXT:
+        return ("texts", of, name.removeprefix("text_"))
+    if name == "task_kept":
+        return ("tasks", of, "kept")
+    return ("candidates", of, name) if of and name in _OF_A_CANDIDATE else None
 
 
 @router.get("/ui/jobs/{job_id}")
 async def show_job(job_id: str, services: ServicesDep, caller: CallerDep, request: Request) -> Response:
-    return await _shown("job.html", job_id, services.reader, services.database, caller, request)
-
-
-@router.get("/ui/jobs/{job_id}/live")
-async def show_live_part(job_id: str, services: ServicesDep, caller: CallerDep, request: Request) -> Response:
-    """The part of the page that changes."""
-    return await _shown("job_live.html", job_id, services.reader, services.database, caller, request)
+    seen = (await services.reader.read(job_id, owner=caller)).seen
+    assert seen is not None, "no version was given as known"
+    job = whole_body(seen, request)
+    gate = None if job.gate is None else job.gate.model_dump(mode="json")
+    judged = Report({"gate": gate, "removed_blocks": [] if job.result is None else list(job.result.removed_blocks)})
+    history = await run_in_threadpool(_history, services.database, job_id, caller, root_of(request.scope))
+    return await run_in_threadpool(
+        page,
+        "job.html",
+        request.scope,
+        job=job,
+        **history,
+        gate=view.gate(judged),
+        trials=view.trials(judged),
+        is_finished=job.status in TERMINAL,
+        is_named_after_job=(seen.job.spec.output.repo_id or "").endswith(ending_of(job.id)),
+        # of the present state: a retry is another job
+        cancel_requested=seen.job.cancel_requested and job.status not in TERMINAL,
+        retry_key=f"retry-{job.id}-{job.retried_as or ''}",
+    )
 
 
 @router.get("/ui/jobs/{job_id}/changes")
@@ -125,31 +131,6 @@ async def retry_job(job_id: str, form: FormDep, services: ServicesDep, caller: C
     """A new job like this one. A form that is sent twice makes one job."""
     submitted = await services.submitter.retry(job_id, key=key_of(form), scope=request.scope)
     return _see(submitted.job.id, request)
-
-
-async def _shown(
-    template: str, job_id: str, reader: BatchedReader, database: Database, owner: str, request: Request
-) -> Response:
-    seen = (await reader.read(job_id, owner=owner)).seen
-    assert seen is not None, "no version was given as known"
-    job = whole_body(seen, request)
-    gate = None if job.gate is None else job.gate.model_dump(mode="json")
-    judged = Report({"gate": gate, "removed_blocks": [] if job.result is None else list(job.result.removed_blocks)})
-    history = await run_in_threadpool(_history, database, job_id, owner, root_of(request.scope))
-    return await run_in_threadpool(
-        page,
-        template,
-        request.scope,
-        job=job,
-        **history,
-        gate=view.gate(judged),
-        trials=view.trials(judged),
-        is_finished=job.status in TERMINAL,
-        is_named_after_job=(seen.job.spec.output.repo_id or "").endswith(ending_of(job.id)),
-        # of the present state: a retry is another job
-        cancel_requested=seen.job.cancel_requested and job.status not in TERMINAL,
-        retry_key=f"retry-{job.id}-{job.retried_as or ''}",
-    )
 
 
 def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str, Any]:
@@ -234,34 +215,22 @@ async def compare(
         given=len(ids),
         fewest=FEWEST,
         most=MOST,
-        rows=_rows(jobs, found),
+        labels=list(dict.fromkeys(label for one in found for label in one)),
+        measured=found,
         stages=list(dict.fromkeys(stage.name for job in jobs for stage in job.stages)),
     )
 
 
-def _measured(database: Database, ids: Sequence[str], owner: str) -> dict[str, dict[str, view.Row]]:
-    """The rows of each job, by their labels."""
+def _measured(database: Database, ids: Sequence[str], owner: str) -> list[dict[str, list[view.Cell]]]:
+    """The quantities of each job by their labels: before, after and the change."""
     with database.session(read_only=True) as session:
-        metrics = {job_id: reading.metrics(session, job_id, owner=owner) for job_id in ids}
-    reports = {job_id: as_report([MetricBody.of(one) for one in found])[0] for job_id, found in metrics.items()}
-    return {job_id: {row.label: row for row in _rows_of(report)} for job_id, report in reports.items()}
+        metrics = [reading.metrics(session, job_id, owner=owner) for job_id in ids]
+    return [_quantities(as_report([MetricBody.of(one) for one in found])[0]) for found in metrics]
 
 
-def _rows_of(report: Report) -> list[view.Row]:
-    texts = view.texts(report)
-    of_texts = [] if texts is None else texts.only("name", "before", "after", "ratio").rows
-    return [
-        *view.compared(report),
-        *(
-            view.Row(label=f"Perplexity on {view.plain(name)}", before=before, after=after, change=(*ratio, " times"))
-            for name, before, after, ratio in of_texts
-        ),
-    ]
-
-
-def _rows(
-    jobs: Sequence[WholeJobBody], found: Mapping[str, Mapping[str, view.Row]]
-) -> list[tuple[str, list[view.Row | None]]]:
-    """Each measured quantity, with what every job has of it."""
-    labels = dict.fromkeys(label for job in jobs for label in found[job.id])
-    return [(label, [found[job.id].get(label) for job in jobs]) for label in labels]
+def _quantities(report: Report) -> dict[str, list[view.Cell]]:
+    models, texts = view.both_models(report), view.texts(report)
+    found = {view.plain(name): cells for name, *cells in (models.rows if models else ())}
+    for name, before, after, ratio in texts.only("name", "before", "after", "ratio").rows if texts else ():
+        found[f"Perplexity on {view.plain(name)}"] = [before, after, (*ratio, " times")]
+    return found

@@ -15,7 +15,6 @@ from api.routes.event_feed import last_event_id, stream
 from api.routes.jobs import JobId, JobsQuery, job_body
 from replaceme_core.errors import InvalidInput
 from replaceme_core.ledger import reading
-from replaceme_core.ledger.database import LedgerSession
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.watching import last_position
 from replaceme_core.validation import parameter_problem
@@ -53,33 +52,6 @@ FiltersDep = Annotated[Filters, Query()]
 @router.get("/ui/jobs")
 def list_jobs(filters: FiltersDep, session: ReadingSessionDep, caller: CallerDep, request: Request) -> Response:
     """The page. Filters that are not valid are shown with what would be right, and match nothing."""
-    return _listed("jobs.html", filters, session, caller, request)
-
-
-@router.get("/ui/job-rows")
-def list_rows(filters: FiltersDep, session: ReadingSessionDep, caller: CallerDep, request: Request) -> Response:
-    """The part of the page that changes."""
-    return _listed("jobs_rows.html", filters, session, caller, request)
-
-
-@router.get("/ui/job-changes")
-async def stream_changes(
-    caller: CallerDep,
-    request: Request,
-    services: ServicesDep,
-    after: Position,
-    running: Annotated[list[JobId], Query(max_length=JOBS_ON_A_PAGE)] = [],  # noqa: B006  # the framework copies it
-) -> Response:
-    """A stream that says when a job of the caller has changed behind the position `after`.
-
-    `running` are those whose progress is shown.
-    """
-    last = last_event_id(request)
-    messages = services.feed.of_owner(caller, after=after if last is None else last)
-    return stream(changes(messages, running=running, owner=caller, reader=services.reader, of_job=False), request)
-
-
-def _listed(template: str, filters: Filters, session: LedgerSession, caller: str, request: Request) -> Response:
     position = last_position(session)  # before the jobs: what happens in between is seen twice, and not missed
     errors: dict[str, str] = {}
     items: list[JobBody] = []
@@ -98,7 +70,7 @@ def _listed(template: str, filters: Filters, session: LedgerSession, caller: str
     except InvalidInput as error:  # a cursor of another list
         errors[error.field or "model"] = error.message
     return page(
-        template,
+        "jobs.html",
         request.scope,
         status=HTTPStatus.UNPROCESSABLE_ENTITY if errors else HTTPStatus.OK,
         jobs=items,
@@ -111,3 +83,20 @@ def _listed(template: str, filters: Filters, session: LedgerSession, caller: str
         running=[job.id for job in items if job.status is JobStatus.RUNNING],
         counts={one: sum(job.status is one for job in items) for one in JobStatus},
     )
+
+
+@router.get("/ui/job-changes")
+async def stream_changes(
+    caller: CallerDep,
+    request: Request,
+    services: ServicesDep,
+    after: Position,
+    running: Annotated[list[JobId], Query(max_length=JOBS_ON_A_PAGE)] = [],  # noqa: B006  # the framework copies it
+) -> Response:
+    """A stream that says when a job of the caller has changed behind the position `after`.
+
+    `running` are those whose progress is shown.
+    """
+    last = last_event_id(request)
+    messages = services.feed.of_owner(caller, after=after if last is None else last)
+    return stream(changes(messages, running=running, owner=caller, reader=services.reader, of_job=False), request)

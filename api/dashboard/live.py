@@ -37,74 +37,46 @@ async def changes(
     `running` are ids of jobs whose progress is shown; jobs that start or stop later are added and removed. The id of a
     message is where the feed resumes: the `seq` of a job's event with `of_job`, else a position.
     """
-    watched = dict.fromkeys(running, "")
-    following = _Following(messages, watched)
-    quiet = 0.0
-    try:
-        await _look(watched, owner=owner, reader=reader)
-        yield RETRY
-        while True:
-            await following.wait(LOOK_SECONDS)
-            news = following.take()
-            moved = await _look(watched, owner=owner, reader=reader)
-            if news or moved:
-                last = following.last
-                place = "" if last is None else f"id: {last.event.seq if of_job else last.position}\n"
-                yield place.encode() + _CHANGED
-                quiet = 0.0
-                await asyncio.sleep(LOOK_SECONDS)
-            elif not following.has_ended and (quiet := quiet + LOOK_SECONDS) >= KEEP_ALIVE_SECONDS:
-                yield KEEP_ALIVE
-                quiet = 0.0
-            if following.has_ended:
-                yield _ENDED
-                return
-    finally:
-        await following.close()
+    watched, news = dict.fromkeys(running, ""), asyncio.Event()
+    last: EventMessage | None = None
 
-
-class _Following:
-    """Takes messages from the feed as they come, and notes which jobs start and stop."""
-
-    def __init__(self, messages: AsyncIterator[EventMessage | None], watched: dict[str, str]) -> None:
-        self._news = asyncio.Event()
-        self._watched = watched
-        self.last: EventMessage | None = None
-        self._task = asyncio.create_task(self._take_all(messages))
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether there will be no more messages. Raises what the feed has raised: the browser connects again."""
-        if self._task.done():
-            self._task.result()
-        return self._task.done()
-
-    async def wait(self, seconds: float) -> None:
-        """Return when there is news, or after `seconds`."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._news.wait()
-
-    def take(self) -> bool:
-        """Whether there was news."""
-        was_set = self._news.is_set()
-        self._news.clear()
-        return was_set
-
-    async def close(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _take_all(self, messages: AsyncIterator[EventMessage | None]) -> None:
+    async def follow() -> None:
+        nonlocal last
         async for message in messages:
             if message is None:
                 continue
             if message.event.type is EventType.CLAIMED:
-                self._watched.setdefault(message.event.job_id, "")
+                watched.setdefault(message.event.job_id, "")
             elif message.event.type in ATTEMPT_ENDS:
-                self._watched.pop(message.event.job_id, None)
-            self.last = message
-            self._news.set()
+                watched.pop(message.event.job_id, None)
+            last = message
+            news.set()
+
+    following, quiet = asyncio.create_task(follow()), 0.0
+    try:
+        await _look(watched, owner=owner, reader=reader)
+        yield RETRY
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await news.wait()
+            has_news = news.is_set()
+            news.clear()
+            if await _look(watched, owner=owner, reader=reader) or has_news:
+                place = "" if last is None else f"id: {last.event.seq if of_job else last.position}\n"
+                yield place.encode() + _CHANGED
+                quiet = 0.0
+                await asyncio.sleep(LOOK_SECONDS)
+            elif not following.done() and (quiet := quiet + LOOK_SECONDS) >= KEEP_ALIVE_SECONDS:
+                yield KEEP_ALIVE
+                quiet = 0.0
+            if following.done():
+                following.result()  # raises what the feed has raised: the browser connects again
+                yield _ENDED
+                return
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
 
 async def _look(watched: dict[str, str], *, owner: str, reader: BatchedReader) -> bool:

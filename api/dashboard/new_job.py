@@ -4,7 +4,8 @@ Its fields become the body that `POST /jobs` takes, and errors of that body go b
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from uuid import uuid4
@@ -64,15 +65,15 @@ _CALIBRATION_NUMBERS = tuple(name for path, name in _PATHS.items() if path.start
 _WHOLE, _DECIMAL = re.compile(r"-?\d{1,18}"), re.compile(r"-?\d{0,18}\.\d{1,18}|-?\d{1,18}(\.\d{1,18})?")
 _RANGE = re.compile(r"(\d{1,5})\s*-\s*(\d{1,5})")
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
-_DEVICES = ("cpu", "cuda")
 
 
 @dataclass(kw_only=True)
 class FormErrors:
-    """What is wrong, by field; `others` are about no field of the form."""
+    """What is wrong, by field; `others` are about no field of the form. `status` is that of a page that shows them."""
 
     by_field: dict[str, str] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
+    status: HTTPStatus = HTTPStatus.UNPROCESSABLE_ENTITY
 
     def add(self, path: str | None, message: str) -> None:
         """Add what is wrong with the value at a path of the body; of several about a field, the first is kept."""
@@ -82,8 +83,19 @@ class FormErrors:
         else:
             self.by_field.setdefault(name, message)
 
-    def add_refusal(self, error: InvalidInput) -> None:
-        self.add(error.field, error.message)
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Add what is raised within, but for a fault of the service."""
+        try:
+            yield
+        except InvalidInput as error:
+            self.add(error.field, error.message)
+        except ReplaceMeError as error:
+            shown = http_error_of(error)
+            if shown.status is HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise
+            self.status = shown.status
+            self.others.append(f"{shown.title}: {error.message}")
 
     def __bool__(self) -> bool:
         return bool(self.by_field or self.others)
@@ -127,18 +139,17 @@ def to_body(form: Mapping[str, str]) -> dict[str, object]:
     return body | {name: value for name, value in optional.items() if value not in (None, "", {})}
 
 
-def read_request(body: Mapping[str, object]) -> JobRequest | FormErrors:
-    """The request, by the rules of `POST /jobs`; or what is wrong with it."""
+def read_request(body: Mapping[str, object], errors: FormErrors) -> JobRequest | None:
+    """The request, by the rules of `POST /jobs`; else `errors` has what is wrong with it."""
     try:
         return JobRequest.model_validate(body)
     except ValidationError as error:
-        found = FormErrors()
         for one in problems(error.errors(), sent=body, schema=schema_of(JobRequest)):
-            found.add(one["field"], one["message"])
+            errors.add(one["field"], one["message"])
         unread = body.get("gate")
         if isinstance(unread, str):
-            found.by_field["gate"] = _gate(unread)[1]
-        return found
+            errors.by_field["gate"] = _gate(unread)[1]
+        return None
 
 
 def _calibration(given: Mapping[str, str]) -> object:
@@ -201,24 +212,17 @@ def _number(text: str) -> int | float | str:
 @router.get("/ui/new")
 def ask(request: Request) -> Response:
     """The form, with what is usual filled in."""
-    return _form(request, {**dict.fromkeys(FIELDS, ""), **DEFAULTS}, FormErrors(), key=str(uuid4()))
+    return _form(request, DEFAULTS, FormErrors())
 
 
 @router.post("/ui/plan")
 async def plan_as_typed(form: FormDep, services: ServicesDep, request: Request) -> Response:
     """The plan for what the form holds, with an error for each field that has one."""
-    body = to_body(form)
-    found = read_request(body)
-    errors = found if isinstance(found, FormErrors) else FormErrors()
-    plan = None
-    if not isinstance(found, FormErrors):
-        try:
+    body, errors, plan = to_body(form), FormErrors(), None
+    found = read_request(body, errors)
+    if found is not None:
+        with errors.collected():
             plan = PlanBody.from_plan(await services.planning.plan(found, caller=caller_of(request.scope)))
-        except InvalidInput as error:
-            errors.add_refusal(error)
-        except ReplaceMeError as error:
-            errors.others.append(_explained(error))
-        else:
             for refusal in plan.refusals:
                 errors.add(refusal.field, refusal.message)
     is_empty = not form.get("model", "").strip()
@@ -239,48 +243,25 @@ async def plan_as_typed(form: FormDep, services: ServicesDep, request: Request) 
 @router.post("/ui/new")
 async def submit(form: FormDep, services: ServicesDep, caller: CallerDep, request: Request) -> Response:
     """The page of the new job; the form again, with its errors, if it is refused. Sent twice, it makes one job."""
-    found = read_request(to_body(form))
-    status = HTTPStatus.UNPROCESSABLE_ENTITY
-    if not isinstance(found, FormErrors):
-        errors = FormErrors()
-        try:
+    errors = FormErrors()
+    found = read_request(to_body(form), errors)
+    if found is not None:
+        with errors.collected():
             submitted = await services.submitter.submit(found, key=key_of(form), scope=request.scope)
-        except InvalidInput as error:
-            errors.add_refusal(error)
-        except ReplaceMeError as error:
-            status = http_error_of(error).status
-            if status is HTTPStatus.INTERNAL_SERVER_ERROR:
-                raise
-            errors.others.append(_explained(error))
-        else:
             there = f"{root_of(request.scope)}/ui/jobs/{submitted.job.id}"
             return RedirectResponse(there, status_code=HTTPStatus.SEE_OTHER)
-        found = errors
-    values = {name: form.get(name, "") for name in FIELDS}
-    return await run_in_threadpool(_form, request, values, found, key=str(uuid4()), status=status)
+    return await run_in_threadpool(_form, request, form, errors)
 
 
-def _form(
-    request: Request,
-    values: Mapping[str, str],
-    errors: FormErrors,
-    *,
-    key: str,
-    status: HTTPStatus = HTTPStatus.OK,
-) -> Response:
+def _form(request: Request, values: Mapping[str, str], errors: FormErrors) -> Response:
     return page(
         "new_job.html",
         request.scope,
-        status=status,
-        values=values,
+        status=errors.status if errors else HTTPStatus.OK,
+        values={name: values.get(name, "") for name in FIELDS},
         errors=errors,
-        key=key,
+        key=str(uuid4()),
         texts=BUILTIN_TEXTS,
         methods=list(Method),
-        devices=_DEVICES,
+        devices=("cpu", "cuda"),
     )
-
-
-def _explained(error: ReplaceMeError) -> str:
-    """What has happened, for a person, without what only the log may say."""
-    return f"{http_error_of(error).title}: {error.message}"

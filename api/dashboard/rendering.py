@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from starlette.responses import HTMLResponse
 from starlette.types import Scope as AsgiScope
 
@@ -28,6 +28,7 @@ from replaceme_core.report.figures import (
     time_left,
     time_range,
 )
+from replaceme_core.report.page import templates_in
 from replaceme_core.request.calibration import SELF_GENERATED
 from replaceme_core.request.gate import limits_in_words
 from replaceme_core.request.removal import block_ranges
@@ -173,13 +174,7 @@ FILTERS = (
 
 @cache
 def _environment() -> Environment:
-    found = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    found = templates_in(_TEMPLATES)
     found.filters |= {one.__name__: one for one in FILTERS}
     return found
 

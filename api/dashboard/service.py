@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import re
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -19,7 +18,6 @@ from api.http.request_log import POLICY
 from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import scheduling
-from replaceme_core.ledger.database import LedgerSession
 from replaceme_core.ledger.keys import Keys, hash_of
 from replaceme_core.ledger.scheduling import MAX_COUNTED
 from replaceme_core.ledger.watching import Workers
@@ -142,29 +140,9 @@ def _with_policy(page: Response) -> Response:
     return page
 
 
-@dataclass(frozen=True, kw_only=True)
-class QueueLoad:
-    """The jobs that wait for workers of `kind`; `None`: for any. `busy` of the `alive` workers run a job."""
-
-    kind: WorkerKind | None
-    waiting: int
-    mine: int
-    alive: int
-    busy: int
-
-
 @router.get("/ui/workers")
 def show_workers(session: ReadingSessionDep, caller: CallerDep, request: Request) -> Response:
-    return _shown("workers.html", session, caller, request)
-
-
-@router.get("/ui/workers/live")
-def show_live_part(session: ReadingSessionDep, caller: CallerDep, request: Request) -> Response:
-    """The part of the page that changes."""
-    return _shown("workers_live.html", session, caller, request)
-
-
-def _shown(template: str, session: LedgerSession, caller: str, request: Request) -> Response:
+    """Jobs that wait for any worker and for those of each kind, with how many of these are alive and busy."""
     workers = Workers(session).list(owner=caller)
     queued = list(scheduling.read_queue(session).queued.values())
     loads = []
@@ -172,16 +150,16 @@ def _shown(template: str, session: LedgerSession, caller: str, request: Request)
         able = [one for one in workers if one.alive and (kind is None or kind in one.kinds)]
         waiting = [job for job in queued if job.worker_kind == kind]
         loads.append(
-            QueueLoad(
-                kind=kind,
-                waiting=len(waiting),
-                mine=sum(job.owner == caller for job in waiting),
-                alive=len(able),
-                busy=sum(one.busy for one in able),
-            )
+            {
+                "kind": kind,
+                "waiting": len(waiting),
+                "mine": sum(job.owner == caller for job in waiting),
+                "alive": len(able),
+                "busy": sum(one.busy for one in able),
+            }
         )
     return page(
-        template,
+        "workers.html",
         request.scope,
         workers=workers,
         loads=loads,

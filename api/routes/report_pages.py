@@ -43,7 +43,7 @@ class ReportPages:
         plot = next((one for one in plots_of(report) if one.name == name), None) if can_draw() else None
         if plot is None:
             return None
-        return await self._found(report, f"{name}.{kind}", lambda: rendered(plot.draw, kind))
+        return await self._found(report, f"{name}.{kind}", lambda: rendered(plot, kind))
 
     async def _found(self, report: Mapping[str, object], name: str, make: Callable[[], bytes]) -> bytes:
         key = (digest_of(report), name)

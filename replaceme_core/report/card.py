@@ -17,7 +17,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 from markupsafe import Markup
 
 from replaceme_core.errors import InvalidInput
@@ -26,11 +26,11 @@ from replaceme_core.hub.data_files import Value, header_of, read_card
 from replaceme_core.hub.model_files import CARD, is_terms
 from replaceme_core.report import view
 from replaceme_core.report.figures import PERPLEXITY, RATIO, WHOLE, percent
-from replaceme_core.report.page import plots_of
+from replaceme_core.report.page import plots_of, templates_in
 from replaceme_core.report.plots import can_draw, rendered
 from replaceme_core.report.reading import Report, Shown
 from replaceme_core.report.view import Table, markdown_table
-from replaceme_core.request.calibration import SELF_GENERATED, CalibrationSource, CalibrationSpec, MixedSource
+from replaceme_core.request.calibration import SELF_GENERATED, CalibrationSource, MixedSource
 from replaceme_core.request.fields import BUILTIN_PREFIX, FILE_PREFIX
 from replaceme_core.request.method import TRAITS, Method
 from replaceme_core.request.removal import block_ranges, ratio_of
@@ -38,7 +38,7 @@ from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.request.spec import ComputeSpec
 from replaceme_core.wording import counted, markdown, markdown_code, printable
 
-PICTURE: Final = "layers.png"
+PICTURE: Final = "blocks.png"
 ANSWER_CHARACTERS: Final = 240
 MOST_ROWS: Final = 8
 TAGS = ("depth-pruning", "pruned", "replaceme", "compression")
@@ -52,6 +52,13 @@ _LINK = re.compile(r"https?://[^\s<>\"']{1,300}|\w[\w.-]{0,99}", re.ASCII)
 _LINE = re.compile(r".{1,200}")
 _OWN = ("revision", "config", "split", "column", "template")
 _NOT_DECIDING = {"labels", "output", "priority", "max_queue_seconds", "max_runtime_seconds"}
+_OPTIONS = {
+    "method.name": "method",
+    "method.time_budget_seconds": "time_budget",
+    "evaluation.enabled": "evaluate",
+    "evaluation.samples": "evaluation_samples",
+}
+"""Options of the command that are not named after their field."""
 _SHAPE_AND_PLACE = {
     MapStructure.FULL: {"shape": "linear", "place": "output projection"},
     MapStructure.DIAGONAL: {"shape": "diagonal", "place": "last norm"},
@@ -83,21 +90,10 @@ def read_base_card(directory: Path) -> BaseCard:
     except InvalidInput:  # a header that is not read
         header = {}
     licence = _matching(header.get("license"), _LICENSE)
+    name, link = _matching(header.get("license_name"), _LINE), _matching(header.get("license_link"), _LINK)
     if licence is None and terms:
-        return BaseCard(
-            licence=OTHER,
-            name="terms-of-the-original-model",
-            link=terms[0],
-            languages=_languages(header.get("language")),
-            terms=terms,
-        )
-    return BaseCard(
-        licence=licence,
-        name=_matching(header.get("license_name"), _LINE),
-        link=_matching(header.get("license_link"), _LINK),
-        languages=_languages(header.get("language")),
-        terms=terms,
-    )
+        licence, name, link = OTHER, "terms-of-the-original-model", terms[0]
+    return BaseCard(licence=licence, name=name, link=link, languages=_languages(header.get("language")), terms=terms)
 
 
 def _matching(value: Value | None, pattern: re.Pattern[str]) -> str | None:
@@ -226,30 +222,24 @@ def _draw(content: Mapping[str, object], directory: Path) -> str | None:
     if not can_draw():
         logger.info("card and report get no pictures: matplotlib is not installed (pip install 'replaceme[plot]')")
         return None
-    (directory / PICTURE).write_bytes(rendered(plot.draw, "png"))
+    (directory / PICTURE).write_bytes(rendered(plot, "png"))
     return PICTURE
 
 
 def _compared_cuts(report: Report) -> Table | None:
     """The alternatives that were tried to the end, the chosen one first; `None` where there was one."""
-    rows = report.rows("candidates", most=view.MOST_CANDIDATES)
-    if any(report.number("candidates", row, name) is not None for row in rows for name in view.ORDERS):
+    rows = report.places("candidates", most=view.MOST_CANDIDATES)
+    if any(report.number(*base, name) is not None for base in rows for name in view.ORDERS):
         return None  # no alternatives to each other
-    tried = sum(report.number("candidates", row, "held_out_loss") is not None for row in rows)
+    tried = sum(report.number(*base, "held_out_loss") is not None for base in rows)
     table = view.candidates(report)
     return table.only("blocks", "held_out_loss", most=min(tried, MOST_ROWS)) if table and tried > 1 else None
 
 
 @cache
 def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,  # what a macro returns is `Markup`, and is not made text again
-        finalize=_finalize,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    # it escapes, so that what a macro returns is `Markup`, and is not made text again
+    environment = templates_in(Path(__file__).parent / "templates", finalize=_finalize)
     environment.filters |= {
         "code": lambda text: Markup(markdown_code(text)),
         "fenced": _fenced,
@@ -288,7 +278,12 @@ def _fenced(text: str, language: str) -> Markup:
 
 
 def as_request(spec: ResolvedSpec) -> str:
-    """The body of `POST /jobs`; what is at its default and decides nothing is left out."""
+    """The body of `POST /jobs`."""
+    return json.dumps(_deciding(spec), indent=2)
+
+
+def _deciding(spec: ResolvedSpec) -> dict[str, Any]:
+    """The body, without what is at its default or decides nothing."""
     body = spec.model_dump(mode="json", exclude=_NOT_DECIDING, exclude_none=True)
     defaults = ComputeSpec().model_dump(mode="json")
     body["compute"] = {name: value for name, value in body["compute"].items() if value != defaults[name]}
@@ -298,52 +293,39 @@ def as_request(spec: ResolvedSpec) -> str:
         body[part] = {name: body[part][name] for name in body[part] if getattr(given, name) != fields[name].default}
         if not body[part]:
             del body[part]
-    return json.dumps(body, indent=2)
+    return body
 
 
 def as_command(spec: ResolvedSpec) -> str:
-    """The call of `replaceme compress`, for a model in a directory."""
-    method, compute, text = spec.method, spec.compute, spec.calibration
-    options: list[tuple[str, object]] = [("ratio", spec.ratio)]
-    if spec.drop is not None:
-        options.append(("drop", ",".join(map(str, spec.drop))))
-    options += [("method", method.name), *_texts(text)]
-    options += [("samples", text.samples), ("max-length", text.max_length), ("seed", text.seed)]
-    fields = type(method).model_fields
-    named = {"ridge", "replays", "groups", "loss", "structure", "selection", "ridge_later"}
-    options += [
-        (name.replace("_", "-"), getattr(method, name))
-        for name in sorted(named)
-        if getattr(method, name) != fields[name].default
-    ]
-    options.append(("time-budget", method.time_budget_seconds))
-    asked = spec.evaluation
-    if asked.samples != type(asked).model_fields["samples"].default:
-        options.append(("evaluation-samples", asked.samples))
-    if asked.tasks:
-        options += [("tasks", ",".join(asked.tasks)), ("tasks-dir", "TASKS_DIR")]
-        options += [("task-limit", asked.task_limit), ("few-shot", asked.few_shot)]
-    options += [("gate", criterion) for criterion in _gate(spec)]
-    options += [("device", compute.device), ("dtype", compute.dtype), ("threads", compute.threads)]
-    options += [("batch-size", compute.batch_size), ("quantization", compute.quantization)]
-    options.append(("loading", compute.loading))
-    flags = [
-        *(["as-published"] if method.as_published else []),
-        *(["pattern-safe"] if compute.pattern_safe else []),
-        *([] if spec.evaluation.enabled else ["no-evaluate"]),
-    ]
-    parts = [f"--{name} {shlex.quote(str(value))}" for name, value in options if value is not None]
-    return " \\\n  ".join(["replaceme compress MODEL_DIR --out OUT", *parts, *(f"--{flag}" for flag in flags)])
-
-
-def _texts(text: CalibrationSpec) -> list[tuple[str, object]]:
-    beside: list[tuple[str, object]] = [("repeated", text.repeated), ("judged-on", text.judged_on)]
+    """The call of `replaceme compress`, for a model in a directory: an option for each field of the body."""
+    body, text = _deciding(spec), spec.calibration
+    options: list[tuple[str, object]] = [(name, body[name]) for name in ("ratio", "drop") if name in body]
     if text.sources is None:
-        shares = [("self-generated", text.self_generated), ("general", text.general)]
-        return [("calibration", _named(text.mix[0])), *shares, *beside]
-    given = text.mix[: len(text.sources)]
-    options: list[tuple[str, object]] = [("calibration", _named(source, share=source.share)) for source in given]
-    return [*options, *beside]
+        options.append(("calibration", _named(text.mix[0])))
+    else:
+        given = text.mix[: len(text.sources)]
+        options += [("calibration", _named(source, share=source.share)) for source in given]
+    options += [
+        (_OPTIONS.get(f"{part}.{name}", name), value)
+        for part in ("method", "calibration", "evaluation", "compute")
+        for name, value in body.get(part, {}).items()
+        if part != "calibration" or name not in ("sources", "dataset", *_OWN)
+    ]
+    if spec.evaluation.tasks:
+        options.append(("tasks-dir", "TASKS_DIR"))
+    options += [("gate", criterion) for criterion in _gate(spec)]
+    return " \\\n  ".join(["replaceme compress MODEL_DIR --out OUT", *(_option(*one) for one in options)])
+
+
+def _option(name: str, value: object) -> str:
+    """
+    >>> _option("evaluate", False), _option("task_limit", 9), _option("tasks", ["piqa", "sciq"])
+    ('--no-evaluate', '--task-limit 9', '--tasks piqa,sciq')
+    """
+    dashed = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{dashed}" if value else f"--no-{dashed}"
+    return f"--{dashed} {shlex.quote(','.join(map(str, value)) if isinstance(value, list) else str(value))}"
 
 
 def _named(source: MixedSource, *, share: float | None = None) -> str:

@@ -61,7 +61,11 @@ def time_about(seconds: float) -> str:
 
 
 def time_left(seconds: float, error: float | None) -> str:
-    """What is left of a job, give or take `error` seconds."""
+    """What is left of a job, give or take `error` seconds.
+
+    >>> time_left(75, 12), time_left(75, 750)
+    ('65 to 85 seconds', 'up to 14 minutes')
+    """
     return time_range(max(seconds - (error or 0), 0), seconds + (error or 0))
 
 

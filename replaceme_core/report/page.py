@@ -1,23 +1,246 @@
-"""The report as one HTML file: styles and pictures are in it, it needs no network, and it runs no script."""
+"""The report as one HTML file: styles and pictures are in it, it needs no network, and it runs no script.
+
+Its sections have the tables of the view, plots, facts and answers, in their order.
+"""
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Final
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from replaceme_core.report.plots import Format, can_draw, rendered
-from replaceme_core.report.reading import Report
-from replaceme_core.report.sections import Plot, sections_of
-from replaceme_core.report.view import warnings
-from replaceme_core.request.removal import block_ranges
+from replaceme_core.report import plots, view
+from replaceme_core.report.figures import NONE, PERPLEXITY, RATIO, WHOLE, Form, duration, size
+from replaceme_core.report.plots import Format, Plot, can_draw, rendered
+from replaceme_core.report.reading import Piece, Place, Report, Shown, Step, pointer
+from replaceme_core.report.view import Cell, Column, Table
 
 PAGE: Final = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"
+_MOST_SPEC = 20_000  # characters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Names with their values; screen readers read the `caption`."""
+
+    caption: str
+    rows: Sequence[tuple[str, Cell]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One prompt with the answers of both models; `notes` on either, empty where there is nothing to note."""
+
+    prompt: Cell
+    before: Cell
+    after: Cell
+    notes: tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    """A text to copy; `place` is where the report has it."""
+
+    caption: str
+    text: str
+    place: str
+
+
+Part = Table | Facts | Code | Plot | Answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """`note` is a sentence or two on what it is about."""
+
+    id: str
+    title: str
+    note: str
+    parts: Sequence[Part]
+
+
+def sections_of(report: Report) -> list[Section]:
+    """The sections that the report has something for, in the order of the page."""
+    quality = "Both models were measured in one run, with the same settings, on text that took no part in making it."
+    answers = "The same prompts to both models, without sampling."
+    gate = "The result passes its gate." if report.is_true("gate", "passed") else "The result misses its gate."
+    basis = [
+        plots.influence(report),
+        plots.windows(report),
+        view.candidates(report),
+        plots.candidates(report),
+        view.disagreements(report),
+    ]
+    cost = [
+        view.stages(report),
+        plots.stages(report, "seconds"),
+        plots.stages(report, "peak_bytes"),
+        plots.memory(report),
+        _run(report),
+    ]
+    measured = [view.texts(report), plots.perplexities(report), view.tasks(report), plots.accuracies(report)]
+    found = (
+        _section("summary", "In short", _summary(report)),
+        _section("gate", "Gate", view.gate(report), note=gate),
+        _section("trials", "Search for the deepest cut", view.trials(report), plots.trials(report)),
+        _section("quality", "Quality before and after", *measured, note=quality),
+        _section("size", "Size and speed", view.both_models(report)),
+        _section("answers", "Answers side by side", *_answers(report), note=answers),
+        _section("choice", "Which blocks, and why", *basis),
+        _section("cost", "Time and memory", *cost),
+        _section("origin", "Where it comes from", *_origin(report), _checksums(report), _spec(report)),
+    )
+    return [one for one in found if one.parts]
+
+
+def _section(id: str, title: str, *parts: Part | None, note: str = "") -> Section:
+    return Section(id=id, title=title, note=note, parts=[part for part in parts if part is not None])
+
+
+def _summary(report: Report) -> Facts:
+    """The model, which blocks are gone, and the first figures."""
+    removed, kept = (_count_of(report, name) for name in ("removed_blocks", "kept_blocks"))
+    ranges = Shown(text=plots.removed_blocks(report), value=None, places=(pointer(["removed_blocks"]),))
+    rows: list[tuple[str, Cell]] = [
+        ("Model", (report.words("spec", "model", "repo_id"),)),
+        ("Removed", (removed, " blocks: ", ranges, " (counted from zero)")),
+        ("Kept", (kept, " blocks")),
+        ("Method", _method(report)),
+    ]
+    if report.number("after", "perplexity") is not None:
+        before, after = (report.figure(side, "perplexity", as_=PERPLEXITY) for side in ("before", "after"))
+        ratio: Cell = ()
+        if report.rows("texts"):
+            text = report.words("texts", 0, "name")
+            ratio = (" (", report.figure("texts", 0, "ratio", as_=RATIO), " times) on ", text)
+        old, new = (report.figure(side, "bytes", as_=size) for side in ("before", "after"))
+        change = report.change(("before", "bytes"), ("after", "bytes"))
+        rows.append(("Perplexity", (after, ", original ", before, *ratio)))
+        rows.append(("Weights on disk", (new, ", original ", old, " (", change, ")")))
+    else:
+        rows.append(("Quality", ("not measured: the evaluation was off",)))
+    rows.append(("Made", (report.words("created_at"),)))
+    return Facts(caption="The result in short", rows=rows)
+
+
+def _count_of(report: Report, name: str) -> Piece:
+    found = report.numbers(name)
+    return Shown(text=f"{len(found)}", value=len(found), places=(pointer([name]),))
+
+
+def _method(report: Report) -> Cell:
+    asked, taken = report.text("method"), report.text("chosen_method")
+    if not taken or asked == taken:
+        return (report.words("method"),)
+    return (report.words("chosen_method"), " (asked for: ", report.words("method"), ")")
+
+
+def _answers(report: Report) -> list[Part]:
+    def note(base: Place, name: str) -> str:
+        return "It ends in a repetition." if report.is_true(*base, name) else ""
+
+    return [
+        Answer(
+            prompt=(report.words(*base, "prompt"),),
+            before=(report.words(*base, "before"),),
+            after=(report.words(*base, "after"),),
+            notes=(note(base, "before_loops"), note(base, "after_loops")),
+        )
+        for base in report.places("answers", most=view.MOST_ANSWERS)
+    ]
+
+
+def _run(report: Report) -> Facts | None:
+    """What was read, kept and computed, beside the stages."""
+    known: tuple[tuple[str, Place, Form], ...] = (
+        ("Reading models, in all stages", ("loading_seconds",), duration),
+        ("Memory before anything was loaded", ("imported_bytes",), size),
+        ("Weights of the result", ("plan", "weight_bytes"), size),
+        ("Weights of the result, expected", ("plan", "expected_weight_bytes"), size),
+        ("Runs of one block on one batch", ("captured", "dense_block_runs"), WHOLE),
+        ("One stream of all tokens", ("captured", "stream_bytes"), size),
+        ("Sums in memory at once", ("captured", "statistics_bytes"), size),
+        ("Streams and sums that were kept", ("captured", "kept_bytes"), size),
+        ("Batches that were halved for memory", ("captured", "batch_halvings"), WHOLE),
+    )
+    pieces = [(label, report.figure(*path, as_=form)) for label, path, form in known]
+    if report.at("captured", "cached") is not None:
+        is_cached = report.is_true("captured", "cached")
+        pieces.append(("Activations", "read from the cache of an earlier job" if is_cached else "computed"))
+    rows = [(label, (piece,)) for label, piece in pieces if piece != NONE]
+    return Facts(caption="Of the run", rows=rows) if rows else None
+
+
+def _origin(report: Report) -> list[Table | Facts | None]:
+    """Model, text, software and machine."""
+    known: tuple[tuple[str, Place], ...] = (
+        ("Hub", ("hub",)),
+        ("Model", ("spec", "model", "repo_id")),
+        ("Commit of the model", ("spec", "model", "revision")),
+        ("Job", ("job_id",)),
+        ("Version of ReplaceMe", ("code", "version")),
+        ("Commit of ReplaceMe", ("code", "commit")),
+        ("Digest of its sources", ("code", "digest")),
+        ("Device", ("device", "type")),
+        ("Hardware", ("device", "hardware")),
+        ("Instructions", ("device", "instructions")),
+        ("System", ("device", "system")),
+        ("Key of the statistics", ("statistics_key",)),
+    )
+    facts: list[tuple[str, Cell]] = [(label, (report.words(*path),)) for label, path in known if report.text(*path)]
+    text = ("spec", "calibration")
+    if report.number(*text, "samples") is not None:
+        samples, length = (report.figure(*text, name, as_=WHOLE) for name in ("samples", "max_length"))
+        amount = (samples, " sequences of ", length, " tokens, seed ", report.figure(*text, "seed"))
+        facts.append(("Calibration", amount))
+    texts = [
+        (report.words(*base, "name"), report.words(*base, "revision")) for base in report.places("calibration_texts")
+    ]
+    versions, numerics = (
+        [(key.replace("_", " "), value) for key, value in _entries(report, name)] for name in ("versions", "numerics")
+    )
+    return [
+        Facts(caption="What it was made from", rows=facts),
+        _words("Calibration texts", ("Text", "Commit"), texts),
+        _words("Versions", ("Software", "Version"), versions),
+        _words("What decides the rounding", ("Setting", "Value"), numerics),
+    ]
+
+
+def _checksums(report: Report) -> Table | None:
+    groups: list[tuple[str, Place]] = [
+        ("original", ("model",)),
+        *(("text", (*base, "files")) for base in report.places("calibration_texts")),
+        ("tokens", ("tokens",)),
+        ("result", ("result",)),
+    ]
+    rows = [(key, kind, value) for kind, path in groups for key, value in _entries(report, *path)]
+    return _words("Checksums (SHA-256)", ("File", "Of", "SHA-256"), rows)
+
+
+def _entries(report: Report, *path: Step) -> list[tuple[str, Piece]]:
+    """The names in an object with their texts."""
+    return [(key, value) for key in report.names(*path) if (value := report.words(*path, key)) != NONE]
+
+
+def _words(caption: str, header: Sequence[str], rows: Sequence[Sequence[Piece]]) -> Table | None:
+    """A table of words alone."""
+    columns = [Column(name, name, is_words=True) for name in header]
+    return Table(caption=caption, columns=columns, rows=[[(piece,) for piece in row] for row in rows]) if rows else None
+
+
+def _spec(report: Report) -> Code | None:
+    spec = json.dumps(report.at("spec"), indent=2, ensure_ascii=False)
+    if report.at("spec") is None or len(spec) > _MOST_SPEC:
+        return None
+    return Code(caption="Specification: sent again, it makes the same model", text=spec, place=pointer(["spec"]))
 
 
 def plots_of(content: Mapping[str, object]) -> list[Plot]:
@@ -30,21 +253,15 @@ def render_page(content: Mapping[str, object]) -> str:
     report = Report(content)
     removed, kept = len(report.blocks("removed_blocks")), len(report.blocks("kept_blocks"))
     name = report.text("spec", "model", "repo_id").split("/")[-1] or "a model"
-    return (
-        _environment()
-        .get_template("report.html")
-        .render(
-            title=f"{name}, {kept} of {removed + kept} blocks",
-            model=name,
-            blocks=f"{kept} of {removed + kept} blocks",
-            removed=block_ranges(report.blocks("removed_blocks")),
-            warnings=warnings(report),
-            sections=sections_of(report),
-            draws=can_draw(),
-            data_of=data_of,
-            style=Markup(_style()),  # ours, and the policy has its digest
-            policy=policy(),
-        )
+    return _template().render(
+        model=name,
+        blocks=f"{kept} of {removed + kept} blocks",
+        warnings=view.warnings(report),
+        sections=sections_of(report),
+        draws=can_draw(),
+        data_of=data_of,
+        style=Markup(_style()),  # ours, and the policy has its digest
+        policy=policy(),
     )
 
 
@@ -62,7 +279,7 @@ def policy(*, header: bool = False) -> str:
 
 def data_of(plot: Plot) -> str:
     """The picture as an address that has the whole of it."""
-    return "data:image/svg+xml;base64," + base64.b64encode(rendered(plot.draw, "svg")).decode()
+    return "data:image/svg+xml;base64," + base64.b64encode(rendered(plot, "svg")).decode()
 
 
 def write_page(directory: Path, content: Mapping[str, object]) -> Path:
@@ -78,7 +295,7 @@ def write_plots(directory: Path, content: Mapping[str, object], *, kinds: Sequen
     for plot in plots_of(content):
         for kind in kinds:
             path = directory / f"{plot.name}.{kind}"
-            path.write_bytes(rendered(plot.draw, kind))
+            path.write_bytes(rendered(plot, kind))
             written.append(path)
     return written
 
@@ -88,12 +305,18 @@ def _style() -> str:
     return (_TEMPLATES / "report.css").read_text(encoding="utf-8")
 
 
-@cache
-def _environment() -> Environment:
+def templates_in(folder: Path, *, finalize: Callable[[object], object] | None = None) -> Environment:
+    """Templates that escape text, and in which an unknown name is an error. `finalize` makes what they print."""
     return Environment(
-        loader=FileSystemLoader(_TEMPLATES),
+        loader=FileSystemLoader(folder),
         autoescape=True,
+        finalize=finalize,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+@cache
+def _template() -> Template:
+    return templates_in(_TEMPLATES).get_template("report.html")

@@ -1,17 +1,20 @@
 """The plots of a report: readable in print, without colours, and by the colour-blind. matplotlib is loaded here, late.
 
 Two shades that differ in grey as well (of cividis), a hatch, and another shape of the mark say the same thing. Each
-plot is drawn from plain values.
+function takes from the report what it draws, and returns `None` where that is not there.
 """
 
 import io
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal
 
-from replaceme_core.report.view import Trial
+from replaceme_core.report import view
+from replaceme_core.report.reading import Place, Report
+from replaceme_core.request.removal import block_ranges
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,10 +22,20 @@ if TYPE_CHECKING:
 
 Format = Literal["svg", "png"]
 FORMATS: Final[tuple[Format, ...]] = ("svg", "png")
-DARK, LIGHT, ACCENT = "#00224e", "#c8b866", "#7d7c78"
-HATCH = "////"
-COLOURS = "cividis"
-WIDTH = 7.5
+_MOST_BLOCKS, _MOST_WINDOWS, _MOST_ROWS, _MOST_SAMPLES = 1000, 16_000, 40, 2000
+_DARK, _LIGHT, _ACCENT = "#00224e", "#c8b866", "#7d7c78"
+_HATCH = "////"
+_COLOURS = "cividis"
+_MARKS = {
+    "measured": ("o", _DARK, 22),
+    "an estimate": ("o", "white", 22),
+    "chosen": ("D", _LIGHT, 52),
+    "passes": ("o", _DARK, 36),
+    "misses the gate": ("X", "white", 52),
+    "taken": ("D", _LIGHT, 60),
+}
+"""Shape, shade and size for each kind of mark."""
+_WIDTH = 7.5
 """Inches: a page of A4 without its margins."""
 _DOTS_PER_INCH = 150
 _SETTINGS = {
@@ -34,15 +47,25 @@ _SETTINGS = {
     "text.parse_math": False,  # names of strangers are no formulas
 }
 _FIRST_WITHOUT_SHAPE = 0x530  # Latin, Greek and Cyrillic are before it
+_DEGREES = 180
+"""In half a turn."""
+_GIGABYTE = 1e9
+_IN_TABLES = "the values are in the tables of the report."
 _drawing = threading.Lock()
 Interval = tuple[float, float] | None
-DEGREES = 180
-"""In half a turn."""
-_LEAST = "least for its length (block 0 always stays)"
-LOSSES = {
-    "residual": "residual after\nthe fit (ratio)",
-    "held_out_loss": "loss on held-out\ntokens (nats)",
-}
+Mark = tuple[float, float, str]
+"""Its places on both axes, and its kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """`name` is that of its file, `alt` what it shows for those who cannot see it, `reading` how it is read."""
+
+    name: str
+    title: str
+    alt: str
+    reading: str
+    draw: Callable[[], "Figure"]
 
 
 def can_draw() -> bool:
@@ -50,25 +73,14 @@ def can_draw() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def axes(height: float, *, rows: int = 1) -> tuple["Figure", list["Axes"]]:
-    """An empty figure of `rows` plots above each other that share their x-axis; `height` in inches."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    found = list(figure.subplots(rows, 1, squeeze=False, sharex=True).flat)
-    for one in found:
-        one.spines[["top", "right"]].set_visible(False)
-    return figure, found
-
-
-def rendered(draw: Callable[[], "Figure"], kind: Format) -> bytes:
-    """The file of a figure, the same bytes each time. One at a time: its settings are those of the process."""
+def rendered(plot: Plot, kind: Format) -> bytes:
+    """The file of a plot, the same bytes each time. One at a time: its settings are those of the process."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     written = io.BytesIO()
     with _drawing, rc_context(_SETTINGS):  # type: ignore[arg-type]
-        figure = draw()
+        figure = plot.draw()
         FigureCanvasAgg(figure)
         metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
         figure.savefig(written, format=kind, dpi=_DOTS_PER_INCH, metadata=metadata)
@@ -85,297 +97,398 @@ def shortened(name: str, longest: int = 40) -> str:
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ratio:
-    """A perplexity as a multiple of the original's, with its confidence interval."""
+def _frame(
+    height: float, *, across: str, up: Sequence[str] = ("",), names: Sequence[str] = (), is_whole: bool = False
+) -> tuple["Figure", list["Axes"]]:
+    """An empty figure, `height` inches high: plots above each other, one for each label in `up`, over one x-axis.
 
-    name: str
-    value: float
-    interval: Interval
-
-
-@dataclass(frozen=True, kw_only=True)
-class Accuracy:
-    """The accuracies of both models in one task, with their intervals; `chance` is that of guessing."""
-
-    name: str
-    before: float
-    after: float
-    intervals: tuple[Interval, Interval]
-    chance: float | None
-
-
-def draw_ratios(ratios: Sequence[Ratio]) -> "Figure":
-    """A row for each text."""
-    figure, (plot,) = axes(0.9 + 0.32 * len(ratios))
-    for place, one in enumerate(ratios):
-        plot.errorbar(
-            one.value, place, xerr=_around(one.value, one.interval), fmt="o", color=DARK, capsize=4, markersize=6
-        )
-    plot.axvline(1, color=ACCENT, linestyle="--", linewidth=1)
-    plot.set_yticks(range(len(ratios)), [shortened(one.name) for one in ratios])
-    plot.set_ylim(len(ratios) - 0.5, -0.5)
-    plot.set_xlabel("perplexity, times the original's (ratio)")
-    plot.grid(axis="x", color=ACCENT, alpha=0.25)
-    return figure
-
-
-def draw_accuracies(tasks: Sequence[Accuracy]) -> "Figure":
-    """A row for each task, the original above the result."""
-    figure, (plot,) = axes(1.1 + 0.5 * len(tasks))
-    sides = (("original", "o", DARK, -0.15, 0), ("result", "s", LIGHT, 0.15, 1))
-    for name, shape, face, shift, side in sides:
-        for place, one in enumerate(tasks):
-            value = (one.before, one.after)[side]
-            around = _around(100 * value, _times(100, one.intervals[side]))
-            plot.errorbar(
-                100 * value,
-                place + shift,
-                xerr=around,
-                fmt=shape,
-                color=DARK,
-                markerfacecolor=face,
-                capsize=3,
-                markersize=6,
-                label=name if place == 0 else None,
-            )
-    chances = [(100 * one.chance, place) for place, one in enumerate(tasks) if one.chance is not None]
-    if chances:
-        values, places = zip(*chances, strict=True)
-        plot.scatter(values, places, marker="|", s=260, c=ACCENT, linewidths=2, label="guessing")
-    plot.set_yticks(range(len(tasks)), [shortened(one.name) for one in tasks])
-    plot.set_ylim(len(tasks) - 0.5, -0.5)
-    plot.set_xlabel("accuracy (%)")
-    plot.grid(axis="x", color=ACCENT, alpha=0.25)
-    plot.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
-    return figure
-
-
-def _times(factor: float, interval: Interval) -> Interval:
-    return None if interval is None else (factor * interval[0], factor * interval[1])
-
-
-def _around(value: float, interval: Interval) -> list[list[float]] | None:
-    """The lengths of an error bar to both sides."""
-    if interval is None:
-        return None
-    return [[max(value - interval[0], 0)], [max(interval[1] - value, 0)]]
-
-
-def draw_trials(trials: Sequence[Trial], *, limits: Sequence[float | None] = (None, None)) -> "Figure":
-    """Perplexity above, accuracy below where it was measured; `limits` are those of the gate."""
+    With `names` there is one plot, with a row for each of them. `is_whole`: the x-axis counts.
+    """
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    shown = [
-        ("perplexity, times\nthe original's (ratio)", [one.perplexity for one in trials], limits[0]),
-        ("accuracy kept\n(ratio)", [one.accuracy for one in trials], limits[1]),
-    ]
-    shown = [one for one in shown if any(value is not None for value in one[1])]
-    figure, plots = axes(0.7 + 2.1 * len(shown), rows=len(shown))
-    for (label, values, limit), plot in zip(shown, plots, strict=True):
-        known = sorted(
-            ((one, value) for one, value in zip(trials, values, strict=True) if value is not None),
-            key=lambda pair: pair[0].blocks,
-        )
-        plot.plot([one.blocks for one, _ in known], [value for _, value in known], color=ACCENT, linewidth=1, zorder=1)
-        kinds = (
-            ("passes", "o", DARK, 36),
-            ("misses the gate", "X", "white", 52),
-            ("taken", "D", LIGHT, 60),
-        )
-        for name, shape, face, size in kinds:
-            some = [(one.blocks, value) for one, value in known if _kind(one) == name]
-            if some:
-                places, heights = zip(*some, strict=True)
-                plot.scatter(
-                    places, heights, marker=shape, s=size, c=face, edgecolors=DARK, linewidths=1, label=name, zorder=3
-                )
-        if limit is not None:
-            plot.axhline(limit, color=DARK, linestyle="--", linewidth=1, label="limit of the gate")
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    plots = list(figure.subplots(len(up), 1, squeeze=False, sharex=True).flat)
+    for plot, label in zip(plots, up, strict=True):
+        plot.spines[["top", "right"]].set_visible(False)
         plot.set_ylabel(label)
-        plot.grid(axis="y", color=ACCENT, alpha=0.25)
-        plot.margins(y=0.15)
-        plot.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0, handletextpad=0.2)
-    plots[-1].set_xlabel("blocks removed")
-    plots[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure
+        plot.grid(axis="x" if names else "y", color=_ACCENT, alpha=0.25)
+    if names:
+        plots[0].set_yticks(range(len(names)), [shortened(name) for name in names])
+        plots[0].set_ylim(len(names) - 0.5, -0.5)
+    plots[-1].set_xlabel(across)
+    if is_whole:
+        plots[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure, plots
 
 
-def _kind(trial: Trial) -> str:
-    if trial.is_chosen:
-        return "taken"
-    return "passes" if trial.has_passed else "misses the gate"
+def _legend(plot: "Axes") -> None:
+    """Above the plot, to the right."""
+    plot.legend(frameon=False, ncols=4, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0, handletextpad=0.4)
 
 
-def draw_influence(angles: Sequence[float], *, removed: Collection[int], name: str = "block") -> "Figure":
-    """A bar for each block. `angles` are in half turns."""
-    from matplotlib.patches import Patch
-    from matplotlib.ticker import MaxNLocator
-
-    figure, (plot,) = axes(2.9)
-    for is_removed, colour, hatch in ((False, DARK, ""), (True, LIGHT, HATCH)):
-        chosen = [index for index in range(len(angles)) if (index in removed) is is_removed]
-        heights = [angles[index] * DEGREES for index in chosen]
-        plot.bar(chosen, heights, width=0.8, color=colour, hatch=hatch, edgecolor=DARK, linewidth=0.6)
-    plot.set_xlabel(f"{name} of the original model")
-    plot.set_ylabel("change of direction (degrees)")
-    plot.xaxis.set_major_locator(MaxNLocator(integer=True))
-    plot.set_xlim(-0.8, len(angles) - 0.2)
-    plot.legend(
-        handles=[
-            Patch(facecolor=DARK, edgecolor=DARK, label="kept"),
-            Patch(facecolor=LIGHT, edgecolor=DARK, hatch=HATCH, label="removed"),
-        ],
-        frameon=False,
-        ncols=2,
-        loc="upper center",
-    )
-    return figure
-
-
-def draw_windows(distances: Sequence[Sequence[float]], *, cuts: Sequence[tuple[int, int]]) -> "Figure":
-    """`distances[i][n - 1]`, in half turns, are those across the n blocks from i on. `cuts` are start and length."""
-    import numpy
-    from matplotlib.ticker import MaxNLocator
-
-    longest = max(map(len, distances))
-    grid = numpy.full((longest, len(distances)), numpy.nan)
-    for start, row in enumerate(distances):
-        grid[: len(row), start] = numpy.asarray(row) * DEGREES
-    figure, (plot,) = axes(4.4)
-    extent = (-0.5, len(distances) - 0.5, 0.5, longest + 0.5)
-    shown = plot.imshow(grid, origin="lower", aspect="auto", extent=extent, cmap=COLOURS, interpolation="none")
-    lengths = numpy.arange(1, longest + 1)
-    with_first = grid.copy()
-    with_first[:, 0] = numpy.nan  # block 0 never goes
-    has_any = ~numpy.isnan(with_first).all(axis=1)
-    least = [int(numpy.nanargmin(row)) for row in with_first[has_any]]
-    plot.scatter(least, lengths[has_any], s=14, c="white", edgecolors="black", linewidths=0.6, label=_LEAST)
-    if cuts:
-        starts, sizes = zip(*cuts, strict=True)
-        plot.scatter(starts, sizes, s=110, marker="s", facecolors="none", edgecolors="white", linewidths=3.2)
-        plot.scatter(
-            starts, sizes, s=110, marker="s", facecolors="none", edgecolors="black", linewidths=1.4, label="removed"
-        )
-    plot.set_xlabel("first block of the window")
-    plot.set_ylabel("number of blocks")
-    for axis in (plot.xaxis, plot.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
-    figure.colorbar(shown, ax=plot, label="angle between its ends (degrees)", pad=0.02)
-    plot.legend(frameon=False, loc="upper right", handletextpad=0.4, labelspacing=0.9)
-    return figure
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """A cut at `place`: its first block, or the step in which it was tried. `values` by the names of `LOSSES`."""
-
-    place: int
-    values: dict[str, float]
-    is_chosen: bool
-    is_estimated: bool
-
-
-def draw_candidates(points: Sequence[Point], *, axis: str) -> "Figure":
-    """One plot below the other for each quantity that some have. `axis` says what `place` is."""
-    from matplotlib.ticker import MaxNLocator
-
-    shown = [name for name in LOSSES if any(name in one.values for one in points)]
-    figure, plots = axes(0.7 + 1.9 * len(shown), rows=len(shown))
-    for name, plot in zip(shown, plots, strict=True):
-        measured = [one for one in points if name in one.values]
-        for exact, face in ((True, DARK), (False, "white")):
-            some = [one for one in measured if not one.is_chosen and (name == "residual" or one.is_estimated != exact)]
-            if name == "residual" and not exact:
-                continue
-            label = "" if name == "residual" else "measured" if exact else "an estimate"
-            _scatter(plot, some, name, face=face, label=label)
-        _scatter(plot, [one for one in measured if one.is_chosen], name, face=LIGHT, label="chosen", shape="D", size=52)
-        plot.set_ylabel(LOSSES[name])
-        plot.grid(axis="y", color=ACCENT, alpha=0.25)
-        plot.margins(y=0.12)
-        plot.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0, handletextpad=0.2)
-    plots[-1].set_xlabel(axis)
-    plots[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure
-
-
-def _scatter(
-    plot: "Axes", points: Sequence[Point], name: str, *, face: str, label: str, shape: str = "o", size: int = 22
+def _draw_rows(
+    plot: "Axes", values: Sequence[tuple[float, Interval]], *, shape: str = "o", face: str = _DARK, shift: float = 0
 ) -> None:
-    if points:
-        places, values = [one.place for one in points], [one.values[name] for one in points]
-        plot.scatter(
-            places, values, s=size, marker=shape, c=face, edgecolors=DARK, linewidths=1.0, label=label or None, zorder=3
+    """A mark with its interval in each row, `shift` below its middle."""
+    for row, (value, interval) in enumerate(values):
+        around = None if interval is None else [[max(value - interval[0], 0)], [max(interval[1] - value, 0)]]
+        plot.errorbar(
+            value, row + shift, xerr=around, fmt=shape, color=_DARK, markerfacecolor=face, capsize=3, markersize=6
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Taken:
-    """Of one stage, in the unit of the plot; `expected` is `None` where there was no plan."""
-
-    stage: str
-    actual: float
-    expected: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """Memory in gigabytes at a time in seconds after the start."""
-
-    seconds: float
-    gigabytes: float
-    stage: str
+def _draw_marks(plot: "Axes", marks: Sequence[Mark]) -> None:
+    """Marks with a legend of their kinds."""
+    for kind, (shape, face, size) in _MARKS.items():
+        some = [(x, y) for x, y, one in marks if one == kind]
+        if some:
+            places, values = zip(*some, strict=True)
+            plot.scatter(
+                places, values, marker=shape, s=size, c=face, edgecolors=_DARK, linewidths=1, label=kind, zorder=3
+            )
+    plot.margins(y=0.15)
+    _legend(plot)
 
 
-def draw_taken(rows: Sequence[Taken], *, unit: str) -> "Figure":
-    """A pair of bars for each stage: what it took, and below it what was expected."""
-    figure, (plot,) = axes(1.0 + 0.45 * len(rows))
-    is_planned = any(one.expected is not None for one in rows)
-    wide, shift = (0.38, 0.2) if is_planned else (0.6, 0.0)
-    places = [place - shift for place in range(len(rows))]
-    plot.barh(places, [one.actual for one in rows], height=wide, color=DARK, edgecolor=DARK, label="taken")
-    if is_planned:
-        lower = [place + shift for place in range(len(rows))]
-        expected = [one.expected or 0.0 for one in rows]
-        plot.barh(
-            lower, expected, height=wide, color=LIGHT, edgecolor=DARK, hatch=HATCH, linewidth=0.6, label="expected"
+def perplexities(report: Report) -> Plot | None:
+    """A row for each text."""
+    found = [
+        (report.text(*base, "name"), (ratio, report.bounds(*base, low="ratio_low", high="ratio_high")))
+        for base in report.places("texts", most=_MOST_ROWS)
+        if (ratio := report.number(*base, "ratio")) is not None
+    ]
+    if not found:
+        return None
+
+    def draw() -> "Figure":
+        names, values = zip(*found, strict=True)
+        figure, (plot,) = _frame(
+            0.9 + 0.32 * len(found), across="perplexity, times the original's (ratio)", names=names
         )
-        plot.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
-    plot.set_yticks(range(len(rows)), [shortened(one.stage) for one in rows])
-    plot.set_ylim(len(rows) - 0.5, -0.5)
-    plot.set_xlim(left=0)
-    plot.set_xlabel(unit)
-    plot.grid(axis="x", color=ACCENT, alpha=0.25)
-    return figure
+        _draw_rows(plot, values)
+        plot.axvline(1, color=_ACCENT, linestyle="--", linewidth=1)
+        return figure
+
+    return Plot(
+        name="perplexity",
+        title="Perplexity as a multiple of the original's",
+        alt=f"A mark with an error bar for each of {len(found)} texts; {_IN_TABLES}",
+        reading="The further right of the dashed line (as good as the original), the more is lost on that "
+        "text. Bars are the 95 % confidence interval: two texts whose bars overlap are not surely different.",
+        draw=draw,
+    )
 
 
-def draw_memory(samples: Sequence[Sample], *, unit: str) -> "Figure":
+def accuracies(report: Report) -> Plot | None:
+    """A row for each task, the original above the result."""
+    found = [base for base in report.places("tasks", most=_MOST_ROWS) if view.has_accuracy(report, base)]
+    if not found:
+        return None
+
+    def draw() -> "Figure":
+        from matplotlib.ticker import PercentFormatter
+
+        names = [report.text(*base, "name") for base in found]
+        figure, (plot,) = _frame(1.1 + 0.5 * len(found), across="accuracy (%)", names=names)
+        plot.xaxis.set_major_formatter(PercentFormatter(1, symbol=None))
+        sides = (("before", "original", "o", _DARK, -0.15), ("after", "result", "s", _LIGHT, 0.15))
+        for side, name, shape, face, shift in sides:
+            values = [
+                (report.number(*base, side, "accuracy") or 0.0, report.bounds(*base, side, low="low", high="high"))
+                for base in found
+            ]
+            _draw_rows(plot, values, shape=shape, face=face, shift=shift)
+            plot.plot([], [], shape, color=_DARK, markerfacecolor=face, label=name)
+        chances = [
+            (chance, at) for at, one in enumerate(found) if (chance := report.number(*one, "chance")) is not None
+        ]
+        if chances:
+            values_of, rows = zip(*chances, strict=True)
+            plot.scatter(values_of, rows, marker="|", s=260, c=_ACCENT, linewidths=2, label="guessing")
+        _legend(plot)
+        return figure
+
+    return Plot(
+        name="tasks",
+        title="Accuracy in each task",
+        alt=f"Two marks with error bars for each of {len(found)} tasks; {_IN_TABLES}",
+        reading="Circle: the original; square: the result; a short upright line: guessing. Bars are 95 % "
+        "confidence intervals: where those of both overlap, the difference may be chance.",
+        draw=draw,
+    )
+
+
+def trials(report: Report) -> Plot | None:
+    """Perplexity above, accuracy below where it was measured."""
+    found = view.trials_of(report)
+    kinds = ["taken" if one.is_chosen else "passes" if one.has_passed else "misses the gate" for one in found]
+    limits = (("perplexity_ratio", "max"), ("accuracy_kept", "min"))
+    labels = ("perplexity, times\nthe original's (ratio)", "accuracy kept\n(ratio)")
+    values = ([one.perplexity for one in found], [one.accuracy for one in found])
+    shown: list[tuple[str, list[Mark], float | None]] = []
+    for label, limit, measured in zip(labels, limits, values, strict=True):
+        marks: list[Mark] = [
+            (one.blocks, value, kind)
+            for one, value, kind in zip(found, measured, kinds, strict=True)
+            if value is not None
+        ]
+        if marks:
+            shown.append((label, marks, report.number("spec", "gate", *limit)))
+    if not shown:
+        return None
+
+    def draw() -> "Figure":
+        up = [label for label, _, _ in shown]
+        figure, plots = _frame(0.7 + 2.1 * len(shown), across="blocks removed", up=up, is_whole=True)
+        for plot, (_, marks, limit) in zip(plots, shown, strict=True):
+            plot.plot([x for x, _, _ in marks], [y for _, y, _ in marks], color=_ACCENT, linewidth=1, zorder=1)
+            if limit is not None:
+                plot.axhline(limit, color=_DARK, linestyle="--", linewidth=1, label="limit of the gate")
+            _draw_marks(plot, marks)
+        return figure
+
+    return Plot(
+        name="trials",
+        title="What each depth costs",
+        alt=f"A mark for each of {len(found)} trials by the number of blocks removed; {_IN_TABLES}",
+        reading="Further right is smaller; in the plot of perplexity lower is better, in that of accuracy "
+        "higher. Dashed lines: the limits of the gate; crosses miss it; the diamond was taken.",
+        draw=draw,
+    )
+
+
+def influence(report: Report) -> Plot | None:
+    """A bar for each block."""
+    angles = [report.number(*base, "distance") for base in report.places("layers", most=_MOST_BLOCKS)]
+    known = [angle * _DEGREES for angle in angles if angle is not None]
+    if not known or len(known) != len(angles):
+        return None
+    removed = set(report.blocks("removed_blocks"))
+
+    def draw() -> "Figure":
+        across = "block of the original model"
+        figure, (plot,) = _frame(2.9, across=across, up=["change of direction (degrees)"], is_whole=True)
+        for is_removed, name, colour, hatch in ((False, "kept", _DARK, ""), (True, "removed", _LIGHT, _HATCH)):
+            blocks = [block for block in range(len(known)) if (block in removed) is is_removed]
+            heights = [known[block] for block in blocks]
+            plot.bar(blocks, heights, color=colour, hatch=hatch, edgecolor=_DARK, linewidth=0.6, label=name)
+        plot.set_xlim(-0.8, len(known) - 0.2)
+        _legend(plot)
+        return figure
+
+    return Plot(
+        name="influence",
+        title="How much each block changes",
+        alt=f"A bar for each of {len(known)} blocks, hatched where it was removed: {removed_blocks(report)}.",
+        reading="A bar is the angle by which a block turns the hidden state of a token on average; a block with a "
+        "low bar adds little that others could not do. Hatched blocks were removed.",
+        draw=draw,
+    )
+
+
+def windows(report: Report) -> Plot | None:
+    """A cell for each run of neighbouring blocks: how far the stream turns between its ends."""
+    place = ("windows", "distances")
+    found = report.at(*place)
+    rows = [report.numbers(*place, row) for row in range(len(found) if isinstance(found, list) else 0)]
+    if not rows or not all(rows) or len(rows) > _MOST_BLOCKS or sum(map(len, rows)) > _MOST_WINDOWS:
+        return None
+    cuts = _runs(report.blocks("removed_blocks"))
+
+    def draw() -> "Figure":
+        import numpy
+        from matplotlib.ticker import MaxNLocator
+
+        longest = max(map(len, rows))
+        grid = numpy.full((longest, len(rows)), numpy.nan)
+        for start, row in enumerate(rows):
+            grid[: len(row), start] = numpy.asarray(row) * _DEGREES
+        figure, (plot,) = _frame(4.4, across="first block of the window", up=["number of blocks"], is_whole=True)
+        plot.grid(visible=False)
+        plot.yaxis.set_major_locator(MaxNLocator(integer=True))
+        extent = (-0.5, len(rows) - 0.5, 0.5, longest + 0.5)
+        shown = plot.imshow(grid, origin="lower", aspect="auto", extent=extent, cmap=_COLOURS, interpolation="none")
+        figure.colorbar(shown, ax=plot, label="angle between its ends (degrees)", pad=0.02)
+        grid[:, 0] = numpy.nan  # block 0 always stays
+        has_any = ~numpy.isnan(grid).all(axis=1)
+        least = numpy.nanargmin(grid[has_any], axis=1)
+        lengths = numpy.arange(1, longest + 1)[has_any]
+        label = "least for its length (block 0 always stays)"
+        plot.scatter(least, lengths, s=14, c="white", edgecolors="black", linewidths=0.6, label=label)
+        starts, sizes = [start for start, _ in cuts], [length for _, length in cuts]
+        for colour, width, name in (("white", 3.2, None), ("black", 1.4, "removed")):
+            plot.scatter(
+                starts, sizes, s=110, marker="s", facecolors="none", edgecolors=colour, linewidths=width, label=name
+            )
+        plot.legend(frameon=False, loc="upper right", handletextpad=0.4, labelspacing=0.9)
+        return figure
+
+    return Plot(
+        name="windows",
+        title="Distance between the ends of every window",
+        alt=f"A heat map of {len(rows)} blocks, with a cell for each first block and each number of blocks; "
+        f"squares mark what was removed: {removed_blocks(report)}.",
+        reading="A cell is a window of neighbouring blocks: its first block is below it, its length to the left. "
+        "The darker a cell, the less the hidden state turns between the ends of the window, before anything "
+        "compensates for its removal. Squares: the runs of blocks that were removed; dots: the least for each "
+        "length.",
+        draw=draw,
+    )
+
+
+def removed_blocks(report: Report) -> str:
+    """As a short list of ranges."""
+    return block_ranges(report.blocks("removed_blocks")) or "none"
+
+
+def _runs(blocks: list[int]) -> list[tuple[int, int]]:
+    """Neighbouring blocks together: the first, and how many.
+
+    >>> _runs([3, 12, 13])
+    [(3, 1), (12, 2)]
+    """
+    runs: list[tuple[int, int]] = []
+    for block in sorted(blocks):
+        if runs and sum(runs[-1]) == block:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((block, 1))
+    return runs
+
+
+def candidates(report: Report) -> Plot | None:
+    """One plot for each loss that some have, by the first block of the cut or by the step in which it was tried."""
+    labels = {"residual": "residual after\nthe fit (ratio)", "held_out_loss": "loss on held-out\ntokens (nats)"}
+    axes = {"step": "step of the choice", "group": "group of cuts"}
+    rows = report.places("candidates", most=view.MOST_CANDIDATES)
+    order = next((name for name in view.ORDERS if any(report.number(*base, name) for base in rows)), "start")
+    across = axes.get(order, "first block of the cut")
+    found = [
+        base
+        for base in rows
+        if report.number(*base, order) is not None and any(report.number(*base, name) is not None for name in labels)
+    ]
+    if not found:
+        return None
+
+    def kind(base: Place, name: str) -> str:
+        if report.is_true(*base, "chosen"):
+            return "chosen"
+        return "an estimate" if name == "held_out_loss" and report.is_true(*base, "estimated") else "measured"
+
+    def draw() -> "Figure":
+        marks = {
+            label: [
+                (report.number(*base, order) or 0.0, value, kind(base, name))
+                for base in found
+                if (value := report.number(*base, name)) is not None
+            ]
+            for name, label in labels.items()
+        }
+        shown = {label: some for label, some in marks.items() if some}
+        figure, plots = _frame(0.7 + 1.9 * len(shown), across=across, up=list(shown), is_whole=True)
+        for plot, some in zip(plots, shown.values(), strict=True):
+            _draw_marks(plot, some)
+        return figure
+
+    return Plot(
+        name="candidates",
+        title="What the candidates would cost",
+        alt=f"A mark for each of {len(found)} candidates by the {across}; diamonds were chosen. The values "
+        "of the best are in the tables of the report.",
+        reading="A mark is a cut that was looked at; the lower, the less is lost without its blocks. The residual "
+        "is what the fit leaves of the difference, the loss is that of the smaller model on text that was set "
+        "aside. Diamonds were chosen; hollow circles are estimates from fewer tokens.",
+        draw=draw,
+    )
+
+
+def stages(report: Report, of: Literal["seconds", "peak_bytes"]) -> Plot | None:
+    """A pair of bars for each stage: what it took of time or memory, and below it what was expected."""
+    found = report.places("stages", most=view.MOST_STAGES)
+    if not found:
+        return None
+    is_planned = bool(report.rows("plan", "stages"))
+
+    def draw() -> "Figure":
+        names = [report.text(*base, "name") for base in found]
+        across, scale = ("time (s)", 1.0) if of == "seconds" else ("peak memory (GB)", _GIGABYTE)
+        figure, (plot,) = _frame(1.0 + 0.45 * len(found), across=across, names=names)
+        height, shift = (0.38, 0.2) if is_planned else (0.6, 0.0)
+        taken = [(report.number(*base, of) or 0.0) / scale for base in found]
+        places = [row - shift for row in range(len(found))]
+        plot.barh(places, taken, height=height, color=_DARK, edgecolor=_DARK, label="taken")
+        if is_planned:
+            plans = [view.planned(report, base) for base in found]
+            expected = [(report.number(*plan, f"expected_{of}") or 0.0) / scale for plan in plans]
+            places = [row + shift for row in range(len(found))]
+            plot.barh(
+                places,
+                expected,
+                height=height,
+                color=_LIGHT,
+                edgecolor=_DARK,
+                hatch=_HATCH,
+                linewidth=0.6,
+                label="expected",
+            )
+            _legend(plot)
+        plot.set_xlim(left=0)
+        return figure
+
+    name, title, what = {
+        "seconds": ("times", "Time of each stage", "time that it took"),
+        "peak_bytes": ("peaks", "Peak memory of each stage", "most memory that it had at once"),
+    }[of]
+    below = "; the hatched one below it is what the plan expected" if is_planned else ""
+    return Plot(
+        name=name,
+        title=title,
+        alt=f"{title}: bars for {len(found)} stages; {_IN_TABLES}",
+        reading=f"The solid bar of a stage is the {what}{below}.",
+        draw=draw,
+    )
+
+
+def memory(report: Report) -> Plot | None:
     """A line over the time of the run; each stage begins at a dashed line with its name."""
-    figure, (plot,) = axes(2.8)
-    seconds = [one.seconds for one in samples]
-    plot.fill_between(seconds, [one.gigabytes for one in samples], color=LIGHT, alpha=0.35, linewidth=0)
-    plot.plot(seconds, [one.gigabytes for one in samples], color=DARK, linewidth=1.3)
-    length = max(seconds[-1] - seconds[0], 1e-9)
-    named = -1.0
-    for before, one in zip([None, *samples], samples, strict=False):
-        if before is None or before.stage != one.stage:
-            plot.axvline(one.seconds, color=ACCENT, linestyle="--", linewidth=0.8)
-            share = (one.seconds - seconds[0]) / length
+    samples = [
+        (seconds, amount / _GIGABYTE, report.text(*base, "stage"))
+        for base in report.places("memory", most=_MOST_SAMPLES)
+        if (seconds := report.number(*base, "seconds")) is not None
+        and (amount := report.number(*base, "bytes")) is not None
+    ]
+    if len(samples) < 2 or any(later < earlier for (earlier, *_), (later, *_) in pairwise(samples)):
+        return None
+
+    def draw() -> "Figure":
+        figure, (plot,) = _frame(2.8, across="time since the start (s)", up=["memory (GB)"])
+        seconds, amounts, stages = zip(*samples, strict=True)
+        plot.fill_between(seconds, amounts, color=_LIGHT, alpha=0.35, linewidth=0)
+        plot.plot(seconds, amounts, color=_DARK, linewidth=1.3)
+        length = max(seconds[-1] - seconds[0], 1e-9)
+        named = -1.0
+        for before, at, stage in zip((None, *stages), seconds, stages, strict=False):
+            if before == stage:
+                continue
+            plot.axvline(at, color=_ACCENT, linestyle="--", linewidth=0.8)
+            share = (at - seconds[0]) / length
             if share - named > 0.02:  # names of very short stages would be on top of each other
-                plot.annotate(
-                    shortened(one.stage, 12),
-                    (share, 1.01),
-                    xycoords="axes fraction",
-                    rotation=45,
-                    fontsize=8,
-                    ha="left",
-                    va="bottom",
+                plot.text(
+                    share, 1.01, shortened(stage, 12), transform=plot.transAxes, rotation=45, fontsize=8, va="bottom"
                 )
                 named = share
-    plot.set_xlim(seconds[0], seconds[0] + length)
-    plot.set_ylim(bottom=0)
-    plot.set_xlabel("time since the start (s)")
-    plot.set_ylabel(unit)
-    plot.grid(axis="y", color=ACCENT, alpha=0.25)
-    return figure
+        plot.set_xlim(seconds[0], seconds[0] + length)
+        plot.set_ylim(bottom=0)
+        return figure
+
+    return Plot(
+        name="memory",
+        title="Memory over the run",
+        alt=f"A line through {len(samples)} samples of memory over time, from stage to stage; the peaks are in the "
+        "tables of the report.",
+        reading="The line is the memory in use at a time; each dashed line is where the named stage begins. Peaks "
+        "between two samples are in the plot of peaks only.",
+        draw=draw,
+    )

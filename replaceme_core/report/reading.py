@@ -15,6 +15,7 @@ from replaceme_core.report.figures import number as in_few_digits
 from replaceme_core.wording import json_safe
 
 Step = str | int
+Place = tuple[Step, ...]
 LONGEST_TEXT: Final = 4000
 MOST_ROWS: Final = 200
 
@@ -82,6 +83,15 @@ class Report:
         found = value if isinstance(value, list) else []
         count = next((index for index, one in enumerate(found) if not isinstance(one, Mapping)), len(found))
         return range(count if most is None else min(count, most))
+
+    def places(self, *path: Step, most: int | None = MOST_ROWS) -> list[Place]:
+        """The place of each of these objects."""
+        return [(*path, row) for row in self.rows(*path, most=most)]
+
+    def bounds(self, *path: Step, low: str, high: str) -> tuple[float, float] | None:
+        """The ends of an interval, where both are there."""
+        found = self.number(*path, low), self.number(*path, high)
+        return None if found[0] is None or found[1] is None else (found[0], found[1])
 
     def names(self, *path: Step) -> Sequence[str]:
         """The names in an object."""

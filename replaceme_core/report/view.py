@@ -5,29 +5,33 @@ digits.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import TypeVar
 
 from replaceme_core.report.figures import (
     LOSS,
+    NONE,
     PERPLEXITY,
     RATIO,
     WHOLE,
     Form,
     duration,
     exact,
+    number,
     share,
     size,
 )
-from replaceme_core.report.reading import Piece, Report, Step
+from replaceme_core.report.reading import Piece, Place, Report, Step
 from replaceme_core.wording import counted, markdown
 
-MOST_CANDIDATES, SHOWN_CANDIDATES, MOST_SOURCES, MOST_ANSWERS = 4000, 24, 6, 20
+MOST_CANDIDATES, SHOWN_CANDIDATES, MOST_SOURCES, MOST_ANSWERS, MOST_STAGES = 4000, 24, 6, 20, 20
 Cell = tuple[Piece, ...]
+_Row = TypeVar("_Row")
+SIDES: tuple[Step, Step] = ("before", "after")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Column:
     """`is_brief`: also where there is little room, as in a terminal. `is_words`: not aligned as numbers are."""
 
@@ -54,7 +58,53 @@ class Table:
         return replace(self, columns=[self.columns[at] for at in kept], rows=rows)
 
 
-@dataclass(frozen=True, kw_only=True)
+def table_of(
+    caption: str,
+    rows: Sequence[_Row],
+    *columns: tuple[Column, Callable[[_Row], Cell]],
+    fixed: Collection[str] = (),
+    is_marked: Callable[[_Row], bool] = lambda row: False,
+    note: str = "",
+) -> Table | None:
+    """A table of columns, each with what makes the cell of a row; `None` without rows.
+
+    A column in which no row has a value is left out, unless it is the first or its key is in `fixed`.
+    """
+    if not rows:
+        return None
+    cells = [[of(row) for row in rows] for _, of in columns]
+    kept = [
+        at
+        for at, (column, _) in enumerate(columns)
+        if at == 0 or column.key in fixed or any(piece not in ("", NONE) for cell in cells[at] for piece in cell)
+    ]
+    return Table(
+        caption=caption,
+        columns=[columns[at][0] for at in kept],
+        rows=[[cells[at][row] for at in kept] for row in range(len(rows))],
+        marked=frozenset(at for at, row in enumerate(rows) if is_marked(row)),
+        note=note,
+    )
+
+
+def figures(
+    report: Report, *path: Step, as_: Form = number, ends: tuple[str, str] | None = None
+) -> Callable[[Place], Cell]:
+    """What makes a cell of a row at a place: the number at `path` below it, with its interval between `ends`."""
+
+    def cell(base: Place) -> Cell:
+        around = () if ends is None else interval(report, (*base, *path[:-1]), *ends, form=as_)
+        return (report.figure(*base, *path, as_=as_), *around)
+
+    return cell
+
+
+def words(report: Report, *path: Step) -> Callable[[Place], Cell]:
+    """What makes a cell of a row at a place: the text at `path` below it."""
+    return lambda base: (report.words(*base, *path),)
+
+
+@dataclass(frozen=True)
 class Quantity:
     """What is measured of both models. `path` is where it is below `before` and `after` of a report.
 
@@ -70,10 +120,8 @@ class Quantity:
 
     def cell(self, report: Report, *model: Step) -> Cell:
         """The value of the model at this place; a median of several runs with the slowest and the fastest one."""
-        cell = (report.figure(*model, *self.path, as_=self.form),)
-        if self.path[-1] != "median":
-            return cell
-        return (*cell, *interval(report, (*model, *self.path[:-1]), "low", "high", form=self.form))
+        ends = ("low", "high") if self.path[-1] == "median" else None
+        return figures(report, *self.path, as_=self.form, ends=ends)(model)
 
     def change(self, report: Report) -> Cell:
         """By which part the result differs from the original."""
@@ -83,113 +131,57 @@ class Quantity:
 
 
 QUANTITIES = (
-    Quantity(name="blocks", label="Blocks", unit="blocks", form=WHOLE, path=("blocks",)),
-    Quantity(name="parameters", label="Parameters", unit="parameters", form=WHOLE, path=("parameters",)),
-    Quantity(name="bytes", label="Weights on disk", unit="bytes", form=size, path=("bytes",)),
-    Quantity(name="perplexity", label="Perplexity", unit="ratio", form=PERPLEXITY, path=("perplexity",)),
+    Quantity("blocks", "Blocks", "blocks", WHOLE, ("blocks",)),
+    Quantity("parameters", "Parameters", "parameters", WHOLE, ("parameters",)),
+    Quantity("bytes", "Weights on disk", "bytes", size, ("bytes",)),
+    Quantity("perplexity", "Perplexity", "ratio", PERPLEXITY, ("perplexity",)),
+    Quantity("word_perplexity", "Perplexity per word", "ratio", PERPLEXITY, ("word_perplexity",)),
+    Quantity("byte_perplexity", "Perplexity per byte", "ratio", RATIO, ("byte_perplexity",)),
+    Quantity("tokens_per_second", "Tokens per second with all logits", "tokens/s", WHOLE, ("tokens_per_second",)),
     Quantity(
-        name="word_perplexity", label="Perplexity per word", unit="ratio", form=PERPLEXITY, path=("word_perplexity",)
-    ),
-    Quantity(name="byte_perplexity", label="Perplexity per byte", unit="ratio", form=RATIO, path=("byte_perplexity",)),
-    Quantity(
-        name="tokens_per_second",
-        label="Tokens per second with all logits",
-        unit="tokens/s",
-        form=WHOLE,
-        path=("tokens_per_second",),
-    ),
-    Quantity(
-        name="prefill_tokens_per_second",
-        label="Tokens read per second",
-        unit="tokens/s",
-        form=WHOLE,
-        path=("speed", "prefill", "median"),
+        "prefill_tokens_per_second",
+        "Tokens read per second",
+        "tokens/s",
+        WHOLE,
+        ("speed", "prefill", "median"),
         speed="prefill",
     ),
     Quantity(
-        name="decode_tokens_per_second",
-        label="Tokens written per second",
-        unit="tokens/s",
-        form=WHOLE,
-        path=("speed", "decode", "median"),
+        "decode_tokens_per_second",
+        "Tokens written per second",
+        "tokens/s",
+        WHOLE,
+        ("speed", "decode", "median"),
         speed="decode",
     ),
-    Quantity(
-        name="cache_bytes_per_token",
-        label="KV cache per token",
-        unit="bytes",
-        form=size,
-        path=("speed", "cache_bytes_per_token"),
-    ),
-    Quantity(
-        name="peak_bytes",
-        label="Peak memory of weights and tensors",
-        unit="bytes",
-        form=size,
-        path=("speed", "peak_bytes"),
-    ),
-    Quantity(
-        name="looping_answers",
-        label="Answers that end in a repetition",
-        unit="answers",
-        form=WHOLE,
-        path=("looping_answers",),
-    ),
-    Quantity(
-        name="distinct_4grams",
-        label="Different runs of four tokens",
-        unit="ratio",
-        form=share,
-        path=("distinct_4grams",),
-    ),
+    Quantity("cache_bytes_per_token", "KV cache per token", "bytes", size, ("speed", "cache_bytes_per_token")),
+    Quantity("peak_bytes", "Peak memory of weights and tensors", "bytes", size, ("speed", "peak_bytes")),
+    Quantity("looping_answers", "Answers that end in a repetition", "answers", WHOLE, ("looping_answers",)),
+    Quantity("distinct_4grams", "Different runs of four tokens", "ratio", share, ("distinct_4grams",)),
 )
 """In the order in which they are shown. A new one is a row here, and a value of `Measurement` or of `Speed`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One quantity of both models."""
-
-    label: str
-    before: Cell
-    after: Cell
-    change: Cell
-
-
-def compared(report: Report) -> list[Row]:
+def both_models(report: Report) -> Table | None:
     """Each quantity that was measured of one of the models.
 
     The speed of the forward passes that gave the perplexity is shown where reading and writing were not timed.
     """
-    sides: Sequence[Step] = ("before", "after")
     is_timed = report.number("after", "speed", "prefill", "median") is not None
-    return [
-        Row(
-            label=one.label,
-            before=one.cell(report, "before"),
-            after=one.cell(report, "after"),
-            change=one.change(report),
-        )
+    measured = [
+        one
         for one in QUANTITIES
-        if any(report.number(side, *one.path) is not None for side in sides)
+        if any(report.number(side, *one.path) is not None for side in SIDES)
         and not (is_timed and one.name == "tokens_per_second")
     ]
-
-
-def both_models(report: Report) -> Table | None:
-    """Both models side by side."""
-    rows: list[Sequence[Cell]] = [((one.label,), one.before, one.after, one.change) for one in compared(report)]
-    if not rows:
-        return None
-    return Table(
-        caption="Both models",
-        columns=(
-            Column(key="name", heading="Measured"),
-            Column(key="before", heading="Original"),
-            Column(key="after", heading="Result"),
-            Column(key="change", heading="Change"),
-        ),
-        rows=rows,
+    return table_of(
+        "Both models",
+        measured,
+        (Column("name", "Measured"), lambda one: (one.label,)),
+        (Column("before", "Original"), lambda one: one.cell(report, "before")),
+        (Column("after", "Result"), lambda one: one.cell(report, "after")),
+        (Column("change", "Change"), lambda one: one.change(report)),
+        fixed=("before", "after", "change"),
         note="Perplexity is on text that calibration did not see; less is better. Reading and writing are of one "
         "sequence: the median of several runs after a warm-up, both models in turn; in brackets the slowest and the "
         "fastest run. Not significant: the runs differ more than the models. Tied parameters count once.",
@@ -198,32 +190,20 @@ def both_models(report: Report) -> Table | None:
 
 def texts(report: Report) -> Table | None:
     """Perplexity on each text."""
-    rows: list[list[Cell]] = [
-        [
-            (report.words(*base, "name"),),
-            (report.figure(*base, "before", as_=PERPLEXITY),),
-            (report.figure(*base, "after", as_=PERPLEXITY),),
-            (report.figure(*base, "ratio", as_=RATIO), *interval(report, base, "ratio_low", "ratio_high", form=RATIO)),
-            (report.figure(*base, "divergence", as_=RATIO),),
-            (report.figure(*base, "agreement", as_=share),),
-            (report.figure(*base, "tokens", as_=WHOLE),),
-        ]
-        for base in (("texts", row) for row in report.rows("texts"))
-    ]
-    if not rows:
-        return None
-    return Table(
-        caption="Perplexity on each text",
-        columns=(
-            Column(key="name", heading="Text"),
-            Column(key="before", heading="Original"),
-            Column(key="after", heading="Result"),
-            Column(key="ratio", heading="Ratio (95 % interval)"),
-            Column(key="divergence", heading="Divergence (nats)", is_brief=False),
-            Column(key="agreement", heading="Same choice"),
-            Column(key="tokens", heading="Tokens", is_brief=False),
+    return table_of(
+        "Perplexity on each text",
+        report.places("texts"),
+        (Column("name", "Text"), words(report, "name")),
+        (Column("before", "Original"), figures(report, "before", as_=PERPLEXITY)),
+        (Column("after", "Result"), figures(report, "after", as_=PERPLEXITY)),
+        (
+            Column("ratio", "Ratio (95 % interval)"),
+            figures(report, "ratio", as_=RATIO, ends=("ratio_low", "ratio_high")),
         ),
-        rows=rows,
+        (Column("divergence", "Divergence (nats)", is_brief=False), figures(report, "divergence", as_=RATIO)),
+        (Column("agreement", "Same choice"), figures(report, "agreement", as_=share)),
+        (Column("tokens", "Tokens", is_brief=False), figures(report, "tokens", as_=WHOLE)),
+        fixed=("before", "after", "ratio"),
         note="Perplexity: how unexpected the next token is on average; less is better. Divergence: how far the "
         "distributions of the next token are apart (Kullback-Leibler). Same choice: how often both models find the "
         "same token most likely.",
@@ -232,65 +212,42 @@ def texts(report: Report) -> Table | None:
 
 def tasks(report: Report) -> Table | None:
     """Accuracy in each task that has one."""
-    rows: list[list[Cell]] = [
-        [
-            (report.words(*base, "name"),),
-            *(accuracy(report, *base, side) for side in ("before", "after")),
-            *((report.figure(*base, name, as_=share),) for name in ("kept", "kept_above_chance", "chance")),
-            *((report.figure(*base, name, as_=WHOLE),) for name in ("few_shot", "samples")),
-        ]
-        for base in (("tasks", row) for row in report.rows("tasks"))
-        if report.number(*base, "before", "accuracy") is not None
-        and report.number(*base, "after", "accuracy") is not None
-    ]
-    if not rows:
-        return None
-    return Table(
-        caption="Accuracy in each task",
-        columns=(
-            Column(key="name", heading="Task"),
-            Column(key="before", heading="Original (95 % interval)"),
-            Column(key="after", heading="Result (95 % interval)"),
-            Column(key="kept", heading="Kept"),
-            Column(key="kept_above_chance", heading="Kept above chance"),
-            Column(key="chance", heading="Chance", is_brief=False),
-            Column(key="few_shot", heading="Examples", is_brief=False),
-            Column(key="samples", heading="Questions"),
-        ),
-        rows=rows,
+    return table_of(
+        "Accuracy in each task",
+        [base for base in report.places("tasks") if has_accuracy(report, base)],
+        (Column("name", "Task"), words(report, "name")),
+        (Column("before", "Original (95 % interval)"), lambda base: accuracy(report, *base, "before")),
+        (Column("after", "Result (95 % interval)"), lambda base: accuracy(report, *base, "after")),
+        (Column("kept", "Kept"), figures(report, "kept", as_=share)),
+        (Column("kept_above_chance", "Kept above chance"), figures(report, "kept_above_chance", as_=share)),
+        (Column("chance", "Chance", is_brief=False), figures(report, "chance", as_=share)),
+        (Column("few_shot", "Examples", is_brief=False), figures(report, "few_shot", as_=WHOLE)),
+        (Column("samples", "Questions"), figures(report, "samples", as_=WHOLE)),
         note="Scored by lm-evaluation-harness; intervals are Wilson's. Chance: what guessing gets right.",
     )
 
 
+def has_accuracy(report: Report, task: Place) -> bool:
+    """Of both models."""
+    return all(report.number(*task, side, "accuracy") is not None for side in SIDES)
+
+
 def accuracy(report: Report, *result: Step) -> Cell:
     """Of one model in one task, with its interval."""
-    return (report.figure(*result, "accuracy", as_=share), *interval(report, result, "low", "high", form=share))
+    return figures(report, "accuracy", as_=share, ends=("low", "high"))(result)
 
 
 def gate(report: Report) -> Table | None:
     """What the result had to be worth; missed criteria are marked."""
-    base = ("gate", "criteria")
-    rows = report.rows(*base)
-    if not rows:
-        return None
-    return Table(
-        caption="Criteria of the gate",
-        columns=(
-            Column(key="name", heading="Criterion"),
-            Column(key="value", heading="Measured"),
-            Column(key="limit", heading="Limit", is_words=True),
-            Column(key="verdict", heading="Verdict", is_words=True),
-        ),
-        rows=[
-            [
-                (report.words(*base, row, "name"),),
-                (report.figure(*base, row, "value", as_=exact),),
-                _limits(report, *base, row),
-                (verdict(report.is_true(*base, row, "passed")),),
-            ]
-            for row in rows
-        ],
-        marked=frozenset(row for row in rows if not report.is_true(*base, row, "passed")),
+    return table_of(
+        "Criteria of the gate",
+        report.places("gate", "criteria"),
+        (Column("name", "Criterion"), words(report, "name")),
+        (Column("value", "Measured"), figures(report, "value", as_=exact)),
+        (Column("limit", "Limit", is_words=True), lambda base: _limits(report, base)),
+        (Column("verdict", "Verdict", is_words=True), lambda base: (verdict(report.is_true(*base, "passed")),)),
+        fixed=("value", "limit"),
+        is_marked=lambda base: not report.is_true(*base, "passed"),
         note="Divergence is in nats; all others are ratios to the original model.",
     )
 
@@ -300,21 +257,20 @@ def verdict(passed: bool) -> str:
     return "passed" if passed else "✗ missed"
 
 
-def _limits(report: Report, *criterion: Step) -> Cell:
+def _limits(report: Report, criterion: Place) -> Cell:
     given = [
-        (words, report.figure(*criterion, name, as_=exact))
+        (" and ", words, report.figure(*criterion, name, as_=exact))
         for words, name in (("at least ", "min"), ("at most ", "max"))
         if report.number(*criterion, name) is not None
     ]
-    pieces = [piece for pair in given for piece in (" and ", *pair)]
-    return tuple(pieces[1:])
+    return tuple(piece for pieces in given for piece in pieces)[1:]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """The result without that many blocks: its perplexity and its accuracy as a part of the original's."""
 
-    place: tuple[Step, ...]
+    place: Place
     blocks: int
     perplexity: float | None
     accuracy: float | None
@@ -341,7 +297,7 @@ def trials_of(report: Report) -> list[Trial]:
             has_passed=(has_passed := report.is_true(*base, "passed")),
             is_chosen=has_passed and blocks == len(report.blocks("removed_blocks")),
         )
-        for base in (("gate", "trials", row) for row in report.rows("gate", "trials"))
+        for base in report.places("gate", "trials")
         if (blocks := report.number(*base, "blocks")) is not None
     ]
     return sorted(known, key=lambda one: one.blocks)
@@ -350,33 +306,28 @@ def trials_of(report: Report) -> list[Trial]:
 def trials(report: Report) -> Table | None:
     """What each depth of a search would have been worth."""
     known = trials_of(report)
-    if not known:
-        return None
-    rows: list[list[Cell]] = []
-    for one in known:
+
+    def blocks(one: Trial) -> Cell:
         has_measured = one.perplexity is not None or one.accuracy is not None
         star = " *" if has_measured and not any(other.dominates(one) for other in known) else ""
-        problem: Cell = (": ", report.words(*one.place, "problem")) if report.text(*one.place, "problem") else ()
-        rows.append(
-            [
-                (report.figure(*one.place, "blocks"), f"{star}{' (taken)' if one.is_chosen else ''}"),
-                (report.figure(*one.place, "measured", "perplexity_ratio", as_=RATIO),),
-                (report.figure(*one.place, "measured", "accuracy_kept", as_=share),),
-                (verdict(one.has_passed), *problem),
-                (report.figure(*one.place, "seconds", as_=duration),),
-            ]
-        )
-    return Table(
-        caption="Search for the deepest cut",
-        columns=(
-            Column(key="blocks", heading="Blocks removed"),
-            Column(key="perplexity", heading="Perplexity ratio"),
-            Column(key="accuracy", heading="Accuracy kept"),
-            Column(key="verdict", heading="Gate", is_words=True),
-            Column(key="seconds", heading="Time"),
-        ),
-        rows=rows,
-        marked=frozenset(at for at, one in enumerate(known) if one.is_chosen),
+        return (report.figure(*one.place, "blocks"), f"{star}{' (taken)' if one.is_chosen else ''}")
+
+    def outcome(one: Trial) -> Cell:
+        problem = report.words(*one.place, "problem")
+        return (verdict(one.has_passed), *(() if problem == NONE else (": ", problem)))
+
+    def measured(*path: Step, as_: Form) -> Callable[[Trial], Cell]:
+        return lambda one: figures(report, *path, as_=as_)(one.place)
+
+    return table_of(
+        "Search for the deepest cut",
+        known,
+        (Column("blocks", "Blocks removed"), blocks),
+        (Column("perplexity", "Perplexity ratio"), measured("measured", "perplexity_ratio", as_=RATIO)),
+        (Column("accuracy", "Accuracy kept"), measured("measured", "accuracy_kept", as_=share)),
+        (Column("verdict", "Gate", is_words=True), outcome),
+        (Column("seconds", "Time"), measured("seconds", as_=duration)),
+        is_marked=lambda one: one.is_chosen,
         note="A star: no other trial removes more at as low a perplexity and as much accuracy.",
     )
 
@@ -384,124 +335,133 @@ def trials(report: Report) -> Table | None:
 ORDERS = ("step", "group")
 """Columns beside the blocks of a candidate, where any row has them."""
 _CANDIDATE_COLUMNS = (
-    Column(key="distance", heading="Distance before the fit (half turns)"),
-    Column(key="influence", heading="Influence (1 - cosine)", is_brief=False),
-    Column(key="residual", heading="Residual after the fit (ratio)"),
-    Column(key="plain_loss", heading="Loss without maps (nats)", is_brief=False),
-    Column(key="held_out_loss", heading="Loss on held-out tokens (nats)"),
-    Column(key="held_out_score", heading="Score on held-out tokens (log ratio)"),
+    Column("distance", "Distance before the fit (half turns)"),
+    Column("influence", "Influence (1 - cosine)", is_brief=False),
+    Column("residual", "Residual after the fit (ratio)"),
+    Column("plain_loss", "Loss without maps (nats)", is_brief=False),
+    Column("held_out_loss", "Loss on held-out tokens (nats)"),
+    Column("held_out_score", "Score on held-out tokens (log ratio)"),
 )
 CANDIDATE_MEASURES = tuple(one.key for one in _CANDIDATE_COLUMNS)
 
 
 def candidates(report: Report) -> Table | None:
     """The cuts that were looked at: the chosen ones first, then the best."""
-    rows = list(report.rows("candidates", most=MOST_CANDIDATES))
-    if not rows:
-        return None
-    ranked = sorted(rows, key=partial(_rank, report))[:SHOWN_CANDIDATES]
-    measured = [
-        one
-        for one in _CANDIDATE_COLUMNS
-        if any(report.number("candidates", row, one.key) is not None for row in ranked)
-    ]
-    orders = [name for name in ORDERS if any(report.number("candidates", row, name) for row in rows)]
-    sources = report.names("candidates", ranked[0], "source_losses")[:MOST_SOURCES]
-    sources = sources if len(sources) > 1 else []
-    cells: list[list[Cell]] = []
-    for row in ranked:
-        base = ("candidates", row)
-        mark = " (chosen)" if report.is_true(*base, "chosen") else ""
-        estimate: Cell = ("~",) if report.is_true(*base, "estimated") else ()
-        cells.append(
-            [
-                (*window(report, *base), mark),
-                *((report.figure(*base, name),) for name in orders),
-                *(
-                    (*(estimate if one.key == "held_out_loss" else ()), report.figure(*base, one.key, as_=LOSS))
-                    for one in measured
-                ),
-                *((report.figure(*base, "source_losses", name, as_=LOSS),) for name in sources),
-            ]
-        )
+    rows = report.places("candidates", most=MOST_CANDIDATES)
+    ranked = sorted(rows, key=lambda base: _rank(report, base))[:SHOWN_CANDIDATES]
+    orders = [name for name in ORDERS if any(report.number(*base, name) for base in rows)]
+    sources = report.names(*ranked[0], "source_losses")[:MOST_SOURCES] if ranked else []
+
+    def blocks(base: Place) -> Cell:
+        return (*window(report, base), " (chosen)" if report.is_true(*base, "chosen") else "")
+
+    def measured(column: Column) -> Callable[[Place], Cell]:
+        def cell(base: Place) -> Cell:
+            loss = report.figure(*base, column.key, as_=LOSS)
+            is_estimate = column.key == "held_out_loss" and report.is_true(*base, "estimated") and loss != NONE
+            return ("~" if is_estimate else "", loss)
+
+        return cell
+
     some = f"The {len(ranked)} best of" if len(ranked) < len(rows) else "All"
-    return Table(
-        caption=f"{some} {counted(len(rows), 'candidates')}",
-        columns=(
-            Column(key="blocks", heading="Blocks"),
-            *(Column(key=name, heading=name.capitalize(), is_brief=False) for name in orders),
-            *measured,
-            *(Column(key=f"on {name}", heading=f"Loss on {name}") for name in sources),
+    return table_of(
+        f"{some} {counted(len(rows), 'candidates')}",
+        ranked,
+        (Column("blocks", "Blocks"), blocks),
+        *((Column(name, name.capitalize(), is_brief=False), figures(report, name)) for name in orders),
+        *((one, measured(one)) for one in _CANDIDATE_COLUMNS),
+        *(
+            (Column(f"on {name}", f"Loss on {name}"), figures(report, "source_losses", name, as_=LOSS))
+            for name in sources
+            if len(sources) > 1
         ),
-        rows=cells,
-        marked=frozenset(at for at, row in enumerate(ranked) if report.is_true("candidates", row, "chosen")),
+        is_marked=lambda base: report.is_true(*base, "chosen"),
         note="Less is better in all columns. A residual is relative to the stream at the end of the cut. ~: an "
         "estimate from a part of the held-out text.",
     )
 
 
-def _rank(report: Report, row: int) -> tuple[bool, float, float, float, float]:
+def _rank(report: Report, candidate: Place) -> tuple[bool, float, float, float, float]:
     """The chosen first; a residual on fewer tokens is of a cut that was left out early."""
     step, loss, residual = (
-        math.inf if value is None else value
-        for value in (report.number("candidates", row, name) for name in ("step", "held_out_loss", "residual"))
+        math.inf if (value := report.number(*candidate, name)) is None else value
+        for name in ("step", "held_out_loss", "residual")
     )
-    tokens = report.number("candidates", row, "tokens") or 0
-    return not report.is_true("candidates", row, "chosen"), step, loss, -tokens, residual
+    tokens = report.number(*candidate, "tokens") or 0
+    return not report.is_true(*candidate, "chosen"), step, loss, -tokens, residual
 
 
 def disagreements(report: Report) -> Table | None:
     """Texts that alone would have chosen other blocks."""
-    rows: list[list[Cell]] = [
-        [
-            (report.words("disagreements", row, "source"),),
-            window(report, "disagreements", row),
-            (report.figure("disagreements", row, "loss", as_=LOSS),),
-            (report.figure("disagreements", row, "chosen_loss", as_=LOSS),),
-        ]
-        for row in report.rows("disagreements")
-    ]
-    if not rows:
-        return None
-    return Table(
-        caption="Texts that alone would have chosen other blocks",
-        columns=(
-            Column(key="source", heading="Text"),
-            Column(key="blocks", heading="Its choice"),
-            Column(key="loss", heading="Loss of its choice (nats)"),
-            Column(key="chosen_loss", heading="Loss of the chosen blocks (nats)"),
-        ),
-        rows=rows,
+    return table_of(
+        "Texts that alone would have chosen other blocks",
+        report.places("disagreements"),
+        (Column("source", "Text"), words(report, "source")),
+        (Column("blocks", "Its choice"), lambda base: window(report, base)),
+        (Column("loss", "Loss of its choice (nats)"), figures(report, "loss", as_=LOSS)),
+        (Column("chosen_loss", "Loss of the chosen blocks (nats)"), figures(report, "chosen_loss", as_=LOSS)),
         note="The choice weighs all texts.",
     )
 
 
 def answers(report: Report, *, longest: int) -> Table | None:
     """The same prompts to both models, each on one line of at most `longest` characters."""
-    rows: list[list[Cell]] = [
-        [(report.line("answers", row, name, longest=longest),) for name in ("prompt", "before", "after")]
-        for row in report.rows("answers", most=MOST_ANSWERS)
-    ]
-    if not rows:
-        return None
-    names = (("prompt", "Prompt"), ("before", "Original"), ("after", "Result"))
-    columns = [Column(key=key, heading=heading, is_words=True) for key, heading in names]
-    return Table(caption="Answers side by side", columns=columns, rows=rows)
+
+    def line(name: str) -> Callable[[Place], Cell]:
+        return lambda base: (report.line(*base, name, longest=longest),)
+
+    return table_of(
+        "Answers side by side",
+        report.places("answers", most=MOST_ANSWERS),
+        (Column("prompt", "Prompt", is_words=True), line("prompt")),
+        (Column("before", "Original", is_words=True), line("before")),
+        (Column("after", "Result", is_words=True), line("after")),
+    )
+
+
+def stages(report: Report) -> Table | None:
+    """What each stage took, and what was expected of it."""
+
+    def expected(name: str, form: Form) -> Callable[[Place], Cell]:
+        return lambda base: (report.figure(*planned(report, base), f"expected_{name}", as_=form),)
+
+    memory = "the accelerator's memory" if report.text("device", "type") not in ("", "cpu") else "resident memory"
+    basis = {
+        "model": " Expected times come from a stated model alone.",
+        "measured": " Expected times are corrected by earlier jobs.",
+    }.get(report.text("plan", "basis"), "")
+    return table_of(
+        "Stages, and what was expected" if report.rows("plan", "stages") else "Stages",
+        report.places("stages", most=MOST_STAGES),
+        (Column("name", "Stage"), words(report, "name")),
+        (Column("seconds", "Time"), figures(report, "seconds", as_=duration)),
+        (Column("expected_seconds", "Expected"), expected("seconds", duration)),
+        (Column("peak_bytes", "Peak memory"), figures(report, "peak_bytes", as_=size)),
+        (Column("expected_bytes", "Expected"), expected("peak_bytes", size)),
+        note=f"Peaks are of {memory} of the process that runs the model.{basis}",
+    )
+
+
+def planned(report: Report, stage: Place) -> Place:
+    """The place of the same stage in the plan; one where nothing is, if the plan does not have it."""
+    name = report.text(*stage, "name")
+    found = (one for one in report.places("plan", "stages") if report.text(*one, "name") == name)
+    return next(found, ("plan", "stages", name))
 
 
 def warnings(report: Report) -> list[Cell]:
     """One sentence each."""
-    return [(report.words("warnings", row, "message"), ".") for row in report.rows("warnings")]
+    return [(report.words(*base, "message"), ".") for base in report.places("warnings")]
 
 
 def interval(report: Report, base: Sequence[Step], low: str, high: str, *, form: Form) -> Cell:
     """Such as " (1.2 to 1.4)"; nothing where there is none."""
-    if report.number(*base, low) is None or report.number(*base, high) is None:
+    if report.bounds(*base, low=low, high=high) is None:
         return ()
     return (" (", report.figure(*base, low, as_=form), " to ", report.figure(*base, high, as_=form), ")")
 
 
-def window(report: Report, *cut: Step) -> Cell:
+def window(report: Report, cut: Place) -> Cell:
     """The blocks of a cut; for what is no single cut, its name."""
     if report.text(*cut, "name"):
         return (report.words(*cut, "name"),)

@@ -35,8 +35,8 @@ MANY = 0.4
 FAR_WORSE = 2.0
 """Times the ratio of perplexities on the first text from which on that of another text is a warning."""
 _IRREGULAR = (
-    "the kinds of its layers ({} in config.json) follow no fixed step; converters to GGUF, MLX and ONNX that compute "
-    "them from the number of the layer give a wrong model: use compute.pattern_safe for these"
+    "the kinds of its blocks ({} in config.json) follow no fixed step; converters to GGUF, MLX and ONNX that compute "
+    "them from the number of the block give a wrong model: use compute.pattern_safe for these"
 )
 _LEFT_OUT = (
     "the time budget did not allow {}, which may give a better model: raise or leave out method.time_budget_seconds "

@@ -19,7 +19,7 @@ from tests.fixtures.reports.real_run import finished_run
 
 MARK = "() => { window.stillTheSame = true; }"
 IS_SAME = "() => window.stillTheSame === true"
-READ_LOAD = "() => { htmx.ajax('GET', '/ui/workers/live', '#load').catch(() => {}); }"
+READ_LOAD = "() => { htmx.ajax('GET', '/ui/workers', {target: '#load', select: '#load > *'}).catch(() => {}); }"
 LOADED = "() => [...document.images].every((one) => one.complete && one.naturalWidth > 0)"
 RECORD = """() => {
   window.progressSeen = [];
@@ -194,7 +194,7 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     expect(other.get_by_role("row").filter(has_text="any worker")).to_contain_text("(0 of 1 busy)")
     check(other)
     lost = other.locator("#connection")
-    other.route("**/ui/workers/live", lambda route: route.abort())
+    other.route("**/ui/workers", lambda route: route.abort())
     other.evaluate(READ_LOAD)
     expect(lost).to_contain_text("The service does not answer")
     other.unroute_all()

@@ -105,7 +105,7 @@ def test_anybody_can_pull_and_load_it(published: Published, tmp_path: Path) -> N
     place = Path(found["place"])
     pulled = {path.name for path in place.iterdir()} - {".gitattributes"}
     assert pulled == {path.name for path in published.folder.iterdir()}
-    assert {"layers.png", "replaceme.json", "README.md", "NOTICE"} <= pulled
+    assert {"blocks.png", "replaceme.json", "README.md", "NOTICE"} <= pulled
     assert all((place / name).read_bytes() == (published.folder / name).read_bytes() for name in pulled)
     card = ModelCard.load(place / "README.md")
     assert (card.data.base_model, card.data.license) == (SOURCE, "apache-2.0")

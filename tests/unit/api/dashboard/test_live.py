@@ -1,25 +1,28 @@
 """The streams behind live pages: events and progress make them say `changed`, the last event `ended`."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
 from api.dashboard import live
 from api.routes.event_feed import EventFeed
 from api.routes.reading import BatchedReader
-from benchmarks.harness.jobs import owner_of
 from replaceme_core.ledger import attempts, changes
 from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.records import Claim
 from replaceme_core.runner.messages import Stage
 from tests.fixtures.jobs.ledger import Ledger
 
 OWNER = "someone"
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "LOOK_SECONDS", 0.05)
+@pytest.fixture
+def sources(sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[EventFeed, BatchedReader]]:
+    monkeypatch.setattr(live, "LOOK_SECONDS", 0.02)
+    reader = BatchedReader(sqlite_database)
+    yield EventFeed(sqlite_database, poll_seconds=0.02), reader
+    reader.close()
 
 
 async def next_change(parts: AsyncIterator[bytes], behind: int | None = None) -> bytes:
@@ -31,87 +34,71 @@ async def next_change(parts: AsyncIterator[bytes], behind: int | None = None) ->
     raise AssertionError("the stream has ended")
 
 
-def test_a_job_from_its_progress_to_its_end(sqlite_database: Database) -> None:
-    ledger = Ledger(sqlite_database)
+def progress(ledger: Ledger, claim: Claim, fraction: float) -> None:
+    """It writes no event, but for the first of a stage."""
+    with ledger.database.session() as session:
+        attempts.record_progress(
+            session, claim, stage=Stage.CALIBRATE, overall=fraction, fraction=fraction, eta_seconds=None
+        )
+
+
+def test_a_job_from_its_progress_to_its_end(
+    sqlite_database: Database, sources: tuple[EventFeed, BatchedReader]
+) -> None:
+    ledger, (feed, reader) = Ledger(sqlite_database), sources
     job = ledger.add()
 
     async def follow() -> None:
-        feed, reader = EventFeed(sqlite_database, poll_seconds=0.05), BatchedReader(sqlite_database)
         messages = feed.of_job(job, owner=OWNER, after=1)
         parts = live.changes(messages, running=[job], owner=OWNER, reader=reader, of_job=True)
         waiting = asyncio.create_task(next_change(parts, 2))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.1)
         assert not waiting.done(), "nothing has happened"
         claim = ledger.claim(job)
         assert await waiting == b"id: 2\nevent: changed\ndata:\n\n"
-        with sqlite_database.session() as session:
-            attempts.record_progress(session, claim, stage=Stage.CALIBRATE, overall=0.1, fraction=0.2, eta_seconds=None)
+        progress(ledger, claim, 0.2)
         assert await next_change(parts, 3) == b"id: 3\nevent: changed\ndata:\n\n"
-        await asyncio.sleep(0.2)
-        with sqlite_database.session() as session:  # no event is written
-            attempts.record_progress(session, claim, stage=Stage.CALIBRATE, overall=0.2, fraction=0.4, eta_seconds=None)
+        await asyncio.sleep(0.1)
+        progress(ledger, claim, 0.4)
         assert await next_change(parts) == b"id: 3\nevent: changed\ndata:\n\n"
         ledger.succeed(claim)
         rest = [part async for part in parts]  # `ended` may be all: it is a change too
         assert rest[-1] == b"event: ended\ndata:\n\n"
         await feed.close()
-        reader.close()
 
     asyncio.run(follow())
 
 
-def test_jobs_that_start_later_are_watched_in_a_list(sqlite_database: Database) -> None:
-    ledger = Ledger(sqlite_database)
+def test_a_list_watches_jobs_that_start_later_and_none_of_others(
+    sqlite_database: Database, sources: tuple[EventFeed, BatchedReader]
+) -> None:
+    ledger, (feed, reader) = Ledger(sqlite_database), sources
+    gone, theirs = ledger.add(), ledger.add(owner="another")
 
     async def follow() -> None:
-        feed, reader = EventFeed(sqlite_database, poll_seconds=0.05), BatchedReader(sqlite_database)
-        gone = ledger.add()
-        parts = live.changes(feed.of_owner(OWNER, after=None), running=[gone], owner=OWNER, reader=reader, of_job=False)
+        messages = feed.of_owner(OWNER, after=None)
+        parts = live.changes(messages, running=[gone, theirs], owner=OWNER, reader=reader, of_job=False)
         waiting = asyncio.create_task(next_change(parts))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.1)
+        progress(ledger, ledger.claim(theirs), 0.1)
+        await asyncio.sleep(0.2)
+        assert not waiting.done()
         job = ledger.add()
         assert b"event: changed" in await waiting
         claim = ledger.claim(job)
-        assert b"event: changed" in await next_change(parts)
-        await asyncio.sleep(0.2)
-        waiting = asyncio.create_task(next_change(parts))
-        await asyncio.sleep(0.3)
-        with sqlite_database.session() as session:
-            attempts.record_progress(session, claim, stage=Stage.CALIBRATE, overall=0.1, fraction=0.2, eta_seconds=None)
-        await waiting
-        await asyncio.sleep(0.2)
-        with sqlite_database.session() as session:
-            attempts.record_progress(session, claim, stage=Stage.CALIBRATE, overall=0.3, fraction=0.6, eta_seconds=None)
         await next_change(parts)
+        for fraction in (0.2, 0.4):
+            await asyncio.sleep(0.1)
+            waiting = asyncio.create_task(next_change(parts))
+            await asyncio.sleep(0.1)
+            progress(ledger, claim, fraction)
+            await waiting
         ledger.cancel(gone)
         with sqlite_database.session() as session:
-            changes.delete_job(session, gone, owner=owner_of(session, gone))
+            changes.delete_job(session, gone, owner=OWNER)
         await next_change(parts)
-        await parts.aclose()  # type: ignore[attr-defined]
+        await parts.aclose()
         assert feed.followers == 0, "a stream that is closed follows no more"
         await feed.close()
-        reader.close()
-
-    asyncio.run(follow())
-
-
-def test_jobs_of_others_change_nothing(sqlite_database: Database) -> None:
-    ledger = Ledger(sqlite_database)
-
-    async def follow() -> None:
-        feed, reader = EventFeed(sqlite_database, poll_seconds=0.05), BatchedReader(sqlite_database)
-        theirs = ledger.add(owner="another")
-        parts = live.changes(
-            feed.of_owner(OWNER, after=None), running=[theirs], owner=OWNER, reader=reader, of_job=False
-        )
-        waiting = asyncio.create_task(next_change(parts))
-        await asyncio.sleep(0.3)
-        ledger.claim(theirs)
-        await asyncio.sleep(0.5)
-        assert not waiting.done()
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-        await feed.close()
-        reader.close()
 
     asyncio.run(follow())

@@ -31,17 +31,10 @@ def errors_of(page: Response) -> dict[str, str]:
     return {field: text for field, text in found if text}
 
 
-def test_the_form_has_every_field_with_a_label(client: TestClient) -> None:
-    page = client.get("/ui/new")
-    for field in FIELDS:
-        assert f'name="{field}"' in page.text
-        assert f'<label for="{field}">' in page.text
-        assert f'id="{field}-error"' in page.text
-    assert errors_of(page) == {}
-
-
 def test_the_plan_is_that_of_the_api(client: TestClient) -> None:
     plan = client.post("/plans", json={**SMALLEST, "calibration": "builtin:general"}).json()["estimate"]
+    for field in FIELDS:
+        assert f'<label for="{field}">' in client.get("/ui/new").text
     page = send(client, "/ui/plan")
     text = text_of(page)
     expected = time_range(plan["time"]["low_seconds"], plan["time"]["high_seconds"])
@@ -49,30 +42,21 @@ def test_the_plan_is_that_of_the_api(client: TestClient) -> None:
     for shown in (f"{plan['parameters']['before']:,}", plan["method"], plan["dtype"], "No worker that would take"):
         assert shown in text
     assert errors_of(page) == {}
-    assert client.get("/jobs").json()["items"] == []
-
-
-def test_an_empty_form_is_no_mistake(client: TestClient) -> None:
     page = send(client, "/ui/plan", model="")
-    assert "Name a model" in text_of(page)
-    assert errors_of(page) == {}
+    assert ("Name a model" in text_of(page), errors_of(page)) == (True, {}), "an empty form is no mistake"
+    assert client.get("/jobs").json()["items"] == []
 
 
 WRONG: tuple[tuple[dict[str, str], str, str], ...] = (
     ({"ratio": "7"}, "ratio", "greater than 0 and less than 1"),
-    ({"ratio": "a quarter"}, "ratio", "expected a number"),
     ({"ratio": ""}, "ratio", "expected a number"),
-    ({"drop": "0, 3"}, "drop", "block 0 cannot be removed"),
     ({"drop": "12-x"}, "drop", "expected a whole number"),
     ({"drop": "99"}, "drop", "the model has blocks 0 to 29"),
-    ({"model": "name"}, "model", "org/name"),
-    ({"model": "org/none"}, "model", "org/none"),
+    ({"model": '"><script>'}, "model", "org/name"),
     ({"revision": "nothing"}, "model", "nothing"),
-    ({"calibration": "builtin:none"}, "calibration", "there is no built-in text"),
     ({"calibration": "builtin:code, builtin:code"}, "calibration", "twice"),
     ({"samples": "many"}, "samples", "expected a whole number"),
     ({"max_length": "1"}, "max_length", "from 8 to 131072"),
-    ({"self_generated": "half"}, "self_generated", "expected a number"),
     ({"calibration": "org/a, org/b", "self_generated": "0.5"}, "self_generated", "belongs to one of the sources"),
     ({"general": "0.5"}, "general", "dataset is this text already"),
     ({"repeated": "2"}, "repeated", "from 0 to 1"),
@@ -82,7 +66,6 @@ WRONG: tuple[tuple[dict[str, str], str, str], ...] = (
     ({"device": "CPU!"}, "device", "expected"),
     ({"credential": "none"}, "credential", "none"),
     ({"gate": "perplexity_ratio"}, "gate", "expected a criterion such as"),
-    ({"gate": "cosiness<=1"}, "gate", "unknown field"),
     ({"gate": "perplexity_ratio<=1.6", "evaluate": ""}, "gate", "a gate judges what the evaluation measures"),
     ({"gate": "tasks.piqa>=0.9"}, "gate", "the gate judges tasks that are not run"),
     ({"deepest": "on"}, "gate", "there is no gate"),
@@ -103,6 +86,7 @@ def test_an_error_is_beside_its_field(client: TestClient) -> None:
         assert 'aria-invalid="true"' in page.text
         assert "Nothing was submitted" in page.text
         assert f'value="{fields.get("ratio", "0.25")}"' in page.text
+        assert "><script>" not in page.text
     assert client.get("/jobs").json()["items"] == []
 
 
@@ -113,60 +97,71 @@ def test_what_is_about_no_field_is_shown_too() -> None:
     assert errors.others == ["compute.threads: expected a whole number", "no"]
 
 
-def test_submitting_makes_the_job_that_the_api_would_make(client: TestClient) -> None:
-    fields = {
-        "drop": "3, 12-14",
-        "calibration": "builtin:code, builtin:prose",
-        "samples": "32",
-        "max_length": "64",
-        "method": "drop",
-        "output": "local/small",
-        "device": "cpu",
-        "priority": "7",
-        "labels": "team=search, run=1",
-        "max_runtime_seconds": "600",
-    }
-    response = send(client, "/ui/new", **fields, evaluate="")
-    assert response.status_code == 303, text_of(response)
-    made = client.get(response.headers["location"].removeprefix("/ui")).json()
-    body = {
-        "model": "org/name",
-        "drop": [3, 12, 13, 14],
-        "calibration": {
-            "sources": [{"dataset": "builtin:code"}, {"dataset": "builtin:prose"}],
-            "samples": 32,
-            "max_length": 64,
+GATE = f"perplexity_ratio<=1.6, tasks.{CHOICE} >= .9"
+SENT: tuple[tuple[dict[str, str], dict[str, object]], ...] = (
+    (
+        {
+            "drop": "3, 12-14",
+            "calibration": "builtin:code, builtin:prose",
+            "samples": "32",
+            "max_length": "64",
+            "method": "drop",
+            "output": "local/small",
+            "device": "cpu",
+            "priority": "7",
+            "labels": "team=search, run=1",
+            "max_runtime_seconds": "600",
+            "evaluate": "",
         },
-        "method": "drop",
-        "output": "local/small",
-        "compute": {"device": "cpu"},
-        "priority": 7,
-        "labels": {"team": "search", "run": "1"},
-        "max_runtime_seconds": 600,
-        "evaluation": {"enabled": False},
-    }
-    assert made["spec"] == client.post("/jobs", json=body).json()["spec"]
+        {
+            "drop": [3, 12, 13, 14],
+            "calibration": {
+                "sources": [{"dataset": "builtin:code"}, {"dataset": "builtin:prose"}],
+                "samples": 32,
+                "max_length": 64,
+            },
+            "method": "drop",
+            "output": "local/small",
+            "compute": {"device": "cpu"},
+            "priority": 7,
+            "labels": {"team": "search", "run": "1"},
+            "max_runtime_seconds": 600,
+            "evaluation": {"enabled": False},
+        },
+    ),
+    (
+        {
+            "calibration": "builtin:code",
+            "self_generated": ".25",
+            "general": "0.5",
+            "repeated": "0",
+            "output": "local/b",
+        },
+        {
+            "output": "local/b",
+            "ratio": 0.25,
+            "calibration": {"dataset": "builtin:code", "self_generated": 0.25, "general": 0.5, "repeated": 0},
+        },
+    ),
+    (
+        {"ratio": "0.5", "deepest": "on", "tasks": f"{CHOICE}, {OF_A_DATA_SET}", "gate": GATE, "output": "local/c"},
+        {
+            "output": "local/c",
+            "ratio": {"max": 0.5},
+            "calibration": "builtin:general",
+            "evaluation": {"tasks": [CHOICE, OF_A_DATA_SET]},
+            "gate": {"perplexity_ratio": {"max": 1.6}, "tasks": {CHOICE: {"min_kept": 0.9}}},
+        },
+    ),
+)
 
 
-def test_shares_of_other_text(client: TestClient) -> None:
-    fields = {"calibration": "builtin:pydoc-topics", "self_generated": ".25", "general": "0.5", "repeated": "0"}
-    response = send(client, "/ui/new", **fields)
-    assert response.status_code == 303, text_of(response)
-    calibration = client.get(response.headers["location"].removeprefix("/ui")).json()["spec"]["calibration"]
-    assert [calibration[name] for name in ("self_generated", "general", "repeated")] == [0.25, 0.5, 0.0]
-
-
-def test_the_deepest_cut_that_passes_a_gate(client: TestClient) -> None:
-    gate = f"perplexity_ratio<=1.6, tasks.{CHOICE} >= .9"
-    fields = {"ratio": "0.5", "deepest": "on", "tasks": f"{CHOICE}, {OF_A_DATA_SET}", "gate": gate}
-    assert "at most" in text_of(send(client, "/ui/plan", **fields))
-    response = send(client, "/ui/new", **fields)
-    assert response.status_code == 303, text_of(response)
-    spec = client.get(response.headers["location"].removeprefix("/ui")).json()["spec"]
-    assert spec["ratio"] == {"max": 0.5}
-    assert spec["evaluation"]["tasks"] == [CHOICE, OF_A_DATA_SET]
-    assert spec["gate"]["perplexity_ratio"] == {"min": None, "max": 1.6}
-    assert spec["gate"]["tasks"] == {CHOICE: {"min_kept": 0.9}}
+def test_submitting_makes_the_job_that_the_api_would_make(client: TestClient) -> None:
+    for fields, body in SENT:
+        response = send(client, "/ui/new", **fields)
+        assert response.status_code == 303, text_of(response)
+        made = client.get(response.headers["location"].removeprefix("/ui")).json()
+        assert made["spec"] == client.post("/jobs", json={"model": "org/name", **body}).json()["spec"]
     page = text_of(client.get(response.headers["location"]))
     assert f"perplexity_ratio at most 1.6; tasks.{CHOICE} at least 0.9" in page
 
@@ -182,13 +177,6 @@ def test_a_form_that_is_sent_twice_makes_one_job(client: TestClient) -> None:
     assert send(client, "/ui/new", key="é" * 5000).status_code == 303
 
 
-def test_markup_in_a_field_is_escaped(client: TestClient) -> None:
-    for path in ("/ui/plan", "/ui/new"):
-        page = send(client, path, model='"><script>alert(1)</script>')
-        assert "<script>alert" not in page.text
-        assert "&lt;script&gt;" in page.text
-
-
 def test_a_hub_that_does_not_answer_is_explained(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise HubUnreachable("the Hub does not answer")
@@ -201,11 +189,13 @@ def test_a_hub_that_does_not_answer_is_explained(client: TestClient, monkeypatch
     assert (page.status_code, "Try again later: the Hub does not answer" in text_of(page)) == (503, True)
 
 
-@pytest.mark.parametrize("text", ["\x00", "é" * 5000, "1e999", "-1", "9" * 30, "1-99999", "=,=", "[]", "nan"])
-def test_any_text_in_any_field_is_a_request_or_an_explanation(text: str) -> None:
-    for field in FIELDS:
-        found = read_request(to_body({**GOOD, field: text}))
-        assert not isinstance(found, FormErrors) or found.by_field.keys() <= {field, "ratio", "gate"}
+def test_any_text_in_any_field_is_a_request_or_an_explanation() -> None:
+    for text in ("\x00", "é" * 5000, "1e999", "-1", "9" * 30, "1-99999", "=,=", "[]", "nan"):
+        for field in FIELDS:
+            errors = FormErrors()
+            found = read_request(to_body({**GOOD, field: text}), errors)
+            assert (found is None) == bool(errors)
+            assert errors.by_field.keys() <= {field, "ratio", "gate"}
 
 
 def test_no_more_blocks_are_written_out_than_can_be_named() -> None:

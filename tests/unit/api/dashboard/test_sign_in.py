@@ -1,12 +1,10 @@
 """Sign-in with a key, the session's cookie, the token of every form, and the headers of every page."""
 
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fastapi.routing import APIRoute
-from httpx2 import Response
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
@@ -34,24 +32,20 @@ def holder(client: TestClient, settings: Settings) -> Holder:
 
 
 def test_without_keys_on_this_machine_nobody_signs_in(client: TestClient) -> None:
-    for path in ("/", "/ui", "/ui/"):
+    for path in ("/", "/ui", "/ui/", "/ui/sign-in"):
         response = client.get(path, follow_redirects=False)
         assert (response.status_code, response.headers["location"]) == (303, "/ui/jobs")
     page = client.get("/ui/jobs")
-    assert page.status_code == 200
-    assert "There are no jobs yet" in page.text
-    assert "Sign out" not in page.text
-    response = client.get("/ui/sign-in", follow_redirects=False)
-    assert (response.status_code, response.headers["location"]) == (303, "/ui/jobs")
+    assert (page.status_code, "Sign out" in page.text) == (200, False)
 
 
 def test_with_keys_every_page_leads_to_the_sign_in_and_back(client: TestClient, holder: Holder) -> None:
     response = client.get("/ui/jobs?status=failed", follow_redirects=False)
-    assert (response.status_code, response.headers["location"]) == (
-        303,
-        "/ui/sign-in?next=%2Fui%2Fjobs%3Fstatus%3Dfailed",
-    )
-    page = client.get(response.headers["location"])
+    there = "/ui/sign-in?next=%2Fui%2Fjobs%3Fstatus%3Dfailed"
+    assert (response.status_code, response.headers["location"]) == (303, there)
+    response = client.get("/ui/jobs", headers={"HX-Request": "true"}, follow_redirects=False)
+    assert (response.status_code, response.headers["hx-redirect"]) == (401, "/ui/sign-in")
+    page = client.get(there)
     assert 'name="next" value="/ui/jobs?status=failed"' in page.text
     form = {"csrf_token": token_of(page), "key": holder.text, "next": "/ui/jobs?status=failed"}
     done = client.post("/ui/sign-in", data=form, follow_redirects=False)
@@ -76,27 +70,19 @@ def test_a_key_that_is_not_known_is_refused_beside_its_field(client: TestClient,
     assert client.get("/ui/jobs", follow_redirects=False).status_code == 303
 
 
-def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(client: TestClient, holder: Holder) -> None:
+def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(
+    client: TestClient, holder: Holder, settings: Settings
+) -> None:
     cookie = sign_in(client, holder.text).headers["set-cookie"]
     assert holder.text not in cookie
     parts = {part.strip().partition("=")[0]: part.strip().partition("=")[2] for part in cookie.split(";")[1:]}
     assert parts == {"Max-Age": str(SESSION_SECONDS), "Path": "/ui", "HttpOnly": "", "SameSite": "Strict"}
-
-
-def test_over_https_the_cookie_is_secure(settings: Settings) -> None:
-    with TestClient(create_app(settings), base_url="https://testserver") as client:
-        assert "; Secure" in client.get("/ui/jobs").headers["set-cookie"]
-
-
-def test_a_session_ends_with_its_key(client: TestClient, holder: Holder, settings: Settings) -> None:
-    sign_in(client, holder.text)
-    assert client.get("/ui/jobs", follow_redirects=False).status_code == 200
-    database = Database(settings.resolved_database_url)
-    with database.session() as session:
-        Keys(session).revoke(holder.key_id)
-    database.close()
-    client.app.state.services.callers.forget()  # type: ignore[attr-defined]
-    assert client.get("/ui/jobs", follow_redirects=False).status_code == 303
+    assert client.get("/jobs", headers={"cookie": cookie.partition(";")[0]}).status_code == 401, "for pages alone"
+    with TestClient(create_app(settings), base_url="https://testserver") as encrypted:
+        assert "; Secure" in encrypted.get("/ui/sign-in").headers["set-cookie"]
+    for other in ("", "x", "gAAAAAB", '"', "é", "a" * 5000):
+        headers = {"cookie": f"{COOKIE}={other}".encode()}
+        assert client.get("/ui/jobs", headers=headers, follow_redirects=False).status_code == 303
 
 
 def test_signing_out_ends_the_session_and_copies_of_its_cookie(client: TestClient, holder: Holder) -> None:
@@ -159,18 +145,6 @@ def test_a_stream_ends_with_its_session(
     assert refused.headers["location"] == "/ui/sign-in"
 
 
-def test_a_session_opens_no_path_of_the_api(client: TestClient, holder: Holder) -> None:
-    sign_in(client, holder.text)
-    value = client.cookies[COOKIE]
-    assert client.get("/jobs", headers={"cookie": f"{COOKIE}={value}"}).status_code == 401
-
-
-def test_any_cookie_is_read(client: TestClient, holder: Holder) -> None:
-    for cookie in ("", "x", "gAAAAAB", '"', "é", "a" * 5000):
-        headers = {"cookie": f"{COOKIE}={cookie}".encode()}
-        assert client.get("/ui/jobs", headers=headers, follow_redirects=False).status_code == 303
-
-
 def test_sessions_expire_and_other_secrets_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     box = SecretsBox([])
     sessions = Sessions(box)
@@ -182,6 +156,8 @@ def test_sessions_expire_and_other_secrets_are_none(monkeypatch: pytest.MonkeyPa
 
 
 def test_no_form_is_taken_without_its_token(client: TestClient, holder: Holder) -> None:
+    assert {"/ui/sign-in", "/ui/sign-out"} <= {route.path for route in PAGES if "POST" in route.methods}
+    assert all(isinstance(route, PageRoute) and not route.include_in_schema for route in PAGES)
     sign_in(client, holder.text)
     job = holder.post("/jobs", json=SMALLEST).json()["id"]
     of_another = token_of(TestClient(client.app).get("/ui/sign-in"))
@@ -196,21 +172,12 @@ def test_no_form_is_taken_without_its_token(client: TestClient, holder: Holder) 
     assert len(holder.get("/jobs").json()["items"]) == 1
 
 
-def test_every_page_is_such_a_route_and_outside_the_description() -> None:
-    assert {"/ui/sign-in", "/ui/sign-out"} <= {route.path for route in PAGES if "POST" in route.methods}
-    assert all(isinstance(route, PageRoute) and not route.include_in_schema for route in PAGES)
-
-
-def all_responses(client: TestClient, holder: Holder) -> Iterator[Response]:
-    yield client.get("/ui/sign-in")
-    sign_in(client, holder.text)
-    for path in ("/ui/jobs", "/ui/job-rows", "/ui/nothing", "/ui/jobs?unknown=1", "/ui/jobs?label=wrong"):
-        yield client.get(path)
-    yield client.post("/ui/sign-out", data={"csrf_token": "x"})
-
-
 def test_no_page_runs_what_is_not_ours(client: TestClient, holder: Holder) -> None:
-    for page in all_responses(client, holder):
+    pages = [client.get("/ui/sign-in")]
+    sign_in(client, holder.text)
+    paths = ("/ui/jobs", "/ui/nothing", "/ui/jobs?unknown=1", "/ui/jobs?label=wrong")
+    pages += [*map(client.get, paths), client.post("/ui/sign-out", data={"csrf_token": "x"})]
+    for page in pages:
         assert page.headers["content-type"] == "text/html; charset=utf-8"
         policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
         assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
@@ -227,32 +194,22 @@ def test_no_page_runs_what_is_not_ours(client: TestClient, holder: Holder) -> No
             assert client.get(re.sub(r"static/\w+", "static/other", name)).status_code == 404
 
 
-def test_errors_are_pages_that_say_what_to_do(client: TestClient, holder: Holder, settings: Settings) -> None:
-    reader = hold_key(client, settings, owner="alice", scopes=["webhooks:write"])
-    sign_in(client, reader.text)
-    page = client.get("/ui/jobs")
-    assert page.status_code == 403
-    assert "Sign in with another key" in text_of(page)
-    assert "Sign out" in page.text
-    page = client.get("/ui/jobs?unknown=1")
-    assert page.status_code == 403
-
-
-def test_a_mistake_of_ours_is_a_page_that_reveals_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_pages_that_say_what_to_do_and_reveal_nothing(
+    client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(_: object) -> None:
         raise RuntimeError("planted secret")
 
     monkeypatch.setattr("api.dashboard.jobs.last_position", fail)
     page = client.get("/ui/jobs")
-    assert page.status_code == 500
-    assert "planted" not in page.text
+    assert (page.status_code, "planted" in page.text) == (500, False)
     assert "The log of the service says more" in text_of(page)
     assert "content-security-policy" in page.headers
-
-
-def test_a_part_that_needs_a_sign_in_leads_there(client: TestClient, holder: Holder) -> None:
-    response = client.get("/ui/job-rows", headers={"HX-Request": "true"}, follow_redirects=False)
-    assert (response.status_code, response.headers["hx-redirect"]) == (401, "/ui/sign-in")
+    reader = hold_key(client, settings, owner="alice", scopes=["webhooks:write"])
+    sign_in(client, reader.text)
+    page = client.get("/ui/jobs")
+    assert (page.status_code, "Sign out" in page.text) == (403, True)
+    assert "Sign in with another key" in text_of(page)
 
 
 def test_below_a_root_path_all_addresses_have_it(settings: Settings) -> None:
