@@ -26,7 +26,6 @@ TARGET = {"job", "instance"}
 """Labels that Prometheus adds to every series."""
 WORDS = {"by", "on", "and", "sum", "max", "rate", "increase", "histogram_quantile", "unless", "without"}
 Known = dict[str, dict[str, set[str]]]
-_STRING = re.compile(r'"(?:[^"\\\\]|\\\\.)*"')
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +79,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 def problems_of(expression: str, known: Known) -> Iterator[str]:
     """What in an expression of PromQL names nothing that is there."""
-    bare = _STRING.sub('""', expression)
-    if any(bare.count(left) != bare.count(right) for left, right in ("()", "[]", "{}")):
+    if any(expression.count(left) != expression.count(right) for left, right in ("()", "[]", "{}")):
         yield "brackets do not match"
     used: set[str] = set()
     for name, _, matchers in re.findall(r"([a-z_][a-z0-9_:]*)(\{([^}]*)\})?(?!\s*[(a-z0-9_:])", expression):
@@ -111,21 +109,8 @@ def test_every_expression_names_what_exists(scraped: Known) -> None:
     found = list(expressions())
     assert len(found) > 35
     assert {place: list(problems_of(one, scraped)) for place, one in found if list(problems_of(one, scraped))} == {}
-
-
-def test_what_does_not_exist_is_found(scraped: Known) -> None:
-    for expression, problem in (
-        ("max(replaceme_job)", "no metric replaceme_job"),
-        ('max(replaceme_jobs{state="queued"})', "replaceme_jobs has no label state"),
-        ('max(replaceme_jobs{status="waiting"})', "replaceme_jobs has no status=waiting"),
-        ("max by (route) (replaceme_jobs)", "nothing here has the label route"),
-        ("max(replaceme_jobs", "brackets do not match"),
-        ("rate(replaceme_stage_duration_seconds[5m])", "no metric replaceme_stage_duration_seconds"),
-    ):
-        assert problem in list(problems_of(expression, scraped))
-
-
-def test_the_reference_lists_all_metrics(scraped: Known) -> None:
+    wrong = 'max by (route) (replaceme_jobs{state="queued", status="waiting"} + replaceme_job'
+    assert len(list(problems_of(wrong, scraped))) == 5, "what does not exist is found"
     text = (ROOT / "docs" / "reference" / "http.md").read_text()
     section = text.partition("## Metrics of the service")[2].partition("\n## ")[0]
     rows = [line.split("|") for line in section.splitlines() if line.startswith("| `")]
@@ -148,14 +133,9 @@ def test_each_alert_has_a_name_of_its_own_and_advice() -> None:
         assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
         assert rule["labels"]["severity"] in ("info", "warning", "critical")
         assert rule["annotations"]["summary"]
-        assert f"`{rule['alert']}`" in advice
     assert set(re.findall("`(ReplaceMe[A-Za-z]+)`", advice)) == set(names)
-
-
-def test_the_example_for_prometheus_names_the_job_of_the_rules() -> None:
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
     (scrape,) = config["scrape_configs"]
-    assert config["rule_files"] == ["alerts.yml"]
-    assert scrape.get("metrics_path", "/metrics") == "/metrics"
+    assert (config["rule_files"], scrape.get("metrics_path", "/metrics")) == (["alerts.yml"], "/metrics")
     jobs = {job for _, expression in expressions() for job in re.findall(r'job="([^"]*)"', expression)}
     assert jobs == {scrape["job_name"]}
