@@ -26,7 +26,7 @@ from replaceme_core.ledger import attempts, reading
 from replaceme_core.ledger.database import Database, LedgerSession, now
 from replaceme_core.ledger.migrate import upgrade
 from replaceme_core.ledger.reading import JobFilters
-from replaceme_core.ledger.row_mapping import stored_spec
+from replaceme_core.ledger.records import stored_spec
 from replaceme_core.ledger.states import EventType, JobStatus
 from replaceme_core.ledger.sweep import collect_wake_ups, requeue_expired
 from replaceme_core.ledger.tables import JobEventRow, JobLabelRow, JobRow
@@ -173,7 +173,7 @@ def _sent_by(session: LedgerSession, call: Call) -> list[tuple[str, object]]:
     sent: list[tuple[str, object]] = []
 
     def record(_: Connection, __: object, statement: str, parameters: object, *___: object) -> None:
-        if statement.startswith(("SELECT", "WITH", "UPDATE")):
+        if statement.startswith(("SELECT", "WITH", "UPDATE", "DELETE")):
             sent.append((statement, parameters))
 
     connection = session.connection()

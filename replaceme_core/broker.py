@@ -70,48 +70,55 @@ def queue_of(worker_kind: WorkerKind | None) -> str:
     return QUEUE if worker_kind is None else worker_kind.value
 
 
+# a client waits for this; then the sweep sends the message
+_TWO_TRIES = {"max_retries": 1, "interval_start": 0.1, "interval_step": 0, "interval_max": 0.1}
+_COMMON: dict[str, object] = {
+    "accept_content": ["json"],
+    "task_serializer": "json",
+    "result_serializer": "json",
+    "task_default_queue": QUEUE,
+    "task_queues": {name: {"exchange": name, "routing_key": name} for name in QUEUES},
+    "task_ignore_result": True,
+    "task_store_errors_even_if_ignored": False,
+    "task_acks_late": False,
+    "task_publish_retry": True,
+    "task_publish_retry_policy": _TWO_TRIES,
+    # a job uses all cores of its machine; more than one at a time is the operator's choice (celery worker -c)
+    "worker_concurrency": 1,
+    "worker_prefetch_multiplier": 1,
+    "worker_cancel_long_running_tasks_on_connection_loss": False,
+    "worker_hijack_root_logger": True,
+    "worker_redirect_stdouts": True,
+    "broker_connection_timeout": _CONNECT_SECONDS,
+    "broker_connection_retry_on_startup": True,
+    "broker_connection_max_retries": None,
+    "enable_utc": True,
+}
+
+
 def broker_config(settings: Settings) -> dict[str, object]:
     """Celery's settings for the broker that `settings` name."""
-    return {**_common(), **_transport(settings)}
-
-
-def _common() -> dict[str, object]:
-    return {
-        "accept_content": ["json"],
-        "task_serializer": "json",
-        "result_serializer": "json",
-        "task_default_queue": QUEUE,
-        "task_queues": {name: {"exchange": name, "routing_key": name} for name in QUEUES},
-        "task_ignore_result": True,
-        "task_store_errors_even_if_ignored": False,
-        "task_acks_late": False,
-        "task_publish_retry": True,
-        # a client waits for this: two tries, then the sweep sends the message
-        "task_publish_retry_policy": {"max_retries": 1, "interval_start": 0.1, "interval_step": 0, "interval_max": 0.1},
-        # a job uses all cores of its machine; more than one at a time is the operator's choice (celery worker -c)
-        "worker_concurrency": 1,
-        "worker_prefetch_multiplier": 1,
-        "worker_cancel_long_running_tasks_on_connection_loss": False,
-        "worker_hijack_root_logger": True,
-        "worker_redirect_stdouts": True,
-        "broker_connection_timeout": _CONNECT_SECONDS,
-        "broker_connection_retry_on_startup": True,
-        "broker_connection_max_retries": None,
-        "enable_utc": True,
-    }
+    return {**_COMMON, **_transport(settings)}
 
 
 def _transport(settings: Settings) -> dict[str, object]:
     url = settings.resolved_broker_url
     if url.startswith("filesystem"):
+        messages, control = settings.broker_directory / "messages", settings.broker_directory / "control"
         return {
             "broker_url": url,
             "broker_transport": FILESYSTEM_TRANSPORT,
-            "broker_transport_options": _directory_options(settings.broker_directory),
+            "broker_transport_options": {
+                "data_folder_in": str(messages),
+                "data_folder_out": str(messages),
+                "control_folder": str(control),
+                "store_processed": False,
+                "polling_interval": 0.2,  # seconds
+            },
             # commands to workers are files, which would stay forever if a worker has ended
             "worker_enable_remote_control": False,
         }
-    if url.startswith(("redis", "rediss", "unix", "sentinel")):
+    if url.startswith(("redis", "unix", "sentinel")):
         return {
             "broker_url": url,
             # fetch a message only with a free slot, so that none waits at a busy worker
@@ -121,21 +128,7 @@ def _transport(settings: Settings) -> dict[str, object]:
                 "socket_connect_timeout": _CONNECT_SECONDS,
                 "socket_timeout": _ANSWER_SECONDS,
                 "socket_keepalive": True,
-                "max_retries": 1,
-                "interval_start": 0.1,
-                "interval_step": 0,
-                "interval_max": 0.1,
+                **_TWO_TRIES,
             },
         }
     return {"broker_url": url}
-
-
-def _directory_options(directory: Path) -> dict[str, object]:
-    messages, control = directory / "messages", directory / "control"
-    return {
-        "data_folder_in": str(messages),
-        "data_folder_out": str(messages),
-        "control_folder": str(control),
-        "store_processed": False,
-        "polling_interval": 0.2,  # seconds
-    }

@@ -40,9 +40,8 @@ from replaceme_core.runner.process import Confinement
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import RUN_JOB_TASK, Settings
 from replaceme_core.telemetry import bound, from_message, message_headers
-from worker.heartbeat import Heartbeat
 from worker.supervisor import Supervisor
-from worker.sweep import Sweep
+from worker.sweep import Heartbeat, Sweep
 from worker.workspace import TEMPORARY, locked_directory
 
 logger = logging.getLogger(__name__)

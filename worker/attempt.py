@@ -7,8 +7,8 @@ and calls to the Hub are abandoned.
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -46,7 +46,6 @@ from replaceme_core.runner.messages import (
     Failed,
     Finished,
     Measured,
-    ModelRequest,
     PastJob,
     Resolved,
     RunnerRequest,
@@ -69,34 +68,6 @@ Write = Callable[[Session], None]
 """What ends an attempt in the ledger, in one transaction."""
 
 logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def leased_runner(
-    request: ModelRequest,
-    *,
-    lease: Lease,
-    settings: Settings,
-    confinement: Confinement,
-    scratch: Path,
-    on_line: Callable[[str], None] = lambda line: None,
-) -> Iterator[Runner]:
-    """A runner that works on `request`. `on_line` gets each line of its log.
-
-    Raises what `lease.check` raises rather than the errors that follow from it.
-    """
-    command: Sequence[str] = settings.runner_command or RUNNER_COMMAND
-    lease.check()
-    confinement = confinement.for_plan(partial(planned_host_bytes, request))
-    runner = Runner(command, request, scratch=scratch, confinement=confinement, on_line=on_line)
-    with runner:
-        lease.on_end(partial(_end, runner, lease, grace_seconds=settings.cancel_grace_seconds))
-        try:
-            yield runner
-        except ReplaceMeError:
-            lease.check()  # the end of the lease may be the cause of the error
-            log_tail(runner, lease.claim.job_id)
-            raise
 
 
 def log_tail(runner: Runner, job_id: str) -> None:
@@ -139,35 +110,26 @@ def _killed_before(session: Session, claim: Claim) -> bool:
     return any(event.type is EventType.RELEASED and event.data.get("reason") == REASON for event in events)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Attempt:
     """One attempt at a job. `directory` is its workspace.
 
     `rules` are those for outputs of the job's owner; `history` are earlier jobs on this kind of worker.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        *,
-        settings: Settings,
-        confinement: Confinement,
-        hub: Hub,
-        lease: Lease,
-        progress: ProgressWriter,
-        directory: Path,
-        rules: OutputRules,
-        history: Sequence[PastJob],
-    ) -> None:
-        self._job = job
-        self._rules = rules
-        self._settings = settings
-        self._confinement = confinement
-        self._hub = hub
-        self._lease = lease
-        self._progress = progress
-        self._directory = directory
-        self._history = history
-        self._trailer = f"ReplaceMe-Job: {job.id}"
+    job: Job
+    settings: Settings
+    confinement: Confinement
+    hub: Hub
+    lease: Lease
+    progress: ProgressWriter
+    directory: Path
+    rules: OutputRules
+    history: Sequence[PastJob]
+
+    @property
+    def _trailer(self) -> str:
+        return f"ReplaceMe-Job: {self.job.id}"
 
     def run(self) -> Write:
         """Returns the write that ends the attempt. Raises `LeaseLost`, `Cancelled`, or an error that fails the job."""
@@ -175,95 +137,100 @@ class Attempt:
         earlier = self._earlier_result()
         if earlier is not None:
             return earlier
-        kept = find_result(self._settings.workspace, self._job.id)
+        kept = find_result(self.settings.workspace, self.job.id)
         if kept is not None:
             return self._publish(kept)
         pinned = self._retry(
             lambda: inputs.resolve(
-                self._job.spec,
-                self._hub,
-                calibration_root=self._settings.calibration_root,
-                job_id=self._job.id,
-                rules=self._rules,
-                tasks_directory=self._settings.tasks_path,
+                self.job.spec,
+                self.hub,
+                calibration_root=self.settings.calibration_root,
+                job_id=self.job.id,
+                rules=self.rules,
+                tasks_directory=self.settings.tasks_path,
             ),
             retry_on=(HubUnreachable, DatabaseUnreachable),
         )
-        if pinned.spec != self._job.spec:
-            self._progress.note(Resolved(spec=pinned.spec))
+        if pinned.spec != self.job.spec:
+            self.progress.note(Resolved(spec=pinned.spec))
         self._enter(Stage.DOWNLOAD, size=pinned.files[0].size)
-        with inputs.held(pinned.files, lambda: self._hub):
-            model, texts = self._retry(
-                lambda: inputs.download(pinned, self._hub, advance=self._advance(Stage.DOWNLOAD))
-            )
+        with inputs.held(pinned.files, lambda: self.hub):
+            model, texts = self._retry(lambda: inputs.download(pinned, self.hub, advance=self._advance(Stage.DOWNLOAD)))
             return self._compute(pinned.spec, model, texts)
 
     def _compute(self, spec: CompressionSpec, model: str, texts: tuple[str | None, ...]) -> Write:
-        output = self._directory / "output"
+        output = self.directory / "output"
         request = RunnerRequest(
             spec=self._with_device(spec).without_credential(),
             model_directory=model,
             calibration_paths=texts,
             output_directory=str(output),
-            job_id=self._job.id,
-            hub=self._settings.hub_address,
-            needs_accelerator=self._job.worker_kind is WorkerKind.GPU,
-            history=tuple(self._history),
-            cache_directory=str(self._settings.statistics_cache),
-            cache_bytes=self._settings.statistics_cache_bytes,
-            checkpoint_directory=str(checkpoints_of(self._settings.workspace, self._job.id)),
-            tasks_directory=self._settings.tasks_path,
+            job_id=self.job.id,
+            hub=self.settings.hub_address,
+            needs_accelerator=self.job.worker_kind is WorkerKind.GPU,
+            history=tuple(self.history),
+            cache_directory=str(self.settings.statistics_cache),
+            cache_bytes=self.settings.statistics_cache_bytes,
+            checkpoint_directory=str(checkpoints_of(self.settings.workspace, self.job.id)),
+            tasks_directory=self.settings.tasks_path,
         )
         try:
             last = self._run_pipeline(request)
         except (RunnerKilled, PerhapsOutOfMemory) as killed:
-            return outcome_after_sigkill(killed, self._lease.claim, max_attempts=self._settings.max_attempts)
+            return outcome_after_sigkill(killed, self.lease.claim, max_attempts=self.settings.max_attempts)
         if isinstance(last, Failed):
             return self._failure(last)
         rejected = self._rejected(spec, last)
         if rejected is not None:
             return rejected
-        self._lease.check()
-        kept = keep_result(self._settings.workspace, self._job.id, folder=output, spec=spec, finished=last)
+        self.lease.check()
+        kept = keep_result(self.settings.workspace, self.job.id, folder=output, spec=spec, finished=last)
         return self._publish(kept)
 
     def _with_device(self, spec: CompressionSpec) -> CompressionSpec:
         """A job for CPU workers stays on the CPU, even if this worker has a GPU."""
-        if self._job.worker_kind is not WorkerKind.CPU or spec.compute.device is not None:
+        if self.job.worker_kind is not WorkerKind.CPU or spec.compute.device is not None:
             return spec
         return spec.model_copy(update={"compute": spec.compute.model_copy(update={"device": WorkerKind.CPU.value})})
 
     def _run_pipeline(self, request: RunnerRequest) -> Finished | Failed:
-        """Run the runner process; returns its final message."""
-        scratch = self._directory / "scratch"
-        self._lease.begin_stage(Stage.CALIBRATE)
-        with leased_runner(
+        """Run the runner process; returns its final message.
+
+        Raises what `lease.check` raises rather than the errors that follow from it.
+        """
+        self.lease.begin_stage(Stage.CALIBRATE)
+        self.lease.check()
+        runner = Runner(
+            self.settings.runner_command or RUNNER_COMMAND,
             request,
-            lease=self._lease,
-            settings=self._settings,
-            confinement=self._confinement,
-            scratch=scratch,
-            on_line=self._progress.log,
-        ) as runner:
-            for message in runner.messages():
-                match message:
-                    case Finished() | Failed():
-                        self._lease.check()
+            scratch=self.directory / "scratch",
+            confinement=self.confinement.for_plan(partial(planned_host_bytes, request)),
+            on_line=self.progress.log,
+        )
+        with runner:
+            self.lease.on_end(partial(_end, runner, self.lease, grace_seconds=self.settings.cancel_grace_seconds))
+            try:
+                for message in runner.messages():
+                    if isinstance(message, Finished | Failed):
+                        self.lease.check()
                         if isinstance(message, Failed):
-                            log_tail(runner, self._job.id)
+                            log_tail(runner, self.job.id)
                         return message
-                    case _:
-                        if isinstance(message, StageStarted):
-                            self._lease.begin_stage(message.stage)
-                        self._progress.note(message)
+                    if isinstance(message, StageStarted):
+                        self.lease.begin_stage(message.stage)
+                    self.progress.note(message)
+            except ReplaceMeError:
+                self.lease.check()  # the end of the lease may be the cause of the error
+                log_tail(runner, self.job.id)
+                raise
         raise AssertionError("messages() ends with a final message or an error")
 
     def _failure(self, last: Failed) -> Write:
-        claim = self._lease.claim
+        claim = self.lease.claim
         if last.code != Cancelled.code:
             return lambda session: attempts.fail(session, claim, code=last.code, message=without_paths(last.message))
         reason = "the runner was stopped from outside"  # for example when the host shuts down all processes at once
-        if claim.counted < self._settings.max_attempts:
+        if claim.counted < self.settings.max_attempts:
             return lambda session: attempts.release(session, claim, reason=reason)
         return lambda session: attempts.fail(
             session, claim, code=WorkerLost.code, message=f"{reason} at attempt {claim.attempt}"
@@ -277,7 +244,7 @@ class Attempt:
         if gate is not None and gate.passed:
             return None
         message = "the runner did not judge the gate" if gate is None else str(gate)
-        claim, report = self._lease.claim, finished.report
+        claim, report = self.lease.claim, finished.report
         return lambda session: attempts.fail(session, claim, code=GateRejected.code, message=message, report=report)
 
     def _publish(self, kept: KeptResult) -> Write:
@@ -297,13 +264,13 @@ class Attempt:
 
         def publish() -> str:
             try:
-                return self._hub.publish(
+                return self.hub.publish(
                     publication,
-                    before_commit=self._lease.last_check,
-                    may_replace=lambda existing: self._rules.check_replacement(spec.output, existing),
+                    before_commit=self.lease.last_check,
+                    may_replace=lambda existing: self.rules.check_replacement(spec.output, existing),
                 )
             except RateLimited:
-                self._lease.commit_refused()
+                self.lease.commit_refused()
                 raise
 
         try:
@@ -315,17 +282,17 @@ class Attempt:
         return self._success(repo_id, revision, finished)
 
     def _not_published(self, error: ReplaceMeError) -> Write:
-        logger.warning("job %s: its result was not published: %s", self._job.id, error.explained)
+        logger.warning("job %s: its result was not published: %s", self.job.id, error.explained)
         failed = describe(error)
-        days = self._settings.kept_result_seconds / 86_400
+        days = self.settings.kept_result_seconds / 86_400
         kept = counted(days, "days", shown=f"{days:.3g}")
         message = f"{failed.message}; the result is kept for {kept} and need not be computed again"
-        return lambda session: attempts.fail(session, self._lease.claim, code=failed.code, message=message)
+        return lambda session: attempts.fail(session, self.lease.claim, code=failed.code, message=message)
 
     def _earlier_result(self) -> Write | None:
         """The write for a result that an earlier attempt published before its worker died; `None` if there is none."""
-        repo_id = self._job.spec.output.repo_id
-        if self._lease.claim.attempt == 1 or repo_id is None:
+        repo_id = self.job.spec.output.repo_id
+        if self.lease.claim.attempt == 1 or repo_id is None:
             return None
         try:
             revision, report = self._retry(lambda: self._find_result(repo_id))
@@ -334,21 +301,21 @@ class Attempt:
             blocks = {name: report.get(name) for name in ("removed_blocks", "kept_blocks")}
             finished = Finished.model_validate({**blocks, "report": report})
         except (RepositoryNotFound, BrokenModel, ValidationError) as error:
-            logger.warning("job %s: the result of an earlier attempt cannot be used: %s", self._job.id, error)
+            logger.warning("job %s: the result of an earlier attempt cannot be used: %s", self.job.id, error)
             return None
         return self._success(repo_id, revision, finished)
 
     def _find_result(self, repo_id: str) -> tuple[str | None, dict[str, object]]:
-        revision = self._hub.find_publication(repo_id, self._trailer, create_pr=self._job.spec.output.create_pr)
+        revision = self.hub.find_publication(repo_id, self._trailer, create_pr=self.job.spec.output.create_pr)
         if revision is None:
             return None, {}
-        snapshot = self._hub.resolve(repo_id, kind=RepositoryKind.MODEL, revision=revision)
-        return revision, self._hub.read_json(snapshot, REPORT)
+        snapshot = self.hub.resolve(repo_id, kind=RepositoryKind.MODEL, revision=revision)
+        return revision, self.hub.read_json(snapshot, REPORT)
 
     def _success(self, repo_id: str, revision: str, finished: Finished) -> Write:
         return lambda session: attempts.succeed(
             session,
-            self._lease.claim,
+            self.lease.claim,
             repo_id=repo_id,
             revision=revision,
             removed_blocks=finished.removed_blocks,
@@ -358,21 +325,19 @@ class Attempt:
 
     def _enter(self, stage: Stage, *, size: int | None = None) -> None:
         """`size`: the bytes that the stage copies."""
-        self._lease.check()
-        self._lease.begin_stage(stage)
-        self._progress.note(StageStarted(stage=stage))
+        self.lease.check()
+        self.lease.begin_stage(stage)
+        self.progress.note(StageStarted(stage=stage))
         if size is not None:
-            expected = modelled_copy(stage, size, is_remote=self._settings.hub_address is not None)
-            self._progress.note(Measured(stage=stage, name=MODELLED, value=expected, unit="s"))
+            expected = modelled_copy(stage, size, is_remote=self.settings.hub_address is not None)
+            self.progress.note(Measured(stage=stage, name=MODELLED, value=expected, unit="s"))
 
     def _advance(self, stage: Stage) -> inputs.Advance:
         def advance(fraction: float) -> None:
-            self._lease.check()
-            self._progress.note(Advanced(stage=stage, fraction=fraction))
+            self.lease.check()
+            self.progress.note(Advanced(stage=stage, fraction=fraction))
 
         return advance
 
     def _retry(self, call: Callable[[], T], *, retry_on: Sequence[type[ReplaceMeError]] = (HubUnreachable,)) -> T:
-        return retry_under_lease(
-            self._lease, call, seconds=self._settings.hub_patience_seconds, retry_on=tuple(retry_on)
-        )
+        return retry_under_lease(self.lease, call, seconds=self.settings.hub_patience_seconds, retry_on=tuple(retry_on))

@@ -12,8 +12,9 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Self, TypeVar
 
 from replaceme_core.errors import (
     Cancelled,
@@ -153,18 +154,22 @@ class Lease:
     def _renew(self, *, only_if_valid: bool = False) -> None:
         before = time.monotonic()
         try:
-            cancel = self._extend(only_if_valid=only_if_valid)
+            with self._database.session() as session:
+                if only_if_valid:
+                    attempts.assert_held(session, self.claim)
+                cancelled = attempts.renew(session, self.claim, lease_seconds=self._lease_seconds)
         except Exception as error:  # any error means that the lease was not renewed
             self._lose(f"the lease could not be renewed: {error}")
             return
         self._renewed_at = before
-        if cancel:
+        if cancelled:
             self._stop(Cancelled("the job was cancelled"))
 
     def _look_for_cancel(self) -> None:
         """A cheap read between renewals. Where the database cannot be reached, the next renewal decides."""
         try:
-            cancelled = self._is_cancelled()
+            with self._database.session(read_only=True) as session:
+                cancelled = attempts.job_of(session, self.claim).cancel_requested
         except DatabaseUnreachable as error:
             logger.warning("job %s: cannot check for a cancel request: %s", self.claim.job_id, error)
             return
@@ -173,17 +178,6 @@ class Lease:
             return
         if cancelled:
             self._stop(Cancelled("the job was cancelled"))
-
-    def _extend(self, *, only_if_valid: bool) -> bool:
-        """Renew the lease in the database; returns whether a cancel was requested. Raises `LeaseLost`."""
-        with self._database.session() as session:
-            if only_if_valid:
-                attempts.assert_held(session, self.claim)
-            return attempts.renew(session, self.claim, lease_seconds=self._lease_seconds)
-
-    def _is_cancelled(self) -> bool:
-        with self._database.session(read_only=True) as session:
-            return attempts.job_of(session, self.claim).cancel_requested
 
     def _call_on_heartbeat(self) -> None:
         try:
@@ -247,25 +241,6 @@ LONGEST_WAIT_SECONDS = 3600.0
 T = TypeVar("T")
 
 
-class _CallThread(threading.Thread, Generic[T]):
-    """One call in a thread of its own, with its result or its error."""
-
-    def __init__(self, call: Callable[[], T], *, on_done: Callable[[], None]) -> None:
-        super().__init__(name="hub", daemon=True)
-        self._call = call
-        self._on_done = on_done
-        self.result: list[T] = []
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            self.result.append(self._call())
-        except BaseException as error:
-            self.error = error
-        finally:
-            self._on_done()
-
-
 def call_under_lease(lease: Lease, call: Callable[[], T]) -> T:
     """The result of `call`. Raises its error, or what `lease.check` raises as soon as the lease ends.
 
@@ -273,18 +248,22 @@ def call_under_lease(lease: Lease, call: Callable[[], T]) -> T:
     or the check before a commit, stops it.
     """
     lease.check()
+    result: Future[T] = Future()
     done_or_ended = threading.Event()
-    thread = _CallThread(call, on_done=done_or_ended.set)
+
+    def run() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:
+            result.set_exception(error)
+
+    result.add_done_callback(lambda _: done_or_ended.set())
     lease.on_end(done_or_ended.set)
-    thread.start()
+    threading.Thread(target=run, name="hub", daemon=True).start()
     done_or_ended.wait()
-    if thread.error is not None:
+    if not result.done() or result.exception() is not None:
         lease.check()  # the end of the lease may be the cause of the error
-        raise thread.error
-    if thread.result:
-        return thread.result[0]
-    lease.check()
-    raise AssertionError("there is no result, no error and no end of the lease")
+    return result.result()
 
 
 def retry_under_lease(

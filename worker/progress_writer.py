@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Self
 from urllib.parse import unquote, urlsplit
@@ -31,6 +31,10 @@ from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import Advanced, Measured, Message, Resolved, Stage, StageStarted, without_paths
 from replaceme_core.settings import Settings
 from replaceme_core.telemetry import mark_failed, start_span
+
+logger = logging.getLogger(__name__)
+runner_log = logging.getLogger("runner")
+"""What runners write on standard error, in this worker's log with the ids of their attempts."""
 
 HIDDEN = "[hidden]"
 _SHORTEST_SECRET = 6  # a shorter one would hide common words
@@ -110,10 +114,6 @@ class StageSpans:
 
 NEWS, NEWS_SECONDS = 0.1, 2.0
 """While nothing is reported, an estimate is written again once it has changed by this part and these seconds."""
-
-logger = logging.getLogger(__name__)
-runner_log = logging.getLogger("runner")
-"""What runners write on standard error, in this worker's log with the ids of their attempts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,16 +209,7 @@ class ProgressWriter:
                 if spec is not None:
                     attempts.record_spec(session, self._claim, spec)
                 for step in steps:
-                    attempts.record_progress(
-                        session,
-                        self._claim,
-                        stage=step.stage,
-                        overall=step.overall,
-                        fraction=step.fraction,
-                        eta_seconds=step.eta_seconds,
-                        eta_error_seconds=step.eta_error_seconds,
-                        resumed_from=step.resumed_from,
-                    )
+                    attempts.record_progress(session, self._claim, **asdict(step))
                 if metrics:
                     attempts.add_metrics(session, self._claim, metrics)
                 if lines:

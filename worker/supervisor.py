@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from opentelemetry.trace import SpanKind, get_current_span
@@ -71,6 +72,7 @@ def report_outcome(claim: Claim, last: JobEvent) -> None:
 RETRY_PAUSE_SECONDS = 1.0
 
 
+@dataclass(frozen=True, kw_only=True)
 class Supervisor:
     """Runs jobs, one for each call of `run`. Safe to use from several threads.
 
@@ -78,25 +80,13 @@ class Supervisor:
     released. `must_release` returns whether to release the running job because this worker is shutting down.
     """
 
-    def __init__(
-        self,
-        *,
-        settings: Settings,
-        database: Database,
-        open_hub: Callable[[], Hub],
-        confinement: Confinement = UNCONFINED,
-        worker_kinds: Sequence[WorkerKind] | None = None,
-        enqueue: Callable[[str, WorkerKind | None], None] = lambda job_id, worker_kind: None,
-        must_release: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self._worker = f"{socket.gethostname()}:{os.getpid()}"
-        self._settings = settings
-        self._confinement = confinement
-        self._database = database
-        self._open_hub = open_hub
-        self._worker_kinds = worker_kinds
-        self._enqueue = enqueue
-        self._must_release = must_release
+    settings: Settings
+    database: Database
+    open_hub: Callable[[], Hub]
+    confinement: Confinement = UNCONFINED
+    worker_kinds: Sequence[WorkerKind] | None = None
+    enqueue: Callable[[str, WorkerKind | None], None] = lambda job_id, worker_kind: None
+    must_release: Callable[[], bool] = lambda: False
 
     def run(self, job_id: str) -> None:
         """Claim the next job in the queue and run it to its end. Errors are logged and written to the job, not raised.
@@ -133,8 +123,8 @@ class Supervisor:
         logger.info("job %s: attempt %s begins", job_id, claim.attempt)
         course = Course(weights=weights_of(job.spec), started=claimed_at)
         stages = StageSpans()
-        redact = Redaction(self._settings)
-        progress = ProgressWriter(self._database, claim, course, redact=redact, on_stage=stages.begin)
+        redact = Redaction(self.settings)
+        progress = ProgressWriter(self.database, claim, course, redact=redact, on_stage=stages.begin)
         try:
             with stages:
                 write = self._run_attempt(job, claim, progress, claimed_at=claimed_at)
@@ -147,71 +137,56 @@ class Supervisor:
             self._release(claim, progress, reason="the worker was shut down")
             raise
         else:
-            if self._write_end(claim, progress, write):
-                self._remove_leftovers(claim)
-
-    def _remove_leftovers(self, claim: Claim) -> None:
-        """Remove what was for further attempts, if there are none; the result of a failed job stays for some time.
-
-        Where the database cannot be reached, the next sweep does it.
-        """
-        try:
-            with self._database.session(read_only=True) as session:
-                job = attempts.job_of(session, claim)
-        except DatabaseUnreachable as error:
-            logger.warning("job %s: its checkpoints are left to the next sweep: %s", claim.job_id, error)
-            return
-        if job.status is JobStatus.FAILED:
-            remove_all_but_result(self._settings.workspace, claim.job_id)
-        elif job.is_terminal:
-            remove_checkpoints(self._settings.workspace, claim.job_id)
+            ended = self._write_end(claim, progress, write)
+            # what was for further attempts, if there are none; the result of a failed job stays for some time
+            if ended is not None and ended.status is JobStatus.FAILED:
+                remove_all_but_result(self.settings.workspace, job_id)
+            elif ended is not None and ended.is_terminal:
+                remove_checkpoints(self.settings.workspace, job_id)
 
     def _release(self, claim: Claim, progress: ProgressWriter, *, reason: str) -> None:
         """Put the job back into the queue and wake up another worker, which the sweep would do later."""
-        if not self._write_end(
-            claim, progress, lambda session: attempts.release(session, claim, reason=reason, counts=False)
-        ):
-            return
-        try:
-            with self._database.session(read_only=True) as session:
-                worker_kind = attempts.job_of(session, claim).worker_kind
-            self._enqueue(claim.job_id, worker_kind)
-        except (DatabaseUnreachable, QueueUnreachable) as error:
-            logger.warning("job %s was released; no message was sent, the next sweep sends it: %s", claim.job_id, error)
+        write = partial(attempts.release, claim=claim, reason=reason, counts=False)
+        released = self._write_end(claim, progress, write)
+        if released is not None:
+            try:
+                self.enqueue(released.id, released.worker_kind)
+            except QueueUnreachable as error:
+                logger.warning("job %s was released; the next sweep sends its message: %s", released.id, error)
 
     def _claim(self) -> tuple[Job, Claim] | None:
-        with self._database.session() as session:
+        with self.database.session() as session:
             claim = attempts.claim_next(
                 session,
-                worker=self._worker,
-                lease_seconds=self._settings.lease_seconds,
-                worker_kinds=self._worker_kinds,
+                worker=f"{socket.gethostname()}:{os.getpid()}",
+                lease_seconds=self.settings.lease_seconds,
+                worker_kinds=self.worker_kinds,
             )
             return None if claim is None else (attempts.job_of(session, claim), claim)
 
     def _run_attempt(self, job: Job, claim: Claim, progress: ProgressWriter, *, claimed_at: float) -> Write:
         """Do the work; returns the write that ends the attempt. Raises `LeaseLost` if nothing may be written."""
         lease = Lease(
-            self._database,
+            self.database,
             claim,
-            lease_seconds=self._settings.lease_seconds,
+            lease_seconds=self.settings.lease_seconds,
             claimed_at=claimed_at,
             on_heartbeat=progress.flush,
-            must_release=self._must_release,
-            stage_seconds=self._settings.resolved_stage_seconds,
+            must_release=self.must_release,
+            stage_seconds=self.settings.resolved_stage_seconds,
         )
         try:
-            with lease, workspace(self._settings.workspace, job_id=job.id, attempt=claim.attempt) as directory:
+            with lease, workspace(self.settings.workspace, job_id=job.id, attempt=claim.attempt) as directory:
                 hub, rules = retry_under_lease(
                     lease,
                     partial(self._hub_and_rules, job),
-                    seconds=self._settings.hub_patience_seconds,
+                    seconds=self.settings.hub_patience_seconds,
                     retry_on=(DatabaseUnreachable,),
                 )
                 return Attempt(
-                    job,
-                    settings=self._settings,
-                    confinement=self._confinement,
+                    job=job,
+                    settings=self.settings,
+                    confinement=self.confinement,
                     hub=hub,
                     lease=lease,
                     progress=progress,
@@ -238,45 +213,44 @@ class Supervisor:
         def has_made(job_id: str, repo_id: str) -> bool:
             if job_id == job.retry_of:  # its own job, even if that has been deleted since
                 return True
-            with self._database.session(read_only=True) as session:
+            with self.database.session(read_only=True) as session:
                 return reading.has_made(session, job_id, repo_id, owner=job.owner)
 
         hub = owner_hub(
             job.owner,
             job.spec.credential,
-            settings=self._settings,
-            database=self._database,
-            default=self._open_hub,
+            settings=self.settings,
+            database=self.database,
+            default=self.open_hub,
         )
-        with self._database.session(read_only=True) as session:
+        with self.database.session(read_only=True) as session:
             namespaces = Owners(session).output_namespaces(job.owner)
-        return hub, self._settings.output_rules(is_own=has_made, namespaces=namespaces)
+        return hub, self.settings.output_rules(is_own=has_made, namespaces=namespaces)
 
     def _history(self, job: Job) -> Sequence[PastJob]:
         """What earlier jobs took on this kind of worker; empty where that is not known."""
-        served = self._worker_kinds or ()
+        served = self.worker_kinds or ()
         kind = job.worker_kind or (served[0] if len(served) == 1 else None)
         if kind is None:
             return ()
         try:
-            with self._database.session(read_only=True) as session:
+            with self.database.session(read_only=True) as session:
                 return reading.past_jobs(session, kind)
         except DatabaseUnreachable as error:
             logger.info("job %s: its time is expected without earlier jobs: %s", job.id, error)
             return ()
 
-    def _write_end(self, claim: Claim, progress: ProgressWriter, write: Write) -> bool:
+    def _write_end(self, claim: Claim, progress: ProgressWriter, write: Write) -> Job | None:
         """Write the end of the attempt. Retried for half a lease while the database cannot be reached.
 
-        Returns false if it could not be written.
+        Returns the job as it is then, and `None` if the end could not be written.
         """
-        deadline = time.monotonic() + self._settings.lease_seconds / 2
-        last: JobEvent | None = None
+        deadline = time.monotonic() + self.settings.lease_seconds / 2
+        ended: list[tuple[Job, JobEvent]] = []
 
         def write_and_read(session: Session) -> None:
-            nonlocal last
             write(session)
-            *_, last = attempts.history(session, claim)
+            ended[:] = [(attempts.job_of(session, claim), attempts.history(session, claim)[-1])]
 
         while True:
             try:
@@ -284,12 +258,12 @@ class Supervisor:
             except DatabaseUnreachable as error:
                 if time.monotonic() >= deadline:
                     logger.error("job %s: its end could not be written: %s", claim.job_id, error)
-                    return False
-                time.sleep(min(RETRY_PAUSE_SECONDS, self._settings.lease_seconds / 10))
+                    return None
+                time.sleep(min(RETRY_PAUSE_SECONDS, self.settings.lease_seconds / 10))
             except (LeaseLost, StaleTransition) as error:
                 logger.error("job %s: its end was not written: %s", claim.job_id, error)
-                return False
+                return None
             else:
-                assert last is not None
+                ((job, last),) = ended
                 report_outcome(claim, last)
-                return True
+                return job

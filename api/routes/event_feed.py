@@ -26,7 +26,7 @@ from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database, LedgerSession
 from replaceme_core.ledger.keys import Scope
 from replaceme_core.ledger.records import JobEvent
-from replaceme_core.ledger.watching import FeedEvent, all_events_after, events_after, last_position, number_all
+from replaceme_core.ledger.watching import FeedEvent, events_after, last_position, number_all
 
 # Server-sent events
 
@@ -303,7 +303,7 @@ class EventFeed:
             if self._position is None:
                 self._position = last_position(session)
                 return []
-            found = all_events_after(session, self._position, limit=BATCH)
+            found = events_after(session, self._position, limit=BATCH, owner=None)
         if found:
             self._position = found[-1].position
         return found

@@ -1,15 +1,10 @@
-"""The ledger: jobs, their labels, events and metrics.
-
-Revision: 0001; follows: none.
-"""
+"""The ledger: jobs, their labels, events and metrics."""
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0001"
 down_revision = None
-branch_labels = None
-depends_on = None
 
 # SQLite increments only a column of type INTEGER
 NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")

@@ -1,8 +1,6 @@
 """Idempotency keys, deadlines, priorities, and the pause before another attempt.
 
 Only adds columns and a table: the version before keeps working, and jobs that it adds get the defaults.
-
-Revision: 0002; follows: 0001.
 """
 
 import sqlalchemy as sa
@@ -10,8 +8,6 @@ from alembic import op
 
 revision = "0002"
 down_revision = "0001"
-branch_labels = None
-depends_on = None
 
 TIME = sa.DateTime(timezone=True)
 COLUMNS = (

@@ -2,8 +2,6 @@
 
 Only adds columns: the version before keeps working. Jobs that it adds are for any worker. It counts every attempt, and
 it may start a job for any kind of worker.
-
-Revision: 0003; follows: 0002.
 """
 
 import sqlalchemy as sa
@@ -11,8 +9,6 @@ from alembic import op
 
 revision = "0003"
 down_revision = "0002"
-branch_labels = None
-depends_on = None
 
 COLUMNS = (
     ("route", sa.String(length=32), None),

@@ -2,8 +2,6 @@
 
 Only adds a column and a table: the version before keeps working. Jobs that it adds have no shards. If it runs a job
 with shards, it computes everything itself; the sweep deletes the rows that it leaves behind.
-
-Revision: 0004; follows: 0003.
 """
 
 import sqlalchemy as sa
@@ -11,8 +9,6 @@ from alembic import op
 
 revision = "0004"
 down_revision = "0003"
-branch_labels = None
-depends_on = None
 
 TIME = sa.DateTime(timezone=True)
 WORD = sa.String(length=32)

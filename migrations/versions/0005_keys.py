@@ -3,8 +3,6 @@
 Only adds tables and a column: the version before keeps working. It asks for no key, so while a process of it runs,
 requests to that process are not authenticated; and it would run a job that names a credential with the service's own
 tokens.
-
-Revision: 0005; follows: 0004.
 """
 
 import sqlalchemy as sa
@@ -12,8 +10,6 @@ from alembic import op
 
 revision = "0005"
 down_revision = "0004"
-branch_labels = None
-depends_on = None
 
 TIME = sa.DateTime(timezone=True)
 OWNER = sa.String(length=100)

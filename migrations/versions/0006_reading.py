@@ -2,8 +2,6 @@
 
 Only adds columns, indexes and tables: the version before keeps working. Jobs that it adds have no `model`, which the
 filter finds in the specification; its events get their position from the sweep of the new version.
-
-Revision: 0006; follows: 0005.
 """
 
 import sqlalchemy as sa
@@ -11,8 +9,6 @@ from alembic import op
 
 revision = "0006"
 down_revision = "0005"
-branch_labels = None
-depends_on = None
 
 TIME = sa.DateTime(timezone=True)
 ID = sa.String(length=36)

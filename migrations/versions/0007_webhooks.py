@@ -1,8 +1,6 @@
 """Webhooks, their deliveries (outbox and log), and each try to send one.
 
 Only adds tables: the version before keeps working. Events that it writes while both run reach no webhook.
-
-Revision: 0007; follows: 0006.
 """
 
 import sqlalchemy as sa
@@ -10,8 +8,6 @@ from alembic import op
 
 revision = "0007"
 down_revision = "0006"
-branch_labels = None
-depends_on = None
 
 TIME = sa.DateTime(timezone=True)
 WORD = sa.String(length=32)

@@ -1,8 +1,6 @@
 """What became of the gate of a job.
 
 Only adds a column: the version before keeps working, and refuses specifications that have a gate.
-
-Revision: 0008; follows: 0007.
 """
 
 import sqlalchemy as sa
@@ -10,8 +8,6 @@ from alembic import op
 
 revision = "0008"
 down_revision = "0007"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

@@ -2,8 +2,6 @@
 
 Only adds columns and tables: the version before keeps working. Events that it numbers while both run are not counted;
 jobs that it adds have neither request nor key.
-
-Revision: 0009; follows: 0008.
 """
 
 import sqlalchemy as sa
@@ -11,8 +9,6 @@ from alembic import op
 
 revision = "0009"
 down_revision = "0008"
-branch_labels = None
-depends_on = None
 
 COLUMNS = (
     ("jobs", "request_id", sa.String(length=64)),

@@ -1,8 +1,6 @@
 """Sessions of the dashboard that were ended by signing out.
 
 Only adds a table: the version before keeps working, and accepts a session that was ended until it expires.
-
-Revision: 0010; follows: 0009.
 """
 
 import sqlalchemy as sa
@@ -10,8 +8,6 @@ from alembic import op
 
 revision = "0010"
 down_revision = "0009"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

@@ -1,8 +1,6 @@
 """Of each webhook the key that has made it.
 
 Only adds a column: the version before keeps working. Webhooks that it makes belong to no key, as those from before.
-
-Revision: 0011; follows: 0010.
 """
 
 import sqlalchemy as sa
@@ -10,8 +8,6 @@ from alembic import op
 
 revision = "0011"
 down_revision = "0010"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

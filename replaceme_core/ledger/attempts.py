@@ -15,17 +15,17 @@ from replaceme_core.errors import LeaseLost, NumericalFailure, StaleTransition
 from replaceme_core.hardware import WorkerKind, worker_kind_of
 from replaceme_core.ledger.database import now
 from replaceme_core.ledger.reading import to_event
-from replaceme_core.ledger.records import Claim, Job, JobEvent
-from replaceme_core.ledger.row_mapping import stored_spec, to_job
+from replaceme_core.ledger.records import Claim, Job, JobEvent, stored_spec, to_job
 from replaceme_core.ledger.scheduling import lock_next_job
 from replaceme_core.ledger.states import TERMINAL, EventType, JobStatus
-from replaceme_core.ledger.tables import JobEventRow, JobLogRow, JobRow, MetricRow, is_uuid
+from replaceme_core.ledger.tables import JobEventRow, JobLogRow, JobRow, MetricRow
 from replaceme_core.ledger.transitions import (
     NO_LEASE,
     NO_PROGRESS,
     Event,
     finished,
     no_such_job,
+    read_job,
     storable,
     transition,
     update_job,
@@ -94,17 +94,13 @@ def renew(session: Session, claim: Claim, *, lease_seconds: float) -> bool:
 
 def assert_held(session: Session, claim: Claim) -> None:
     """Raises `LeaseLost` if the token is old or the lease has expired, since another worker may have the job by now."""
-    query = select(JobRow.id).where(JobRow.id == claim.job_id, *_is_claimed(claim), JobRow.lease_expires_at > now())
-    if session.scalars(query).one_or_none() is None:
+    if read_job(session, claim.job_id, *_is_claimed(claim), JobRow.lease_expires_at > now()) is None:
         raise _lost(claim)
 
 
 def _lock_claimed(session: Session, claim: Claim) -> JobRow:
     """The row of the job, locked: no sweep requeues it before this transaction ends. Raises `LeaseLost`."""
-    row = session.scalars(
-        select(JobRow).where(JobRow.id == claim.job_id, *_is_claimed(claim)).with_for_update(key_share=True),
-        execution_options={"populate_existing": True},
-    ).one_or_none()
+    row = read_job(session, claim.job_id, *_is_claimed(claim), lock=True)
     if row is None:
         raise _lost(claim)
     return row
@@ -132,11 +128,7 @@ def history(session: Session, claim: Claim) -> tuple[JobEvent, ...]:
 
 
 def _present_row(session: Session, claim: Claim) -> JobRow:
-    if not is_uuid(claim.job_id):
-        raise no_such_job(claim.job_id)
-    row = session.scalars(
-        select(JobRow).where(JobRow.id == claim.job_id), execution_options={"populate_existing": True}
-    ).one_or_none()
+    row = read_job(session, claim.job_id)
     if row is None:
         raise no_such_job(claim.job_id)
     return row

@@ -16,8 +16,7 @@ from replaceme_core.errors import Conflict, IdempotencyKeyReused, StaleTransitio
 from replaceme_core.hardware import WorkerKind, worker_kind_of
 from replaceme_core.ledger.database import lock_until_commit, now
 from replaceme_core.ledger.reading import JobFilters
-from replaceme_core.ledger.records import BulkCancel, IdempotencyKey, Job
-from replaceme_core.ledger.row_mapping import stored_spec, to_job, to_spec
+from replaceme_core.ledger.records import BulkCancel, IdempotencyKey, Job, stored_spec, to_job, to_spec
 from replaceme_core.ledger.states import ACTIVE, TERMINAL, EventType, JobStatus
 from replaceme_core.ledger.tables import IdempotencyKeyRow, JobLabelRow, JobRow, is_uuid
 from replaceme_core.ledger.transitions import find_job, finished, transition, update_job, write_events

@@ -9,19 +9,33 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
-from sqlalchemy import Connection, DateTime, Dialect, Engine, Float, create_engine, event, func, literal, select
+from sqlalchemy import (
+    Connection,
+    DateTime,
+    Dialect,
+    Engine,
+    Float,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -36,6 +50,11 @@ from replaceme_core.errors import (
     Unavailable,
 )
 from replaceme_core.settings import check_server
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Column = InstrumentedAttribute[datetime] | InstrumentedAttribute[datetime | None]
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -91,6 +110,34 @@ def lock_until_commit(session: Session, name: str) -> None:
     """
     if session.get_bind().dialect.name == "postgresql":
         session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(literal(name), 0))))
+
+
+def change_or_insert(
+    session: Session,
+    table: type[DeclarativeBase],
+    key: Mapping[str, object],
+    *,
+    change: Mapping[str, object],
+    new: Mapping[str, object],
+) -> None:
+    """Change the row with this primary key, or insert it with the values `new`."""
+    changed = update(table).filter_by(**key).values(change).returning(*table.__table__.primary_key)
+    if session.execute(changed).first() is not None:
+        return
+    try:
+        with session.begin_nested():
+            session.execute(insert(table).values({**key, **new}))
+    except IntegrityError:  # another transaction was faster
+        session.execute(changed)
+
+
+def delete_oldest(session: Session, key: InstrumentedAttribute[T], end: Column, *, until: now, limit: int) -> int:
+    """Delete up to `limit` rows whose `end` was `until` then, without waiting for other transactions; how many."""
+    found = select(key).where(end <= until).order_by(end).limit(limit).with_for_update(skip_locked=True)
+    keys = session.scalars(found).all()
+    if keys:
+        session.execute(delete(key.class_).where(key.in_(keys)))
+    return len(keys)
 
 
 READ_ONLY = "replaceme_read_only"
@@ -245,11 +292,12 @@ def _outdated() -> DatabaseOutdated:
     return DatabaseOutdated("the database lacks tables of this release; its operator must run the migrations")
 
 
-_log = logging.getLogger(__name__)
-
-
 class LedgerSession(Session):
     """A transaction of the ledger. It commits when its `with` block ends without an error."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine, autoflush=False, expire_on_commit=False)
+        self.actions: list[Callable[[], None]] = []
 
     def after_commit(self, action: Callable[[], None]) -> None:
         """Run `action` once the transaction is committed; drop it if the transaction is rolled back.
@@ -257,11 +305,7 @@ class LedgerSession(Session):
         If an action raises `Unavailable`, the error is logged and the next action runs: the change is committed, and
         the sweep will send its message. Any other error is raised after all actions have run.
         """
-        self._actions().append(action)
-
-    def _actions(self) -> list[Callable[[], None]]:
-        actions: list[Callable[[], None]] = self.info.setdefault("after_commit", [])
-        return actions
+        self.actions.append(action)
 
 
 def _run_all(actions: list[Callable[[], None]]) -> None:
@@ -305,7 +349,7 @@ class Database:
 
     @contextmanager
     def _session(self, engine: Engine) -> Iterator[LedgerSession]:
-        session = LedgerSession(engine, autoflush=False, expire_on_commit=False)
+        session = LedgerSession(engine)
         try:
             with session:
                 yield session
@@ -316,7 +360,7 @@ class Database:
                 raise
             _log.warning("%s", known.explained)  # the reason is in no answer
             raise known from error
-        _run_all(session._actions())
+        _run_all(session.actions)
 
     def ping(self) -> None:
         """Raises `DatabaseUnreachable`."""

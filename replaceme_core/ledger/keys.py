@@ -10,7 +10,7 @@ import re
 import secrets
 import string
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,9 +31,9 @@ from replaceme_core.errors import (
     SecretUnreadable,
 )
 from replaceme_core.hub.port import Hub
-from replaceme_core.ledger.database import Database, now
-from replaceme_core.ledger.records import Page
-from replaceme_core.ledger.tables import ApiKeyRow, Base, CredentialRow, EndedSessionRow, OwnerRow, WebhookRow, is_uuid
+from replaceme_core.ledger.database import Database, change_or_insert, now
+from replaceme_core.ledger.records import Page, page_of
+from replaceme_core.ledger.tables import ApiKeyRow, CredentialRow, EndedSessionRow, OwnerRow, WebhookRow, is_uuid
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
 from replaceme_core.shapes import Credential, KeyLimits
@@ -137,8 +137,7 @@ class Keys:
 
     def create(self, new: NewKey) -> CreatedKey:
         """A new key. Its text is returned here and nowhere else."""
-        text, limits, seconds = new_key(), new.limits, new.expires_in_seconds
-        key_id = str(uuid4())
+        text, key_id, seconds = new_key(), str(uuid4()), new.expires_in_seconds
         self._session.execute(
             insert(ApiKeyRow).values(
                 id=key_id,
@@ -148,11 +147,7 @@ class Keys:
                 start=text[:SHOWN_CHARACTERS],
                 scopes=sorted(new.scopes),
                 is_local=new.is_local,
-                requests_per_minute=limits.requests_per_minute,
-                jobs=limits.jobs,
-                running_jobs=limits.running_jobs,
-                model_bytes=limits.model_bytes,
-                tokens=limits.tokens,
+                **new.limits.model_dump(include=set(KeyLimits.model_fields)),
                 lifetime_seconds=seconds,
                 created_at=now(),
                 expires_at=None if seconds is None else now(plus_seconds=seconds),
@@ -196,8 +191,8 @@ class Keys:
                     "the cursor must be the next_cursor of an earlier page, unchanged", field="cursor", value=cursor
                 )
             query = query.where(ApiKeyRow.number < number)
-        found = [_to_key(row, is_live=is_live) for row, is_live in self._session.execute(query)]
-        return Page(items=tuple(found[:limit]), next_cursor=found[limit - 1].id if len(found) > limit else None)
+        rows = self._session.execute(query).all()
+        return page_of(rows, limit, lambda row: _to_key(row[0], is_live=row[1]), cursor=lambda row: row[0].id)
 
     def revoke(self, key_id: str) -> ApiKey:
         """End a key; it may be repeated. Raises `KeyNotFound`."""
@@ -284,7 +279,7 @@ class Owners:
     def set_output_namespaces(self, owner: str, names: Sequence[str] | None) -> None:
         """Replace what was set before; `None` or an empty list: as for everybody."""
         values = {"output_namespaces": list(names or ()) or None}
-        self._put(OwnerRow, {"owner": owner}, values, first={})
+        change_or_insert(self._session, OwnerRow, {"owner": owner}, change=values, new=values)
 
     def credentials(self, owner: str) -> list[Credential]:
         """All credentials of the owner, by name."""
@@ -300,7 +295,8 @@ class Owners:
         if name not in there and len(there) >= MOST_CREDENTIALS:
             raise InvalidInput(f"expected at most {MOST_CREDENTIALS} credentials; delete one first", field="name")
         values = {"sealed": sealed, "updated_at": now()}
-        self._put(CredentialRow, {"owner": owner, "name": name}, values, first={"created_at": now()})
+        new = {**values, "created_at": now()}
+        change_or_insert(self._session, CredentialRow, {"owner": owner, "name": name}, change=values, new=new)
         return next(one for one in self.credentials(owner) if one.name == name)
 
     def delete_credential(self, owner: str, name: str) -> None:
@@ -317,19 +313,6 @@ class Owners:
         if sealed is None:
             raise InvalidInput(f"there is no credential {name!r}", field="credential", value=name)
         return _open(sealed, owner=owner, name=name, box=box)
-
-    def _put(
-        self, table: type[Base], key: Mapping[str, object], values: Mapping[str, object], *, first: Mapping[str, object]
-    ) -> None:
-        """Change the row with this primary key, or insert it; `first` are values of a new row only."""
-        change = update(table).filter_by(**key).values(values).returning(*table.__table__.primary_key)
-        if self._session.execute(change).first() is not None:
-            return
-        try:
-            with self._session.begin_nested():
-                self._session.execute(insert(table).values({**key, **values, **first}))
-        except IntegrityError:  # another transaction was faster
-            self._session.execute(change)
 
 
 def _seal(token: str, *, owner: str, name: str, box: SecretsBox) -> str:

@@ -3,8 +3,6 @@
 Writes nothing.
 """
 
-import base64
-import binascii
 import hashlib
 import re
 from collections import defaultdict
@@ -20,8 +18,7 @@ from sqlalchemy.orm import Session, undefer
 
 from replaceme_core.errors import InvalidInput, NotFound
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.records import Job, JobEvent, Page
-from replaceme_core.ledger.row_mapping import to_job, to_spec
+from replaceme_core.ledger.records import Job, JobEvent, Page, from_cursor, page_of, to_cursor, to_job, to_spec
 from replaceme_core.ledger.states import ATTEMPT_ENDS, EventType, JobStatus
 from replaceme_core.ledger.tables import JobEventRow, JobLabelRow, JobLogRow, JobRow, MetricRow, is_uuid
 from replaceme_core.ledger.transitions import find_job
@@ -158,11 +155,7 @@ def page(
     if cursor is not None:
         query = query.where(_beyond(cursor, sort))
     rows = session.scalars(query, execution_options={"populate_existing": True}).all()
-    more = len(rows) > limit
-    return Page(
-        items=tuple(JobSnapshot(row) for row in rows[:limit]),
-        next_cursor=_to_cursor(rows[limit - 1], sort) if more else None,
-    )
+    return page_of(rows, limit, JobSnapshot, cursor=lambda row: _to_cursor(row, sort))
 
 
 def _check_limit(limit: int) -> None:
@@ -180,11 +173,7 @@ def _ordered(query: Select[JobRow], sort: Sort) -> Select[JobRow]:
 
 def _beyond(cursor: str, sort: Sort) -> ColumnElement[bool]:
     """What comes after the position of a cursor."""
-    try:
-        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):
-        text = ""
-    match = _CURSOR.fullmatch(text)
+    match = _CURSOR.fullmatch(from_cursor(cursor))
     if match is None or match[1] != sort or (match[2] == "-") is sort.by_end:
         raise InvalidInput(
             "the cursor must be the next_cursor of an earlier page of this list, unchanged and with the same sort",
@@ -209,7 +198,7 @@ def _to_cursor(row: JobRow, sort: Sort) -> str:
     if sort.by_end:
         assert row.finished_at is not None
         at = str(int(row.finished_at.timestamp()) * _MICROSECONDS + row.finished_at.microsecond)
-    return base64.urlsafe_b64encode(f"{sort} {at} {row.number}".encode()).decode().rstrip("=")
+    return to_cursor(f"{sort} {at} {row.number}")
 
 
 class Attempt(Shape):
@@ -314,32 +303,18 @@ def events(session: Session, job_id: str, *, owner: str, after: int = 0, limit: 
     """Events with `seq` above `after`; `next_cursor` is the next `after`. Raises `JobNotFound`, `InvalidInput`."""
     _check_limit(limit)
     find_job(session, job_id, owner=owner)
-    rows = session.scalars(
-        select(JobEventRow)
-        .where(JobEventRow.job_id == job_id, JobEventRow.seq > min(max(after, 0), _HIGHEST))
-        .order_by(JobEventRow.seq)
-        .limit(limit + 1)
-    ).all()
-    return Page(
-        items=tuple(to_event(row) for row in rows[:limit]),
-        next_cursor=str(rows[limit - 1].seq) if len(rows) > limit else None,
-    )
+    beyond = select(JobEventRow).where(JobEventRow.job_id == job_id, JobEventRow.seq > min(max(after, 0), _HIGHEST))
+    rows = session.scalars(beyond.order_by(JobEventRow.seq).limit(limit + 1)).all()
+    return page_of(rows, limit, to_event, cursor=lambda row: str(row.seq))
 
 
 def log(session: Session, job_id: str, *, owner: str, after: int = 0, limit: int = 100) -> Page[LogLine]:
     """Lines of the runners' log with a number above `after`, oldest first. Raises as `events` does."""
     _check_limit(limit)
     find_job(session, job_id, owner=owner)
-    rows = session.scalars(
-        select(JobLogRow)
-        .where(JobLogRow.job_id == job_id, JobLogRow.number > min(max(after, 0), _HIGHEST))
-        .order_by(JobLogRow.number)
-        .limit(limit + 1)
-    ).all()
-    return Page(
-        items=tuple(LogLine.of(row) for row in rows[:limit]),
-        next_cursor=str(rows[limit - 1].number) if len(rows) > limit else None,
-    )
+    beyond = select(JobLogRow).where(JobLogRow.job_id == job_id, JobLogRow.number > min(max(after, 0), _HIGHEST))
+    rows = session.scalars(beyond.order_by(JobLogRow.number).limit(limit + 1)).all()
+    return page_of(rows, limit, LogLine.of, cursor=lambda row: str(row.number))
 
 
 def metrics(session: Session, job_id: str, *, owner: str) -> list[Metric]:

@@ -1,6 +1,11 @@
-"""Values that the ledger accepts and returns: frozen, never rows. Every time is an aware UTC datetime."""
+"""Values that the ledger accepts and returns: frozen, never rows, and how rows become them.
 
-from collections.abc import Mapping
+Every time is an aware UTC datetime.
+"""
+
+import base64
+import binascii
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeVar
@@ -8,11 +13,13 @@ from typing import Generic, TypeVar
 from replaceme_core import shapes
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.states import TERMINAL, EventType, JobStatus
+from replaceme_core.ledger.tables import JobRow, JsonObject
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.telemetry import UNKNOWN, Origin
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -136,3 +143,78 @@ class Page(Generic[T]):
 
     items: tuple[T, ...]
     next_cursor: str | None
+
+
+def page_of(rows: Sequence[A], limit: int, record: Callable[[A], T], *, cursor: Callable[[A], str]) -> Page[T]:
+    """The page of a query that has asked for one row more than the page has."""
+    return Page(
+        items=tuple(record(row) for row in rows[:limit]),
+        next_cursor=cursor(rows[limit - 1]) if len(rows) > limit else None,
+    )
+
+
+def to_cursor(text: str) -> str:
+    """A position in a list as clients send it back: opaque, and safe in a query."""
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def from_cursor(cursor: str) -> str:
+    """The text in a cursor; "" in what is none."""
+    try:
+        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        return ""
+
+
+# These fields have columns of their own, because SQL statements use them. They are left out of the JSON, because the
+# version before this one refuses fields that it does not know.
+_IN_COLUMNS = ("priority", "max_queue_seconds", "max_runtime_seconds", "credential")
+# left out of the JSON unless they are set, for the same reason
+_ONLY_IF_SET = {
+    "compute": ("quantization", "pattern_safe"),
+    "calibration": ("self_generated", "sources", "general", "repeated", "judged_on"),
+    "method": ("name",),
+    "evaluation": ("tasks", "task_limit", "few_shot"),
+    "output": ("overwrite", "create_pr"),
+}
+_PARTS_ONLY_IF_SET = ("gate",)
+
+
+def stored_spec(spec: CompressionSpec) -> JsonObject:
+    """The part of a specification that is stored as JSON."""
+    unset = {
+        part: {name for name in names if _is_unset(getattr(getattr(spec, part), name))}
+        for part, names in _ONLY_IF_SET.items()
+    }
+    absent = [name for name in _PARTS_ONLY_IF_SET if getattr(spec, name) is None]
+    exclude: Mapping[str, bool | set[str]] = {**dict.fromkeys((*_IN_COLUMNS, *absent), True), **unset}
+    return spec.model_dump(mode="json", exclude=exclude)
+
+
+def _is_unset(value: object) -> bool:
+    return value is None or value is False or value == ()  # and not 0, which is a share
+
+
+def to_spec(row: JobRow) -> CompressionSpec:
+    """The whole specification, from its JSON and its columns, validated."""
+    return CompressionSpec.model_validate({**row.spec, **{name: getattr(row, name) for name in _IN_COLUMNS}})
+
+
+def to_job(row: JobRow) -> Job:
+    """The record of a row. The version before stores no summary, and clears of the estimate `eta_seconds` only."""
+    spec, stored = to_spec(row), row.result or {}
+    return Job.of(
+        row,
+        spec=spec,
+        labels=spec.labels,
+        route=row.worker_kind,
+        progress=shapes.JobProgress(
+            overall=row.overall,
+            stage=row.stage_fraction,
+            eta_seconds=row.eta_seconds,
+            eta_error_seconds=None if row.eta_seconds is None else row.eta_error_seconds,
+        ),
+        error=None if row.error_code is None else {"code": row.error_code, "message": row.error_message or ""},
+        result={name: stored[name] for name in shapes.JobResult.model_fields if name in stored} or None,
+        summary=stored.get("summary"),
+    )

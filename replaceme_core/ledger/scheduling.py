@@ -205,142 +205,6 @@ QueueCounts = Mapping[int, Mapping[str, tuple[int, int]]]
 """Queued jobs by priority and owner: how many there are, and the `number` of the oldest."""
 
 
-def queue_position(session: Session, job_id: str, *, owner: str) -> QueuePosition | None:
-    """Position and estimated start of a job; `None` if it is not queued. Raises `JobNotFound`.
-
-    Jobs that wait after a lost attempt are counted as if they could start. Jobs for other kinds of workers are not
-    counted.
-    """
-    row = find_job(session, job_id, owner=owner)
-    if row.status is not JobStatus.QUEUED:
-        return None
-    same_workers = is_served(None if row.worker_kind is None else (row.worker_kind,))
-    running, first_end = session.execute(
-        select(func.count(), func.min(JobRow.eta_seconds)).where(RUNNING, same_workers)
-    ).one()
-    present = session.scalars(select(now())).one()
-    return estimate_start(
-        _count_position(session, row),
-        at=present,
-        running=running,
-        first_end=first_end,
-        duration=usual_duration(session),
-        not_before=row.not_before,
-    )
-
-
-def estimate_start(
-    position: int | None,
-    *,
-    at: datetime,
-    running: int,
-    first_end: float | None,
-    duration: float | None,
-    not_before: datetime | None,
-) -> QueuePosition:
-    """The position with a start that is estimated from `duration`, the usual seconds of a job.
-
-    The first of the `running` jobs ends in `first_end` seconds, if that is known.
-    """
-    start = None
-    if position is not None and duration is not None:
-        if first_end is None:  # running jobs are half done on average
-            first_end = duration / 2 / running if running else 0.0
-        start = at + timedelta(seconds=first_end + duration * (position - 1) / max(running, 1))
-        start = start if not_before is None else max(start, not_before)
-        # to the minute: it is no more exact, and a client that polls need not get each second of it
-        start = start.replace(second=0, microsecond=0) + timedelta(minutes=1)
-    return QueuePosition(position=position, estimated_start_at=start)
-
-
-def position_in(
-    counts: QueueCounts,
-    *,
-    running: Mapping[str, int],
-    last_starts: Mapping[str, datetime | None],
-    owner: str,
-    priority: int,
-    index: int,
-) -> int:
-    """The position of the job that is number `index` (from 1) of its owner and priority.
-
-    A job starts at a level: the number of its owner's running jobs, itself included, right after it has started if no
-    job ends meanwhile. Levels are served in ascending order. Within a level, owners whose first start it is come first;
-    the others follow in the order of the level before.
-    """
-    busy = dict.fromkeys(last_starts, 0) | dict(running)
-    last: dict[str, tuple[int, float]] = {
-        name: (0, 0.0) if at is None else (1, at.timestamp()) for name, at in last_starts.items()
-    }
-    position = 0
-    for present in sorted(counts, reverse=True):
-        queue = counts[present]
-        order = {name: (-busy[name], last[name], oldest) for name, (_, oldest) in queue.items()}
-        if present == priority:
-            level = busy[owner] + index
-            for name, (count, _) in queue.items():
-                position += min(max(level - 1 - busy[name], 0), count)
-                starts_at_level = 1 <= level - busy[name] <= count
-                position += starts_at_level and order[name] <= order[owner]
-            break
-        # jobs of a higher priority all start before; then their owners have more running jobs and a later last start
-        position += sum(count for count, _ in queue.values())
-        ends = sorted((busy[name] + count, order[name], name) for name, (count, _) in queue.items())
-        for rank, (level, _, name) in enumerate(ends):
-            busy[name], last[name] = level, (2 + HIGHEST_PRIORITY - present, rank)
-    return position
-
-
-def running_by_owner(session: Session) -> dict[str, int]:
-    """The number of running jobs of each owner who has any."""
-    found = session.execute(select(JobRow.owner, func.count()).where(RUNNING).group_by(JobRow.owner))
-    return {row[0]: row[1] for row in found}
-
-
-def usual_duration(session: Session) -> float | None:
-    """Seconds from start to end of recent jobs that succeeded: the median, since one outlier predicts little."""
-    recent = session.execute(
-        select(JobRow.started_at, JobRow.finished_at)
-        .where(JobRow.status == JobStatus.SUCCEEDED)
-        .order_by(JobRow.number.desc())
-        .limit(RECENT_JOBS)
-    )
-    seconds = [(end - begin).total_seconds() for begin, end in recent if begin is not None and end is not None]
-    return statistics.median(seconds) if seconds else None
-
-
-def _count_position(session: Session, row: JobRow) -> int | None:
-    """The number of jobs that start up to and including this one; `None` if the queue is too long to count."""
-    same_workers = is_served(None if row.worker_kind is None else (row.worker_kind,))
-    ahead = (QUEUED, same_workers, JobRow.priority >= row.priority)
-    waiting = select(JobRow.number).where(*ahead).limit(MAX_COUNTED + 1).subquery()
-    if session.scalars(select(func.count()).select_from(waiting)).one() > MAX_COUNTED:
-        return None
-    groups = (
-        select(JobRow.priority, JobRow.owner, func.count().label("count"), func.min(JobRow.number).label("oldest"))
-        .where(*ahead)
-        .group_by(JobRow.priority, JobRow.owner)
-        .subquery("groups")
-    )
-    counts: dict[int, dict[str, tuple[int, int]]] = {}
-    last_starts: dict[str, datetime | None] = {}
-    for priority, owner, count, oldest, at in session.execute(select(groups, last_start(groups.c.owner))):
-        counts.setdefault(priority, {})[owner] = count, oldest
-        last_starts[owner] = at
-    running = running_by_owner(session)
-    own = (
-        QUEUED,
-        same_workers,
-        JobRow.priority == row.priority,
-        JobRow.owner == row.owner,
-        JobRow.number <= row.number,
-    )
-    index = session.scalars(select(func.count()).select_from(JobRow).where(*own)).one()
-    return position_in(
-        counts, running=running, last_starts=last_starts, owner=row.owner, priority=row.priority, index=index
-    )
-
-
 class _QueuedJob(NamedTuple):  # made by the thousand: a frozen dataclass takes several times as long
     job_id: str
     priority: int
@@ -352,18 +216,20 @@ class _QueuedJob(NamedTuple):  # made by the thousand: a frozen dataclass takes 
 
 @dataclass(frozen=True, kw_only=True)
 class _KindQueue:
-    """The jobs that compete for the workers of one kind. A job's index counts from 1 within its owner and priority."""
+    """The jobs that compete for the workers of one kind. A job's index counts from 1 within its owner and priority.
+
+    The first of the `running` jobs ends in `first_end` seconds, if that is known.
+    """
 
     counts: QueueCounts
     indexes: Mapping[str, int]
     running: int
     first_end: float | None
-    """In how many seconds the first of the running jobs ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueueSnapshot:
-    """The queue at the time `at`, by the database's clock."""
+    """The queue at the time `at`, by the database's clock. `duration` is the usual time of a job in seconds."""
 
     at: datetime
     queued: Mapping[str, _QueuedJob]
@@ -382,22 +248,79 @@ class QueueSnapshot:
         if found is None:
             return None
         queue = self.by_worker_kind[found.worker_kind]
-        position = position_in(
-            queue.counts,
-            running=self.running,
-            last_starts=self.last_starts,
-            owner=found.owner,
-            priority=found.priority,
-            index=queue.indexes[found.job_id],
-        )
-        return estimate_start(
-            position,
-            at=self.at,
-            running=queue.running,
-            first_end=queue.first_end,
-            duration=self.duration,
-            not_before=found.not_before,
-        )
+        position, start = self._count(found, queue), None
+        if self.duration is not None:
+            first_end = queue.first_end
+            if first_end is None:  # running jobs are half done on average
+                first_end = self.duration / 2 / queue.running if queue.running else 0.0
+            start = self.at + timedelta(seconds=first_end + self.duration * (position - 1) / max(queue.running, 1))
+            start = start if found.not_before is None else max(start, found.not_before)
+            # to the minute: it is no more exact, and a client that polls need not get each second of it
+            start = start.replace(second=0, microsecond=0) + timedelta(minutes=1)
+        return QueuePosition(position=position, estimated_start_at=start)
+
+    def _count(self, job: _QueuedJob, queue: _KindQueue) -> int:
+        """The number of jobs that start up to and including this one.
+
+        A job starts at a level: the number of its owner's running jobs, itself included, right after it has started if
+        no job ends meanwhile. Levels are served in ascending order. Within a level, owners whose first start it is come
+        first; the others follow in the order of the level before.
+        """
+        busy = dict.fromkeys(self.last_starts, 0) | dict(self.running)
+        last: dict[str, tuple[int, float]] = {
+            name: (0, 0.0) if at is None else (1, at.timestamp()) for name, at in self.last_starts.items()
+        }
+        position = 0
+        for present in sorted(queue.counts, reverse=True):
+            waiting = queue.counts[present]
+            order = {name: (-busy[name], last[name], oldest) for name, (_, oldest) in waiting.items()}
+            if present == job.priority:
+                level = busy[job.owner] + queue.indexes[job.job_id]
+                for name, (count, _) in waiting.items():
+                    position += min(max(level - 1 - busy[name], 0), count)
+                    starts_at_level = 1 <= level - busy[name] <= count
+                    position += starts_at_level and order[name] <= order[job.owner]
+                break
+            # jobs of a higher priority all start before; then their owners have more running jobs and a later last
+            # start
+            position += sum(count for count, _ in waiting.values())
+            ends = sorted((busy[name] + count, order[name], name) for name, (count, _) in waiting.items())
+            for rank, (level, _, name) in enumerate(ends):
+                busy[name], last[name] = level, (2 + HIGHEST_PRIORITY - present, rank)
+        return position
+
+
+def queue_position(session: Session, job_id: str, *, owner: str) -> QueuePosition | None:
+    """Position and estimated start of a job; `None` if it is not queued. Raises `JobNotFound`.
+
+    Jobs that wait after a lost attempt are counted as if they could start. Jobs for other kinds of workers are not
+    counted.
+    """
+    row = find_job(session, job_id, owner=owner)
+    if row.status is not JobStatus.QUEUED:
+        return None
+    same_workers = is_served(None if row.worker_kind is None else (row.worker_kind,))
+    ahead = (QUEUED, same_workers, JobRow.priority >= row.priority)
+    waiting = select(JobRow.number).where(*ahead).limit(MAX_COUNTED + 1).subquery()
+    if session.scalars(select(func.count()).select_from(waiting)).one() > MAX_COUNTED:
+        return QueuePosition(position=None, estimated_start_at=None)
+    groups = (
+        select(JobRow.priority, JobRow.owner, func.count().label("count"), func.min(JobRow.number).label("oldest"))
+        .where(*ahead)
+        .group_by(JobRow.priority, JobRow.owner)
+        .subquery("groups")
+    )
+    counts: dict[int, dict[str, tuple[int, int]]] = {}
+    last_starts: dict[str, datetime | None] = {}
+    for priority, name, count, oldest, at in session.execute(select(groups, last_start(groups.c.owner))):
+        counts.setdefault(priority, {})[name] = count, oldest
+        last_starts[name] = at
+    own = (QUEUED, same_workers, JobRow.priority == row.priority, JobRow.owner == owner, JobRow.number <= row.number)
+    index = session.scalars(select(func.count()).select_from(JobRow).where(*own)).one()
+    job = _QueuedJob(job_id, row.priority, owner, row.number, row.not_before, row.worker_kind)
+    queue = _kind_queue(counts, {job_id: index}, _running_by_kind(session), row.worker_kind)
+    snapshot = _snapshot(session, [job], {row.worker_kind: queue}, last_starts)
+    return snapshot.position_of(JobSnapshot(row))
 
 
 def read_queue(session: Session) -> QueueSnapshot:
@@ -409,39 +332,60 @@ def read_queue(session: Session) -> QueueSnapshot:
         .order_by(JobRow.priority.desc(), JobRow.owner.desc(), JobRow.number.desc())
         .limit(MAX_COUNTED + 1)
     ).all()
-    cut_off = len(rows) > MAX_COUNTED
     queued = [_QueuedJob._make(row) for row in reversed(rows)]
     last_starts: dict[str, datetime | None] = {}
     if queued:
         owners = select(JobRow.owner).where(QUEUED).distinct().subquery()
         found = session.execute(select(owners.c.owner, last_start(owners.c.owner)))
         last_starts = {row[0]: row[1] for row in found}
-    running: dict[WorkerKind | None, tuple[int, float | None]] = {}
-    for worker_kind, count, first_end in session.execute(
-        select(JobRow.worker_kind, func.count(), func.min(JobRow.eta_seconds))
-        .where(RUNNING)
-        .group_by(JobRow.worker_kind)
-    ):
-        running[worker_kind] = count, first_end
+    running = _running_by_kind(session)
+    queues = {kind: _competing(queued, running, kind) for kind in {job.worker_kind for job in queued}}
+    counted_from = queued[0].priority + 1 if len(rows) > MAX_COUNTED else 0
+    return _snapshot(session, queued, queues, last_starts, counted_from=counted_from)
+
+
+def _snapshot(
+    session: Session,
+    queued: Iterable[_QueuedJob],
+    by_worker_kind: Mapping[WorkerKind | None, _KindQueue],
+    last_starts: Mapping[str, datetime | None],
+    *,
+    counted_from: int = 0,
+) -> QueueSnapshot:
+    running = session.execute(select(JobRow.owner, func.count()).where(RUNNING).group_by(JobRow.owner))
     return QueueSnapshot(
         at=session.scalars(select(now())).one(),
         queued={job.job_id: job for job in queued},
-        counted_from=queued[0].priority + 1 if cut_off else 0,
-        by_worker_kind={
-            worker_kind: _kind_queue(queued, running, worker_kind)
-            for worker_kind in {job.worker_kind for job in queued}
-        },
-        running=running_by_owner(session),
+        counted_from=counted_from,
+        by_worker_kind=by_worker_kind,
+        running={row[0]: row[1] for row in running},
         last_starts=last_starts,
-        duration=usual_duration(session),
+        duration=_usual_duration(session),
     )
 
 
-def _kind_queue(
-    queued: Iterable[_QueuedJob],
-    running: Mapping[WorkerKind | None, tuple[int, float | None]],
-    worker_kind: WorkerKind | None,
-) -> _KindQueue:
+def _usual_duration(session: Session) -> float | None:
+    """Seconds from start to end of recent jobs that succeeded: the median, since one outlier predicts little."""
+    recent = session.execute(
+        select(JobRow.started_at, JobRow.finished_at)
+        .where(JobRow.status == JobStatus.SUCCEEDED)
+        .order_by(JobRow.number.desc())
+        .limit(RECENT_JOBS)
+    )
+    seconds = [(end - begin).total_seconds() for begin, end in recent if begin is not None and end is not None]
+    return statistics.median(seconds) if seconds else None
+
+
+Running = Mapping[WorkerKind | None, tuple[int, float | None]]
+"""How many jobs of each kind are running, and in how many seconds the first of them ends."""
+
+
+def _running_by_kind(session: Session) -> Running:
+    ends = select(JobRow.worker_kind, func.count(), func.min(JobRow.eta_seconds)).where(RUNNING)
+    return {kind: (count, end) for kind, count, end in session.execute(ends.group_by(JobRow.worker_kind))}
+
+
+def _competing(queued: Iterable[_QueuedJob], running: Running, worker_kind: WorkerKind | None) -> _KindQueue:
     """The jobs that compete with one of this kind; a job that any worker may take competes with all."""
     counts: dict[int, dict[str, tuple[int, int]]] = {}
     indexes: dict[str, int] = {}
@@ -451,6 +395,12 @@ def _kind_queue(
             count, oldest = by_owner.get(job.owner, (0, job.number))
             by_owner[job.owner] = count + 1, oldest
             indexes[job.job_id] = count + 1
+    return _kind_queue(counts, indexes, running, worker_kind)
+
+
+def _kind_queue(
+    counts: QueueCounts, indexes: Mapping[str, int], running: Running, worker_kind: WorkerKind | None
+) -> _KindQueue:
     competing = [of for other, of in running.items() if worker_kind is None or other in (None, worker_kind)]
     return _KindQueue(
         counts=counts,

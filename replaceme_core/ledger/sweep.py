@@ -5,13 +5,14 @@ second waits for the first and then finds nothing left to do.
 """
 
 from collections.abc import Collection, Sequence
+from datetime import datetime
 
-from sqlalchemy import delete, select
-from sqlalchemy.orm import Session
+from sqlalchemy import select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from replaceme_core.errors import OutOfTime, WorkerLost
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.database import now
+from replaceme_core.ledger.database import delete_oldest, now
 from replaceme_core.ledger.records import WakeUp
 from replaceme_core.ledger.scheduling import QUEUED, is_below_limit, is_due, is_served, keys_at_limit
 from replaceme_core.ledger.states import EventType, JobStatus
@@ -46,19 +47,22 @@ def collect_wake_ups(
     return wake_ups
 
 
+def _lock_some(
+    session: Session, status: JobStatus, end: InstrumentedAttribute[datetime | None], limit: int
+) -> Sequence[JobRow]:
+    """Jobs of this status whose `end` has passed, those first for which it is the longest ago."""
+    query = select(JobRow).where(JobRow.status == status, end < now()).order_by(end).limit(limit)
+    return session.scalars(
+        query.with_for_update(skip_locked=True, key_share=True), execution_options={"populate_existing": True}
+    ).all()
+
+
 def fail_overdue(session: Session, *, limit: int) -> list[str]:
     """Fail queued jobs whose deadline has passed with `out_of_time`; returns their ids.
 
     These are jobs that waited too long for their first start, and requeued jobs that can no longer end in time.
     """
-    overdue = session.scalars(
-        select(JobRow)
-        .where(JobRow.status == JobStatus.QUEUED, JobRow.deadline_at <= now())
-        .order_by(JobRow.deadline_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True, key_share=True),
-        execution_options={"populate_existing": True},
-    ).all()
+    overdue = _lock_some(session, JobStatus.QUEUED, JobRow.deadline_at, limit)
     for row in overdue:
         if row.started_at is None:
             message = f"not started within {row.max_queue_seconds:g} s (max_queue_seconds)"
@@ -82,14 +86,7 @@ def requeue_expired(session: Session, *, max_attempts: int, limit: int, backoff_
     one must not start for `backoff_seconds` times 2, 4, 8 ... (64 at most) after its first, second, third attempt: a
     job that kills its worker should not kill all workers at once.
     """
-    expired = session.scalars(
-        select(JobRow)
-        .where(JobRow.status == JobStatus.RUNNING, JobRow.lease_expires_at < now())
-        .order_by(JobRow.lease_expires_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True, key_share=True),
-        execution_options={"populate_existing": True},
-    ).all()
+    expired = _lock_some(session, JobStatus.RUNNING, JobRow.lease_expires_at, limit)
     # each row is an object of this session, which its update changes: `_end_attempt` decides before it writes
     ends = [(row.id, _end_attempt(session, row, max_attempts, backoff_seconds)) for row in expired]
     return [job_id for job_id, status in ends if status is JobStatus.QUEUED]
@@ -118,30 +115,13 @@ def _end_attempt(session: Session, row: JobRow, max_attempts: int, backoff_secon
 
 def delete_expired_keys(session: Session, *, limit: int) -> int:
     """Delete up to `limit` idempotency keys that have expired; returns how many."""
-    expired = session.scalars(
-        select(IdempotencyKeyRow.job_id)
-        .where(IdempotencyKeyRow.expires_at <= now())
-        .order_by(IdempotencyKeyRow.expires_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    ).all()
-    if expired:
-        session.execute(delete(IdempotencyKeyRow).where(IdempotencyKeyRow.job_id.in_(expired)))
-    return len(expired)
+    return delete_oldest(session, IdempotencyKeyRow.job_id, IdempotencyKeyRow.expires_at, until=now(), limit=limit)
 
 
 def delete_finished(session: Session, *, older_than_seconds: float, limit: int) -> int:
     """Delete up to `limit` jobs that finished longer ago than that, the oldest first; returns how many."""
-    old = session.scalars(
-        select(JobRow.number)
-        .where(JobRow.finished_at < now(plus_seconds=-older_than_seconds))
-        .order_by(JobRow.finished_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    ).all()
-    if old:
-        session.execute(delete(JobRow).where(JobRow.number.in_(old)))
-    return len(old)
+    until = now(plus_seconds=-older_than_seconds)
+    return delete_oldest(session, JobRow.number, JobRow.finished_at, until=until, limit=limit)
 
 
 def statuses(session: Session, job_ids: Collection[str]) -> dict[str, JobStatus]:

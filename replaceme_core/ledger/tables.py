@@ -6,6 +6,7 @@ Migrations are checked against this metadata.
 import re
 from datetime import datetime
 from enum import StrEnum
+from typing import Annotated
 
 from sqlalchemy import (
     JSON,
@@ -34,7 +35,7 @@ from replaceme_core.runner.sandbox import SandboxMode
 
 JsonObject = dict[str, object]
 JsonList = list[object]
-
+Names = list[str]
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -44,9 +45,14 @@ def is_uuid(text: str) -> bool:
     return _UUID.fullmatch(text) is not None
 
 
-def stored_enum(kind: type[StrEnum]) -> Enum:
-    """A column type that stores the enum's values as text, since native enums of a database are hard to change."""
-    return Enum(kind, native_enum=False, length=32, values_callable=lambda members: [each.value for each in members])
+# SQLite increments only a column of type INTEGER
+Number = Annotated[
+    int, mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
+]
+Large = Annotated[int, mapped_column(BigInteger)]
+Uuid = Annotated[str, mapped_column(String(36))]
+JobId = Annotated[str, mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))]
+"""Of a row that is deleted with its job."""
 
 
 class Base(DeclarativeBase):
@@ -59,18 +65,20 @@ class Base(DeclarativeBase):
         }
     )
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own way to declare it
-        JobStatus: stored_enum(JobStatus),
-        EventType: stored_enum(EventType),
-        Stage: stored_enum(Stage),
-        WorkerKind: stored_enum(WorkerKind),
+        # as text, since native enums of a database are hard to change
+        StrEnum: Enum(
+            StrEnum, native_enum=False, length=32, values_callable=lambda kind: [each.value for each in kind]
+        ),
         JsonObject: JSON(none_as_null=True),
         JsonList: JSON(none_as_null=True),
+        Names: JSON(none_as_null=True),
         datetime: UtcDateTime(),
         float: Float(),
     }
 
 
-NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite increments only a column of type INTEGER
+def _partial_index(name: str, *columns: str, where: str) -> Index:
+    return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(where))
 
 
 class JobRow(Base):
@@ -82,8 +90,8 @@ class JobRow(Base):
 
     __tablename__ = "jobs"
 
-    number: Mapped[int] = mapped_column(NUMBER, primary_key=True, autoincrement=True)
-    id: Mapped[str] = mapped_column(String(36), unique=True)
+    number: Mapped[Number]
+    id: Mapped[Uuid] = mapped_column(unique=True)
     owner: Mapped[str]
     status: Mapped[JobStatus]
     spec: Mapped[JsonObject]
@@ -123,14 +131,14 @@ class JobRow(Base):
 
     model: Mapped[str | None]
     """The repository of the specification, for the filter; null in rows of the version before."""
-    retry_of: Mapped[str | None] = mapped_column(String(36))
-    retried_as: Mapped[str | None] = mapped_column(String(36))
+    retry_of: Mapped[Uuid | None]
+    retried_as: Mapped[Uuid | None]
     """The latest retry of this job. Either job may be deleted before the other, so neither column is a foreign key."""
 
     request_id: Mapped[str | None] = mapped_column(String(64))
     traceparent: Mapped[str | None] = mapped_column(String(55))
     """Like `key_id`, of the request that made the job: logs and spans of its attempts name them."""
-    key_id: Mapped[str | None] = mapped_column(String(36))
+    key_id: Mapped[Uuid | None]
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
     result: Mapped[JsonObject | None]
@@ -158,62 +166,14 @@ class JobRow(Base):
         Index("ix_jobs_status_number", "status", "number"),
         Index("ix_jobs_owner_created_at", "owner", "created_at"),
         Index("ix_jobs_owner_model_number", "owner", "model", "number"),
-        Index(
-            "ix_jobs_owner_finished_at",
-            "owner",
-            "finished_at",
-            "number",
-            postgresql_where=text("finished_at IS NOT NULL"),
-            sqlite_where=text("finished_at IS NOT NULL"),
-        ),
-        Index(
-            "ix_jobs_finished_at",
-            "finished_at",
-            postgresql_where=text("finished_at IS NOT NULL"),
-            sqlite_where=text("finished_at IS NOT NULL"),
-        ),
-        Index(
-            "ix_jobs_queued",
-            "last_rung_at",
-            postgresql_where=text("status = 'queued'"),
-            sqlite_where=text("status = 'queued'"),
-        ),
-        Index(
-            "ix_jobs_turn",
-            "priority",
-            "owner",
-            "number",
-            postgresql_where=text("status = 'queued'"),
-            sqlite_where=text("status = 'queued'"),
-        ),
-        Index(
-            "ix_jobs_route_turn",
-            "route",
-            "priority",
-            "owner",
-            "number",
-            postgresql_where=text("status = 'queued'"),
-            sqlite_where=text("status = 'queued'"),
-        ),
-        Index(
-            "ix_jobs_owner_started_at",
-            "owner",
-            "started_at",
-            postgresql_where=text("started_at IS NOT NULL"),
-            sqlite_where=text("started_at IS NOT NULL"),
-        ),
-        Index(
-            "ix_jobs_deadline",
-            "deadline_at",
-            postgresql_where=text("status = 'queued'"),
-            sqlite_where=text("status = 'queued'"),
-        ),
-        Index(
-            "ix_jobs_running",
-            "lease_expires_at",
-            postgresql_where=text("status = 'running'"),
-            sqlite_where=text("status = 'running'"),
-        ),
+        _partial_index("ix_jobs_owner_finished_at", "owner", "finished_at", "number", where="finished_at IS NOT NULL"),
+        _partial_index("ix_jobs_finished_at", "finished_at", where="finished_at IS NOT NULL"),
+        _partial_index("ix_jobs_queued", "last_rung_at", where="status = 'queued'"),
+        _partial_index("ix_jobs_turn", "priority", "owner", "number", where="status = 'queued'"),
+        _partial_index("ix_jobs_route_turn", "route", "priority", "owner", "number", where="status = 'queued'"),
+        _partial_index("ix_jobs_owner_started_at", "owner", "started_at", where="started_at IS NOT NULL"),
+        _partial_index("ix_jobs_deadline", "deadline_at", where="status = 'queued'"),
+        _partial_index("ix_jobs_running", "lease_expires_at", where="status = 'running'"),
         {"sqlite_autoincrement": True},
     )
 
@@ -223,7 +183,7 @@ class JobLabelRow(Base):
 
     __tablename__ = "job_labels"
 
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    job_id: Mapped[JobId] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
     value: Mapped[str]
 
@@ -239,7 +199,7 @@ class IdempotencyKeyRow(Base):
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     fingerprint: Mapped[str] = mapped_column(String(64))
     """SHA-256 of the request, so that the same key with another request is detected."""
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), unique=True)
+    job_id: Mapped[JobId] = mapped_column(unique=True)
     expires_at: Mapped[datetime]
 
     __table_args__ = (Index("ix_idempotency_keys_expires_at", "expires_at"),)
@@ -250,13 +210,13 @@ class JobEventRow(Base):
 
     __tablename__ = "job_events"
 
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    job_id: Mapped[JobId] = mapped_column(primary_key=True)
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     type: Mapped[EventType]
     at: Mapped[datetime]
     attempt: Mapped[int]
     data: Mapped[JsonObject]
-    position: Mapped[int | None] = mapped_column(BigInteger)
+    position: Mapped[Large | None]
     """The place among the events of all jobs, given after the commit (`watching/feed.py`); null: not given yet."""
 
     __table_args__ = (
@@ -270,8 +230,8 @@ class MetricRow(Base):
 
     __tablename__ = "metrics"
 
-    number: Mapped[int] = mapped_column(NUMBER, primary_key=True, autoincrement=True)
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    number: Mapped[Number]
+    job_id: Mapped[JobId]
     attempt: Mapped[int]
     name: Mapped[str]
     stage: Mapped[Stage]
@@ -298,7 +258,7 @@ class EventFeedRow(Base):
     __tablename__ = "event_feed"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    last: Mapped[int] = mapped_column(BigInteger)
+    last: Mapped[Large]
 
 
 class JobLogRow(Base):
@@ -306,7 +266,7 @@ class JobLogRow(Base):
 
     __tablename__ = "job_logs"
 
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    job_id: Mapped[JobId] = mapped_column(primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     """Counts from 1 within the job."""
     at: Mapped[datetime]
@@ -324,7 +284,7 @@ class WorkerRow(Base):
     kinds: Mapped[JsonList]
     """The kinds of jobs that it serves."""
     device: Mapped[str]
-    sandbox: Mapped[SandboxMode] = mapped_column(stored_enum(SandboxMode))
+    sandbox: Mapped[SandboxMode]
     """What its runners are started in."""
     processes: Mapped[JsonList]
     """Process ids of its pool, as in `jobs.worker`."""
@@ -332,11 +292,11 @@ class WorkerRow(Base):
     heartbeat_at: Mapped[datetime]
     expires_at: Mapped[datetime]
     """Without another heartbeat until then the worker counts as lost."""
-    memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    total_bytes: Mapped[Large | None] = mapped_column("memory_bytes")
     """What its processes may use; the three below: what they use, and the same of its GPU. Null: not known."""
-    memory_used_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    gpu_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    gpu_memory_used_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    used_bytes: Mapped[Large | None] = mapped_column("memory_used_bytes")
+    gpu_total_bytes: Mapped[Large | None] = mapped_column("gpu_memory_bytes")
+    gpu_used_bytes: Mapped[Large | None] = mapped_column("gpu_memory_used_bytes")
 
 
 class EventTotalRow(Base):
@@ -347,7 +307,7 @@ class EventTotalRow(Base):
     type: Mapped[str] = mapped_column(String(32), primary_key=True)
     code: Mapped[str] = mapped_column(String(64), primary_key=True)
     """The error code of a job that failed, else ""."""
-    count: Mapped[int] = mapped_column(BigInteger)
+    count: Mapped[Large]
 
 
 class StageTotalRow(Base):
@@ -358,11 +318,8 @@ class StageTotalRow(Base):
     stage: Mapped[str] = mapped_column(String(32), primary_key=True)
     up_to: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     """0: longer than all bounds."""
-    count: Mapped[int] = mapped_column(BigInteger)
+    count: Mapped[Large]
     seconds: Mapped[float]
-
-
-Names = list[str]
 
 
 class ApiKeyRow(Base):
@@ -370,21 +327,21 @@ class ApiKeyRow(Base):
 
     __tablename__ = "api_keys"
 
-    number: Mapped[int] = mapped_column(NUMBER, primary_key=True, autoincrement=True)
-    id: Mapped[str] = mapped_column(String(36), unique=True)
+    number: Mapped[Number]
+    id: Mapped[Uuid] = mapped_column(unique=True)
     owner: Mapped[str] = mapped_column(String(100))
     name: Mapped[str] = mapped_column(String(100))
     hash: Mapped[str] = mapped_column(String(64), unique=True)
     """SHA-256 of the key. A slow hash is for passwords; this has 256 random bits."""
     start: Mapped[str] = mapped_column(String(16))
     """The beginning of the key, to recognise it by."""
-    scopes: Mapped[Names] = mapped_column(JSON)
+    scopes: Mapped[Names]
     is_local: Mapped[bool] = mapped_column(server_default=false())
     """Made by `replaceme serve` for the command line on the same machine, not issued by a person."""
     requests_per_minute: Mapped[int | None]
     jobs: Mapped[int | None]
-    model_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    tokens: Mapped[int | None] = mapped_column(BigInteger)
+    model_bytes: Mapped[Large | None]
+    tokens: Mapped[Large | None]
     running_jobs: Mapped[int | None]
     lifetime_seconds: Mapped[int | None]
     """From creation to expiry; a key that replaces this one gets as much again. Null: it does not expire by itself."""
@@ -411,7 +368,7 @@ class OwnerRow(Base):
     __tablename__ = "owners"
 
     owner: Mapped[str] = mapped_column(String(100), primary_key=True)
-    output_namespaces: Mapped[Names | None] = mapped_column(JSON(none_as_null=True))
+    output_namespaces: Mapped[Names | None]
 
 
 class CredentialRow(Base):
@@ -426,9 +383,6 @@ class CredentialRow(Base):
     updated_at: Mapped[datetime]
 
 
-PENDING = "state = 'pending'"
-
-
 class WebhookRow(Base):
     """A receiver of events. With `job_id` it belongs to that job, else to all jobs of its owner.
 
@@ -437,23 +391,23 @@ class WebhookRow(Base):
 
     __tablename__ = "webhooks"
 
-    number: Mapped[int] = mapped_column(NUMBER, primary_key=True, autoincrement=True)
-    id: Mapped[str] = mapped_column(String(36), unique=True)
+    number: Mapped[Number]
+    id: Mapped[Uuid] = mapped_column(unique=True)
     owner: Mapped[str]
-    job_id: Mapped[str | None] = mapped_column(String(36))
+    job_id: Mapped[Uuid | None]
     url: Mapped[str] = mapped_column(Text)
-    events: Mapped[list[str]] = mapped_column(JSON)
+    events: Mapped[Names]
     labels: Mapped[JsonObject]
-    payload: Mapped[Payload] = mapped_column(stored_enum(Payload))
+    payload: Mapped[Payload]
     secret: Mapped[str] = mapped_column(Text)
     previous_secret: Mapped[str | None] = mapped_column(Text)
     previous_expires_at: Mapped[datetime | None]
     signed_by: Mapped[str | None] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
     """The webhook whose secrets sign the messages; null: its own."""
-    key_id: Mapped[str | None] = mapped_column(String(36))
+    key_id: Mapped[Uuid | None]
     """The API key that has made it, or has changed it last; null: none, or the release before."""
     disabled_at: Mapped[datetime | None]
-    disabled_by: Mapped[DisabledBy | None] = mapped_column(stored_enum(DisabledBy))
+    disabled_by: Mapped[DisabledBy | None]
     created_at: Mapped[datetime]
 
     __table_args__ = (
@@ -472,14 +426,14 @@ class DeliveryRow(Base):
 
     __tablename__ = "webhook_deliveries"
 
-    number: Mapped[int] = mapped_column(NUMBER, primary_key=True, autoincrement=True)
+    number: Mapped[Number]
     webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
     owner: Mapped[str]
-    job_id: Mapped[str] = mapped_column(String(36))
+    job_id: Mapped[Uuid]
     seq: Mapped[int]
     type: Mapped[EventType]
     body: Mapped[str] = mapped_column(Text)
-    state: Mapped[DeliveryState] = mapped_column(stored_enum(DeliveryState))
+    state: Mapped[DeliveryState]
     tries: Mapped[int]
     """Since it was last made pending; this decides the pause before the next one."""
     next_try_at: Mapped[datetime | None]
@@ -494,13 +448,8 @@ class DeliveryRow(Base):
         CheckConstraint("(state = 'pending') = (next_try_at IS NOT NULL)", name="pending_has_time"),
         CheckConstraint("(state = 'pending') = (finished_at IS NULL)", name="finished_has_time"),
         Index("ix_webhook_deliveries_webhook", "webhook_id", "number"),
-        Index("ix_webhook_deliveries_due", "next_try_at", postgresql_where=text(PENDING), sqlite_where=text(PENDING)),
-        Index(
-            "ix_webhook_deliveries_claimed",
-            "claimed_until",
-            postgresql_where=text("claimed_until IS NOT NULL"),
-            sqlite_where=text("claimed_until IS NOT NULL"),
-        ),
+        _partial_index("ix_webhook_deliveries_due", "next_try_at", where="state = 'pending'"),
+        _partial_index("ix_webhook_deliveries_claimed", "claimed_until", where="claimed_until IS NOT NULL"),
         Index("ix_webhook_deliveries_finished", "finished_at"),
         {"sqlite_autoincrement": True},
     )

@@ -10,8 +10,7 @@ from sqlalchemy.orm import Session
 
 from replaceme_core.errors import JobNotFound, StaleTransition
 from replaceme_core.ledger.database import now
-from replaceme_core.ledger.records import JobEvent
-from replaceme_core.ledger.row_mapping import to_job
+from replaceme_core.ledger.records import JobEvent, to_job
 from replaceme_core.ledger.states import DeliveryState, EventType, JobStatus, is_allowed
 from replaceme_core.ledger.tables import DeliveryRow, JobEventRow, JobRow, WebhookRow, is_uuid
 from replaceme_core.ledger.webhooks import body_of
@@ -146,17 +145,19 @@ def _write_messages(session: Session, row: JobRow, events: Sequence[JobEvent]) -
                 )
 
 
-def find_job(session: Session, job_id: str, *, owner: str, lock: bool = False) -> JobRow:
-    """The present row; with `lock` it cannot change until this transaction ends.
-
-    Raises `JobNotFound`, also if the job belongs to another owner.
-    """
+def read_job(session: Session, job_id: str, *where: ColumnElement[bool], lock: bool = False) -> JobRow | None:
+    """The present row, if it meets `where`; with `lock` it cannot change until this transaction ends."""
     if not is_uuid(job_id):
-        raise no_such_job(job_id)
-    query = select(JobRow).where(JobRow.id == job_id, JobRow.owner == owner)
+        return None
+    query = select(JobRow).where(JobRow.id == job_id, *where)
     if lock:
         query = query.with_for_update(key_share=True)
-    row = session.scalars(query, execution_options={"populate_existing": True}).one_or_none()
+    return session.scalars(query, execution_options={"populate_existing": True}).one_or_none()
+
+
+def find_job(session: Session, job_id: str, *, owner: str, lock: bool = False) -> JobRow:
+    """The same. Raises `JobNotFound`, also if the job belongs to another owner."""
+    row = read_job(session, job_id, JobRow.owner == owner, lock=lock)
     if row is None:
         raise no_such_job(job_id)
     return row

@@ -10,15 +10,15 @@ for a shared row, and a job that is deleted still counts.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, bindparam, delete, func, insert, literal, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, delete, func, literal, select, true, update
 from sqlalchemy.orm import Session
 
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.database import Database, now
+from replaceme_core.ledger.database import Database, change_or_insert, now
 from replaceme_core.ledger.reading import to_event
 from replaceme_core.ledger.records import JobEvent, Worker, WorkerReport
 from replaceme_core.ledger.scheduling import QUEUED, RUNNING
@@ -29,6 +29,7 @@ from replaceme_core.ledger.tables import (
     EventTotalRow,
     JobEventRow,
     JobRow,
+    JsonObject,
     StageTotalRow,
     WorkerRow,
 )
@@ -84,13 +85,7 @@ def number_events(session: Session) -> int:
         rows,
     )
     session.execute(update(EventFeedRow).values(last=feed.last + len(rows)))
-    count(
-        session,
-        [
-            NumberedEvent(job_id=row.job_id, seq=row.seq, type=row.type, code=code_of(row.type, row.data))
-            for row in found
-        ],
-    )
+    _count(session, found)
     return len(rows)
 
 
@@ -110,21 +105,12 @@ def last_position(session: Session) -> int:
     return session.scalars(select(EventFeedRow.last)).one()
 
 
-def events_after(session: Session, position: int, *, limit: int, owner: str) -> list[FeedEvent]:
-    """Events of an owner behind `position`, in order."""
-    return _feed(session, position, limit, JobRow.owner == owner)
-
-
-def all_events_after(session: Session, position: int, *, limit: int) -> list[FeedEvent]:
-    """The same of all owners, for a process that gives each client its own."""
-    return _feed(session, position, limit)
-
-
-def _feed(session: Session, position: int, limit: int, *where: ColumnElement[bool]) -> list[FeedEvent]:
+def events_after(session: Session, position: int, *, limit: int, owner: str | None) -> list[FeedEvent]:
+    """Events of an owner behind `position`, in order; `None`: of all, for a process that gives each client its own."""
     rows = session.execute(
         select(JobEventRow, JobRow.owner)
         .join(JobRow, JobRow.id == JobEventRow.job_id)
-        .where(JobEventRow.position > position, *where)
+        .where(JobEventRow.position > position, true() if owner is None else JobRow.owner == owner)
         .order_by(JobEventRow.position)
         .limit(limit)
     )
@@ -133,19 +119,8 @@ def _feed(session: Session, position: int, limit: int, *where: ColumnElement[boo
 
 BOUNDS = (1, 5, 15, 60, 300, 900, 3600, 14400, 86400)
 """Seconds: upper bounds of the groups in which stages are counted."""
-_STARTS = (EventType.CREATED, EventType.CLAIMED)
-COUNTED = frozenset({*_STARTS, *ATTEMPT_ENDS})
+COUNTED = frozenset({EventType.CREATED, EventType.CLAIMED, *ATTEMPT_ENDS})
 _CODE_LENGTH = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class NumberedEvent:
-    """An event that gets its position now."""
-
-    job_id: str
-    seq: int
-    type: EventType
-    code: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,35 +139,23 @@ class Totals:
     stages: dict[str, StageTotal]
 
 
-def code_of(kind: EventType, data: dict[str, object]) -> str:
-    """The error code in an event of a job that failed, else ""."""
-    return str(data.get("code", ""))[:_CODE_LENGTH] if kind is EventType.FAILED else ""
-
-
-def count(session: Session, events: Collection[NumberedEvent]) -> None:
-    """Add `events`, and the stages that they end. Needs the lock on the numbering of events."""
-    for (kind, code), number in Counter((one.type, one.code) for one in events if one.type in COUNTED).items():
-        known = session.execute(
-            update(EventTotalRow)
-            .where(EventTotalRow.type == kind.value, EventTotalRow.code == code)
-            .values(count=EventTotalRow.count + number)
-            .returning(EventTotalRow.type)
-        ).first()
-        if known is None:
-            session.execute(insert(EventTotalRow).values(type=kind.value, code=code, count=number))
+def _count(session: Session, numbered: Sequence[Row[int, datetime, str, EventType, JsonObject]]) -> None:
+    """Add these events, and the stages that they end. Needs the lock on the numbering of events."""
+    types = Counter(
+        (one.type, str(one.data.get("code", ""))[:_CODE_LENGTH] if one.type is EventType.FAILED else "")
+        for one in numbered
+        if one.type in COUNTED
+    )
+    for (kind, code), number in types.items():
+        key, more = {"type": kind.value, "code": code}, {"count": EventTotalRow.count + number}
+        change_or_insert(session, EventTotalRow, key, change=more, new={"count": number})
     took: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for stage, seconds in _ended_stages(session, events):
-        took[stage, _bound_of(seconds)].append(seconds)
+    for stage, seconds in _ended_stages(session, numbered):
+        took[stage, next((bound for bound in BOUNDS if seconds <= bound), 0)].append(seconds)
     for (stage, up_to), each in took.items():
-        known = session.execute(
-            update(StageTotalRow)
-            .where(StageTotalRow.stage == stage, StageTotalRow.up_to == up_to)
-            .values(count=StageTotalRow.count + len(each), seconds=StageTotalRow.seconds + sum(each))
-            .returning(StageTotalRow.stage)
-        ).first()
-        if known is None:
-            values = {"stage": stage, "up_to": up_to, "count": len(each), "seconds": sum(each)}
-            session.execute(insert(StageTotalRow).values(**values))
+        new = {"count": len(each), "seconds": sum(each)}
+        more = {name: getattr(StageTotalRow, name) + value for name, value in new.items()}
+        change_or_insert(session, StageTotalRow, {"stage": stage, "up_to": up_to}, change=more, new=new)
 
 
 def read_totals(session: Session) -> Totals:
@@ -214,34 +177,22 @@ def read_totals(session: Session) -> Totals:
     )
 
 
-def _bound_of(seconds: float) -> int:
-    return next((bound for bound in BOUNDS if seconds <= bound), 0)
-
-
-def _ended_stages(session: Session, events: Collection[NumberedEvent]) -> Iterator[tuple[str, float]]:
-    """Name and seconds of each stage that one of `events` has ended."""
-    ends = {(one.job_id, one.seq) for one in events if one.type in ATTEMPT_ENDS or one.type is EventType.STAGE}
+def _ended_stages(
+    session: Session, numbered: Sequence[Row[int, datetime, str, EventType, JsonObject]]
+) -> Iterator[tuple[str, float]]:
+    """Name and seconds of each stage that one of these events has ended."""
+    ends = {(one.job_id, one.seq) for one in numbered if one.type in (*ATTEMPT_ENDS, EventType.STAGE)}
     if not ends:
         return
-    rows = session.execute(
+    history = session.execute(
         select(JobEventRow.job_id, JobEventRow.seq, JobEventRow.type, JobEventRow.at, JobEventRow.data)
         .where(JobEventRow.job_id.in_({job_id for job_id, _ in ends}))
         .order_by(JobEventRow.job_id, JobEventRow.seq)
     )
-    for job_id, seq, stage, seconds in _stages_in((row.job_id, row.seq, row.type, row.at, row.data) for row in rows):
-        if (job_id, seq) in ends:
-            yield stage, seconds
-
-
-def _stages_in(
-    history: Iterable[tuple[str, int, EventType, datetime, dict[str, object]]],
-) -> Iterator[tuple[str, int, str, float]]:
-    """Job, `seq` of the event that ended it, name and seconds of each stage in the events of several jobs."""
     present: tuple[str, str, datetime] | None = None  # job, name and start of the stage that goes on
     for job_id, seq, kind, at, data in history:
-        if present is not None and present[0] == job_id and (kind in ATTEMPT_ENDS or kind is EventType.STAGE):
-            # a clock that was set back takes no time away
-            yield job_id, seq, present[1], max((at - present[2]).total_seconds(), 0.0)
+        if present is not None and present[0] == job_id and (job_id, seq) in ends:
+            yield present[1], max((at - present[2]).total_seconds(), 0.0)  # a clock that was set back takes no time
         if kind is EventType.STAGE:
             present = job_id, str(data["stage"]), at
         elif kind in COUNTED:
@@ -266,18 +217,12 @@ class Workers:
             "device": report.device,
             "sandbox": report.sandbox,
             "processes": list(report.processes),
-            "memory_bytes": report.memory.total_bytes,
-            "memory_used_bytes": report.memory.used_bytes,
-            "gpu_memory_bytes": report.memory.gpu_total_bytes,
-            "gpu_memory_used_bytes": report.memory.gpu_used_bytes,
+            **asdict(report.memory),
             "heartbeat_at": now(),
             "expires_at": now(plus_seconds=alive_seconds),
         }
-        known = self._session.execute(
-            update(WorkerRow).where(WorkerRow.name == report.name).values(**values).returning(WorkerRow.name)
-        ).one_or_none()
-        if known is None:
-            self._session.execute(insert(WorkerRow).values(name=report.name, started_at=now(), **values))
+        new = {**values, "started_at": now()}
+        change_or_insert(self._session, WorkerRow, {"name": report.name}, change=values, new=new)
 
     def remove(self, name: str) -> None:
         """The worker has ended."""
@@ -412,17 +357,18 @@ def _of_jobs(session: Session) -> Iterator[Gauge]:
 def _of_memory(session: Session) -> Iterator[Gauge]:
     alive = select(WorkerRow).where(WorkerRow.expires_at > now()).order_by(WorkerRow.heartbeat_at.desc())
     rows = session.scalars(alive.limit(MOST_WORKERS), execution_options={"populate_existing": True}).all()
-    for name, text, sizes in (
-        ("memory_limit", "Memory that the worker may use", {row.name: row.memory_bytes for row in rows}),
-        ("memory_used", "Memory of all its processes", {row.name: row.memory_used_bytes for row in rows}),
-        ("gpu_memory_limit", "Memory of its GPU", {row.name: row.gpu_memory_bytes for row in rows}),
-        ("gpu_memory_used", "Memory in use on its GPU", {row.name: row.gpu_memory_used_bytes for row in rows}),
+    for column, name, text in (
+        ("total_bytes", "memory_limit", "Memory that the worker may use"),
+        ("used_bytes", "memory_used", "Memory of all its processes"),
+        ("gpu_total_bytes", "gpu_memory_limit", "Memory of its GPU"),
+        ("gpu_used_bytes", "gpu_memory_used", "Memory in use on its GPU"),
     ):
+        sizes = {(row.name,): getattr(row, column) for row in rows}
         yield Gauge(
             name=f"worker_{name}_bytes",
             text=f"{text}, as each live worker has reported last.",
             labels=("worker",),
-            values={(worker,): size for worker, size in sorted(sizes.items()) if size is not None},
+            values={worker: size for worker, size in sorted(sizes.items()) if size is not None},
         )
 
 

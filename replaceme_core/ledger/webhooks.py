@@ -7,14 +7,12 @@ second waits for the first and finds the next row. The messages themselves are w
 (`transitions.py`): `{type, timestamp, data}`, as Standard Webhooks recommends.
 """
 
-import base64
-import binascii
 import json
 import re
 import secrets
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from uuid import uuid4
 
 from sqlalchemy import ColumnElement, delete, func, insert, select, update
@@ -22,9 +20,9 @@ from sqlalchemy.orm import Session, aliased
 
 from replaceme_core import shapes
 from replaceme_core.errors import Conflict, InvalidInput, NotFound
-from replaceme_core.ledger.database import now
+from replaceme_core.ledger.database import delete_oldest, now
 from replaceme_core.ledger.keys import OF_WEBHOOKS, Keys
-from replaceme_core.ledger.records import Job, JobEvent, Page
+from replaceme_core.ledger.records import Job, JobEvent, Page, from_cursor, page_of, to_cursor
 from replaceme_core.ledger.states import ACTIVE, DEFAULT_EVENTS, DeliveryState, DisabledBy, EventType, Payload
 from replaceme_core.ledger.tables import DeliveryRow, JobRow, TryRow, WebhookRow, is_uuid
 from replaceme_core.shapes import Try
@@ -100,17 +98,13 @@ class ClaimedDelivery:
 _CURSOR = re.compile(r"before:([1-9]\d{0,17})")
 
 
-def _to_cursor(number: int) -> str:
-    return base64.urlsafe_b64encode(f"before:{number}".encode()).decode().rstrip("=")
+def _to_cursor(row: WebhookRow | DeliveryRow) -> str:
+    return to_cursor(f"before:{row.number}")
 
 
 def _from_cursor(cursor: str) -> int:
     """The number in a cursor. Raises `InvalidInput` (field `cursor`)."""
-    try:
-        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):
-        text = ""
-    match = _CURSOR.fullmatch(text)
+    match = _CURSOR.fullmatch(from_cursor(cursor))
     if match is None:
         raise InvalidInput(
             "the cursor must be the next_cursor of an earlier page, unchanged", field="cursor", value=cursor
@@ -131,24 +125,13 @@ def add(session: Session, new: NewWebhook, *, owner: str, job_id: str | None = N
             raise Conflict(f"there are {MOST_STANDING} webhooks, which is the limit; delete one that is not needed")
     if new.signed_by is not None:
         _find(session, new.signed_by, owner=owner)
-    row = session.scalars(
-        insert(WebhookRow)
-        .values(
-            id=str(uuid4()),
-            owner=owner,
-            job_id=job_id,
-            url=new.url,
-            events=[event.value for event in new.events],
-            labels=dict(new.labels),
-            payload=new.payload,
-            secret=new.secret,
-            signed_by=new.signed_by,
-            key_id=new.key_id,
-            created_at=now(),
-        )
-        .returning(WebhookRow)
-    ).one()
-    return _to_webhook(row)
+    values = asdict(new) | {"events": [event.value for event in new.events], "labels": dict(new.labels)}
+    return _insert(session, owner=owner, job_id=job_id, **values)
+
+
+def _insert(session: Session, **values: object) -> Webhook:
+    made = insert(WebhookRow).values(id=str(uuid4()), created_at=now(), **values)
+    return _to_webhook(session.scalars(made.returning(WebhookRow)).one())
 
 
 def copy_of_job(session: Session, job_id: str, *, owner: str, new_job_id: str) -> Webhook | None:
@@ -165,11 +148,7 @@ def copy_of_job(session: Session, job_id: str, *, owner: str, new_job_id: str) -
     if earlier is None:
         return None
     same = ("owner", "url", "events", "labels", "payload", "secret", "signed_by", "key_id", *_PREVIOUS)
-    values = {name: getattr(earlier, name) for name in same}
-    row = session.scalars(
-        insert(WebhookRow).values(id=str(uuid4()), job_id=new_job_id, created_at=now(), **values).returning(WebhookRow)
-    ).one()
-    return _to_webhook(row)
+    return _insert(session, job_id=new_job_id, **{name: getattr(earlier, name) for name in same})
 
 
 def get(session: Session, webhook_id: str, *, owner: str) -> Webhook:
@@ -198,10 +177,7 @@ def page(
     if cursor is not None:
         query = query.where(WebhookRow.number < _from_cursor(cursor))
     rows = session.scalars(query, execution_options=_FRESH).all()
-    return Page(
-        items=tuple(_to_webhook(row) for row in rows[:limit]),
-        next_cursor=_to_cursor(rows[limit - 1].number) if len(rows) > limit else None,
-    )
+    return page_of(rows, limit, _to_webhook, cursor=_to_cursor)
 
 
 def change(
@@ -215,9 +191,12 @@ def change(
     elif enabled is False and row.disabled_at is None:
         changes |= {"disabled_at": now(), "disabled_by": DisabledBy.OWNER}
         _end_pending(session, webhook_id)
-    if changes:
-        session.execute(update(WebhookRow).where(WebhookRow.id == webhook_id).values(**changes))
-    return _to_webhook(_find(session, webhook_id, owner=owner))
+    return _update(session, webhook_id, changes) if changes else _to_webhook(row)
+
+
+def _update(session: Session, webhook_id: str, values: Mapping[str, object]) -> Webhook:
+    changed = update(WebhookRow).where(WebhookRow.id == webhook_id).values(**values).returning(WebhookRow)
+    return _to_webhook(session.scalars(changed, execution_options=_FRESH).one())
 
 
 def rotate(session: Session, webhook_id: str, *, owner: str, secret: str, overlap_seconds: float) -> Webhook:
@@ -230,16 +209,12 @@ def rotate(session: Session, webhook_id: str, *, owner: str, secret: str, overla
     if row.signed_by is not None:
         raise Conflict(f"the messages are signed by webhook {row.signed_by}; rotate its secret")
     kept = overlap_seconds > 0
-    session.execute(
-        update(WebhookRow)
-        .where(WebhookRow.id == webhook_id)
-        .values(
-            secret=secret,
-            previous_secret=row.secret if kept else None,
-            previous_expires_at=now(plus_seconds=overlap_seconds) if kept else None,
-        )
-    )
-    return _to_webhook(_find(session, webhook_id, owner=owner))
+    values = {
+        "secret": secret,
+        "previous_secret": row.secret if kept else None,
+        "previous_expires_at": now(plus_seconds=overlap_seconds) if kept else None,
+    }
+    return _update(session, webhook_id, values)
 
 
 def remove(session: Session, webhook_id: str, *, owner: str) -> None:
@@ -263,15 +238,7 @@ def delete_old(session: Session, *, older_than_seconds: float, limit: int) -> in
     Expired secrets are deleted as well: what is not there cannot be revealed.
     """
     old = now(plus_seconds=-older_than_seconds)
-    numbers = session.scalars(
-        select(DeliveryRow.number)
-        .where(DeliveryRow.finished_at < old)
-        .order_by(DeliveryRow.finished_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    ).all()
-    if numbers:
-        session.execute(delete(DeliveryRow).where(DeliveryRow.number.in_(numbers)))
+    deleted = delete_oldest(session, DeliveryRow.number, DeliveryRow.finished_at, until=old, limit=limit)
     active = select(JobRow.id).where(JobRow.id == WebhookRow.job_id, JobRow.status.in_(ACTIVE))
     left = select(DeliveryRow.number).where(DeliveryRow.webhook_id == WebhookRow.id)
     session.execute(
@@ -284,7 +251,7 @@ def delete_old(session: Session, *, older_than_seconds: float, limit: int) -> in
         .where(WebhookRow.previous_secret.is_not(None), WebhookRow.previous_expires_at <= now())
         .values(previous_secret=None, previous_expires_at=None)
     )
-    return len(numbers)
+    return deleted
 
 
 def _to_webhook(row: WebhookRow) -> Webhook:
@@ -430,10 +397,8 @@ def deliveries(
     if cursor is not None:
         query = query.where(DeliveryRow.number < _from_cursor(cursor))
     rows = session.scalars(query, execution_options=_FRESH).all()
-    return Page(
-        items=_to_deliveries(session, rows[:limit]),
-        next_cursor=_to_cursor(rows[limit - 1].number) if len(rows) > limit else None,
-    )
+    found = dict(zip(rows, _to_deliveries(session, rows), strict=True))
+    return page_of(rows, limit, found.__getitem__, cursor=_to_cursor)
 
 
 def delivery(session: Session, webhook_id: str, delivery_id: str, *, owner: str) -> WholeDelivery:
@@ -471,13 +436,12 @@ def _find_delivery(session: Session, webhook_id: str, delivery_id: str, *, owner
     return row
 
 
-def _to_deliveries(session: Session, rows: Sequence[DeliveryRow]) -> tuple[WholeDelivery, ...]:
+def _to_deliveries(session: Session, rows: Sequence[DeliveryRow]) -> list[WholeDelivery]:
     tries: dict[int, list[Try]] = defaultdict(list)
-    for row in session.scalars(
-        select(TryRow).where(TryRow.delivery.in_([row.number for row in rows])).order_by(TryRow.delivery, TryRow.number)
-    ):
+    found = select(TryRow).where(TryRow.delivery.in_([row.number for row in rows]))
+    for row in session.scalars(found.order_by(TryRow.delivery, TryRow.number)):
         tries[row.delivery].append(Try.of(row, seconds=round(row.seconds, 3)))
-    return tuple(
+    return [
         WholeDelivery.of(
             row,
             id=message_id(row.job_id, row.seq),
@@ -485,7 +449,7 @@ def _to_deliveries(session: Session, rows: Sequence[DeliveryRow]) -> tuple[Whole
             tries=tuple(tries[row.number]),
         )
         for row in rows
-    )
+    ]
 
 
 TYPE_PREFIX = "job."

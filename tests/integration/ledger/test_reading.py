@@ -9,14 +9,16 @@ from functools import partial
 import pytest
 from sqlalchemy import select
 
+from benchmarks.harness.jobs import metrics_of
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import LeaseLost
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger import attempts, reading
+from replaceme_core.ledger import reading
 from replaceme_core.ledger.states import EventType
-from replaceme_core.ledger.tables import JobEventRow, JobRow, MetricRow
+from replaceme_core.ledger.tables import JobEventRow, JobRow
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, ModelRef
 from replaceme_core.runner.messages import Measured, PastJob, Stage
+from replaceme_core.shapes import JobProgress
 from tests.fixtures.jobs.ledger import Ledger, at_once
 
 
@@ -36,27 +38,6 @@ def test_jobs_that_arrive_meanwhile_neither_shift_nor_repeat_a_page(ledger: Ledg
     assert seen == old[::-1]
 
 
-def test_events_in_pages(ledger_on_both: Ledger) -> None:
-    ledger = ledger_on_both
-    job_id = ledger.add()
-    claim = ledger.claim(job_id)
-    ledger.release(claim)
-    ledger.claim(job_id)
-    with ledger.database.session(read_only=True) as session:
-        first = reading.events(session, job_id, limit=3, owner="someone")
-        rest = reading.events(session, job_id, after=int(first.next_cursor or 0), limit=3, owner="someone")
-        assert reading.events(session, job_id, after=4, limit=3, owner="someone").items == ()
-        assert reading.events(session, job_id, after=10**30, limit=3, owner="someone").items == ()
-        assert reading.events(session, job_id, after=-1, limit=3, owner="someone") == first
-    events = [*first.items, *rest.items]
-    assert [event.seq for event in events] == [1, 2, 3, 4]
-    assert [event.type.value for event in events] == ["created", "claimed", "released", "claimed"]
-    assert [event.attempt for event in events] == [0, 1, 1, 2]
-    assert [dict(event.data) for event in events] == [{}, {"worker": "w"}, {"reason": "drain"}, {"worker": "w"}]
-    assert all(event.at.utcoffset() == timedelta(0) for event in events)
-    assert rest.next_cursor is None
-
-
 def test_seq_has_no_gaps_when_many_write(ledger_on_both: Ledger) -> None:
     ledger = ledger_on_both
     job_id = ledger.add()
@@ -64,8 +45,7 @@ def test_seq_has_no_gaps_when_many_write(ledger_on_both: Ledger) -> None:
 
     def work(own: Stage) -> None:
         for stage in (own, Stage.SAVE, own, Stage.FOLD, own):
-            with ledger.database.session() as session:
-                attempts.record_progress(session, claim, stage=stage, overall=0.1, fraction=0.1, eta_seconds=None)
+            ledger.progress(claim, stage)
 
     at_once(*(partial(work, stage) for stage in list(Stage)[:4]))
     events = ledger.events(job_id)
@@ -73,6 +53,8 @@ def test_seq_has_no_gaps_when_many_write(ledger_on_both: Ledger) -> None:
     assert len(events) > 7
     stages = [event.data["stage"] for event in events[2:]]
     assert all(one != next_one for one, next_one in itertools.pairwise(stages))
+    with ledger.database.session(read_only=True) as session:
+        assert reading.events(session, job_id, after=10**30, limit=3, owner="someone").items == ()
 
 
 def test_progress(ledger: Ledger) -> None:
@@ -84,8 +66,7 @@ def test_progress(ledger: Ledger) -> None:
         (Stage.CALIBRATE, 0.25, 1.5, -1.0),
         (Stage.CALIBRATE, 0.5, 0.5, 12.5),
     ):
-        with ledger.database.session() as session:
-            attempts.record_progress(session, claim, stage=stage, overall=overall, fraction=fraction, eta_seconds=eta)
+        ledger.progress(claim, stage, overall=overall, fraction=fraction, eta_seconds=eta)
         job = ledger.get(job_id)
         assert job.stage is stage
         assert 0 <= job.progress.overall <= 1
@@ -95,43 +76,30 @@ def test_progress(ledger: Ledger) -> None:
     assert [event.data for event in ledger.events(job_id)[2:]] == [{"stage": "resolve"}, {"stage": "calibrate"}]
     ledger.release(claim)
     job = ledger.get(job_id)
-    assert (job.stage, job.progress.overall, job.progress.stage, job.progress.eta_seconds, job.worker) == (
-        None,
-        0.0,
-        0.0,
-        None,
-        None,
-    )
+    assert (job.stage, job.worker, job.progress) == (None, None, JobProgress(overall=0.0, stage=0.0))
+    ledger.progress(ledger.claim(job_id), Stage.SOLVE)
+    assert ledger.events(job_id)[-1].data == {"stage": "solve", "resumed_from": None}
 
 
 def test_metrics_are_those_of_the_present_attempt(ledger_on_both: Ledger) -> None:
     ledger = ledger_on_both
     job_id = ledger.add()
     first = ledger.claim(job_id)
-    with ledger.database.session() as session:
-        attempts.add_metrics(
-            session, first, [Measured(stage=Stage.SELECT, name="distance", value=0.5, unit="1", block=3)]
-        )
+    ledger.measure(first, Measured(stage=Stage.SELECT, name="distance", value=0.5, unit="1", block=3))
     ledger.release(first)
     second = ledger.claim(job_id)
     measured = [
-        Measured(stage=Stage.SELECT, name="distance", value=0.1 + block, unit="1", block=block) for block in range(500)
+        Measured(stage=Stage.SELECT, name="distance", value=0.1 + block, unit="1", block=block) for block in range(50)
     ]
     measured.append(Measured(stage=Stage.SOLVE, name="residual", value=1e-300, unit="1", candidate="12-19"))
-    with ledger.database.session() as session:
-        attempts.add_metrics(session, second, measured)
-        attempts.add_metrics(session, second, [])
-    with ledger.database.session(read_only=True) as session:
-        metrics = reading.metrics(session, job_id, owner="someone")
-        rows = session.scalars(select(MetricRow.attempt)).all()
-    assert [(m.stage, m.name, m.value, m.unit, m.block, m.candidate) for m in metrics] == [
-        (m.stage, m.name, m.value, m.unit, m.block, m.candidate) for m in measured
-    ]
+    ledger.measure(second, *measured)
+    ledger.measure(second)
+    metrics = metrics_of(ledger.database, job_id)
+    shown = {"stage", "name", "value", "unit", "block", "candidate"}
+    assert [one.model_dump(include=shown) for one in metrics] == [one.model_dump(include=shown) for one in measured]
     assert metrics[0].at.utcoffset() == timedelta(0)
-    assert sorted(set(rows)) == [1, 2]
-    assert len(rows) == 502
-    with pytest.raises(LeaseLost), ledger.database.session() as session:
-        attempts.add_metrics(session, first, measured)
+    with pytest.raises(LeaseLost):
+        ledger.measure(first, *measured)
 
 
 STAGES = {Stage.RESOLVE: 2.0, Stage.DOWNLOAD: 5.0, Stage.CALIBRATE: 60.0, Stage.SELECT: 20.0, Stage.PUBLISH: 3.0}
@@ -156,16 +124,9 @@ def finish(
     if lost:
         ledger.release(claim)
         claim = ledger.claim(claim.job_id)
-    with ledger.database.session() as session:
-        for stage in stages:
-            attempts.record_progress(session, claim, stage=stage, overall=0.1, fraction=0, eta_seconds=None)
-        attempts.add_metrics(
-            session, claim, [Measured(stage=stage, name="modelled_seconds", value=10.0, unit="s") for stage in MODELLED]
-        )
-    if succeed:
-        ledger.succeed(claim)
-    else:
-        ledger.fail(claim)
+    ledger.progress(claim, *stages)
+    ledger.measure(claim, *(Measured(stage=stage, name="modelled_seconds", value=10.0, unit="s") for stage in MODELLED))
+    (ledger.succeed if succeed else ledger.fail)(claim)
     with ledger.database.session() as session:
         row = session.scalars(select(JobRow).where(JobRow.id == claim.job_id)).one()
         assert row.started_at is not None
@@ -200,7 +161,7 @@ def test_only_first_attempts_that_succeeded_on_this_kind_of_worker_the_newest_fi
     finish(ledger, spec_for("cuda"), stages={**STAGES, Stage.SELECT: 1.0})
     finish(ledger, spec_for("cpu"), succeed=False)
     finish(ledger, spec_for("cpu"), lost=True)
-    ledger.succeed(ledger.claim(ledger.add_spec(spec_for("cpu"))))  # nobody knows what the model said of it
+    ledger.succeed(ledger.add_spec(spec_for("cpu")))  # nobody knows what the model said of it
     assert [round(job.stages[Stage.SELECT][1]) for job in past(ledger)] == [20, 10]
     assert [round(job.stages[Stage.SELECT][1]) for job in past(ledger, WorkerKind.GPU)] == [1]
 

@@ -4,7 +4,6 @@ workers claim which jobs; limits of jobs, which hold when many ask at once.
 
 import random
 from collections.abc import Sequence
-from datetime import timedelta
 from itertools import chain
 
 import pytest
@@ -28,8 +27,9 @@ from tests.fixtures.jobs.ledger import Ledger, at_once
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
 
-def add(ledger: Ledger, owner: str = "ada", *, priority: int = 5) -> str:
-    return ledger.add_spec(a_spec(priority=priority), owner=owner)
+def add(ledger: Ledger, owner: str = "ada", *, device: str | None = None, priority: int = 5) -> str:
+    compute = {} if device is None else {"compute": {"device": device}}
+    return ledger.add_spec(a_spec(priority=priority, **compute), owner=owner)
 
 
 def claim_next(
@@ -47,32 +47,25 @@ def claim_all(ledger: Ledger, *, worker_kinds: Sequence[WorkerKind] | None = Non
 
 
 def queue_position_of(ledger: Ledger, job_id: str) -> QueuePosition | None:
+    """That of the job alone, which is that in the snapshot of the whole queue, unless a minute begins in between."""
     with ledger.database.session(read_only=True) as session:
-        return scheduling.queue_position(session, job_id, owner=owner_of(session, job_id))
-
-
-def position_in_snapshot(ledger: Ledger, job_id: str) -> QueuePosition | None:
-    """The same, from the snapshot of the whole queue."""
-    with ledger.database.session(read_only=True) as session:
-        return scheduling.read_queue(session).position_of(
-            reading.get_snapshots(
-                session, [mine := (job_id, reading.get(session, job_id, owner=owner_of(session, job_id)).owner)]
-            )[mine]
-        )
+        owner = owner_of(session, job_id)
+        found = scheduling.queue_position(session, job_id, owner=owner)
+        job = reading.get_snapshots(session, [(job_id, owner)])[job_id, owner]
+        again = scheduling.read_queue(session).position_of(job)
+    assert (found and found.position) == (again and again.position)
+    assert ((found and found.estimated_start_at) is None) is ((again and again.estimated_start_at) is None)
+    return found
 
 
 def position(ledger: Ledger, job_id: str) -> int | None:
-    """That of the job alone, which is that in the snapshot."""
     found = queue_position_of(ledger, job_id)
-    number = None if found is None else found.position
-    assert getattr(position_in_snapshot(ledger, job_id), "position", None) == number
-    return number
+    return None if found is None else found.position
 
 
 def run_for(ledger: Ledger, job_id: str, *, seconds: float) -> None:
     """Let the job succeed after these seconds."""
-    claim = ledger.claim(job_id)
-    ledger.succeed(claim)
+    ledger.succeed(job_id)
     with ledger.database.session() as session:
         session.execute(
             update(JobRow)
@@ -131,52 +124,45 @@ def test_positions_are_the_order_of_claims(ledger_on_both: Ledger, seed: int) ->
         claim = ledger.claim(job_id)
         if dice.random() < 0.5:
             ledger.succeed(claim)
-    queued = [job_id for job_id in jobs if ledger.status(job_id) is JobStatus.QUEUED]
-    positions = {job_id: position(ledger, job_id) for job_id in queued}
-    order = claim_all(ledger)
-    assert positions == {job_id: number for number, job_id in enumerate(order, 1)}
-    assert all(queue_position_of(ledger, job_id) is None for job_id in order)
+    positions = {job_id: position(ledger, job_id) for job_id in jobs}
+    order = dict.fromkeys(jobs) | {job_id: number for number, job_id in enumerate(claim_all(ledger), 1)}
+    assert positions == order
 
 
 def test_a_very_long_queue_is_not_counted(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduling, "MAX_COUNTED", 3)
-    jobs = [add(ledger) for _ in range(4)]
+    first, *_ = [add(ledger) for _ in range(4)]
     unknown = QueuePosition(position=None, estimated_start_at=None)
-    assert queue_position_of(ledger, jobs[0]) == position_in_snapshot(ledger, jobs[0]) == unknown
-    urgent = add(ledger, priority=9)
-    assert position(ledger, urgent) == 1
-    assert position_in_snapshot(ledger, urgent) == queue_position_of(ledger, urgent)
-    assert position_in_snapshot(ledger, jobs[0]) == unknown
+    assert queue_position_of(ledger, first) == unknown
+    assert position(ledger, add(ledger, priority=9)) == 1
+    assert queue_position_of(ledger, first) == unknown
 
 
 def test_the_start_is_estimated_from_jobs_before(ledger: Ledger) -> None:
     waiting = [add(ledger, priority=1) for _ in range(3)]
-    first = queue_position_of(ledger, waiting[0])
-    assert first == QueuePosition(position=1, estimated_start_at=None)  # no job has succeeded yet
+    assert queue_position_of(ledger, waiting[0]) == QueuePosition(position=1, estimated_start_at=None), "no job before"
     for seconds in (50, 100, 9000):
         run_for(ledger, add(ledger), seconds=seconds)
 
-    def wait_of(job_id: str) -> timedelta:
+    def assert_waits(job_id: str, seconds: float) -> None:
+        found = queue_position_of(ledger, job_id)
+        assert found is not None and found.estimated_start_at is not None
         with ledger.database.session(read_only=True) as session:
-            found = scheduling.queue_position(session, job_id, owner=owner_of(session, job_id))
-            assert found is not None and found.estimated_start_at is not None
-            return found.estimated_start_at - session.query(now()).scalar()
+            left = found.estimated_start_at - session.query(now()).scalar()
+        assert abs(left.total_seconds() - seconds) < 62  # estimates are rounded to minutes
 
-    slack = timedelta(seconds=62)  # estimates are rounded to minutes
     for number, job_id in enumerate(waiting):
-        assert abs(wait_of(job_id) - timedelta(seconds=100 * number)) < slack
+        assert_waits(job_id, 100 * number)
     running = [ledger.claim(add(ledger)) for _ in range(2)]
-    assert abs(wait_of(waiting[2]) - timedelta(seconds=125)) < slack  # two run, and each ends in about 50 seconds
+    assert_waits(waiting[2], 125)  # two run, and each ends in about 50 seconds
     for claim, left in zip(running, (1800, 4000), strict=True):
-        with ledger.database.session() as session:
-            attempts.record_progress(session, claim, stage=Stage.SOLVE, overall=0.1, fraction=0.1, eta_seconds=left)
-    assert abs(wait_of(waiting[0]) - timedelta(seconds=1800)) < slack, "as the jobs themselves say"
-    assert position_in_snapshot(ledger, waiting[0]) == queue_position_of(ledger, waiting[0])
+        ledger.progress(claim, Stage.SOLVE, eta_seconds=left)
+    assert_waits(waiting[0], 1800)  # as the jobs themselves say
     with ledger.database.session() as session:
         session.execute(update(JobRow).where(JobRow.id == waiting[0]).values(not_before=now(plus_seconds=7200)))
-    assert abs(wait_of(waiting[0]) - timedelta(seconds=7200)) < slack
-    with pytest.raises(JobNotFound):
-        queue_position_of(ledger, UNKNOWN)
+    assert_waits(waiting[0], 7200)
+    with pytest.raises(JobNotFound), ledger.database.session(read_only=True) as session:
+        scheduling.queue_position(session, UNKNOWN, owner="ada")
 
 
 def test_many_workers_at_once(ledger_on_both: Ledger) -> None:
@@ -198,39 +184,22 @@ def test_a_worker_skips_a_job_that_another_one_is_claiming(postgres_database: Da
     assert [claim.job_id for claim in (first, second) if claim] == jobs
 
 
-def add_for(ledger: Ledger, device: str | None = None, *, owner: str = "ada", priority: int = 5) -> str:
-    compute = {} if device is None else {"compute": {"device": device}}
-    return ledger.add_spec(a_spec(priority=priority, **compute), owner=owner)
+@pytest.mark.parametrize("worker_kinds", [None, [WorkerKind.CPU, WorkerKind.GPU]])
+def test_a_worker_of_both_kinds_claims_all_in_order(ledger: Ledger, worker_kinds: Sequence[WorkerKind] | None) -> None:
+    jobs = [add(ledger, device=device) for device in ("cpu", None, "cuda")]
+    urgent = add(ledger, device="cuda", priority=9)
+    assert claim_all(ledger, worker_kinds=worker_kinds) == [urgent, *jobs]
 
 
-def test_the_device_decides_and_without_one_the_default(ledger: Ledger) -> None:
-    def kind_of(device: str | None, default: WorkerKind | None = None) -> WorkerKind | None:
-        spec = a_spec() if device is None else a_spec(compute={"device": device})
-        with ledger.database.session() as session:
-            return changes.add(session, spec=spec, owner="ada", default_worker_kind=default).worker_kind
-
-    assert [kind_of(device) for device in ("cpu", None)] == [WorkerKind.CPU, None]
-    assert {kind_of(device) for device in ("cuda", "cuda:1", "mps")} == {WorkerKind.GPU}
-    assert kind_of(None, WorkerKind.GPU) is WorkerKind.GPU
-    assert kind_of("cpu", WorkerKind.GPU) is WorkerKind.CPU
-
-
-def test_a_worker_claims_jobs_of_its_kind_and_those_for_any(ledger: Ledger) -> None:
-    cpu, gpu, any_worker = add_for(ledger, "cpu"), add_for(ledger, "cuda"), add_for(ledger)
-    assert claim_all(ledger, worker_kinds=[WorkerKind.GPU]) == [gpu, any_worker]
-    assert claim_all(ledger, worker_kinds=[WorkerKind.GPU]) == []
+def test_a_worker_claims_jobs_of_its_kind_and_those_for_any_in_fair_shares(ledger: Ledger) -> None:
+    many = [add(ledger, device=device) for device in ("cuda", None, "cuda")]
+    one, cpu = add(ledger, "bob"), add(ledger, "eve", device="cpu", priority=9)
+    assert claim_all(ledger, worker_kinds=[WorkerKind.GPU]) == [many[0], one, many[1], many[2]]
     assert claim_all(ledger, worker_kinds=[WorkerKind.CPU]) == [cpu]
 
 
-def test_fair_shares_hold_across_worker_kinds(ledger: Ledger) -> None:
-    many = [add_for(ledger, device) for device in ("cuda", None, "cuda")]
-    one = add_for(ledger, None, owner="bob")
-    add_for(ledger, "cpu", owner="eve", priority=9)
-    assert claim_all(ledger, worker_kinds=[WorkerKind.GPU]) == [many[0], one, many[1], many[2]]
-
-
 def test_wake_ups_are_for_workers_of_the_jobs_kind(ledger: Ledger) -> None:
-    cpu, gpu, any_worker = add_for(ledger, "cpu"), add_for(ledger, "cuda"), add_for(ledger)
+    cpu, gpu, any_worker = add(ledger, device="cpu"), add(ledger, device="cuda"), add(ledger)
 
     def due(worker_kinds: Sequence[WorkerKind] | None) -> list[WakeUp]:
         with ledger.database.session() as session:
@@ -243,7 +212,7 @@ def test_wake_ups_are_for_workers_of_the_jobs_kind(ledger: Ledger) -> None:
 
 
 def test_a_resolved_device_decides_the_kind_for_later_attempts(ledger: Ledger) -> None:
-    job_id = add_for(ledger)
+    job_id = add(ledger)
     claim = ledger.claim(job_id)
     with ledger.database.session() as session:
         attempts.record_spec(session, claim, a_spec())
@@ -256,13 +225,13 @@ def test_a_resolved_device_decides_the_kind_for_later_attempts(ledger: Ledger) -
 
 
 def test_the_queue_position_counts_jobs_for_the_same_workers(ledger: Ledger) -> None:
-    add_for(ledger, "cpu")
-    add_for(ledger, "cpu")
-    gpu = add_for(ledger, "cuda")
+    add(ledger, device="cpu")
+    add(ledger, device="cpu")
+    gpu = add(ledger, device="cuda")
     assert position(ledger, gpu) == 1
-    any_worker = add_for(ledger)
+    any_worker = add(ledger)
     assert position(ledger, any_worker) == 4
-    assert position(ledger, add_for(ledger, "cuda")) == 3
+    assert position(ledger, add(ledger, device="cuda")) == 3
 
 
 def new_key(database: Database, *, running_jobs: int | None) -> str:
@@ -280,24 +249,24 @@ def add_with_key(ledger: Ledger, key_id: str | None, *, priority: int = 5) -> st
 
 def test_a_key_at_its_limit_is_passed_over(ledger: Ledger) -> None:
     limited, free = new_key(ledger.database, running_jobs=1), new_key(ledger.database, running_jobs=0)
-    first, second = add_with_key(ledger, limited, priority=9), add_with_key(ledger, limited, priority=9)
+    first, second = (add_with_key(ledger, limited, priority=9) for _ in range(2))
     others = [add_with_key(ledger, free), add_with_key(ledger, None)]
-    claims = [claim_next(ledger) for _ in range(3)]
-    assert [claim.job_id for claim in claims if claim] == [first, *others], "others do not wait behind it"
-    assert claim_next(ledger) is None
-    with ledger.database.session() as session:
-        assert collect_wake_ups(session, older_than_seconds=-1, limit=9) == []
-    assert claims[0] is not None
-    ledger.release(claims[0])
-    with ledger.database.session() as session:
-        assert len(collect_wake_ups(session, older_than_seconds=-1, limit=9)) == 2
+
+    def due() -> int:
+        with ledger.database.session() as session:
+            return len(collect_wake_ups(session, older_than_seconds=-1, limit=9))
+
+    claim = claim_next(ledger)
+    assert claim is not None
+    assert [claim.job_id, *claim_all(ledger)] == [first, *others], "others do not wait behind it"
+    assert due() == 0
+    ledger.release(claim)
+    assert due() == 2
     again = claim_next(ledger)
     assert again is not None
     assert again.job_id == first
     ledger.succeed(again)
-    last = claim_next(ledger)
-    assert last is not None
-    assert last.job_id == second
+    assert claim_all(ledger) == [second]
 
 
 def test_many_workers_at_once_start_no_more_than_the_limit(ledger_on_both: Ledger) -> None:
@@ -319,10 +288,3 @@ def test_many_submissions_at_once_add_no_more_than_the_limit(ledger_on_both: Led
 
     at_once(*[lambda: [submit() for _ in range(3)]] * 6)
     assert len(added) == 5
-
-
-@pytest.mark.parametrize("worker_kinds", [None, [WorkerKind.CPU, WorkerKind.GPU]])
-def test_a_worker_of_both_kinds_claims_all_in_order(ledger: Ledger, worker_kinds: Sequence[WorkerKind] | None) -> None:
-    jobs = [add_for(ledger, device) for device in ("cpu", None, "cuda")]
-    urgent = add_for(ledger, "cuda", priority=9)
-    assert claim_all(ledger, worker_kinds=worker_kinds) == [urgent, *jobs]

@@ -7,18 +7,18 @@ from sqlalchemy import select, update
 
 from replaceme_core.errors import JobNotFound, LeaseLost, StaleTransition
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger import attempts, changes, reading
+from replaceme_core.ledger import changes, reading
 from replaceme_core.ledger.attempts import KEPT_LINES
 from replaceme_core.ledger.database import now
 from replaceme_core.ledger.records import Claim, WorkerReport
 from replaceme_core.ledger.states import EventType
 from replaceme_core.ledger.sweep import delete_finished
-from replaceme_core.ledger.tables import JobEventRow, JobRow, StageTotalRow, WorkerRow
+from replaceme_core.ledger.tables import JobEventRow, JobRow, StageTotalRow
 from replaceme_core.ledger.watching import (
     BOUNDS,
     REMEMBERED_SECONDS,
     Workers,
-    all_events_after,
+    events_after,
     number_all,
     read_totals,
 )
@@ -34,7 +34,7 @@ def test_positions_rise_for_readers_while_many_write_and_number(ledger_on_both: 
 
     def write() -> None:
         for _ in range(8):
-            ledger.fail(ledger.claim(ledger.add()))
+            ledger.fail(ledger.add())
 
     def number() -> None:
         while not over.is_set():
@@ -50,7 +50,7 @@ def test_positions_rise_for_readers_while_many_write_and_number(ledger_on_both: 
         if ended:
             number_all(database)
         with database.session(read_only=True) as session:
-            found = all_events_after(session, last, limit=1000)
+            found = events_after(session, last, limit=1000, owner=None)
         seen += [(each.position, each.event.job_id, each.event.seq) for each in found]
         last = found[-1].position if found else last
         if ended and not found and len(seen) == 72:
@@ -69,12 +69,12 @@ def test_positions_rise_for_readers_while_many_write_and_number(ledger_on_both: 
 
 def test_a_clock_that_was_set_back_does_not_turn_a_history_around(ledger: Ledger) -> None:
     job_id = ledger.add()
-    ledger.fail(ledger.claim(job_id))
+    ledger.fail(job_id)
     with ledger.database.session() as session:
         session.execute(update(JobEventRow).where(JobEventRow.seq == 3).values(at=now(plus_seconds=-60)))
     number_all(ledger.database)
     with ledger.database.session(read_only=True) as session:
-        assert [each.event.seq for each in all_events_after(session, 0, limit=10)] == [1, 2, 3]
+        assert [each.event.seq for each in events_after(session, 0, limit=10, owner=None)] == [1, 2, 3]
 
 
 def test_the_last_lines_of_a_log_are_kept(ledger_on_both: Ledger) -> None:
@@ -82,45 +82,37 @@ def test_the_last_lines_of_a_log_are_kept(ledger_on_both: Ledger) -> None:
     job_id = ledger.add()
     claim = ledger.claim(job_id)
     for start in range(0, KEPT_LINES + 300, 100):
-        with ledger.database.session() as session:
-            attempts.add_log(session, claim, [f"line {start + number}\0" for number in range(100)])
+        ledger.log(claim, *(f"line {start + number}\0" for number in range(100)))
     with ledger.database.session(read_only=True) as session:
         page = reading.log(session, job_id, limit=2 * KEPT_LINES, owner="someone")
     assert [line.text for line in page.items] == [f"line {number}" for number in range(300, KEPT_LINES + 300)]
     assert page.items[0].number == 301
     ledger.release(claim)
-    with pytest.raises(LeaseLost), ledger.database.session() as session:
-        attempts.add_log(session, claim, ["late"])
+    with pytest.raises(LeaseLost):
+        ledger.log(claim, "late")
 
 
-def test_workers_come_and_go(ledger: Ledger) -> None:
+def test_workers_that_have_ended_or_were_lost_long_ago_are_forgotten(ledger: Ledger) -> None:
     report = WorkerReport(
         name="h:1", host="h", kinds=tuple(WorkerKind), device="x", sandbox=SandboxMode.NONE, processes=(7,)
     )
-    for _ in range(2):
-        with ledger.database.session() as session:
-            Workers(session).report(report, alive_seconds=60)
-            assert Workers(session).count_alive() == {WorkerKind.CPU: 1, WorkerKind.GPU: 1}
-    job_id = ledger.add(owner="ada")
-    ledger.claim(job_id)
     with ledger.database.session() as session:
-        session.execute(update(JobRow).values(worker="h:7"))
-        (worker,) = Workers(session).list(owner="ada")
-        assert worker.jobs == (job_id,)
-        session.execute(update(WorkerRow).values(expires_at=now(plus_seconds=-REMEMBERED_SECONDS - 1)))
-        (worker,) = Workers(session).list(owner="ada")
-        assert (worker.alive, worker.jobs) == (False, ())
-        Workers(session).forget_lost()
-        assert Workers(session).list(owner="ada") == ()
-        Workers(session).report(report, alive_seconds=60)
-        Workers(session).remove("h:1")
-        assert Workers(session).list(owner="ada") == ()
+        workers = Workers(session)
+        workers.report(report, alive_seconds=-REMEMBERED_SECONDS - 1)
+        assert [worker.alive for worker in workers.list(owner="ada")] == [False]
+        workers.forget_lost()
+        assert workers.list(owner="ada") == ()
+        workers.report(report, alive_seconds=60)
+        workers.forget_lost()
+        assert [worker.alive for worker in workers.list(owner="ada")] == [True]
+        workers.remove("h:1")
+        assert workers.list(owner="ada") == ()
 
 
 def test_jobs_are_deleted_by_age_when_they_have_finished(ledger: Ledger) -> None:
     old, young, running = ledger.add(), ledger.add(), ledger.add()
-    ledger.fail(ledger.claim(old))
-    ledger.fail(ledger.claim(young))
+    ledger.fail(old)
+    ledger.fail(young)
     ledger.claim(running)
     with ledger.database.session() as session:
         session.execute(update(JobRow).where(JobRow.id == old).values(finished_at=now(plus_seconds=-100)))
@@ -139,8 +131,8 @@ def test_stages_are_counted_once_by_how_long_they_took(ledger_on_both: Ledger) -
     database, job_id = ledger.database, ledger.add()
 
     def step(claim: Claim, stage: Stage, *, seconds_ago: float) -> None:
+        ledger.progress(claim, stage)
         with database.session() as session:
-            attempts.record_progress(session, claim, stage=stage, overall=0, fraction=0, eta_seconds=None)
             session.execute(
                 update(JobEventRow)
                 .where(

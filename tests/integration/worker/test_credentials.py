@@ -1,7 +1,7 @@
 """A job that names a credential: the worker uses that token alone, and nothing else sees it."""
 
 import json
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -20,7 +20,6 @@ from replaceme_core.runner.process import Runner
 from replaceme_core.settings import Settings
 from tests.fixtures.worker.supervisor import Bench
 from worker import attempt
-from worker.attempt import leased_runner
 
 TOKEN = "hf_plantedplantedplanted"
 KEY = SecretStr(Fernet.generate_key().decode())
@@ -54,11 +53,12 @@ def test_the_credential_is_used_and_seen_nowhere(
     bench.hub = None  # type: ignore[assignment]  # the service's own tokens are not used
     requests: list[RunnerRequest] = []
 
-    def spy(request: RunnerRequest, **options: Any) -> AbstractContextManager[Runner]:
-        requests.append(request)
-        return leased_runner(request, **options)
+    class Spy(Runner):
+        def __init__(self, command: Sequence[str], request: RunnerRequest, **options: Any) -> None:
+            requests.append(request)
+            super().__init__(command, request, **options)
 
-    monkeypatch.setattr(attempt, "leased_runner", spy)
+    monkeypatch.setattr(attempt, "Runner", Spy)
     job_id = add(bench, credential="mine")
     job = bench.run(job_id)
     assert job.status is JobStatus.SUCCEEDED, job.error

@@ -18,7 +18,7 @@ from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.sweep import requeue_expired
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.request.spec import OutputSpec
-from tests.fixtures.jobs.ledger import claim_job
+from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.worker.supervisor import COMMIT, FILES, INFO, OUTPUT, UPLOAD, Bench, Case, commits
 from worker.sweep import Sweep
 from worker.workspace import find_result, kept_results
@@ -180,8 +180,7 @@ def test_a_kept_result_has_a_lifetime_and_that_of_a_running_job_is_left_alone(
     fake_hub.fail(Fault.STATUS, COMMIT, value=403)
     failed, running = hub_bench.add(), hub_bench.add()
     hub_bench.error_of(failed)
-    with hub_bench.database.session() as session:
-        claim_job(session, running, worker="publishes", lease_seconds=60)
+    Ledger(hub_bench.database).claim(running)
     for name in (running, "00000000-0000-4000-8000-000000000000"):
         (hub_bench.settings.workspace / "checkpoints" / name / "result").mkdir(parents=True)
     assert {failed, running} <= set(sweep())

@@ -57,12 +57,25 @@ def _shows_a_traceback(caplog: pytest.LogCaptureFixture) -> bool:
     return any("Traceback" in str(getattr(record, "lines", "")) for record in caplog.records)
 
 
-def test_what_a_person_can_do_nothing_about_leaves_no_traceback(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """A full disk and full memory explain themselves; a mistake of ours does not."""
-    for how, traces in (("space", False), ("memory", False), ("bug", True)):
-        caplog.clear()
-        bench.error_of(bench.add(stub_fail=how))
-        assert _shows_a_traceback(caplog) is traces, how
+@pytest.mark.parametrize(
+    ("how", "code", "text", "traces"),
+    [
+        ("space", "out_of_space", "no space left", False),
+        ("memory", "out_of_memory", "9 TB could not be allocated", False),
+        ("input", "calibration_too_small", "the text has 12 tokens, 1024 are needed", False),
+        ("bug", "internal_error", "KeyError", True),
+        ("exit", "internal_error", "exit status 3", False),
+    ],
+)
+def test_each_failure_has_its_code_and_a_mistake_of_ours_a_traceback(
+    bench: Bench, caplog: pytest.LogCaptureFixture, how: str, code: str, text: str, traces: bool
+) -> None:
+    """A full disk and full memory explain themselves."""
+    error = bench.error_of(bench.add(stub_fail=how))
+    assert (error.code, text in error.message) == (code, True), error
+    assert _shows_a_traceback(caplog) is traces
+    assert not list(bench.hub_directory.glob("*/smaller"))
+    assert bench.remaining == []
 
 
 def test_the_log_of_a_mistake_is_read_to_its_end(

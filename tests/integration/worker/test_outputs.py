@@ -3,14 +3,16 @@
 from pathlib import Path
 from uuid import uuid4
 
+import pytest
+
 from benchmarks.harness.fake_hub.faults import Fault
 from benchmarks.harness.fake_hub.server import FakeHub
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import Publication
-from replaceme_core.ledger import attempts, changes
+from replaceme_core.ledger import changes
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.request.spec import OutputSpec
-from tests.fixtures.jobs.ledger import claim_job
+from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.worker.supervisor import OUTPUT, Bench
 
 THEIRS = {"config.json": b"theirs", "model.safetensors": b"their weights"}
@@ -34,18 +36,15 @@ class TakenMeanwhile(DirectoryHub):
         return super().publish(publication, **callbacks)  # type: ignore[arg-type]
 
 
-def test_a_repository_that_appeared_after_the_submission_is_left(bench: Bench) -> None:
-    put(bench.hub_directory / OUTPUT)
-    error = bench.error_of(bench.add())
-    assert error.code == "invalid_input"
-    assert "exists already" in error.message
-    assert content(bench.hub_directory / OUTPUT) == THEIRS
-
-
-def test_a_repository_that_appeared_during_the_job_is_left(bench: Bench) -> None:
-    bench.hub = TakenMeanwhile(bench.hub_directory)
-    error = bench.error_of(bench.add())
-    assert error.code == "invalid_input"
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_a_repository_that_appeared_after_the_submission_is_left(bench: Bench, meanwhile: bool) -> None:
+    job_id = bench.add()
+    if meanwhile:
+        bench.hub = TakenMeanwhile(bench.hub_directory)
+    else:
+        put(bench.hub_directory / OUTPUT)
+    error = bench.error_of(job_id)
+    assert (error.code, "exists already" in error.message) == ("invalid_input", True), error
     assert content(bench.hub_directory / OUTPUT) == THEIRS
 
 
@@ -121,8 +120,8 @@ def test_a_second_attempt_fills_the_repository_that_the_first_one_created(bench:
     fake_hub.store.create("model", OUTPUT, private=True)
     fake_hub.fail(Fault.LOSE_REPLY, r"/commit/main$")
     job_id = bench.add()
-    with bench.database.session() as session:
-        attempts.release(session, claim_job(session, job_id, worker="gone", lease_seconds=60), reason="died")
+    ledger = Ledger(bench.database)
+    ledger.release(ledger.claim(job_id))
     job = bench.run(job_id)
     assert job.status is JobStatus.SUCCEEDED, job.error
     assert len(fake_hub.commits(OUTPUT)) == 2

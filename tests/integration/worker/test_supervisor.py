@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -11,26 +10,22 @@ import pytest
 from sqlalchemy import update
 
 from benchmarks.harness.jobs import report_of
-from benchmarks.harness.processes import wait_until
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import Publication
-from replaceme_core.ledger import attempts
 from replaceme_core.ledger.database import now
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.runner.messages import Measured, Stage
-from tests.fixtures.jobs.ledger import claim_job, succeed
+from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.worker.supervisor import OUTPUT, Bench
 from worker.supervisor import Supervisor
 
 
 def test_a_result_that_an_earlier_attempt_published_is_used(bench: Bench, tmp_path: Path) -> None:
     job_id = bench.add()
-    with bench.database.session() as session:
-        attempts.release(
-            session, claim_job(session, job_id, worker="gone", lease_seconds=60), reason="died after its commit"
-        )
+    ledger = Ledger(bench.database)
+    ledger.release(ledger.claim(job_id))  # its worker died after its commit
     result = tmp_path / "result"
     result.mkdir()
     report = {"removed_blocks": [1], "kept_blocks": [0, 2, 3], "seconds": 5}
@@ -48,35 +43,6 @@ def test_a_result_that_an_earlier_attempt_published_is_used(bench: Bench, tmp_pa
     assert report_of(bench.database, job_id) == report
 
 
-def test_a_hub_that_stays_unreachable_fails_the_job(bench: Bench) -> None:
-    job_id = bench.add()
-    shutil.move(bench.hub_directory, bench.hub_directory.with_name("elsewhere"))
-    began = time.monotonic()
-    assert bench.error_of(job_id, hub_patience_seconds=1.5).code == "hub_unreachable"
-    assert time.monotonic() - began >= 1.5
-    assert bench.remaining == []
-
-
-def test_a_hub_that_comes_back_is_retried(bench: Bench) -> None:
-    job_id = bench.add()
-    elsewhere = bench.hub_directory.with_name("elsewhere")
-    shutil.move(bench.hub_directory, elsewhere)
-    with bench.running(job_id, hub_patience_seconds=20):
-        wait_until(lambda: bench.job(job_id).stage is not None, seconds=10, what="the first stage")
-        shutil.move(elsewhere, bench.hub_directory)
-    assert bench.job(job_id).status is JobStatus.SUCCEEDED
-
-
-def test_cancel_ends_the_wait_for_a_hub(bench: Bench) -> None:
-    job_id = bench.add()
-    shutil.move(bench.hub_directory, bench.hub_directory.with_name("elsewhere"))
-    with bench.running(job_id, hub_patience_seconds=600):
-        wait_until(lambda: bench.job(job_id).stage is not None, seconds=10, what="the first stage")
-        bench.cancel(job_id)
-    assert bench.job(job_id).status is JobStatus.CANCELLED
-    assert bench.remaining == []
-
-
 def test_the_deadline_ends_the_wait_for_a_hub(bench: Bench) -> None:
     job_id = bench.add(max_runtime_seconds=1)
     shutil.move(bench.hub_directory, bench.hub_directory.with_name("elsewhere"))
@@ -88,8 +54,9 @@ def test_the_deadline_ends_the_wait_for_a_hub(bench: Bench) -> None:
 
 def test_the_deadline_counts_from_the_first_start(bench: Bench) -> None:
     job_id = bench.add(max_runtime_seconds=600, stub_seconds="60")
+    ledger = Ledger(bench.database)
+    ledger.release(ledger.claim(job_id))
     with bench.database.session() as session:
-        attempts.release(session, claim_job(session, job_id, worker="gone", lease_seconds=60), reason="shut down")
         session.execute(update(JobRow).values(deadline_at=now(plus_seconds=1)))  # 599 seconds ago
     job = bench.run(job_id)
     assert job.error is not None
@@ -151,46 +118,25 @@ def test_a_runner_works_in_the_attempts_own_directory(bench: Bench) -> None:
     assert directory.parent.name.startswith(f"{job_id}-1-")
 
 
-@pytest.mark.parametrize(("worker_kind", "device"), [(WorkerKind.CPU, "cpu"), (WorkerKind.GPU, None), (None, None)])
-def test_a_job_for_cpu_workers_stays_on_the_cpu(
-    bench: Bench, worker_kind: WorkerKind | None, device: str | None
-) -> None:
-    assert said_by(bench, "request['spec']['compute']['device']", bench.add(worker_kind=worker_kind)) == str(device)
-
-
-def test_a_worker_that_shuts_down_releases_its_job_and_wakes_up_another(bench: Bench) -> None:
-    job_id = bench.add(worker_kind=WorkerKind.GPU, stub_seconds="60")
-    enqueued: list[tuple[str, WorkerKind | None]] = []
-    must_release = threading.Event()
-    supervisor = Supervisor(
-        settings=bench.settings,
-        database=bench.database,
-        open_hub=lambda: bench.hub,
-        enqueue=lambda *job: enqueued.append(job),
-        must_release=must_release.is_set,
+@pytest.mark.parametrize(
+    ("worker_kind", "told"), [(WorkerKind.CPU, "cpu, False"), (WorkerKind.GPU, "None, True"), (None, "None, False")]
+)
+def test_a_runner_learns_what_its_job_is_for(bench: Bench, worker_kind: WorkerKind | None, told: str) -> None:
+    """One for CPU workers stays on the CPU; one for a GPU is not done on the CPU should there be none after all."""
+    said = said_by(
+        bench,
+        "request['spec']['compute']['device']) + ', ' + str(request['needs_accelerator']",
+        bench.add(worker_kind=worker_kind),
     )
-    work = threading.Thread(target=supervisor.run, args=(job_id,))
-    work.start()
-    wait_until(lambda: bench.job(job_id).stage is Stage.CALIBRATE, seconds=30, what="a runner at work")
-    assert enqueued == []
-    must_release.set()
-    work.join(timeout=20)
-    assert not work.is_alive()
-    job = bench.job(job_id)
-    assert (job.status, job.worker_kind) == (JobStatus.QUEUED, WorkerKind.CPU), "the stub runner resolved its device"
-    assert enqueued == [(job_id, WorkerKind.CPU)]
-    assert bench.remaining == []
+    assert said == told
 
 
 def test_the_runner_receives_what_earlier_jobs_took(bench: Bench) -> None:
-    with bench.database.session() as session:
-        earlier = claim_job(session, bench.add(worker_kind=WorkerKind.CPU), worker="w", lease_seconds=60)
-    with bench.database.session() as session:
-        attempts.record_progress(session, earlier, stage=Stage.SELECT, overall=0, fraction=0, eta_seconds=None)
-        attempts.add_metrics(
-            session, earlier, [Measured(stage=Stage.SELECT, name="modelled_seconds", value=10.0, unit="s")]
-        )
-        succeed(session, earlier)
+    ledger = Ledger(bench.database)
+    earlier = ledger.claim(bench.add(worker_kind=WorkerKind.CPU))
+    ledger.progress(earlier, Stage.SELECT)
+    ledger.measure(earlier, Measured(stage=Stage.SELECT, name="modelled_seconds", value=10.0, unit="s"))
+    ledger.succeed(earlier)
     (past,) = json.loads(said_by(bench, "json.dumps(request['history'])", bench.add(worker_kind=WorkerKind.CPU)))
     modelled, took = past["stages"]["select"]
     assert modelled == 10.0

@@ -21,7 +21,7 @@ from benchmarks.harness.jobs import owner_of
 from replaceme_core.ledger import changes
 from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.tables import ApiKeyRow
-from replaceme_core.ledger.watching import FeedEvent, all_events_after, events_after, number_all
+from replaceme_core.ledger.watching import FeedEvent, events_after, number_all
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
@@ -172,12 +172,12 @@ def test_positions_are_not_given_twice(sqlite_database: Database, ledger: Ledger
     ledger.cancel(first)
     number_all(sqlite_database)
     with sqlite_database.session() as session:
-        before = all_events_after(session, 0, limit=10)[-1].position
+        before = events_after(session, 0, limit=10, owner=None)[-1].position
         changes.delete_job(session, first, owner=owner_of(session, first))
     ledger.add(owner="ada")
     number_all(sqlite_database)
     with sqlite_database.session() as session:
-        assert [each.position for each in all_events_after(session, before, limit=10)] == [before + 1]
+        assert [each.position for each in events_after(session, before, limit=10, owner=None)] == [before + 1]
 
 
 @pytest.fixture

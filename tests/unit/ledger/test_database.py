@@ -19,27 +19,18 @@ ELSEWHERE = NOON.astimezone(timezone(timedelta(hours=5, minutes=30)))
 
 
 @pytest.mark.parametrize("dialect", [sqlite.dialect(), postgresql.dialect()])
-def test_round_trip(dialect: sqlite.dialect | postgresql.dialect) -> None:
+def test_times_are_aware_and_in_utc(dialect: sqlite.dialect | postgresql.dialect) -> None:
     kind = UtcDateTime()
     for time in (NOON, ELSEWHERE):
         bound = kind.process_bind_param(time, dialect)
         assert bound is not None
-        assert bound.replace(tzinfo=UTC) == NOON
         assert (bound.tzinfo is None) is (dialect.name == "sqlite")
-        read = kind.process_result_value(bound, dialect)
-        assert read == NOON
-        assert read.utcoffset() == timedelta(0)
-    assert kind.process_bind_param(None, dialect) is None
-    assert kind.process_result_value(None, dialect) is None
-
-
-def test_the_time_zone_of_the_server_does_not_matter() -> None:
-    assert UtcDateTime().process_result_value(ELSEWHERE, postgresql.dialect()) == NOON
-
-
-def test_a_datetime_without_a_time_zone_is_an_error() -> None:
+        for stored in (bound, ELSEWHERE):  # whatever the time zone of the server is
+            read = kind.process_result_value(stored, dialect)
+            assert read is not None
+            assert (read, read.utcoffset()) == (NOON, timedelta(0))
     with pytest.raises(ValueError, match="without a time zone"):
-        UtcDateTime().process_bind_param(NOON.replace(tzinfo=None), sqlite.dialect())
+        kind.process_bind_param(NOON.replace(tzinfo=None), dialect)
 
 
 def test_now_is_the_time_of_the_statement() -> None:

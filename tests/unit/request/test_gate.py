@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from benchmarks.harness.specs import a_spec
-from replaceme_core.ledger.row_mapping import stored_spec
+from replaceme_core.ledger.records import stored_spec
 from replaceme_core.request.gate import GateResult, GateSpec, Trial, deepest, most_trials
 from replaceme_core.request.spec import CompressionSpec
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from replaceme_core.ledger.row_mapping import stored_spec
+from replaceme_core.ledger.records import stored_spec
 from replaceme_core.request.fields import BUILTIN_TEXTS
 from replaceme_core.request.method import Method
 from replaceme_core.request.removal import blocks_to_remove

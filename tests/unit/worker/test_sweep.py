@@ -9,17 +9,14 @@ from benchmarks.harness.servers import free_port
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import DatabaseFull, QueueUnreachable
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger import changes, reading
-from replaceme_core.ledger.database import Database, now
+from replaceme_core.ledger.database import now
 from replaceme_core.ledger.records import IdempotencyKey
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import IdempotencyKeyRow, JobRow
 from replaceme_core.settings import Settings
-from tests.fixtures.jobs.ledger import claim_job
+from tests.fixtures.jobs.ledger import Ledger
 from worker.sweep import Sweep
 from worker.workspace import checkpoints_of, jobs_with_checkpoints
-
-SPEC = a_spec()
 
 
 @pytest.fixture
@@ -35,19 +32,19 @@ def sweep_of(settings: Settings, enqueued: list[str] | None = None, *, free: boo
     )
 
 
-def old_job(database: Database) -> str:
+def old_job(ledger: Ledger) -> str:
     """A queued job for which no message was sent for an hour."""
-    with database.session() as session:
-        job_id = changes.add(session, spec=SPEC, owner="tests").id
+    job_id = ledger.add()
+    with ledger.database.session() as session:
         session.execute(update(JobRow).values(enqueued_at=now(plus_seconds=-3600)))
     return job_id
 
 
 def test_a_worker_with_a_free_slot_enqueues_a_job_that_waits_and_not_again_at_once(
-    settings: Settings, sqlite_database: Database
+    settings: Settings, ledger: Ledger
 ) -> None:
     enqueued: list[str] = []
-    job_id = old_job(sqlite_database)
+    job_id = old_job(ledger)
     sweep_of(settings, enqueued, free=False).sweep()
     assert enqueued == []
     sweep = sweep_of(settings, enqueued)
@@ -56,36 +53,34 @@ def test_a_worker_with_a_free_slot_enqueues_a_job_that_waits_and_not_again_at_on
     assert enqueued == [job_id]
 
 
-def test_it_requeues_an_expired_lease_and_enqueues_the_job_after_a_pause(
-    settings: Settings, sqlite_database: Database
-) -> None:
+def test_it_requeues_an_expired_lease_and_enqueues_the_job_after_a_pause(settings: Settings, ledger: Ledger) -> None:
     enqueued: list[str] = []
-    job_id = old_job(sqlite_database)
-    with sqlite_database.session() as session:
-        claim_job(session, job_id, worker="gone", lease_seconds=60)
-        session.execute(update(JobRow).values(lease_expires_at=now(plus_seconds=-1)))
-    slow = sweep_of(settings, enqueued)
-    slow.sweep()
+    job_id = old_job(ledger)
+    ledger.claim(job_id, lease_seconds=-1)
+    sweep = sweep_of(settings, enqueued)
+    sweep.sweep()
     assert enqueued == []
-    with sqlite_database.session() as session:
-        assert reading.get(session, job_id, owner="tests").status is JobStatus.QUEUED
+    assert ledger.status(job_id) is JobStatus.QUEUED
+    with ledger.database.session() as session:
         session.execute(update(JobRow).values(not_before=now(plus_seconds=-1)))
-    slow.sweep()
-    slow.sweep()
+    sweep.sweep()
+    sweep.sweep()
     assert enqueued == [job_id]
 
 
-def test_it_deletes_old_idempotency_keys(settings: Settings, sqlite_database: Database) -> None:
-    with sqlite_database.session() as session:
-        for key, seconds in (("old", -1), ("new", 60)):
-            changes.add(
-                session,
-                spec=SPEC,
-                owner="tests",
-                idempotency_key=IdempotencyKey(key=key, fingerprint="f", keep_seconds=seconds),
-            )
+def test_it_fails_a_job_that_waited_too_long(settings: Settings, ledger: Ledger) -> None:
+    job_id = ledger.add_spec(a_spec(max_queue_seconds=60))
+    with ledger.database.session() as session:
+        session.execute(update(JobRow).values(deadline_at=now(plus_seconds=-1)))
+    sweep_of(settings).sweep()
+    assert ledger.history(job_id) == ["created", "failed"]
+
+
+def test_it_deletes_old_idempotency_keys(settings: Settings, ledger: Ledger) -> None:
+    for key, seconds in (("old", -1), ("new", 60)):
+        ledger.add_spec(a_spec(), idempotency_key=IdempotencyKey(key=key, fingerprint="f", keep_seconds=seconds))
     sweep_of(settings, free=False).sweep()
-    with sqlite_database.session(read_only=True) as session:
+    with ledger.database.session(read_only=True) as session:
         assert session.scalars(select(IdempotencyKeyRow.key)).all() == ["new"]
 
 
@@ -97,7 +92,7 @@ def test_it_removes_abandoned_directories_while_the_database_is_unreachable(tmp_
     assert not abandoned.exists()
 
 
-def test_a_broker_that_is_unreachable_does_not_stop_it(settings: Settings, sqlite_database: Database) -> None:
+def test_a_broker_that_is_unreachable_does_not_stop_it(settings: Settings, ledger: Ledger) -> None:
     tries: list[str] = []
 
     def enqueue(job_id: str, worker_kind: WorkerKind | None) -> None:
@@ -105,8 +100,8 @@ def test_a_broker_that_is_unreachable_does_not_stop_it(settings: Settings, sqlit
         if len(tries) < 3:
             raise QueueUnreachable("away")
 
-    job_id = old_job(sqlite_database)
-    often = settings.model_copy(update={"sweep_seconds": 0.1})
+    job_id = old_job(ledger)
+    often = settings.model_copy(update={"sweep_seconds": 0.05})
     sweep = Sweep(settings=often, enqueue=enqueue, has_free_slot=lambda: True)
     sweep.start()
     try:
@@ -118,11 +113,9 @@ def test_a_broker_that_is_unreachable_does_not_stop_it(settings: Settings, sqlit
     assert not sweep.is_alive()
 
 
-def test_it_removes_the_checkpoints_of_jobs_that_have_ended(settings: Settings, sqlite_database: Database) -> None:
-    waiting = old_job(sqlite_database)
-    with sqlite_database.session() as session:
-        cancelled = changes.add(session, spec=SPEC, owner="tests").id
-        changes.request_cancel(session, cancelled, owner="tests")
+def test_it_removes_the_checkpoints_of_jobs_that_have_ended(settings: Settings, ledger: Ledger) -> None:
+    waiting, cancelled = ledger.add(), ledger.add()
+    ledger.cancel(cancelled)
     for job_id in (waiting, cancelled, "of-a-ledger-that-is-gone"):
         checkpoints_of(settings.workspace, job_id).mkdir(parents=True)
     sweep_of(settings, free=False).sweep()
