@@ -116,7 +116,14 @@ class Run:
             self.model = open_for_capture(self.source, dtype=self.dtype, compute=spec.compute)
         writing = writing_part(spec)
         if writing > 0:
-            generate = partial(self._own_text, self.model, advance=partial(_advance, progress, 0.0, writing))
+            generate = partial(
+                self.dense_results().own_text,
+                self.model,
+                tokenizer,
+                length=spec.calibration.max_length,
+                seed=spec.calibration.seed,
+                advance=partial(_advance, progress, 0.0, writing),
+            )
             with library_errors(_DOES_NOT_RUN):
                 tokens = with_self_generated(tokens, spec.calibration, generate)
         prefix = len(beginning_of_text(tokenizer))
@@ -179,18 +186,6 @@ class Run:
     def dense_results(self) -> DenseResults:
         """What an evaluation finds of the source model, kept in the activation cache if there is one."""
         return DenseResults.of(self.source, self.cache, self.spec.compute)
-
-    def _own_text(self, model: PreTrainedModel, count: int, *, advance: Callable[[float], None]) -> torch.Tensor:
-        """`count` sequences (count, length) that `model` generates; they are kept beside the activations."""
-        calibration = self.spec.calibration
-        return self.dense_results().own_text(
-            model,
-            self.tokenizer,
-            count=count,
-            length=calibration.max_length,
-            seed=calibration.seed,
-            advance=advance,
-        )
 
     def original(self, subject: Subject, tokens: TokenSet) -> Original:
         """The source model, to compare results with."""

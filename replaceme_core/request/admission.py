@@ -119,11 +119,6 @@ class OutputRules:
         )
 
 
-def default_namespace(hub: Hub, rules: OutputRules) -> str:
-    """The owner of results that name no repository."""
-    return rules.namespaces[0] if rules.namespaces else hub.namespace()
-
-
 def check_output(output: OutputSpec, hub: Hub, *, rules: OutputRules, private_source: str | None) -> None:
     """Raises `InvalidInput` (field `output.repo_id`, `output.private`, ...) for what may not be.
 
@@ -311,7 +306,8 @@ def _name_output(
     if output.repo_id is None:
         ending = f"-{kept}of{blocks}{ending_of(job_id)}"
         name = spec.model.repo_id.rpartition("/")[2][: _MAX_NAME_LENGTH - len(ending)].rstrip("-.")
-        return output.model_copy(update={"repo_id": f"{default_namespace(hub, rules)}/{name}{ending}"})
+        owner = rules.namespaces[0] if rules.namespaces else hub.namespace()
+        return output.model_copy(update={"repo_id": f"{owner}/{name}{ending}"})
     if output.repo_id.lower() == spec.model.repo_id.lower():  # names on the Hub are not case-sensitive
         raise InvalidInput(
             "the result would replace the source model; name another repository",

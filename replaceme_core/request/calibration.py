@@ -5,11 +5,10 @@ from contextlib import contextmanager
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.request.defaults import HELD_OUT_SHARE
-from replaceme_core.request.fields import BUILTIN_PREFIX, FILE_PREFIX, Name, Spec, TextSource, as_tuple, length
+from replaceme_core.request.fields import BUILTIN_PREFIX, FILE_PREFIX, Name, Spec, TextSource, as_tuple, length, wrong
 
 MOST_SOURCES = 8
 GENERAL = "builtin:general"
@@ -50,16 +49,13 @@ class CalibrationSource(Spec):
     def _is_one_source(self) -> Self:
         if (self.dataset is not None) == self.self_generated:
             problem = "both are given" if self.self_generated else "neither is given"
-            raise PydanticCustomError(
-                "one_source",
-                "give either dataset (a text) or self_generated: true (text of the model's own): {problem}",
-                {"field": "dataset", "problem": problem},
+            raise wrong(
+                "dataset",
+                f"give either dataset (a text) or self_generated: true (text of the model's own): {problem}",
             )
         for option in _OPTIONS_OF_A_TEXT:
             if self.self_generated and getattr(self, option) != type(self).model_fields[option].default:
-                raise PydanticCustomError(
-                    "option_of_a_text", "{field} is for a dataset; leave it out here", {"field": option}
-                )
+                raise wrong(option, f"{option} is for a dataset; leave it out here")
         return self
 
     @property
@@ -160,22 +156,14 @@ class CalibrationSpec(Spec):
     def _one_form(self) -> Self:
         if (self.dataset is None) == (self.sources is None):
             problem = "neither is given" if self.dataset is None else "both are given"
-            raise PydanticCustomError(
-                "dataset_or_sources",
-                "give either dataset (one text) or sources (several): {problem}",
-                {"field": "dataset", "problem": problem},
-            )
+            raise wrong("dataset", f"give either dataset (one text) or sources (several): {problem}")
         for option in (*_OPTIONS_OF_A_TEXT, "self_generated", "general"):
             if self.sources is not None and getattr(self, option) != type(self).model_fields[option].default:
-                raise PydanticCustomError(
-                    "option_of_a_source", "{field} belongs to one of the sources; leave it out here", {"field": option}
-                )
+                raise wrong(option, f"{option} belongs to one of the sources; leave it out here")
         if self.general and self.dataset == GENERAL:
-            raise PydanticCustomError("general_twice", "dataset is this text already", {"field": "general"})
+            raise wrong("general", "dataset is this text already")
         if (self.self_generated or 0) + (self.general or 0) > 1 + SHARE_TOLERANCE:
-            raise PydanticCustomError(
-                "shares", "self_generated and general are more than all samples together", {"field": "general"}
-            )
+            raise wrong("general", "self_generated and general are more than all samples together")
         return self
 
     @model_validator(mode="after")
@@ -183,39 +171,26 @@ class CalibrationSpec(Spec):
         sources = self.sources or ()
         generated = [number for number, source in enumerate(sources) if source.self_generated]
         if len(generated) > 1:
-            raise PydanticCustomError(
-                "two_self_generated",
-                "one source at most is self-generated; sources {first} and {second} are",
-                {"field": f"sources.{generated[1]}", "first": generated[0], "second": generated[1]},
-            )
+            first, second, *_ = generated
+            raise wrong(f"sources.{second}", f"one source at most is self-generated; sources {first} and {second} are")
         texts = sum(not source.self_generated and source.share != 0 for source in sources)
         if sources and texts == 0:
-            raise PydanticCustomError(
-                "no_text",
-                "at least one source is a text with a share above 0, on which the result is measured",
-                {"field": "sources"},
+            raise wrong(
+                "sources", "at least one source is a text with a share above 0, on which the result is measured"
             )
         twice = find_repeated(sources)
         if twice is not None:
-            raise PydanticCustomError(
-                "source_twice",
-                "{name} is given twice; name another revision, config, split or column, or give it once with the sum "
-                "of the shares",
-                {"field": f"sources.{twice}", "name": sources[twice].name},
+            raise wrong(
+                f"sources.{twice}",
+                f"{sources[twice].name} is given twice; name another revision, config, split or column, or give it "
+                "once with the sum of the shares",
             )
         _check_shares(sources)
         if self.samples is not None and texts > held_out_samples(self.samples):
-            raise PydanticCustomError(
-                "samples_of_sources",
-                "of {samples} samples {held_out} are held out, and each of the {texts} texts needs one: ask for at "
-                "least {least}",
-                {
-                    "field": "samples",
-                    "samples": self.samples,
-                    "held_out": held_out_samples(self.samples),
-                    "texts": texts,
-                    "least": HELD_OUT_SHARE * texts,
-                },
+            raise wrong(
+                "samples",
+                f"of {self.samples} samples {held_out_samples(self.samples)} are held out, and each of the {texts} "
+                f"texts needs one: ask for at least {HELD_OUT_SHARE * texts}",
             )
         return self
 
@@ -287,17 +262,12 @@ def _check_shares(sources: Sequence[CalibrationSource]) -> None:
     total = sum(source.share for source in sources if source.share is not None)
     open_ones = [number for number, source in enumerate(sources) if source.share is None]
     if open_ones and total > 1 - SHARE_TOLERANCE:
-        raise PydanticCustomError(
-            "shares",
-            "the shares of the other sources add up to {total}, which leaves nothing for this one",
-            {"field": f"sources.{open_ones[0]}", "total": f"{total:.6g}"},
+        raise wrong(
+            f"sources.{open_ones[0]}",
+            f"the shares of the other sources add up to {total:.6g}, which leaves nothing for this one",
         )
     if not open_ones and abs(total - 1) > SHARE_TOLERANCE:
-        raise PydanticCustomError(
-            "shares",
-            "the shares must add up to 1; they add up to {total}",
-            {"field": "sources", "total": f"{total:.8g}"},
-        )
+        raise wrong("sources", f"the shares must add up to 1; they add up to {total:.8g}")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from replaceme_core.hub.port import REPOSITORY
 
@@ -33,6 +34,11 @@ class Spec(Frozen):
     """
 
     model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+def wrong(field: str, message: str) -> PydanticCustomError:
+    """What a validator of a whole object raises about one of its fields, a dotted path."""
+    return PydanticCustomError("wrong", "{message}", {"field": field, "message": message})
 
 
 def _repository(value: str) -> str:

@@ -5,10 +5,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from replaceme_core.request.fields import Frozen, Ratio, as_tuple
+from replaceme_core import shapes
+from replaceme_core.request.fields import Frozen, Ratio, wrong
 from replaceme_core.request.tasks import TaskName, expanded
 from replaceme_core.wording import json_safe, shorten
 
@@ -17,14 +18,13 @@ _RISES = ("perplexity_ratio", "worst_perplexity_ratio", "divergence")
 """What grows with every block that is removed; the other criteria fall."""
 
 
-class CriterionResult(Frozen):
+_RESULT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class CriterionResult(shapes.Criterion):
     """One criterion: its measured value, its limits, and whether the value is within them."""
 
-    name: str
-    value: float
-    min: float | None
-    max: float | None
-    passed: bool
+    model_config = _RESULT
 
     @property
     def unit(self) -> str:
@@ -62,20 +62,11 @@ def unit_of(name: str) -> str:
     return _UNITS.get(name, "ratio")
 
 
-class Trial(Frozen):
-    """The removal of a number of `blocks`: which ones, what the result is worth, and how many seconds it took.
+class Trial(shapes.Trial):
+    """The removal of a number of `blocks`; one with a `problem` has missed the gate."""
 
-    `measured` are all values by the names of the criteria, also of those that the gate does not ask for. `problem` says
-    why nothing could be measured; such a trial has missed the gate.
-    """
-
-    blocks: int
-    removed_blocks: Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = ()
-    passed: bool
-    criteria: Annotated[tuple[CriterionResult, ...], BeforeValidator(as_tuple)] = ()
-    measured: dict[str, float]
-    seconds: float
-    problem: str | None = None
+    model_config = _RESULT
+    criteria: tuple[CriterionResult, ...] = ()
 
     @property
     def is_too_deep(self) -> bool:
@@ -111,16 +102,16 @@ def most_trials(depths: int) -> int:
     return depths.bit_length()
 
 
-class GateResult(Frozen):
+class GateResult(shapes.Gate):
     """All criteria of a gate; `passed` if each of them is.
 
     `trials` are those of a search for the deepest cut, in their order; the criteria are those of the last cut that was
     not too deep, or of the shallowest one where all were.
     """
 
-    passed: bool
-    criteria: Annotated[tuple[CriterionResult, ...], BeforeValidator(as_tuple)]
-    trials: Annotated[tuple[Trial, ...], BeforeValidator(as_tuple)] = ()
+    model_config = _RESULT
+    criteria: tuple[CriterionResult, ...]
+    trials: tuple[Trial, ...] = ()
 
     @classmethod
     def in_report(cls, report: Mapping[str, object]) -> Self | None:
@@ -156,13 +147,9 @@ class Limits(Frozen):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.min is None and self.max is None:
-            raise PydanticCustomError("no_limit", "give min, max or both", {})
+            raise ValueError("give min, max or both")
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise PydanticCustomError(
-                "contradiction",
-                "no value is at least {least} and at most {most}",
-                {"field": "min", "least": self.min, "most": self.max},
-            )
+            raise wrong("min", f"no value is at least {self.min} and at most {self.max}")
         return self
 
 
@@ -198,15 +185,13 @@ class GateSpec(Frozen):
     @model_validator(mode="after")
     def _decides_something(self) -> Self:
         if not self.criteria:
-            names = ", ".join(type(self).model_fields)
-            raise PydanticCustomError("empty_gate", "give at least one of {names}", {"names": names})
+            raise ValueError(f"give at least one of {', '.join(type(self).model_fields)}")
         least = None if self.perplexity_ratio is None else self.perplexity_ratio.min
         most = None if self.worst_perplexity_ratio is None else self.worst_perplexity_ratio.max
         if least is not None and most is not None and least > most:
-            raise PydanticCustomError(
-                "contradiction",
-                "the worst text is never better than the first one, of which perplexity_ratio wants at least {least}",
-                {"field": "worst_perplexity_ratio", "least": least},
+            raise wrong(
+                "worst_perplexity_ratio",
+                f"the worst text is never better than the first one, of which perplexity_ratio wants at least {least}",
             )
         return self
 
@@ -230,33 +215,27 @@ def _judge(name: str, value: float, limits: Limits) -> CriterionResult:
 
 
 def check_conditions(gate: GateSpec | None, *, deepest: bool, evaluated: bool, tasks: Sequence[str]) -> None:
-    """Raise `PydanticCustomError` where a gate is missing, or judges what is not measured.
+    """Raise the error of a validator where a gate is missing, or judges what is not measured.
 
     `deepest`: the deepest cut that passes is asked for.
     """
     if gate is None:
         if deepest:
-            raise PydanticCustomError(
-                "deepest_without_gate",
+            raise wrong(
+                "gate",
                 "the deepest cut that passes a gate is asked for (ratio.max), and there is no gate: give gate, such as "
-                "{example}, or ratio as a number",
-                {"field": "gate", "example": '{"perplexity_ratio": {"max": 1.6}}'},
+                '{"perplexity_ratio": {"max": 1.6}}, or ratio as a number',
             )
         return
     if not evaluated:
-        raise PydanticCustomError(
-            "gate_without_evaluation",
-            "a gate judges what the evaluation measures: turn evaluation.enabled on, or leave the gate out",
-            {"field": "gate"},
+        raise wrong(
+            "gate", "a gate judges what the evaluation measures: turn evaluation.enabled on, or leave the gate out"
         )
     run = expanded(tasks)
     missing = [name for name in gate.tasks or () if name not in run]
     if missing or (gate.accuracy_kept is not None and not run):
-        raise PydanticCustomError(
-            "gate_without_tasks",
-            "the gate judges tasks that are not run: name {names} in evaluation.tasks",
-            {"field": "gate", "names": ", ".join(missing) or "some"},
-        )
+        names = ", ".join(missing) or "some"
+        raise wrong("gate", f"the gate judges tasks that are not run: name {names} in evaluation.tasks")
 
 
 class DeepestCut(Frozen):
@@ -277,7 +256,7 @@ def _number_or_deepest(value: object) -> object:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not isinstance(value, DeepestCut) and not (is_number and 0 < value < 1):  # type: ignore[operator]
         got = shorten(json.dumps(json_safe(value), ensure_ascii=False), 60)
-        raise PydanticCustomError("ratio", "expected a number greater than 0 and less than 1, got {got}", {"got": got})
+        raise ValueError(f"expected a number greater than 0 and less than 1, got {got}")
     return value
 
 

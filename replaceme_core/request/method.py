@@ -12,11 +12,10 @@ from types import MappingProxyType
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from replaceme_core.families.layout import MapStructure
 from replaceme_core.request import defaults
-from replaceme_core.request.fields import LONGEST_SECONDS, Spec, one_of
+from replaceme_core.request.fields import LONGEST_SECONDS, Spec, one_of, wrong
 
 
 class Method(StrEnum):
@@ -198,22 +197,13 @@ class MethodSpec(Spec):
         methods: tuple[Method, ...] = DEFAULT_METHODS if self.name is None else (self.name,)
         for option in self._options_set():
             methods = tuple(method for method in methods if method in methods_with(option))
-            if not methods and self.name is None:
-                raise PydanticCustomError(
-                    "option_without_its_method",
-                    "{field} is for {methods}; name the method",
-                    {"field": option, "methods": " and ".join(methods_with(option))},
-                )
             if not methods:
-                raise PydanticCustomError(
-                    "option_of_another_method",
-                    "{field} is for {methods}, not for {name}",
-                    {"field": option, "methods": " and ".join(methods_with(option)), "name": str(self.name)},
-                )
+                end = "; name the method" if self.name is None else f", not for {self.name}"
+                raise wrong(option, f"{option} is for {' and '.join(methods_with(option))}{end}")
         if self.as_published and self.groups > 1:
-            raise PydanticCustomError("published_groups", "as published there is one cut", {"field": "groups"})
+            raise wrong("groups", "as published there is one cut")
         if self.as_published and self.structure is not None:
-            raise PydanticCustomError("published_structure", "as published the map is full", {"field": "structure"})
+            raise wrong("structure", "as published the map is full")
         return self
 
     @property

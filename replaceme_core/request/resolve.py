@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Annotated, Self
 
 from pydantic import model_validator
-from pydantic_core import PydanticCustomError
 
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.request import defaults
@@ -19,7 +18,7 @@ from replaceme_core.request.calibration import (
     CalibrationSpec,
     held_out_samples,
 )
-from replaceme_core.request.fields import BUILTIN_PREFIX, one_of
+from replaceme_core.request.fields import BUILTIN_PREFIX, one_of, wrong
 from replaceme_core.request.method import Method, MethodSpec
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, Dtype, Loading
 
@@ -130,7 +129,7 @@ class ResolvedCalibration(CalibrationSpec):
     @model_validator(mode="after")
     def _share_is_known(self) -> Self:
         if self.dataset is not None and self.self_generated is None:
-            raise PydanticCustomError("still_open", "self_generated is still open", {"field": "self_generated"})
+            raise wrong("self_generated", "self_generated is still open")
         return self
 
 

@@ -13,7 +13,6 @@ from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from replaceme_core.request.calibration import CalibrationSource, CalibrationSpec
 from replaceme_core.request.fields import (
@@ -25,6 +24,7 @@ from replaceme_core.request.fields import (
     Seconds,
     Spec,
     one_of,
+    wrong,
 )
 from replaceme_core.request.gate import DeepestCut, GateSpec, RatioOrDeepest, check_conditions
 from replaceme_core.request.method import TRAITS, Method, MethodSpec
@@ -87,9 +87,7 @@ class EvaluationSpec(Spec):
     @model_validator(mode="after")
     def _tasks_are_a_part(self) -> Self:
         if self.tasks and not self.enabled:
-            raise PydanticCustomError(
-                "tasks_without_evaluation", "tasks are a part of the evaluation: turn enabled on", {"field": "tasks"}
-            )
+            raise wrong("tasks", "tasks are a part of the evaluation: turn enabled on")
         return self
 
 
@@ -142,10 +140,8 @@ class ComputeSpec(Spec):
             return given
         shards = given["shards"]
         if shards is not None and not (type(shards) is int and shards == 1):
-            raise PydanticCustomError(
-                "shards_removed",
-                "sharded calibration was removed: a job is calibrated by one worker, and jobs are distributed",
-                {"field": "shards"},
+            raise wrong(
+                "shards", "sharded calibration was removed: a job is calibrated by one worker, and jobs are distributed"
             )
         return {name: value for name, value in given.items() if name != "shards"}
 
@@ -195,10 +191,8 @@ class CompressionSpec(Spec):
     def _one_way_to_choose(self) -> Self:
         if (self.ratio is None) == (self.drop is None):
             problem = "neither is given" if self.ratio is None else "both are given"
-            raise PydanticCustomError(
-                "ratio_or_drop",
-                "give either ratio (a fraction of the blocks) or drop (the blocks themselves): {problem}",
-                {"field": "ratio", "problem": problem},
+            raise wrong(
+                "ratio", f"give either ratio (a fraction of the blocks) or drop (the blocks themselves): {problem}"
             )
         return self
 
@@ -211,22 +205,17 @@ class CompressionSpec(Spec):
     @model_validator(mode="after")
     def _groups_are_for_a_ratio(self) -> Self:
         if self.drop is not None and self.method.groups > 1:
-            raise PydanticCustomError(
-                "groups_with_drop",
-                "groups divide a ratio; blocks named by drop are grouped as they lie",
-                {"field": "method.groups"},
-            )
+            raise wrong("method.groups", "groups divide a ratio; blocks named by drop are grouped as they lie")
         return self
 
     @model_validator(mode="after")
     def _quantized_weights_cannot_be_changed(self) -> Self:
         possible = self.method.possible
         if self.compute.quantization is not None and all(TRAITS[method].changes_weights for method in possible):
-            allowed = [str(method) for method in Method if not TRAITS[method].changes_weights]
-            raise PydanticCustomError(
-                "quantization_of_another_method",
-                "4 and 8 bits are for {methods}; {name} tries changes of the weights themselves",
-                {"field": "compute.quantization", "methods": ", ".join(allowed), "name": str(possible[0])},
+            allowed = ", ".join(method for method in Method if not TRAITS[method].changes_weights)
+            raise wrong(
+                "compute.quantization",
+                f"4 and 8 bits are for {allowed}; {possible[0]} tries changes of the weights themselves",
             )
         return self
 

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Annotated, Literal, Protocol, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
-from pydantic_core import PydanticCustomError
 
 from replaceme_core.errors import LONGEST_MESSAGE, InvalidInput, OutOfMemory, OutOfSpace, ReplaceMeError
 from replaceme_core.library_errors import is_out_of_memory, is_out_of_space
 from replaceme_core.request.calibration import CalibrationSource
-from replaceme_core.request.fields import TextSource
+from replaceme_core.request.fields import TextSource, wrong
 from replaceme_core.request.method import Method
 from replaceme_core.request.spec import CompressionSpec, Dtype
 from replaceme_core.request.tasks import TaskNames
@@ -232,7 +231,7 @@ class EvaluateRequest(ModelRequest):
     @model_validator(mode="after")
     def _one_text(self) -> Self:
         if (self.text_path is None) == (self.builtin is None):
-            raise PydanticCustomError("one_text", "give either text_path or builtin", {"field": "text_path"})
+            raise wrong("text_path", "give either text_path or builtin")
         return self
 
     @property

@@ -1,6 +1,6 @@
 """`replaceme evaluate`: measure model directories side by side on a text."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from replaceme_core.engine.evaluation.speed import measure_speed, speed_changes
 from replaceme_core.engine.evaluation.tasks import load_tasks
 from replaceme_core.engine.model.device import hardware_name, make_deterministic, this_machine
 from replaceme_core.engine.model.load import load_model, load_tokenizer, stored_weights
-from replaceme_core.engine.text.documents import documents
+from replaceme_core.engine.text.documents import documents, is_running_text
 from replaceme_core.engine.text.tokens import encode, pack
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.hub.model_config import read_outline
@@ -72,8 +72,8 @@ def evaluate(request: EvaluateRequest) -> dict[str, object]:
         changes = speed_changes(speeds[0], speed)
         rows.append(
             {
-                **one.as_dict(),
-                "speed": speed.as_dict(),
+                **asdict(one),
+                "speed": asdict(speed),
                 **(_against(measured[0], one, subjects[0], subjects[number]) if compared else _NOT_COMPARED),
                 "told_apart": {name: one["told_apart"] for name, one in changes.items()} if number else None,
                 "tasks": [
@@ -103,19 +103,9 @@ def _sequences(directory: Path, request: EvaluateRequest) -> tuple[torch.Tensor,
     tokenizer = load_tokenizer(directory)
     length = request.max_length or CPU_CALIBRATION[1]
     path = None if request.text_path is None else Path(request.text_path)
-    if path is None:
-        source = CalibrationSource(dataset=request.builtin)
-    elif request.data_set is not None:
-        source = request.data_set
-    else:
-        source = CalibrationSource(dataset=f"{FILE_PREFIX}text{path.suffix if path.suffix == '.jsonl' else '.txt'}")
-    running = path is not None and path.is_file() and path.suffix != ".jsonl"
-    packed = pack(
-        encode(documents(source, path), tokenizer, template=source.template, running_text=running),
-        tokenizer,
-        length=length,
-        limit=request.samples,
-    )
+    source = request.data_set or CalibrationSource(dataset=request.builtin or f"{FILE_PREFIX}text.txt")
+    encoded = encode(documents(source, path), tokenizer, template=source.template, running_text=is_running_text(path))
+    packed = pack(encoded, tokenizer, length=length, limit=request.samples)
     sequences = packed.sequences
     if len(sequences) < request.samples:
         advice = f", or ask for at most {counted(len(sequences), 'samples')}" if len(sequences) else ""

@@ -3,8 +3,9 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -71,47 +72,28 @@ def quantile(degrees: int) -> float:
     return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
 
 
-_LAST_STREAM = "text"
-
-
 @dataclass(kw_only=True)
 class LastStream:
-    """Of one model over `batches` of token ids (sequences, length). `stored` are the streams of an earlier pass.
+    """The streams of one model behind its last block, from which logits follow without any block.
 
-    `made` are those of this pass; `None` where they are not kept.
+    `stored` has those of an earlier pass, by the number of the batch; `made` those of this pass. Both are `None` where
+    there are none, or none are kept.
     """
 
-    results: DenseResults
     runner: BlockRunner
-    batches: Sequence[torch.Tensor]
-    stored: Sequence[torch.Tensor] | None
-    made: list[torch.Tensor] | None = field(default=None)
+    stored: Mapping[str, torch.Tensor] | None
+    made: dict[str, torch.Tensor] | None
 
-    @classmethod
-    def of(cls, model: PreTrainedModel, batches: Sequence[torch.Tensor], results: DenseResults) -> "LastStream | None":
-        """`None` where nothing is kept."""
-        tokens = sum(batch.numel() for batch in batches)
-        size = tokens * model.config.hidden_size * model.dtype.itemsize
-        if not results.has_room(size):
-            return None
-        found = results.find(_LAST_STREAM, _asked(batches))
-        stored = None if found is None else [found.tensors[str(number)] for number in range(len(batches))]
-        runner = BlockRunner(resolved=resolve(model))
-        return cls(results=results, runner=runner, batches=batches, stored=stored, made=[] if stored is None else None)
-
-    def logits(self, number: int, tokens: torch.Tensor) -> torch.Tensor:
-        """The logits (sequences, length, vocabulary) of a batch from its stored stream, without any block."""
+    def logits(self, number: int, batch: torch.Tensor) -> torch.Tensor:
+        """The logits (sequences, length, vocabulary) of a batch from its stored stream."""
         assert self.stored is not None
-        return self.runner.leave(self.stored[number].to(tokens.device), tokens)
+        return self.runner.leave(self.stored[str(number)].to(batch.device), batch)
 
-    def run(self, tokens: torch.Tensor) -> torch.Tensor:
+    def run(self, number: int, batch: torch.Tensor) -> torch.Tensor:
         """The logits of a batch from the whole model; the stream is kept on the way.
 
         Where the first one does not give the same logits again, to the bit, none is kept.
         """
-        model = self.runner.resolved.model
-        if self.made is None:
-            return _logits(model, tokens)
         seen: list[torch.Tensor] = []
 
         def note(module: nn.Module, given: object, output: object) -> None:
@@ -119,27 +101,40 @@ class LastStream:
             assert isinstance(stream, torch.Tensor)
             seen.append(stream.detach().to("cpu", copy=True))
 
-        handle = self.runner.blocks[-1].register_forward_hook(note)
+        handle = self.runner.blocks[-1].register_forward_hook(note) if self.made is not None else None
         try:
-            logits = _logits(model, tokens)
+            logits = _logits(self.runner.resolved.model, batch)
         finally:
-            handle.remove()
-        (stream,) = seen
-        if not self.made and not torch.equal(self.runner.leave(stream.to(tokens.device), tokens), logits):
-            self.made = None
-        else:
-            self.made.append(stream)
+            if handle is not None:
+                handle.remove()
+        if self.made is not None:
+            (self.made[str(number)],) = seen
+            if number == 0 and not torch.equal(self.runner.leave(seen[0].to(batch.device), batch), logits):
+                self.made = None
         return logits
 
-    def keep(self) -> None:
-        """Once all batches have run: keep what is new."""
-        if self.made is not None and len(self.made) == len(self.batches):
-            tensors = {str(number): stream for number, stream in enumerate(self.made)}
-            self.results.keep(_LAST_STREAM, _asked(self.batches), Contents(record={}, tensors=tensors))
 
+@contextmanager
+def last_stream(subject: "Subject", batches: Sequence[torch.Tensor]) -> Iterator[LastStream | None]:
+    """What is stored of `subject` on `batches` of token ids (sequences, length); `None` where nothing is kept.
 
-def _asked(batches: Sequence[torch.Tensor]) -> dict[str, object]:
-    return {"tokens": [tensor_digest(batch) for batch in batches]}
+    At the end what is new is kept.
+    """
+    model, results = subject.model, subject.results
+    size = sum(batch.numel() for batch in batches) * model.config.hidden_size * model.dtype.itemsize
+    if not results.has_room(size):
+        yield None
+        return
+    asked = {"tokens": [tensor_digest(batch) for batch in batches]}
+    found = results.find("text", asked)
+    runner = BlockRunner(resolved=resolve(model))
+    if found is None:
+        kept = LastStream(runner=runner, stored=None, made={})
+    else:
+        kept = LastStream(runner=runner, stored=found.tensors, made=None)
+    yield kept
+    if kept.made is not None:
+        results.keep("text", asked, Contents(record={}, tensors=kept.made))
 
 
 def _logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
@@ -175,9 +170,6 @@ class Measurement:
     word_perplexity: float | None = None
     byte_perplexity: float | None = None
     speed: Speed | None = None
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +209,7 @@ class Subject:
 
         The first `TIMED` batches run in any case, since speed belongs to this run.
         """
-        return kept is None or kept.stored is None or len(self.speeds) < min(TIMED, len(kept.batches))
+        return kept is None or kept.stored is None or len(self.speeds) < min(TIMED, len(kept.stored))
 
     def run(self, batch: torch.Tensor, number: int, kept: LastStream | None) -> torch.Tensor:
         """The logits (predictions, vocabulary) for `batch` (sequences, length), the one of this `number`."""
@@ -225,7 +217,7 @@ class Subject:
             logits = kept.logits(number, batch)
         else:
             begin = time.perf_counter()
-            logits = self.model(input_ids=batch, use_cache=False).logits if kept is None else kept.run(batch)
+            logits = _logits(self.model, batch) if kept is None else kept.run(number, batch)
             synchronise(self.model.device)
             self.speeds.append(batch.numel() / (time.perf_counter() - begin))
         predictions: torch.Tensor = logits[:, :-1].flatten(0, 1)
@@ -310,23 +302,21 @@ def measure(
     vocabulary = max(subject.model.config.vocab_size for subject in subjects)
     length = sequences.shape[1]
     batches = sequences.split(max(1, LOGITS_AT_ONCE // (length * vocabulary)))
-    kept = [LastStream.of(subject.model, batches, subject.results) for subject in subjects]
-    for subject, stream in zip(subjects, kept, strict=True):
-        if subject.runs(stream):
-            subject.model(input_ids=batches[0][:1].to(subject.model.device), use_cache=False)
-    for done, batch in enumerate(batches, start=1):
-        logits = [
-            subject.run(batch.to(subject.model.device), done - 1, stream)
-            for subject, stream in zip(subjects, kept, strict=True)
-        ]
-        if divergence is not None:
-            divergence.add(logits[0], logits[1])
-        del logits
-        if advance is not None:
-            advance(done / len(batches))
-    for stream in kept:
-        if stream is not None:
-            stream.keep()
+    with ExitStack() as stack:
+        kept = [stack.enter_context(last_stream(subject, batches)) for subject in subjects]
+        for subject, stream in zip(subjects, kept, strict=True):
+            if subject.runs(stream):
+                _logits(subject.model, batches[0][:1].to(subject.model.device))
+        for number, batch in enumerate(batches):
+            logits = [
+                subject.run(batch.to(subject.model.device), number, stream)
+                for subject, stream in zip(subjects, kept, strict=True)
+            ]
+            if divergence is not None:
+                divergence.add(logits[0], logits[1])
+            del logits
+            if advance is not None:
+                advance((number + 1) / len(batches))
     predictions = sequences.shape[0] * (length - 1)
     return [subject.result(predictions, size) for subject in subjects]
 

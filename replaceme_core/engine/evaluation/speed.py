@@ -9,7 +9,7 @@ import statistics
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -103,9 +103,6 @@ class Speed:
     new_tokens: int
     cache_bytes_per_token: float
     peak_bytes: int
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 def told_apart(one: Rate, other: Rate) -> bool:

@@ -1,6 +1,7 @@
 """What a run reports as metrics of its job, besides what the methods report themselves."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 from replaceme_core.engine.activations.capture import CaptureRecord
 from replaceme_core.engine.evaluation.compare import Answer, Comparison, distinct_share, judge
@@ -80,7 +81,7 @@ def report_comparison(progress: Progress, found: Comparison, *, gate: GateSpec |
 
 def _report_model(progress: Progress, side: str, measured: Measurement, answers: Sequence[Answer]) -> None:
     """`side` is `before` or `after`. Of the answers: how much they repeat themselves."""
-    report = Report(measured.as_dict())
+    report = Report(asdict(measured))
     values = [(one.name, report.number(*one.path), one.unit) for one in QUANTITIES]
     if measured.speed is not None:
         values.append(("prefill_spread", measured.speed.prefill.spread, "tokens/s"))

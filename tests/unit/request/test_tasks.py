@@ -1,7 +1,5 @@
 """Tasks that cannot be run are found from their YAML files, without the library."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,17 +24,11 @@ def refused(name: str, directory: Path | None) -> str:
     return raised.value.message
 
 
-def test_tasks_whose_data_are_there(tasks: Path) -> None:
+def test_data_that_are_there_or_not(tasks: Path) -> None:
     check_tasks(OURS, tasks)
     check_tasks((), None)
-
-
-def test_without_a_directory(tasks: Path) -> None:
     assert "--tasks-dir DIR" in refused(CHOICE, None)
     assert "there is no task 'no_such'" in refused("no_such", tasks)
-
-
-def test_data_that_are_not_there(tasks: Path) -> None:
     (tasks / "questions.jsonl").unlink()
     (tasks / "org").rename(tasks / "elsewhere")
     assert "reads questions.jsonl, which is not in the directory" in refused(CHOICE, tasks)
@@ -95,9 +87,3 @@ def test_tasks_of_the_library(tasks: Path) -> None:
     check_tasks(["sciq"], tasks)
     with pytest.raises(InvalidInput, match="reads the data set"):
         check_tasks(["replaceme_paper"], tasks)
-
-
-def test_it_needs_no_torch() -> None:
-    code = "import sys; from replaceme_core.request import tasks; tasks._of_library(); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
