@@ -4,8 +4,8 @@ Streams are (sequences, positions, d), in the dtype of the model. The stream bef
 after the last block is named by the number of blocks. Every run of a dense block on one batch is counted.
 
 Where a method needs no more than the sums of some windows and no store is asked for, a pass that stores no stream is
-enough. Otherwise the dense model runs once, block by block, and its streams are stored. The sums
-are the same to the bit either way.
+enough. Otherwise the dense model runs once, block by block, and its streams are stored. The sums are the same to the
+bit either way.
 """
 
 import logging
@@ -422,15 +422,12 @@ class Activations:
     def dense_losses(self, *, positions: int | None = None) -> list[float]:
         """Summed next-token loss in nats of the dense model on each held-out batch, on its first `positions` or all."""
         if positions not in self._dense_losses:
-            numbers = range(len(self.held_out_batches))
-            self._dense_losses[positions] = [self._dense_loss(number, positions) for number in numbers]
+            losses = []
+            for batch in self.held_out_batches:
+                last = self.read_or_run(len(self.block_runner.blocks), batch)
+                losses.append(summed_loss(self.block_runner, last[:, :positions], self.tokens(batch)[:, :positions]))
+            self._dense_losses[positions] = losses
         return self._dense_losses[positions]
-
-    def _dense_loss(self, number: int, positions: int | None) -> float:
-        """Of the held-out batch `number`, counted from 0."""
-        batch = self.held_out_batches[number]
-        last = self.read_or_run(len(self.block_runner.blocks), batch)
-        return summed_loss(self.block_runner, last[:, :positions], self.tokens(batch)[:, :positions])
 
     def record(self) -> CaptureRecord:
         """What the passes so far computed and stored."""

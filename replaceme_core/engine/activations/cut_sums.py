@@ -53,11 +53,6 @@ def schedule(
     `sources` (held-out sequences,) tells where each of these comes from; `None`: all from one source. The batches of
     sources alternate in proportion, so that the first of them have a part of each.
     """
-    return [Batch(tokens=tokens) for tokens in fit.split(batch_size)] + held_out_batches(held_out, batch_size, sources)
-
-
-def held_out_batches(held_out: torch.Tensor, batch_size: int, sources: torch.Tensor | None) -> list[Batch]:
-    """The held-out part of `schedule`."""
     small = min(batch_size, max(1, len(held_out) // HELD_OUT_BATCHES))
     if sources is None:
         sources = torch.zeros(len(held_out), dtype=torch.long)
@@ -71,7 +66,8 @@ def held_out_batches(held_out: torch.Tensor, batch_size: int, sources: torch.Ten
             )
             for number, tokens in enumerate(parts)
         ]
-    return [batch for _, batch in sorted(placed, key=lambda one: one[0])]
+    held_out_batches = [batch for _, batch in sorted(placed, key=lambda one: one[0])]
+    return [*(Batch(tokens=tokens) for tokens in fit.split(batch_size)), *held_out_batches]
 
 
 @dataclass(kw_only=True)

@@ -229,12 +229,8 @@ class _ModelFiles:
                     f"the weights cannot be converted to those of the model: {', '.join(found.conversion_errors)}"
                 ).because(found.conversion_errors)
         inside = f"{self.blocks}.{block}."
-        if lost := [name for name in self.meta if name.startswith(inside) and self._value(name).is_meta]:
+        if lost := [name for name in self.meta if name.startswith(inside) and getattr(*self.owners[name]).is_meta]:
             raise does_not_fit("missing", lost)
-
-    def _value(self, name: str) -> torch.Tensor:
-        module, leaf = self.owners[name]
-        return module.get_parameter(leaf)
 
     def _block_of(self, name: str) -> int | None:
         inside = f"{self.blocks}."

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 
@@ -45,24 +45,6 @@ class TokenSet:
         ):
             assert sources.shape == tokens.shape[:1], "each sequence has a source"
 
-    @classmethod
-    def of_one_source(
-        cls, *, fit: torch.Tensor, held_out: torch.Tensor, measure: torch.Tensor, name: str = "text"
-    ) -> Self:
-        """All sequences are of the source `name`."""
-        fit_sources, held_out_sources, measure_sources = (
-            torch.zeros(len(tokens), dtype=torch.long) for tokens in (fit, held_out, measure)
-        )
-        return cls(
-            fit=fit,
-            held_out=held_out,
-            measure=measure,
-            sources=(name,),
-            fit_sources=fit_sources,
-            held_out_sources=held_out_sources,
-            measure_sources=measure_sources,
-        )
-
     def first(self, *, fit: int, held_out: int) -> Self:
         """The same with only the first `fit` and `held_out` sequences."""
         return replace(
@@ -76,6 +58,14 @@ class TokenSet:
     def measure_of_first_text(self) -> torch.Tensor:
         """The sequences of the first text that measure the result, (sequences, length)."""
         return self.measure[self.measure_sources == self.measure_sources[:1]]
+
+
+class Drawn(NamedTuple):
+    """The token ids of one text, as in `TokenSet`."""
+
+    fit: torch.Tensor
+    held_out: torch.Tensor
+    measure: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +205,7 @@ class Wanted:
         return self.length - len(self.prefix)
 
 
-def draw(pieces: Iterable[Piece], wanted: Wanted, *, seed: int) -> TokenSet:
+def draw(pieces: Iterable[Piece], wanted: Wanted, *, seed: int) -> Drawn:
     """The sequences of the fit, held out, and to measure: from different documents, where the text allows it.
 
     The fit and held-out sequences do not depend on how many measure. Of these at least one must exist if any are
@@ -240,7 +230,7 @@ def draw(pieces: Iterable[Piece], wanted: Wanted, *, seed: int) -> TokenSet:
     chosen = [_spread(rows, number, generator) for rows, number in ((fit, count.fit), (held_out, count.held_out))]
     fit, held_out = (_shuffled(rows, generator) for rows in chosen)
     measure = _shuffled(_spread(measure, min(count.measure, len(measure)), generator), generator)
-    return TokenSet.of_one_source(fit=fit, held_out=held_out, measure=measure)
+    return Drawn(fit, held_out, measure)
 
 
 @dataclass(frozen=True, kw_only=True)

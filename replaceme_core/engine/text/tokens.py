@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from replaceme_core.engine.text.documents import Document, documents, is_running_text, is_title
-from replaceme_core.engine.text.drawing import Piece, SequenceCounts, TokenSet, Wanted, draw, sequence_counts
+from replaceme_core.engine.text.drawing import Drawn, Piece, SequenceCounts, TokenSet, Wanted, draw, sequence_counts
 from replaceme_core.engine.text.limits import render
 from replaceme_core.errors import InvalidInput
 from replaceme_core.library_errors import library_errors
@@ -107,7 +107,7 @@ def calibration_tokens(
     calibration = spec.calibration
     _require_whole_model(spec)
     counts = sequence_counts(calibration, measure=spec.evaluation.samples if spec.evaluation.enabled else 0)
-    drawn: list[TokenSet] = []
+    drawn: list[Drawn] = []
     for number, (source, count, path) in enumerate(zip(calibration.mix, counts, paths, strict=True)):
         if not source.self_generated:
             with errors_of(source):
@@ -125,7 +125,7 @@ def _draw(
     path: Path | None,
     *,
     seed: int,
-) -> TokenSet:
+) -> Drawn:
     """The sequences of one text."""
     is_running = is_running_text(path)
     texts, again = tee(documents(source, path))
@@ -142,9 +142,8 @@ def _draw(
     return draw(pieces, wanted, seed=seed)
 
 
-def _check_vocabulary(tokens: TokenSet, vocabulary: int) -> None:
-    parts = (tokens.fit, tokens.held_out, tokens.measure)
-    highest = max((int(part.max()) for part in parts if part.numel()), default=0)
+def _check_vocabulary(drawn: Drawn, vocabulary: int) -> None:
+    highest = max((int(part.max()) for part in drawn if part.numel()), default=0)
     if highest >= vocabulary:
         raise InvalidInput(
             f"the tokenizer gives id {highest}, but the model has {vocabulary} embeddings: "
@@ -153,7 +152,7 @@ def _check_vocabulary(tokens: TokenSet, vocabulary: int) -> None:
         )
 
 
-def _joined(drawn: Sequence[TokenSet], numbers: Sequence[int], calibration: ResolvedCalibration) -> TokenSet:
+def _joined(drawn: Sequence[Drawn], numbers: Sequence[int], calibration: ResolvedCalibration) -> TokenSet:
     """The sequences of all texts: those of the fit in random order, the held-out ones alternating.
 
     `numbers` are the places of the texts in the mix.
@@ -162,7 +161,7 @@ def _joined(drawn: Sequence[TokenSet], numbers: Sequence[int], calibration: Reso
     def sources_of(parts: Sequence[torch.Tensor]) -> torch.Tensor:
         return torch.cat([torch.full((len(part),), number) for part, number in zip(parts, numbers, strict=True)])
 
-    fits, held_outs, measures = zip(*((one.fit, one.held_out, one.measure) for one in drawn), strict=True)
+    fits, held_outs, measures = zip(*drawn, strict=True)
     fit_sources, held_out_sources = sources_of(fits), sources_of(held_outs)
     order = torch.arange(len(fit_sources))
     if len(fit_sources.unique()) > 1:  # the sequences of one text are in random order already

@@ -18,6 +18,7 @@ from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.request.defaults import MEASURED_ELSEWHERE
 from replaceme_core.request.resolve import ResolvedCompute
 from tests.fixtures.evaluation.local_tasks import CHOICE, OF_A_DATA_SET, offline, write_tasks
+from tests.fixtures.models.tasks import of_one_source
 from tests.fixtures.models.tiny import BLOCKS, byte_tokenizer, save_tiny, tiny_model, token_ids
 
 pytestmark = pytest.mark.filterwarnings("default")  # what the library of tasks warns of is not ours
@@ -55,7 +56,7 @@ def tokens(*names: str) -> TokenSet:
     """`OF_FIRST` sequences of the first text, two of each other one."""
     of_others = [number for number in range(1, len(names)) for _ in range(2)]
     none = torch.zeros(0, LENGTH, dtype=torch.long)
-    empty = TokenSet.of_one_source(fit=none, held_out=none, measure=none)
+    empty = of_one_source(fit=none, held_out=none, measure=none)
     return dataclasses.replace(
         empty,
         sources=names,

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from replaceme_core.engine.text.drawing import TokenSet
@@ -31,6 +29,7 @@ from replaceme_core.request.defaults import FEWEST_SAMPLES, GENERAL_SHARE, OWN_S
 from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import Machine, ResolvedCalibration, ResolvedSpec, resolve_spec
 from replaceme_core.request.spec import CompressionSpec, EvaluationSpec
+from tests.fixtures.models.tasks import of_one_source
 from tests.fixtures.models.tiny import byte_tokenizer
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -197,25 +196,18 @@ def test_a_tokenizer_of_another_model_is_refused(paths: list[Path]) -> None:
     assert caught.value.field == "model"
 
 
-@settings(max_examples=30)
-@given(counts=st.lists(st.integers(0, 30), min_size=1, max_size=5))
-def test_every_beginning_has_each_source_by_its_share(counts: list[int]) -> None:
-    sources = torch.cat([torch.full((count,), number) for number, count in enumerate(counts)])
-    sources = sources[torch.randperm(len(sources), generator=torch.Generator().manual_seed(0))]
-    order = alternating(sources)
-    assert sorted(order.tolist()) == list(range(len(sources)))
-    placed = sources[order]
-    for end in range(len(placed) + 1):
-        for number, count in enumerate(counts):
-            seen = int((placed[:end] == number).sum())
-            assert abs(seen - end * count / max(1, len(placed))) <= len(counts)
-    for number in range(len(counts)):
-        assert order[placed == number].tolist() == sorted(order[placed == number].tolist())
+@pytest.mark.parametrize(
+    ("sources", "order"),
+    [([], []), ([0, 0, 0, 0, 1, 1], [0, 4, 1, 2, 5, 3]), ([0, 1, 1, 0, 2], [0, 1, 4, 3, 2])],
+)
+def test_every_beginning_has_each_source_by_its_share(sources: list[int], order: list[int]) -> None:
+    """The sequences of one source keep their order."""
+    assert alternating(torch.tensor(sources, dtype=torch.long)).tolist() == order
 
 
 def test_generated_sequences_are_mixed_with_the_text() -> None:
     spec = one_text(0.5)
-    text = TokenSet.of_one_source(
+    text = of_one_source(
         fit=torch.full((28, LENGTH), -1), held_out=torch.full((4, LENGTH), -2), measure=torch.full((2, LENGTH), -3)
     )
     found = with_self_generated(text, spec.calibration, lambda count: torch.arange(count).expand(LENGTH, -1).T)
@@ -268,7 +260,7 @@ def calibration(samples: int, repeated: float | None, *, length: int = LENGTH_OF
 def numbered(fit: int, held_out: int) -> TokenSet:
     """Each token once."""
     ids = torch.arange((fit + held_out) * LENGTH_OF_REPEATED).reshape(-1, LENGTH_OF_REPEATED)
-    return TokenSet.of_one_source(fit=ids[:fit], held_out=ids[fit:], measure=ids[:0])
+    return of_one_source(fit=ids[:fit], held_out=ids[fit:], measure=ids[:0])
 
 
 @pytest.mark.parametrize("length", [8, 65, 4 * PASSAGE, 600])
