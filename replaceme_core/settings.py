@@ -4,6 +4,7 @@ import ipaddress
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -53,19 +54,13 @@ _ORIGINS = _matching(
 )
 
 
-def check_networks(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Networks such as 10.0.0.0/8. Raises `ValueError`."""
+def check_networks(names: tuple[str, ...] | None, *, star: str | None = None) -> tuple[str, ...] | None:
+    """Networks such as 10.0.0.0/8, and the `star` for any address. Raises `ValueError`."""
     for name in names or ():
         try:
-            ipaddress.ip_network(name)
+            ipaddress.ip_network("0.0.0.0/0" if name == star else name)
         except ValueError:
             raise ValueError(f"expected networks such as 10.0.0.0/8, separated by commas, got {name!r}") from None
-    return names
-
-
-def check_proxies(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Networks, or a star for any address. Raises `ValueError`."""
-    check_networks(tuple(name for name in names or () if name != "*"))
     return names
 
 
@@ -162,7 +157,7 @@ class Settings(BaseSettings):
     most_model_bytes: int = Field(default=0, ge=0)
     most_tokens: int = Field(default=268_435_456, ge=0)
     root_path: Annotated[str, _ROOT_PATH] = ""
-    trusted_proxies: Annotated[Names, AfterValidator(check_proxies)] = None
+    trusted_proxies: Annotated[Names, AfterValidator(partial(check_networks, star="*"))] = None
     cors_origins: Annotated[Names, _ORIGINS] = None
     log_format: LogFormat = LogFormat.JSON
     metrics_key: Annotated[SecretStr | None, AfterValidator(_check_metrics_key)] = None

@@ -245,8 +245,7 @@ class Peak:
 
 def peaks_of(shape: ModelShape, work: Workload) -> Mapping[Stage, Peak]:
     """The peak of each stage of the runner, in bytes. Stages that share a process of resolving or copying have none."""
-    held = _held(shape, work)
-    return {stage: _placed(used, work) for stage, used in held.items()}
+    return {stage: used.peak(on_gpu=work.on_gpu) for stage, used in _held(shape, work).items()}
 
 
 def planned_host_bytes(request: ModelRequest) -> int:
@@ -290,15 +289,10 @@ class _Use:
     work: int = 0
     host: int = 0
 
-
-def _placed(used: _Use, work: Workload) -> Peak:
-    if work.on_gpu:
-        # a model is loaded on the host before it is moved
-        return Peak(
-            host=GPU_RUNNER_BYTES + used.model + used.host,
-            device=used.model + used.work,
-        )
-    return Peak(host=RUNNER_BYTES + used.model + used.work + used.host)
+    def peak(self, *, on_gpu: bool) -> Peak:
+        if on_gpu:  # a model is loaded on the host before it is moved
+            return Peak(host=GPU_RUNNER_BYTES + self.model + self.host, device=self.model + self.work)
+        return Peak(host=RUNNER_BYTES + self.model + self.work + self.host)
 
 
 def _held(shape: ModelShape, work: Workload) -> dict[Stage, _Use]:

@@ -357,12 +357,5 @@ class _Nothing(ModelRequest):
 
 def _give(place: Path, user: tuple[int, int]) -> None:
     """Make `user` the owner of a directory and of what is in it. Links are not followed."""
-    os.chown(place, *user, follow_symlinks=False)
-    for inside in _walk(place):
-        os.chown(inside, *user, follow_symlinks=False)
-
-
-def _walk(place: Path) -> Iterator[Path]:
-    for directory, names, files in os.walk(place):
-        for name in (*names, *files):
-            yield Path(directory) / name
+    for one in (place, *place.rglob("*")):
+        os.chown(one, *user, follow_symlinks=False)
