@@ -129,7 +129,11 @@ def data_files_of(hub: Hub, snapshot: Snapshot, *, config: str | None, split: st
 
 def local_data_files(directory: Path, *, config: str | None, split: str) -> tuple[Path, ...]:
     """The same choice among the files of a downloaded snapshot, without the card. All files have one format."""
-    files = [RepositoryFile(path=path, size=size) for path, size in _present(directory)]
+    files = [
+        RepositoryFile(path=path.relative_to(directory).as_posix(), size=path.stat().st_size)
+        for path in directory.rglob("*")
+        if path.is_file()  # in a cache they are links to the blobs
+    ]
     card = directory / CARD
     text = read_card(card) if card.is_file() else None
     chosen = choose_data_files(files, config=config, split=split, card=text)
@@ -350,10 +354,3 @@ def _few(names: Iterable[str]) -> str:
 def _some(paths: Iterable[str]) -> str:
     names = list(paths)
     return f" (it has {_few(names)})" if names else " (it is empty)"
-
-
-def _present(directory: Path) -> Iterable[tuple[str, int]]:
-    """Path and size of the files under a snapshot. In a cache they are links to the blobs."""
-    for path in sorted(directory.rglob("*")):
-        if path.is_file():
-            yield path.relative_to(directory).as_posix(), path.stat().st_size
