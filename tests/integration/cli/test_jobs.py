@@ -134,7 +134,7 @@ def test_a_timeout_leaves_the_job_alone(command: Run, client: Client, busy: str)
     client.cancel(job_id)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, None], ids=str)
+@pytest.mark.parametrize("number", [signal.SIGTERM, None], ids=str)
 def test_a_command_that_waits_when_its_job_is_cancelled(
     serve: Serve, client: Client, tmp_path: Path, number: signal.Signals | None
 ) -> None:

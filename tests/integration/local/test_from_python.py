@@ -51,6 +51,8 @@ def test_the_code_of_the_page_runs(model: Path, tmp_path: Path) -> None:
         'calibration="builtin:general"': f"calibration={QUICK}",
         '"samples": 64': '"samples": 16, "max_length": 32',
         "samples=4": "samples=4, max_length=32",
+        'out="small",': 'out="small", evaluation={"samples": 2},',
+        'out="gated",': 'out="gated", evaluation={"samples": 2},',
     }
     code = "\n".join(CODE)
     for old, new in changes.items():

@@ -1,6 +1,5 @@
 """A built wheel, installed apart from the checkout: what is in it, and that it serves."""
 
-import subprocess
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -39,21 +38,6 @@ def test_a_wheel_carries_its_licence_and_its_command(wheel: Path) -> None:
         (scripts,) = (name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
         assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
         assert b"replaceme = api.cli.main:main" in archive.read(scripts)
-
-
-def test_the_checkout_is_out_of_reach(installed_wheel: Installed, tmp_path: Path) -> None:
-    """Of what follows, and of the migrations' test: both would pass on the checkout's files, too."""
-    program = (
-        "import importlib.util, sys\n"
-        f"for name in {[*PACKAGES, 'tests', 'benchmarks']}:\n"
-        "    spec = importlib.util.find_spec(name)\n"
-        "    print(spec and spec.origin)\n"
-    )
-    done = subprocess.run(
-        [installed_wheel.python, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
-    )
-    expected = [str(installed_wheel.site / package / "__init__.py") for package in PACKAGES]
-    assert done.stdout.splitlines() == [*expected, "None", "None"]
 
 
 def test_an_installed_wheel_serves(installed_wheel: Installed, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import pytest
 
@@ -78,17 +79,6 @@ def test_no_service() -> None:
         assert url in str(refused.value)
 
 
-def test_a_submit_with_a_key_is_repeated_until_it_succeeds(
-    service: StubService, client: Client, pauses: list[float]
-) -> None:
-    request = {"model": "acme/tiny"}
-    service.answers["POST /jobs"] = [(503, a_problem(503)), (502, b"<html>"), (202, a_job())]
-    assert client.submit(request, idempotency_key="k").id == JOB_ID
-    assert service.received == [("POST /jobs", request)] * 3
-    assert service.keys == ["k"] * 3
-    assert pauses == [0.01, 0.01]
-
-
 def test_submit_says_what_to_do_when_its_key_finds_a_failed_job(service: StubService) -> None:
     service.answers["POST /jobs"] = [(202, a_job(status="failed", notice="this key made a job that has failed"))]
     options = ("--model", "acme/tiny", "--ratio", "0.25", "--calibration", "builtin:general", "--idempotency-key", "k")
@@ -98,62 +88,56 @@ def test_submit_says_what_to_do_when_its_key_finds_a_failed_job(service: StubSer
     assert "this key made a job that has failed" in done.stderr
 
 
-def test_repetitions_wait_as_long_as_the_service_asks(
-    service: StubService, client: Client, pauses: list[float]
-) -> None:
-    service.headers["Retry-After"] = "7"
-    service.answers[HERE] = [(503, a_problem(503)), (429, a_problem(429)), (200, a_job())]
-    client.job(JOB_ID)
-    assert pauses == [7.0, 7.0]
+def submit_with_key(client: Client) -> object:
+    return client.submit({"model": "acme/tiny"}, idempotency_key="k")
 
 
-def test_a_submission_without_a_key_is_repeated_only_if_it_was_refused_for_its_rate(
-    service: StubService, client: Client, pauses: list[float]
-) -> None:
-    service.headers["Retry-After"] = "3"
-    service.answers["POST /jobs"] = [(429, a_problem(429)), (202, a_job())]
-    assert client.submit({}).id == JOB_ID
-    service.answers["POST /jobs"] = [(503, a_problem(503)), (202, a_job())]
-    with pytest.raises(ServiceBroken):
-        client.submit({})
-    assert pauses == [3.0]
+def submit(client: Client) -> object:
+    return client.submit({"model": "acme/tiny"})
+
+
+RATE, JOBS = (429, a_problem(429)), (429, a_problem(429, code="too_many_jobs"))
+DOWN, PROXY, DONE = (503, a_problem(503)), (502, b"<html>"), (202, a_job())
+SHORT = 0.01
 
 
 @pytest.mark.parametrize(
-    ("seconds", "code"), [("3600", "too_many_requests"), ("30", "too_many_jobs"), ("soon", "too_many_requests")]
-)
-def test_what_takes_too_long_is_for_the_caller(
-    service: StubService, client: Client, pauses: list[float], seconds: str, code: str
-) -> None:
-    service.headers["Retry-After"] = seconds
-    service.answers["POST /jobs"] = [(429, a_problem(429, code=code))]
-    with pytest.raises(TooMany) as caught:
-        client.submit({}, idempotency_key="k")
-    assert caught.value.retry_after == (float(seconds) if seconds.isdigit() else None)
-    assert pauses == []
-
-
-@pytest.mark.parametrize(
-    ("call", "tries"),
+    ("call", "answers", "asked", "waited", "outcome"),
     [
-        (lambda client: client.job(JOB_ID), 4),
-        (lambda client: client.cancel(JOB_ID), 4),
-        (lambda client: client.plan({}), 4),
-        (lambda client: client.validate({}), 4),
-        (lambda client: client.delete(JOB_ID), 4),
-        (lambda client: client.retry(JOB_ID), 1),
+        (submit_with_key, [DOWN, PROXY, DONE], None, [SHORT] * 2, None),
+        (submit_with_key, [DOWN, RATE, DONE], "7", [7.0] * 2, None),
+        (submit, [RATE, DONE], "3", [3.0], None),
+        (submit, [DOWN], "3", [], ServiceBroken),
+        (submit_with_key, [RATE], "3600", [], TooMany),
+        (submit_with_key, [JOBS], "30", [], TooMany),
+        (submit_with_key, [RATE], "soon", [], TooMany),
+        (submit_with_key, [(422, a_problem(422))], None, [], Invalid),
+        (lambda client: client.job(JOB_ID), [DOWN], None, [SHORT] * 3, ServiceBroken),
+        (lambda client: client.cancel(JOB_ID), [DOWN], None, [SHORT] * 3, ServiceBroken),
+        (lambda client: client.plan({}), [DOWN], None, [SHORT] * 3, ServiceBroken),
+        (lambda client: client.validate({}), [DOWN], None, [SHORT] * 3, ServiceBroken),
+        (lambda client: client.delete(JOB_ID), [DOWN], None, [SHORT] * 3, ServiceBroken),
+        (lambda client: client.retry(JOB_ID), [DOWN], None, [], ServiceBroken),
     ],
-    ids=["job", "cancel", "plan", "validate", "delete", "retry"],
 )
-def test_what_does_nothing_the_second_time_is_repeated(
-    service: StubService, client: Client, call: Callable[[Client], object], tries: int
+def test_what_is_repeated_and_when(
+    service: StubService,
+    client: Client,
+    pauses: list[float],
+    call: Callable[[Client], object],
+    answers: list[tuple[int, object]],
+    asked: str | None,
+    waited: list[float],
+    outcome: type[Exception] | None,
 ) -> None:
-    for answer, kind, number in ((503, ServiceBroken, tries), (422, Invalid, 1)):
-        service.otherwise = answer, a_problem(answer)
-        service.received.clear()
-        with pytest.raises(kind):
-            call(client)
-        assert len(service.received) == number
+    """What does nothing the second time, and what was refused for its rate; after as long as the service asks."""
+    service.otherwise = [*answers]
+    service.headers |= {} if asked is None else {"Retry-After": asked}
+    with nullcontext() if outcome is None else pytest.raises(outcome):
+        call(client)
+    assert pauses == waited
+    assert service.received == [service.received[0]] * (len(waited) + 1)
+    assert {*service.keys} == ({"k"} if call is submit_with_key else {None})
 
 
 def test_waiting_asks_as_often_as_the_service_wants(service: StubService, client: Client, pauses: list[float]) -> None:

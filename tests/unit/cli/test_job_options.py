@@ -40,20 +40,12 @@ def test_every_field_of_a_webhook_has_an_option() -> None:
 
 
 def test_every_field_of_a_source_may_be_in_an_option(service: StubService) -> None:
-    source = {
-        "dataset": "org/data",
-        "revision": "v1",
-        "config": "small",
-        "split": "test",
-        "column": "words",
-        "template": "plain",
-        "share": 0.5,
-    }
-    fields = CalibrationSource.model_fields
-    assert set(source) == set(fields) - {"self_generated"}
+    texts = dict.fromkeys(("revision", "config", "split", "column"), "x")
+    source = {"dataset": "org/data", **texts, "template": "plain", "share": 0.5}
+    assert set(source) == set(CalibrationSource.model_fields) - {"self_generated"}
     generated = {"self_generated": True, "share": 0.5}
-    texts = [option for one in (source, generated) for option in ("--calibration", json.dumps(one))]
-    done = submit(service, "--model", "org/name", "--ratio", "0.5", *texts)
+    options = [option for one in (source, generated) for option in ("--calibration", json.dumps(one))]
+    done = submit(service, "--model", "org/name", "--ratio", "0.5", *options)
     assert done.exit_code == 0, done.output
     assert sent(service)["calibration"] == {"sources": [source, generated]}
 
