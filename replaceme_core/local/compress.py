@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from replaceme_core.local.evaluate import Measured
-from replaceme_core.local.inputs import NamedTexts, Text, admit, validated
+from replaceme_core.local.inputs import Text, admit, named_texts, validated
 from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, absolute, check_absent, show_nothing
 from replaceme_core.plan.eta import weights_of
 from replaceme_core.request.admission import resolve_calibration
@@ -72,7 +72,7 @@ def compress(
     error of `replaceme_core.errors` with which the run fails; then `out` does not exist.
     """
     machine = Machine.of(settings, command="compress")
-    texts, out = NamedTexts.of(calibration), Path(out)
+    (texts, paths), out = named_texts(calibration), Path(out)
     given = {"method": method, "evaluation": evaluation, "gate": gate, "compute": compute}
     spec = validated(
         CompressionRequest,
@@ -80,7 +80,7 @@ def compress(
             "model": "local/model",  # until it is admitted
             "ratio": ratio,
             "drop": None if drop is None else list(drop),
-            "calibration": texts.calibration,
+            "calibration": texts,
             **{name: value for name, value in given.items() if value is not None},
         },
     ).to_spec()
@@ -88,9 +88,9 @@ def compress(
     check_tasks(spec.evaluation.tasks, tasks_directory)
     source = admit(model, machine.hub)
     check_removal(spec, source.outline)
-    resolved, _ = resolve_calibration(spec.calibration, machine.hub, find_file=texts.find_file)
+    resolved, _ = resolve_calibration(spec.calibration, machine.hub, find_file=paths.__getitem__)
     spec = spec.model_copy(update={"model": source.ref, "calibration": resolved})
-    files = (source.files, *(pin_text(one, machine.hub, texts.find_file) for one in spec.calibration.mix))
+    files = (source.files, *(pin_text(one, machine.hub, paths.__getitem__) for one in spec.calibration.mix))
     course = ShownCourse(weights_of(spec, blocks=source.outline.blocks), on_progress, files=files)
     finished = machine.make(
         spec,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from replaceme_core.hub.port import Hub
-from replaceme_core.local.inputs import NamedTexts, Text, admit, validated
+from replaceme_core.local.inputs import Text, admit, named_texts, validated
 from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, absolute, show_nothing
 from replaceme_core.request.admission import resolve_calibration
 from replaceme_core.request.calibration import CalibrationSpec
@@ -129,10 +129,10 @@ def evaluate(
 
 def _pin_text(text: Text, hub: Callable[[], Hub]) -> tuple[Mapping[str, object], Pinned]:
     """The source as it is resolved, and its files. Raises `InvalidInput`."""
-    texts = NamedTexts.of(text)
-    split = {} if texts.paths else {"split": SPLIT}
-    spec = validated(CalibrationSpec, {**split, **texts.calibration})
-    spec, _ = resolve_calibration(spec, hub, find_file=texts.find_file)
+    named, paths = named_texts(text)
+    split = {} if paths else {"split": SPLIT}
+    spec = validated(CalibrationSpec, {**split, **named})
+    spec, _ = resolve_calibration(spec, hub, find_file=paths.__getitem__)
     (source, *_) = spec.mix
     names = ("dataset", "revision", "config", "split", "column", "template")
-    return {name: getattr(source, name) for name in names}, pin_text(source, hub, texts.find_file)
+    return {name: getattr(source, name) for name in names}, pin_text(source, hub, paths.__getitem__)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
@@ -126,43 +126,34 @@ Text = str | Path | Mapping[str, object]
 """The name of a text, or a source with its options as in `POST /jobs`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class NamedTexts:
-    """The field `calibration` of a request, in which files are named `file:NAME`, and the paths of these names."""
+def named_texts(calibration: Text | Sequence[Text]) -> tuple[Mapping[str, object], Mapping[str, Path]]:
+    """The field `calibration` of a request, in which files are named `file:NAME`, and the paths of these names.
 
-    calibration: Mapping[str, object]
-    paths: Mapping[str, Path] = field(default_factory=dict)
+    `calibration` is one text, several, or the field in its long form; files are named as files on this machine are. In
+    the request a file has as much of its path as makes the names different. Raises `InvalidInput` for a file that
+    cannot be read, and for a built-in text that does not exist.
+    """
+    if isinstance(calibration, str | Path):
+        calibration = {"dataset": calibration}
+    body = calibration if isinstance(calibration, Mapping) else {"sources": calibration}
+    several = body.get("sources")
+    given = several if isinstance(several, Sequence) else [body]
+    sources = [one if isinstance(one, Mapping) else {"dataset": one} for one in given]
+    texts = [one.get("dataset") for one in sources]
+    files = [find_text_file(text) if isinstance(text, str | Path) else None for text in texts]
+    paths = [None if file is None else file.resolve() for file in files]
+    known = {path for path in paths if path is not None}
+    depth = next(depth for depth in count(1) if len({_tail(path, depth) for path in known}) == len(known))
+    names = {path: f"{FILE_PREFIX}{_tail(path, depth)}" for path in known}
+    renamed = [
+        one if path is None else {**one, "dataset": names[path]} for one, path in zip(sources, paths, strict=True)
+    ]
+    named = {**body, "sources": renamed} if given is several else renamed[0]
+    return named, {name: path for path, name in names.items()}
 
-    @classmethod
-    def of(cls, calibration: Text | Sequence[Text]) -> "NamedTexts":
-        """One text, several sources, or the field in its long form. Files are named as files on this machine are.
 
-        In the request a file has as much of its path as makes the names different. Raises `InvalidInput` for a file
-        that cannot be read, and for a built-in text that does not exist.
-        """
-        body = _in_long_form(calibration)
-        given = body.get("sources")
-        sources = [_as_source(one) for one in given] if isinstance(given, Sequence) else [body]
-        names = [one.get("dataset") for one in sources]
-        paths = [find_text_file(name) if isinstance(name, str | Path) else None for name in names]
-        known = {path.resolve() for path in paths if path is not None}
-        depth = next(depth for depth in count(1) if len({_tail(path, depth) for path in known}) == len(known))
-        renamed = [
-            one if path is None else {**one, "dataset": f"{FILE_PREFIX}{_tail(path.resolve(), depth)}"}
-            for one, path in zip(sources, paths, strict=True)
-        ]
-        return cls(
-            calibration={**body, "sources": renamed} if isinstance(given, Sequence) else renamed[0],
-            paths={
-                str(one["dataset"]): path.resolve()
-                for one, path in zip(renamed, paths, strict=True)
-                if path is not None
-            },
-        )
-
-    def find_file(self, name: str) -> Path:
-        """The path of the text `file:NAME`."""
-        return self.paths[name]
+def _tail(path: Path, depth: int) -> str:
+    return "/".join(path.parts[1:][-depth:])
 
 
 def find_text_file(name: str | Path) -> Path | None:
@@ -200,17 +191,3 @@ def _check_text(path: Path) -> None:
             pass
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}", field="calibration", value=str(path)) from error
-
-
-def _in_long_form(calibration: Text | Sequence[Text]) -> Mapping[str, object]:
-    if isinstance(calibration, Mapping):
-        return calibration
-    return {"dataset": calibration} if isinstance(calibration, str | Path) else {"sources": calibration}
-
-
-def _as_source(source: object) -> Mapping[str, object]:
-    return source if isinstance(source, Mapping) else {"dataset": source}
-
-
-def _tail(path: Path, depth: int) -> str:
-    return "/".join(path.parts[1:][-depth:])
