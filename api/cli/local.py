@@ -21,7 +21,7 @@ from replaceme_core.local.compress import compress as compress_here
 from replaceme_core.local.evaluate import EvaluatedModel
 from replaceme_core.local.evaluate import evaluate as evaluate_here
 from replaceme_core.local.reproduce import reproduce as reproduce_here
-from replaceme_core.local.run import ShowProgress, read_settings
+from replaceme_core.local.run import ShowProgress
 from replaceme_core.report.reading import Report
 
 _MOST_SHOWN = 20
@@ -90,7 +90,6 @@ def compress(
             **body,
             tasks_directory=tasks_dir,
             cache=cache,
-            settings=read_settings(),
             on_progress=show,
         )
     warnings = [one.model_dump() for one in outcome.warnings]
@@ -111,8 +110,6 @@ def compress(
 
 
 _FIRST_FIELDS = ("perplexity", "tokens", "parameters", "bytes", "tokens_per_second", "dtype")
-
-
 _OF_A_JOB = ("evaluation.tasks", "evaluation.task_limit", "evaluation.few_shot", "compute.dtype", "compute.threads")
 
 
@@ -149,7 +146,6 @@ def evaluate(
             device=device,
             cache=cache,
             **options | {"tasks": parse_tasks(options["tasks"])},
-            settings=read_settings(),
             on_progress=show,
         )
     rows = [one.report for one in found.models]
@@ -202,7 +198,6 @@ def reproduce(
             texts=text or (),
             revision=revision,
             device=device,
-            settings=read_settings(),
             on_warning=lambda warning: print_note(f"warning: {warning}"),
             on_progress=show,
         )
