@@ -127,7 +127,7 @@ def cancel_job(job_id: str, session: SessionDep, caller: CallerDep, request: Req
 
 
 @router.post("/ui/jobs/{job_id}/retry")
-async def retry_job(job_id: str, form: FormDep, services: ServicesDep, caller: CallerDep, request: Request) -> Response:
+async def retry_job(job_id: str, form: FormDep, services: ServicesDep, request: Request) -> Response:
     """A new job like this one. A form that is sent twice makes one job."""
     submitted = await services.submitter.retry(job_id, key=key_of(form), scope=request.scope)
     return _see(submitted.job.id, request)

@@ -20,7 +20,7 @@ from api.dashboard.middleware import FormDep, PageRoute, key_of
 from api.dashboard.rendering import page, root_of
 from api.http.callers import caller_of
 from api.http.problems import http_error_of
-from api.routes.deps import CallerDep, ServicesDep
+from api.routes.deps import ServicesDep
 from api.routes.plans import PlanBody
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.request.fields import BUILTIN_TEXTS, MOST_NAMED_BLOCKS
@@ -241,7 +241,7 @@ async def plan_as_typed(form: FormDep, services: ServicesDep, request: Request) 
 
 
 @router.post("/ui/new")
-async def submit(form: FormDep, services: ServicesDep, caller: CallerDep, request: Request) -> Response:
+async def submit(form: FormDep, services: ServicesDep, request: Request) -> Response:
     """The page of the new job; the form again, with its errors, if it is refused. Sent twice, it makes one job."""
     errors = FormErrors()
     found = read_request(to_body(form), errors)
