@@ -53,6 +53,11 @@ class Parameters(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class PageQuery(Parameters):
+    limit: Annotated[int, Field(ge=1, le=200)] = 50
+    cursor: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+
+
 class ProblemEntry(Shape):
     """One invalid field of a request."""
 

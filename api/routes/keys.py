@@ -15,7 +15,7 @@ from api.bodies import (
     KeyRotationRequest,
     OwnerName,
     OwnerRequest,
-    Parameters,
+    PageQuery,
 )
 from api.http.requests import StrictRoute
 from api.http.responses import NO_STORE
@@ -28,9 +28,7 @@ router = APIRouter(tags=["keys"], route_class=StrictRoute)
 credentials = APIRouter(tags=["credentials"], route_class=StrictRoute)
 
 
-class KeysQuery(Parameters):
-    limit: Annotated[int, Field(ge=1, le=200)] = 50
-    cursor: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+class KeysQuery(PageQuery):
     owner: OwnerName | None = None
 
 

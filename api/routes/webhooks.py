@@ -9,7 +9,7 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from api.bodies import Events, Labels, Parameters, PayloadField, Url
+from api.bodies import Events, Labels, PageQuery, PayloadField, Url
 from api.http import deadline
 from api.http.callers import caller_of
 from api.http.requests import StrictRoute
@@ -91,15 +91,11 @@ class DeliveryBody(shapes.Delivery):
     state: DeliveryState
 
 
-class WebhooksQuery(Parameters):
-    limit: Annotated[int, Field(ge=1, le=200)] = 50
-    cursor: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+class WebhooksQuery(PageQuery):
     job: Annotated[str, Field(min_length=1, max_length=64, description="those of this job")] | None = None
 
 
-class DeliveriesQuery(Parameters):
-    limit: Annotated[int, Field(ge=1, le=200)] = 50
-    cursor: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+class DeliveriesQuery(PageQuery):
     state: DeliveryState | None = None
 
 

@@ -17,8 +17,8 @@ from api.main import create_app
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port, start_valkey
 from replaceme_core.ledger.database import Database
-from replaceme_core.settings import Settings
-from tests.fixtures.api.requests import SMALLEST, assert_problem, put_model
+from tests.fixtures.api.requests import SMALLEST, assert_problem
+from tests.fixtures.api.service import settings_for
 
 PROMPT_SECONDS = 8.0
 
@@ -84,19 +84,6 @@ def proxy(postgres_url: str) -> Iterator[Proxy]:
     proxy = Proxy(lambda: connect_to_postgres(postgres_url))
     yield proxy
     proxy.stop()
-
-
-def settings_for(tmp_path: Path, *, database_url: str, broker_url: str = "filesystem://") -> Settings:
-    if not (tmp_path / "hub").exists():
-        put_model(tmp_path / "hub", "org/name")
-    return Settings(
-        allowed_hosts=("testserver",),
-        _env_file=None,
-        data=tmp_path / "data",
-        database_url=database_url,
-        broker_url=broker_url,
-        hub=f"dir:{tmp_path / 'hub'}",
-    )
 
 
 def test_a_frozen_or_stopped_database_is_503(tmp_path: Path, postgres_url: str, proxy: Proxy) -> None:

@@ -21,6 +21,7 @@ from replaceme_core.ledger.database import Database, parse_url
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_dataset, put_model
+from tests.fixtures.api.service import settings_for
 from tests.fixtures.worker.supervisor import Bench
 
 PASSWORD = "p@ss:w0rd@"
@@ -34,23 +35,12 @@ def assert_clean(text: str, *more: str) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    place = tmp_path / "planted-place"
-    put_model(place / "hub", "org/name", blocks=30)
-    put_dataset(place / "hub", "org/data")
-    return place
+    return tmp_path / "planted-place"
 
 
 @pytest.fixture
 def settings(place: Path, sqlite_url: str) -> Settings:
-    return Settings.model_validate(
-        {
-            "data": place / "data",
-            "database_url": sqlite_url,
-            "broker_url": "filesystem://",
-            "hub": f"dir:{place / 'hub'}",
-            "allowed_hosts": ("testserver",),
-        }
-    )
+    return settings_for(place, database_url=sqlite_url)
 
 
 def ask_everything(settings: Settings) -> list[Response]:

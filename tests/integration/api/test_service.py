@@ -28,7 +28,8 @@ from replaceme_core.ledger.keys import DEFAULT_OWNER
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.pages import sign_in
-from tests.fixtures.api.requests import SMALLEST, fields, put_model
+from tests.fixtures.api.requests import SMALLEST, fields
+from tests.fixtures.api.service import settings_for
 
 POST = b"POST /jobs HTTP/1.1\r\nhost: localhost\r\n"
 HEAD = b"HEAD /jobs HTTP/1.1\r\nhost: localhost\r\n"
@@ -36,15 +37,7 @@ HEAD = b"HEAD /jobs HTTP/1.1\r\nhost: localhost\r\n"
 
 @pytest.fixture
 def settings(tmp_path: Path, database_url: str) -> Settings:
-    put_model(tmp_path / "hub", "org/name")
-    return Settings(
-        allowed_hosts=("testserver",),
-        _env_file=None,
-        data=tmp_path / "data",
-        database_url=database_url,
-        broker_url="filesystem://",
-        hub=f"dir:{tmp_path / 'hub'}",
-    )
+    return settings_for(tmp_path, database_url=database_url)
 
 
 @pytest.fixture
@@ -137,16 +130,8 @@ def hub_settings(tmp_path: Path, sqlite_url: str, fake_hub: FakeHub) -> Settings
     config = {"model_type": "llama", "num_hidden_layers": 30, "hidden_size": 8}
     fake_hub.add_model("org/name", {"config.json": json.dumps(config).encode(), "model.safetensors": stub_weights(30)})
     fake_hub.add_dataset("org/data", {"data/train-00000-of-00001.parquet": b"rows"})
-    return Settings(
-        allowed_hosts=("testserver",),
-        _env_file=None,
-        data=tmp_path / "data",
-        database_url=sqlite_url,
-        broker_url="filesystem://",
-        hub=fake_hub.url,
-        hub_read_token=READ_TOKEN,
-        hub_write_token=WRITE_TOKEN,
-    )
+    tokens = {"hub_read_token": READ_TOKEN, "hub_write_token": WRITE_TOKEN}
+    return settings_for(tmp_path, database_url=sqlite_url, hub=fake_hub.url, **tokens)
 
 
 def test_a_hub_with_the_real_protocol(hub_settings: Settings) -> None:
