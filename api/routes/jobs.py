@@ -18,7 +18,6 @@ from pydantic import (
     model_validator,
 )
 from pydantic.main import IncEx
-from pydantic_core import PydanticCustomError
 from starlette.concurrency import run_in_threadpool
 
 from api.bodies import JobBody, JobPartBody, JobRequest, LinksBody, Parameters, WholeJobBody
@@ -54,7 +53,7 @@ from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.webhooks import Webhook
 from replaceme_core.report.page import policy
 from replaceme_core.report.view import QUANTITIES
-from replaceme_core.request.fields import Labels, LabelText, one_of
+from replaceme_core.request.fields import Labels, LabelText, one_of, wrong
 from replaceme_core.runner.messages import Stage
 from replaceme_core.shapes import LogLine, Page
 from replaceme_core.wording import json_safe
@@ -147,7 +146,7 @@ class JobsQuery(_Filters, Parameters):
         for name in names:
             if name not in JobBody.model_fields:
                 known = ", ".join(JobBody.model_fields)
-                raise _wrong("fields", f"there is no field {name[:40]!r}; the fields are {known}")
+                raise wrong("fields", f"there is no field {name[:40]!r}; the fields are {known}")
         return frozenset(names) or None
 
 
@@ -165,7 +164,7 @@ class CancelRequest(_Filters):
     def _check(self) -> Self:
         given = self.model_dump(exclude={"all"}, exclude_defaults=True)
         if bool(given) is self.all:
-            raise _wrong("all", "expected at least one filter, or all: true and no filter")
+            raise wrong("all", "expected at least one filter, or all: true and no filter")
         return self
 
     def filters(self) -> JobFilters:
@@ -193,14 +192,10 @@ def _labels(texts: Iterable[str]) -> dict[str, str]:
             value = _LABEL_TEXT.validate_python("".join(rest))
             name = _LABEL_TEXT.validate_python(name)
         except ValidationError:
-            raise _wrong("label", "expected KEY=VALUE, each of 1 to 63 letters, digits, '.', '_', '/', '-'") from None
+            raise wrong("label", "expected KEY=VALUE, each of 1 to 63 letters, digits, '.', '_', '/', '-'") from None
         if found.setdefault(name, value) != value:
-            raise _wrong("label", "two values for one label match no job, since a job has one value for each label")
+            raise wrong("label", "two values for one label match no job, since a job has one value for each label")
     return found
-
-
-def _wrong(field: str, message: str) -> PydanticCustomError:
-    return PydanticCustomError("query", "{message}", {"field": field, "message": message})
 
 
 def _without_required_webhook(schema: dict[str, Any]) -> None:

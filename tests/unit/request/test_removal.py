@@ -6,7 +6,6 @@ from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.hub.model_config import ModelOutline
-from replaceme_core.request.method import Method
 from replaceme_core.request.removal import Allows, blocks_to_remove, depths_of, keep_pattern, ratio_of
 from replaceme_core.request.spec import CompressionSpec
 from tests.fixtures.models.tiny import BY_NAME, tiny_config
@@ -25,10 +24,10 @@ OUTLINE = ModelOutline(layout=FAMILIES["llama"], blocks=30, hidden_size=576)
         ({"ratio": {"max": 0.2}, "gate": GATE, "method": {"name": "cosine", "groups": 4}}, [4, 5, 6]),
         ({"ratio": {"max": 0.999}, "gate": GATE, "method": {"name": "cosine", "groups": 14}}, [14, 15, 16]),
     ],
+    ids=str,
 )
 def test_depths(fields: dict[str, object], depths: list[int]) -> None:
-    spec = a_spec(**fields)
-    assert depths_of(spec, OUTLINE) == depths
+    assert depths_of(a_spec(**fields), OUTLINE) == depths
 
 
 def test_groups_that_no_depth_has() -> None:
@@ -43,65 +42,58 @@ def test_every_depth_has_a_ratio(blocks: int) -> None:
         assert blocks_to_remove(ratio_of(depth, blocks), blocks) == depth
 
 
-def rule(name: str, **fields: object) -> tuple[CompressionSpec, Allows | None]:
-    variant = BY_NAME[name]
-    body: dict[str, object] = {
-        "model": {"repo_id": "org/tiny"},
-        "calibration": {"dataset": "builtin:general"},
-        "compute": {"pattern_safe": True},
-        **({} if "drop" in fields else {"ratio": 0.33}),
-        **fields,
-    }
-    spec = CompressionSpec.model_validate(body)
-    return keep_pattern(spec, tiny_config(variant), FAMILIES[variant.model_type])
+def kept(name: str, **fields: object) -> tuple[CompressionSpec, Allows | None]:
+    variant, more = BY_NAME[name], {"compute": {"pattern_safe": True}, **fields}
+    return keep_pattern(a_spec(**more), tiny_config(variant), FAMILIES[variant.model_type])
 
 
-def test_only_where_it_is_asked_for_and_there_is_a_pattern() -> None:
-    for name, fields in (("gemma2", {"compute": {}}), ("llama", {}), ("llama", {"method": {"name": "refit"}})):
-        assert rule(name, **fields)[1] is None
-    _, allows = rule("gemma2")
+@pytest.mark.parametrize(
+    ("name", "fields", "method"),
+    [
+        ("gemma2", {}, "least_squares"),
+        ("gemma2", {"method": {"name": "drop"}}, "drop"),
+        ("gemma2", {"method": {"name": "refit", "selection": "window"}}, "refit"),
+        ("gemma2", {"drop": [2, 3]}, None),
+        # nothing to keep: it is not asked for, or there is no pattern
+        ("gemma2", {"compute": {}}, None),
+        ("llama", {"method": {"name": "refit"}}, "refit"),
+    ],
+    ids=str,
+)
+def test_a_pattern_is_kept_where_it_is_asked_for_and_there_is_one(
+    name: str, fields: dict[str, object], method: str | None
+) -> None:
+    spec, allows = kept(name, **fields)
+    assert spec.method.name == method
+    if name == "llama" or "compute" in fields:
+        assert allows is None
+        return
     assert allows is not None
     assert (allows([2, 3]), allows([2])) == (True, False)
 
 
-def test_named_blocks_that_break_it_are_refused() -> None:
-    assert rule("gemma2", drop=[2, 3])[1] is not None
-    with pytest.raises(InvalidInput, match="without blocks 2 the kinds of the others") as refused:
-        rule("gemma2", drop=[2])
-    assert refused.value.field == "drop"
-
-
-def test_a_model_that_follows_no_step_is_refused() -> None:
-    with pytest.raises(InvalidInput, match=r"\(no_rope_layers, layer_types\) follow no step") as refused:
-        rule("smollm3-sliding")
-    assert refused.value.field == "compute.pattern_safe"
+WINDOW = "needs a choice of one window: least_squares, cosine, drop, or refit"
 
 
 @pytest.mark.parametrize(
-    "method",
+    ("name", "fields", "field", "words"),
     [
-        {"name": "auto"},
-        {"name": "refit"},
-        {"name": "least_squares", "groups": 2},
-        {"name": "least_squares", "as_published": True},
-        {"time_budget_seconds": 60.0},
+        ("gemma2", {"drop": [2]}, "drop", "without blocks 2 the kinds of the others"),
+        ("smollm3-sliding", {}, "compute.pattern_safe", r"\(no_rope_layers, layer_types\) follow no step"),
+        *(
+            ("gemma2", {"method": method}, "method.name", WINDOW)
+            for method in (
+                {"name": "auto"},
+                {"name": "refit"},
+                {"name": "least_squares", "groups": 2},
+                {"name": "least_squares", "as_published": True},
+                {"time_budget_seconds": 60.0},
+            )
+        ),
     ],
     ids=str,
 )
-def test_a_method_that_chooses_here_and_there_is_refused(method: dict[str, object]) -> None:
-    with pytest.raises(InvalidInput, match="needs a choice of one window: least_squares, cosine, drop, or refit") as no:
-        rule("gemma2", method=method)
-    assert no.value.field == "method.name"
-
-
-@pytest.mark.parametrize(
-    ("method", "expected"),
-    [
-        ({}, Method.LEAST_SQUARES),
-        ({"name": "drop"}, Method.DROP),
-        ({"name": "cosine"}, Method.COSINE),
-        ({"name": "refit", "selection": "window"}, Method.REFIT),
-    ],
-)
-def test_methods_that_choose_a_window(method: dict[str, object], expected: Method) -> None:
-    assert rule("gemma2", method=method)[0].method.name is expected
+def test_what_cannot_keep_a_pattern_is_refused(name: str, fields: dict[str, object], field: str, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words) as refused:
+        kept(name, **fields)
+    assert refused.value.field == field

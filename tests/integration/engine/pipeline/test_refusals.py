@@ -51,17 +51,13 @@ def changed(source: Path, **values: object) -> None:
     (source / "config.json").write_text(json.dumps({**config, **values}))
 
 
-def test_sequences_longer_than_the_table_of_positions(tmp_path: Path) -> None:
-    variant = BY_NAME["gpt2"]
-    source = save_tiny(tmp_path / "source", variant=variant)
+def test_a_text_or_a_config_that_the_model_cannot_take(tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "gpt2", variant=BY_NAME["gpt2"])
+    long = request(source, calibration={"dataset": "file:text.txt", "samples": 4, "max_length": 257})
     with pytest.raises(InvalidInput, match="has 256 positions, and sequences of 257 tokens are asked for") as caught:
-        run(request(source, calibration={"dataset": "file:text.txt", "samples": 4, "max_length": 257}))
+        run(long)
     assert caught.value.field == "calibration.max_length"
-
-
-def test_a_window_of_no_tokens(tmp_path: Path) -> None:
-    variant = BY_NAME["mistral-sliding"]
-    source = save_tiny(tmp_path / "source", variant=variant)
+    source = save_tiny(tmp_path / "mistral", variant=BY_NAME["mistral-sliding"])
     changed(source, sliding_window=0)
     with pytest.raises(BrokenModel, match="sliding_window as 0; it must be a positive number"):
         run(request(source))
@@ -70,8 +66,7 @@ def test_a_window_of_no_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize("own", [0.0, 0.5])
 def test_a_model_that_does_not_run_is_broken(own: float, tmp_path: Path) -> None:
     """Its weights are those of its config, and its router asks for more experts than there are."""
-    variant = BY_NAME["mixtral"]
-    source = save_tiny(tmp_path / "source", variant=variant)
+    source = save_tiny(tmp_path / "source", variant=BY_NAME["mixtral"])
     changed(source, num_experts_per_tok=9)
     calibration = {"dataset": "file:text.txt", "samples": 16, "max_length": 32, "self_generated": own}
     with pytest.raises(BrokenModel, match=r"does not run on the calibration text \(.*out of range\); use the files"):
