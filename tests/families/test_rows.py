@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from replaceme_core.engine.methods.windows import fit_cut
 from replaceme_core.engine.model.block_runner import BlockRunner
@@ -153,15 +153,6 @@ def test_a_pruned_model_is_the_same_after_saving(variant: Variant, tmp_path: Pat
         again = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
         assert again.config.num_hidden_layers == BLOCKS - 1
         assert torch.equal(again(input_ids=tokens, use_cache=False).logits, expected)
-        cached, uncached = (
-            again.generate(
-                tokens,
-                attention_mask=torch.ones_like(tokens),
-                generation_config=GenerationConfig(max_new_tokens=12, do_sample=False, use_cache=use, pad_token_id=0),
-            )
-            for use in (True, False)
-        )
-        assert torch.equal(cached, uncached)
     verify_saved(tmp_path / "pruned", dtype=torch.float32, blocks=BLOCKS - 1, prompt=tokens[0], device="cpu")
 
 
