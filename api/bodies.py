@@ -58,25 +58,6 @@ class PageQuery(Parameters):
     cursor: Annotated[str, Field(min_length=1, max_length=500)] | None = None
 
 
-class ProblemEntry(Shape):
-    """One invalid field of a request."""
-
-    field: str
-    value: object
-    message: str
-
-
-class ProblemBody(Shape):
-    """An error (RFC 9457). `errors` is present with status 422."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    errors: list[ProblemEntry] | None = None
-
-
 # Jobs
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from api.bodies import ProblemBody
 from api.http.problems import PROBLEM_JSON, http_error_of
 from replaceme_core import errors as core
+from replaceme_core.shapes import Shape
 
 _SECURITY = "key"
 _SCHEME = {
@@ -73,6 +73,25 @@ def _complete(operation: dict[str, Any], method: str, path: str, *, needs_key: b
 # Which errors an operation may answer with, and an example of each
 
 _SCHEMAS = "#/components/schemas/"
+
+
+class ProblemEntry(Shape):
+    """One invalid field of a request."""
+
+    field: str
+    value: object
+    message: str
+
+
+class ProblemBody(Shape):
+    """An error (RFC 9457). `errors` is present with status 422."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: list[ProblemEntry] | None = None
 
 
 @dataclass(frozen=True)
