@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from replaceme_core.engine.activations.cache import tensor_digest
 from replaceme_core.engine.activations.verified_file import Contents
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.speed import Speed
-from replaceme_core.engine.model.block_runner import BlockRunner
+from replaceme_core.engine.model.block_runner import BlockRunner, Hook, record_values
 from replaceme_core.engine.model.device import synchronise
 from replaceme_core.engine.model.lazy_model import open_model
 from replaceme_core.errors import NumericalFailure
@@ -94,23 +93,15 @@ class LastStream:
 
         Where the first one does not give the same logits again, to the bit, none is kept.
         """
-        seen: list[torch.Tensor] = []
-
-        def note(module: nn.Module, given: object, output: object) -> None:
-            stream = output[0] if isinstance(output, tuple) else output
-            assert isinstance(stream, torch.Tensor)
-            seen.append(stream.detach().to("cpu", copy=True))
-
-        handle = self.runner.blocks[-1].register_forward_hook(note) if self.made is not None else None
-        try:
+        if self.made is None:
+            return _logits(self.runner.resolved.model, batch)
+        with record_values(Hook(module=self.runner.blocks[-1], copy=True)) as seen:
             logits = _logits(self.runner.resolved.model, batch)
-        finally:
-            if handle is not None:
-                handle.remove()
-        if self.made is not None:
-            (self.made[str(number)],) = seen
-            if number == 0 and not torch.equal(self.runner.leave(seen[0].to(batch.device), batch), logits):
-                self.made = None
+        (stream,) = seen
+        if number == 0 and not torch.equal(self.runner.leave(stream, batch), logits):
+            self.made = None
+        else:
+            self.made[str(number)] = stream.cpu()
         return logits
 
 
