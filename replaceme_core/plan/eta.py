@@ -171,9 +171,10 @@ class Course:
         In a stage that reports nothing it falls until the end of that stage is due, and grows from then on.
         """
         elapsed = now - self.started
-        if not self._doubt and (self.overall < ETA_FROM or elapsed < ETA_AFTER_SECONDS):
-            return None
         began, done = self._measured_from
+        is_early = self.overall < ETA_FROM or elapsed < ETA_AFTER_SECONDS or self._done <= done
+        if is_early and not self._doubt:
+            return None
         factor = (self._moved_at - began + self._doubt) / (self._done - done + self._doubt)
         left = sum(self.weights.values()) - self._done
         of_stage = min(self.weights.get(self.stage, 0.0) * (1 - self.fraction), left)

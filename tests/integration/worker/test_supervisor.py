@@ -20,6 +20,7 @@ from replaceme_core.runner.messages import Measured, Stage
 from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.worker.supervisor import OUTPUT, Bench
 from worker.supervisor import Supervisor
+from worker.workspace import checkpoints_of
 
 
 def test_a_result_that_an_earlier_attempt_published_is_used(bench: Bench, tmp_path: Path) -> None:
@@ -116,6 +117,14 @@ def test_a_runner_works_in_the_attempts_own_directory(bench: Bench) -> None:
     assert directory.name == "scratch"
     assert directory.parent.parent == bench.settings.workspace
     assert directory.parent.name.startswith(f"{job_id}-1-")
+
+
+def test_all_attempts_at_a_job_share_their_checkpoints(bench: Bench) -> None:
+    job_id = bench.add()
+    said = [said_by(bench, "' '.join(request['checkpoint_directory'].split('/'))", job_id)]
+    bench.queue_again(job_id)
+    said.append(said_by(bench, "' '.join(request['checkpoint_directory'].split('/'))", job_id))
+    assert {Path("/").joinpath(*one.split(" ")) for one in said} == {checkpoints_of(bench.settings.workspace, job_id)}
 
 
 @pytest.mark.parametrize(

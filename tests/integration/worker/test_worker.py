@@ -59,7 +59,8 @@ def test_a_job_runs_from_message_to_publication(site: Site) -> None:
     assert site.runners() == []
 
 
-def test_a_message_for_a_job_that_is_taken_serves_another(site: Site) -> None:
+def test_a_message_for_a_job_that_is_taken_serves_another(embedded_site: Site) -> None:
+    site = embedded_site
     site.extra = {"REPLACEME_SWEEP_SECONDS": "3600"}  # messages alone
     first, second = site.add(enqueue=False), site.add(enqueue=False)
     site.enqueue(first)

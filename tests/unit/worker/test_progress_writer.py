@@ -47,6 +47,17 @@ def test_the_time_left_is_news_while_a_stage_reports_nothing(sqlite_database: Da
     assert ledger.history(job_id).count("stage") == 1, "no news of the stage itself"
 
 
+def test_from_the_second_attempt_on_the_history_says_what_was_resumed_from(ledger: Ledger) -> None:
+    job_id = ledger.add()
+    ledger.release(ledger.claim(job_id))
+    claim, course = ledger.claim(job_id), Course(weights=weights_of(ledger.get(job_id).spec), started=0.0)
+    writer = ProgressWriter(ledger.database, claim, course)
+    writer.note(StageStarted(stage=Stage.SOLVE, resumed_from=Stage.SOLVE))
+    writer.note(Advanced(stage=Stage.SOLVE, fraction=0.5))
+    writer.flush()
+    assert ledger.events(job_id)[-1].data == {"stage": "solve", "resumed_from": "solve"}
+
+
 SETTINGS = Settings(
     _env_file=None,
     hub_write_token=SecretStr("a-token-without-a-prefix"),
