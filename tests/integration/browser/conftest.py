@@ -21,7 +21,7 @@ REPOSITORY = "acme/real"
 OWNER = "alice"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop runs while it is open, and then no other may be started
 def browser() -> Iterator[Browser]:
     with chromium() as found:
         yield found
