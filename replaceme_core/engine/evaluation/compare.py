@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -243,23 +242,20 @@ class Original:
         of_first = FIRST_PART * of_texts
         home, texts = self.tokens.measure_of_first_text(), _other_texts(self.tokens)
         name = self.tokens.sources[int(self.tokens.measure_sources[0])]
-        first, result = self._measure(0, name, home, after, advance=lambda part: advance(of_first * part))
+        (before, pruned), result = self._measure(0, name, home, after, advance=lambda part: advance(of_first * part))
         found = [result]
-        further: dict[str, Callable[[], torch.Tensor]] = {}
         if not {GENERAL, *PARTS_OF_GENERAL}.intersection(self.tokens.sources):
-            further[GENERAL] = self._general_text
+            with self._on_text(GENERAL):
+                texts[GENERAL] = self._general_text()
         if self.generates:
-            further[SELF_GENERATED] = partial(
-                self.subject.results.own_text,
-                self.subject.model,
-                self.tokenizer,
-                count=MEASURED_ELSEWHERE,
-                length=self.tokens.measure.shape[1],
-                seed=self.seed + 1,
-            )
-        for name, read in further.items():
-            with self._on_text(name):
-                texts[name] = read()
+            with self._on_text(SELF_GENERATED):
+                texts[SELF_GENERATED] = self.subject.results.own_text(
+                    self.subject.model,
+                    self.tokenizer,
+                    count=MEASURED_ELSEWHERE,
+                    length=self.tokens.measure.shape[1],
+                    seed=self.seed + 1,
+                )
         for number, (name, sequences) in enumerate(texts.items(), start=1):
             if len(sequences) == 0:  # the built-in text fills none
                 continue
@@ -271,7 +267,7 @@ class Original:
             with self.unmeasured.part("the accuracy in the tasks", *_OF_TASKS):
                 pairs = self._run_tasks(self.tasks, after, lambda part: advance(of_texts + (1 - of_texts) * part))
         reused = list(self.subject.results.reused)
-        return Comparison(before=first[0], after=first[1], texts=found, tasks=pairs, reused=reused)
+        return Comparison(before=before, after=pruned, texts=found, tasks=pairs, reused=reused)
 
     def finish(self, found: Comparison, after: Subject) -> Comparison:
         """`found` with the speed of both, in turn, and with their answers, where models are asked."""
