@@ -6,6 +6,7 @@ A copy of the database alone then opens nothing. The keys are in the settings, o
 import base64
 import binascii
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from replaceme_core.errors import InvalidInput, SecretUnreadable
 
 KEY_BYTES = 32
-_KEY_FILE_MODE = 0o600
 _TO_STANDARD = str.maketrans("-_", "+/")
 _TO_URLSAFE = str.maketrans("+/", "-_")
 
@@ -66,16 +66,14 @@ class SecretsBox:
 def key_in_file(path: Path) -> str:
     """The key in `path`, which is created with a random one (mode 0600) if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}-{os.getpid()}")
     if not path.exists():
-        key = base64.urlsafe_b64encode(os.urandom(KEY_BYTES))
-        fresh.unlink(missing_ok=True)
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _KEY_FILE_MODE), "wb") as file:
-            file.write(key)
+        descriptor, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(base64.urlsafe_b64encode(os.urandom(KEY_BYTES)))
         try:
-            os.link(fresh, path)  # whole or not at all, and never over the key of another process
+            os.link(fresh, path)  # whole or not at all, and never over the key of another process or thread
         except FileExistsError:
             pass
         finally:
-            fresh.unlink()
+            Path(fresh).unlink()
     return path.read_text("ascii").strip()
