@@ -30,7 +30,14 @@ def unwrap(text: str) -> str:
 
 
 def mix(texts: Sequence[tuple[str, int]], *, seed: int = 0) -> list[str]:
-    """Draw `count` pieces of each text and shuffle them. Raises `SystemExit` if a text is too short."""
+    """Draw `count` pieces of each text and shuffle them. Raises `SystemExit` if a text is too short.
+
+    >>> sorted(piece[:2] for piece in mix([("a" * 5 * CHARACTERS, 2), ("b" * CHARACTERS, 1)]))
+    ['aa', 'aa', 'bb']
+    >>> mix([("a" * 5 * CHARACTERS, 6)])
+    Traceback (most recent call last):
+    SystemExit: text 1 has 5 pieces of 2300 characters, 6 are needed
+    """
     draw, found = random.Random(seed), list[str]()
     for number, (text, count) in enumerate(texts, start=1):
         starts = list(range(0, len(text) - CHARACTERS + 1, CHARACTERS))

@@ -37,7 +37,11 @@ def detokenise(text: str) -> str:
 
 
 def split(text: str) -> tuple[str, str]:
-    """The part for calibration and the part for evaluation; concatenated they are `text`."""
+    r"""The part for calibration and the part for evaluation; concatenated they are `text`.
+
+    >>> split("one\ntwo\nthree\nfour\n")
+    ('one\ntwo\n', 'three\nfour\n')
+    """
     cut = text.rfind("\n", 0, int(len(text) * FIT_SHARE)) + 1
     return text[:cut], text[cut:]
 

@@ -29,7 +29,8 @@ from replaceme_core.report.figures import (
     time_range,
 )
 from replaceme_core.report.page import templates_in
-from replaceme_core.request.calibration import SELF_GENERATED
+from replaceme_core.report.reading import Report
+from replaceme_core.report.view import wanted_removal, wanted_text
 from replaceme_core.request.gate import limits_in_words
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.request.spec import CompressionSpec
@@ -104,20 +105,11 @@ def perplexity(value: float | None) -> str:
 
 
 def removal(spec: CompressionSpec) -> str:
-    """What a job removes, as its request says it."""
-    if spec.greatest_ratio is not None:
-        most = "at most " if spec.searches else ""
-        return f"{most}{spec.greatest_ratio:.4g} of the blocks"
-    return f"blocks {block_ranges(spec.drop or ())}"
+    return wanted_removal(Report(spec.model_dump(mode="json")))
 
 
 def calibration(spec: CompressionSpec) -> str:
-    """The names of all texts, with their shares."""
-    names = []
-    for source in spec.calibration.sources or ():
-        name = source.dataset or SELF_GENERATED
-        names.append(name if source.share is None else f"{name} {percent(source.share)}")
-    return ", ".join(names) or str(spec.calibration.dataset or "")
+    return wanted_text(Report(spec.model_dump(mode="json")))
 
 
 def method(spec: CompressionSpec) -> str:

@@ -19,10 +19,13 @@ from replaceme_core.report.figures import (
     duration,
     exact,
     number,
+    percent,
     share,
     size,
 )
 from replaceme_core.report.reading import Piece, Place, Report, Step
+from replaceme_core.request.calibration import SELF_GENERATED
+from replaceme_core.request.removal import block_ranges
 from replaceme_core.wording import counted, markdown
 
 MOST_CANDIDATES, SHOWN_CANDIDATES, MOST_SOURCES, MOST_ANSWERS, MOST_STAGES = 4000, 24, 6, 20, 20
@@ -490,3 +493,31 @@ def _in_markdown(piece: Piece) -> str:
     if isinstance(piece, str):
         return piece.replace("*", "\\*")
     return markdown(piece.text) if piece.value is None else piece.text
+
+
+# What a job asks for, from its specification
+
+
+def wanted_removal(spec: Report) -> str:
+    """
+    >>> wanted_removal(Report({"ratio": {"max": 0.5}})), wanted_removal(Report({"drop": [1, 2, 3]}))
+    ('at most 0.5 of the blocks', 'blocks 1-3')
+    """
+    fixed, most = spec.number("ratio"), spec.number("ratio", "max")
+    if fixed is not None:
+        return f"{fixed:.4g} of the blocks"
+    if most is not None:
+        return f"at most {most:.4g} of the blocks"
+    drop = spec.blocks("drop")
+    return f"blocks {block_ranges(drop)}" if drop else ""
+
+
+def wanted_text(spec: Report) -> str:
+    """The names of all sources of the calibration text, with the shares that were given."""
+    names = []
+    for row in spec.rows("calibration", "sources"):
+        source = ("calibration", "sources", row)
+        given = spec.number(*source, "share")
+        name = spec.text(*source, "dataset") or SELF_GENERATED
+        names.append(name if given is None else f"{name} {percent(given)}")
+    return ", ".join(names) or spec.text("calibration", "dataset")

@@ -7,6 +7,7 @@ for a signal.
 
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -30,19 +31,12 @@ REPORT: dict[str, object] = {
     "method": "least_squares",
     "candidates": [
         {"start": 2, "end": 2, "distance": 0.1, "residual": 0.25, "ridge": 0.1, "held_out_loss": 4.1, "chosen": True},
-        {
-            "start": 1,
-            "end": 1,
-            "distance": 0.1,
-            "residual": "nan",
-            "ridge": 0.1,
-            "held_out_loss": None,
-            "chosen": False,
-        },
+        {"start": 1, "end": 1, "distance": 0.1, "residual": "nan", "ridge": 0.1, "held_out_loss": None},
     ],
     "stages": [{"name": "calibrate", "seconds": 1.5, "peak_bytes": 1000}],
     "before": {**MEASURED, "tokens_per_second": 1000.0, "dtype": "bfloat16", "blocks": 4},
     "after": {**MEASURED, "perplexity": 60.6, "tokens_per_second": 1300.0, "dtype": "bfloat16", "blocks": 3},
+    "texts": [{"name": "builtin:code", "before": 32.26, "after": 60.6, "divergence": 0.25}],
     "versions": {"replaceme": "0.1.0"},
     "device": {"type": "cpu", "hardware": "A Processor"},
     "numerics": {"computed_in": "float32", "threads": 1},
@@ -91,9 +85,9 @@ def main(mode: str, *flags: str) -> int:
         os._exit(3)
     if "--evaluate" in flags:
         send(StageStarted(stage=Stage.EVALUATE))
+        measured = {**MEASURED, "tokens_per_second": 1000.0, "dtype": "bfloat16", "blocks": 30, "ratio": 1.0}
         models = [
-            {**MEASURED, "tokens_per_second": 1000.0, "dtype": "bfloat16", "blocks": 30, "request": json.loads(line)}
-            for _ in EvaluateRequest.model_validate_json(line).directories
+            {**measured, "request": json.loads(line)} for _ in EvaluateRequest.model_validate_json(line).directories
         ]
         send(Evaluated(report={"hardware": "A Processor", "threads": 1, "models": models}))
         return 0
@@ -109,7 +103,7 @@ def main(mode: str, *flags: str) -> int:
         time.sleep(600)
     for stage in (Stage.SELECT, Stage.SOLVE, Stage.FOLD, Stage.SAVE, Stage.EVALUATE):
         send(StageStarted(stage=stage))
-    output.mkdir()
+    shutil.copytree(request.model_directory, output)
     (output / "replaceme.json").write_text(json.dumps({**REPORT, "request": json.loads(line)}))
     report = dict(REPORT)
     if request.spec.gate is not None and mode != "ungated":

@@ -13,10 +13,9 @@ from rich.text import Text
 from api.cli.output.console import describe_eta, describe_time, make_console, print_json
 from api.cli.output.report import print_gate, print_tables
 from api.client.models import Job, JobEvent
-from replaceme_core.report.figures import percent, size, time_about, time_range
+from replaceme_core.report.figures import size, time_about, time_range
 from replaceme_core.report.reading import Report
-from replaceme_core.report.view import both_models
-from replaceme_core.request.calibration import SELF_GENERATED
+from replaceme_core.report.view import both_models, wanted_removal, wanted_text
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.shapes import Delivery, Estimate, Metric, Plan, Webhook, Worker
 from replaceme_core.wording import counted
@@ -39,7 +38,7 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
     """Two lines for each job: the first begins with the id, the second says what the job is."""
 
     def row(job: Job) -> tuple[RenderableType, ...]:
-        what = ", ".join(filter(None, (_model_of(job), _removal_of(job))))
+        what = ", ".join(filter(None, (_model_of(job), wanted_removal(Report(job.spec)))))
         status = Text(job.status, style=_STATUS_STYLE.get(job.status, ""))
         return (
             Group(job.id, f"  {what}"),
@@ -52,12 +51,13 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
 
 
 def job_table(job: Job) -> Table:
+    spec = Report(job.spec)
     rows: dict[str, RenderableType] = {
         "job": job.id,
         "status": Text(job.status, style=_STATUS_STYLE.get(job.status, "")),
         "model": _model_of(job),
-        "removes": _removal_of(job),
-        "calibration": _calibration_of(job),
+        "removes": wanted_removal(spec),
+        "calibration": wanted_text(spec),
         "labels": ", ".join(f"{name}={value}" for name, value in job.labels.items()),
         "workers": job.route or "",
         "attempt": str(job.attempt) if job.attempt else "",
@@ -136,28 +136,6 @@ def workers_table(workers: Sequence[Worker]) -> Table:
 
 def _model_of(job: Job) -> str:
     return Report(job.spec).text("model", "repo_id")
-
-
-def _removal_of(job: Job) -> str:
-    spec = Report(job.spec)
-    fixed, most = spec.number("ratio"), spec.number("ratio", "max")
-    if fixed is not None:
-        return f"{fixed:.4g} of blocks"
-    if most is not None:
-        return f"at most {most:.4g} of blocks"
-    drop = spec.blocks("drop")
-    return f"blocks {block_ranges(drop)}" if drop else ""
-
-
-def _calibration_of(job: Job) -> str:
-    """The names of all sources, with the shares that were given."""
-    spec, names = Report(job.spec), []
-    for row in spec.rows("calibration", "sources"):
-        source = ("calibration", "sources", row)
-        given = spec.number(*source, "share")
-        name = spec.text(*source, "dataset") or SELF_GENERATED
-        names.append(name if given is None else f"{name} {percent(given)}")
-    return ", ".join(names) or spec.text("calibration", "dataset")
 
 
 def _blocks(numbers: Sequence[int]) -> str:

@@ -177,12 +177,3 @@ def test_a_pipeline(serve: Serve, wheel: Path, tmp_path: Path, pipeline: Pipelin
     assert {*pipeline.kept} == {"job.json", "report.json", "gate.xml"}
     assert any("--cancel-on-interrupt" in step for step in pipeline.steps)
     assert f"| {'passed' if passes else '✗ missed'} |" in (tmp_path / "summary.md").read_text()
-
-
-def test_no_page_installs_from_an_index_where_the_project_is_not() -> None:
-    pages = [
-        ROOT / "README.md",
-        *(page for page in (ROOT / "docs").rglob("*") if page.suffix in (".md", ".py", ".yml")),
-    ]
-    named = {page.name for page in pages if re.search("pip install '?replaceme", page.read_text("utf-8"))}
-    assert named == {"command-line.md", "report.md"}, "they say how to add an extra to an installation"

@@ -103,12 +103,6 @@ def test_a_gate_decides_the_exit_code(command: Run) -> None:
     assert row in [line.split() for line in command("status", job["id"]).stdout.splitlines()]
 
 
-def test_submit_for_people(command: Run) -> None:
-    done = command(*SUBMIT, "--drop", "1-2", "--method", "drop", "--wait")
-    assert done.exit_code == 0, done.stderr
-    assert "blocks 1-2" in done.stdout
-
-
 def test_a_job_that_fails(command: Run) -> None:
     done = command(*SUBMIT, "--ratio", "0.25", "--label", "stub.fail=space", "--wait", "--json")
     assert done.exit_code == 3
@@ -169,8 +163,6 @@ def test_a_command_that_waits_when_its_job_is_cancelled(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((*SUBMIT, "--ratio", "1.5"), "ratio: expected a number greater than 0 and less than 1"),
-        (SUBMIT, "ratio"),
         ((*SUBMIT, "--ratio", "0.5", "--drop", "1"), "both are given"),
         ((*SUBMIT, "--ratio", "0.5", "--label", "nlp"), "--label"),
         ((*SUBMIT, "--ratio", "0.5", "--idempotency-key", "a b"), "visible ASCII"),

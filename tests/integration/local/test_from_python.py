@@ -1,10 +1,8 @@
 """The calls of `replaceme_core.local` with the real runner: the code of the documents, and a model of the Hub."""
 
 import json
-import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from replaceme_core.engine.model.load import load_tokenizer
 from replaceme_core.local.compress import compress
 from replaceme_core.local.evaluate import evaluate
 from replaceme_core.settings import Settings
+from tests.fixtures.cli.local import runner
 from tests.fixtures.evaluation.local_tasks import offline
 from tests.fixtures.models.tiny import BLOCKS, save_tiny
 
@@ -35,7 +34,6 @@ COMMANDS = re.findall(
     re.MULTILINE | re.DOTALL,
 )
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-QUICK = '{"dataset": "builtin:general", "samples": 16, "max_length": 32}'
 COMPUTE = {"threads": 1, "device": "cpu", "dtype": "float32"}
 
 
@@ -44,35 +42,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
 
 
-def test_the_code_of_the_page_runs(model: Path, tmp_path: Path) -> None:
-    """On a tiny model and less text, one block after the other: the last one measures what the first one made."""
-    changes = {
-        MODEL: str(model),
-        'calibration="builtin:general"': f"calibration={QUICK}",
-        '"samples": 64': '"samples": 16, "max_length": 32',
-        "samples=4": "samples=4, max_length=32",
-        'out="small",': 'out="small", evaluation={"samples": 2},',
-        'out="gated",': 'out="gated", evaluation={"samples": 2},',
-    }
-    code = "\n".join(CODE)
-    for old, new in changes.items():
-        assert old in code
-        code = code.replace(old, new)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("REPLACEME_")}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**kept, "PYTHONPATH": str(ROOT)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "removed (" in done.stdout
-    assert "perplexity_ratio" in done.stdout
-    assert "evaluate 100%" in done.stdout
-    assert "speed on" in done.stdout
+def test_the_code_of_the_page_runs(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One block after the other: the last one measures what the first one made. The runner has no model."""
+    for name, value in runner("good", tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    assert sum(MODEL in block for block in CODE) == len(CODE)
+    (tmp_path / "page.py").write_text("\n".join(CODE).replace(MODEL, str(model)))
+    runpy.run_path(str(tmp_path / "page.py"))
+    shown = capsys.readouterr().out
+    for words in ("removed (2,)", "perplexity_ratio 1.5 passed", "evaluate", "speed on A Processor"):
+        assert words in shown
     assert (tmp_path / "small" / "replaceme.json").is_file()
     assert not (tmp_path / "data").exists(), "a model in a directory needs no Hub"
 

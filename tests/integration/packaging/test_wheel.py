@@ -32,12 +32,10 @@ def test_a_wheel_carries_every_file_of_the_packages_and_nothing_else(shipped: se
     assert PurePosixPath("migrations/versions/0001_ledger.py") in shipped
 
 
-def test_a_wheel_carries_its_licence_and_its_command(wheel: Path) -> None:
+def test_a_wheel_carries_its_licence(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         (licence,) = (name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE"))
-        (scripts,) = (name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
         assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
-        assert b"replaceme = api.cli.main:main" in archive.read(scripts)
 
 
 def test_an_installed_wheel_serves(installed_wheel: Installed, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Log-likelihoods from shared contexts are those of whole texts, and shares come with their uncertainty."""
+"""Log-likelihoods from shared contexts are those of whole texts."""
 
 import random
 
@@ -33,15 +33,3 @@ def test_a_shared_context_changes_no_likelihood() -> None:
             wanted = torch.tensor(continuation)
             assert likelihood.nats == pytest.approx(float(logits.gather(1, wanted[:, None]).sum()), abs=1e-4)
             assert likelihood.greedy == bool((logits.argmax(-1) == wanted).all())
-
-
-@torch.inference_mode()
-def test_what_the_model_would_say_is_greedy() -> None:
-    model = tiny_model()
-    context = question(4, context=6, lengths=(1,)).context
-    said = int(model(input_ids=torch.tensor([context])).logits[0, -1].argmax())
-    one = Question(context=context, continuations=((said,), ((said + 1) % 64,)), lengths=(1, 1), gold=0)
-    ((first, second),) = likelihoods(model, [one])
-    assert first.greedy
-    assert not second.greedy
-    assert first.nats > second.nats

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from benchmarks.windows import Bench
-from replaceme_core.request.method import Method
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import tiny_model, token_ids
 
@@ -23,11 +22,3 @@ def test_a_pruning_measured_in_place_is_that_of_the_operated_model(method: str) 
     expected = math.exp(mean_loss(operate(tiny_model(), pruning), tokens))
     assert bench.perplexity(pruning) == pytest.approx(expected, rel=1e-4)
     assert bench.perplexity(pruning) == bench.perplexity(pruning), "the model is as before"
-
-
-@torch.inference_mode()
-def test_a_window_has_plain_removal_beside_each_method() -> None:
-    task, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT)
-    row = Bench(task=task, tokens=token_ids(4, 24, seed=5)).run(range(2, 4), [Method.LEAST_SQUARES, Method.DROP])
-    assert (row.start, row.end) == (2, 3)
-    assert row.methods["drop"] == pytest.approx(row.drop)

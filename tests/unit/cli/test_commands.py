@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from api.cli.exit_codes import ExitCode, exit_code_of, exit_code_of_job, exit_code_of_status
+from api.cli.exit_codes import ExitCode, exit_code_of, exit_code_of_status
 from api.cli.main import COMMANDS
 from api.cli.service import Service, finish, interrupts
 from api.client.models import Job
@@ -24,7 +24,6 @@ from tests.fixtures.reports.shown import PLOTS, SMALL
 
 AT = "2026-11-25T00:00:00Z"
 NEW_ID = "3f2b8c52-0000-4000-8000-000000000009"
-DONE = {"overall": 1.0, "stage": 1.0, "eta_seconds": None}
 
 
 @pytest.mark.parametrize("argument", ["--help", "--version"])
@@ -58,8 +57,6 @@ def test_retry_says_where_the_result_goes(service: StubService, name: str, said:
     assert NEW_ID in done.stdout and JOB_ID in done.stdout
     assert service.keys == ["again"]
     assert f"the result goes to {name}, {said}" in done.stderr
-    service.answers[f"GET /jobs/{NEW_ID}"] = [(200, a_job(id=NEW_ID, status="failed", progress=DONE))]
-    assert run_at(service, "retry", JOB_ID, "--wait").exit_code == 3
 
 
 LONG = "HuggingFaceTB/SmolLM2-135M-Instruct-with-a-long-name"
@@ -123,14 +120,6 @@ def test_what_is_listed(
     items = json.loads(run_at(service, *command.split(), "--json").stdout)["items"]
     sent = [item for _, body in pages for item in body["items"]]  # type: ignore[index]
     assert [item | given for item, given in zip(items, sent, strict=True)] == items, "with all that was sent"
-
-
-def test_logs_are_followed_to_the_end(service: StubService) -> None:
-    service.answers[f"GET /jobs/{JOB_ID}"] = [(200, a_job(status="running")), (200, a_job(status="failed"))]
-    service.answers[f"GET /jobs/{JOB_ID}/logs"] = [page(LINES[0]), page(LINES[1])]
-    done = run_at(service, "logs", JOB_ID, "--follow", "--json")
-    assert [one["number"] for one in json.loads(done.stdout)["items"]] == [1, 2]
-    assert len(done.stderr.splitlines()) == 2
 
 
 def test_cancel_all_that_match(service: StubService) -> None:
@@ -280,10 +269,6 @@ def test_exit_codes() -> None:
     assert {kind: exit_code_of(kind) for kind in kinds} == kinds
     statuses = {400: 2, 404: 2, 409: 2, 422: 2, 401: 8, 403: 8, 500: 7, 503: 7}
     assert {status: exit_code_of_status(status) for status in statuses} == statuses
-    ends = {"succeeded": 0, "failed": 3, "cancelled": 5}
-    assert {status: exit_code_of_job(status) for status in ends} == ends
-    assert exit_code_of_job("failed", code="gate_rejected") == 4
-    assert exit_code_of_job("failed", code="out_of_memory") == 3
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.fixtures.cli.stub_service import JOB_ID, StubService, a_job, a_problem, fits_eighty_columns, run_at
+from tests.fixtures.cli.stub_service import JOB_ID, StubService, a_job, fits_eighty_columns, run_at
 
 ID = "9a0e6d1c-0000-4000-8000-000000000002"
 MESSAGE = f"evt_{JOB_ID}-3"
@@ -98,13 +98,6 @@ def test_all_that_failed_are_sent_again(webhooks: StubService) -> None:
     assert [request for request, _ in webhooks.received].count(AGAIN) == 2, "of both pages"
     for arguments in ((), (MESSAGE, "--failed")):
         assert run_at(webhooks, "webhooks", "redeliver", ID, *arguments).exit_code == 2
-
-
-def test_a_refusal_is_printed_with_its_exit_code(service: StubService) -> None:
-    errors = [{"field": "url", "value": None, "message": "private"}]
-    service.answers["POST /webhooks"] = [(422, a_problem(422, errors=errors))]
-    done = run_at(service, "webhooks", "create", "https://10.0.0.1/")
-    assert (done.exit_code, done.stderr) == (2, "error: url: private\n")
 
 
 def test_submit_with_a_webhook(service: StubService) -> None:

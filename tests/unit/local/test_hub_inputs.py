@@ -14,7 +14,6 @@ from benchmarks.harness.fake_hub.access import READ_TOKEN, STRANGER_TOKEN
 from benchmarks.harness.fake_hub.server import FakeHub
 from replaceme_core.errors import (
     BrokenModel,
-    CalibrationTooSmall,
     GatedRepository,
     HubUnreachable,
     InvalidInput,
@@ -168,12 +167,3 @@ def test_what_is_refused_before_anything_large_is_downloaded(
     with pytest.raises(HubUnreachable, match=looked_up.format("acme/tiny")):
         run("acme/tiny", settings=make_settings(hub="http://127.0.0.1:9"))
     assert list(tmp_path.glob("out*")) == []
-
-
-def test_an_error_of_the_runner_is_an_exception_with_its_class(
-    fake_hub: FakeHub, files: dict[str, bytes], make_settings: Make, run: Compress, tmp_path: Path
-) -> None:
-    fake_hub.add_model("acme/tiny", files)
-    with pytest.raises(CalibrationTooSmall, match="are needed"):
-        run("acme/tiny", settings=make_settings(runner_command=(sys.executable, local_runner.__file__, "input")))
-    assert list(tmp_path.glob("*out*")) == []
