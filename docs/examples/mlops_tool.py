@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from uuid import uuid4
 
 from standardwebhooks import Webhook, WebhookVerificationError
@@ -25,53 +26,43 @@ from api.client.models import Job
 SCOPES = ["jobs:read", "jobs:write", "webhooks:write"]
 TRIES = 2
 
-Messages = queue.Queue[dict[str, object]]
+Messages = queue.Queue[dict[str, Any]]
 
 
 @contextmanager
 def receiver(port: int, secrets: list[str]) -> Iterator[Messages]:
-    """Puts each message that is signed with one of `secrets` into a queue, once."""
+    """Puts each message that is signed with the last of `secrets` into a queue, once."""
     messages: Messages = queue.Queue()
     seen: set[str] = set()  # a real tool keeps them in its database
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
+            headers = {name.lower(): value for name, value in self.headers.items()}
             try:
-                message = Webhook(secrets[-1]).verify(
-                    body, {name.lower(): value for name, value in self.headers.items()}
-                )
+                message = Webhook(secrets[-1]).verify(body, headers)
             except (IndexError, WebhookVerificationError):  # nobody has signed it, or somebody else
                 self.send_response(401)
             else:
-                if self.headers["webhook-id"] not in seen:
-                    seen.add(self.headers["webhook-id"])
+                if headers["webhook-id"] not in seen:
+                    seen.add(headers["webhook-id"])
                     messages.put(message)
                 self.send_response(204)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
     with ThreadingHTTPServer(("", port), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield messages
-        finally:
-            server.shutdown()
-            thread.join()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield messages
+        server.shutdown()
 
 
 def wait_for_message(messages: Messages, job: Job) -> None:
     """Returns once the service has called about the end of this job. Others are of earlier tries."""
-    while True:
+    called = None
+    while called != job.id:
         message = messages.get(timeout=6 * 3600)
-        data = message["data"]
-        assert isinstance(data, dict)
-        print(f"called: {message['type']} {data['job_id']}")
-        if data["job_id"] == job.id:
-            return
+        called = message["data"]["job_id"]
+        print(f"called: {message['type']} {called}")
 
 
 def main() -> int:
@@ -103,15 +94,12 @@ def main() -> int:
 def order(client: Client, request: dict[str, object], messages: Messages) -> int:
     """Plan, submit, wait for the call, and try again once."""
     plan = client.plan(request)
-    if plan.refusals:
-        print(f"refused: {plan.refusals[0].message}")
-        return 1
     if plan.estimate is not None:
         time = plan.estimate.time
         print(f"planned: {plan.estimate.blocks.removed} blocks, {time.low_seconds:.0f} to {time.high_seconds:.0f} s")
     try:
         job = client.submit(request, idempotency_key=uuid4().hex)
-    except Invalid as error:  # what has changed since the plan
+    except Invalid as error:
         print(f"refused: {error}")
         return 1
     for number in range(TRIES):
