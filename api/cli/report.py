@@ -13,7 +13,7 @@ from api.cli.output.report import print_report
 from api.cli.service import Service, asks_service
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.port import REPORT
-from replaceme_core.report.page import render_page, write_page, write_plots
+from replaceme_core.report.page import PAGE, render_page, write_plots
 from replaceme_core.report.plots import FORMATS, can_draw
 from replaceme_core.report.reading import Report
 from replaceme_core.wording import counted
@@ -58,12 +58,11 @@ def _write(found: dict[str, object], *, html: Path | None, plots: Path | None, o
         plots.mkdir(parents=True, exist_ok=True)
         written = write_plots(plots, found, kinds=FORMATS)
         print_note(f"wrote {counted(len(written), 'pictures')} to {plots}")
-    if html is not None:
-        html.write_text(render_page(found), encoding="utf-8")
-    elif open_page:  # the browser reads it after this process has ended, so it stays
-        html = write_page(Path(tempfile.mkdtemp(prefix="replaceme-report-")), found)
+    if open_page and html is None:  # the browser reads it after this process has ended, so it stays
+        html = Path(tempfile.mkdtemp(prefix="replaceme-report-")) / PAGE
     if html is None:
         return
+    html.write_text(render_page(found), encoding="utf-8")
     print_note(f"wrote {html}" + ("" if can_draw() else f", without pictures; {_NO_PICTURES}"))
     if open_page and not webbrowser.open(html.resolve().as_uri()):
         print_note(f"no browser was found; open {html} in one")

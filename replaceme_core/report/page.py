@@ -282,13 +282,6 @@ def data_of(plot: Plot) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(rendered(plot, "svg")).decode()
 
 
-def write_page(directory: Path, content: Mapping[str, object]) -> Path:
-    """Write `report.html` into `directory`."""
-    path = directory / PAGE
-    path.write_text(render_page(content), encoding="utf-8")
-    return path
-
-
 def write_plots(directory: Path, content: Mapping[str, object], *, kinds: Sequence[Format]) -> list[Path]:
     """Write each plot in each of `kinds` into `directory`, and return the paths. Needs matplotlib."""
     written = []

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from replaceme_core.report import view
 from replaceme_core.report.reading import Place, Report
-from replaceme_core.request.removal import block_ranges
+from replaceme_core.request.removal import block_ranges, runs_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -294,7 +294,7 @@ def windows(report: Report) -> Plot | None:
     rows = [report.numbers(*place, row) for row in range(len(found) if isinstance(found, list) else 0)]
     if not rows or not all(rows) or len(rows) > _MOST_BLOCKS or sum(map(len, rows)) > _MOST_WINDOWS:
         return None
-    cuts = _runs(report.blocks("removed_blocks"))
+    runs = runs_of(report.blocks("removed_blocks"))
 
     def draw() -> "Figure":
         import numpy
@@ -316,7 +316,7 @@ def windows(report: Report) -> Plot | None:
         lengths = numpy.arange(1, longest + 1)[has_any]
         label = "least for its length (block 0 always stays)"
         plot.scatter(least, lengths, s=14, c="white", edgecolors="black", linewidths=0.6, label=label)
-        starts, sizes = [start for start, _ in cuts], [length for _, length in cuts]
+        starts, sizes = [first for first, _ in runs], [last - first + 1 for first, last in runs]
         for colour, width, name in (("white", 3.2, None), ("black", 1.4, "removed")):
             plot.scatter(
                 starts, sizes, s=110, marker="s", facecolors="none", edgecolors=colour, linewidths=width, label=name
@@ -340,21 +340,6 @@ def windows(report: Report) -> Plot | None:
 def removed_blocks(report: Report) -> str:
     """As a short list of ranges."""
     return block_ranges(report.blocks("removed_blocks")) or "none"
-
-
-def _runs(blocks: list[int]) -> list[tuple[int, int]]:
-    """Neighbouring blocks together: the first, and how many.
-
-    >>> _runs([3, 12, 13])
-    [(3, 1), (12, 2)]
-    """
-    runs: list[tuple[int, int]] = []
-    for block in sorted(blocks):
-        if runs and sum(runs[-1]) == block:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((block, 1))
-    return runs
 
 
 def candidates(report: Report) -> Plot | None:

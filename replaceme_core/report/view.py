@@ -36,23 +36,35 @@ SIDES: tuple[Step, Step] = ("before", "after")
 
 @dataclass(frozen=True)
 class Column:
-    """`is_brief`: also where there is little room, as in a terminal. `is_words`: not aligned as numbers are."""
+    """`is_brief`: also where there is little room, as in a terminal. `is_words`: not aligned as numbers are.
+
+    `note` explains its values, where it is shown.
+    """
 
     key: str
     heading: str
+    note: str = ""
     is_brief: bool = True
     is_words: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """`rows` have a cell for each column; the first is the heading of its row. `marked` rows stand out."""
+    """`rows` have a cell for each column; the first is the heading of its row. `marked` rows stand out.
+
+    `about` explains the table, without its columns.
+    """
 
     caption: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
     marked: frozenset[int] = frozenset()
-    note: str = ""
+    about: str = ""
+
+    @property
+    def note(self) -> str:
+        """What explains the table and the columns that it has, each sentence once."""
+        return " ".join(dict.fromkeys(text for text in (self.about, *(one.note for one in self.columns)) if text))
 
     def only(self, *keys: str, most: int | None = None) -> "Table":
         """These columns of the first `most` rows; without `keys`, the columns that are brief."""
@@ -67,7 +79,7 @@ def table_of(
     *columns: tuple[Column, Callable[[_Row], Cell]],
     fixed: Collection[str] = (),
     is_marked: Callable[[_Row], bool] = lambda row: False,
-    note: str = "",
+    about: str = "",
 ) -> Table | None:
     """A table of columns, each with what makes the cell of a row; `None` without rows.
 
@@ -86,7 +98,7 @@ def table_of(
         columns=[columns[at][0] for at in kept],
         rows=[[cells[at][row] for at in kept] for row in range(len(rows))],
         marked=frozenset(at for at, row in enumerate(rows) if is_marked(row)),
-        note=note,
+        about=about,
     )
 
 
@@ -111,7 +123,7 @@ def words(report: Report, *path: Step) -> Callable[[Place], Cell]:
 class Quantity:
     """What is measured of both models. `path` is where it is below `before` and `after` of a report.
 
-    Its metrics are `before.NAME` and `after.NAME`, in `unit`. `speed` is its name in `speed_changes`.
+    Its metrics are `before.NAME` and `after.NAME`, in `unit`.
     """
 
     name: str
@@ -119,11 +131,15 @@ class Quantity:
     unit: str
     form: Form
     path: tuple[str, ...]
-    speed: str = ""
+
+    @property
+    def speed(self) -> str:
+        """Its name in `speed_changes`, if it is a median of several runs."""
+        return self.path[-2] if self.path[-1] == "median" else ""
 
     def cell(self, report: Report, *model: Step) -> Cell:
         """The value of the model at this place; a median of several runs with the slowest and the fastest one."""
-        ends = ("low", "high") if self.path[-1] == "median" else None
+        ends = ("low", "high") if self.speed else None
         return figures(report, *self.path, as_=self.form, ends=ends)(model)
 
     def change(self, report: Report) -> Cell:
@@ -141,28 +157,21 @@ QUANTITIES = (
     Quantity("word_perplexity", "Perplexity per word", "ratio", PERPLEXITY, ("word_perplexity",)),
     Quantity("byte_perplexity", "Perplexity per byte", "ratio", RATIO, ("byte_perplexity",)),
     Quantity("tokens_per_second", "Tokens per second with all logits", "tokens/s", WHOLE, ("tokens_per_second",)),
-    Quantity(
-        "prefill_tokens_per_second",
-        "Tokens read per second",
-        "tokens/s",
-        WHOLE,
-        ("speed", "prefill", "median"),
-        speed="prefill",
-    ),
-    Quantity(
-        "decode_tokens_per_second",
-        "Tokens written per second",
-        "tokens/s",
-        WHOLE,
-        ("speed", "decode", "median"),
-        speed="decode",
-    ),
+    Quantity("prefill_tokens_per_second", "Tokens read per second", "tokens/s", WHOLE, ("speed", "prefill", "median")),
+    Quantity("decode_tokens_per_second", "Tokens written per second", "tokens/s", WHOLE, ("speed", "decode", "median")),
     Quantity("cache_bytes_per_token", "KV cache per token", "bytes", size, ("speed", "cache_bytes_per_token")),
     Quantity("peak_bytes", "Peak memory of weights and tensors", "bytes", size, ("speed", "peak_bytes")),
     Quantity("looping_answers", "Answers that end in a repetition", "answers", WHOLE, ("looping_answers",)),
     Quantity("distinct_4grams", "Different runs of four tokens", "ratio", share, ("distinct_4grams",)),
 )
 """In the order in which they are shown. A new one is a row here, and a value of `Measurement` or of `Speed`."""
+_ABOUT_QUANTITIES = {
+    "perplexity": "Perplexity is on text that calibration did not see; less is better.",
+    "prefill_tokens_per_second": "Reading and writing are of one sequence: the median of several runs after a warm-up, "
+    "both models in turn; in brackets the slowest and the fastest run. Not significant: the runs differ more than the "
+    "models.",
+    "parameters": "Tied parameters count once.",
+}
 
 
 def both_models(report: Report) -> Table | None:
@@ -185,10 +194,13 @@ def both_models(report: Report) -> Table | None:
         (Column("after", "Result"), lambda one: one.cell(report, "after")),
         (Column("change", "Change"), lambda one: one.change(report)),
         fixed=("before", "after", "change"),
-        note="Perplexity is on text that calibration did not see; less is better. Reading and writing are of one "
-        "sequence: the median of several runs after a warm-up, both models in turn; in brackets the slowest and the "
-        "fastest run. Not significant: the runs differ more than the models. Tied parameters count once.",
+        about=" ".join(text for name, text in _ABOUT_QUANTITIES.items() if name in [one.name for one in measured]),
     )
+
+
+_DIVERGENCE = "Divergence: how far the distributions of the next token are apart (Kullback-Leibler)."
+_AGREEMENT = "Same choice: how often both models find the same token most likely."
+_CHANCE = "Chance: what guessing gets right."
 
 
 def texts(report: Report) -> Table | None:
@@ -203,13 +215,14 @@ def texts(report: Report) -> Table | None:
             Column("ratio", "Ratio (95 % interval)"),
             figures(report, "ratio", as_=RATIO, ends=("ratio_low", "ratio_high")),
         ),
-        (Column("divergence", "Divergence (nats)", is_brief=False), figures(report, "divergence", as_=RATIO)),
-        (Column("agreement", "Same choice"), figures(report, "agreement", as_=share)),
+        (
+            Column("divergence", "Divergence (nats)", _DIVERGENCE, is_brief=False),
+            figures(report, "divergence", as_=RATIO),
+        ),
+        (Column("agreement", "Same choice", _AGREEMENT), figures(report, "agreement", as_=share)),
         (Column("tokens", "Tokens", is_brief=False), figures(report, "tokens", as_=WHOLE)),
         fixed=("before", "after", "ratio"),
-        note="Perplexity: how unexpected the next token is on average; less is better. Divergence: how far the "
-        "distributions of the next token are apart (Kullback-Leibler). Same choice: how often both models find the "
-        "same token most likely.",
+        about="Perplexity: how unexpected the next token is on average; less is better.",
     )
 
 
@@ -222,11 +235,11 @@ def tasks(report: Report) -> Table | None:
         (Column("before", "Original (95 % interval)"), lambda base: accuracy(report, *base, "before")),
         (Column("after", "Result (95 % interval)"), lambda base: accuracy(report, *base, "after")),
         (Column("kept", "Kept"), figures(report, "kept", as_=share)),
-        (Column("kept_above_chance", "Kept above chance"), figures(report, "kept_above_chance", as_=share)),
-        (Column("chance", "Chance", is_brief=False), figures(report, "chance", as_=share)),
+        (Column("kept_above_chance", "Kept above chance", _CHANCE), figures(report, "kept_above_chance", as_=share)),
+        (Column("chance", "Chance", _CHANCE, is_brief=False), figures(report, "chance", as_=share)),
         (Column("few_shot", "Examples", is_brief=False), figures(report, "few_shot", as_=WHOLE)),
         (Column("samples", "Questions"), figures(report, "samples", as_=WHOLE)),
-        note="Scored by lm-evaluation-harness; intervals are Wilson's. Chance: what guessing gets right.",
+        about="Scored by lm-evaluation-harness; intervals are Wilson's.",
     )
 
 
@@ -251,7 +264,7 @@ def gate(report: Report) -> Table | None:
         (Column("verdict", "Verdict", is_words=True), lambda base: (verdict(report.is_true(*base, "passed")),)),
         fixed=("value", "limit"),
         is_marked=lambda base: not report.is_true(*base, "passed"),
-        note="Divergence is in nats; all others are ratios to the original model.",
+        about="Divergence is in nats; all others are ratios to the original model.",
     )
 
 
@@ -331,7 +344,7 @@ def trials(report: Report) -> Table | None:
         (Column("verdict", "Gate", is_words=True), outcome),
         (Column("seconds", "Time"), measured("seconds", as_=duration)),
         is_marked=lambda one: one.is_chosen,
-        note="A star: no other trial removes more at as low a perplexity and as much accuracy.",
+        about="A star: no other trial removes more at as low a perplexity and as much accuracy.",
     )
 
 
@@ -340,9 +353,17 @@ ORDERS = ("step", "group")
 _CANDIDATE_COLUMNS = (
     Column("distance", "Distance before the fit (half turns)"),
     Column("influence", "Influence (1 - cosine)", is_brief=False),
-    Column("residual", "Residual after the fit (ratio)"),
+    Column(
+        "residual",
+        "Residual after the fit (ratio)",
+        "A residual is relative to the stream at the end of the cut.",
+    ),
     Column("plain_loss", "Loss without maps (nats)", is_brief=False),
-    Column("held_out_loss", "Loss on held-out tokens (nats)"),
+    Column(
+        "held_out_loss",
+        "Loss on held-out tokens (nats)",
+        "~: an estimate from a part of the held-out text.",
+    ),
     Column("held_out_score", "Score on held-out tokens (log ratio)"),
 )
 CANDIDATE_MEASURES = tuple(one.key for one in _CANDIDATE_COLUMNS)
@@ -379,8 +400,7 @@ def candidates(report: Report) -> Table | None:
             if len(sources) > 1
         ),
         is_marked=lambda base: report.is_true(*base, "chosen"),
-        note="Less is better in all columns. A residual is relative to the stream at the end of the cut. ~: an "
-        "estimate from a part of the held-out text.",
+        about="Less is better in all columns.",
     )
 
 
@@ -403,7 +423,7 @@ def disagreements(report: Report) -> Table | None:
         (Column("blocks", "Its choice"), lambda base: window(report, base)),
         (Column("loss", "Loss of its choice (nats)"), figures(report, "loss", as_=LOSS)),
         (Column("chosen_loss", "Loss of the chosen blocks (nats)"), figures(report, "chosen_loss", as_=LOSS)),
-        note="The choice weighs all texts.",
+        about="The choice weighs all texts.",
     )
 
 
@@ -429,19 +449,19 @@ def stages(report: Report) -> Table | None:
         return lambda base: (report.figure(*planned(report, base), f"expected_{name}", as_=form),)
 
     memory = "the accelerator's memory" if report.text("device", "type") not in ("", "cpu") else "resident memory"
+    peaks = f"Peaks are of {memory} of the process that runs the model."
     basis = {
-        "model": " Expected times come from a stated model alone.",
-        "measured": " Expected times are corrected by earlier jobs.",
+        "model": "Expected times come from a stated model alone.",
+        "measured": "Expected times are corrected by earlier jobs.",
     }.get(report.text("plan", "basis"), "")
     return table_of(
         "Stages, and what was expected" if report.rows("plan", "stages") else "Stages",
         report.places("stages", most=MOST_STAGES),
         (Column("name", "Stage"), words(report, "name")),
         (Column("seconds", "Time"), figures(report, "seconds", as_=duration)),
-        (Column("expected_seconds", "Expected"), expected("seconds", duration)),
-        (Column("peak_bytes", "Peak memory"), figures(report, "peak_bytes", as_=size)),
+        (Column("expected_seconds", "Expected", basis), expected("seconds", duration)),
+        (Column("peak_bytes", "Peak memory", peaks), figures(report, "peak_bytes", as_=size)),
         (Column("expected_bytes", "Expected"), expected("peak_bytes", size)),
-        note=f"Peaks are of {memory} of the process that runs the model.{basis}",
     )
 
 

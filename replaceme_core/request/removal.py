@@ -166,10 +166,19 @@ def block_ranges(blocks: Iterable[int]) -> str:
     >>> block_ranges([3, 12, 13, 14, 20])
     '3, 12-14, 20'
     """
-    runs: list[list[int]] = []
+    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs_of(blocks))
+
+
+def runs_of(blocks: Iterable[int]) -> list[tuple[int, int]]:
+    """The first and the last block of each run of neighbours.
+
+    >>> runs_of([3, 12, 13])
+    [(3, 3), (12, 13)]
+    """
+    runs: list[tuple[int, int]] = []
     for block in sorted(blocks):
         if runs and block == runs[-1][1] + 1:
-            runs[-1][1] = block
+            runs[-1] = (runs[-1][0], block)
         else:
-            runs.append([block, block])
-    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+            runs.append((block, block))
+    return runs

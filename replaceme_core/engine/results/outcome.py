@@ -24,7 +24,7 @@ from replaceme_core.hub.port import REPORT
 from replaceme_core.plan.plan import Estimate, estimate
 from replaceme_core.plan.resources import Workload, shape_of
 from replaceme_core.report.card import read_base_card, write_card
-from replaceme_core.report.page import write_page
+from replaceme_core.report.page import PAGE, render_page
 from replaceme_core.request.gate import Trial
 from replaceme_core.runner.messages import PastJob, Stage
 
@@ -209,7 +209,7 @@ def write_report(
         is_chat=run.tokenizer.chat_template is not None,
         structure=spec.method.structure or structure,
     )
-    write_page(directory, report)
+    (directory / PAGE).write_text(render_page(report), encoding="utf-8")
     (directory / REPORT).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return report
 

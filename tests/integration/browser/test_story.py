@@ -48,8 +48,8 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     broken: list[str] = []
 
     def note(message: ConsoleMessage) -> None:
-        # the two are about requests that are meant to fail
-        if message.type == "error" and not message.text.startswith(("Failed to load resource", "htmx:")):
+        is_meant = message.text.startswith(("Failed to load resource", "htmx:"))  # of requests that are to fail
+        if message.type in ("error", "warning") and not is_meant:
             broken.append(message.text)
 
     context.on("console", note)

@@ -88,7 +88,8 @@ def test_a_job_in_the_queue_running_and_done(client: TestClient, sqlite_database
 def test_every_figure_is_one_of_the_database(client: TestClient, sqlite_database: Database) -> None:
     job = submit(client)
     run(sqlite_database, job)
-    rows = rows_of(client.get(f"/ui/jobs/{job}"))
+    page = client.get(f"/ui/jobs/{job}")
+    rows = rows_of(page)
     for row in (
         ["Perplexity", "12.35", "15.43", "+25.0 %"],
         ["Weights on disk", "269 MB", "212 MB", "-21.2 %"],
@@ -102,6 +103,15 @@ def test_every_figure_is_one_of_the_database(client: TestClient, sqlite_database
     ):
         assert row in rows, rows
     assert rows.index(["2-3 (chosen)", "0.1234", "3.1100"]) < rows.index(["4-5", "0.0567", "~3.2100"])
+    explained = (
+        "Same choice:",
+        "~: an estimate",
+        "Divergence:",
+        "A residual",
+        "Tied parameters",
+        "Reading and writing",
+    )
+    assert [words for words in explained if words in text_of(page)] == ["Same choice:", "~: an estimate"]
 
 
 def test_cancelling(client: TestClient, sqlite_database: Database) -> None:
