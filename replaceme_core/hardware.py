@@ -144,21 +144,21 @@ class MemoryGroup:
     oom_counts: str
 
 
-def memory_groups(*, proc: Path = PROC, cgroup: Path = CGROUP) -> Iterator[MemoryGroup]:
+def memory_groups() -> Iterator[MemoryGroup]:
     """The groups whose limits apply to this process: its own, then each parent up to the root.
 
     A container may report its group's path on the host while it sees that group as the root; then only the root is
     yielded. Nothing is yielded where there are no control groups.
     """
     try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
+        lines = (PROC / "self" / "cgroup").read_text().splitlines()
     except OSError:
         return
     for _, controllers, path in (line.split(":", 2) for line in lines):
         if not controllers:
-            root, files = cgroup, ("memory.max", "memory.current", "memory.events")
+            root, files = CGROUP, ("memory.max", "memory.current", "memory.events")
         elif "memory" in controllers.split(","):
-            root, files = cgroup / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.oom_control")
+            root, files = CGROUP / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.oom_control")
         else:
             continue
         own = root / path.lstrip("/")
@@ -169,11 +169,11 @@ def memory_groups(*, proc: Path = PROC, cgroup: Path = CGROUP) -> Iterator[Memor
             yield MemoryGroup(directory=directory, limit=limit, usage=usage, oom_counts=oom_counts)
 
 
-def free_group_memory(*, proc: Path = PROC, cgroup: Path = CGROUP) -> int | None:
+def free_group_memory() -> int | None:
     """Bytes that the strictest of this process's groups still allows; `None` where no group has a limit."""
     free = [
         limit - usage
-        for group in memory_groups(proc=proc, cgroup=cgroup)
+        for group in memory_groups()
         if (limit := read_number(group.directory / group.limit)) is not None
         and (usage := read_number(group.directory / group.usage)) is not None
     ]

@@ -31,7 +31,7 @@ from replaceme_core.errors import (
     WorkerLost,
 )
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.hub.port import REPORT, Hub, Publication, RepositoryKind
+from replaceme_core.hub.port import REPORT, Hub, Publication, RepositoryKind, read_hub_json
 from replaceme_core.ledger import attempts
 from replaceme_core.ledger.records import Claim, Job
 from replaceme_core.ledger.states import EventType
@@ -310,7 +310,7 @@ class Attempt:
         if revision is None:
             return None, {}
         snapshot = self.hub.resolve(repo_id, kind=RepositoryKind.MODEL, revision=revision)
-        return revision, self.hub.read_json(snapshot, REPORT)
+        return revision, read_hub_json(self.hub, snapshot, REPORT)
 
     def _success(self, repo_id: str, revision: str, finished: Finished) -> Write:
         return lambda session: attempts.succeed(

@@ -31,7 +31,6 @@ from replaceme_core.hub.files import (
     job_of,
     leads_into,
     locked,
-    read_json_file,
     sha256_of,
     try_locked,
     walk,
@@ -212,11 +211,6 @@ class DirectoryHub:
                 f"{kind} {repo_id} has no revision {revision!r}, only {BRANCH!r}, which is now {snapshot.revision}"
             )
         return snapshot
-
-    def read_json(self, snapshot: Snapshot, path: str) -> dict[str, object]:
-        directory = self.download(snapshot, (path,))
-        with _os_errors(snapshot.repo_id):
-            return read_json_file(directory / path, path)
 
     def download(
         self, snapshot: Snapshot, paths: tuple[str, ...], *, advance: Callable[[float], None] | None = None

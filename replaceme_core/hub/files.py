@@ -168,12 +168,12 @@ def read_json_file(location: Path, path: str) -> dict[str, object]:
 
 
 def lock_file(path: Path, *, shared: bool = False) -> int:
-    """Create a file and wait for its lock, which ends when the descriptor is closed.
+    """Create a file for this user alone and wait for its lock, which ends when the descriptor is closed.
 
     Repeated if another process removed the file between open and lock.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
             return descriptor
@@ -198,7 +198,7 @@ def try_locked(path: Path, *, create: bool = False) -> Iterator[bool]:
     """
     way = os.O_RDONLY if path.is_dir() else os.O_RDWR  # over NFS a lock of what is only read is none
     try:
-        descriptor = os.open(path, way | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o666)
+        descriptor = os.open(path, way | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
     except FileNotFoundError:
         yield False
         return

@@ -17,7 +17,6 @@ from huggingface_hub.hf_api import DatasetInfo, GitCommitInfo, ModelInfo
 
 from replaceme_core.errors import (
     AccessDenied,
-    BrokenModel,
     DisabledRepository,
     InvalidInput,
     ReplaceMeError,
@@ -26,7 +25,7 @@ from replaceme_core.errors import (
 from replaceme_core.hub.cache import CACHE_BYTES, Cache, Place
 from replaceme_core.hub.client import REQUEST_SECONDS, commit_of, files_of, hub_errors, matching
 from replaceme_core.hub.downloads import Token, fetch_files, fetch_range, file_url, listed_file
-from replaceme_core.hub.files import JSON_LIMIT, job_of, read_json_file, walk
+from replaceme_core.hub.files import JSON_LIMIT, job_of, walk
 from replaceme_core.hub.port import (
     NAME,
     REPORT,
@@ -69,12 +68,6 @@ class HuggingFaceHub:
         """See `Hub.resolve`. Raises `GatedRepository` and `DisabledRepository` where the files could not be read."""
         with hub_errors(f"looking up {kind} {repo_id}{f' at {revision!r}' if revision else ''}"):
             return self._info(repo_id, kind=kind, revision=revision, token=self._read_token, check_access=True)
-
-    def read_json(self, snapshot: Snapshot, path: str) -> dict[str, object]:
-        if snapshot.sizes.get(path, 0) > JSON_LIMIT:
-            raise BrokenModel(f"{path} is larger than {JSON_LIMIT:,} bytes", value=path)
-        with self.hold(snapshot):
-            return read_json_file(self.download(snapshot, (path,)) / path, path)
 
     def download(
         self,

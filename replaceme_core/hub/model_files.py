@@ -13,7 +13,7 @@ from pathlib import Path
 
 from replaceme_core.errors import BrokenModel, InvalidInput, UnsafeModel
 from replaceme_core.hub.files import read_json_file
-from replaceme_core.hub.port import Hub, Snapshot
+from replaceme_core.hub.port import Hub, Snapshot, read_hub_json
 from replaceme_core.hub.safetensors_header import TensorPlace, read_headers
 from replaceme_core.wording import shorten
 
@@ -243,7 +243,7 @@ def files_to_download(snapshot: Snapshot, hub: Hub) -> tuple[str, ...]:
     Raises as `check_listing` and `choose_weights` do, and `BrokenModel` for weights in very many files.
     """
     check_listing(snapshot)
-    index = hub.read_json(snapshot, INDEX) if snapshot.has(INDEX) else None
+    index = read_hub_json(hub, snapshot, INDEX) if snapshot.has(INDEX) else None
     weights = choose_weights(snapshot.sizes, index)
     if len(weights) > MOST_WEIGHT_FILES:
         raise BrokenModel(

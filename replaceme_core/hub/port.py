@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from replaceme_core.errors import InvalidInput
+from replaceme_core.errors import BrokenModel, InvalidInput
+from replaceme_core.hub.files import JSON_LIMIT, read_json_file
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
 """Of an owner, or of a repository of one."""
@@ -116,9 +117,6 @@ class Hub(Protocol):
     def resolve(self, repo_id: str, *, kind: RepositoryKind, revision: str | None = None) -> Snapshot:
         """Pin a branch, tag or commit hash (by default the default branch) and list the files of that commit."""
 
-    def read_json(self, snapshot: Snapshot, path: str) -> dict[str, object]:
-        """The content of a small JSON file such as `config.json`. Raises `BrokenModel` if it is not a JSON object."""
-
     def download(
         self, snapshot: Snapshot, paths: tuple[str, ...], *, advance: Callable[[float], None] | None = None
     ) -> Path:
@@ -159,3 +157,11 @@ class Hub(Protocol):
         `before_commit` is called right before the commit and may raise to stop it; large files have been uploaded by
         then, but nothing is visible. A publication whose trailer already exists is not made again.
         """
+
+
+def read_hub_json(hub: Hub, snapshot: Snapshot, path: str) -> dict[str, object]:
+    """The content of a small JSON file such as `config.json`. Raises `BrokenModel` if it is not a JSON object."""
+    if snapshot.sizes.get(path, 0) > JSON_LIMIT:
+        raise BrokenModel(f"{path} is larger than {JSON_LIMIT:,} bytes", value=path)
+    with hub.hold(snapshot):
+        return read_json_file(hub.download(snapshot, (path,)) / path, path)

@@ -13,7 +13,7 @@ from replaceme_core.errors import CalibrationTooSmall, DoesNotFit, InvalidInput
 from replaceme_core.families.layout import MapStructure
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.model_files import CARRIED_FILES, CONFIG, files_to_download, stored_tensors
-from replaceme_core.hub.port import Hub, Snapshot
+from replaceme_core.hub.port import Hub, Snapshot, read_hub_json
 from replaceme_core.plan.duration import Duration, expected_duration, inputs_of, modelled_seconds
 from replaceme_core.plan.resources import (
     ModelShape,
@@ -340,4 +340,4 @@ def _few_tokens(found: Estimate, model: AdmittedModel) -> list[Notice]:
 def _has_chat_template(snapshot: Snapshot, hub: Hub) -> bool:
     if any(snapshot.has(name) for name in CHAT_TEMPLATES):
         return True
-    return snapshot.has(TOKENIZER_CONFIG) and "chat_template" in hub.read_json(snapshot, TOKENIZER_CONFIG)
+    return snapshot.has(TOKENIZER_CONFIG) and "chat_template" in read_hub_json(hub, snapshot, TOKENIZER_CONFIG)

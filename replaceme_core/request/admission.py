@@ -24,7 +24,7 @@ from replaceme_core.hardware import WorkerKind, worker_kind_of
 from replaceme_core.hub.data_files import data_files_of
 from replaceme_core.hub.model_config import ModelOutline, admit_config
 from replaceme_core.hub.model_files import CONFIG, check_listing
-from replaceme_core.hub.port import REPOSITORY, ExistingOutput, Hub, RepositoryKind, Snapshot
+from replaceme_core.hub.port import REPOSITORY, ExistingOutput, Hub, RepositoryKind, Snapshot, read_hub_json
 from replaceme_core.request.calibration import CalibrationSpec, MixedSource, errors_of, find_repeated
 from replaceme_core.request.fields import FILE_PREFIX, ending_of
 from replaceme_core.request.removal import check_removal
@@ -230,7 +230,7 @@ def admit_model(snapshot: Snapshot, hub: Hub) -> AdmittedModel:
             f"{snapshot.repo_id} has no {CONFIG}, so it is not a transformers model", value=snapshot.repo_id
         )
     check_listing(snapshot)
-    config = hub.read_json(snapshot, CONFIG)
+    config = read_hub_json(hub, snapshot, CONFIG)
     return AdmittedModel(snapshot=snapshot, outline=admit_config(config), config=config)
 
 

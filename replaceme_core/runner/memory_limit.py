@@ -21,7 +21,8 @@ import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from replaceme_core.hardware import CGROUP, PROC, MemoryGroup, memory_groups, read_number, total_memory
+from replaceme_core import hardware
+from replaceme_core.hardware import MemoryGroup, memory_groups, read_number, total_memory
 from replaceme_core.runner.sandbox import accelerators
 
 
@@ -45,12 +46,11 @@ class OomKills:
         return None if self.group is None and self.machine is None else False
 
 
-def count_oom_kills(*, proc: Path = PROC, cgroup: Path = CGROUP) -> OomKills:
+def count_oom_kills() -> OomKills:
     """The present counts. The group is the nearest one that has a count."""
-    counts = (read_count(group.directory / group.oom_counts) for group in memory_groups(proc=proc, cgroup=cgroup))
-    return OomKills(
-        group=next((count for count in counts if count is not None), None), machine=read_count(proc / "vmstat")
-    )
+    counts = (read_count(group.directory / group.oom_counts) for group in memory_groups())
+    of_group = next((count for count in counts if count is not None), None)
+    return OomKills(group=of_group, machine=read_count(hardware.PROC / "vmstat"))
 
 
 def _grew(before: int | None, after: int | None) -> bool:
@@ -140,12 +140,12 @@ class RunnerGroup:
             time.sleep(0.01)
 
 
-def make_group(size: int, *, proc: Path = PROC, cgroup: Path = CGROUP) -> RunnerGroup | None:
+def make_group(size: int) -> RunnerGroup | None:
     """A new group with this limit; `None` where this user can make none.
 
     It lies in this process's own group, or above it as long as no limit is left behind by that.
     """
-    for parent in memory_groups(proc=proc, cgroup=cgroup):
+    for parent in memory_groups():
         group = _make_in(parent, size)
         if group is not None:
             return group
@@ -182,7 +182,7 @@ def _remove_abandoned(place: Path) -> None:
     """Remove empty groups whose process is gone; the kernel keeps those with members."""
     for directory in place.glob(f"{_NAME}*"):
         owner = directory.name.removeprefix(_NAME).partition("-")[0]
-        if owner.isdecimal() and not (PROC / owner).exists():
+        if owner.isdecimal() and not (hardware.PROC / owner).exists():
             with contextlib.suppress(OSError):
                 directory.rmdir()
 

@@ -2,7 +2,6 @@
 
 import os
 import platform
-from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -10,18 +9,15 @@ import torch
 
 from replaceme_core.engine.model.load import DTYPES
 from replaceme_core.errors import InvalidInput
-from replaceme_core.hardware import CGROUP, CPU_INFO, PROC, WorkerKind, free_group_memory, has_native_bfloat16
+from replaceme_core.hardware import CPU_INFO, WorkerKind, free_group_memory, has_native_bfloat16
 from replaceme_core.request.resolve import Machine, ResolvedCompute
 
 
-def free_bytes(device: torch.device, *, proc: Path = PROC, cgroup: Path = CGROUP) -> int:
-    """Bytes that this process may still allocate: the least of machine, control groups and address space limit.
-
-    `proc` and `cgroup` are where Linux shows the control groups.
-    """
+def free_bytes(device: torch.device) -> int:
+    """Bytes that this process may still allocate: the least of machine, control groups and address space limit."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    allowed = free_group_memory(proc=proc, cgroup=cgroup)
+    allowed = free_group_memory()
     available = int(psutil.virtual_memory().available)
     return min(available if allowed is None else min(available, allowed), _address_bytes())
 

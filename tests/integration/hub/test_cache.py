@@ -94,6 +94,8 @@ def test_ten_workers_make_one_download(fake_hub: FakeHub, tmp_path: Path) -> Non
     finally:
         assert workers.end() == 0
     assert list((cache / ".reserved").iterdir()) == []
+    locks = [cache / ".lock", *(cache / ".held").iterdir()]
+    assert {path.stat().st_mode & 0o777 for path in locks} == {0o600}, "no other user may hold them"
 
 
 def test_what_was_used_last_stays(fake_hub: FakeHub, tmp_path: Path) -> None:

@@ -1,14 +1,23 @@
 """One contract over both sides of the Hub port: the directory, and the real client against a Hub over a socket."""
 
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from replaceme_core.errors import BrokenModel, InvalidInput, LeaseLost, RepositoryNotFound, StaleParent
-from replaceme_core.hub.port import ExistingOutput, Hub, Publication, RepositoryFile, RepositoryKind, Snapshot
-from tests.fixtures.servers.hub import HubSide, SocketSide, anything, nothing
+from replaceme_core.hub.port import (
+    ExistingOutput,
+    Hub,
+    Publication,
+    RepositoryFile,
+    RepositoryKind,
+    Snapshot,
+    read_hub_json,
+    replace_nothing,
+)
+from tests.fixtures.servers.hub import HubSide, SocketSide, anything, nothing, publication
 
 MODEL, DATASET = RepositoryKind.MODEL, RepositoryKind.DATASET
 CONFIG = b'{"model_type": "llama", "num_hidden_layers": 4}'
@@ -29,15 +38,12 @@ def tiny(hub: Hub, hub_side: HubSide) -> Snapshot:
 
 @pytest.fixture
 def result(hub: Hub, tmp_path: Path) -> Publish:
-    """A publication of some files, under names that the caller may change."""
+    """A publication of some files by a job."""
 
-    def build(files: dict[str, bytes] | None = None, *, trailer: str = TRAILER, name: str = "small") -> Publication:
-        folder = tmp_path / f"result-{trailer.split()[-1]}-{name}"
-        for path, content in (files or {"config.json": b"{}", "model.safetensors": WEIGHTS}).items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(content)
-        repo_id = f"{hub.namespace()}/{name}"
-        return Publication(folder=folder, repo_id=repo_id, private=True, title="Remove blocks 1 to 2", trailer=trailer)
+    def build(files: dict[str, bytes] | None = None, *, trailer: str = TRAILER) -> Publication:
+        found = files or {"config.json": b"{}", "model.safetensors": WEIGHTS}
+        made = publication(tmp_path / trailer.split()[-1], found, trailer=trailer)
+        return replace(made, repo_id=f"{hub.namespace()}/small")
 
     return build
 
@@ -45,6 +51,7 @@ def result(hub: Hub, tmp_path: Path) -> Publish:
 def test_resolve_pins_a_commit_and_lists_its_files(hub: Hub, tiny: Snapshot) -> None:
     assert len(tiny.revision) == 40
     assert set(tiny.revision) <= set("0123456789abcdef")
+    assert not tiny.private
     assert {file for file in tiny.files if file.path != ".gitattributes"} == {
         RepositoryFile(path=path, size=len(content)) for path, content in FILES.items()
     }
@@ -55,6 +62,7 @@ def test_resolve_pins_a_commit_and_lists_its_files(hub: Hub, tiny: Snapshot) -> 
 def test_models_and_data_sets_are_apart(hub: Hub, hub_side: HubSide) -> None:
     hub_side.add_dataset("acme/text", {"data/train.txt": b"once upon a time"})
     snapshot = hub.resolve("acme/text", kind=DATASET)
+    assert not snapshot.private
     folder = hub.download(snapshot, ("data/train.txt",))
     assert (folder / "data/train.txt").read_bytes() == b"once upon a time"
     with pytest.raises(RepositoryNotFound, match="acme/text"):
@@ -80,8 +88,6 @@ def test_a_file_that_is_not_there(hub: Hub, tiny: Snapshot, path: str) -> None:
     with pytest.raises(RepositoryNotFound, match="has no file"):
         hub.download(tiny, ("config.json", path))
     with pytest.raises(RepositoryNotFound, match="has no file"):
-        hub.read_json(tiny, path)
-    with pytest.raises(RepositoryNotFound, match="has no file"):
         hub.read_range(tiny, path, start=0, end=8)
 
 
@@ -96,13 +102,13 @@ def test_what_is_not_a_json_object_is_a_broken_model(hub: Hub, hub_side: HubSide
     hub_side.add_model("acme/tiny", {"config.json": content})
     snapshot = hub.resolve("acme/tiny", kind=MODEL)
     with pytest.raises(BrokenModel, match=r"config\.json"):
-        hub.read_json(snapshot, "config.json")
+        read_hub_json(hub, snapshot, "config.json")
 
 
 def test_json_may_be_nested_and_have_text_of_any_language(hub: Hub, hub_side: HubSide) -> None:
     content = b'{"a":' * 62 + '["é\\ud83d\\ude00"]'.encode() + b"}" * 62
     hub_side.add_model("acme/tiny", {"config.json": content})
-    value: object = hub.read_json(hub.resolve("acme/tiny", kind=MODEL), "config.json")
+    value: object = read_hub_json(hub, hub.resolve("acme/tiny", kind=MODEL), "config.json")
     while isinstance(value, dict):
         value = value["a"]
     assert value == ["é\N{GRINNING FACE}"]
@@ -118,7 +124,6 @@ def test_download_brings_named_files_and_tells_progress(hub: Hub, tiny: Snapshot
 
 
 def test_progress_may_stop_a_download(hub: Hub, tiny: Snapshot) -> None:
-
     def stop(fraction: float) -> None:
         raise LeaseLost("another worker has this job")
 
@@ -129,16 +134,22 @@ def test_progress_may_stop_a_download(hub: Hub, tiny: Snapshot) -> None:
 def test_publish_makes_a_repository_with_one_commit(hub: Hub, hub_side: HubSide, result: Publish) -> None:
     calls: list[str] = []
     files = {"config.json": b"{}", "model.safetensors": WEIGHTS, "empty.txt": b"", "a/b.txt": b"x"}
-    publication = result(files)
-    assert hub.find_publication(publication.repo_id, TRAILER) is None
-    revision = hub.publish(publication, before_commit=lambda: calls.append("asked"))
+    mine = result(files)
+    assert hub.find_publication(mine.repo_id, TRAILER) is None
+    assert hub.find_output(mine.repo_id) is None
+    hub_side.add_dataset(mine.repo_id, {"a.txt": b"a data set has a name of its own"})
+    assert hub.find_output(mine.repo_id) is None
+    revision = hub.publish(mine, before_commit=lambda: calls.append("asked"))
     assert calls == ["asked"]
-    snapshot = hub.resolve(publication.repo_id, kind=MODEL)
-    assert snapshot.revision == hub.find_publication(publication.repo_id, TRAILER) == revision
-    assert hub.find_publication(publication.repo_id, TRAILER[:-1]) is None
+    snapshot = hub.resolve(mine.repo_id, kind=MODEL)
+    assert snapshot.revision == hub.find_publication(mine.repo_id, TRAILER) == revision
+    assert snapshot.private
+    assert hub.find_publication(mine.repo_id, TRAILER[:-1]) is None
     assert hub.find_publication(f"{hub.namespace()}/other", TRAILER) is None
-    assert hub_side.files(publication.repo_id) == files
-    assert hub_side.publications(publication.repo_id) == 1
+    assert hub_side.files(mine.repo_id) == files
+    assert hub_side.publications(mine.repo_id) == 1
+    found = ExistingOutput(repo_id=mine.repo_id, is_empty=False, stays_public=False, job_id=None)
+    assert hub.find_output(mine.repo_id) == found
 
 
 def test_a_second_result_replaces_the_first_whole(hub: Hub, hub_side: HubSide, result: Publish) -> None:
@@ -157,7 +168,7 @@ def test_a_second_result_replaces_the_first_whole(hub: Hub, hub_side: HubSide, r
 def test_a_stopped_publication_leaves_nothing_to_see(
     hub: Hub, hub_side: HubSide, result: Publish, there_before: bool
 ) -> None:
-    publication = result()
+    mine = result()
     if there_before:
         hub.publish(result({"old.txt": b"old"}, trailer="ReplaceMe-Job: 0000"), before_commit=nothing)
 
@@ -165,99 +176,58 @@ def test_a_stopped_publication_leaves_nothing_to_see(
         raise LeaseLost("another worker has this job")
 
     with pytest.raises(LeaseLost):
-        hub.publish(publication, before_commit=lost, may_replace=anything)
-    assert hub_side.publications(publication.repo_id) == int(there_before)
-    assert hub.find_publication(publication.repo_id, TRAILER) is None
+        hub.publish(mine, before_commit=lost, may_replace=anything)
+    assert hub_side.publications(mine.repo_id) == int(there_before)
+    assert hub.find_publication(mine.repo_id, TRAILER) is None
     if there_before:
-        assert hub_side.files(publication.repo_id) == {"old.txt": b"old"}
-    hub.publish(publication, before_commit=nothing, may_replace=anything)
-    assert "model.safetensors" in hub_side.files(publication.repo_id)
+        assert hub_side.files(mine.repo_id) == {"old.txt": b"old"}
+    (mine.folder / "config.json").write_bytes(b'{"tried": "again"}')
+    may_replace = anything if there_before else replace_nothing
+    revision = hub.publish(mine, before_commit=nothing, may_replace=may_replace)
+    assert hub.publish(mine, before_commit=nothing) == revision, "it is never refused to itself, and made once"
+    assert hub_side.publications(mine.repo_id) == 1 + there_before
+    assert "model.safetensors" in hub_side.files(mine.repo_id)
 
 
 def test_a_target_that_moved_on_is_not_overwritten(hub: Hub, hub_side: HubSide, result: Publish) -> None:
-    mine, theirs = result(), result({"theirs.txt": b"theirs"}, trailer="ReplaceMe-Job: 9999")
+    """By another job where there was nothing, and by somebody after what was there had been shown."""
+    mine, theirs = result(), result({"replaceme.json": b'{"job_id": "theirs"}'}, trailer="ReplaceMe-Job: 9999")
 
-    def overtake() -> None:
-        hub.publish(theirs, before_commit=nothing)
+    def filled(existing: ExistingOutput) -> None:
+        assert existing.job_id == "theirs"
+        hub_side.add_model(mine.repo_id, THEIRS)
 
     with pytest.raises(StaleParent):
-        hub.publish(mine, before_commit=overtake)
-    assert hub_side.files(mine.repo_id) == {"theirs.txt": b"theirs"}
+        hub.publish(mine, before_commit=lambda: hub.publish(theirs, before_commit=nothing) and None)
+    assert hub_side.files(mine.repo_id) == {"replaceme.json": b'{"job_id": "theirs"}'}
+    with pytest.raises(StaleParent, match="changed by another writer"):
+        hub.publish(mine, before_commit=nothing, may_replace=filled)
+    assert hub_side.files(mine.repo_id).items() >= THEIRS.items()
     assert hub.find_publication(mine.repo_id, TRAILER) is None
 
 
 def test_an_empty_result_is_refused(hub: Hub, result: Publish, tmp_path: Path) -> None:
-    publication = result()
-    for path in publication.folder.iterdir():
-        path.unlink()
+    (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidInput, match="no files"):
-        hub.publish(publication, before_commit=nothing)
+        hub.publish(replace(result(), folder=tmp_path / "empty"), before_commit=nothing)
 
 
-def test_what_exists_is_left_byte_for_byte(hub: Hub, hub_side: HubSide, result: Publish) -> None:
+def test_what_exists_is_shown_and_left_byte_for_byte(hub: Hub, hub_side: HubSide, result: Publish) -> None:
+    """Unless it may be replaced."""
     mine = result()
-    hub_side.add_model(mine.repo_id, THEIRS)
+    files = {**THEIRS, "replaceme.json": b'{"job_id": "their job"}'}
+    hub_side.add_model(mine.repo_id, files)
     asked: list[str] = []
     with pytest.raises(InvalidInput, match="exists already"):
         hub.publish(mine, before_commit=lambda: asked.append("commit"))
-    assert hub_side.files(mine.repo_id) == THEIRS
+    assert hub_side.files(mine.repo_id) == files
     assert hub_side.publications(mine.repo_id) == 0
     assert asked == [], "nothing is uploaded for a commit that is not made"
-
-
-def test_what_is_replaced_is_shown_first(hub: Hub, hub_side: HubSide, result: Publish) -> None:
-    mine = result()
-    files = {**THEIRS, "replaceme.json": json.dumps({"job_id": "their job"}).encode()}
-    hub_side.add_model(mine.repo_id, files)
     shown: list[ExistingOutput] = []
     hub.publish(mine, before_commit=nothing, may_replace=shown.append)
     (existing,) = shown
     assert (existing.repo_id, existing.is_empty, existing.job_id) == (mine.repo_id, False, "their job")
     assert hub_side.files(mine.repo_id).keys() == {"config.json", "model.safetensors"}
-
-
-def test_a_repository_that_is_filled_meanwhile_is_left(hub: Hub, hub_side: HubSide, result: Publish) -> None:
-    mine = result()
-    hub_side.add_model(mine.repo_id, {"replaceme.json": b'{"job_id": "mine"}'})
-
-    def filled(existing: ExistingOutput) -> None:
-        assert existing.job_id == "mine"
-        hub_side.add_model(mine.repo_id, THEIRS)
-
-    with pytest.raises(Exception, match="changed by another writer"):
-        hub.publish(mine, before_commit=nothing, may_replace=filled)
-    assert hub_side.files(mine.repo_id).items() >= THEIRS.items()
-
-
-def test_find_output(hub: Hub, hub_side: HubSide, result: Publish) -> None:
-    mine = result()
-    assert hub.find_output(mine.repo_id) is None
-    hub_side.add_dataset(mine.repo_id, {"a.txt": b"a data set has a name of its own"})
-    assert hub.find_output(mine.repo_id) is None
-    hub.publish(mine, before_commit=nothing)
-    found = hub.find_output(mine.repo_id)
-    assert found == ExistingOutput(repo_id=mine.repo_id, is_empty=False, stays_public=False, job_id=None)
-
-
-def test_the_publication_of_a_job_is_never_refused_to_itself(hub: Hub, hub_side: HubSide, result: Publish) -> None:
-    """Also where its first try was cut off between the creation of the repository and the commit."""
-    mine = result()
-    with pytest.raises(ZeroDivisionError):
-        hub.publish(mine, before_commit=lambda: divmod(1, 0))  # type: ignore[arg-type,return-value]
-    revision = hub.publish(mine, before_commit=nothing)
-    (mine.folder / "config.json").write_bytes(b'{"tried": "again"}')
-    assert hub.publish(mine, before_commit=nothing) == revision
-    assert hub_side.publications(mine.repo_id) == 1
-
-
-def test_a_source_says_whether_it_is_private(hub: Hub, hub_side: HubSide, result: Publish) -> None:
-    mine = result()
-    hub_side.add_model("acme/open", THEIRS)
-    hub_side.add_dataset("acme/text", {"a.txt": b"text"})
-    assert not hub.resolve("acme/open", kind=MODEL).private
-    assert not hub.resolve("acme/text", kind=DATASET).private
-    hub.publish(mine, before_commit=nothing)
-    assert hub.resolve(mine.repo_id, kind=MODEL).private
 
 
 def test_an_existing_public_repository_stays_public(socket_side: SocketSide) -> None:

@@ -31,7 +31,7 @@ from replaceme_core.errors import (
 )
 from replaceme_core.hub import client, huggingface
 from replaceme_core.hub.huggingface import HuggingFaceHub
-from replaceme_core.hub.port import Publication, RepositoryFile, RepositoryKind, Snapshot
+from replaceme_core.hub.port import Publication, RepositoryFile, RepositoryKind, Snapshot, read_hub_json
 from tests.fixtures.hostile.replies import REPLIES
 from tests.fixtures.servers.hub import SocketSide, anything, nothing, publication
 
@@ -75,7 +75,7 @@ def test_an_older_commit_can_be_read(hub: HuggingFaceHub, fake: FakeHub) -> None
     old = fake.add_model("acme/tiny", {"config.json": b'{"old": true}'})
     fake.add_model("acme/tiny", {"config.json": b"{}"})
     snapshot = hub.resolve("acme/tiny", kind=MODEL, revision=old.oid)
-    assert hub.read_json(snapshot, "config.json") == {"old": True}
+    assert read_hub_json(hub, snapshot, "config.json") == {"old": True}
 
 
 def test_a_file_of_the_wrong_size_is_fetched_again(hub: HuggingFaceHub, snapshot: Snapshot) -> None:
@@ -99,12 +99,10 @@ def test_a_file_that_is_not_of_the_listed_size(
 def test_no_hub_at_all(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
     fake.stop()
     close_session()
-    with pytest.raises(HubUnreachable, match="cannot be reached"):
-        hub.resolve("acme/tiny", kind=MODEL)
-    with pytest.raises(HubUnreachable, match="cannot be reached"):
-        hub.publish(result, before_commit=nothing)
-    with pytest.raises(HubUnreachable, match="cannot be reached"):
-        hub.namespace()
+    calls = (lambda: hub.resolve("acme/tiny", kind=MODEL), lambda: hub.publish(result, before_commit=nothing))
+    for call in (*calls, hub.namespace):
+        with pytest.raises(HubUnreachable, match="cannot be reached"):
+            call()
 
 
 def test_a_silent_hub_is_not_waited_for(
@@ -163,7 +161,7 @@ def test_private_models_need_a_token_that_may(
     assert hub.download(hub.resolve("acme/secret", kind=MODEL), ("config.json",)).is_dir()
 
 
-def test_gated_models_are_denied(fake: FakeHub, tmp_path: Path) -> None:
+def test_gated_and_disabled_models_are_denied(fake: FakeHub, tmp_path: Path) -> None:
     fake.add_model("acme/gated", FILES)
     fake.store.repository("model", "acme/gated").gated = True
     fake.add_dataset("acme/gated", {"train.txt": b"text"})
@@ -172,13 +170,9 @@ def test_gated_models_are_denied(fake: FakeHub, tmp_path: Path) -> None:
         with pytest.raises(GatedRepository, match="accept its conditions"):
             with_tokens(fake, tmp_path, STRANGER_TOKEN).resolve("acme/gated", kind=kind)
         assert with_tokens(fake, tmp_path, READ_TOKEN).resolve("acme/gated", kind=kind).files
-
-
-def test_disabled_models_are_denied(fake: FakeHub, hub: HuggingFaceHub) -> None:
-    fake.add_model("acme/closed", FILES)
-    fake.store.repository("model", "acme/closed").disabled = True
+    fake.store.repository("model", "acme/gated").disabled = True
     with pytest.raises(DisabledRepository, match="disabled"):
-        hub.resolve("acme/closed", kind=MODEL)
+        with_tokens(fake, tmp_path, READ_TOKEN).resolve("acme/gated", kind=MODEL)
 
 
 def test_publishing_needs_a_write_token(fake: FakeHub, tmp_path: Path, result: Publication) -> None:
@@ -253,27 +247,18 @@ def test_the_next_call_goes_on_where_the_last_one_broke_off(
     assert blobs(tmp_path / "hub-cache") == {hashlib.sha256(WEIGHTS).hexdigest()}
 
 
-@pytest.mark.parametrize("path", ["model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize(("path", "sent"), [("model.safetensors", STORAGE), ("tokenizer.json", "/resolve/.*tokenizer")])
 def test_a_file_that_is_not_what_the_hub_lists_is_fetched_again(
-    hub: HuggingFaceHub, fake: FakeHub, snapshot: Snapshot, path: str
+    hub: HuggingFaceHub, fake: FakeHub, snapshot: Snapshot, tmp_path: Path, path: str, sent: str
 ) -> None:
-    """A large file has a SHA-256, a small one git's own hash; in both cases the size is right."""
-    fake.fail(Fault.CORRUPT, f"{STORAGE}|/resolve/.*tokenizer", method="GET")
-    if path == "model.safetensors":
-        fake.faults.clear()
-        fake.fail(Fault.CORRUPT, STORAGE)
-    assert (hub.download(snapshot, (path,)) / path).read_bytes() == FILES[path]
-
-
-def test_a_file_that_is_never_what_the_hub_lists_leaves_nothing(
-    hub: HuggingFaceHub, fake: FakeHub, snapshot: Snapshot, tmp_path: Path
-) -> None:
-    fake.fail(Fault.CORRUPT, STORAGE, times=-1)
+    """A large file has a SHA-256, a small one git's own hash; in both cases the size is right. Once more, no more."""
+    fake.fail(Fault.CORRUPT, sent, method="GET", times=-1)
     with pytest.raises(CorruptDownload, match="another content"):
-        hub.download(snapshot, ("model.safetensors",))
+        hub.download(snapshot, (path,))
     assert blobs(tmp_path / "hub-cache") == set()
     fake.faults.clear()
-    assert (hub.download(snapshot, ("model.safetensors",)) / "model.safetensors").read_bytes() == WEIGHTS
+    fake.fail(Fault.CORRUPT, sent, method="GET")
+    assert (hub.download(snapshot, (path,)) / path).read_bytes() == FILES[path]
 
 
 def test_a_wrong_etag_gives_no_wrong_file(hub: HuggingFaceHub, fake: FakeHub, snapshot: Snapshot) -> None:
@@ -334,19 +319,16 @@ def test_a_branch_that_moves_on_does_not_change_the_download(
 
 
 def test_what_is_published(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
-    revision = hub.publish(result, before_commit=nothing)
+    """Uploads are done when `before_commit` is called."""
+    seen: list[tuple[int, int]] = []
+    revision = hub.publish(result, before_commit=lambda: seen.append((fake.count("PUT"), fake.count("POST", COMMIT))))
+    assert seen == [(1, 0)]
+    assert (fake.count("PUT"), fake.count("POST", COMMIT)) == (1, 1)
     commit = fake.commits("tester/out")[-1]
     assert (commit.oid, commit.title, commit.message.splitlines()[-1]) == (revision, "Remove block 3", TRAILER)
     assert ".gitattributes" in commit.tree  # the Hub's own file stays
     hub.publish(replace(result, repo_id="tester/open", private=False), before_commit=nothing)
     assert [fake.store.repository("model", f"tester/{name}").private for name in ("out", "open")] == [True, False]
-
-
-def test_uploads_are_done_when_before_commit_is_asked(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
-    seen: list[tuple[int, int]] = []
-    hub.publish(result, before_commit=lambda: seen.append((fake.count("PUT"), fake.count("POST", COMMIT))))
-    assert seen == [(1, 0)]
-    assert (fake.count("PUT"), fake.count("POST", COMMIT)) == (1, 1)
 
 
 @pytest.mark.parametrize("fault", [Fault.LOSE_REPLY, Fault.SPOIL_REPLY])
@@ -373,12 +355,9 @@ def test_a_commit_that_was_not_made_can_be_tried_again(hub: HuggingFaceHub, fake
 
 def test_a_commit_that_arrives_late_is_recognised(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
     """An earlier try of this job lands between our look and our commit: 412, and the result is already there."""
-
-    def land() -> None:
-        revisions.append(hub.publish(result, before_commit=nothing))
-
     revisions: list[str] = []
-    assert [hub.publish(result, before_commit=land)] == revisions
+    found = hub.publish(result, before_commit=lambda: revisions.append(hub.publish(result, before_commit=nothing)))
+    assert [found] == revisions
     assert len(fake.commits("tester/out")) == 2
 
 

@@ -137,24 +137,6 @@ def test_the_default_follows_from_the_plan() -> None:
     assert MemoryLimit.of_setting(SIZE) == MemoryLimit(size=SIZE, named=True, of_process=True)
 
 
-def written(place: Path, **files: str) -> Path:
-    place.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (place / name.replace("_", ".")).write_text(content)
-    return place
-
-
-def test_a_group_is_not_made_outside_of_a_limit(tmp_path: Path) -> None:
-    """The limit of this process's own group would no longer count what the runner uses."""
-    proc = written(tmp_path / "proc" / "self", cgroup="0::/service\n").parent
-    cgroup = written(tmp_path / "cgroup", memory_max="max")
-    service = written(cgroup / "service", memory_max="1000000")
-    before = sorted(cgroup.rglob("*"))
-    assert make_group(SIZE, proc=proc, cgroup=cgroup) is None
-    assert sorted(cgroup.rglob("*")) == before
-    assert service.is_dir()
-
-
 @pytest.mark.usefixtures("without_groups")
 def test_a_tokenizer_bomb_gets_what_its_plan_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that a short text does not set off, with all default settings and the real runner."""

@@ -1,13 +1,14 @@
 """Limits of memory, and the kernel's counts of processes killed for it, from files as it writes them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from replaceme_core import hardware
 from replaceme_core.engine.model.device import free_bytes
-from replaceme_core.hardware import free_group_memory
-from replaceme_core.runner.memory_limit import OomKills, count_oom_kills
+from replaceme_core.runner.memory_limit import OomKills, count_oom_kills, make_group
 
 EVENTS = "low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 0"
 CONTROL = "oom_kill_disable 0\nunder_oom 0\noom_kill 5"
@@ -15,21 +16,30 @@ VMSTAT = "nr_free_pages 1234\noom_kill 9"
 UNLIMITED = "9223372036854771712"  # what version 1 shows where there is no limit
 
 
-def write(root: Path, groups: str, files: dict[str, str]) -> dict[str, Path]:
-    """A /proc and a /sys/fs/cgroup under `root`. `groups` are those of this process; names ending in / have both files
-    of version 2: the limit, and what is used.
+Show = Callable[[str, dict[str, str]], None]
+
+
+@pytest.fixture
+def show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Show:
+    """Gives this process the control groups `groups`, and these files of /proc and /sys/fs/cgroup.
+
+    Names ending in / have both files of version 2: the limit, and what is used.
     """
-    found = {"proc/self/cgroup": groups} if groups else {}
-    for name, content in files.items():
-        if name.endswith("/"):
-            found |= dict(zip((f"sys{name}memory.max", f"sys{name}memory.current"), content.split(), strict=True))
-        else:
-            found[name] = content
-    for name, content in found.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{content}\n")
-    return {"proc": root / "proc", "cgroup": root / "sys"}
+    monkeypatch.setattr(hardware, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(hardware, "CGROUP", tmp_path / "sys")
+
+    def show(groups: str, files: dict[str, str]) -> None:
+        found = {"proc/self/cgroup": groups} if groups else {}
+        for name, content in files.items():
+            if name.endswith("/"):
+                found |= dict(zip((f"sys{name}memory.max", f"sys{name}memory.current"), content.split(), strict=True))
+            else:
+                found[name] = content
+        for name, content in found.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(f"{content}\n")
+
+    return show
 
 
 @pytest.mark.parametrize(
@@ -42,6 +52,7 @@ def write(root: Path, groups: str, files: dict[str, str]) -> dict[str, Path]:
         ("0::/outside", {"/": "5000 1000"}, 4_000),
         ("0::/../../outside", {"/": "5000 1000"}, 4_000),
         ("0::/a", {"/a/": "max 1000"}, None),
+        ("0::/a", {"sys/memory.max": "max", "/a/": "5000 1000"}, 4_000),
         # version 1
         (
             "5:cpu,cpuacct:/x\n4:memory:/a\n0::/",
@@ -57,15 +68,12 @@ def write(root: Path, groups: str, files: dict[str, str]) -> dict[str, Path]:
         ("", {}, None),
     ],
 )
-def test_the_strictest_limit_counts(tmp_path: Path, groups: str, files: dict[str, str], free: int | None) -> None:
-    assert free_group_memory(**write(tmp_path, groups, files)) == free
-
-
-def test_free_memory_respects_the_limit_of_the_own_group(tmp_path: Path) -> None:
-    """Also where the root, which holds all processes of the machine, has no limit."""
-    limited = write(tmp_path, "0::/job", {"sys/memory.max": "max", "/job/": "5000 1000"})
-    assert free_bytes(torch.device("cpu"), **limited) == 4_000
-    assert free_bytes(torch.device("cpu"), proc=tmp_path / "none", cgroup=tmp_path / "none") > 4_000
+def test_the_strictest_limit_counts(show: Show, groups: str, files: dict[str, str], free: int | None) -> None:
+    show(groups, files)
+    if free is None:
+        assert free_bytes(torch.device("cpu")) > 5_000
+    else:
+        assert free_bytes(torch.device("cpu")) == free
 
 
 @pytest.mark.parametrize(
@@ -82,10 +90,18 @@ def test_free_memory_respects_the_limit_of_the_own_group(tmp_path: Path) -> None
     ],
 )
 def test_counts_are_found(
-    tmp_path: Path, groups: str, files: dict[str, str], of_group: int | None, of_machine: int | None
+    show: Show, groups: str, files: dict[str, str], of_group: int | None, of_machine: int | None
 ) -> None:
-    found = count_oom_kills(**write(tmp_path, groups, files))
-    assert found == OomKills(group=of_group, machine=of_machine)
+    show(groups, files)
+    assert count_oom_kills() == OomKills(group=of_group, machine=of_machine)
+
+
+def test_a_group_is_not_made_outside_of_a_limit(show: Show, tmp_path: Path) -> None:
+    """The limit of this process's own group would no longer count what the runner uses."""
+    show("0::/service", {"sys/memory.max": "max", "sys/service/memory.max": "1000000"})
+    before = sorted(tmp_path.rglob("*"))
+    assert make_group(2**28) is None
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
