@@ -5,18 +5,15 @@ import json
 import re
 import socket
 import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from standardwebhooks import Webhook
 
 from api.routes.delivery import rules_of
@@ -111,12 +108,8 @@ def test_a_host_in_another_spelling_is_refused(host: str) -> None:
         *("https://hooks.example.com:0/", "https://hooks.example.com:65536/", "https://hooks.example.com:80:443/"),
         *("https://hooks.example.com:x/", "https://hooks.example.com:-1/", "https://hooks.example.com:４43/"),
         *("https://hooks.example.com/\r\nX: y", "https://hooks.example.com/a b", "https://hooks.example.com/\x00"),
-        *(
-            " https://hooks.example.com/",
-            "https://hooks.example.com/ ",
-            "https://hooks.example.com/é",
-            "\thttps://a.b/",
-        ),
+        *(" https://hooks.example.com/", "https://hooks.example.com/ ", "https://hooks.example.com/é"),
+        "\thttps://a.b/",
         "https://hooks.example.com/" + "a" * 2000,
     ],
 )
@@ -282,30 +275,13 @@ def test_nothing_goes_to_this_machine_by_default(there: Receiver) -> None:
 
 def contexts_for(name: str, directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """The contexts of a server with a certificate for `name`, and of a client that trusts it and no other."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.now(tz=UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    chain = directory / "chain.pem"
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    public = certificate.public_bytes(serialization.Encoding.PEM)
-    chain.write_bytes(private + public)
+    key, certificate = directory / "key.pem", directory / "certificate.pem"
+    naming = ("-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}")
+    made = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, *naming)
+    subprocess.run(made, check=True, capture_output=True)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(chain)
-    return server, ssl.create_default_context(cadata=public.decode())
+    server.load_cert_chain(certificate, key)
+    return server, ssl.create_default_context(cafile=certificate)
 
 
 def test_the_certificate_and_the_name_in_tls_are_those_of_the_host(tmp_path: Path) -> None:
@@ -352,12 +328,7 @@ def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch)
 def test_the_next_address_is_tried_if_one_does_not_accept(there: Receiver) -> None:
     url = f"http://hooks.example.com:{there.port}/"
     assert send(url, resolve=lambda *_: ["127.0.0.9", "127.0.0.1"]).is_delivered
-
-
-def test_a_port_where_nobody_listens() -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        assert send(f"http://127.0.0.1:{unused.getsockname()[1]}/").error == "not_connected"
+    assert send(url, resolve=lambda *_: ["127.0.0.9"]).error == "not_connected"
 
 
 def repeating(first: bytes, again: bytes, pause: float) -> Answer:

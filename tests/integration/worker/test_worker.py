@@ -213,7 +213,7 @@ def test_the_ids_of_a_request_reach_the_logs_and_one_trace(server_site: Site) ->
         assert httpx2.get(f"{api.url}/health").status_code == 200
         worker.stop()
         api.stop()
-        spans, raw = there.spans(), b"".join(there.raw)
+        spans, raw = there.spans(), b"".join(one.body for one in there.received)
     for ends, answer in answers.items():
         check_log(lines_of(api), lines_of(worker), ends, answer)
         check_trace([span for span in spans if span.trace == TRACE_IDS[ends]], ends, answer)
