@@ -45,7 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     def record(*, method: str, route: str | None, status: int, seconds: float) -> None:
         if services.monitoring is not None:
-            services.monitoring.requests.record(method=method, route=route, status=status, seconds=seconds)
+            services.monitoring.record_request(method=method, route=route, status=status, seconds=seconds)
 
     app: FastAPI = FastAPIOffline(
         title="ReplaceMe",

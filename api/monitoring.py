@@ -32,6 +32,11 @@ from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.states import DeliveryState
 from replaceme_core.ledger.watching import BOUNDS, COUNTED, Figures, Totals, number_all, read_figures
 
+NO_ROUTE: Final = "none"
+"""The label of a request that no route got: nothing is at its path, or it was refused before."""
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+DELIVERED = "delivered"
+
 
 class Monitoring:
     """The metrics of one process. `streams` returns how many streams of events are open."""
@@ -39,38 +44,7 @@ class Monitoring:
     def __init__(self, database: Database, *, streams: Callable[[], int]) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the number of series
         # not the registry of the library, which is one for all applications in a process
-        self._registry = CollectorRegistry()
-        self.requests = RequestMetrics(self._registry)
-        self.webhooks = WebhookMetrics(self._registry)
-        Gauge("replaceme_event_streams", "Open streams of events.", registry=self._registry).set_function(streams)
-        build = Info("replaceme_build", "The release that runs.", registry=self._registry)
-        build.info({"version": metadata.version("replaceme")})
-        self._registry.register(ServiceMetrics(database))
-        ProcessCollector(registry=self._registry)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metrics")
-
-    async def scrape(self, *, accept: str) -> tuple[bytes, str]:
-        """All metrics in the format that the header `accept` asks for, and the media type.
-
-        In a thread of its own: a scrape must not wait behind requests that wait for the database.
-        """
-        encode, media_type = choose_encoder(accept)
-        body = await asyncio.get_running_loop().run_in_executor(self._thread, encode, self._registry)
-        return body, media_type
-
-    def close(self) -> None:
-        self._thread.shutdown(cancel_futures=True)
-
-
-NO_ROUTE: Final = "none"
-"""The label of a request that no route got: nothing is at its path, or it was refused before."""
-_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-
-
-class RequestMetrics:
-    """Counts requests."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
+        registry = self._registry = CollectorRegistry()
         self._requests = Counter(
             "replaceme_http_requests",
             "Requests that were answered.",
@@ -84,21 +58,6 @@ class RequestMetrics:
             buckets=_BUCKETS,
             registry=registry,
         )
-
-    def record(self, *, method: str, route: str | None, status: int, seconds: float) -> None:
-        """Count one request. `route` is its template such as `/jobs/{job_id}`, `method` one that is known."""
-        route = route or NO_ROUTE
-        self._requests.labels(method, route, str(status)).inc()
-        self._seconds.labels(method, route).observe(seconds)
-
-
-DELIVERED = "delivered"
-
-
-class WebhookMetrics:
-    """Counts messages to webhooks and each try to send one."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
         self._tries = Counter(
             "replaceme_webhook_tries",
             "Tries to send a message, by what became of them: delivered, or what went wrong.",
@@ -113,12 +72,39 @@ class WebhookMetrics:
         )
         for state in (DeliveryState.DELIVERED, DeliveryState.FAILED):
             self._deliveries.labels(state.value)  # shown before the first one
+        Gauge("replaceme_event_streams", "Open streams of events.", registry=registry).set_function(streams)
+        build = Info("replaceme_build", "The release that runs.", registry=registry)
+        build.info({"version": metadata.version("replaceme")})
+        registry.register(ServiceMetrics(database))
+        ProcessCollector(registry=registry)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metrics")
 
-    def record(self, *, error: str | None, is_last: bool) -> None:
-        """Count a try. `error` is one of the words of deliveries; `None`: delivered. `is_last`: no other follows."""
+    def record_request(self, *, method: str, route: str | None, status: int, seconds: float) -> None:
+        """Count one request. `route` is its template such as `/jobs/{job_id}`, `method` one that is known."""
+        route = route or NO_ROUTE
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(method, route).observe(seconds)
+
+    def record_try(self, *, error: str | None, is_last: bool) -> None:
+        """Count a try to send a message. `error` is one of the words of deliveries; `None`: delivered.
+
+        `is_last`: no other follows.
+        """
         self._tries.labels(error or DELIVERED).inc()
         if is_last:
             self._deliveries.labels((DeliveryState.FAILED if error else DeliveryState.DELIVERED).value).inc()
+
+    async def scrape(self, *, accept: str) -> tuple[bytes, str]:
+        """All metrics in the format that the header `accept` asks for, and the media type.
+
+        In a thread of its own: a scrape must not wait behind requests that wait for the database.
+        """
+        encode, media_type = choose_encoder(accept)
+        body = await asyncio.get_running_loop().run_in_executor(self._thread, encode, self._registry)
+        return body, media_type
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
 
 
 CACHE_SECONDS = 5.0

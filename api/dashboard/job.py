@@ -13,7 +13,8 @@ from starlette.responses import RedirectResponse
 from api.bodies import EventBody
 from api.dashboard import live
 from api.dashboard.middleware import FormDep, PageRoute, key_of
-from api.dashboard.rendering import page, root_of
+from api.dashboard.rendering import page
+from api.http.hosts import root_of
 from api.routes.deps import CallerDep, ServicesDep, SessionDep
 from api.routes.event_feed import last_event_id, stream
 from api.routes.jobs import JobId, MetricBody, page_response, read_report, whole_body

@@ -19,9 +19,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.dashboard.rendering import page, root_of
+from api.dashboard.rendering import page
 from api.http.callers import COOKIE, SESSION_SECONDS, Session, Sessions, session_of, set_session
-from api.http.guard import path_of
+from api.http.hosts import path_of, root_of
 from api.http.problems import PROBLEM_JSON, MalformedBody, internal_error, problem_response
 
 PREFIX = "/ui/"
@@ -106,7 +106,7 @@ class _Problem:
         is_part = "hx-request" in Headers(scope=scope)
         if self.status is HTTPStatus.UNAUTHORIZED:
             kept.pop("www-authenticate", None)
-            here = scope["path"].removeprefix(root_of(scope))
+            here = path_of(scope)
             there = f"{root_of(scope)}{SIGN_IN}"
             if is_part:
                 return Response(status_code=self.status, headers={**kept, "HX-Redirect": there})

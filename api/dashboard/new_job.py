@@ -17,8 +17,9 @@ from starlette.responses import RedirectResponse
 
 from api.bodies import JobRequest, schema_of
 from api.dashboard.middleware import FormDep, PageRoute, key_of
-from api.dashboard.rendering import page, root_of
+from api.dashboard.rendering import page
 from api.http.callers import caller_of
+from api.http.hosts import root_of
 from api.http.problems import http_error_of
 from api.routes.deps import ServicesDep
 from api.routes.plans import PlanBody

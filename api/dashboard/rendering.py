@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse
 from starlette.types import Scope as AsgiScope
 
 from api.http.callers import known_caller, session_of
+from api.http.hosts import path_of, root_of
 from replaceme_core.ledger.keys import Scope
 from replaceme_core.report.figures import (
     NONE,
@@ -171,12 +172,6 @@ def _environment() -> Environment:
     return found
 
 
-def root_of(scope: AsgiScope) -> str:
-    """The path under which the service is reached, usually ""."""
-    root: str = scope.get("root_path", "")
-    return root.rstrip("/")
-
-
 def page(
     template: str,
     scope: AsgiScope,
@@ -196,7 +191,7 @@ def page(
         .render(
             **values,
             root=root,
-            path=str(scope["path"]).removeprefix(root),
+            path=path_of(scope),
             csrf_token="" if session is None else session.csrf_token,
             is_signed_in=session is not None and session.key_hash is not None,
             may_write=caller is not None and Scope.JOBS_WRITE in caller.scopes,

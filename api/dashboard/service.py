@@ -12,8 +12,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 
 from api.dashboard.middleware import SIGN_IN, FormDep, PageRoute, cookie
-from api.dashboard.rendering import page, root_of, static_files
+from api.dashboard.rendering import page, static_files
 from api.http.callers import SESSION_SECONDS, Caller, Session, Unknown, session_of
+from api.http.hosts import root_of
 from api.http.request_log import POLICY
 from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep
 from replaceme_core.hardware import WorkerKind

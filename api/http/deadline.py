@@ -53,7 +53,7 @@ class Deadline:
         self._app = app
         self._reading_seconds = reading_seconds
         self._writing_seconds = writing_seconds
-        self._abandoned: set[asyncio.Task[None]] = set()
+        self._abandoned: set[asyncio.Future[None]] = set()
 
     @property
     def abandoned(self) -> int:
@@ -74,7 +74,7 @@ class Deadline:
                 started = True
                 await send(message)
 
-        request = asyncio.create_task(self._run(scope, receive, send_unless_abandoned))
+        request = asyncio.ensure_future(self._app(scope, receive, send_unless_abandoned))
         try:
             while not request.done():
                 left = None if started else scope[_SCOPE_KEY] - time.monotonic()  # it may be extended meanwhile
@@ -98,10 +98,7 @@ class Deadline:
         )
         await response(scope, receive, send)
 
-    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
-
-    def _forget(self, request: asyncio.Task[None]) -> None:
+    def _forget(self, request: asyncio.Future[None]) -> None:
         self._abandoned.discard(request)
         if not request.cancelled() and (error := request.exception()) is not None:
             _log.warning("request failed after its deadline", error=type(error).__name__)

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from api.http.callers import Caller, Callers, Unknown, set_caller
-from api.http.hosts import network_of
+from api.http.hosts import network_of, path_of
 from api.http.problems import problem_response, unavailable_response
 from replaceme_core.errors import MissingScope, Unavailable
 from replaceme_core.ledger.keys import OF_WEBHOOKS, Scope
@@ -162,13 +162,6 @@ class Guard:
             return
         set_caller(scope, caller)
         await self._app(scope, receive, send)
-
-
-def path_of(scope: AsgiScope) -> str:
-    """The path below the root under which the service is mounted."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "").rstrip("/")
-    return path.removeprefix(root) if root and path.startswith(f"{root}/") else path
 
 
 def _has_key(scope: AsgiScope) -> bool:

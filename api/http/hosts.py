@@ -238,7 +238,11 @@ def _trusting(trusted: tuple[str, ...], app: ASGIApp | None = None) -> ProxyHead
 
 
 def network_of(address: str) -> str:
-    """What counts as one caller: an address or, of IPv6, its first 64 bits, behind which a client has all addresses."""
+    """What counts as one caller: an address or, of IPv6, its first 64 bits, behind which a client has all addresses.
+
+    >>> [network_of(one) for one in ("192.0.2.1", "::ffff:192.0.2.1", "2001:db8::ffff:1", "fe80::2%eth0", "unix")]
+    ['192.0.2.1', '192.0.2.1', '2001:db8::/64', 'fe80::/64', 'unix']
+    """
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -247,3 +251,15 @@ def network_of(address: str) -> str:
         return address
     mapped = found.ipv4_mapped
     return str(ipaddress.ip_network((found, 64), strict=False)) if mapped is None else str(mapped)
+
+
+def root_of(scope: Scope) -> str:
+    """The path under which the service is reached, usually ""."""
+    root: str = scope.get("root_path", "")
+    return root.rstrip("/")
+
+
+def path_of(scope: Scope) -> str:
+    """The path of a request below that root, whether a proxy has removed it or not."""
+    path, root = str(scope["path"]), root_of(scope)
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path

@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 from fastapi import Request, Response
 
+from api.http.hosts import path_of, root_of
 from replaceme_core.shapes import Page
 
 UNCHANGED: Mapping[int | str, dict[str, Any]] = {
@@ -69,17 +70,10 @@ def json_response(
     )
 
 
-def root_of(request: Request) -> str:
-    """The path under which the API is reached, usually ""."""
-    return str(request.scope.get("root_path", "")).rstrip("/")
-
-
 def next_page(request: Request, *, cursor: str, name: str = "cursor") -> str:
     """A value of the header `Link` (RFC 8288): the same request for the next page."""
-    root = root_of(request)
-    path = str(request.scope["path"]).removeprefix(root)
     query = [(key, value) for key, value in request.query_params.multi_items() if key != name]
-    return f'<{root}{path}?{urlencode([*query, (name, cursor)])}>; rel="next"'
+    return f'<{root_of(request.scope)}{path_of(request.scope)}?{urlencode([*query, (name, cursor)])}>; rel="next"'
 
 
 def listed(page: Page[Any], *, request: Request) -> Response:

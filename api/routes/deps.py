@@ -112,7 +112,7 @@ class Services:
     @cached_property
     def _delivery(self) -> Delivery:
         monitoring = self.monitoring
-        return Delivery(settings=self.settings, record=None if monitoring is None else monitoring.webhooks.record)
+        return Delivery(settings=self.settings, record=None if monitoring is None else monitoring.record_try)
 
     def open(self) -> None:
         """Create all of them, so that an invalid setting stops the process at its start, not a request later."""

@@ -23,6 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from api.bodies import JobBody, JobPartBody, JobRequest, LinksBody, Parameters, WholeJobBody
 from api.http import deadline
 from api.http.callers import caller_of
+from api.http.hosts import root_of
 from api.http.problems import MethodRefused
 from api.http.requests import StrictRoute, prefers_html, wait_seconds
 from api.http.responses import (
@@ -35,7 +36,6 @@ from api.http.responses import (
     listed,
     next_page,
     not_modified,
-    root_of,
     tag_of,
 )
 from api.routes.deps import CallerDep, IdempotencyKeyDep, ReadingSessionDep, Services, ServicesDep, SessionDep
@@ -429,12 +429,12 @@ def page_response(page: bytes) -> HTMLResponse:
 
 
 def job_body(job: Job, request: Request) -> JobBody:
-    return JobBody.of(job, links=LinksBody.at(root_of(request), job.id))
+    return JobBody.of(job, links=LinksBody.at(root_of(request.scope), job.id))
 
 
 def whole_body(seen: JobSeen, request: Request) -> WholeJobBody:
     job, timeline = seen.job, seen.timeline
-    links = LinksBody.at(root_of(request), job.id)
+    links = LinksBody.at(root_of(request.scope), job.id)
     return WholeJobBody.of(job, links=links, queue=seen.position, stages=timeline.stages, attempts=timeline.attempts)
 
 
@@ -455,7 +455,7 @@ async def accepted(submitted: Submitted, *, request: Request, services: Services
         repeated=submitted.repeated,
         webhook=submitted.webhook,
         secret=submitted.secret,
-        root=root_of(request),
+        root=root_of(request.scope),
     )
     headers |= {"Location": body.links.self, "Cache-Control": CHECKED if submitted.secret is None else NO_STORE}
     if not job.is_terminal:

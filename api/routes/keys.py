@@ -9,14 +9,8 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import Field, SecretStr, StringConstraints
 
-from api.bodies import (
-    KeyId,
-    KeyRequest,
-    KeyRotationRequest,
-    OwnerName,
-    OwnerRequest,
-    PageQuery,
-)
+from api.bodies import KeyId, KeyRequest, KeyRotationRequest, OwnerName, OwnerRequest, PageQuery
+from api.http.hosts import root_of
 from api.http.requests import StrictRoute
 from api.http.responses import NO_STORE
 from api.routes.deps import CallerDep, KeysDep, ReadingSessionDep, ServicesDep, SessionDep
@@ -56,7 +50,7 @@ def create_key(
 ) -> CreatedKey:
     """Create a key. Its text is in this response only."""
     created = keys.create(body.to_new(owner=caller))
-    response.headers["Location"] = f"{request.scope.get('root_path', '').rstrip('/')}/keys/{created.id}"
+    response.headers["Location"] = f"{root_of(request.scope)}/keys/{created.id}"
     response.headers["Cache-Control"] = NO_STORE
     return created
 

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.http.callers import known_caller
-from api.http.guard import path_of
+from api.http.hosts import path_of
 from api.http.request_log import set_route
 from api.http.responses import is_known, known_tags, not_modified, tag_of
 from replaceme_core.errors import ReplaceMeError, Unavailable

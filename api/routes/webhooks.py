@@ -12,8 +12,9 @@ from starlette.concurrency import run_in_threadpool
 from api.bodies import Events, Labels, PageQuery, PayloadField, Url
 from api.http import deadline
 from api.http.callers import caller_of
+from api.http.hosts import root_of
 from api.http.requests import StrictRoute
-from api.http.responses import NO_STORE, root_of
+from api.http.responses import NO_STORE
 from api.routes.delivery import check_url
 from api.routes.deps import CallerDep, ReadingSessionDep, Services, ServicesDep, SessionDep
 from replaceme_core import shapes
@@ -245,4 +246,4 @@ def _shown(webhook: Webhook, request: Request) -> WebhookBody:
 
 
 def _links(webhook: Webhook, request: Request) -> WebhookLinks:
-    return WebhookLinks.at(root_of(request), webhook.id)
+    return WebhookLinks.at(root_of(request.scope), webhook.id)

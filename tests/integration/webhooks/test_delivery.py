@@ -2,6 +2,7 @@
 verifier accepts them. Receivers are real servers, and so are the senders.
 """
 
+import asyncio
 import base64
 import os
 import re
@@ -14,13 +15,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from prometheus_client import CollectorRegistry
 from sqlalchemy import update
 from standardwebhooks import Webhook, WebhookVerificationError
 from starlette.testclient import TestClient
 
 from api.main import create_app
-from api.monitoring import WebhookMetrics
+from api.monitoring import Monitoring
 from api.routes.delivery import Delivery, rules_of
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import free_port
@@ -140,18 +140,19 @@ def test_a_rotated_secret_still_verifies(bench: Bench) -> None:
 
 
 def test_410_disables_the_webhook(bench: Bench) -> None:
-    registry = CollectorRegistry()
-    record = WebhookMetrics(registry).record
+    monitoring = Monitoring(bench.ledger.database, streams=lambda: 0)
     bench.there.status = 410
     for waiting, is_sent in ((2, True), (0, False), (1, False)):
         for _ in range(waiting):
             bench.ledger.add()
-        assert bench.send_one(record=record) is is_sent
+        assert bench.send_one(record=monitoring.record_try) is is_sent
     assert len(bench.there.received) == 1
     assert bench.outbox.get(bench.id).disabled_by is DisabledBy.RECEIVER
     assert [one.state for one in bench.outbox.deliveries(bench.id)] == [DeliveryState.FAILED] * 2
-    assert registry.get_sample_value("replaceme_webhook_tries_total", {"outcome": "status"}) == 1
-    assert registry.get_sample_value("replaceme_webhook_deliveries_total", {"state": "failed"}) == 1
+    text = asyncio.run(monitoring.scrape(accept=""))[0].decode()
+    monitoring.close()
+    assert 'replaceme_webhook_tries_total{outcome="status"} 1.0' in text
+    assert 'replaceme_webhook_deliveries_total{state="failed"} 1.0' in text
 
 
 def test_a_secret_of_another_key_is_kept_and_sent_once_the_key_is_there(bench: Bench) -> None:
