@@ -15,9 +15,8 @@ from starlette.testclient import TestClient
 
 from api.main import create_app
 from benchmarks.harness.jobs import events_of
-from replaceme_core.errors import InvalidInput
 from replaceme_core.hub import directory
-from replaceme_core.ledger.database import Database, parse_url
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, put_dataset, put_model
@@ -75,68 +74,54 @@ def test_what_cannot_be_reached(settings: Settings, changes: dict[str, str], cod
         assert_clean(answer.text)
 
 
-@pytest.mark.parametrize(
-    ("error", "status", "code"),
-    [
-        (errno.EIO, 503, "hub_unreachable"),
-        (errno.EACCES, 403, "access_denied"),
-        (errno.ENAMETOOLONG, 503, "hub_unreachable"),
-    ],
-)
-def test_what_cannot_be_read(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, error: int, status: int, code: str
-) -> None:
+def test_what_cannot_be_read(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(folder: Path) -> NoReturn:
-        raise OSError(error, os.strerror(error), str(folder))
+        raise OSError(errors[-1], os.strerror(errors[-1]), str(folder))
 
+    errors: list[int] = []
     monkeypatch.setattr(directory, "walk", fail)
     with TestClient(create_app(settings)) as client:
-        answer = client.post("/jobs", json=SMALLEST)
-        assert_problem(answer, status=status, code=code)
-        assert_clean(answer.text)
+        for error, status, code in ((errno.EIO, 503, "hub_unreachable"), (errno.EACCES, 403, "access_denied")):
+            errors.append(error)
+            answer = client.post("/jobs", json=SMALLEST)
+            assert_problem(answer, status=status, code=code)
+            assert_clean(answer.text)
 
 
-def test_a_password_that_is_not_escaped_is_refused_at_the_start() -> None:
-    """What is behind its first @ would be taken for the host, and be in the driver's errors."""
-    for url in (f"postgresql://planted:{PASSWORD}@db/n", "postgresql://u:p@ss@db/n", "postgres://u:x@y:w0rd@db"):
-        with pytest.raises(InvalidInput, match="written as %40") as caught:
-            parse_url(url)
+SERVERS = (
+    *(f"redis://:{PASSWORD}@db/0", "redis://:w0rd/x@db:6379/0", "postgresql://u:w0rd/x@db/n"),
+    *("sentinel://a:1;sentinel://:w0rd/x@b:2", f"postgresql://planted:{PASSWORD}@db/n", "postgres://u:x@y:w0rd@db"),
+)
+GOOD_SERVERS = (
+    *(f"redis://:{ESCAPED}@127.0.0.1:6379/0", "sentinel://a:26379;sentinel://b:26379"),
+    *("postgresql+psycopg://u:p@/n?host=a:5432&host=b:5432", "postgresql://[::1]:5432/n", "sqlite:////srv/a@b;c/d"),
+    "postgresql://u:p%40ss@db/n?options=a@b",
+)
+HUBS = (
+    *("https://planted:w0rd@huggingface.co", "https://planted@huggingface.co", "https://huggingface.co/#w0rd"),
+    *("planted:w0rd@huggingface.co", "ftp://w0rd"),
+)
+GOOD_HUBS = ("https://huggingface.co", "http://[::1]:8080/", "https://hub.example.org:8443/mirror/hf", "dir:/a@b")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "words", "good"),
+    [
+        ("database_url", SERVERS, "written as %40", GOOD_SERVERS),
+        ("broker_url", SERVERS, "written as %40", GOOD_SERVERS),
+        ("hub", HUBS, "without a name and a password", GOOD_HUBS),
+    ],
+)
+def test_an_address_whose_secret_would_be_shown_is_refused(
+    settings: Settings, name: str, wrong: tuple[str, ...], words: str, good: tuple[str, ...]
+) -> None:
+    """What is behind the first @ would be taken for the host, and the address of the Hub is in what is published."""
+    for url in wrong:
+        with pytest.raises(ValidationError, match=words) as caught:
+            Settings.model_validate({**settings.model_dump(exclude_none=True), name: url})
         assert_clean(str(caught.value))
-    parse_url("postgresql://u:p%40ss@db/n?options=a@b")
-    parse_url("sqlite:////srv/a@b@c/d")
-
-
-def changed(settings: Settings, name: str, value: str) -> Settings:
-    return Settings.model_validate({**settings.model_dump(exclude_none=True), name: value})
-
-
-@pytest.mark.parametrize("name", ["database_url", "broker_url"])
-def test_a_server_whose_password_could_be_taken_for_something_else(settings: Settings, name: str) -> None:
-    for url in (
-        *(f"redis://:{PASSWORD}@db/0", "redis://:w0rd/x@db:6379/0", "postgresql://u:w0rd/x@db/n"),
-        "sentinel://a:1;sentinel://:w0rd/x@b:2",
-    ):
-        with pytest.raises(ValidationError, match="written as %40") as caught:
-            changed(settings, name, url)
-        assert_clean(str(caught.value), "4711")
-    for url in (
-        *(f"redis://:{ESCAPED}@127.0.0.1:6379/0", "sentinel://a:26379;sentinel://b:26379"),
-        *("postgresql+psycopg://u:p@/n?host=a:5432&host=b:5432", "postgresql://[::1]:5432/n", "sqlite:////srv/a@b;c/d"),
-    ):
-        changed(settings, name, url)
-
-
-def test_a_hub_with_a_secret_in_its_address_is_refused(settings: Settings) -> None:
-    """The address is in reports and in results that are published."""
-    for hub in (
-        *("https://planted:w0rd@huggingface.co", "https://planted@huggingface.co", "https://huggingface.co/#w0rd"),
-        *("planted:w0rd@huggingface.co", "ftp://w0rd"),
-    ):
-        with pytest.raises(ValidationError, match="without a name and a password") as caught:
-            changed(settings, "hub", hub)
-        assert_clean(str(caught.value))
-    for good in ("https://huggingface.co", "http://[::1]:8080/", "https://hub.example.org:8443/mirror/hf", "dir:/a@b"):
-        changed(settings, "hub", good)
+    for url in good:
+        Settings.model_validate({**settings.model_dump(exclude_none=True), name: url})
 
 
 def test_names_and_depths_that_no_repository_has(settings: Settings, place: Path) -> None:
@@ -198,7 +183,7 @@ def test_a_job_that_fails(
             bench.hub_directory.rename(bench.hub_directory.with_name("moved"))
         case "full":
             monkeypatch.setattr("replaceme_core.library_errors.free_space", lambda _: 0)
-    job_id = bench.add(stub_fail=how) if how in ("bug", "space", "memory", "exit") else bench.add()
+    job_id = bench.add(stub_fail=how) if how in ("bug", "space") else bench.add()
     job = bench.run(job_id, **changes)
     assert job.status is JobStatus.FAILED
     assert job.error is not None

@@ -1,4 +1,4 @@
-"""The API on SQLite and PostgreSQL, with a Redis broker, and with a Hub server that implements the real protocol."""
+"""The API on SQLite and PostgreSQL, with a Redis broker."""
 
 import json
 import re
@@ -16,11 +16,8 @@ from starlette.testclient import TestClient
 
 from api.main import create_app
 from benchmarks import rows
-from benchmarks.harness.fake_hub.access import READ_TOKEN, WRITE_TOKEN
-from benchmarks.harness.fake_hub.server import FakeHub
 from benchmarks.harness.processes import Started
 from benchmarks.harness.site import Site
-from benchmarks.harness.stub_model import stub_weights
 from replaceme_core.broker import QUEUE
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database
@@ -28,7 +25,7 @@ from replaceme_core.ledger.keys import DEFAULT_OWNER
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.pages import sign_in
-from tests.fixtures.api.requests import SMALLEST, fields
+from tests.fixtures.api.requests import SMALLEST
 from tests.fixtures.api.service import settings_for
 
 POST = b"POST /jobs HTTP/1.1\r\nhost: localhost\r\n"
@@ -44,19 +41,6 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
 def client(settings: Settings) -> Iterator[TestClient]:
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         yield client
-
-
-def test_a_job_from_submission_to_cancellation(client: TestClient, settings: Settings) -> None:
-    here = client.post("/jobs", json={**SMALLEST, "labels": {"team": "a"}}).headers["location"]
-    other = client.post("/jobs", json=SMALLEST).json()["id"]
-    assert client.get(here).json()["status"] == "queued"
-    assert [job["id"] for job in client.get("/jobs").json()["items"]] == [other, here.rpartition("/")[2]]
-    assert [job["links"]["self"] for job in client.get("/jobs?label=team:a").json()["items"]] == [here]
-    assert client.post(f"{here}/cancel").status_code == 200
-    assert client.post(f"/jobs/{other}/cancel").status_code == 200
-    events = client.get(f"{here}/events").json()["items"]
-    assert [event["type"] for event in events] == ["created", "cancel_requested", "cancelled"]
-    assert len(list(settings.broker_directory.glob("messages/*.msg"))) == 2
 
 
 def test_many_jobs_at_once(client: TestClient) -> None:
@@ -123,28 +107,6 @@ def talk(port: int | None, request: bytes) -> bytes:
                 break
             reply += received
         return reply
-
-
-@pytest.fixture
-def hub_settings(tmp_path: Path, sqlite_url: str, fake_hub: FakeHub) -> Settings:
-    config = {"model_type": "llama", "num_hidden_layers": 30, "hidden_size": 8}
-    fake_hub.add_model("org/name", {"config.json": json.dumps(config).encode(), "model.safetensors": stub_weights(30)})
-    fake_hub.add_dataset("org/data", {"data/train-00000-of-00001.parquet": b"rows"})
-    tokens = {"hub_read_token": READ_TOKEN, "hub_write_token": WRITE_TOKEN}
-    return settings_for(tmp_path, database_url=sqlite_url, hub=fake_hub.url, **tokens)
-
-
-def test_a_hub_with_the_real_protocol(hub_settings: Settings) -> None:
-    with TestClient(create_app(hub_settings), raise_server_exceptions=False) as client:
-        job = client.post("/jobs", json={**SMALLEST, "calibration": "org/data"}).json()
-        assert len(job["spec"]["model"]["revision"]) == len(job["spec"]["calibration"]["revision"]) == 40
-        for changes, field, code in (
-            ({"model": "org/none"}, "model", "unknown_repository"),
-            ({"model": {"repo_id": "org/name", "revision": "v9"}}, "model", "unknown_repository"),
-            ({"calibration": "org/none"}, "calibration", "unknown_repository"),
-            ({"calibration": {"dataset": "org/data", "split": "test"}}, "calibration.split", "invalid_input"),
-        ):
-            assert fields(client.post("/jobs", json={**SMALLEST, **changes}), code=code).keys() == {field}
 
 
 LISTED_JOBS, MOST_SECONDS, REPEATS = 10_000, 0.2, 7

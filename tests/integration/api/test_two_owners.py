@@ -75,24 +75,14 @@ class Two:
 
     def values(self, parameter: str) -> list[str]:
         """What of Alice's may be at this place of a path."""
-        match parameter:
-            case "name":
-                return [PLANTED]
-            case "owner":
-                return ["alice"]
-            case "key_id":
-                return [self.alice.key_id]
-            case "webhook_id":
-                return self.webhooks
-            case "delivery_id":
-                return self.deliveries
-        assert parameter == "job_id", "what of Alice's belongs there?"
-        return self.jobs
-
-    @property
-    def things(self) -> list[str]:
-        """What of Alice's no answer to Bob may have."""
-        return [*self.jobs, *self.webhooks, *self.deliveries, *self.secrets]
+        return {
+            "name": [PLANTED],
+            "owner": ["alice"],
+            "key_id": [self.alice.key_id],
+            "webhook_id": self.webhooks,
+            "delivery_id": self.deliveries,
+            "job_id": self.jobs,
+        }[parameter]
 
     def rows(self) -> str:
         """Everything of Alice that is stored, apart from when her key was last used and the order of all events.
@@ -128,15 +118,16 @@ def operations(client: TestClient) -> list[tuple[str, str]]:
     return [(method.upper(), path) for path, methods in paths.items() for method in methods]
 
 
-def requests_of(two: Two, method: str, path: str, *, query: str) -> Iterator[tuple[str, str, object]]:
+def requests_of(two: Two, method: str, path: str, *, query: str = "") -> Iterator[tuple[str, str, object]]:
     """The requests of an operation: one for each thing of Alice's that fits its path."""
-    parameters = re.findall(r"{(\w+)}", path)
-    first = two.values(parameters[0]) if parameters else [""]
-    for value in first:
-        there = path.replace(f"{{{parameters[0]}}}", value) if parameters else path
-        for name in parameters[1:]:
-            there = there.replace(f"{{{name}}}", two.values(name)[0])
-        yield method, there + query, BODIES.get(path, {}) if method in ("POST", "PUT", "PATCH") else None
+    first, *others = re.findall(r"{(\w+)}", path) or ["name"]
+    for value in two.values(first):
+        there = path.format(**{first: value, **{name: two.values(name)[0] for name in others}})
+        yield method, there + query, body_of(method, path)
+
+
+def body_of(method: str, path: str) -> object:
+    return BODIES.get(path, {}) if method in ("POST", "PUT", "PATCH") else None
 
 
 def send_as_bob(two: Two, method: str, path: str, body: object) -> tuple[int, str]:
@@ -154,6 +145,7 @@ QUERIES = ("", f"?label=secret={PLANTED}", "?owner=alice", "?limit=200")
 
 def test_every_operation_by_another_owner(two: Two) -> None:
     before, seen = two.rows(), set()
+    of_alice = {PLANTED, two.alice.key_id, two.alice.text, "alice"}
     assert PLANTED in before
     found = operations(two.client)
     assert len(found) >= 19
@@ -162,7 +154,7 @@ def test_every_operation_by_another_owner(two: Two) -> None:
             status, text = send_as_bob(two, *request)
             assert status < 500, (request, text)
             echoed = request[1]  # an error may name what was asked for, which Bob knew
-            for thing in {*two.things, PLANTED, two.alice.key_id, two.alice.text, "alice"}:
+            for thing in {*of_alice, *two.jobs, *two.webhooks, *two.deliveries, *two.secrets}:
                 assert thing in echoed or thing not in text, (request, status, text)
             if ("{job_id}" in path or "{webhook_id}" in path) and "?" not in request[1]:
                 assert status == 404, (request, status)
@@ -189,9 +181,8 @@ def test_what_is_alices_takes_the_path_of_what_never_was(two: Two) -> None:
         if not names or "{key_id}" in path or "{owner}" in path:
             continue
         there = path.format(**{name: UNKNOWN[name] for name in names})
-        body = BODIES.get(path, {}) if method in ("POST", "PUT", "PATCH") else None
-        unknown = _path_taken(two, method, there, body)
-        for request in requests_of(two, method, path, query=""):
+        unknown = _path_taken(two, method, there, body_of(method, path))
+        for request in requests_of(two, method, path):
             assert _path_taken(two, *request) == unknown, request
             compared += 1
             if "{job_id}" in path and method == "GET":  # as one who follows it, and has seen it before

@@ -134,15 +134,6 @@ def test_every_response_says_what_a_browser_may_do_with_it(
         assert "unsafe-inline" not in policy.partition("style-src")[0]
 
 
-@pytest.mark.parametrize("wrong", ["http://a.example", "a.example:80", "a b", "a/b"])
-def test_the_setting_takes_names(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
-    monkeypatch.setenv("REPLACEME_ALLOWED_HOSTS", wrong)
-    with pytest.raises(ValidationError, match="without scheme and port"):
-        Settings(_env_file=None)  # type: ignore[call-arg]
-    monkeypatch.setenv("REPLACEME_ALLOWED_HOSTS", "a.example, ::1,[fd00::7],10.0.0.1, *")
-    assert len(Settings(_env_file=None).allowed_hosts or ()) == 5  # type: ignore[call-arg]
-
-
 ORIGIN = "https://app.example.org"
 
 
@@ -203,13 +194,13 @@ def test_pages_of_other_origins_only_by_settings(settings: Settings) -> None:
             assert client.post("/jobs", json=SMALLEST, headers={"origin": other}).status_code == 403
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
+def test_settings_that_mean_nothing_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (
         *(("root_path", "prune"), ("root_path", "/prune/"), ("trusted_proxies", "proxy")),
         *(("cors_origins", "*"), ("cors_origins", "app.example.org"), ("cors_origins", "https://a/b")),
-    ],
-)
-def test_settings_that_mean_nothing_are_refused(name: str, value: str) -> None:
-    with pytest.raises(ValidationError, match="expected"):
-        Settings(_env_file=None, **{name: value})  # type: ignore[arg-type]
+        *(("allowed_hosts", one) for one in ("http://a.example", "a.example:80", "a b", "a/b")),
+    ):
+        with pytest.raises(ValidationError, match=r"expected|without scheme and port"):
+            Settings(_env_file=None, **{name: value})  # type: ignore[arg-type]
+    monkeypatch.setenv("REPLACEME_ALLOWED_HOSTS", "a.example, ::1,[fd00::7],10.0.0.1, *")
+    assert len(Settings(_env_file=None).allowed_hosts or ()) == 5  # type: ignore[call-arg]

@@ -97,8 +97,7 @@ def test_a_plan_for_the_deepest_cut(client: TestClient) -> None:
 def test_validate_only_answers_with_the_plan_or_with_the_error_of_a_submission(client: TestClient) -> None:
     plan = client.post("/jobs", json={**REQUEST, "validate_only": True}, headers={"Idempotency-Key": "k"})
     assert plan.json() == client.post("/plans", json=REQUEST).json()
-    wrong = {**REQUEST, "drop": [40]}
-    del wrong["ratio"]
+    wrong = {**REQUEST, "ratio": None, "drop": [40]}
     assert fields(client.post("/jobs", json={**wrong, "validate_only": True})) == {"drop": [40]}
     assert fields(client.post("/jobs", json=wrong)) == {"drop": [40]}
     submitted = client.post("/jobs", json=REQUEST, headers={"Idempotency-Key": "k"})
@@ -142,20 +141,11 @@ def test_a_job_that_cannot_fit_is_refused_with_the_numbers(small_workers: TestCl
     assert client.post("/jobs", json=REQUEST).status_code == 202  # where nothing is known of the workers
 
 
-def test_a_kind_of_worker_that_is_not_there(settings: Settings) -> None:
-    with TestClient(create_app(settings.model_copy(update={"worker_kinds": ("cpu",)}))) as client:
-        plan = client.post("/plans", json={**REQUEST, "compute": {"device": "cuda"}}).json()
-    assert plan["worker"] == {"route": "gpu", "estimated_for": "gpu", "alive": False}
-    assert [refusal["field"] for refusal in plan["refusals"]] == ["compute.device"]
-
-
-def publish_privately(hub_root: Path, folder: Path, repo_id: str) -> None:
-    publication = Publication(folder=folder, repo_id=repo_id, private=True, title="t", trailer="ReplaceMe-Job: 1")
-    DirectoryHub(hub_root).publish(publication, before_commit=lambda: None)
-
-
 def test_what_comes_from_a_private_source_stays_private(settings: Settings, hub_root: Path) -> None:
-    publish_privately(hub_root, hub_root / "org/name", "local/secret")
+    publication = Publication(
+        folder=hub_root / "org/name", repo_id="local/secret", private=True, title="t", trailer="ReplaceMe-Job: 1"
+    )
+    DirectoryHub(hub_root).publish(publication, before_commit=lambda: None)
     public = {**SMALLEST, "model": "local/secret", "output": {"private": False}}
     with TestClient(create_app(settings)) as client:
         assert fields(client.post("/jobs", json=public)) == {"output.private": False}
@@ -167,12 +157,7 @@ def test_what_comes_from_a_private_source_stays_private(settings: Settings, hub_
 
 def test_the_operator_names_the_namespaces(settings: Settings) -> None:
     with TestClient(create_app(settings.model_copy(update={"output_namespaces": ("me", "org")}))) as client:
-        named = client.post("/jobs", json={**SMALLEST, "output": "org/small"}).json()
-        assert named["spec"]["output"] == {
-            "repo_id": "org/small",
-            "private": True,
-            "overwrite": False,
-            "create_pr": False,
-        }
-        assert client.post("/jobs", json=SMALLEST).json()["spec"]["output"]["repo_id"].startswith("me/name-")
+        named, unnamed = ({**SMALLEST, "output": "org/small"}, SMALLEST)
+        assert client.post("/jobs", json=named).json()["spec"]["output"]["repo_id"] == "org/small"
+        assert client.post("/jobs", json=unnamed).json()["spec"]["output"]["repo_id"].startswith("me/name-")
         assert fields(client.post("/jobs", json={**SMALLEST, "output": "local/small"})).keys() == {"output.repo_id"}
