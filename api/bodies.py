@@ -1,50 +1,24 @@
 """Bodies of requests and responses that need no web framework: the command line checks and shows them, too.
 
-The others stand with their routes.
+The others stand with their routes, the request for a job in `request_bodies.py`.
 """
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Annotated, Any, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    TypeAdapter,
-    create_model,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model
 
 from replaceme_core import shapes
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.keys import NewKey, Scope
 from replaceme_core.ledger.reading import Attempt, StageTimes
-from replaceme_core.ledger.states import DEFAULT_EVENTS, EventType, JobStatus, Payload
-from replaceme_core.ledger.webhooks import TYPE_PREFIX
+from replaceme_core.ledger.states import EventType, JobStatus
 from replaceme_core.request.admission import check_namespaces
 from replaceme_core.request.fields import LONGEST_SECONDS, Frozen, Name, as_tuple, length, one_of
-from replaceme_core.request.fields import Labels as AnyLabels
-from replaceme_core.request.spec import CompressionRequest, CompressionSpec
+from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import Stage
 from replaceme_core.shapes import KeyLimits, QueuePosition, Shape
-from replaceme_core.webhooks import LONGEST_URL
 from replaceme_core.wording import json_safe
-
-
-@cache
-def schema_of(body: Any) -> Mapping[str, object]:
-    """The JSON schema of the body of a request, given as the annotation in its route."""
-    return TypeAdapter(body).json_schema()
-
-
-def has_secrets(schema: Mapping[str, object]) -> bool:
-    """Whether the body has a field that may be sent but is never shown."""
-    properties = schema.get("properties")
-    fields = properties.values() if isinstance(properties, Mapping) else ()
-    return any(isinstance(field, Mapping) and field.get("writeOnly") is True for field in fields)
 
 
 class Parameters(BaseModel):
@@ -120,62 +94,6 @@ class JobEventBody(EventBody):
 
     position: int
     job_id: str
-
-
-# The request for a job, and for a webhook with it
-
-
-def _without_prefix(value: object) -> object:
-    """An event may be named as in the history of a job, or as in a message: `job.succeeded`."""
-    return value.removeprefix(TYPE_PREFIX) if isinstance(value, str) else value
-
-
-def _distinct(events: tuple[EventType, ...]) -> tuple[EventType, ...]:
-    return tuple(dict.fromkeys(events))
-
-
-Url = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=LONGEST_URL,
-        description="https://HOST[:PORT]/PATH, where HOST has public addresses only",
-        examples=["https://hooks.example.com/replaceme"],
-        json_schema_extra={"pattern": "^https?://."},
-    ),
-]
-_Event = Annotated[EventType, one_of(EventType), BeforeValidator(_without_prefix)]
-Events = Annotated[
-    tuple[_Event, ...],
-    BeforeValidator(as_tuple),
-    AfterValidator(_distinct),
-    length(1, 32, description="types of events, as in the history of a job"),
-]
-PayloadField = Annotated[
-    Payload,
-    one_of(Payload),
-    Field(description="thin: what identifies the event; full: also the job as it was right after it"),
-]
-Labels = Annotated[AnyLabels, Field(description="only jobs that carry all of these labels")]
-WebhookId = Annotated[str, Field(min_length=1, max_length=64)]
-
-
-class JobWebhookRequest(Frozen):
-    """A webhook for one job. Without `signed_by` it gets a secret of its own, which only this response shows."""
-
-    url: Url
-    events: Events = DEFAULT_EVENTS
-    payload: PayloadField = Payload.THIN
-    signed_by: WebhookId | None = Field(
-        default=None, description="the id of a standing webhook of yours, whose secret signs these messages too"
-    )
-
-
-class JobRequest(CompressionRequest):
-    """A job, and a webhook for it."""
-
-    webhook: JobWebhookRequest | None = None
-    validate_only: bool = Field(default=False, description="Answer with the plan, and queue nothing.")
 
 
 # API keys and their owners

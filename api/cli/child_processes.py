@@ -21,7 +21,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
 
 _JSON = b"{"  # such a line says itself which process wrote it
 _POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.2, 5.0
@@ -160,7 +159,7 @@ def guard(arguments: list[str]) -> int:
     grace_seconds, command = float(arguments[0]), arguments[1:]
     # Ctrl-C in a terminal reaches the whole foreground group. The service handles it and closes the pipe.
     # A function, not SIG_IGN, which the child would inherit.
-    signal.signal(signal.SIGINT, _ignore)
+    signal.signal(signal.SIGINT, lambda *_: None)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent())
     signal.signal(signal.SIGTERM, lambda *_: _signal_group(child, signal.SIGKILL))
     threading.Thread(target=_end_when_input_closes, args=(child, grace_seconds), daemon=True).start()
@@ -184,10 +183,6 @@ def _signal_group(child: subprocess.Popen[bytes], number: signal.Signals) -> Non
     if child.returncode is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS returns EPERM for a zombie
             os.killpg(child.pid, number)
-
-
-def _ignore(number: int, frame: FrameType | None) -> None:
-    """Do nothing."""
 
 
 def _die_with_parent() -> Callable[[], None] | None:

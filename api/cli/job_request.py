@@ -21,10 +21,11 @@ from pydantic import BaseModel, ValidationError
 
 from api.cli.exit_codes import InvalidRequest
 from api.cli.output.console import set_parameters
+from api.request_bodies import JobRequest, schema_of
 from replaceme_core.errors import InvalidInput
 from replaceme_core.request.calibration import SELF_GENERATED, CalibrationSource
 from replaceme_core.request.gate import read_criteria
-from replaceme_core.request.spec import CompressionRequest
+from replaceme_core.validation import MOST_PROBLEMS, problems
 
 MOST_BYTES = 64 * 1024
 """What the service reads of a body."""
@@ -166,6 +167,7 @@ _WRITINGS = {
         "size_ratio<=0.8, accuracy_kept>=0.9 or tasks.NAME>=0.95. Repeatable.",
     ),
     "labels": Writing(list[str], "NAME=VALUE", parse_labels, "Repeatable."),
+    "webhook.events": Writing(list[str], "", list, "Repeatable. Default: succeeded, failed and cancelled."),
 }
 _NAMES = {
     "model.repo_id": "model",
@@ -194,18 +196,6 @@ _PANELS = {
     "webhook": "Webhook",
 }
 """Where the help shows the options of a field, or of a part of the body; the others are of the job."""
-_OF_A_SUBMISSION: tuple[tuple[str, Any, str], ...] = (
-    ("webhook.url", str, "URL that receives the events of this job; its secret is shown once."),
-    (
-        "webhook.events",
-        list[str],
-        "Type of event for --webhook. Repeatable. Default: succeeded, failed and cancelled.",
-    ),
-    ("webhook.payload", str, "thin, or full: with the whole job. Default: thin."),
-    ("webhook.signed_by", str, "ID of a standing webhook whose secret signs, in place of a new one."),
-    ("validate_only", bool, "Show the plan, or why the job would be refused, and queue nothing."),
-)
-"""Fields that only `POST /jobs` has. Their schema imports SQLAlchemy, which takes half a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +209,7 @@ class JobOption:
 
 
 def _options() -> Iterator[JobOption]:
-    for path, kind, help_text in (*_fields(CompressionRequest), *_OF_A_SUBMISSION):
+    for path, kind, help_text in _fields(JobRequest):
         written = _WRITINGS.get(path) or Writing(kind, "", lambda value: value)
         option = typer.Option(
             *([_FLAGS[path]] if path in _FLAGS else []),
@@ -338,10 +328,6 @@ def _with_sources(before: Mapping[str, object], sources: Sequence[Mapping[str, o
 
 def check_request(body: Mapping[str, object]) -> None:
     """Raises `InvalidRequest` for a body that does not match the schema of `POST /jobs`."""
-    # imported here: they import SQLAlchemy, which takes half a second
-    from api.bodies import JobRequest, schema_of
-    from replaceme_core.validation import MOST_PROBLEMS, problems
-
     try:
         JobRequest.model_validate(body)
     except ValidationError as error:

@@ -16,7 +16,6 @@ from api.cli.output.ci import Ended, Junit, write_for_pipeline
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.progress import progress_display
 from api.cli.output.report import differences_table, models_table, print_report, print_warnings
-from replaceme_core.errors import GateRejected
 from replaceme_core.local.compress import compress as compress_here
 from replaceme_core.local.evaluate import EvaluatedModel
 from replaceme_core.local.evaluate import evaluate as evaluate_here
@@ -103,7 +102,7 @@ def compress(
         console.print(f"written to {outcome.directory}")
         print_note("load it with AutoModelForCausalLM.from_pretrained")
     print_warnings(make_console(stderr=True), Report({"warnings": warnings}))
-    write_for_pipeline(Ended.of_run(outcome, model=model, code=GateRejected.code), junit=junit)
+    write_for_pipeline(Ended.of_run(outcome, model=model), junit=junit)
     if outcome.rejection is not None:
         print_note(f"error: {outcome.rejection}; the result is kept in {out}")
         raise typer.Exit(int(ExitCode.GATE_REJECTED))

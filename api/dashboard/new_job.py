@@ -15,12 +15,12 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 
-from api.bodies import JobRequest, schema_of
 from api.dashboard.middleware import FormDep, PageRoute, key_of
 from api.dashboard.rendering import page
 from api.http.callers import caller_of
 from api.http.hosts import root_of
 from api.http.problems import http_error_of
+from api.request_bodies import JobRequest, schema_of
 from api.routes.deps import ServicesDep
 from api.routes.plans import PlanBody
 from replaceme_core.errors import InvalidInput, ReplaceMeError

@@ -17,8 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 
-from api.bodies import has_secrets, schema_of
 from api.http import request_log
+from api.request_bodies import schema_of
 from replaceme_core import errors as core
 from replaceme_core.validation import MOST_PROBLEMS, Problem, parameter_problem, problem, problems
 from replaceme_core.wording import shorten
@@ -157,7 +157,7 @@ async def _on_invalid_request(request: Request, error: Exception) -> JSONRespons
         source, *location = raw["loc"]
         inner = {**raw, "loc": tuple(location)}
         if source == "body":
-            sent = _without_values(error.body) if has_secrets(schema) else error.body
+            sent = _without_values(error.body) if _has_secrets(schema) else error.body
             found += problems([inner], sent=sent, schema=schema)
         else:
             found.append(parameter_problem(inner, default=str(source)))
@@ -195,7 +195,7 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     assert isinstance(error, HTTPException)
     if isinstance(error, MalformedBody):
         found = error.problem
-        if has_secrets(_body_schema(request)):
+        if _has_secrets(_body_schema(request)):
             found = {**found, "value": _HIDDEN}
         return _invalid_input(error.detail, [found])
     status = HTTPStatus(error.status_code)
@@ -241,3 +241,10 @@ def internal_error() -> JSONResponse:
         code=core.ReplaceMeError.code,
         detail="internal error; see the log of the service",
     )
+
+
+def _has_secrets(schema: Mapping[str, object]) -> bool:
+    """Whether the body has a field that may be sent but is never shown."""
+    properties = schema.get("properties")
+    fields = properties.values() if isinstance(properties, Mapping) else ()
+    return any(isinstance(field, Mapping) and field.get("writeOnly") is True for field in fields)

@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic.main import IncEx
 from starlette.concurrency import run_in_threadpool
 
-from api.bodies import JobBody, JobPartBody, JobRequest, LinksBody, Parameters, WholeJobBody
+from api.bodies import JobBody, JobPartBody, LinksBody, Parameters, WholeJobBody
 from api.http import deadline
 from api.http.callers import caller_of
 from api.http.hosts import root_of
@@ -38,6 +38,7 @@ from api.http.responses import (
     not_modified,
     tag_of,
 )
+from api.request_bodies import JobRequest
 from api.routes.deps import CallerDep, IdempotencyKeyDep, ReadingSessionDep, Services, ServicesDep, SessionDep
 from api.routes.plans import PlanBody
 from api.routes.reading import JobSeen, headers_of, retry_after

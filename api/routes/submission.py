@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Scope
 
-from api.bodies import JobRequest, JobWebhookRequest
 from api.http import deadline
 from api.http.callers import Caller, caller_of, limit_of
 from api.queue import Queue
+from api.request_bodies import JobRequest, JobWebhookRequest
 from api.routes.delivery import check_url
 from api.routes.planning import Planning, check_worker_kind
 from replaceme_core.errors import MissingScope, QueueUnreachable, TooManyJobs

@@ -9,12 +9,13 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from api.bodies import Events, Labels, PageQuery, PayloadField, Url
+from api.bodies import PageQuery
 from api.http import deadline
 from api.http.callers import caller_of
 from api.http.hosts import root_of
 from api.http.requests import StrictRoute
 from api.http.responses import NO_STORE
+from api.request_bodies import Events, PayloadField, Url
 from api.routes.delivery import check_url
 from api.routes.deps import CallerDep, ReadingSessionDep, Services, ServicesDep, SessionDep
 from replaceme_core import shapes
@@ -22,9 +23,11 @@ from replaceme_core.ledger import webhooks
 from replaceme_core.ledger.states import DEFAULT_EVENTS, DeliveryState, Payload
 from replaceme_core.ledger.webhooks import NewWebhook, Webhook, WholeDelivery
 from replaceme_core.request.fields import Frozen
+from replaceme_core.request.fields import Labels as AnyLabels
 from replaceme_core.shapes import Page, Shape
 from replaceme_core.webhooks import new_secret
 
+Labels = Annotated[AnyLabels, Field(description="only jobs that carry all of these labels")]
 router = APIRouter(tags=["webhooks"], route_class=StrictRoute)
 DEFAULT_OVERLAP_SECONDS = 86_400
 LONGEST_OVERLAP_SECONDS = 604_800

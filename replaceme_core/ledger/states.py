@@ -77,6 +77,8 @@ def is_allowed(old: JobStatus, new: JobStatus) -> bool:
 
 
 DEFAULT_EVENTS: Final = (EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED)
+TYPE_PREFIX: Final = "job."
+"""Before the type of an event in a message."""
 
 
 class Payload(StrEnum):

@@ -23,7 +23,15 @@ from replaceme_core.errors import Conflict, InvalidInput, NotFound
 from replaceme_core.ledger.database import delete_oldest, now
 from replaceme_core.ledger.keys import OF_WEBHOOKS, Keys
 from replaceme_core.ledger.records import Job, JobEvent, Page, from_cursor, page_of, to_cursor
-from replaceme_core.ledger.states import ACTIVE, DEFAULT_EVENTS, DeliveryState, DisabledBy, EventType, Payload
+from replaceme_core.ledger.states import (
+    ACTIVE,
+    DEFAULT_EVENTS,
+    TYPE_PREFIX,
+    DeliveryState,
+    DisabledBy,
+    EventType,
+    Payload,
+)
 from replaceme_core.ledger.tables import DeliveryRow, JobRow, TryRow, WebhookRow, is_uuid
 from replaceme_core.shapes import Try
 from replaceme_core.wording import json_safe
@@ -450,9 +458,6 @@ def _to_deliveries(session: Session, rows: Sequence[DeliveryRow]) -> list[WholeD
         )
         for row in rows
     ]
-
-
-TYPE_PREFIX = "job."
 
 
 def body_of(payload: Payload, job: Job, event: JobEvent) -> str:

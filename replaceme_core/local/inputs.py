@@ -171,12 +171,6 @@ def find_text_file(name: str | Path) -> Path | None:
     named_as_file = isinstance(name, Path) or text.startswith(FILE_PREFIX) or path.suffix in TEXT_SUFFIXES
     if not named_as_file and not path.is_file() and REPOSITORY.fullmatch(text):
         return None
-    _check_text(path)
-    return path
-
-
-def _check_text(path: Path) -> None:
-    """Raises `InvalidInput` unless `path` is a readable text file."""
     if not path.is_file():
         raise InvalidInput(
             f"there is no file {path}; expected a .txt or .jsonl file, {', '.join(BUILTIN_TEXTS)}, or a data set on "
@@ -191,3 +185,4 @@ def _check_text(path: Path) -> None:
             pass
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}", field="calibration", value=str(path)) from error
+    return path

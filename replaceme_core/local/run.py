@@ -1,6 +1,5 @@
 """A run of the runner on this machine: what it needs, where its result goes, its progress and its final message."""
 
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -120,19 +119,17 @@ class Machine:
 
         `more` are other fields of the request to the runner. Raises as `run` does.
         """
-        with staged(out) as staging, self.fetched(files, course, check=check) as (directory, *paths):
+        with staged(out) as result, self.fetched(files, course, check=check) as (directory, *paths):
             check_texts(paths)
             request = {
                 "spec": spec,
                 "model_directory": str(directory),
                 "calibration_paths": tuple(None if path is None else str(path) for path in paths),
-                "output_directory": str(staging / "result"),
+                "output_directory": str(result),
                 **more,
             }
             finished = self.run(RunnerRequest.model_validate(request), course=course)
             assert isinstance(finished, Finished)
-            if out is not None:
-                move_into_place(staging / "result", out)
         return finished
 
     def run(self, request: ModelRequest, *, course: "ShownCourse", flags: Sequence[str] = ()) -> Finished | Evaluated:
@@ -175,34 +172,28 @@ def check_absent(out: Path) -> None:
 
 @contextmanager
 def staged(out: Path | None) -> Iterator[Path]:
-    """A temporary directory: beside `out`, on the same device, if a result is to be moved there.
+    """Where a result is made that is moved to `out` in one step once it is there; `None`: it is not kept.
 
-    Raises `InvalidInput` if `out` exists.
+    Raises `InvalidInput` if `out` exists or cannot be written.
     """
-    if out is None:
-        with tempfile.TemporaryDirectory(prefix="replaceme-") as place:
-            yield Path(place)
-        return
-    check_absent(out)
+    prefix, parent = "replaceme-", None
     try:
-        parent = out.absolute().parent
-        parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=parent))
+        if out is not None:
+            check_absent(out)
+            prefix, parent = f".{out.name}.", out.absolute().parent  # beside it, so on the same device
+            parent.mkdir(parents=True, exist_ok=True)
+        staging = tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True)
     except OSError as error:
         raise InvalidInput(f"{out} cannot be written: {error.strerror}", field="out", value=str(out)) from error
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def move_into_place(result: Path, out: Path) -> None:
-    """Rename `result` to `out`, in one step. Raises `InvalidInput` where that cannot be done."""
-    try:
-        result.rename(out)
-    except OSError as error:
-        message = f"the result cannot be moved to {out}: {error.strerror}"
-        raise InvalidInput(message, field="out", value=str(out)) from error
+    with staging as place:
+        result = Path(place) / "result"
+        yield result
+        try:
+            if out is not None:
+                result.rename(out)
+        except OSError as error:
+            message = f"the result cannot be moved to {out}: {error.strerror}"
+            raise InvalidInput(message, field="out", value=str(out)) from error
 
 
 class ShowProgress(Protocol):

@@ -15,6 +15,7 @@ import typer
 from api.cli.output.console import print_note
 from api.cli.output.jobs import report_of
 from api.client.models import Job
+from replaceme_core.errors import GateRejected
 from replaceme_core.local.compress import Outcome
 from replaceme_core.report import view
 from replaceme_core.report.figures import duration
@@ -75,8 +76,8 @@ class Ended:
         )
 
     @classmethod
-    def of_run(cls, outcome: Outcome, *, model: str, code: str) -> Self:
-        """A run on this machine; a rejection has this `code`."""
+    def of_run(cls, outcome: Outcome, *, model: str) -> Self:
+        """A run on this machine."""
         facts = [("result", str(outcome.directory)), _removed(outcome.removed_blocks)]
         report = Report(outcome.report)
         seconds = [report.number("stages", row, "seconds") or 0.0 for row in report.rows("stages")]
@@ -85,7 +86,7 @@ class Ended:
             status="succeeded" if outcome.rejection is None else "failed",
             facts=facts,
             report=report,
-            error=None if outcome.rejection is None else (code, outcome.rejection),
+            error=None if outcome.rejection is None else (GateRejected.code, outcome.rejection),
             seconds=sum(seconds) or None,
         )
 

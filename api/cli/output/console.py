@@ -68,7 +68,7 @@ def make_console(*, stderr: bool) -> Console:
     """A console for text of strangers; tables are 80 columns wide if it writes to a file or a pipe."""
     console = SafeConsole(stderr=stderr, highlight=False, emoji=False, markup=False)
     if not console.is_terminal:
-        console = SafeConsole(stderr=stderr, highlight=False, emoji=False, markup=False, width=WIDTH_WITHOUT_TERMINAL)
+        console.width = WIDTH_WITHOUT_TERMINAL
     return console
 
 

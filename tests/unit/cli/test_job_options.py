@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from api.bodies import JobWebhookRequest
-from api.cli.job_request import OPTIONS
 from replaceme_core.request.calibration import CalibrationSource
 from tests.fixtures.cli.stub_service import StubService, a_job, run_at
 
@@ -27,16 +25,6 @@ def sent(service: StubService) -> dict[str, Any]:
     assert request == "POST /jobs"
     assert isinstance(body, dict)
     return body
-
-
-def test_every_field_of_a_webhook_has_an_option() -> None:
-    """Those of the other parts are made from their fields."""
-    paths = [option.path for option in OPTIONS]
-    assert {path for path in paths if path.startswith("webhook.")} == {
-        f"webhook.{name}" for name in JobWebhookRequest.model_fields
-    }
-    assert "compute.pattern_safe" in paths
-    assert len({option.name for option in OPTIONS}) == len(set(paths)) == len(paths)
 
 
 def test_every_field_of_a_source_may_be_in_an_option(service: StubService) -> None:
