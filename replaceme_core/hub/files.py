@@ -138,17 +138,6 @@ def _is_plain(path: str) -> bool:
     return not {"", ".", ".."}.intersection(parts) and path[1:2] != ":" and "\\" not in path and "\0" not in path
 
 
-def parse_json_object(raw: bytes, path: str) -> dict[str, object]:
-    """The JSON object in `raw`; `path` is its name for messages. Raises `BrokenModel` for anything else."""
-    try:
-        value = read_json(raw.decode("utf-8-sig"), levels=JSON_LEVELS)
-    except ValueError as error:
-        raise BrokenModel(f"{path} is not valid JSON: {error}", value=path) from None
-    if not isinstance(value, dict):
-        raise BrokenModel(f"{path} must hold a JSON object, not {type(value).__name__}", value=path)
-    return value
-
-
 def job_of(report: Path) -> str | None:
     """The job that a `replaceme.json` names; `None` if it names none, or is no such file."""
     try:
@@ -159,12 +148,18 @@ def job_of(report: Path) -> str | None:
 
 
 def read_json_file(location: Path, path: str) -> dict[str, object]:
-    """The JSON object in a file; `path` is its name for messages. Raises `BrokenModel`."""
+    """The JSON object in a file; `path` is its name for messages. Raises `BrokenModel` for anything else."""
     with location.open("rb") as stream:
         raw = stream.read(JSON_LIMIT + 1)
     if len(raw) > JSON_LIMIT:
         raise BrokenModel(f"{path} is larger than {JSON_LIMIT:,} bytes", value=path)
-    return parse_json_object(raw, path)
+    try:
+        value = read_json(raw.decode("utf-8-sig"), levels=JSON_LEVELS)
+    except ValueError as error:
+        raise BrokenModel(f"{path} is not valid JSON: {error}", value=path) from None
+    if not isinstance(value, dict):
+        raise BrokenModel(f"{path} must hold a JSON object, not {type(value).__name__}", value=path)
+    return value
 
 
 def lock_file(path: Path, *, shared: bool = False) -> int:

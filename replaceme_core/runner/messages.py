@@ -121,9 +121,8 @@ class Evaluated(Line):
 
 
 Message = Resolved | StageStarted | Advanced | Measured | Finished | Evaluated | Failed
-type_of_message = Annotated[Message, Field(discriminator="type")]
 FINAL_MESSAGES = (Finished, Evaluated, Failed)
-MESSAGE: TypeAdapter[Message] = TypeAdapter(type_of_message)
+MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 
 
 CACHE_BYTES = 20 * 2**30

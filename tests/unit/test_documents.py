@@ -47,11 +47,6 @@ def in_first_column(text: str) -> set[str]:
     return {name for cell in rows for name in re.findall("`([^`]+)`", cell)}
 
 
-def test_every_event_type_is_listed() -> None:
-    events = in_first_column(section(HTTP, "## Events"))
-    assert events == set(EventType)
-
-
 def documented_metrics() -> set[str]:
     """Those of one thing, and those of both models, which are in the page about the report."""
     report = HTTP.parent / "report.md"
@@ -71,25 +66,29 @@ def test_the_schema_names_the_documented_metrics() -> None:
     assert set(re.findall("`([^`]+)`", described)) == documented_metrics()
 
 
-def test_every_method_and_stage_is_listed() -> None:
-    text = section(HTTP, "### Method")
-    assert all(f"`{method}`" in text for method in Method)
-    guide = ROOT / "docs" / "how-to" / "get-a-better-model.md"
-    assert in_first_column(guide.read_text(encoding="utf-8")) - {"--method"} == {*Method}
-    text = section(HTTP, "## A job")
-    assert all(f"`{stage}`" in text for stage in Stage)
-
-
-def test_every_family_is_listed() -> None:
-    table = in_first_column(section(ROOT / "README.md", "## Supported families"))
-    assert table - {"model_type"} == set(FAMILIES)
-
-
-def test_every_setting_is_listed() -> None:
-    listed = in_first_column((ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8"))
+def of_settings() -> set[str]:
     fields = Settings.model_fields.items()
-    names = {str(field.validation_alias or f"REPLACEME_{name}").upper() for name, field in fields}
-    assert {f"REPLACEME_{name}" for name in listed} == names
+    return {str(field.validation_alias or name).upper().removeprefix("REPLACEME_") for name, field in fields}
+
+
+@pytest.mark.parametrize(
+    ("listed", "present"),
+    [
+        (section(HTTP, "## Events"), set(EventType)),
+        (section(ROOT / "README.md", "## Supported families"), {"model_type", *FAMILIES}),
+        ((ROOT / "docs/how-to/get-a-better-model.md").read_text("utf-8"), {"--method", *Method}),
+        ((ROOT / "docs/reference/settings.md").read_text("utf-8"), of_settings()),
+    ],
+    ids=["events", "families", "methods", "settings"],
+)
+def test_all_are_in_the_first_column(listed: str, present: set[str]) -> None:
+    assert in_first_column(listed) == present
+
+
+def test_every_method_and_stage_is_named() -> None:
+    methods, job = section(HTTP, "### Method"), section(HTTP, "## A job")
+    assert all(f"`{method}`" in methods for method in Method)
+    assert all(f"`{stage}`" in job for stage in Stage)
 
 
 def test_every_error_code_is_explained() -> None:

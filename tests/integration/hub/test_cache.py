@@ -3,6 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,32 +35,19 @@ with hub.hold(snapshot):
 """
 
 
-class Workers:
-    """Processes that download one model at once, and hold it until `end`."""
-
-    def __init__(self, fake: FakeHub, cache: Path, repo_id: str, *, limit: int, count: int = 1) -> None:
-        command = [sys.executable, "-c", WORKER, fake.url, str(cache), repo_id, str(limit)]
-        self._processes = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
-        ]
-        for process in self._processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-
-    def read(self) -> set[Path]:
-        """The folders, when all are done."""
-        folders = set()
-        for process in self._processes:
-            assert process.stdout is not None
-            folders.add(Path(process.stdout.readline().strip()))
-        return folders
-
-    def end(self) -> int:
-        """Returns how many of them failed."""
-        for process in self._processes:
-            process.communicate(timeout=60)
-        return sum(process.returncode != 0 for process in self._processes)
+@contextmanager
+def workers(fake: FakeHub, cache: Path, repo_id: str, *, limit: int, count: int = 1) -> Iterator[set[Path]]:
+    """Processes that download one model at once, and hold it in the `with` block; yields the folders, when all are
+    done.
+    """
+    command = [sys.executable, "-c", WORKER, fake.url, str(cache), repo_id, str(limit)]
+    start = partial(subprocess.Popen[str], command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with ExitStack() as ends:
+        processes = [ends.enter_context(start()) for _ in range(count)]
+        for process in processes:
+            print("go", file=process.stdin, flush=True)
+        yield {Path(process.stdout.readline().strip()) for process in processes if process.stdout is not None}
+    assert {process.returncode for process in processes} == {0}
 
 
 def add(fake: FakeHub, name: str) -> bytes:
@@ -84,15 +74,12 @@ def test_ten_workers_make_one_download(fake_hub: FakeHub, tmp_path: Path) -> Non
     add(fake_hub, "old")
     download(hub_of(fake_hub, cache, limit=limit), "old")
     before = fake_hub.count("GET", "^/storage/")
-    workers = Workers(fake_hub, cache, "acme/new", limit=limit, count=10)
-    try:
-        (folder,) = workers.read()
+    with workers(fake_hub, cache, "acme/new", limit=limit, count=10) as folders:
+        (folder,) = folders
         assert (folder / "model.safetensors").read_bytes() == weights
         assert fake_hub.count("GET", "^/storage/") - before == 1
         assert fake_hub.count("GET", "^/acme/new/resolve/.*config") == 1
         assert used(cache) <= limit
-    finally:
-        assert workers.end() == 0
     assert list((cache / ".reserved").iterdir()) == []
     locks = [cache / ".lock", *(cache / ".held").iterdir()]
     assert {path.stat().st_mode & 0o777 for path in locks} == {0o600}, "no other user may hold them"
@@ -120,14 +107,11 @@ def test_what_a_running_job_holds_is_not_removed(fake_hub: FakeHub, tmp_path: Pa
     cache, limit = tmp_path / "cache", int(1.5 * SIZE)
     weights = add(fake_hub, "held")
     add(fake_hub, "other")
-    worker = Workers(fake_hub, cache, "acme/held", limit=limit)
-    try:
-        (folder,) = worker.read()
+    with workers(fake_hub, cache, "acme/held", limit=limit) as folders:
+        (folder,) = folders
         with pytest.raises(OutOfSpace, match="REPLACEME_HUB_CACHE_BYTES"):
             download(hub_of(fake_hub, cache, limit=limit), "other")
         assert (folder / "model.safetensors").read_bytes() == weights
-    finally:
-        worker.end()
     download(hub_of(fake_hub, cache, limit=limit), "other")
     assert not folder.exists()
 

@@ -5,8 +5,10 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -32,7 +34,6 @@ from replaceme_core.errors import (
 from replaceme_core.hub import client, huggingface
 from replaceme_core.hub.huggingface import HuggingFaceHub
 from replaceme_core.hub.port import Publication, RepositoryFile, RepositoryKind, Snapshot, read_hub_json
-from tests.fixtures.hostile.replies import REPLIES
 from tests.fixtures.servers.hub import SocketSide, anything, nothing, publication
 
 MODEL = RepositoryKind.MODEL
@@ -116,6 +117,49 @@ def test_a_silent_hub_is_not_waited_for(
         hub.resolve("acme/tiny", kind=MODEL)
     with pytest.raises(HubUnreachable, match="ReadTimeout"):
         hub.publish(result, before_commit=nothing)
+
+
+Change = Callable[[dict[str, Any]], object]
+OUTSIDE = "../../../../escaped"
+
+
+def _first(**changes: object) -> Change:
+    return lambda reply: reply["siblings"][0].update(changes)
+
+
+def _all(**changes: object) -> Change:
+    return lambda reply: reply.update(changes)
+
+
+REPLIES: Mapping[str, Change] = {
+    **{
+        f"commit {str(sha)[:20]!r}": _all(sha=sha)
+        for sha in (OUTSIDE, "/tmp/escaped", "..", "", "main", "A" * 40, "a" * 41, "a" * 39 + "\n", 7, None, ["a" * 40])
+    },
+    **{
+        f"file {str(name)[:20]!r}": _first(rfilename=name)
+        for name in (
+            *(OUTSIDE, "/tmp/escaped", "C:\\escaped", "C:escaped", "\\\\host\\escaped", "a\\..\\..\\escaped"),
+            *("a/../../../../escaped", "a/./b", "a//b", "a/", "..", ".", "", "a\0b", "\ud800", "d/" * 70 + "a"),
+            *(7, None, ["a"]),
+        )
+    },
+    **{
+        f"size {str(size)[:20]!r}": _first(size=size)
+        for size in (-1, 2**51, 10**400, 1.5, True, "1", None, float("nan"), [1])
+    },
+    **{
+        f"digest {str(digest)[:20]!r}": _first(blobId=digest, lfs=None)
+        for digest in (OUTSIDE, "a" * 39, "A" * 40, 7, None, {})
+    },
+    "digest of a large file": _first(lfs={"size": 1, "sha256": OUTSIDE, "pointerSize": 134}),
+    "large file of a list": _first(lfs=[1]),
+    "no list of files": lambda reply: reply.pop("siblings"),
+    "files of a number": _all(siblings=7),
+    "files of numbers": _all(siblings=[7]),
+    "too many files": lambda reply: reply["siblings"].extend({"rfilename": f"{n}"} for n in range(100_000)),
+}
+"""Of a Hub about a repository: each the sound one with one change."""
 
 
 @pytest.mark.parametrize("name", REPLIES)

@@ -3,6 +3,8 @@
 import os
 import pwd
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -93,15 +95,18 @@ time.sleep(60)
 """
 
 
-def waiting(place: Path) -> Runner:
+@contextmanager
+def waiting(place: Path) -> Iterator[Runner]:
+    """A runner that has started."""
     request = EvaluateRequest(model_directory=str(place), text_path=str(place))
     command, confinement = [sys.executable, "-c", WAITS], Confinement(sandbox=bubblewrap())
-    return Runner(command, request, scratch=place / "scratch", confinement=confinement)
+    with Runner(command, request, scratch=place / "scratch", confinement=confinement) as runner:
+        wait_until(lambda: "ready" in runner.stderr_tail, seconds=30, what="its start")
+        yield runner
 
 
 def test_sigterm_reaches_the_runner(tmp_path: Path) -> None:
     with waiting(tmp_path) as runner:
-        wait_until(lambda: "ready" in runner.stderr_tail, seconds=30, what="its start")
         runner.terminate(grace_seconds=20)
         *_, last = runner.messages()
     assert last.type == "failed"
@@ -109,7 +114,6 @@ def test_sigterm_reaches_the_runner(tmp_path: Path) -> None:
 
 def test_sigkill_ends_all_that_it_started(tmp_path: Path) -> None:
     with waiting(tmp_path) as runner:
-        wait_until(lambda: "ready" in runner.stderr_tail, seconds=30, what="its start")
         family = psutil.Process(runner.pid).children(recursive=True)
         assert family
         runner.kill()

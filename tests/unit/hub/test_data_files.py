@@ -53,11 +53,6 @@ def choose(
     return choose_data_files(listing(paths), config=config, split=split, card=card)
 
 
-def test_the_card_decides_where_it_declares_configs() -> None:
-    chosen = choose(WIKITEXT, config="wikitext-2-raw-v1", card=WIKITEXT_CARD)
-    assert chosen == ("wikitext-2-raw-v1/train-00000-of-00001.parquet", "README.md")
-
-
 NO_MATCH = "---\nconfigs:\n- {data_files: data/train-*}\n---\n"
 SCRIPT = ["load.py", "weights.bin", "dataset_infos.json", "LICENSE.txt"]
 
@@ -138,16 +133,6 @@ def test_patterns_that_are_refused(pattern: str, problem: str) -> None:
     assert caught.value.field == "calibration.dataset"
 
 
-def test_the_default_config_needs_no_name() -> None:
-    card = (
-        "---\nconfigs:\n- {config_name: fr, data_files: fr.csv}\n"
-        "- {config_name: en, data_files: en.csv, default: true}\n---\n"
-    )
-    assert choose(["en.csv", "fr.csv"], card=card) == ("en.csv",)
-    assert choose(["en.csv", "fr.csv"], card=card, config="en") == ("en.csv",)
-    assert choose(["en.csv", "fr.csv"], card=card, config="fr") == ("fr.csv",)
-
-
 @pytest.mark.parametrize(
     "card",
     ["", "no header", "---\n{{\n---\n", "---\nconfigs: 3\n---\n", "---\n- 1\n---\n", "---\n" + "[" * 2000 + "\n---\n"],
@@ -156,29 +141,34 @@ def test_an_unusable_card_is_no_card(card: str) -> None:
     assert choose(["train.txt", "test.txt"], card=card) == ("train.txt",)
 
 
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_without_a_card_names_and_folders_decide(split: str) -> None:
-    assert choose(C4, config="en", split=split) == tuple(f"en/c4-{split}.0000{n}-of-00002.json.gz" for n in (0, 1))
+TWO_CONFIGS = (
+    "---\nconfigs:\n- {config_name: fr, data_files: fr.csv}\n"
+    "- {config_name: en, data_files: en.csv, default: true}\n---\n"
+)
+WIKITEXT_2 = ("wikitext-2-raw-v1/train-00000-of-00001.parquet", "README.md")
 
 
 @pytest.mark.parametrize(
-    ("paths", "split", "expected"),
+    ("paths", "options", "expected"),
     [
-        (["a.txt", "b.txt"], "train", ("a.txt", "b.txt")),
-        (["dev.jsonl", "train.jsonl"], "validation", ("dev.jsonl",)),
-        (["test/train-0.csv", "test/test-0.csv"], "train", ("test/train-0.csv",)),
-        (["train/a.txt", "contest/b.txt"], "train", ("train/a.txt",)),
-        (["data/train_sft-0.parquet", "data/train_gen-0.parquet"], "train_sft", ("data/train_sft-0.parquet",)),
+        (WIKITEXT, {"config": "wikitext-2-raw-v1", "card": WIKITEXT_CARD}, WIKITEXT_2),
+        (["en.csv", "fr.csv"], {"card": TWO_CONFIGS}, ("en.csv",)),
+        (["en.csv", "fr.csv"], {"card": TWO_CONFIGS, "config": "en"}, ("en.csv",)),
+        (["en.csv", "fr.csv"], {"card": TWO_CONFIGS, "config": "fr"}, ("fr.csv",)),
+        # without a card names and folders decide
+        (C4, {"config": "en"}, ("en/c4-train.00000-of-00002.json.gz", "en/c4-train.00001-of-00002.json.gz")),
+        (["a.txt", "b.txt"], {}, ("a.txt", "b.txt")),
+        (["dev.jsonl", "train.jsonl"], {"split": "validation"}, ("dev.jsonl",)),
+        (["test/train-0.csv", "test/test-0.csv"], {}, ("test/train-0.csv",)),
+        (["train/a.txt", "contest/b.txt"], {}, ("train/a.txt",)),
+        (["train_sft-0.parquet", "train_gen-0.parquet"], {"split": "train_sft"}, ("train_sft-0.parquet",)),
+        # one format is taken
+        (["train.csv", "train.jsonl", "train.parquet", "train.txt"], {}, ("train.parquet",)),
+        (["train.csv", "train.jsonl"], {}, ("train.jsonl",)),
     ],
 )
-def test_splits_in_names(paths: list[str], split: str, expected: tuple[str, ...]) -> None:
-    assert choose(paths, split=split) == expected
-
-
-def test_one_format_is_taken() -> None:
-    paths = ["train.csv", "train.jsonl", "train.parquet", "train.txt"]
-    assert choose(paths) == ("train.parquet",)
-    assert choose(paths[:2]) == ("train.jsonl",)
+def test_which_files_are_chosen(paths: list[str], options: dict[str, str], expected: tuple[str, ...]) -> None:
+    assert choose(paths, **options) == expected
 
 
 def test_the_cap_takes_files_in_order_and_at_least_one() -> None:
@@ -201,8 +191,8 @@ def test_the_same_choice_on_a_downloaded_snapshot(tmp_path: Path) -> None:
 
 def test_a_file_that_is_too_large_is_refused() -> None:
     with pytest.raises(InvalidInput, match="in smaller files"):
-        choose_data_files([RepositoryFile(path="train.jsonl", size=2**33 + 1)], config=None, split="train")
-    assert choose_data_files([RepositoryFile(path="train.jsonl", size=2**33)], config=None, split="train")
+        choose_data_files(listing(["train.jsonl"], size=2**33 + 1), config=None, split="train")
+    assert choose_data_files(listing(["train.jsonl"], size=2**33), config=None, split="train")
 
 
 SECONDS, BYTES = 0.2, 50 * 2**20
