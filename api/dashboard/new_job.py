@@ -4,10 +4,11 @@ Its fields become the body that `POST /jobs` takes, and errors of that body go b
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
@@ -37,32 +38,6 @@ DEFAULTS: Mapping[str, str] = {
     "priority": "5",
 }
 """What a new form holds; a field that is not here is empty."""
-_PATHS: Mapping[str, str] = {
-    "model": "model",
-    "model.revision": "revision",
-    "ratio": "ratio",
-    "drop": "drop",
-    "calibration": "calibration",
-    "calibration.samples": "samples",
-    "calibration.max_length": "max_length",
-    "calibration.self_generated": "self_generated",
-    "calibration.general": "general",
-    "calibration.repeated": "repeated",
-    "method": "method",
-    "output": "output",
-    "output.private": "private",
-    "compute.device": "device",
-    "evaluation": "evaluate",
-    "evaluation.tasks": "tasks",
-    "gate": "gate",
-    "priority": "priority",
-    "labels": "labels",
-    "webhook": "webhook",
-    "credential": "credential",
-    "max_runtime_seconds": "max_runtime_seconds",
-}
-FIELDS = (*_PATHS.values(), "deepest")
-_CALIBRATION_NUMBERS = tuple(name for path, name in _PATHS.items() if path.startswith("calibration."))
 _WHOLE, _DECIMAL = re.compile(r"-?\d{1,18}"), re.compile(r"-?\d{0,18}\.\d{1,18}|-?\d{1,18}(\.\d{1,18})?")
 _RANGE = re.compile(r"(\d{1,5})\s*-\s*(\d{1,5})")
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -102,44 +77,6 @@ class FormErrors:
         return bool(self.by_field or self.others)
 
 
-def field_of(path: str) -> str | None:
-    """The field of the form for a path of the body.
-
-    >>> field_of("calibration.samples"), field_of("drop.1"), field_of("model.repo_id"), field_of("compute.threads")
-    ('samples', 'drop', 'model', None)
-    """
-    while path:
-        if path in _PATHS:
-            return _PATHS[path]
-        path = path.rpartition(".")[0]
-    return None
-
-
-def to_body(form: Mapping[str, str]) -> dict[str, object]:
-    """The body of `POST /jobs`. What should be a number and is not stays a text, which the validation then explains."""
-    given = {name: form.get(name, "").strip() for name in FIELDS}
-    model: object = {"repo_id": given["model"], "revision": given["revision"]} if given["revision"] else given["model"]
-    body: dict[str, object] = {"model": model, "calibration": _calibration(given)}
-    ratio = {"max": _number(given["ratio"])} if given["deepest"] else _number(given["ratio"])
-    body |= {"drop": _blocks(given["drop"])} if given["drop"] else {"ratio": ratio}
-    output: dict[str, object] = {"repo_id": given["output"]} if given["output"] else {}
-    if not given["private"]:
-        output["private"] = False
-    optional: dict[str, object] = {
-        "method": given["method"],
-        "output": output,
-        "compute": {"device": given["device"]} if given["device"] else None,
-        "evaluation": _evaluation(given),
-        "gate": _gate(given["gate"])[0],
-        "priority": _number(given["priority"]) if given["priority"] else None,
-        "labels": _labels(given["labels"]),
-        "webhook": {"url": given["webhook"]} if given["webhook"] else None,
-        "credential": given["credential"],
-        "max_runtime_seconds": _number(given["max_runtime_seconds"]) if given["max_runtime_seconds"] else None,
-    }
-    return body | {name: value for name, value in optional.items() if value not in (None, "", {})}
-
-
 def read_request(body: Mapping[str, object], errors: FormErrors) -> JobRequest | None:
     """The request, by the rules of `POST /jobs`; else `errors` has what is wrong with it."""
     try:
@@ -151,20 +88,6 @@ def read_request(body: Mapping[str, object], errors: FormErrors) -> JobRequest |
         if isinstance(unread, str):
             errors.by_field["gate"] = _gate(unread)[1]
         return None
-
-
-def _calibration(given: Mapping[str, str]) -> object:
-    """One text, or with commas an equal mix of several."""
-    names = [name.strip() for name in given["calibration"].split(",")]
-    numbers = {name: _number(given[name]) for name in _CALIBRATION_NUMBERS if given[name]}
-    if len(names) == 1:
-        return {"dataset": names[0], **numbers} if numbers else names[0]
-    return {"sources": [{"dataset": name} for name in names], **numbers}
-
-
-def _evaluation(given: Mapping[str, str]) -> dict[str, object]:
-    tasks: dict[str, object] = {"tasks": list(_parts(given["tasks"]))} if given["tasks"] else {}
-    return tasks if given["evaluate"] else {"enabled": False, **tasks}
 
 
 def _gate(text: str) -> tuple[object, str]:
@@ -199,8 +122,8 @@ def _labels(text: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in (part.partition("=") for part in _parts(text))}
 
 
-def _parts(text: str) -> Iterable[str]:
-    return (part.strip() for part in text.split(",") if part.strip())
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _number(text: str) -> int | float | str:
@@ -208,6 +131,69 @@ def _number(text: str) -> int | float | str:
     if _WHOLE.fullmatch(text):
         return int(text)
     return float(text) if _DECIMAL.fullmatch(text) else text
+
+
+_PLACES: Mapping[str, tuple[str, Callable[[str], object]]] = {
+    "model": ("model.repo_id", str),
+    "revision": ("model.revision", str),
+    "ratio": ("ratio", _number),
+    "drop": ("drop", _blocks),
+    "calibration": ("calibration.dataset", str),
+    "samples": ("calibration.samples", _number),
+    "max_length": ("calibration.max_length", _number),
+    "self_generated": ("calibration.self_generated", _number),
+    "general": ("calibration.general", _number),
+    "repeated": ("calibration.repeated", _number),
+    "method": ("method", str),
+    "output": ("output.repo_id", str),
+    "private": ("output.private", bool),
+    "device": ("compute.device", str),
+    "evaluate": ("evaluation.enabled", bool),
+    "tasks": ("evaluation.tasks", _parts),
+    "gate": ("gate", lambda text: _gate(text)[0]),
+    "priority": ("priority", _number),
+    "labels": ("labels", _labels),
+    "webhook": ("webhook.url", str),
+    "credential": ("credential", str),
+    "max_runtime_seconds": ("max_runtime_seconds", _number),
+}
+"""Where the value of each field is in the body, and what reads it."""
+_ALWAYS, _USUALLY = ("model", "ratio", "calibration"), ("private", "evaluate")
+"""What is in the body though it is empty; and what is checked by default, and left out where it is."""
+FIELDS = (*_PLACES, "deepest")
+
+
+def to_body(form: Mapping[str, str]) -> dict[str, object]:
+    """The body of `POST /jobs`. What should be a number and is not stays a text, which the validation then explains."""
+    given = {name: form.get(name, "").strip() for name in FIELDS}
+    filled = [name for name in _PLACES if name in _ALWAYS or bool(given[name]) != (name in _USUALLY)]
+    if given["drop"]:
+        filled.remove("ratio")
+    body: dict[str, Any] = {}
+    for name in filled:
+        path, read = _PLACES[name]
+        *places, last = path.split(".")
+        inner = body
+        for place in places:
+            inner = inner.setdefault(place, {})
+        inner[last] = read(given[name])
+    if given["deepest"] and "ratio" in body:
+        body["ratio"] = {"max": body["ratio"]}
+    if "," in given["calibration"]:  # an equal mix
+        names = body["calibration"].pop("dataset").split(",")
+        body["calibration"]["sources"] = [{"dataset": name.strip()} for name in names]
+    return body
+
+
+def field_of(path: str) -> str | None:
+    """The field of the form for a path of the body.
+
+    >>> field_of("calibration.samples"), field_of("drop.1"), field_of("evaluation.tasks.1"), field_of("compute.threads")
+    ('samples', 'drop', 'tasks', None)
+    """
+    known = (name for name, (place, _) in _PLACES.items() if f"{path}.".startswith(f"{place}."))
+    first = path.partition(".")[0]
+    return next(known, first if first in _PLACES else None)
 
 
 @router.get("/ui/new")

@@ -1,4 +1,4 @@
-"""The page of a job: what it shows in each status, its figures, its forms."""
+"""The page of a job: what it shows in each status, its figures, its forms; several side by side."""
 
 import re
 from collections.abc import Callable
@@ -112,6 +112,27 @@ def test_every_figure_is_one_of_the_database(client: TestClient, sqlite_database
         "Reading and writing",
     )
     assert [words for words in explained if words in text_of(page)] == ["Same choice:", "~: an estimate"]
+
+
+def test_jobs_side_by_side(client: TestClient, sqlite_database: Database) -> None:
+    measured, done, queued = (submit(client, ratio=ratio) for ratio in (0.25, 0.5, 0.1))
+    run(sqlite_database, measured, succeed)
+    with sqlite_database.session() as session:
+        succeed(session, claim_job(session, done))
+    rows = rows_of(client.get("/ui/compare", params={"id": [measured, done, queued, measured]}))
+    for row in (
+        ["Status", "succeeded", "succeeded", "queued"],
+        ["Removes", "0.25 of the blocks", "0.5 of the blocks", "0.1 of the blocks"],
+        ["Removed blocks", "12-13", "12-13", "–"],
+        ["Perplexity", "12.35 → 15.43 +25.0 %", "–", "–"],
+        ["Perplexity on builtin:prose", "12.00 → 15.00 1.250 times", "–", "–"],
+    ):
+        assert row in rows, rows
+    for given, shown in ((0, "No job was chosen"), (1, "One job was"), (6, "6 jobs were chosen")):
+        ids = [f"{number:08}-0000-0000-0000-{0:012}" for number in range(given)]
+        page = client.get("/ui/compare", params={"id": ids})
+        assert page.status_code == 422
+        assert shown in text_of(page) and "2 to 5 can be compared" in text_of(page)
 
 
 def test_cancelling(client: TestClient, sqlite_database: Database) -> None:

@@ -1,4 +1,4 @@
-"""The pages beside that of one job: the list of jobs, jobs side by side, workers and queues, and who sees what."""
+"""The pages beside that of one job: the list of jobs, workers and queues, and who sees what."""
 
 import re
 
@@ -11,13 +11,13 @@ from replaceme_core.ledger import attempts
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import WorkerReport
 from replaceme_core.ledger.watching import Workers
-from replaceme_core.runner.messages import Measured, Stage
+from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.pages import rows_of, sign_in, text_of, token_of
 from tests.fixtures.api.requests import SMALLEST, submit
-from tests.fixtures.jobs.ledger import claim_job, succeed
+from tests.fixtures.jobs.ledger import claim_job
 
 
 def ids(page: Response) -> list[str]:
@@ -111,38 +111,6 @@ def test_queues_with_their_load(client: TestClient, settings: Settings, sqlite_d
         ("w3", "✕ lost", "–"),
     ]
     assert theirs not in page.text
-
-
-def test_jobs_side_by_side(client: TestClient, sqlite_database: Database) -> None:
-    jobs = [submit(client, ratio=ratio) for ratio in (0.25, 0.5, 0.1)]
-    with sqlite_database.session() as session:
-        for job, after in zip(jobs[:2], (15.5, 31.25), strict=True):
-            claim = claim_job(session, job)
-            values = {"before.perplexity": 12.5, "after.perplexity": after}
-            values |= {"before.text_perplexity": 2.0, "after.text_perplexity": 3.0}
-            attempts.add_metrics(
-                session,
-                claim,
-                [
-                    Measured(stage=Stage.EVALUATE, name=name, value=value, unit="ratio", candidate=candidate)
-                    for name, value in values.items()
-                    for candidate in ["builtin:prose" if "text" in name else None]
-                ],
-            )
-            succeed(session, claim)
-    page = client.get("/ui/compare", params={"id": [*jobs, jobs[0]]})
-    rows = rows_of(page)
-    assert ["Status", "succeeded", "succeeded", "queued"] in rows
-    assert ["Removes", "0.25 of the blocks", "0.5 of the blocks", "0.1 of the blocks"] in rows
-    assert ["Removed blocks", "12-13", "12-13", "–"] in rows
-    assert ["Perplexity", "12.50 → 15.50 +24.0 %", "12.50 → 31.25 +150.0 %", "–"] in rows
-    assert ["Perplexity on builtin:prose", *["2.00 → 3.00 1.500 times"] * 2, "–"] in rows
-    for given, shown in ((0, "No job was chosen"), (1, "One job was"), (6, "6 jobs were chosen")):
-        page = client.get(
-            "/ui/compare", params={"id": [f"{number:08}-0000-0000-0000-{0:012}" for number in range(given)]}
-        )
-        assert page.status_code == 422
-        assert shown in text_of(page) and "2 to 5 can be compared" in text_of(page)
 
 
 def test_who_may_only_read_gets_no_forms(client: TestClient, settings: Settings) -> None:
