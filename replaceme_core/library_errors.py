@@ -58,17 +58,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(phrase in text for phrase in _NO_MEMORY)
 
 
-@contextmanager
-def out_of_space_errors(action: str) -> Iterator[None]:
-    """Turn an `OSError` for a full disk into `OutOfSpace`; `action` completes "no space left ... while"."""
-    try:
-        yield
-    except OSError as error:
-        if is_out_of_space(error):
-            raise OutOfSpace(f"no space left on the device while {action}") from error
-        raise
-
-
 _PACKAGE = str(Path(__file__).parent)
 _LONGEST = 300
 FIX = "use the files that were saved with the model"

@@ -20,6 +20,7 @@ from replaceme_core.errors import (
     AccessDenied,
     HubUnreachable,
     InvalidInput,
+    OutOfSpace,
     ReplaceMeError,
     RepositoryNotFound,
     StaleParent,
@@ -45,7 +46,7 @@ from replaceme_core.hub.port import (
     Snapshot,
     replace_nothing,
 )
-from replaceme_core.library_errors import out_of_space_errors, require_space
+from replaceme_core.library_errors import is_out_of_space, require_space
 
 _SETTLED_NS = 1_000_000_000  # a file touched this recently may change again within one tick of its time stamp
 
@@ -271,7 +272,7 @@ class DirectoryHub:
         repo_id = publication.repo_id
         if publication.create_pr:
             raise InvalidInput("a directory hub has no pull requests", field="output.create_pr", value=True)
-        with _os_errors(repo_id), out_of_space_errors(f"publishing {repo_id}"):
+        with _os_errors(repo_id):
             target, journal = self._place(repo_id, RepositoryKind.MODEL)
             with journal.writing():
                 earlier = _published(journal, publication.trailer) if target.is_dir() else None
@@ -281,18 +282,18 @@ class DirectoryHub:
         if parent is not None:
             may_replace(self._existing(parent))
         with ExitStack() as ends:
-            with _os_errors(repo_id), out_of_space_errors(f"publishing {repo_id}"), journal.writing():
+            with _os_errors(repo_id), journal.writing():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _remove_abandoned(target)
                 staged = target.with_name(f".{target.name}.{uuid4().hex}.new")
                 staged.mkdir()
                 ends.enter_context(try_locked(staged))  # else it counts as abandoned
                 ends.callback(shutil.rmtree, staged, ignore_errors=True)
-            with _os_errors(repo_id), out_of_space_errors(f"publishing {repo_id}"):
+            with _os_errors(repo_id):
                 _copy(publication.folder, staged)
                 hashes = journal.sha256(walk(staged))
             before_commit()
-            with _os_errors(repo_id), out_of_space_errors(f"publishing {repo_id}"), journal.writing():
+            with _os_errors(repo_id), journal.writing():
                 if self._snapshot(repo_id, RepositoryKind.MODEL) != parent:
                     raise StaleParent(f"{repo_id} was changed by another writer while the result was being copied")
                 commit = Commit(
@@ -376,7 +377,7 @@ def _remove_abandoned(target: Path) -> None:
 
 @contextmanager
 def _os_errors(repo_id: str) -> Iterator[None]:
-    """Turn errors of the file system into errors of a Hub."""
+    """Turn errors of the file system into errors of a Hub. Only a publication takes space."""
     try:
         yield
     except ReplaceMeError:
@@ -384,4 +385,6 @@ def _os_errors(repo_id: str) -> Iterator[None]:
     except PermissionError as error:
         raise AccessDenied(f"the service has no access to {repo_id} in the hub directory").because(error) from error
     except OSError as error:
+        if is_out_of_space(error):
+            raise OutOfSpace(f"no space left on the device while publishing {repo_id}") from error
         raise HubUnreachable(f"the hub directory cannot be read or written for {repo_id}").because(error) from error

@@ -140,17 +140,16 @@ class HuggingFaceHub:
         files = walk(publication.folder)
         if not files:
             raise InvalidInput("the result holds no files, so there is nothing to publish")
-        if publication.create_pr:
-            earlier = self.find_publication(repo_id, publication.trailer, create_pr=True)
-            if earlier is not None:
-                return earlier
-        with hub_errors(doing):
-            if not publication.create_pr:
+        if not publication.create_pr:
+            with hub_errors(doing):
                 self._api.create_repo(
                     repo_id, private=publication.private, repo_type="model", exist_ok=True, token=token
                 )
         commits = self._commits(repo_id)
-        earlier = None if publication.create_pr else _published(commits, publication.trailer)
+        if publication.create_pr:
+            earlier = self.find_publication(repo_id, publication.trailer, create_pr=True)
+        else:
+            earlier = _published(commits, publication.trailer)
         if earlier is not None:
             return earlier
         parent = commits[0].commit_id if commits else None

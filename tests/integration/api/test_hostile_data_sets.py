@@ -8,8 +8,7 @@ import httpx2
 import pytest
 
 from tests.fixtures.hostile.cards import CARDS, FILES
-from tests.fixtures.service.health import HEALTH_SECONDS, health_meanwhile
-from tests.fixtures.service.serve import Serve, add_model, served
+from tests.fixtures.service.serve import HEALTH_SECONDS, Serve, add_model, health_meanwhile, served
 
 MODEL = "acme/tiny"
 STOP_SECONDS = 15

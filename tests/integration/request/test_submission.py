@@ -12,7 +12,7 @@ import pytest
 from benchmarks.harness.site import Site
 from tests.fixtures.api.requests import assert_problem
 from tests.fixtures.hostile.repositories import ALL, build_hub, canaries
-from tests.fixtures.service.health import HEALTH_SECONDS, health_meanwhile
+from tests.fixtures.service.serve import HEALTH_SECONDS, health_meanwhile
 
 SECONDS, MEGABYTES = 5, 500
 """Of processor time of the API for one repository, and of its memory for all."""

@@ -233,16 +233,28 @@ def test_what_cannot_fit_is_refused_before_it_is_written(directory_side: Directo
     assert directory_side.hub.find_publication(OUT, NEW) is None
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize(
+    ("number", "expected", "says"),
+    [
+        (errno.ENOSPC, OutOfSpace, f"publishing {OUT}"),
+        (errno.EDQUOT, OutOfSpace, f"publishing {OUT}"),
+        (errno.EACCES, AccessDenied, "no access"),
+    ],
+)
 def test_a_disk_that_fills_up_meanwhile(
-    directory_side: DirectorySide, result: Publication, monkeypatch: pytest.MonkeyPatch, number: int
+    directory_side: DirectorySide,
+    result: Publication,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    expected: type[Exception],
+    says: str,
 ) -> None:
     def full(source: Path, to: Path) -> None:
         to.write_bytes(b"half")
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("replaceme_core.hub.directory.shutil.copyfile", full)
-    with pytest.raises(OutOfSpace, match=f"publishing {OUT}"):
+    with pytest.raises(expected, match=says):
         directory_side.hub.publish(result, before_commit=nothing)
     assert staged_directories(directory_side) == []
     with pytest.raises(RepositoryNotFound):

@@ -29,11 +29,6 @@ def snapshot_of(hub: DirectoryHub) -> Snapshot:
     return hub.resolve("org/name", kind=RepositoryKind.MODEL)
 
 
-def write_index(model: Path, *names: str) -> None:
-    weight_map = {f"tensor {number}": name for number, name in enumerate(names)}
-    (model / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-
-
 def test_weights_config_and_tokenizer(hub: DirectoryHub, model: Path) -> None:
     for name in ("tokenizer.json", "README.md", "modeling.py", "adapter_model.safetensors", "pytorch_model.bin"):
         (model / name).touch()
@@ -60,13 +55,9 @@ def test_the_files_of_the_index(hub: DirectoryHub, model: Path) -> None:
     (model / SINGLE).rename(model / FIRST)
     (model / SECOND).touch()
     (model / "consolidated.safetensors").touch()
-    write_index(model, FIRST, SECOND)
+    (model / INDEX).write_text(json.dumps({"weight_map": {"a": FIRST, "b": SECOND}}))
     check_listing(snapshot_of(hub))
     assert files_to_download(snapshot_of(hub), hub) == ("config.json", FIRST, SECOND, INDEX)
-
-
-def test_an_index_beside_other_weights(hub: DirectoryHub, model: Path) -> None:
-    (model / FIRST).touch()
-    write_index(model, FIRST)
+    (model / SINGLE).touch()
     with pytest.raises(UnsafeModel, match="not clear which"):
         files_to_download(snapshot_of(hub), hub)
