@@ -52,8 +52,6 @@ class LinksBody(Shape):
 
 
 class JobBody(shapes.Job):
-    __doc__ = shapes.Job.__doc__
-
     status: JobStatus
     route: WorkerKind | None = None
     stage: Stage | None = None

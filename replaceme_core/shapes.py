@@ -21,6 +21,12 @@ class Shape(BaseModel):
     )
 
     @classmethod
+    def __pydantic_init_subclass__(cls, **_: object) -> None:
+        """What only narrows the types of another shape has its docstring."""
+        if cls.__doc__ is None and cls.__base__ is not Shape:
+            cls.__doc__ = cls.__base__.__doc__
+
+    @classmethod
     def of(cls, source: object, **more: object) -> Self:
         """Of the attributes of `source`, such as a row or a record, and of fields that it has not, or has otherwise."""
         return cls.model_validate({name: getattr(source, name) for name in cls.model_fields if name not in more} | more)

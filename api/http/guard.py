@@ -126,13 +126,10 @@ class Guard:
         self._limits = limits
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or path_of(scope) in PROBES:
             await self._app(scope, receive, send)
             return
         path = path_of(scope)
-        if path in PROBES:
-            await self._app(scope, receive, send)
-            return
         needed = scopes_of(scope["method"], path)
         if not needed and not _has_key(scope):
             excess = _excess(scope, None)

@@ -142,7 +142,7 @@ class Hosts:
         host = host_of(names[0]) if len(names) == 1 else None
         if host is None:
             return HTTPStatus.BAD_REQUEST, "bad_request", "expected one Host header with the name of this service"
-        if not self._is_allowed(host):
+        if not (is_loopback(host) or host in self._allowed or ANY_HOST in self._allowed):
             return (
                 HTTPStatus.MISDIRECTED_REQUEST,
                 MISDIRECTED,
@@ -166,9 +166,6 @@ class Hosts:
             detail = "pages of other sites, and of other ports of this host, may not change anything here"
             return HTTPStatus.FORBIDDEN, FOREIGN_ORIGIN, detail
         return None
-
-    def _is_allowed(self, host: str) -> bool:
-        return is_loopback(host) or host in self._allowed or ANY_HOST in self._allowed
 
     def _is_own(self, origin: str, authority: str) -> bool:
         """Whether `SCHEME://HOST[:PORT]` is where a request to `authority` has gone.

@@ -6,7 +6,6 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 
 from api.http.problems import PROBLEM_JSON, http_error_of
 from replaceme_core import errors as core
@@ -31,11 +30,6 @@ _IN_PATHS: Mapping[str, str] = {
 """An example of each parameter of a path."""
 
 
-def operation_id(route: APIRoute) -> str:
-    """The name of the route's function, which stays while paths may get more parameters."""
-    return route.name
-
-
 def install(app: FastAPI, *, scopes_of: Callable[[str, str], Sequence[str]]) -> None:
     """Complete the description of `app`, with the scopes that operations need."""
     described = app.openapi
@@ -54,20 +48,17 @@ def install(app: FastAPI, *, scopes_of: Callable[[str, str], Sequence[str]]) -> 
                     scopes = scopes_of(method.upper(), path)
                     # the second choice: no key
                     operation["security"] = [{_SECURITY: list(scopes)}, {}] if scopes else []
-                    _complete(operation, method.upper(), path, needs_key=bool(scopes))
+                    operation["responses"] |= error_responses(
+                        method.upper(), path, needs_key=bool(scopes), has_body="requestBody" in operation
+                    )
+                    for parameter in operation.get("parameters", ()):
+                        if parameter["in"] == "path":
+                            parameter["example"] = _IN_PATHS[parameter["name"]]
             _add_links(document["paths"])
         assert app.openapi_schema is not None
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
-
-
-def _complete(operation: dict[str, Any], method: str, path: str, *, needs_key: bool) -> None:
-    for parameter in operation.get("parameters", ()):
-        if parameter["in"] == "path":
-            parameter["example"] = _IN_PATHS[parameter["name"]]
-    responses: dict[str, Any] = operation["responses"]
-    responses |= error_responses(method, path, needs_key=needs_key, has_body="requestBody" in operation)
 
 
 # Which errors an operation may answer with, and an example of each

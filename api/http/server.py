@@ -277,15 +277,14 @@ def run(host: str, port: int) -> None:
 
 def raise_descriptor_limit() -> int:
     """Raise this process's limit of open files as far as it may; returns what it is now."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    now, most = (_MOST_DESCRIPTORS if one == resource.RLIM_INFINITY else min(one, _MOST_DESCRIPTORS) for one in limits)
+    if now < most:
         try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
         except (ValueError, OSError):  # macOS has a further limit
-            return soft
-        return wanted
-    return min(soft, _MOST_DESCRIPTORS) if soft != resource.RLIM_INFINITY else _MOST_DESCRIPTORS
+            return now
+    return most
 
 
 def most_connections(wanted: int, descriptors: int) -> int:

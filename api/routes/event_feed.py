@@ -49,11 +49,6 @@ class EventMessage:
         self.owner = found.owner
         self.event: JobEvent = found.event
 
-    @property
-    def is_last(self) -> bool:
-        """Whether it ends the job."""
-        return self.event.type in _LAST
-
     @cached_property
     def of_job(self) -> bytes:
         """In the stream of its job; the id is the `seq`."""
@@ -133,10 +128,6 @@ class _Follower:
             self.queue.append(message)
         self.news.set()
 
-    def read_from_table(self) -> None:
-        self.queue.clear()
-        self.fell_behind = False
-
 
 class EventFeed:
     """Follows the events of a job or of an owner. Use within one event loop."""
@@ -170,7 +161,7 @@ class EventFeed:
         with self._following(_Follower(owner=owner, job_id=job_id)) as follower:
             async for message in self._follow(follower, after, read, lambda message: message.event.seq):
                 yield message
-                if message is not None and message.is_last:
+                if message is not None and message.event.type in _LAST:
                     return
 
     async def of_owner(self, owner: str, *, after: int | None) -> AsyncIterator[EventMessage | None]:
@@ -213,7 +204,8 @@ class EventFeed:
         # Only now: what was committed before is in the table, and what is committed later is found by the task.
         await self._started.wait()
         while True:
-            follower.read_from_table()
+            follower.queue.clear()
+            follower.fell_behind = False
             async for message in self._missed(last, read):
                 if message is not None:
                     last = place(message)

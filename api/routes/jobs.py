@@ -1,7 +1,7 @@
 """Jobs: submit, list, get, cancel, retry, delete, and their log, metrics and report."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Annotated, Any, Self
 
@@ -104,14 +104,9 @@ class _Filters(BaseModel):
     created_after: Time | None = None
     created_before: Time | None = None
 
-    def _with(self, *, statuses: list[JobStatus], labels: Mapping[str, str], ids: list[JobId]) -> JobFilters:
+    def _with(self, **more: Any) -> JobFilters:
         return JobFilters(
-            statuses=statuses,
-            labels=labels,
-            model=self.model,
-            created_after=self.created_after,
-            created_before=self.created_before,
-            ids=ids,
+            model=self.model, created_after=self.created_after, created_before=self.created_before, **more
         )
 
 
@@ -173,14 +168,10 @@ class CancelRequest(_Filters):
 
 
 class CancelledBody(shapes.CancelledJob):
-    __doc__ = shapes.CancelledJob.__doc__
-
     status: JobStatus
 
 
 class CancelledJobsBody(shapes.CancelledJobs):
-    __doc__ = shapes.CancelledJobs.__doc__
-
     items: tuple[CancelledBody, ...]
 
 

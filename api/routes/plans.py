@@ -26,34 +26,24 @@ router = APIRouter(tags=["plans"], route_class=StrictRoute)
 
 
 class PlannedModelBody(shapes.PlannedModel):
-    __doc__ = shapes.PlannedModel.__doc__
-
     methods: tuple[Method, ...]
     structures: tuple[MapStructure, ...]
 
 
 class StagePlanBody(shapes.StagePlan):
-    __doc__ = shapes.StagePlan.__doc__
-
     stage: Stage
 
 
 class DurationBody(shapes.PlannedTime):
-    __doc__ = shapes.PlannedTime.__doc__
-
     basis: Basis
 
 
 class WorkerPlanBody(shapes.WorkerPlan):
-    __doc__ = shapes.WorkerPlan.__doc__
-
     route: WorkerKind | None
     estimated_for: WorkerKind
 
 
 class EstimateBody(shapes.Estimate):
-    __doc__ = shapes.Estimate.__doc__
-
     method: Method
     loading: Loading
     dtype: Dtype
@@ -84,8 +74,6 @@ class EstimateBody(shapes.Estimate):
 
 
 class PlanBody(shapes.Plan):
-    __doc__ = shapes.Plan.__doc__
-
     model: PlannedModelBody
     estimate: EstimateBody | None
     worker: WorkerPlanBody | None

@@ -61,13 +61,7 @@ class JobSeen:
     timeline: Timeline
 
 
-class _EveryTag:
-    def __contains__(self, _: object) -> bool:
-        return True
-
-
 Outcome = JobRead | Exception
-_EVERY_TAG = _EveryTag()
 _log = structlog.get_logger(__name__)
 
 
@@ -119,7 +113,7 @@ class BatchedReader:
 
     async def read_status(self, job_id: str, *, owner: str) -> JobRead:
         """The same without the job itself."""
-        return await self.read(job_id, owner=owner, known=_EVERY_TAG)
+        return await self.read(job_id, owner=owner, known=("*",))
 
     def close(self) -> None:
         self._job_thread.shutdown(cancel_futures=True)

@@ -46,7 +46,8 @@ class ReportPages:
         return await self._found(report, f"{name}.{kind}", lambda: rendered(plot, kind))
 
     async def _found(self, report: Mapping[str, object], name: str, make: Callable[[], bytes]) -> bytes:
-        key = (digest_of(report), name)
+        digest = hashlib.sha256(json.dumps(report, sort_keys=True).encode()).hexdigest()
+        key = (digest, name)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
@@ -73,8 +74,3 @@ class ReportPages:
         self._kept[key] = made
         while len(self._kept) > 1 and sum(map(len, self._kept.values())) > self._most_bytes:
             self._kept.popitem(last=False)
-
-
-def digest_of(report: Mapping[str, object]) -> str:
-    """The same for the same content."""
-    return hashlib.sha256(json.dumps(report, sort_keys=True).encode()).hexdigest()

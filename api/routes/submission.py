@@ -7,7 +7,7 @@ threads of the process share one interpreter lock.
 import asyncio
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import uuid4
 
 import structlog
@@ -48,10 +48,7 @@ class Submitted:
     job: Job
     repeated: bool
     webhook: Webhook | None = None
-    secret: str | None = None
-
-    def __repr__(self) -> str:
-        return f"Submitted({self.job.id})"
+    secret: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,12 +54,6 @@ class WebhookChanges(Frozen):
     payload: PayloadField | None = None
     enabled: bool | None = None
 
-    def values(self) -> dict[str, object]:
-        """The columns to set."""
-        given: dict[str, object] = {"url": self.url, "labels": self.labels, "payload": self.payload}
-        given["events"] = None if self.events is None else [event.value for event in self.events]
-        return {name: value for name, value in given.items() if value is not None}
-
 
 class RotationRequest(Frozen):
     """`overlap_seconds`: how long the secret before signs as well; 0 revokes it at once."""
@@ -165,7 +159,8 @@ async def change_webhook(
 
     From then on it is a webhook of the key of this request, and ends with that key.
     """
-    values = {**body.values(), "key_id": caller_of(request.scope).key_id}
+    values = body.model_dump(mode="json", exclude={"enabled"}, exclude_none=True)
+    values["key_id"] = caller_of(request.scope).key_id
 
     def change(session: Session) -> Webhook:
         return webhooks.change(session, webhook_id, owner=caller, values=values, enabled=body.enabled)

@@ -197,13 +197,13 @@ def status_of(connection: socket.socket) -> int:
     return int(found[1])
 
 
-def is_open(connection: socket.socket) -> bool:
-    """Whether the server has left it open: what it has sent is read first."""
-    connection.setblocking(False)
+def is_open(connection: socket.socket, *, seconds: float = 0) -> bool:
+    """Whether the server leaves it open for this time: what it has sent is read first."""
+    connection.settimeout(seconds)
     try:
         while connection.recv(65536):
             pass
-    except BlockingIOError:
+    except (BlockingIOError, TimeoutError):
         return True
     except ConnectionError:
         pass
@@ -331,18 +331,6 @@ def send_slowly(connection: socket.socket, parts: list[bytes], *, pause: float) 
         time.sleep(pause)
 
 
-def closes_within(connection: socket.socket, seconds: float) -> bool:
-    connection.settimeout(seconds)
-    try:
-        while connection.recv(65536):
-            pass
-    except TimeoutError:
-        return False
-    except ConnectionError:
-        return True
-    return True
-
-
 def test_heads_up_to_the_limit_are_read(port: int) -> None:
     large = GET + b"x: " + b"a" * (HEAD_BYTES - 8192 - 200) + b"\r\nconnection: close\r\n\r\n"
     assert talk(port, large).startswith(b"HTTP/1.1 200 ")
@@ -384,12 +372,12 @@ def test_a_head_that_does_not_come_ends_the_connection(
     monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.3)
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
         connection.sendall(begun)
-        assert closes_within(connection, 3)
+        assert not is_open(connection, seconds=3)
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
         connection.sendall(GET + b"\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
         connection.sendall(begun or b"\r\n")
-        assert closes_within(connection, 3)
+        assert not is_open(connection, seconds=3)
 
 
 def test_a_head_byte_by_byte_ends_too(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from api.routes.deps import Services
 from benchmarks.harness.checkout import ROOT
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.records import WorkerMemory, WorkerReport
-from replaceme_core.ledger.watching import Workers
+from replaceme_core.ledger.records import WorkerMemory
 from replaceme_core.runner.messages import Stage
-from replaceme_core.runner.sandbox import SandboxMode
 from tests.fixtures.api.service import METRICS_KEY, Service
 from tests.fixtures.jobs.ledger import Ledger
 
@@ -32,11 +30,7 @@ def scraped(service: Service) -> Known:
     service.reset()
     ledger = Ledger(service.database)
     gpu = WorkerMemory(total_bytes=100, used_bytes=40, gpu_total_bytes=80, gpu_used_bytes=9)
-    report = WorkerReport(
-        name="h:1", host="h", kinds=(*WorkerKind,), device="d", sandbox=SandboxMode.NONE, processes=(1,), memory=gpu
-    )
-    with service.database.session() as session:
-        Workers(session).report(report, alive_seconds=600)
+    ledger.report_worker("h:1", *WorkerKind, memory=gpu)
     ledger.add()
     ledger.fail(ledger.add(), code="internal_error")
     done = ledger.claim(ledger.add())

@@ -19,10 +19,15 @@ def job_id(client: TestClient) -> str:
     return submit(client)
 
 
+def client_with(settings: Settings, *, address: str = "10.0.0.7", **changes: object) -> TestClient:
+    """A client on another machine, which needs no key here."""
+    app = create_app(settings.model_copy(update={"allow_unauthenticated": True, **changes}))
+    return TestClient(app, raise_server_exceptions=False, client=(address, 5000))
+
+
 def test_hosts_that_are_answered(settings: Settings) -> None:
     hosts = ["LOCALHOST", "localhost.", "localhost:8000", "127.0.0.1:1", "127.9.9.9", "[::1]", "[0:0:0:0:0:0:0:1]"]
-    ours = settings.model_copy(update={"allowed_hosts": ("service.example", "fd00::07")})
-    with TestClient(create_app(ours), base_url="http://localhost") as client:
+    with client_with(settings, allowed_hosts=("service.example", "fd00::07")) as client:
         for host in (*hosts, "service.example", "Service.Example.:443", "[fd00::7]:80"):
             assert client.get("/health", headers={"host": host}).status_code == 200, host
 
@@ -88,7 +93,7 @@ def test_pages_of_ours_write(client: TestClient, job_id: str, headers: dict[str,
 
 
 def test_any_host_still_means_that_pages_come_from_it(settings: Settings) -> None:
-    with TestClient(create_app(settings.model_copy(update={"allowed_hosts": ("*",)}))) as client:
+    with client_with(settings, allowed_hosts=("*",)) as client:
         own = {"host": "a.example:8443", "origin": "https://a.example:8443"}
         assert client.post("/jobs", json=SMALLEST, headers=own).status_code == 202
         for origin in ("https://b.example", "https://a.example", "https://a.example:9443"):
@@ -120,7 +125,7 @@ def test_every_response_says_what_a_browser_may_do_with_it(
     ]
     monkeypatch.setattr(reading, "page", fail)
     found += [client.get("/jobs"), client.get("/ui/jobs")]
-    with TestClient(create_app(settings.model_copy(update={"cors_origins": ("https://a.example",)}))) as allowing:
+    with client_with(settings, cors_origins=("https://a.example",)) as allowing:
         asked = {"origin": "https://a.example", "access-control-request-method": "POST"}
         found.append(allowing.options("/jobs", headers=asked))
     assert {one.status_code for one in found} >= {200, 204, 303, 304, 401, 403, 404, 405, 415, 421, 422, 500}
@@ -135,12 +140,6 @@ def test_every_response_says_what_a_browser_may_do_with_it(
 
 
 ORIGIN = "https://app.example.org"
-
-
-def client_with(settings: Settings, *, address: str = "10.0.0.7", **changes: object) -> TestClient:
-    """A client on another machine, which needs no key here."""
-    app = create_app(settings.model_copy(update={"allow_unauthenticated": True, **changes}))
-    return TestClient(app, raise_server_exceptions=False, client=(address, 5000))
 
 
 def test_links_have_the_path_under_which_the_api_is_shown(settings: Settings) -> None:

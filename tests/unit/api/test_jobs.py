@@ -106,12 +106,6 @@ def test_the_hub_is_contacted_before_a_transaction_begins(
     submit(client)
 
 
-@pytest.mark.parametrize("job_id", ["00000000-0000-4000-8000-000000000000", "%00", "a" * 5000, "%ff"])
-def test_an_unknown_job_is_404(client: TestClient, job_id: str) -> None:
-    for method, path in (("GET", ""), ("POST", "/cancel"), ("GET", "/events"), ("GET", "/metrics"), ("GET", "/report")):
-        assert_problem(client.request(method, f"/jobs/{job_id}{path}"), status=404, code="job_not_found")
-
-
 def test_a_queued_job_has_a_queue_position(client: TestClient, sqlite_database: Database) -> None:
     first, second, urgent = submit(client), submit(client), submit(client, priority=9)
 

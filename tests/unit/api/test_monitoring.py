@@ -11,10 +11,8 @@ from api.main import create_app
 from benchmarks.harness.jobs import owner_of
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import changes, reading
-from replaceme_core.ledger.records import WorkerMemory, WorkerReport
-from replaceme_core.ledger.watching import Workers
+from replaceme_core.ledger.records import WorkerMemory
 from replaceme_core.runner.messages import Stage
-from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.requests import assert_problem, submit
@@ -132,19 +130,11 @@ def test_how_long_stages_took(client: TestClient, ledger: Ledger) -> None:
     assert (value(samples, f"{name}_sum", stage="download") or 0) >= 0
 
 
-def report(name: str, *kinds: WorkerKind, memory: WorkerMemory) -> WorkerReport:
-    return WorkerReport(
-        name=name, host="h", kinds=kinds, device="d", sandbox=SandboxMode.NONE, processes=(1,), memory=memory
-    )
-
-
 def test_workers_and_their_memory(client: TestClient, ledger: Ledger) -> None:
     gpu = WorkerMemory(total_bytes=100, used_bytes=40, gpu_total_bytes=80, gpu_used_bytes=9)
-    with ledger.database.session() as session:
-        workers = Workers(session)
-        workers.report(report("h:1", *WorkerKind, memory=gpu), alive_seconds=60)
-        workers.report(report("h:2", WorkerKind.CPU, memory=WorkerMemory(used_bytes=7)), alive_seconds=60)
-        workers.report(report("lost:3", WorkerKind.CPU, memory=gpu), alive_seconds=-1)
+    ledger.report_worker("h:1", *WorkerKind, memory=gpu)
+    ledger.report_worker("h:2", WorkerKind.CPU, memory=WorkerMemory(used_bytes=7))
+    ledger.report_worker("lost:3", WorkerKind.CPU, memory=gpu, alive_seconds=-1)
     samples = scrape(client)
     assert [value(samples, "replaceme_workers", kind=kind) for kind in ("cpu", "gpu")] == [2, 1]
     found = {key: number for key, number in samples.items() if key[0].startswith("replaceme_worker_")}
@@ -155,18 +145,6 @@ def test_workers_and_their_memory(client: TestClient, ledger: Ledger) -> None:
         ("replaceme_worker_gpu_memory_limit_bytes", (("worker", "h:1"),)): 80,
         ("replaceme_worker_gpu_memory_used_bytes", (("worker", "h:1"),)): 9,
     }
-
-
-def test_two_processes_show_the_same_of_the_service(client: TestClient, settings: Settings, ledger: Ledger) -> None:
-    def of_service(samples: Samples) -> dict[Any, float]:
-        own = ("replaceme_http_", "process_", "replaceme_event_streams", "replaceme_oldest_", "replaceme_webhook_tries")
-        return {key: number for key, number in samples.items() if not key[0].startswith(own)}
-
-    ledger.fail(ledger.add())
-    with TestClient(create_app(settings)) as other:
-        first, second = scrape(client), scrape(other)
-    assert value(first, "replaceme_job_events_total", type="failed", code="out_of_memory") == 1
-    assert of_service(first) == of_service(second)
 
 
 def test_frequent_scrapes_read_the_database_once(

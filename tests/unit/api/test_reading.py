@@ -2,10 +2,7 @@
 
 import asyncio
 import gzip
-import math
-import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import uuid4
 
@@ -14,19 +11,16 @@ from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from api.routes.reading import BatchedReader, JobRead
-from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import JobNotFound
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import changes, reading
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import DEFAULT_OWNER
-from replaceme_core.ledger.records import WorkerReport
 from replaceme_core.ledger.tables import JobRow
-from replaceme_core.ledger.watching import Workers
 from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.runner.sandbox import SandboxMode
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, submit
-from tests.fixtures.jobs.ledger import Ledger, claim_job
+from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.servers.database import listening
 
 REPORT = {"before": {"perplexity": 20.0, "parameters": 100, "blocks": 30}}
@@ -54,29 +48,19 @@ def test_an_unchanged_job_is_304_and_one_row(client: TestClient, ledger: Ledger)
         for known in (tag, tag.removeprefix("W/"), f'"other", {tag}', "*"):
             again = client.get(f"/jobs/{job_id}", headers={"if-none-match": known})
             assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+            assert again.headers["retry-after"] == "2"
     reads = [statement for statement in statements if "FROM jobs \nWHERE jobs.id IN" in statement]
     assert len(reads) == len([statement for statement in statements if statement.startswith("SELECT")]) == 4
+    missing = "/jobs/00000000-0000-4000-8000-000000000000"
+    for path, status in ((missing, 404), (f"/jobs/{job_id}?fields=id", 422), ("/jobs/", 404)):
+        assert client.get(path, headers={"if-none-match": tag}).status_code == status
+    assert client.head(f"/jobs/{job_id}", headers={"if-none-match": tag}).status_code == 304
     ledger.progress(claim, Stage.SOLVE, eta_seconds=400.0)
     changed = client.get(f"/jobs/{job_id}", headers={"if-none-match": tag})
     assert (changed.status_code, changed.headers["retry-after"]) == (200, "20")
     assert changed.headers["etag"] != tag
     ledger.fail(claim)
     assert "retry-after" not in client.get(f"/jobs/{job_id}").headers
-
-
-def test_a_poll_of_an_unchanged_job_needs_no_route(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Finding the route takes as long as the answer, and most requests are such polls."""
-    job_id = submit(client)
-    tag = client.get(f"/jobs/{job_id}").headers["etag"]
-    missing = "/jobs/00000000-0000-4000-8000-000000000000"
-    assert client.get(missing, headers={"if-none-match": tag}).status_code == 404
-    assert client.get(f"/jobs/{job_id}?fields=id", headers={"if-none-match": tag}).status_code == 422
-    assert client.get("/jobs/", headers={"if-none-match": tag}).status_code == 404
-    monkeypatch.setattr(client.app.router, "routes", [])  # type: ignore[attr-defined]
-    again = client.get(f"/jobs/{job_id}", headers={"if-none-match": tag})
-    assert (again.status_code, again.headers["retry-after"], again.headers["etag"]) == (304, "2", tag)
-    assert client.head(f"/jobs/{job_id}", headers={"if-none-match": tag}).status_code == 304
-    assert client.get(f"/jobs/{job_id}", headers={"if-none-match": '"another"'}).status_code == 404
 
 
 def test_every_column_that_is_shown_changes_the_tag(client: TestClient, sqlite_database: Database) -> None:
@@ -246,14 +230,10 @@ def test_a_hundred_jobs_are_one_request_of_at_most_25_kB(client: TestClient, led
 def test_workers_are_listed_with_the_jobs_of_the_caller(client: TestClient, ledger: Ledger) -> None:
     assert client.get("/workers").json()["items"] == []
     mine = submit(client)
-    report = WorkerReport(
-        name="h:1", host="h", kinds=(WorkerKind.CPU,), device="x CPU", sandbox=SandboxMode.BUBBLEWRAP, processes=(7, 8)
-    )
-    theirs = ledger.add(owner="somebody")
-    with ledger.database.session() as session:
-        claim_job(session, mine, worker="h:7")
-        claim_job(session, theirs, worker="h:8")
-        Workers(session).report(report, alive_seconds=60)
+    report = {"device": "x CPU", "sandbox": SandboxMode.BUBBLEWRAP, "processes": (7, 8)}
+    ledger.claim(mine, worker="h:7")
+    ledger.claim(ledger.add(owner="somebody"), worker="h:8")
+    ledger.report_worker("h:1", WorkerKind.CPU, **report)
     (worker,) = client.get("/workers").json()["items"]
     times = {name: worker.pop(name) for name in ("started_at", "heartbeat_at")}
     shown = {"name": "h:1", "host": "h", "kinds": ["cpu"], "device": "x CPU", "sandbox": "bubblewrap"}
@@ -264,8 +244,7 @@ def test_workers_are_listed_with_the_jobs_of_the_caller(client: TestClient, ledg
         device: client.post("/plans", json={**SMALLEST, "compute": {"device": device}}) for device in ("cpu", "cuda")
     }
     assert {device: plan.json()["worker"]["alive"] for device, plan in alive.items()} == {"cpu": True, "cuda": False}
-    with ledger.database.session() as session:
-        Workers(session).report(report, alive_seconds=-1)
+    ledger.report_worker("h:1", WorkerKind.CPU, alive_seconds=-1, **report)
     (lost,) = client.get("/workers").json()["items"]
     assert (lost["alive"], lost["busy"], lost["jobs"]) == (False, False, [])
     assert lost["started_at"] == times["started_at"]
@@ -315,22 +294,3 @@ def test_each_of_many_requests_gets_its_own_job_and_together_they_are_few_statem
     assert [type(each) for each in found[1:]] == [*[JobNotFound] * 3, JobRead]
     assert [str(each) for each in found[1:4]] == [f"there is no job {name!r}" for name in (theirs, missing, "no id")]
     assert found[4].seen.job == ledger.get(jobs[7])  # type: ignore[union-attr]
-
-
-def test_requests_do_not_wait_for_a_refresh_of_the_queue_positions(ledger: Ledger, reader: BatchedReader) -> None:
-    """As long as the cached positions have not expired."""
-    first, second = ledger.add(), ledger.add()
-    assert positions_of(reader, first, second) == [1, 2]
-    ledger.cancel(first)
-    assert reader._positions is not None
-    reader._positions = replace(reader._positions, refresh_at=0.0, expires_at=math.inf)
-    threads: set[str] = set()
-
-    def note(statement: str) -> None:
-        if "ORDER BY jobs.priority DESC" in statement:
-            threads.add(threading.current_thread().name.partition("_")[0])
-
-    with listening(ledger.database._engine, note):
-        assert positions_of(reader, second) == [2]
-        wait_until(lambda: positions_of(reader, second) == [1], seconds=10, what="a refresh of the queue positions")
-    assert threads == {"positions"}

@@ -75,13 +75,8 @@ def test_families(client: TestClient) -> None:
     assert listed["next_cursor"] is None
     rows = {row["model_type"]: row for row in listed["items"]}
     assert [name for name, row in rows.items() if row["supported"]] == sorted(FAMILIES)
-    assert rows["llama"] == {
-        "model_type": "llama",
-        "supported": True,
-        "methods": [str(method) for method in Method],
-        "structures": ["full", "diagonal"],
-        "reason": None,
-    }
+    assert rows["llama"]["methods"] == [str(method) for method in Method]
+    assert (rows["llama"]["structures"], rows["llama"]["reason"]) == (["full", "diagonal"], None)
     assert "do_layer_norm_before" in rows["opt"]["reason"]
     assert rows["gemma2"]["structures"] == ["diagonal"]
     assert "merge" not in rows["gemma2"]["methods"]
