@@ -83,10 +83,7 @@ def test_a_plan_for_the_deepest_cut(client: TestClient) -> None:
     assert plain["trials"] is None
     seconds = {one["stage"]: one["seconds"] for one in found["stages"]}
     assert found["trials"] == {"at_most": 4, "seconds": seconds["select"]}
-    for name in ("blocks", "parameters"):
-        assert found[name] == plain[name]
-    for name in ("download", "write"):
-        assert found["bytes"][name] == plain["bytes"][name]
+    assert (found["blocks"], found["parameters"]) == (plain["blocks"], plain["parameters"])
     assert found["bytes"]["disk"] > plain["bytes"]["disk"]
     assert found["time"]["seconds"] > 1.5 * plain["time"]["seconds"]
     assert seconds["calibrate"] == {one["stage"]: one["seconds"] for one in plain["stages"]}["calibrate"]

@@ -2,15 +2,15 @@
 
 import asyncio
 import gzip
-from collections.abc import Iterator
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
-from api.routes.reading import BatchedReader, JobRead
+from api.routes.reading import BatchedReader
 from replaceme_core.errors import JobNotFound
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import changes, reading
@@ -252,45 +252,29 @@ def test_workers_are_listed_with_the_jobs_of_the_caller(client: TestClient, ledg
     assert (ready["workers"], ready["sandboxes"]) == ({"cpu": 0, "gpu": 0}, [])
 
 
-# Many clients at once
-
-
-@pytest.fixture
-def reader(sqlite_database: Database) -> Iterator[BatchedReader]:
-    reader = BatchedReader(sqlite_database)
-    yield reader
-    reader.close()
-
-
-def read_all(reader: BatchedReader, *requests: tuple[str, str]) -> list[JobRead | BaseException]:
-    """The outcomes of concurrent reads, each a pair of job id and owner."""
-
-    async def all_at_once() -> list[JobRead | BaseException]:
-        reads = (reader.read(job_id, owner=owner) for job_id, owner in requests)
-        return await asyncio.gather(*reads, return_exceptions=True)
-
-    return asyncio.run(all_at_once())
-
-
-def positions_of(reader: BatchedReader, *jobs: str) -> list[int | None]:
-    """The queue positions of jobs of "someone"."""
-    outcomes = read_all(reader, *((job_id, "someone") for job_id in jobs))
-    return [one.seen.position.position for one in outcomes]  # type: ignore[union-attr]
-
-
-def test_each_of_many_requests_gets_its_own_job_and_together_they_are_few_statements(
-    ledger: Ledger, reader: BatchedReader
-) -> None:
-    jobs = [ledger.add() for _ in range(50)]
+def test_each_of_many_requests_gets_its_own_job_and_together_they_are_few_statements(ledger: Ledger) -> None:
+    jobs, reader = [ledger.add() for _ in range(50)], BatchedReader(ledger.database)
     statements: list[str] = []
+
+    def read(*ids: str) -> list[Any]:
+        """The outcomes of requests at the same time, errors included."""
+
+        async def at_once() -> list[Any]:
+            return await asyncio.gather(*(reader.read(one, owner="someone") for one in ids), return_exceptions=True)
+
+        return asyncio.run(at_once())
+
     with listening(ledger.database._engine, statements.append):
-        assert positions_of(reader, *jobs * 4) == [*range(1, 51)] * 4
+        found = read(*jobs * 4)
+    expected = [(job_id, place) for place, job_id in enumerate(jobs, start=1)]
+    assert [(one.seen.job.id, one.seen.position.position) for one in found] == expected * 4
     assert sum("SELECT" in statement for statement in statements) < 30
     broken, theirs, missing = ledger.add(), ledger.add(owner="bob"), str(uuid4())
     with ledger.database.session() as session:
         session.execute(update(JobRow).where(JobRow.id == broken).values(spec={"model": 3}))
-    found = read_all(reader, *((job_id, "someone") for job_id in (broken, theirs, missing, "no id", jobs[7])))
-    assert isinstance(found[0], ValueError)
-    assert [type(each) for each in found[1:]] == [*[JobNotFound] * 3, JobRead]
-    assert [str(each) for each in found[1:4]] == [f"there is no job {name!r}" for name in (theirs, missing, "no id")]
-    assert found[4].seen.job == ledger.get(jobs[7])  # type: ignore[union-attr]
+    unreadable, *refused, good = read(broken, theirs, missing, "no id", jobs[7])
+    assert isinstance(unreadable, ValueError)
+    for error, name in zip(refused, (theirs, missing, "no id"), strict=True):
+        assert (type(error), str(error)) == (JobNotFound, f"there is no job {name!r}")
+    assert good.seen.job == ledger.get(jobs[7])
+    reader.close()
