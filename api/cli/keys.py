@@ -176,12 +176,11 @@ def set_credential(service: Service, name: Name) -> None:
 @asks_service()
 def list_credentials(service: Service) -> None:
     """List the names of your credentials."""
-    found = service.client.credentials.list()
-    service.show_list(found, credentials_table, nothing="no credentials")
 
+    def table(credentials: Sequence[Credential]) -> Group:
+        return Group(*(f"{one.name:<40} {describe_time(one.updated_at)}" for one in credentials))
 
-def credentials_table(credentials: Sequence[Credential]) -> Group:
-    return Group(*(f"{one.name:<40} {describe_time(one.updated_at)}" for one in credentials))
+    service.show_list(service.client.credentials.list(), table, nothing="no credentials")
 
 
 @credentials_app.command()

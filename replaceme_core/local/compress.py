@@ -90,6 +90,7 @@ def compress(
     check_removal(spec, source.outline)
     resolved, _ = resolve_calibration(spec.calibration, machine.hub, find_file=paths.__getitem__)
     spec = spec.model_copy(update={"model": source.ref, "calibration": resolved})
+    snapshot = source.files.snapshot
     files = (source.files, *(pin_text(one, machine.hub, paths.__getitem__) for one in spec.calibration.mix))
     course = ShownCourse(weights_of(spec, blocks=source.outline.blocks), on_progress, files=files)
     finished = machine.make(
@@ -97,7 +98,7 @@ def compress(
         files,
         out=out,
         course=course,
-        hub=None if source.files.snapshot is None else machine.settings.hub_address,
+        hub=None if snapshot is None else machine.settings.hub_address,
         tasks_directory=absolute(tasks_directory),
         cache_directory=absolute(cache),
         cache_bytes=machine.settings.statistics_cache_bytes,
@@ -108,8 +109,11 @@ def compress(
         rejection = "the runner did not judge the gate" if judged is None else str(judged)
     sides = (report.get(side) for side in ("before", "after"))
     before, after = (None if row is None else Measured.model_validate(row) for row in sides)
-    gated = f"{source.name} is gated: those who made it set conditions for its use, which hold for the result too"
     rows = report.get("warnings")
+    warnings = [JobWarning.model_validate(row) for row in (rows if isinstance(rows, list) else [])]
+    if snapshot is not None and snapshot.gated:
+        gated = f"{source.name} is gated: those who made it set conditions for its use, which hold for the result too"
+        warnings.insert(0, JobWarning(code="gated", message=gated))
     return Outcome(
         directory=out,
         model=spec.model,
@@ -120,9 +124,6 @@ def compress(
         after=after,
         gate=judged,
         rejection=rejection,
-        warnings=(
-            *([JobWarning(code="gated", message=gated)] if source.is_gated else []),
-            *(JobWarning.model_validate(row) for row in (rows if isinstance(rows, list) else [])),
-        ),
+        warnings=warnings,
         report=report,
     )

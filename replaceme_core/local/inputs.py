@@ -63,10 +63,6 @@ class AdmittedModel:
     ref: ModelRef
     outline: ModelOutline
 
-    @property
-    def is_gated(self) -> bool:
-        return self.files.snapshot is not None and self.files.snapshot.gated
-
 
 def admit(name: str | Path, hub: Callable[[], Hub]) -> AdmittedModel:
     """The model in a directory that exists, else `org/name` or `org/name@revision`; a `Path` is always a directory.

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import typer
 
 from api.cli.output.console import print_note
-from api.cli.output.jobs import report_of
+from api.cli.output.jobs import counted_blocks, report_of
 from api.client.models import Job
 from replaceme_core.errors import GateRejected
 from replaceme_core.local.compress import Outcome
@@ -21,8 +21,7 @@ from replaceme_core.report import view
 from replaceme_core.report.figures import duration
 from replaceme_core.report.reading import Report
 from replaceme_core.report.view import markdown_table, plain
-from replaceme_core.request.removal import block_ranges
-from replaceme_core.wording import counted, markdown, markdown_code, printable
+from replaceme_core.wording import markdown, markdown_code, printable
 
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 _SUITE = "replaceme"
@@ -62,7 +61,10 @@ class Ended:
         """A job of the service that has ended."""
         facts = [("job", job.id)]
         if job.result is not None:
-            facts += [("result", f"{job.result.repo_id} at {job.result.revision}"), _removed(job.result.removed_blocks)]
+            facts += [
+                ("result", f"{job.result.repo_id} at {job.result.revision}"),
+                ("removed", counted_blocks(job.result.removed_blocks)),
+            ]
         took = None
         if job.started_at is not None and job.finished_at is not None:
             took = (job.finished_at - job.started_at).total_seconds()
@@ -78,7 +80,7 @@ class Ended:
     @classmethod
     def of_run(cls, outcome: Outcome, *, model: str) -> Self:
         """A run on this machine."""
-        facts = [("result", str(outcome.directory)), _removed(outcome.removed_blocks)]
+        facts = [("result", str(outcome.directory)), ("removed", counted_blocks(outcome.removed_blocks))]
         report = Report(outcome.report)
         seconds = [report.number("stages", row, "seconds") or 0.0 for row in report.rows("stages")]
         return cls(
@@ -145,7 +147,3 @@ def write_for_pipeline(ended: Ended, *, junit: Path | None) -> None:
                 stream.write(ended.as_markdown())
     except OSError as error:
         print_note(f"warning: {error.filename} cannot be written: {error.strerror}")
-
-
-def _removed(blocks: Sequence[int]) -> tuple[str, str]:
-    return "removed", f"{counted(len(blocks), 'blocks')}: {block_ranges(blocks)}"

@@ -38,7 +38,8 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
     """Two lines for each job: the first begins with the id, the second says what the job is."""
 
     def row(job: Job) -> tuple[RenderableType, ...]:
-        what = ", ".join(filter(None, (_model_of(job), wanted_removal(Report(job.spec)))))
+        spec = Report(job.spec)
+        what = ", ".join(filter(None, (spec.text("model", "repo_id"), wanted_removal(spec))))
         status = Text(job.status, style=_STATUS_STYLE.get(job.status, ""))
         return (
             Group(job.id, f"  {what}"),
@@ -55,7 +56,7 @@ def job_table(job: Job) -> Table:
     rows: dict[str, RenderableType] = {
         "job": job.id,
         "status": Text(job.status, style=_STATUS_STYLE.get(job.status, "")),
-        "model": _model_of(job),
+        "model": spec.text("model", "repo_id"),
         "removes": wanted_removal(spec),
         "calibration": wanted_text(spec),
         "labels": ", ".join(f"{name}={value}" for name, value in job.labels.items()),
@@ -77,8 +78,8 @@ def job_table(job: Job) -> Table:
     if job.result is not None:
         rows["result"] = job.result.repo_id
         rows["revision"] = job.result.revision
-        rows["removed"] = _blocks(job.result.removed_blocks)
-        rows["kept"] = _blocks(job.result.kept_blocks)
+        rows["removed"] = counted_blocks(job.result.removed_blocks)
+        rows["kept"] = counted_blocks(job.result.kept_blocks)
         if job.result.warnings:
             rows["warnings"] = Group(*(Text(one.message, style="yellow") for one in job.result.warnings))
     if job.error is not None:
@@ -134,11 +135,7 @@ def workers_table(workers: Sequence[Worker]) -> Table:
     return list_table(("name", "kinds", "device", "state", "heartbeat"), map(row, workers))
 
 
-def _model_of(job: Job) -> str:
-    return Report(job.spec).text("model", "repo_id")
-
-
-def _blocks(numbers: Sequence[int]) -> str:
+def counted_blocks(numbers: Sequence[int]) -> str:
     return f"{counted(len(numbers), 'blocks')}: {block_ranges(numbers)}"
 
 

@@ -6,8 +6,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -92,88 +91,67 @@ def test_a_dashboard(serve: Serve, client: Client, tmp_path: Path) -> None:
     assert any(line.startswith(f"claimed: {job.id}") for line in shown)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pipeline:
-    """An example as its system runs it: the `steps`, those that run in any case after them, and the files it keeps."""
-
-    steps: Sequence[str]
-    in_any_case: Sequence[str]
-    kept: Sequence[str]
-    variables: Collection[str]
+VARIABLES = ("REPLACEME_PACKAGE", "REPLACEME_URL", "REPLACEME_API_KEY")
+KEPT = {"job.json", "report.json", "gate.xml"}
+Steps = tuple[Sequence[str], Sequence[str]]
+"""The steps of a pipeline, and those that run in any case after them."""
 
 
-def github() -> Pipeline:
+def github() -> Steps:
     (job,) = yaml.safe_load((EXAMPLES / "github-actions.yml").read_text())["jobs"].values()
-    given = {name: re.fullmatch(r"\$\{\{ (?:vars|secrets)\.(\w+) \}\}", value) for name, value in job["env"].items()}
-    assert all(found and found[1] == name for name, found in given.items())
-    runs = [(step["run"], step.get("if")) for step in job["steps"] if "run" in step]
+    kinds = ("vars", "vars", "secrets")
+    assert job["env"] == {name: f"${{{{ {kind}.{name} }}}}" for name, kind in zip(VARIABLES, kinds, strict=True)}
     (upload,) = (step for step in job["steps"] if "upload-artifact" in step.get("uses", ""))
-    assert upload["if"] == "always()"
-    return Pipeline(
-        steps=[run for run, condition in runs if condition is None],
-        in_any_case=[run for run, condition in runs if condition == "always()"],
-        kept=upload["with"]["path"].split(),
-        variables=given,
+    assert (upload["if"], {*upload["with"]["path"].split()}) == ("always()", KEPT)
+    steps, in_any_case = (
+        [step["run"] for step in job["steps"] if "run" in step and step.get("if") == condition]
+        for condition in (None, "always()")
     )
+    return steps, in_any_case
 
 
-def gitlab() -> Pipeline:
+def gitlab() -> Steps:
     job = yaml.safe_load((EXAMPLES / "gitlab-ci.yml").read_text())["compress"]
     assert job["artifacts"]["when"] == "always"
-    return Pipeline(
-        steps=[*job["before_script"], *job["script"]],
-        in_any_case=job["after_script"],
-        kept=[*job["artifacts"]["paths"], job["artifacts"]["reports"]["junit"]],
-        variables={"REPLACEME_PACKAGE", "REPLACEME_URL", "REPLACEME_API_KEY"},
-    )
+    assert {*job["artifacts"]["paths"], job["artifacts"]["reports"]["junit"]} == KEPT
+    return [*job["before_script"], *job["script"]], job["after_script"]
 
 
-def of_a_runner(serve: Serve, python: Path, pipeline: Pipeline, folder: Path, *, package: str) -> dict[str, str]:
+def of_a_runner(serve: Serve, python: Path, folder: Path, **ours: str) -> dict[str, str]:
     """The environment of a pipeline's runner, with the variables that the example asks for and no others of ours."""
-    ours = variables(serve) | {"REPLACEME_PACKAGE": package}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("REPLACEME_", "PIP_", "PYTHON"))}
     system = {"GITHUB_SHA": "a" * 40, "GITHUB_RUN_ID": folder.name, "GITHUB_RUN_ATTEMPT": "1"}
     system |= {"CI_COMMIT_SHA": "a" * 40, "CI_JOB_ID": folder.name, "GITHUB_STEP_SUMMARY": str(folder / "summary.md")}
-    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
-    return {**kept, **{name: ours[name] for name in pipeline.variables}, **system, "PATH": path, "PIP_NO_INDEX": "1"}
-
-
-def carry_out(pipeline: Pipeline, folder: Path, environment: Mapping[str, str]) -> tuple[int, str]:
-    """The exit code of the first step that fails, or 0, and what was written to standard error."""
-    code, written = 0, ""
-    for line in (*pipeline.steps, *pipeline.in_any_case):
-        if code and line not in pipeline.in_any_case:
-            continue
-        done = run("bash", "-e", "-c", line, env=environment, folder=folder)
-        code, written = code or done.returncode, written + done.stderr
-    return code, written
-
-
-def add_job(folder: Path, **labels: str) -> None:
-    job = yaml.safe_load((EXAMPLES / "job.yaml").read_text())
-    (folder / "job.yaml").write_text(json.dumps({**job, "model": MODEL, "labels": {**job["labels"], **labels}}))
+    system |= {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "PIP_NO_INDEX": "1"}
+    return {**kept, **system, "REPLACEME_URL": serve.url, "REPLACEME_API_KEY": serve.key, **ours}
 
 
 @pytest.mark.parametrize("pipeline", [github(), gitlab()], ids=["github", "gitlab"])
-def test_a_pipeline(serve: Serve, wheel: Path, tmp_path: Path, pipeline: Pipeline) -> None:
+def test_a_pipeline(serve: Serve, wheel: Path, tmp_path: Path, pipeline: Steps) -> None:
     """It installs the command from the wheel's URL or an index, keeps what it found, and fails on a missed gate."""
     indexed = passes = pipeline == gitlab()
-    add_job(tmp_path, **({} if passes else {"stub.ratio": "1.75"}))
+    job = yaml.safe_load((EXAMPLES / "job.yaml").read_text()) | {"model": MODEL}
+    job["labels"] |= {} if passes else {"stub.ratio": "1.75"}
+    (tmp_path / "job.yaml").write_text(json.dumps(job))
+    (install, *steps), in_any_case = pipeline
     installed = empty_environment(tmp_path / "venv")
-    settings = of_a_runner(serve, installed.python, pipeline, tmp_path, package="")
-    done = run("bash", "-e", "-c", pipeline.steps[0], env=settings, folder=tmp_path)
+    settings = of_a_runner(serve, installed.python, tmp_path)
+    done = run("bash", "-e", "-c", install, env=settings, folder=tmp_path)
     assert done.returncode != 0
     assert "REPLACEME_PACKAGE: the variable is not set" in done.stderr
-    settings["REPLACEME_PACKAGE"] = "replaceme" if indexed else wheel.as_uri()
-    settings["PIP_FIND_LINKS"] = str(wheel.parent) if indexed else ""
-    code, written = carry_out(pipeline, tmp_path, settings)
-    assert code == (0 if passes else 4), written
+    package, links = ("replaceme", str(wheel.parent)) if indexed else (wheel.as_uri(), "")
+    settings = of_a_runner(serve, installed.python, tmp_path, REPLACEME_PACKAGE=package, PIP_FIND_LINKS=links)
+    code = 0
+    for line in (install, *steps, *in_any_case):
+        if not code or line in in_any_case:
+            done = run("bash", "-e", "-c", line, env=settings, folder=tmp_path)
+            code = code or done.returncode
+    assert code == (0 if passes else 4), done.stderr
     assert installed.command.exists()
     job = json.loads((tmp_path / "job.json").read_text())
     assert (job["status"], job["labels"]["commit"]) == ("succeeded" if passes else "failed", "a" * 40)
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["removed_blocks"], report["gate"]["passed"]) == ([2], passes)
     assert ("<failure" in (tmp_path / "gate.xml").read_text()) is not passes
-    assert {*pipeline.kept} == {"job.json", "report.json", "gate.xml"}
-    assert any("--cancel-on-interrupt" in step for step in pipeline.steps)
+    assert any("--cancel-on-interrupt" in step for step in steps)
     assert f"| {'passed' if passes else '✗ missed'} |" in (tmp_path / "summary.md").read_text()

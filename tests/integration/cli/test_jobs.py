@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,62 +31,53 @@ def busy(client: Client) -> Iterator[str]:
     client.wait(job_id, timeout=30)
 
 
-def test_submit_and_wait(command: Run) -> None:
-    done = command(*SUBMIT, "--ratio", "0.25", "--label", "team=nlp", "--output", "local/small", "--wait", "--json")
-    assert done.exit_code == 0, done.stderr
-    job = json.loads(done.stdout)
-    assert job["status"] == "succeeded"
-    assert job["result"]["repo_id"] == "local/small"
+def test_a_job_from_a_file_and_what_follows(command: Run, tmp_path: Path) -> None:
+    def in_json(*arguments: str) -> Any:
+        done = command(*arguments, "--json")
+        assert done.exit_code == 0, done.stderr
+        return json.loads(done.stdout)
+
+    file = f"model: {MODEL}\nratio: 0.25\ncalibration: builtin:pydoc-topics\nlabels: {{team: cv}}\n"
+    (tmp_path / "job.yaml").write_text(file)
+    job = in_json("submit", "--file", "job.yaml", "--label", "run=7", "--wait")
+    assert (job["status"], job["labels"]) == ("succeeded", {"team": "cv", "run": "7"})
     assert job["result"]["removed_blocks"] == [2]
-    assert job["labels"] == {"team": "nlp"}
     assert set(job["progress"]) == {"overall", "stage", "eta_seconds", "eta_error_seconds"}
+    shown = command("status", job["id"]).stdout
+    assert "succeeded" in shown and job["result"]["repo_id"] in shown
+    assert ["Blocks", "4", "3", "-25.0", "%"] in [line.split() for line in shown.splitlines()]
 
-    shown = command("status", job["id"])
-    assert shown.exit_code == 0
-    assert "succeeded" in shown.stdout
-    assert "local/small" in shown.stdout
-    assert ["Blocks", "4", "3", "-25.0", "%"] in [line.split() for line in shown.stdout.splitlines()]
-
-    listed = command("list", "--label", "team=nlp", "--status", "succeeded", "--json")
-    assert [item["id"] for item in json.loads(listed.stdout)["items"]] == [job["id"]]
-    assert job["id"] in command("list").stdout
-
-    history = json.loads(command("events", job["id"], "--json").stdout)["items"]
+    listed = in_json("list", "--label", "run=7", "--status", "succeeded")["items"]
+    assert [item["id"] for item in listed] == [job["id"]]
+    history = in_json("events", job["id"])["items"]
     assert [history[0]["type"], history[-1]["type"]] == ["created", "succeeded"]
-    followed = command("events", job["id"], "--follow")
-    assert followed.exit_code == 0
-    assert len(followed.stdout.splitlines()) == len(history)
+    assert len(command("events", job["id"], "--follow").stdout.splitlines()) == len(history)
+    assert in_json("report", job["id"])["removed_blocks"] == [2]
+    assert "removed 1 of 4 blocks: 2" in command("report", job["id"]).stdout
+    assert {one["name"] for one in in_json("metrics", job["id"])["items"]} >= {"tokens"}
+    log = in_json("logs", job["id"], "--follow")["items"]
+    assert any("a library writes something" in one["text"] for one in log)
+    (worker,) = in_json("workers")["items"]
+    assert worker["alive"]
 
     late = command("cancel", job["id"])
-    assert late.exit_code == 2
-    assert "Traceback" not in late.stderr
-
-
-def test_a_job_from_a_file_and_what_follows(command: Run, tmp_path: Path) -> None:
-    (tmp_path / "job.yaml").write_text(
-        f"model: {MODEL}\nratio: 0.25\ncalibration: builtin:pydoc-topics\nlabels: {{team: cv}}\n"
-    )
-    done = command("submit", "--file", "job.yaml", "--label", "run=7", "--wait", "--json")
-    assert done.exit_code == 0, done.stderr
-    job = json.loads(done.stdout)
-    assert job["labels"] == {"team": "cv", "run": "7"}
-    report = command("report", job["id"], "--json")
-    assert json.loads(report.stdout)["removed_blocks"] == [2]
-    assert "removed 1 of 4 blocks: 2" in command("report", job["id"]).stdout
-    assert {one["name"] for one in json.loads(command("metrics", job["id"], "--json").stdout)["items"]} >= {"tokens"}
-    logs = command("logs", job["id"], "--follow", "--json")
-    assert logs.exit_code == 0, logs.stderr
-    assert any("a library writes something" in one["text"] for one in json.loads(logs.stdout)["items"])
-    again = command("retry", job["id"], "--wait", "--json")
-    assert again.exit_code == 0, again.stderr
-    second = json.loads(again.stdout)
-    assert second["retry_of"] == job["id"]
-    assert second["labels"] == job["labels"]
-    (worker,) = json.loads(command("workers", "--json").stdout)["items"]
-    assert worker["alive"]
-    deleted = command("delete", job["id"], second["id"], "--json")
-    assert (deleted.exit_code, json.loads(deleted.stdout)) == (0, {"deleted": [job["id"], second["id"]]})
+    assert (late.exit_code, "Traceback" in late.stderr) == (2, False)
+    second = in_json("retry", job["id"], "--wait")
+    assert (second["retry_of"], second["labels"]) == (job["id"], job["labels"])
+    assert in_json("delete", job["id"], second["id"]) == {"deleted": [job["id"], second["id"]]}
     assert command("status", job["id"]).exit_code == 2
+
+
+def test_a_plan(command: Run) -> None:
+    plan = ("plan", *SUBMIT[1:], "--ratio")
+    found = command(*plan, "0.25")
+    assert found.exit_code == 0, found.output
+    shown = ("1 of 4 blocks", " -> ", "calibrate", "any (estimated for cpu), alive")
+    assert [words for words in shown if words not in found.stdout] == []
+    assert json.loads(command(*plan, "0.25", "--json").stdout)["estimate"]["blocks"]["removed"] == "1 of 4"
+    deepest = command(*plan, "max:0.5", "--gate", "perplexity_ratio<=1.6").stdout
+    assert "at most 2 of 4 blocks" in deepest
+    assert "for all" in deepest
 
 
 def test_a_gate_decides_the_exit_code(command: Run) -> None:

@@ -32,15 +32,8 @@ def test_compress_then_evaluate(model: Path, replaceme: Run, tmp_path: Path) -> 
     done = replaceme(*source, "--out", "deep/out", *SMALL, "--json")
     assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)
-    blocks = {"removed_blocks", "kept_blocks", "method", "candidates", "stages"}
-    assert set(answer) == {*blocks, "before", "after", "warnings"}
-    assert len(answer["removed_blocks"]) == 2
     assert sorted(answer["removed_blocks"] + answer["kept_blocks"]) == list(range(BLOCKS))
-    assert answer["method"] == "auto"
-    windows = {(row["start"], row["end"]) for row in answer["candidates"] if row["step"] is None}
-    assert windows >= {(1, 2), (2, 3), (3, 4)}, "all windows that enough blocks follow"
-    assert set(answer["stages"][0]) == {"name", "seconds", "peak_bytes"}
-    assert answer["after"]["blocks"] == BLOCKS - 2
+    assert (answer["method"], answer["after"]["blocks"]) == ("auto", BLOCKS - 2)
     out = tmp_path / "deep" / "out"
     assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == BLOCKS - 2
     assert json.loads((out / "replaceme.json").read_text())["spec"]["model"]["repo_id"] == "local/tiny"
@@ -53,10 +46,8 @@ def test_compress_then_evaluate(model: Path, replaceme: Run, tmp_path: Path) -> 
     done = replaceme("evaluate", out, "--text", text, "--samples", "4", "--max-length", "32", "--json")
     assert done.exit_code == 0, done.stderr
     measured = json.loads(done.stdout)
-    assert set(measured) > {"perplexity", "tokens", "parameters", "bytes", "tokens_per_second", "dtype"}
-    assert measured["tokens"] == 4 * 31
+    assert (measured["tokens"], measured["dtype"]) == (4 * 31, "float32")
     assert measured["bytes"] == (out / "model.safetensors").stat().st_size
-    assert measured["dtype"] == "float32"
 
 
 def test_evaluate_runs_tasks_of_our_own(model: Path, replaceme: Run, tmp_path: Path) -> None:

@@ -115,36 +115,30 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., st
 
 
 @pytest.mark.parametrize(
-    ("arguments", "settings", "exit_code", "words"),
+    ("exit_code", "words", "settings"),
     [
-        (["--data", "file"], {}, 2, "cannot be written"),
-        (["--host", "203.0.113.1"], {"REPLACEME_ALLOW_UNAUTHENTICATED": "true"}, 2, "cannot listen on 203.0.113.1"),
-        (["--host", "0.0.0.0"], {}, 2, "set REPLACEME_ALLOW_UNAUTHENTICATED=true"),
-        ([], {"REPLACEME_LEASE_SECONDS": "soon"}, 2, "REPLACEME_LEASE_SECONDS"),
-        ([], {"REPLACEME_BROKER_URL": "redis://:secret/x@127.0.0.1/0"}, 2, "expected an address such as"),
-        ([], {"REPLACEME_DATABASE_URL": "postgresql://u:secret"}, 2, "expected an address such as"),
-        ([], {"REPLACEME_HUB": "https://u:secret@huggingface.co"}, 2, "expected dir:PATH, or an endpoint"),
-        ([], {"REPLACEME_BROKER_URL": "redis://127.0.0.1:1/0"}, 7, "the broker does not accept messages"),
-        ([], {"REPLACEME_DATABASE_URL": "postgresql+psycopg://x:secret@127.0.0.1:1/x"}, 7, "database"),
+        (2, "REPLACEME_LEASE_SECONDS", {"LEASE_SECONDS": "soon"}),
+        (2, "expected an address such as", {"BROKER_URL": "redis://:secret/x@127.0.0.1/0"}),
+        (2, "expected an address such as", {"DATABASE_URL": "postgresql://u:secret"}),
+        (2, "expected dir:PATH, or an endpoint", {"HUB": "https://u:secret@huggingface.co"}),
+        (7, "the broker does not accept messages", {"BROKER_URL": "redis://127.0.0.1:1/0"}),
+        (7, "database", {"DATABASE_URL": "postgresql+psycopg://x:secret@127.0.0.1:1/x"}),
     ],
 )
 def test_invalid_settings_are_reported_at_start(
-    refused: Callable[..., str],
-    tmp_path: Path,
-    arguments: list[str],
-    settings: dict[str, str],
-    exit_code: int,
-    words: str,
+    refused: Callable[..., str], exit_code: int, words: str, settings: dict[str, str]
 ) -> None:
-    (tmp_path / "file").touch()
-    error = refused(*arguments, exit_code=exit_code, **settings)
+    error = refused(exit_code=exit_code, **{f"REPLACEME_{name}": value for name, value in settings.items()})
     assert words in error
     assert "secret" not in error
 
 
-def test_a_port_in_use_and_foreign_modules_in_the_working_directory(
-    refused: Callable[..., str], tmp_path: Path
-) -> None:
+def test_places_where_it_cannot_run(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot be written" in refused("--data", "file")
+    assert "set REPLACEME_ALLOW_UNAUTHENTICATED=true" in refused("--host", "0.0.0.0")
+    elsewhere = refused("--host", "203.0.113.1", REPLACEME_ALLOW_UNAUTHENTICATED="true")
+    assert "cannot listen on 203.0.113.1" in elsewhere
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         assert f"port {port}: Address already in use" in refused("--port", port)

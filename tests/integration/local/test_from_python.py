@@ -89,13 +89,9 @@ def test_a_model_and_a_text_of_the_hub(fake_hub: FakeHub, model: Path, tmp_path:
     outcome = compress(
         "acme/tiny", ratio=0.34, calibration=text, compute=COMPUTE, out=tmp_path / "out", settings=settings
     )
-    assert len(outcome.removed_blocks) == 2
     assert sorted([*outcome.removed_blocks, *outcome.kept_blocks]) == list(range(BLOCKS))
-    assert outcome.method in ("least_squares", "refit")
-    assert outcome.before is not None
-    assert outcome.after is not None
+    assert outcome.before and outcome.after
     assert (outcome.before.blocks, outcome.after.blocks) == (BLOCKS, BLOCKS - 2)
-    assert outcome.gate is None
     report = json.loads((tmp_path / "out" / "replaceme.json").read_text())
     assert report == outcome.report
     assert report["hub"] == fake_hub.url

@@ -150,45 +150,6 @@ def test_an_error_is_printed_once(service: StubService) -> None:
     assert run_at(service, "status", JOB_ID).stderr == "error: what happened\n"
 
 
-ESTIMATE: dict[str, object] = {
-    "method": "auto",
-    "loading": "whole",
-    "dtype": "float32",
-    "samples": 64,
-    "max_length": 512,
-    "blocks": {"before": 30, "after": 22, "removed": "8 of 30"},
-    "parameters": {"before": 134_515_008, "after": 106_194_240},
-    "bytes": {"download": 272_584_997, "write": 215_935_223, "disk": 431_870_446},
-    "memory": {"host_bytes": 6_200_000_000, "gpu_bytes": 0},
-    "time": {"seconds": 750.0, "low_seconds": 300.0, "high_seconds": 1875.0, "basis": "model", "jobs": 0},
-    "stages": [{"stage": "calibrate", "seconds": 81.0, "host_bytes": 6_200_000_000, "gpu_bytes": 0}],
-}
-PLAN: dict[str, object] = {
-    "model": {"repo_id": "org/name", "revision": "a" * 40, "family": "llama", "supported": True, "methods": ["auto"]},
-    "estimate": ESTIMATE,
-    "worker": {"route": None, "estimated_for": "cpu", "alive": True},
-    "warnings": [{"code": "gated", "message": "org/name is gated", "field": "model"}],
-    "refusals": [],
-}
-REFUSAL = {"code": "does_not_fit", "message": "it needs 7 bytes", "field": "model"}
-
-
-def test_a_plan(service: StubService) -> None:
-    wanted = ("plan", "--model", "org/name", "--ratio", "0.25", "--calibration", "builtin:general")
-    service.answers["POST /plans"] = [(200, PLAN)]
-    found = run_at(service, *wanted)
-    assert found.exit_code == 0, found.output
-    shown = ("8 of 30 blocks", "134,515,008 -> 106,194,240", "6.20 GB", "any (estimated for cpu), alive", "gated")
-    assert [text for text in shown if text not in found.stdout] == []
-    assert json.loads(run_at(service, *wanted, "--json").stdout)["estimate"]["blocks"] == ESTIMATE["blocks"]
-    searches = {**PLAN, "estimate": {**ESTIMATE, "trials": {"at_most": 4, "seconds": 600.0}}, "refusals": [REFUSAL]}
-    service.answers["POST /plans"] = [(200, searches)]
-    found = run_at(service, *wanted, "--ratio", "max:0.5", "--gate", "perplexity_ratio<=1.6")
-    assert found.exit_code == 2, found.output
-    shown = ("at most 8 of 30 blocks", "at most 4, about 10 minutes for all", "refused: it needs 7 bytes")
-    assert [text for text in shown if text not in found.stdout] == []
-
-
 @pytest.fixture
 def result(tmp_path: Path) -> Path:
     """The directory of a result."""
@@ -229,22 +190,22 @@ def test_a_report_is_opened(
 def test_a_report_that_cannot_be_read_or_written_is_bad_input(
     service: StubService, result: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(*arguments: str) -> str:
-        done = run_at(service, "report", *arguments)
-        assert (done.exit_code, done.stdout) == (2, ""), done.output
-        return done.stderr
+    def require(words: str, *arguments: object) -> None:
+        done = run_at(service, "report", *map(str, arguments))
+        assert (done.exit_code, done.stdout, words in done.stderr) == (2, "", True), done.output
 
-    file, page = result / "replaceme.json", str(result / "page.html")
-    assert "cannot be written" in refused(str(result), "--html", str(tmp_path / "none" / "page.html"))
-    assert "cannot be written" in refused(str(result), "--plots", str(file))
+    file, plots = result / "replaceme.json", result / "plots"
+    require("cannot be written", result, "--html", tmp_path / "none" / "page.html")
+    require("cannot be written", result, "--plots", file)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib", None)
-        assert "pip install 'replaceme[plot]'" in refused(str(result), "--plots", str(result / "plots"))
-        assert not (result / "plots").exists()
+        require("pip install 'replaceme[plot]'", result, "--plots", plots)
+        assert not plots.exists()
+        page = str(result / "page.html")
         assert "without pictures" in run_at(service, "report", str(result), "--html", page).stderr
     file.write_text("[]")
-    assert "is not a report" in refused(str(result))
-    assert "has no replaceme.json" in refused(str(tmp_path))
+    require("is not a report", result)
+    require("has no replaceme.json", tmp_path)
 
 
 def all_errors(base: type[errors.ReplaceMeError] = errors.ReplaceMeError) -> list[type[errors.ReplaceMeError]]:
@@ -274,21 +235,17 @@ def test_exit_codes() -> None:
 @pytest.mark.parametrize(
     ("answer", "then", "exit_code"),
     [
-        ((202, a_job(status="running")), "cancelled", ExitCode.CANCELLED),
-        ((409, a_problem(409)), "failed", ExitCode.JOB_FAILED),
-        ((202, a_job(status="running")), "running", ExitCode.CANCELLED),
+        (202, "cancelled", ExitCode.CANCELLED),
+        (409, "failed", ExitCode.JOB_FAILED),  # it has ended meanwhile
+        (202, "running", ExitCode.CANCELLED),  # it does not stop in time
     ],
-    ids=["cancelled", "ended meanwhile", "does not stop in time"],
 )
 def test_a_signal_during_the_submission_cancels_the_job(
-    service: StubService,
-    monkeypatch: pytest.MonkeyPatch,
-    answer: tuple[int, object],
-    then: str,
-    exit_code: ExitCode,
+    service: StubService, monkeypatch: pytest.MonkeyPatch, answer: int, then: str, exit_code: ExitCode
 ) -> None:
     monkeypatch.setattr("api.cli.service.CANCEL_SECONDS", 0.1)
-    service.answers[f"POST /jobs/{JOB_ID}/cancel"] = [answer]
+    body = a_job(status="running") if answer == 202 else a_problem(answer)
+    service.answers[f"POST /jobs/{JOB_ID}/cancel"] = [(answer, body)]
     service.answers[f"GET /jobs/{JOB_ID}"] = [(200, a_job(status=then))]
     with interrupts(wanted=True) as held:
         os.kill(os.getpid(), signal.SIGTERM)  # held: nothing happens yet

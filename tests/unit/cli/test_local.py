@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,7 +16,7 @@ from replaceme_core.hub.port import REPOSITORY
 from replaceme_core.local.inputs import clean_name
 from replaceme_core.report.card import as_command
 from replaceme_core.request.resolve import ResolvedSpec
-from tests.fixtures.cli.local import CONFIG, Run, left_over, runner
+from tests.fixtures.cli.local import CONFIG, Run, left_over, runner, sent
 from tests.fixtures.evaluation.local_tasks import CHOICE, ROLLING, write_tasks
 from tests.fixtures.service.serve import environment
 
@@ -27,12 +26,6 @@ Base = tuple[str | Path, ...]
 @pytest.fixture
 def base(model: Path, text: Path) -> Base:
     return ("compress", model, "--out", "out", "--ratio", "0.25", "--calibration", text)
-
-
-def sent(out: Path) -> dict[str, Any]:
-    """The request that the runner was sent."""
-    request: dict[str, Any] = json.loads((out / "replaceme.json").read_text())["request"]
-    return request
 
 
 def words_of(text: str) -> str:
@@ -259,6 +252,7 @@ SEVERAL = [
             "ratio": 0.5,
             "method": {"name": "least_squares", "groups": 2, "ridge": 0.01, "replays": 3},
             "compute": {**COMPUTE, "loading": "blockwise", "quantization": "4bit", "pattern_safe": True},
+            "gate": {"perplexity_ratio": {"min": 1.0, "max": 2.5}, "agreement": {"min": 0.25}},
         },
         {
             "drop": [1, 2],
@@ -277,24 +271,15 @@ SEVERAL = [
             "method": {"name": "cosine", "loss": "light", "structure": "diagonal"},
             "calibration": {**IN_A_FILE, "repeated": 0.125, "column": "body", "template": "plain"},
         },
-        {
-            "ratio": 0.25,
-            "method": {"name": "least_squares", "as_published": True},
-            "gate": {"perplexity_ratio": {"min": 1.0, "max": 2.5}, "agreement": {"min": 0.25}},
-        },
+        {"ratio": 0.25, "method": {"name": "least_squares", "as_published": True}},
     ],
-    ids=["compute", "tasks", "sources", "one text", "gate"],
+    ids=["compute", "tasks", "sources", "one text", "published"],
 )
 def test_the_command_that_a_card_shows_gives_the_same_specification(
     replaceme: Run, model: Path, text: Path, tmp_path: Path, fields: dict[str, object]
 ) -> None:
-    body = {
-        "model": {"repo_id": "local/a-model"},
-        "calibration": IN_A_FILE,
-        "compute": COMPUTE,
-        **fields,
-    }
-    wanted = ResolvedSpec.model_validate(body)
+    body = {"model": {"repo_id": "local/a-model"}, "calibration": IN_A_FILE, "compute": COMPUTE}
+    wanted = ResolvedSpec.model_validate({**body, **fields})
     command, *arguments = shlex.split(as_command(wanted).replace("\\\n", ""))
     for task in ("piqa", "sciq"):  # of which nothing but the names is looked at
         (tmp_path / f"{task}.yaml").write_text(f"task: {task}\n")

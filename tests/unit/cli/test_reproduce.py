@@ -10,7 +10,7 @@ from typer.testing import Result
 
 from replaceme_core.hub.files import sha256_of
 from tests.fakes.local_runner import REPORT
-from tests.fixtures.cli.local import Run, left_over
+from tests.fixtures.cli.local import Run, left_over, sent
 
 SPEC = {
     "model": {"repo_id": "local/a-model", "revision": None},
@@ -67,7 +67,7 @@ def test_the_recorded_specification_is_carried_out(
     spec = {**SPEC, "ratio": {"max": 0.5}, "gate": {"divergence": {"max": 1.0}}}
     done = reproduce("--out", "out", spec=spec)
     assert done.exit_code == 0, done.stderr
-    request = json.loads((tmp_path / "out" / "replaceme.json").read_text())["request"]
+    request = sent(tmp_path / "out")
     assert request["model_directory"] == str(model)
     assert request["calibration_paths"] == [str(text)]
     assert request["compare_with"] == str(result)
@@ -136,11 +136,9 @@ def test_other_files_than_the_recorded_ones_are_refused(reproduce: Run, model: P
         assert "which the result was made from" in done.stderr, "no file elsewhere is looked at"
 
 
-@pytest.mark.parametrize(
-    "changes", [{"calibration": {"dataset": "file:../../etc/passwd"}}, {"ratio": "0.25"}, {"from_a_later_version": 1}]
-)
-def test_a_record_that_cannot_be_carried_out(reproduce: Run, changes: dict[str, object]) -> None:
-    for spec in (None, {**SPEC, **changes}):
+def test_a_record_that_cannot_be_carried_out(reproduce: Run) -> None:
+    outside = {**SPEC, "calibration": {"dataset": "file:../../etc/passwd"}}
+    for spec in (None, outside, {**SPEC, "ratio": "0.25"}, {**SPEC, "from_a_later_version": 1}):
         done = reproduce(spec=spec)
         assert done.exit_code == 2, done.stderr
         assert "has no specification that this version can carry out: spec" in done.stderr

@@ -1,12 +1,10 @@
 """`compress` and `evaluate` with models and texts of the Hub: what the runner is sent, and what is refused."""
 
-import json
 import re
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,6 +22,7 @@ from replaceme_core.local.compress import Outcome, compress
 from replaceme_core.local.evaluate import evaluate
 from replaceme_core.settings import Settings
 from tests.fakes import local_runner
+from tests.fixtures.cli.local import sent
 from tests.fixtures.models.tiny import save_tiny
 
 ROWS = b'{"text": "a row of words"}\n' * 4
@@ -52,12 +51,6 @@ def run(tmp_path: Path) -> Compress:
     return partial(compress, ratio=0.5, calibration="builtin:code", out=tmp_path / "out")
 
 
-def sent(out: Path) -> dict[str, Any]:
-    """The request that the runner was sent."""
-    request: dict[str, Any] = json.loads((out / "replaceme.json").read_text())["request"]
-    return request
-
-
 def test_model_and_text_of_the_hub_are_pinned(
     fake_hub: FakeHub, files: dict[str, bytes], make_settings: Make, tmp_path: Path
 ) -> None:
@@ -83,17 +76,6 @@ def test_model_and_text_of_the_hub_are_pinned(
     assert [overall for _, overall in seen] == sorted(overall for _, overall in seen)
 
 
-def test_a_revision_of_a_model_is_named_behind_it(
-    fake_hub: FakeHub, files: dict[str, bytes], make_settings: Make
-) -> None:
-    first = fake_hub.add_model("acme/tiny", files).oid
-    fake_hub.add_model("acme/tiny", {**files, "more.txt": b"more"})
-    found = evaluate([f"acme/tiny@{first}", "acme/tiny"], settings=make_settings())
-    assert [one.name for one in found.models] == [f"acme/tiny@{first}", "acme/tiny"]
-    assert found.models[0].revision == first
-    assert found.models[1].revision not in (first, None)
-
-
 def test_a_directory_goes_before_the_hub_and_needs_none(
     fake_hub: FakeHub,
     files: dict[str, bytes],
@@ -116,16 +98,19 @@ def test_a_directory_goes_before_the_hub_and_needs_none(
     assert not (tmp_path / "data").exists()
 
 
-def test_a_text_of_the_hub_to_measure_on(
-    fake_hub: FakeHub, files: dict[str, bytes], make_settings: Make, tmp_path: Path
+def test_evaluate_with_a_revision_of_a_model_and_a_text_of_the_hub(
+    fake_hub: FakeHub, files: dict[str, bytes], make_settings: Make
 ) -> None:
-    fake_hub.add_model("acme/tiny", files)
+    first = fake_hub.add_model("acme/tiny", files).oid
+    fake_hub.add_model("acme/tiny", {**files, "more.txt": b"more"})
     commit = fake_hub.add_dataset("acme/text", {"test.jsonl": ROWS, "train.jsonl": ROWS}).oid
-    found = evaluate(["acme/tiny"], text="acme/text", settings=make_settings())
+    found = evaluate([f"acme/tiny@{first}", "acme/tiny"], text="acme/text", settings=make_settings())
+    assert [one.name for one in found.models] == [f"acme/tiny@{first}", "acme/tiny"]
+    assert found.models[0].revision == first
+    assert found.models[1].revision not in (first, None)
     request = found.models[0].report["request"]
     assert isinstance(request, dict)
-    assert request["builtin"] is None
-    assert request["data_set"]["revision"] == commit
+    assert (request["builtin"], request["data_set"]["revision"]) == (None, commit)
     assert [path.name for path in Path(request["text_path"]).iterdir()] == ["test.jsonl"]
     assert found.text == "acme/text"
     with pytest.raises(InvalidInput, match="no split 'validation'"):
