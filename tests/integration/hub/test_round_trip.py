@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -82,23 +83,23 @@ def published(socket_side: SocketSide, tmp_path: Path) -> Published:
     return Published(fake=socket_side.fake, folder=folder, source=source)
 
 
-def environment(published: Published, tmp_path: Path, **ours: str) -> dict[str, str]:
-    """That of a stranger: no settings, no cache and no module path of ours."""
+def run(published: Published, tmp_path: Path, *arguments: str, **ours: str) -> subprocess.CompletedProcess[str]:
+    """Python as a stranger has it: with no settings, no cache and no module path of ours, but these."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "OMP_NUM_THREADS", "TMPDIR") if name in os.environ}
     hub = {"HF_ENDPOINT": published.fake.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-    return {**kept, **hub, "HOME": str(tmp_path / "home"), **ours}
-
-
-def test_anybody_can_pull_and_load_it(published: Published, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", PULL, RESULT, READ_TOKEN],
-        env=environment(published, tmp_path),
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**kept, **hub, "HOME": str(tmp_path / "home"), **ours},
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=280,
         check=False,
     )
+
+
+def check_that_anybody_can_load_it(published: Published, tmp_path: Path) -> None:
+    done = run(published, tmp_path, "-P", "-c", PULL, RESULT, READ_TOKEN)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["layers"], found["dtype"]) == (BLOCKS - 2, "torch.bfloat16")
@@ -112,26 +113,16 @@ def test_anybody_can_pull_and_load_it(published: Published, tmp_path: Path) -> N
     assert f"{published.fake.url}/{SOURCE}/tree/" in card.text
 
 
-def reproduce(published: Published, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def test_it_is_loaded_and_made_again_and_a_changed_tensor_is_found(published: Published, tmp_path: Path) -> None:
+    check_that_anybody_can_load_it(published, tmp_path)
     ours = {
         "REPLACEME_HUB": published.fake.url,
         "REPLACEME_HUB_READ_TOKEN": READ_TOKEN,
         "REPLACEME_DATA": str(tmp_path / "data"),
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
-    return subprocess.run(
-        [sys.executable, "-m", "api.cli", "reproduce", *arguments, "--json"],
-        env=environment(published, tmp_path, **ours),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-
-
-def test_made_again_it_is_the_same_bytes_and_a_changed_tensor_is_found(published: Published, tmp_path: Path) -> None:
-    done = reproduce(published, tmp_path, RESULT)
+    reproduce = partial(run, published, tmp_path, "-m", "api.cli", "reproduce", "--json", **ours)
+    done = reproduce(RESULT)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     weights = published.folder / "model.safetensors"
@@ -140,7 +131,7 @@ def test_made_again_it_is_the_same_bytes_and_a_changed_tensor_is_found(published
     assert answer["tensors"] == len(tensors)
     tensors["model.norm.weight"][3] += 1
     save_file(tensors, weights, metadata={"format": "pt"})
-    done = reproduce(published, tmp_path, str(published.folder), "--model", str(published.source))
+    done = reproduce(str(published.folder), "--model", str(published.source))
     assert done.returncode == 9, done.stderr
     (row,) = json.loads(done.stdout)["differing"]
     assert (row["name"], row["differing"]) == ("model.norm.weight", 1)

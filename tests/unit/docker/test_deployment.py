@@ -13,7 +13,16 @@ from api.cli import launch
 from benchmarks.harness.checkout import ROOT
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.settings import Settings
-from tests.fixtures.service.deployment import DOCKERFILES, Image, brought, built_services, compose, project, services
+from tests.fixtures.service.deployment import (
+    DOCKERFILES,
+    Image,
+    brought,
+    built_services,
+    compose,
+    project,
+    services,
+    words,
+)
 
 SETTINGS = {f"REPLACEME_{name.upper()}" for name in Settings.model_fields}
 DURATION = re.compile(r"\d+s")
@@ -123,11 +132,11 @@ def test_only_a_gpu_worker_has_a_gpu() -> None:
 def test_what_a_service_builds_exists_and_is_asked_for_as_the_image_says(service: dict[str, Any]) -> None:
     image = Image.of(service)
     assert service["build"]["context"] == "."
-    assert service["build"].get("args", {}).keys() <= {each.arguments.partition("=")[0] for each in image.all("ARG")}
-    assert service["user"] == image.one("USER").arguments
+    assert service["build"].get("args", {}).keys() <= {each.partition("=")[0] for each in image.all("ARG")}
+    assert service["user"] == image.one("USER")
     if "test" in service["healthcheck"]:
-        words = [word.replace("$$", "$") for word in service["healthcheck"]["test"]]
-        assert words == ["CMD", *image.one("HEALTHCHECK").words()]
+        asked = [word.replace("$$", "$") for word in service["healthcheck"]["test"]]
+        assert asked == ["CMD", *words(image.one("HEALTHCHECK"))]
     said = {*service.get("environment", {}), *image.environment()}
     assert {name for name in said if name.startswith("REPLACEME_")} <= SETTINGS
 
@@ -140,29 +149,29 @@ def test_an_image_installs_its_own_extra_and_that_of_the_api_has_no_torch() -> N
     model_side = {"torch", "transformers", "pyarrow", "safetensors"}
     assert brought([*common, *extras["api"]]) & model_side == set()
     assert brought([*common, *extras["worker"]]) >= model_side
-    assert "torch" not in "\n".join(each.arguments for each in API.instructions)
-    (installed,) = re.findall(r'"(torch[^"]*)"', "\n".join(each.arguments for each in WORKER.all("RUN")))
+    assert "torch" not in str(API.instructions)
+    (installed,) = re.findall(r'"(torch[^"]*)"', "\n".join(WORKER.all("RUN")))
     assert installed in extras["worker"], "in the range of the extra"
 
 
 @each_image
 def test_an_image_builds_in_one_stage_and_runs_in_another_as_nobody_special(image: Image) -> None:
-    final = image.final_stage()
+    final = image.since_last("FROM")
     assert len(image.all("FROM")) == 2
-    assert len({each.arguments.split()[0] for each in image.all("FROM")}) == 1, "the environment links its interpreter"
-    assert [each.arguments for each in final.all("COPY")] == ["--from=build /opt/replaceme /opt/replaceme"]
+    assert len({each.split()[0] for each in image.all("FROM")}) == 1, "the environment links its interpreter"
+    assert final.all("COPY") == ["--from=build /opt/replaceme /opt/replaceme"]
     assert final.environment()["PATH"].startswith("/opt/replaceme/bin:")
-    assert not [each for each in final.all("RUN") if "pip" in each.arguments]
-    assert all(int(number) >= 1000 for number in final.one("USER").arguments.split(":"))
-    after = image.instructions[image.instructions.index(image.one("USER")) :]
-    assert {each.keyword for each in after} <= {"USER", "EXPOSE", "HEALTHCHECK", "CMD"}
-    assert "python" in image.one("HEALTHCHECK").arguments
-    assert not re.search(r"\b(curl|wget)\b", "\n".join(each.arguments for each in image.instructions))
+    assert not [each for each in final.all("RUN") if "pip" in each]
+    assert all(int(number) >= 1000 for number in final.one("USER").split(":"))
+    after = image.since_last("USER").instructions
+    assert {keyword for keyword, _ in after} <= {"USER", "EXPOSE", "HEALTHCHECK", "CMD"}
+    assert "python" in image.one("HEALTHCHECK")
+    assert not re.search(r"\b(curl|wget)\b", str(image.instructions))
 
 
 def test_what_is_started_is_what_serve_starts() -> None:
-    assert API.one("CMD").words() == ["python", *launch.api_command("0.0.0.0", 8000)[1:]]
-    assert WORKER.one("CMD").words() == ["python", *launch.worker_command()[1:]]
+    assert words(API.one("CMD")) == ["python", *launch.api_command("0.0.0.0", 8000)[1:]]
+    assert words(WORKER.one("CMD")) == ["python", *launch.worker_command()[1:]]
     assert "REMAP_SIGTERM" not in WORKER.environment(), "a worker that is stopped first lets its job go on for a while"
     assert services()["migrate"]["command"] == ["python", "-m", "migrations"]
 
@@ -175,10 +184,7 @@ def test_the_engine_is_given_what_is_copied_and_no_more(image: Image) -> None:
     assert everything == "*"
     given = {rule[1:] for rule in rules if rule.startswith("!")}
     copied = {
-        source.removeprefix("./")
-        for each in image.all("COPY")
-        if "--from" not in each.arguments
-        for source in each.arguments.split()[:-1]
+        source.removeprefix("./") for each in image.all("COPY") if "--from" not in each for source in each.split()[:-1]
     }
     packages = {pattern.rstrip("*") for pattern in project()["tool"]["setuptools"]["packages"]["find"]["include"]}
     about = project()["project"]
