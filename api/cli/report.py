@@ -13,8 +13,8 @@ from api.cli.output.report import print_report
 from api.cli.service import Service, asks_service
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.port import REPORT
-from replaceme_core.report.page import PAGE, render_page, write_plots
-from replaceme_core.report.plots import FORMATS, can_draw
+from replaceme_core.report.page import PAGE, plots_of, render_page
+from replaceme_core.report.plots import FORMATS, can_draw, rendered
 from replaceme_core.report.reading import Report
 from replaceme_core.wording import counted
 
@@ -56,8 +56,10 @@ def _write(found: dict[str, object], *, html: Path | None, plots: Path | None, o
     """What was asked for, with a line on standard error for each."""
     if plots is not None:
         plots.mkdir(parents=True, exist_ok=True)
-        written = write_plots(plots, found, kinds=FORMATS)
-        print_note(f"wrote {counted(len(written), 'pictures')} to {plots}")
+        drawn = [(plot, kind) for plot in plots_of(found) for kind in FORMATS]
+        for plot, kind in drawn:
+            (plots / f"{plot.name}.{kind}").write_bytes(rendered(plot, kind))
+        print_note(f"wrote {counted(len(drawn), 'pictures')} to {plots}")
     if open_page and html is None:  # the browser reads it after this process has ended, so it stays
         html = Path(tempfile.mkdtemp(prefix="replaceme-report-")) / PAGE
     if html is None:

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from replaceme_core.report import plots, view
 from replaceme_core.report.figures import NONE, PERPLEXITY, RATIO, WHOLE, Form, duration, size
-from replaceme_core.report.plots import Format, Plot, can_draw, rendered
+from replaceme_core.report.plots import Plot, can_draw, rendered
 from replaceme_core.report.reading import Piece, Place, Report, Shown, Step, pointer
 from replaceme_core.report.view import Cell, Column, Table
 
@@ -280,17 +280,6 @@ def policy(*, header: bool = False) -> str:
 def data_of(plot: Plot) -> str:
     """The picture as an address that has the whole of it."""
     return "data:image/svg+xml;base64," + base64.b64encode(rendered(plot, "svg")).decode()
-
-
-def write_plots(directory: Path, content: Mapping[str, object], *, kinds: Sequence[Format]) -> list[Path]:
-    """Write each plot in each of `kinds` into `directory`, and return the paths. Needs matplotlib."""
-    written = []
-    for plot in plots_of(content):
-        for kind in kinds:
-            path = directory / f"{plot.name}.{kind}"
-            path.write_bytes(rendered(plot, kind))
-            written.append(path)
-    return written
 
 
 @cache

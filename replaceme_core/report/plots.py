@@ -401,23 +401,14 @@ def stages(report: Report, of: Literal["seconds", "peak_bytes"]) -> Plot | None:
         across, scale = ("time (s)", 1.0) if of == "seconds" else ("peak memory (GB)", _GIGABYTE)
         figure, (plot,) = _frame(1.0 + 0.45 * len(found), across=across, names=names)
         height, shift = (0.38, 0.2) if is_planned else (0.6, 0.0)
-        taken = [(report.number(*base, of) or 0.0) / scale for base in found]
-        places = [row - shift for row in range(len(found))]
-        plot.barh(places, taken, height=height, color=_DARK, edgecolor=_DARK, label="taken")
+        bars = [("taken", [report.number(*base, of) for base in found], -shift, _DARK, "")]
         if is_planned:
-            plans = [view.planned(report, base) for base in found]
-            expected = [(report.number(*plan, f"expected_{of}") or 0.0) / scale for plan in plans]
-            places = [row + shift for row in range(len(found))]
-            plot.barh(
-                places,
-                expected,
-                height=height,
-                color=_LIGHT,
-                edgecolor=_DARK,
-                hatch=_HATCH,
-                linewidth=0.6,
-                label="expected",
-            )
+            expected = [report.number(*view.planned(report, base), f"expected_{of}") for base in found]
+            bars.append(("expected", expected, shift, _LIGHT, _HATCH))
+        for label, values, below, colour, hatch in bars:
+            places, widths = [row + below for row in range(len(found))], [(one or 0.0) / scale for one in values]
+            plot.barh(places, widths, height, color=colour, edgecolor=_DARK, hatch=hatch, linewidth=0.6, label=label)
+        if is_planned:
             _legend(plot)
         plot.set_xlim(left=0)
         return figure

@@ -353,17 +353,9 @@ ORDERS = ("step", "group")
 _CANDIDATE_COLUMNS = (
     Column("distance", "Distance before the fit (half turns)"),
     Column("influence", "Influence (1 - cosine)", is_brief=False),
-    Column(
-        "residual",
-        "Residual after the fit (ratio)",
-        "A residual is relative to the stream at the end of the cut.",
-    ),
+    Column("residual", "Residual after the fit (ratio)", "A residual is relative to the stream at the end of the cut."),
     Column("plain_loss", "Loss without maps (nats)", is_brief=False),
-    Column(
-        "held_out_loss",
-        "Loss on held-out tokens (nats)",
-        "~: an estimate from a part of the held-out text.",
-    ),
+    Column("held_out_loss", "Loss on held-out tokens (nats)", "~: an estimate from a part of the held-out text."),
     Column("held_out_score", "Score on held-out tokens (log ratio)"),
 )
 CANDIDATE_MEASURES = tuple(one.key for one in _CANDIDATE_COLUMNS)
