@@ -85,18 +85,27 @@ def test_the_last_line_of_the_log_is_for_the_operator(tmp_path: Path) -> None:
     assert found.explained.endswith("(the reason)")
 
 
+Counts = tuple[int | None, int | None]
+
+
 @pytest.mark.parametrize(
-    ("counts", "error"),
+    ("before", "after", "error"),
     [
-        ([OomKills(group=3, machine=7), OomKills(group=4, machine=8)], OutOfMemory),
-        ([OomKills(group=3, machine=7), OomKills(group=3, machine=7)], RunnerKilled),
-        ([OomKills(group=None, machine=None)] * 2, PerhapsOutOfMemory),
+        ((1, 1), (2, 2), OutOfMemory),
+        ((1, 1), (1, 1), RunnerKilled),
+        ((1, 1), (1, 2), PerhapsOutOfMemory),
+        ((None, 1), (None, 2), OutOfMemory),
+        ((None, 1), (None, 1), RunnerKilled),
+        ((1, None), (2, None), OutOfMemory),
+        ((1, None), (1, None), RunnerKilled),
+        ((None, None), (None, None), PerhapsOutOfMemory),
     ],
 )
 def test_a_sigkill_is_explained_by_the_kernels_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: list[OomKills], error: type[Exception]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: Counts, after: Counts, error: type[Exception]
 ) -> None:
-    remaining = iter(counts)
+    """Of kills in the own group and on the machine."""
+    remaining = iter([OomKills(group=group, machine=machine) for group, machine in (before, after)])
     monkeypatch.setattr(child, "count_oom_kills", lambda: next(remaining))
     found = end_of("import os; os.kill(os.getpid(), 9)", tmp_path)
     assert (type(found), "SIGKILL" in found.message) == (error, True)

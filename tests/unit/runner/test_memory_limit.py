@@ -102,23 +102,3 @@ def test_a_group_is_not_made_outside_of_a_limit(show: Show, tmp_path: Path) -> N
     before = sorted(tmp_path.rglob("*"))
     assert make_group(2**28) is None
     assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "verdict"),
-    [
-        ((1, 1), (2, 2), True),
-        ((1, 1), (1, 1), False),
-        ((1, 1), (1, 2), None),
-        ((None, 1), (None, 2), True),
-        ((None, 1), (None, 1), False),
-        ((1, None), (1, None), False),
-        ((1, None), (2, None), True),
-        ((None, None), (None, None), None),
-    ],
-)
-def test_whether_they_explain_a_kill(
-    before: tuple[int | None, int | None], after: tuple[int | None, int | None], verdict: bool | None
-) -> None:
-    first, second = (OomKills(group=group, machine=machine) for group, machine in (before, after))
-    assert second.explain_a_kill_since(first) is verdict
