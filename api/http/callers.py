@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -329,9 +330,5 @@ def check_exposure(host: str, settings: Settings) -> None:
 
 
 def _has_live_key(settings: Settings) -> bool:
-    database = Database(settings.resolved_database_url)
-    try:
-        with database.session(read_only=True) as session:
-            return Keys(session).is_any_live()
-    finally:
-        database.close()
+    with closing(Database(settings.resolved_database_url)) as database, database.session(read_only=True) as session:
+        return Keys(session).is_any_live()

@@ -128,6 +128,8 @@ def test_errors_are_bounded_in_size(client: TestClient) -> None:
         ({"ratio": 1.5}, {"ratio": 1.5}),
         ({"drop": [1]}, {"ratio": 0.25}),
         ({"ratio": None, "drop": [1, "2"]}, {"drop.1": "2"}),
+        ({"calibration": {"sources": ["builtin:code", "data"]}}, {"calibration.sources.1": "data"}),
+        ({"calibration": [{"self_generated": True, "share": 2}]}, {"calibration.sources.0.share": 2}),
         ({"model": "x"}, {"model": "x"}),
         ({"model": {"repo_id": "x"}}, {"model.repo_id": "x"}),
         ({"foo": {"bar": [math.nan]}}, {"foo": {"bar": ["NaN"]}}),

@@ -104,19 +104,6 @@ def test_validate_only_answers_with_the_plan_or_with_the_error_of_a_submission(c
     assert explicit.json()["id"] == submitted.json()["id"]
 
 
-def test_refusals_of_a_plan_are_no_error(client: TestClient, hub_root: Path) -> None:
-    (put_model(hub_root, "org/broken") / "model.safetensors").write_bytes(b"weights")
-    for request, code in (
-        ({"model": "org/strange"}, "unsupported_family"),
-        ({"model": "org/none"}, "unknown_repository"),
-        ({"model": "org/broken"}, "broken_model"),
-        ({"ratio": None, "drop": [99]}, "invalid_input"),
-    ):
-        response = client.post("/plans", json={**REQUEST, **request})
-        assert response.status_code == 200, response.text
-        assert [refusal["code"] for refusal in response.json()["refusals"]] == [code]
-
-
 def test_text_that_is_half_a_character_is_refused_where_it_is_read(client: TestClient, hub_root: Path) -> None:
     place = put_model(hub_root, "org/odd")
     header = b'{"a":{"dtype":"\\ud800","shape":[0],"data_offsets":[0,0]}}'
