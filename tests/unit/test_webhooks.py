@@ -5,15 +5,14 @@ import json
 import re
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path
 
 import pytest
+import trustme
 from standardwebhooks import Webhook
 
 from api.routes.delivery import rules_of
@@ -273,19 +272,17 @@ def test_nothing_goes_to_this_machine_by_default(there: Receiver) -> None:
     assert there.received == []
 
 
-def contexts_for(name: str, directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """The contexts of a server with a certificate for `name`, and of a client that trusts it and no other."""
-    key, certificate = directory / "key.pem", directory / "certificate.pem"
-    naming = ("-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}")
-    made = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, *naming)
-    subprocess.run(made, check=True, capture_output=True)
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(certificate, key)
-    return server, ssl.create_default_context(cafile=certificate)
+def contexts_for(name: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The contexts of a server with a certificate for `name`, and of a client that trusts its authority."""
+    authority = trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert(name).configure_cert(server)
+    authority.configure_trust(client)
+    return server, client
 
 
-def test_the_certificate_and_the_name_in_tls_are_those_of_the_host(tmp_path: Path) -> None:
-    server, client = contexts_for("hooks.example.com", tmp_path)
+def test_the_certificate_and_the_name_in_tls_are_those_of_the_host() -> None:
+    server, client = contexts_for("hooks.example.com")
     with receiver(tls=server) as there:
         assert send(f"https://hooks.example.com:{there.port}/", ssl_context=client).is_delivered
         assert there.server_names == ["hooks.example.com"]
