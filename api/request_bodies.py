@@ -62,7 +62,8 @@ class JobWebhookRequest(Frozen):
     events: Events = DEFAULT_EVENTS
     payload: PayloadField = Payload.THIN
     signed_by: WebhookId | None = Field(
-        default=None, description="ID of a standing webhook whose secret signs these messages, in place of a new one."
+        default=None,
+        description="ID of a webhook for all jobs whose secret signs these messages, in place of a new one.",
     )
 
 

@@ -34,7 +34,7 @@ def create(
     label: Label = None,
     full: Full = None,
 ) -> None:
-    """Create a standing webhook. Its secret is shown once."""
+    """Create a webhook for all your jobs. Its secret is shown once."""
     labels = parse_labels(label) if label else None
     made = service.client.webhooks.create(to, events=event or None, labels=labels, payload=_payload(full))
     _print(service, made)
@@ -49,7 +49,7 @@ def list_webhooks(
     limit: Limit = None,
     cursor: Cursor = None,
 ) -> None:
-    """List standing webhooks, newest first."""
+    """List the webhooks for all your jobs, newest first."""
     page = service.client.webhooks.page(job_id=job, limit=limit, cursor=cursor)
     service.show_list(page.items, webhooks_table, nothing="no webhooks", cursor=page.next_cursor)
 

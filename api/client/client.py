@@ -294,7 +294,7 @@ class WebhooksClient:
         labels: Mapping[str, str] | None = None,
         payload: str | None = None,
     ) -> Webhook:
-        """A standing webhook. `secret` is in this response only."""
+        """A webhook for all jobs. `secret` is in this response only."""
         body = given(url=url, events=events, labels=labels, payload=payload)
         return self._connection.ask(Webhook, "POST", "/webhooks", body=body)
 

@@ -37,7 +37,7 @@ LONGEST_OVERLAP_SECONDS = 604_800
 
 
 class NewWebhookRequest(Frozen):
-    """A standing webhook, for all jobs of yours that are submitted or go on from now on."""
+    """A webhook for all jobs of yours that are submitted or go on from now on."""
 
     url: Url
     events: Events = DEFAULT_EVENTS
@@ -136,7 +136,7 @@ async def create_webhook(
 def list_webhooks(
     query: Annotated[WebhooksQuery, Query()], session: ReadingSessionDep, caller: CallerDep, request: Request
 ) -> Page[WebhookBody]:
-    """Your standing webhooks, newest first; with `job`, those of that job."""
+    """Your webhooks for all jobs, newest first; with `job`, those of that job."""
     page = webhooks.page(session, owner=caller, job_id=query.job, limit=query.limit, cursor=query.cursor)
     return Page(items=tuple(_shown(one, request) for one in page.items), next_cursor=page.next_cursor)
 

@@ -81,7 +81,7 @@ def main() -> int:
 
     secrets: list[str] = []
     with Client(url, api_key=key) as client, receiver(options.port, secrets) as messages:
-        # standing, not of one job: it also calls about retries
+        # for all jobs, not for one: it also calls about retries
         hook = client.webhooks.create(options.receive)
         assert hook.secret is not None
         secrets.append(hook.secret)

@@ -179,7 +179,7 @@ def _find(session: Session, webhook_id: str, *, owner: str, lock: bool = False) 
 def page(
     session: Session, *, owner: str, limit: int, job_id: str | None = None, cursor: str | None = None
 ) -> Page[Webhook]:
-    """The newest first: the standing ones, or those of a job. Raises `InvalidInput` (field `cursor`)."""
+    """The newest first: those for all jobs, or those of one job. Raises `InvalidInput` (field `cursor`)."""
     query = select(WebhookRow).where(WebhookRow.owner == owner).order_by(WebhookRow.number.desc()).limit(limit + 1)
     query = query.where(WebhookRow.job_id.is_(None) if job_id is None else WebhookRow.job_id == job_id)
     if cursor is not None:

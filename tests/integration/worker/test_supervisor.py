@@ -128,16 +128,16 @@ def test_all_attempts_at_a_job_share_their_checkpoints(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("worker_kind", "told"), [(WorkerKind.CPU, "cpu, False"), (WorkerKind.GPU, "None, True"), (None, "None, False")]
+    ("worker_kind", "expected"), [(WorkerKind.CPU, "cpu, False"), (WorkerKind.GPU, "None, True"), (None, "None, False")]
 )
-def test_a_runner_learns_what_its_job_is_for(bench: Bench, worker_kind: WorkerKind | None, told: str) -> None:
+def test_a_runner_learns_what_its_job_is_for(bench: Bench, worker_kind: WorkerKind | None, expected: str) -> None:
     """One for CPU workers stays on the CPU; one for a GPU is not done on the CPU should there be none after all."""
     said = said_by(
         bench,
         "request['spec']['compute']['device']) + ', ' + str(request['needs_accelerator']",
         bench.add(worker_kind=worker_kind),
     )
-    assert said == told
+    assert said == expected
 
 
 def test_the_runner_receives_what_earlier_jobs_took(bench: Bench) -> None:

@@ -73,13 +73,13 @@ def test_text_that_the_model_writes_itself_and_repeated_passages_calibrate(sourc
     assert "text that the original model wrote itself" in card
 
 
-@pytest.mark.parametrize(("name", "told"), [("gemma2", "A diagonal map"), ("qwen2-moe-mixed", "A linear map")])
-def test_other_families_go_the_same_way(name: str, told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "expected"), [("gemma2", "A diagonal map"), ("qwen2-moe-mixed", "A linear map")])
+def test_other_families_go_the_same_way(name: str, expected: str, tmp_path: Path) -> None:
     variant = BY_NAME[name]
     source = save_tiny(tmp_path / "source", variant=variant, dtype=torch.bfloat16)
     finished, recorder, out = run(request(source, ratio=0.17))
     assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == BLOCKS - 1
-    assert told in (out / "README.md").read_text()
+    assert expected in (out / "README.md").read_text()
     (chosen,) = (row for row in finished.report["candidates"] if row["chosen"])  # type: ignore[attr-defined]
     assert chosen["residual"] > 0
     assert recorder.value("residual_check_error") < 1e-5
