@@ -7,6 +7,7 @@ from typing import Literal
 import psutil
 import torch
 
+from replaceme_core.engine.model.attention import use_fast_attention
 from replaceme_core.engine.model.load import DTYPES
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import CPU_INFO, WorkerKind, free_group_memory, has_native_bfloat16
@@ -87,9 +88,10 @@ def fast_cpu_dtype() -> CpuDtype:
 
 
 def make_deterministic(compute: ResolvedCompute) -> torch.dtype:
-    """Set the number of threads and the seed, which decide the rounding; returns the dtype to compute in."""
+    """Set what decides the rounding: threads, seed and attention; returns the dtype to compute in."""
     torch.set_num_threads(compute.threads)
     torch.manual_seed(0)
+    use_fast_attention()
     return DTYPES[compute.dtype]
 
 

@@ -13,7 +13,7 @@ from replaceme_core.engine.numerics.stream import (
     target_before_norm,
     token_weights,
 )
-from replaceme_core.engine.numerics.sums import EndSums, Moments, WriteSums, gram_of
+from replaceme_core.engine.numerics.sums import EndSums, Moments, WriteSums, gram_of, products_of
 
 
 def test_ordinary_tokens_count_in_full_and_sinks_as_the_longest_ordinary_one() -> None:
@@ -147,3 +147,13 @@ def test_tokens_count_by_the_lesser_weight_of_both_ends(
     assert moments.error == pytest.approx(error, rel=1e-5)
     assert moments.target == pytest.approx(target, rel=1e-5)
     assert moments.tokens == 2 * TOKENS
+
+
+def test_products_of_bfloat16_values_are_exact_to_float32_and_leave_no_setting() -> None:
+    values = torch.randn(300, 40, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with products_of(values.dtype):
+        found = gram_of(values.to(torch.float32))
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    exact = values.double().T @ values.double()
+    assert float((found - exact).norm() / exact.norm()) < 1e-6
