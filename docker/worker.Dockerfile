@@ -8,7 +8,7 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # in a step of its own, so that a change of the sources does not download torch again
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/replaceme \
-    && /opt/replaceme/bin/python -m pip install --index-url "${TORCH_INDEX}" "torch>=2.6"
+    && /opt/replaceme/bin/python -m pip install --index-url "${TORCH_INDEX}" "torch>=2.9"
 WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
 COPY api ./api

@@ -33,7 +33,7 @@ from replaceme_core.request.fields import ending_of
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 _COMPARED = (view.both_models, view.texts, view.tasks)
-_FLAGS = ("chosen", "estimated")
+_FLAGS = ("chosen",)
 _LISTS = ("texts", "tasks", "candidates")
 _OF_A_TEXT = ("text_ratio_low", "text_ratio_high", "text_divergence", "text_agreement")
 _OF_A_CANDIDATE = (*view.CANDIDATE_MEASURES, *_FLAGS, "tokens")

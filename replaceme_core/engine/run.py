@@ -30,7 +30,8 @@ from replaceme_core.engine.results.checkpoint import decide
 from replaceme_core.engine.results.metrics import report_trial
 from replaceme_core.engine.results.stage_clock import StageClock
 from replaceme_core.engine.text.drawing import TokenSet
-from replaceme_core.engine.text.tokens import beginning_of_text, calibration_tokens, with_repeated, with_self_generated
+from replaceme_core.engine.text.panel import with_panel
+from replaceme_core.engine.text.tokens import beginning_of_text, calibration_tokens, with_self_generated
 from replaceme_core.errors import InvalidInput, NumericalFailure
 from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.hub.model_config import ModelOutline
@@ -127,7 +128,7 @@ class Run:
             with library_errors(_DOES_NOT_RUN):
                 tokens = with_self_generated(tokens, spec.calibration, generate)
         prefix = len(beginning_of_text(tokenizer))
-        tokens = with_repeated(tokens, spec.calibration, method=spec.method.name, prefix=prefix)
+        tokens = with_panel(tokens, spec.calibration, tokenizer, prefix=prefix)
         block_runner = BlockRunner(resolved=resolve(self.model))
         size = activation_bytes(block_runner, tokens=tokens.fit.numel() + tokens.held_out.numel())
         by_block, place = self.is_lazy, self.output
@@ -142,6 +143,7 @@ class Run:
                 fit=tokens.fit,
                 held_out=tokens.held_out,
                 held_out_sources=tokens.held_out_sources,
+                held_out_scored=tokens.held_out_scored,
                 source_names=tokens.sources,
                 batch_size=spec.compute.batch_size,
                 advance=partial(_advance, progress, writing, 1.0),

@@ -70,7 +70,7 @@ def weights_of_one_cut(spec: CompressionSpec) -> dict[Stage, float]:
     if spec.drop is not None or spec.method.selection is Selection.WINDOW:
         weights[Stage.SELECT] = _WEIGHTS[Stage.SELECT]
     if spec.drop is not None and spec.expected_method is Method.AUTO:
-        weights[Stage.SOLVE] /= 2  # it refits two sets of blocks where it chooses them
+        weights[Stage.SOLVE] /= 2  # where it chooses them, it refits several sets of blocks on a part of the text
     if not spec.evaluation.enabled:
         del weights[Stage.EVALUATE]
     return weights

@@ -186,7 +186,7 @@ class Workload:
     @property
     def sequences(self) -> int:
         """All that calibrate and judge; some of them are not part of the samples."""
-        return self.samples + self.spec.calibration.beside_samples(self.method)
+        return self.samples + self.spec.calibration.beside_samples
 
     @property
     def tokens(self) -> int:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal
 
 from replaceme_core.report import view
-from replaceme_core.report.reading import Place, Report
+from replaceme_core.report.reading import Report
 from replaceme_core.request.removal import block_ranges, runs_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ _HATCH = "////"
 _COLOURS = "cividis"
 _MARKS = {
     "measured": ("o", _DARK, 22),
-    "an estimate": ("o", "white", 22),
     "chosen": ("D", _LIGHT, 52),
     "passes": ("o", _DARK, 36),
     "misses the gate": ("X", "white", 52),
@@ -357,15 +356,10 @@ def candidates(report: Report) -> Plot | None:
     if not found:
         return None
 
-    def kind(base: Place, name: str) -> str:
-        if report.is_true(*base, "chosen"):
-            return "chosen"
-        return "an estimate" if name == "held_out_loss" and report.is_true(*base, "estimated") else "measured"
-
     def draw() -> "Figure":
         marks = {
             label: [
-                (report.number(*base, order) or 0.0, value, kind(base, name))
+                (report.number(*base, order) or 0.0, value, "chosen" if report.is_true(*base, "chosen") else "measured")
                 for base in found
                 if (value := report.number(*base, name)) is not None
             ]
@@ -384,7 +378,7 @@ def candidates(report: Report) -> Plot | None:
         "of the best are in the tables of the report.",
         reading="A mark is a cut that was looked at; the lower, the less is lost without its blocks. The residual "
         "is what the fit leaves of the difference, the loss is that of the smaller model on text that was set "
-        "aside. Diamonds were chosen; hollow circles are estimates from fewer tokens.",
+        "aside. Diamonds were chosen.",
         draw=draw,
     )
 

@@ -355,8 +355,7 @@ _CANDIDATE_COLUMNS = (
     Column("influence", "Influence (1 - cosine)", is_brief=False),
     Column("residual", "Residual after the fit (ratio)", "A residual is relative to the stream at the end of the cut."),
     Column("plain_loss", "Loss without maps (nats)", is_brief=False),
-    Column("held_out_loss", "Loss on held-out tokens (nats)", "~: an estimate from a part of the held-out text."),
-    Column("held_out_score", "Score on held-out tokens (log ratio)"),
+    Column("held_out_loss", "Loss on held-out tokens (nats)"),
 )
 CANDIDATE_MEASURES = tuple(one.key for one in _CANDIDATE_COLUMNS)
 
@@ -371,21 +370,13 @@ def candidates(report: Report) -> Table | None:
     def blocks(base: Place) -> Cell:
         return (*window(report, base), " (chosen)" if report.is_true(*base, "chosen") else "")
 
-    def measured(column: Column) -> Callable[[Place], Cell]:
-        def cell(base: Place) -> Cell:
-            loss = report.figure(*base, column.key, as_=LOSS)
-            is_estimate = column.key == "held_out_loss" and report.is_true(*base, "estimated") and loss != NONE
-            return ("~" if is_estimate else "", loss)
-
-        return cell
-
     some = f"The {len(ranked)} best of" if len(ranked) < len(rows) else "All"
     return table_of(
         f"{some} {counted(len(rows), 'candidates')}",
         ranked,
         (Column("blocks", "Blocks"), blocks),
         *((Column(name, name.capitalize(), is_brief=False), figures(report, name)) for name in orders),
-        *((one, measured(one)) for one in _CANDIDATE_COLUMNS),
+        *((one, figures(report, one.key, as_=LOSS)) for one in _CANDIDATE_COLUMNS),
         *(
             (Column(f"on {name}", f"Loss on {name}"), figures(report, "source_losses", name, as_=LOSS))
             for name in sources

@@ -120,7 +120,7 @@ class CalibrationSpec(Spec):
     column: Name | None = None
     """Column with the text. Default: the usual names."""
     samples: int | None = Field(default=None, ge=2, le=1_000_000)
-    """Number of calibration sequences. Default: 64 on a CPU and 32 of other text beside them, 1024 on a GPU."""
+    """Number of calibration sequences. Default: 64 on a CPU, 96 with other text beside one text; 1024 on a GPU."""
     max_length: int | None = Field(default=None, ge=8, le=131_072)
     """Tokens per sequence. Default: 512 on a CPU, 1024 on a GPU."""
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -129,13 +129,13 @@ class CalibrationSpec(Spec):
     """Chat template. Default: auto."""
     self_generated: float | None = Field(default=None, ge=0, le=1)
     """Fraction of the calibration sequences that the model generates itself, 0 to 1, beside one calibration text.
-    Default: a sixth, more beside a built-in text; 0 calibrates and judges on the one text alone.
+    Default: a quarter; 0 calibrates and judges on the one text alone.
 
     They replace text of `dataset`. With `sources` this text is one of them.
     """
     general: float | None = Field(default=None, ge=0, le=1)
     """Fraction of the calibration sequences from the built-in general text, 0 to 1, beside one calibration text.
-    Default: a sixth, more beside builtin:pydoc-topics, 0 with `self_generated`.
+    Default: a quarter, 0 with `self_generated`.
 
     They replace text of `dataset`. With `sources` this text is one of them.
     """

@@ -90,7 +90,7 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
             chooses_a_window=True,
             options=frozenset({"groups", "ridge_later", "selection"}),
             changes_weights=True,
-            stage_weights={"select": 150, "solve": 225},
+            stage_weights={"select": 150, "solve": 75},
             card=(
                 "Projections of the blocks that stay were solved anew in closed form, from the first cut on, so that "
                 "the model's hidden states follow those of the original (method `{name}`, building on "
@@ -101,7 +101,7 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
             module="replaceme_core.engine.methods.auto",
             options=frozenset({"ridge_later", "time_budget_seconds"}),
             changes_weights=True,
-            stage_weights={"select": 110, "solve": 155},
+            stage_weights={"select": 70, "solve": 145},
             card="The best of several methods was taken (method `{name}`).",
         ),
         Method.BLOCK_INFLUENCE: MethodTraits(
@@ -170,7 +170,7 @@ class MethodSpec(Spec):
     The worker decides, of `DEFAULT_METHODS`.
     """
     ridge: float | None = Field(default=None, ge=0, le=1e6)
-    """Regularization of the map toward plain removal. Default: chosen on held-out tokens; refit: 0.5.
+    """Regularization of the map toward plain removal. Default: chosen on held-out tokens; refit: 0.3.
 
     It is relative to the mean diagonal of the Gram matrix.
     """

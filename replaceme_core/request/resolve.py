@@ -18,7 +18,7 @@ from replaceme_core.request.calibration import (
     CalibrationSpec,
     held_out_samples,
 )
-from replaceme_core.request.fields import BUILTIN_PREFIX, one_of, wrong
+from replaceme_core.request.fields import one_of, wrong
 from replaceme_core.request.method import Method, MethodSpec
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, Dtype, Loading
 
@@ -54,15 +54,6 @@ class Machine:
         return self.device_bytes if self.kind is WorkerKind.GPU else self.memory_bytes
 
 
-def judging_sequences(held_out: int, *, length: int) -> int:
-    """How many sequences of `length` tokens the text of `judged_on` has, beside `held_out` ones of the others.
-
-    Half as many, within limits; 0 where the built-in text has fewer than the least number.
-    """
-    count = min(max(defaults.FEWEST_JUDGING, held_out // 2), defaults.MOST_JUDGING, defaults.JUDGING_TOKENS // length)
-    return count if count >= defaults.FEWEST_JUDGING else 0
-
-
 class ResolvedCalibration(CalibrationSpec):
     """With the number of samples and their length; of one `dataset` also with `self_generated`.
 
@@ -76,16 +67,6 @@ class ResolvedCalibration(CalibrationSpec):
     def repeating(self) -> int:
         """How many of the fitted sequences repeat passages."""
         return round((self.repeated or 0.0) * (self.samples - held_out_samples(self.samples)))
-
-    def repeating_held_out(self, method: Method) -> int:
-        """How many held-out ones do: none, or for `auto` half as many as of the samples, where any is fitted on.
-
-        Where a refit follows they judge; a method that a request names does not look at them
-        (docs/explanation/how-the-default-works.md#runs).
-        """
-        if method is not Method.AUTO or not self.repeating:
-            return 0
-        return min(max(1, held_out_samples(self.samples) // 2), defaults.MOST_JUDGING)
 
     @property
     def judges(self) -> tuple[bool, ...]:
@@ -101,30 +82,29 @@ class ResolvedCalibration(CalibrationSpec):
         )
 
     @property
-    def judging(self) -> int:
-        """How many sequences each source of `judges` has."""
-        return judging_sequences(held_out_samples(self.samples), length=self.max_length)
+    def own_judges(self) -> bool:
+        """Whether the model's own text has held-out sequences beside those of the samples: where a text has these."""
+        texts = sum(source.share for source in self.mix if not source.self_generated)
+        return self.generated_share > 0 and texts > 0
 
     @property
-    def own_judging(self) -> int:
-        """How many held-out sequences of the model's own text are not part of the samples.
-
-        Where the request names one text and another one judges, own text gets about as many sequences as that one: an
-        eighth of the samples is a single one (docs/explanation/how-the-default-works.md#mix).
-        """
-        if self.dataset is None or self.generated_share == 0 or not any(self.judges):
-            return 0
-        return max(0, self.judging - round(held_out_samples(self.samples) * self.generated_share))
+    def judging(self) -> int:
+        """How many held-out sequences a source has that judges beside the samples: half as many as are held out."""
+        most = min(defaults.MOST_JUDGING, defaults.JUDGING_TOKENS // self.max_length)
+        return min(max(defaults.FEWEST_JUDGING, held_out_samples(self.samples) // 2), most)
 
     @property
     def generating(self) -> int:
         """How many sequences the model generates, about."""
-        return round(self.samples * self.generated_share) + self.own_judging
+        if not self.own_judges:
+            return round(self.samples * self.generated_share)
+        return round((self.samples - held_out_samples(self.samples)) * self.generated_share) + self.judging
 
-    def beside_samples(self, method: Method) -> int:
-        """How many sequences calibrate and judge that are not part of `samples`."""
-        texts = sum(self.judges) * self.judging
-        return texts + self.own_judging + self.repeating + self.repeating_held_out(method)
+    @property
+    def beside_samples(self) -> int:
+        """How many sequences calibrate and judge that are not part of `samples`, at most."""
+        sources = sum(self.judges) + self.own_judges + 2 * (self.repeating > 0)
+        return sources * self.judging + self.repeating
 
     @model_validator(mode="after")
     def _share_is_known(self) -> Self:
@@ -226,40 +206,30 @@ def usual_size(spec: CompressionSpec, *, on_cpu: bool) -> tuple[int, int]:
 def resolve_text(spec: CompressionSpec, *, on_cpu: bool, loading: Loading) -> ResolvedCalibration:
     """The calibration with its size, what calibrates beside a single `dataset`, and what judges.
 
-    Text that the model generates, which is of all kinds that it has learned, and the built-in general text are added,
-    at most as much as that has. A model that is read block by block would be read from disk for each token that it
-    generates, so it gets the built-in text in place of its own as well. A method that fits nothing, one as published,
-    and a request with a `self_generated` of 0 get nothing.
+    The same shares beside every text: of what the model generates, which is of all kinds that it has learned, of the
+    built-in general text, at most as much as that has, and of repeated passages. A model that is read block by block
+    would be read from disk for each token that it generates, so it gets general text in place of its own. A part of the
+    general text gets no more of that: the same documents would calibrate and measure under two names. A method that
+    fits nothing, one as published, and a request with a `self_generated` of 0 get nothing.
 
-    Candidates are also judged on the built-in general text, unless the request is for one text and nothing else, or for
-    a part of that text.
+    Candidates are also judged on the general text, unless the request is for one text and nothing else or for a part of
+    that one; and on repeated passages and short questions where repeated passages calibrate.
     """
     samples, length = usual_size(spec, on_cpu=on_cpu)
     asked = spec.calibration
     update: dict[str, object] = {"samples": samples, "max_length": length}
     if asked.judged_on is None:
         one_text = spec.one_text or asked.self_generated == 0 or asked.dataset in PARTS_OF_GENERAL
-        has_enough = judging_sequences(held_out_samples(samples), length=length) > 0
-        update["judged_on"] = GENERAL if has_enough and not one_text else NO_OTHER_TEXT
+        update["judged_on"] = NO_OTHER_TEXT if one_text else GENERAL
     if asked.sources is None:
         own = general = repeated = 0.0
         if spec.mix_is_open:
-            own, general = _usual_shares(asked.dataset)
+            own, general, repeated = defaults.OWN_SHARE, defaults.GENERAL_SHARE, defaults.REPEATED_SHARE
             if loading is Loading.BLOCKWISE:
-                own, general = 0.0, general + own if general else 0.0
-            general = min(general, 1 - own, defaults.FITTED_TOKENS / (samples * length))
-            repeated = defaults.REPEATED_SHARE
+                own, general = 0.0, own + general
+            general = min(general, defaults.FITTED_TOKENS / (samples * length))
+            if asked.dataset in (GENERAL, *PARTS_OF_GENERAL):
+                general = 0.0
         shares = {"self_generated": own, "general": general, "repeated": repeated}
         update |= {name: share for name, share in shares.items() if getattr(asked, name) is None}
     return ResolvedCalibration.model_validate(asked.model_dump() | update)
-
-
-def _usual_shares(dataset: str | None) -> tuple[float, float]:
-    """Of own and of general text, whose documents must not calibrate and measure under two names."""
-    if dataset == GENERAL:
-        return defaults.OWN_SHARE, 0.0
-    if dataset in PARTS_OF_GENERAL:
-        return defaults.OWN_SHARE_OF_PART, 0.0
-    if dataset is not None and dataset.startswith(BUILTIN_PREFIX):
-        return defaults.OWN_SHARE_OF_BUILT_IN, defaults.GENERAL_SHARE_OF_BUILT_IN
-    return defaults.OWN_SHARE, defaults.GENERAL_SHARE

@@ -132,7 +132,7 @@ def test_the_recipes_name_files_that_exist() -> None:
 def test_sections_that_the_constants_name_exist() -> None:
     constants = (ROOT / "replaceme_core" / "request" / "defaults.py").read_text(encoding="utf-8")
     named = {name for names in re.findall(r"\[([a-z][a-z, -]*)\]", constants) for name in names.split(", ")}
-    assert {"mix", "refit", "runs"} <= named
+    assert {"mix", "refit", "race"} <= named
     assert named <= anchors(ROOT / "docs" / "explanation" / "how-the-default-works.md")
 
 

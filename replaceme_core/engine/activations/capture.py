@@ -17,7 +17,6 @@ import torch
 
 from replaceme_core.engine.activations.cache import CachedActivations
 from replaceme_core.engine.activations.cut_sums import (
-    FIRST_HALF,
     PARTS,
     Batch,
     CutStatistics,
@@ -30,14 +29,13 @@ from replaceme_core.engine.activations.tensor_store import (
     DamagedStore,
     MemoryStore,
     TensorStore,
-    gram_key,
     stream_key,
     write_key,
 )
 from replaceme_core.engine.model.block_runner import BlockRunner, summed_loss
 from replaceme_core.engine.model.changes import Cut, FittedCut, run_pruned
 from replaceme_core.engine.numerics.stream import MeanAngle, Stream, token_weights
-from replaceme_core.engine.numerics.sums import SOLVE_DTYPE, WriteSums
+from replaceme_core.engine.numerics.sums import SOLVE_DTYPE
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +107,8 @@ class Activations:
     advance: Callable[[float], None]
     held_out_sources: torch.Tensor | None = None
     """Of each held-out sequence, as `schedule` takes them: indices into `source_names`."""
+    held_out_scored: torch.Tensor | None = None
+    """Of each token of these, as `schedule` takes them."""
     source_names: Sequence[str] = ("text",)
     cached: CachedActivations | None = None
     always_store: bool = False
@@ -123,14 +123,16 @@ class Activations:
     dense_block_runs: int = 0
     allows: Callable[[Sequence[int]], bool] | None = None
     """Whether blocks may be removed together; `None`: any."""
-    _dense_losses: dict[int | None, list[float]] = field(init=False, default_factory=dict)
+    _dense_losses: list[float] = field(init=False, default_factory=list)
     _most_cuts: int = 0
     """The most cuts whose statistics were in memory at once."""
     batches: list[Batch] = field(init=False)
     _found: bool = False
 
     def __post_init__(self) -> None:
-        self.batches = schedule(self.fit, self.held_out, self.batch_size, sources=self.held_out_sources)
+        self.batches = schedule(
+            self.fit, self.held_out, self.batch_size, sources=self.held_out_sources, scored=self.held_out_scored
+        )
         if self.cached is not None:
             self.store = self.cached.find()
             self.complete = self._found = self.store is not None
@@ -178,10 +180,6 @@ class Activations:
     def write(self, block: int, batch: int) -> torch.Tensor:
         """What the MLP of `block` adds to the stream, M, stored as (sequences, positions, d)."""
         return self._stored(write_key(block), batch)
-
-    def gram(self, block: int, part: int) -> torch.Tensor:
-        """M'M (d, d) of the MLP of `block`, over `FIT`, `FIRST_HALF` or `SECOND_HALF`."""
-        return self._stored(gram_key(block), part)
 
     # Streams without a full pass: read if they are stored, else computed from the nearest stream that is known.
 
@@ -247,22 +245,17 @@ class Activations:
             return
         files = None if self.cached is None else self.cached.begin()
         store = files or self.store or self.make_store()
-        blocks, width = len(self.block_runner.blocks), self.block_runner.resolved.model.config.hidden_size
+        blocks = len(self.block_runner.blocks)
         for number in range(len(self.batches)):
             store.put(stream_key(0), self.block_runner.enter(self.tokens(number)))
         for block in range(blocks):
-            sums = [WriteSums.zeros(width, device=self.device) for _ in PARTS]
-            for number, batch in enumerate(self.batches):
+            for number in range(len(self.batches)):
                 stream = store.get(stream_key(block), number).to(self.device)
                 after, write = self.block_runner.run_with_mlp_write(block, stream)
                 self.dense_block_runs += 1
-                kept = Stream(after.flatten(0, 1))
-                sums[batch.part].add(write.flatten(0, 1), weights=token_weights(kept))
                 store.put(stream_key(block + 1), after)
                 store.put(write_key(block), write)
                 self.advance((block + (number + 1) / len(self.batches)) / blocks)
-            for each in sums:
-                store.put(gram_key(block), each.gram)
             self.block_runner.trim_memory()
         self.store, self.complete = store, True
         if self.cached is not None and files is not None:
@@ -285,14 +278,20 @@ class Activations:
 
     # Sums for least squares, and losses.
 
-    def statistics(self, cut: Cut, *, done: Sequence[FittedCut] = ()) -> CutStatistics:
+    def statistics(
+        self, cut: Cut, *, done: Sequence[FittedCut] = (), numbers: Sequence[int] | None = None
+    ) -> CutStatistics:
         """The sums of any `cut`, whose prefix is already pruned by `done`, toward the dense stream at its end.
 
-        Runs no block of the dense model a second time where streams are stored.
+        Over the batches `numbers`, by default all. Runs no block of the dense model a second time where streams are
+        stored.
         """
         self._most_cuts = max(self._most_cuts, 1)
-        every = range(len(self.batches))
-        sums = self._stored_sums(cut, every, done=done) if self.stores_streams else self._passed_sums(cut, done)
+        numbers = range(len(self.batches)) if numbers is None else numbers
+        if self.stores_streams:
+            sums = self._stored_sums(cut, numbers, done=done)
+        else:
+            sums = self._passed_sums(cut, numbers, done)
         fit, first, second = sums
         return statistics_of(fit, first.merged(second, [cut]), self.block_runner.resolved)[0]
 
@@ -335,21 +334,21 @@ class Activations:
             self.dense_block_runs += (max(cut.end for cut in some) + 1) * len(batches)
         return statistics_of(fit, held_out, resolved)
 
-    def _passed_sums(self, cut: Cut, done: Sequence[FittedCut]) -> list[WindowSums]:
-        """The sums of `cut` over each of `PARTS` from a pass that stores nothing.
+    def _passed_sums(self, cut: Cut, numbers: Sequence[int], done: Sequence[FittedCut]) -> list[WindowSums]:
+        """The sums of `cut` over each of `PARTS` from a pass over the batches `numbers` that stores nothing.
 
         The reference fits every map on the unpruned model, so that later maps are fitted to inputs that never occur.
         """
         sums, step = [WindowSums.empty([cut], self.block_runner.resolved) for _ in PARTS], self._token_progress()
-        for number, batch in enumerate(self.batches):
+        for number in numbers:
             start = self.block_runner.enter(self.tokens(number))
             pruned, write = run_pruned(self.block_runner, start, done=done, until=cut.anchor)
             dense, since = (start, 0) if done else (pruned, cut.start)
             for block in range(since, cut.end + 1):
                 dense = self.block_runner.run(block, dense)
-            sums[batch.part].add(cut, write=write, kept=pruned, end=dense, anchor=True)
+            sums[self.batches[number].part].add(cut, write=write, kept=pruned, end=dense)
             step(number)
-        self.dense_block_runs += (cut.end + 1) * len(self.batches)
+        self.dense_block_runs += (cut.end + 1) * len(numbers)
         return sums
 
     def _token_progress(self) -> Callable[[int], None]:
@@ -382,11 +381,10 @@ class Activations:
             found += statistics_of(fit, first.merged(second, [cut]), resolved)
         return found
 
-    def _stored_sums(self, cut: Cut, numbers: range, *, done: Sequence[FittedCut] = ()) -> list[WindowSums]:
+    def _stored_sums(self, cut: Cut, numbers: Sequence[int], *, done: Sequence[FittedCut] = ()) -> list[WindowSums]:
         """The sums of `cut` over each of `PARTS`, from the stored streams of the batches `numbers`."""
         self.capture()
-        anchors = [None for _ in PARTS] if done else self._anchor_sums(cut.anchor)
-        sums = [WindowSums.empty([cut], self.block_runner.resolved, anchor=anchor) for anchor in anchors]
+        sums = [WindowSums.empty([cut], self.block_runner.resolved) for _ in PARTS]
         for number in numbers:
             if done:
                 first = min(one.cut.anchor for one in done)
@@ -395,15 +393,8 @@ class Activations:
             else:
                 kept, write = self.after(cut.anchor, number), self.write(cut.anchor, number)
             end = self.after(cut.end, number)
-            sums[self.batches[number].part].add(cut, write=write, kept=kept, end=end, anchor=bool(done))
+            sums[self.batches[number].part].add(cut, write=write, kept=kept, end=end)
         self.block_runner.trim_memory()
-        return sums
-
-    def _anchor_sums(self, block: int) -> list[WriteSums]:
-        """What all cuts after `block` share, over each of `PARTS`."""
-        counts = [sum(batch.tokens.numel() for batch in self.batches if batch.part == part) for part in PARTS]
-        sums = [WriteSums(gram=self.gram(block, part), tokens=counts[part]) for part in PARTS]
-        sums[FIRST_HALF].gram = sums[FIRST_HALF].gram.clone()  # the second half is added to it
         return sums
 
     def prove(self, positions: int) -> float:
@@ -419,15 +410,25 @@ class Activations:
             self.cached.facts[PROOF] = error
         return error
 
-    def dense_losses(self, *, positions: int | None = None) -> list[float]:
-        """Summed next-token loss in nats of the dense model on each held-out batch, on its first `positions` or all."""
-        if positions not in self._dense_losses:
-            losses = []
-            for batch in self.held_out_batches:
-                last = self.read_or_run(len(self.block_runner.blocks), batch)
-                losses.append(summed_loss(self.block_runner, last[:, :positions], self.tokens(batch)[:, :positions]))
-            self._dense_losses[positions] = losses
-        return self._dense_losses[positions]
+    def scored_loss(self, batch: int, stream: torch.Tensor) -> float:
+        """Summed loss in nats over the predictions of a held-out batch that count.
+
+        `stream` (sequences, positions, d) is the one after the last block, at least at the first `Batch.positions`.
+        """
+        one = self.batches[batch]
+        scored = None if one.scored is None else one.scored[:, : one.positions]
+        return summed_loss(
+            self.block_runner, stream[:, : one.positions], self.tokens(batch)[:, : one.positions], scored=scored
+        )
+
+    def dense_losses(self) -> list[float]:
+        """`scored_loss` of the dense model on each held-out batch."""
+        if not self._dense_losses:
+            last = len(self.block_runner.blocks)
+            self._dense_losses = [
+                self.scored_loss(batch, self.read_or_run(last, batch)) for batch in self.held_out_batches
+            ]
+        return self._dense_losses
 
     def record(self) -> CaptureRecord:
         """What the passes so far computed and stored."""

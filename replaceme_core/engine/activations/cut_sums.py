@@ -31,13 +31,29 @@ FIT, FIRST_HALF, SECOND_HALF = PARTS = range(3)
 class Batch:
     """`tokens` (sequences, positions) on the host; those of a held-out batch come from one `source`.
 
-    Every second held-out batch of a source belongs to the `second_half`.
+    Every second held-out batch of a source belongs to the `second_half`. Of a held-out batch, `scored` (sequences,
+    positions) tells which tokens a candidate must predict; `None`: all but the first.
     """
 
     tokens: torch.Tensor
     held_out: bool = False
     second_half: bool = False
     source: int = 0
+    scored: torch.Tensor | None = None
+
+    @property
+    def predictions(self) -> int:
+        """How many tokens a candidate must predict."""
+        if self.scored is None:
+            return self.tokens[:, 1:].numel()
+        return int(self.scored[:, 1:].sum())
+
+    @property
+    def positions(self) -> int:
+        """How many positions have to be run for them: the last one that is predicted follows."""
+        if self.scored is None:
+            return self.tokens.shape[1]
+        return int(self.scored.any(dim=0).nonzero().max()) + 1
 
     @property
     def part(self) -> int:
@@ -46,12 +62,17 @@ class Batch:
 
 
 def schedule(
-    fit: torch.Tensor, held_out: torch.Tensor, batch_size: int, *, sources: torch.Tensor | None = None
+    fit: torch.Tensor,
+    held_out: torch.Tensor,
+    batch_size: int,
+    *,
+    sources: torch.Tensor | None = None,
+    scored: torch.Tensor | None = None,
 ) -> list[Batch]:
     """The batches of a pass: those of the fit tokens, then the held-out ones.
 
     `sources` (held-out sequences,) tells where each of these comes from; `None`: all from one source. The batches of
-    sources alternate in proportion, so that the first of them have a part of each.
+    sources alternate in proportion, so that the first of them have a part of each. `scored` has those of `Batch`.
     """
     small = min(batch_size, max(1, len(held_out) // HELD_OUT_BATCHES))
     if sources is None:
@@ -59,12 +80,13 @@ def schedule(
     placed: list[tuple[float, Batch]] = []
     for source in sources.unique().tolist():
         parts = held_out[sources == source].split(small)
+        counts = [None] * len(parts) if scored is None else scored[sources == source].split(small)
         placed += [
             (
                 (number + 0.5) / len(parts),
-                Batch(tokens=tokens, held_out=True, second_half=number % 2 == 1, source=source),
+                Batch(tokens=tokens, held_out=True, second_half=number % 2 == 1, source=source, scored=count),
             )
-            for number, tokens in enumerate(parts)
+            for number, (tokens, count) in enumerate(zip(parts, counts, strict=True))
         ]
     held_out_batches = [batch for _, batch in sorted(placed, key=lambda one: one[0])]
     return [*(Batch(tokens=tokens) for tokens in fit.split(batch_size)), *held_out_batches]
@@ -137,11 +159,11 @@ class WindowSums:
     cuts: Mapping[Cut, CutSums]
 
     @classmethod
-    def empty(cls, cuts: Iterable[Cut], resolved: ResolvedModel, *, anchor: WriteSums | None = None) -> Self:
-        """Sums over no tokens; `anchor` are the sums of the only anchor block where these are known."""
+    def empty(cls, cuts: Iterable[Cut], resolved: ResolvedModel) -> Self:
+        """Sums over no tokens."""
         width, device, cuts = resolved.model.config.hidden_size, resolved.model.device, list(cuts)
         return cls(
-            anchors={cut.anchor: anchor or WriteSums.zeros(width, device=device) for cut in cuts},
+            anchors={cut.anchor: WriteSums.zeros(width, device=device) for cut in cuts},
             cuts={cut: CutSums(ends=EndSums.zeros(width, device=device)) for cut in cuts},
         )
 
@@ -178,11 +200,10 @@ class WindowSums:
             waiting = {anchor: pair for anchor, pair in waiting.items() if last_end[anchor] > block}
         return stream
 
-    def add(self, cut: Cut, *, write: torch.Tensor, kept: torch.Tensor, end: torch.Tensor, anchor: bool) -> None:
-        """Add a batch to the sums of `cut`, with `anchor` also to those of its anchor; all (batch, positions, d)."""
+    def add(self, cut: Cut, *, write: torch.Tensor, kept: torch.Tensor, end: torch.Tensor) -> None:
+        """Add a batch to the sums of `cut` and to those of its anchor; all (batch, positions, d)."""
         start = Stream(kept.flatten(0, 1))
-        if anchor:
-            self.anchors[cut.anchor].add(write.flatten(0, 1), weights=token_weights(start))
+        self.anchors[cut.anchor].add(write.flatten(0, 1), weights=token_weights(start))
         self.cuts[cut].add(write=write, kept=start, end=Stream(end.flatten(0, 1)))
 
     def merged(self, other: Self, cuts: Collection[Cut]) -> Self:

@@ -15,7 +15,6 @@ import torch
 
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.safetensors_io import read_tensor
-from replaceme_core.engine.numerics.sums import SOLVE_DTYPE
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.request.defaults import HELD_OUT_BYTES
 
@@ -152,18 +151,10 @@ def write_key(block: int) -> str:
     return f"write-{block}"
 
 
-def gram_key(block: int) -> str:
-    """The name of the list with the Gram matrices M'M of `block`."""
-    return f"gram-{block}"
-
-
 def activation_bytes(block_runner: BlockRunner, *, tokens: int) -> int:
-    """Bytes of all streams, writes and Gram matrices of a pass over `tokens` tokens."""
+    """Bytes of all streams and writes of a pass over `tokens` tokens."""
     model, blocks = block_runner.resolved.model, len(block_runner.blocks)
-    width = model.config.hidden_size
-    streams = (2 * blocks + 1) * tokens * width * model.dtype.itemsize
-    sums = blocks * 3 * width * width * SOLVE_DTYPE.itemsize
-    return int(streams + sums)
+    return int((2 * blocks + 1) * tokens * model.config.hidden_size * model.dtype.itemsize)
 
 
 def checksum(data: torch.Tensor) -> int:

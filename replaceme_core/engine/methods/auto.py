@@ -1,65 +1,120 @@
-"""The best of several ways for this model, by held-out score, within a time budget.
+"""The default: blocks are chosen by what the model is worth that is delivered, within a time budget.
 
-All read the streams of one dense pass, where these can be kept. One run of blocks is chosen with maps, and a few. The
-one is refitted, and so are the few where they are far better with maps, which flatter them: they are taken if they are
-better by more than 4 standard errors after a refit, too (docs/explanation/how-the-default-works.md). What comes
-out is what the held-out tokens judged (docs/explanation/how-the-default-works.md). Where the refit is no better
-than maps, the best window with its map takes part. With a time budget this window comes first: a step that is not
-expected to end in time is not begun, which the result says; the window always is.
+Sets of blocks, one run of neighbours or two, are ranked with a map in place of each run, from the streams of one dense
+pass. The best of them race as refits on a part of the text; of those that are not worse than the best by more than one
+standard error the simplest is refitted on all of it, and is the result, as it was judged, unless maps alone are as good
+(docs/explanation/how-the-default-works.md#race). With a time budget a refit that is not expected to end in time is not
+begun, which the result says; what the maps come to is always there.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from replaceme_core.engine.methods.judge import Judge
+from replaceme_core.engine.methods.candidates import search, stored
 from replaceme_core.engine.methods.least_squares import least_squares
-from replaceme_core.engine.methods.refit import JudgedRefit, judge_refit
-from replaceme_core.engine.methods.refit_choice import choose_runs, keeps_all, positions_for_choice
-from replaceme_core.engine.methods.replay import held_out_judge
+from replaceme_core.engine.methods.panel import Panel
+from replaceme_core.engine.methods.refit import JudgedRefit, refit_without
 from replaceme_core.engine.methods.task import Candidate, PartOfStage, Pruning, Task
+from replaceme_core.engine.methods.windows import Cuts, Ranked, Tried
 from replaceme_core.engine.model.allocator import release_memory
-from replaceme_core.request.defaults import FAR_BETTER, REFIT_COST, RUNS_COST, VERDICT_ERRORS
-from replaceme_core.request.method import Method, Selection
+from replaceme_core.engine.model.changes import runs
+from replaceme_core.request.defaults import RACE_PART, RACING, REFIT_COST
+from replaceme_core.request.method import Method
 from replaceme_core.request.removal import block_ranges
-from replaceme_core.runner.messages import Progress, Stage
+from replaceme_core.runner.messages import Stage
 
-WINDOW_PART = 0.25
-"""Of the progress of the choice."""
+RACE_TIME = 0.5
+"""Of the progress of the stage."""
 
 
 def auto(task: Task) -> Pruning:
-    """The result of the best way; its name is in `Pruning.method`, the losses of all are metrics."""
-    if keeps_all(task):  # else each step makes a pass of its own
-        task.activations.capture()
-    task.begin(Stage.SELECT)
-    budget = _Budget(task.spec.method.time_budget_seconds)
-    judge = held_out_judge(task.activations, recall=True)
-    contenders, maps = find_contenders(task, judge, budget)
+    """The best way for this model; its name is in `Pruning.method`, the held-out losses of all are metrics."""
+    task.require_rank()
+    budget = _Budget(seconds=task.spec.method.time_budget_seconds)
+    with stored(task) as choosing:
+        ranked = _named(choosing) if task.spec.drop is not None else search(choosing)
+    budget.first_step_ended()
     release_memory()
     task.begin(Stage.SOLVE)
-    best = _best_refit(task, judge, budget, contenders)
-    if best is not None:
-        blocks, fitted = best
-        score = judge.score(fitted.pruning.held_out_losses)
-        if maps is None and score >= blocks.score:
-            maps = _with_least_squares(task, progress=PartOfStage(task.progress, start=1.0, end=1.0))
-        if maps is None or score < judge.score(maps.held_out_losses):
-            return replace(fitted.scaled(), method=str(Method.REFIT), left_out=budget.left_out)
-    assert maps is not None, "without a budget some blocks are refitted"
-    return replace(maps, method=str(Method.LEAST_SQUARES), left_out=budget.left_out)
+    cuts, result = _race(task, ranked, budget), None
+    if cuts is not None and budget.allows(1, f"the refit without blocks {block_ranges(_blocks(cuts))}"):
+        step = replace(task, progress=PartOfStage(task.progress, start=RACE_TIME, end=1.0))
+        fitted = refit_without(step, _blocks(cuts), fit=task.activations.fit_batches)
+        fitted = replace(fitted, task=task)  # which reports its metrics
+        if not _maps_do(ranked, fitted, task):
+            result = replace(fitted.finished(_table(ranked, cuts, fitted)), method=str(Method.REFIT))
+    if result is None:
+        result = replace(_with_maps(task, ranked), method=str(Method.LEAST_SQUARES))
+    return replace(result, left_out=budget.left_out)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contender:
-    """Blocks to remove, the table that explains them, and their score with maps alone."""
-
-    removed: list[int]
-    candidates: Sequence[Candidate]
-    score: float
+def _blocks(cuts: Cuts) -> list[int]:
+    return [block for cut in cuts for block in cut.blocks]
 
 
-@dataclass
+def _named(task: Task) -> Ranked:
+    """The named blocks, with maps."""
+    found = least_squares(replace(task, begin=lambda stage, **_: None))
+    cuts = tuple(runs(found.removed))
+    return Ranked(tried={cuts: Tried(losses=found.held_out_losses, rows=found.candidates)})
+
+
+def _maps_do(ranked: Ranked, fitted: JudgedRefit, task: Task) -> bool:
+    """Whether the best set with its maps, the simpler result, is not worse than the refit."""
+    every = task.activations.held_out_batches
+    numbers = every if ranked.judging is None else ranked.judging
+    same = [fitted.losses[number - every.start] for number in numbers]
+    return not Panel.of(task.activations, numbers=numbers).is_worse(ranked.tried[ranked.best].losses, same)
+
+
+def _with_maps(task: Task, ranked: Ranked) -> Pruning:
+    """The best set with its maps, fitted on all the text."""
+    spec = task.spec.model_copy(update={"drop": tuple(_blocks(ranked.best))})
+    quiet = PartOfStage(task.progress, start=1.0, end=1.0)
+    found = least_squares(replace(task, spec=spec, progress=quiet, begin=lambda stage, **_: None))
+    return replace(found, candidates=ranked.table(ranked.best, found.candidates))
+
+
+def _contenders(ranked: Ranked) -> list[Cuts]:
+    """Of each number of runs those that are best with maps, which flatter several runs: each has a map of its own."""
+    found = list[Cuts]()
+    for cuts in ranked.tried:
+        if sum(len(other) == len(cuts) for other in found) < RACING:
+            found.append(cuts)
+    return found
+
+
+def _race(task: Task, ranked: Ranked, budget: "_Budget") -> Cuts | None:
+    """The set that wins as a refit on a part of the text; `None` where there is no time for any.
+
+    That is the one with the fewest runs of those that are not worse than the best by more than one standard error.
+    """
+    contenders, losses = _contenders(ranked), dict[Cuts, Sequence[float]]()
+    if len(contenders) == 1:
+        return contenders[0]
+    panel, batches = Panel.of(task.activations), task.activations.fit_batches
+    part = batches[: max(1, round(RACE_PART * len(batches)))]
+    for number, cuts in enumerate(contenders):
+        name = f"the refit without blocks {block_ranges(_blocks(cuts))} on a part of the text"
+        if budget.allows(RACE_PART, name):
+            start, end = (RACE_TIME * place / len(contenders) for place in (number, number + 1))
+            step = replace(task, progress=PartOfStage(task.progress, start=start, end=end))
+            losses[cuts] = refit_without(step, _blocks(cuts), fit=part).losses  # its weights are in memory no longer
+            task.progress.metric("held_out_loss", panel.mean(losses[cuts]), "nats", candidate=name)
+    simplest_first = sorted(losses, key=lambda cuts: (len(cuts), panel.mean(losses[cuts])))
+    return simplest_first[panel.simplest([losses[cuts] for cuts in simplest_first])] if losses else None
+
+
+def _table(ranked: Ranked, cuts: Cuts, fitted: JudgedRefit) -> list[Candidate]:
+    """With the losses after the refit in the rows of the set that was refitted."""
+    panel = Panel.of(fitted.task.activations)
+    mean, by_source = panel.mean(fitted.losses), panel.by_source(fitted.losses)
+    rows = [replace(row, held_out_loss=mean, source_losses=by_source) for row in ranked.tried[cuts].rows]
+    return ranked.table(cuts, rows)
+
+
+@dataclass(kw_only=True)
 class _Budget:
     """Seconds that may be spent, from now on; `None`: no limit. `left_out` are the steps that were not allowed."""
 
@@ -72,86 +127,10 @@ class _Budget:
         """Costs are multiples of the time until now."""
         self.first = time.monotonic() - self.began
 
-    def allows(self, cost: float, step: str) -> bool:
-        """Whether `step` is expected to end in time."""
-        if self.seconds is None or time.monotonic() - self.began + cost * self.first <= self.seconds:
+    def allows(self, part: float, step: str) -> bool:
+        """Whether a refit on this part of the text is expected to end in time."""
+        spent = time.monotonic() - self.began
+        if self.seconds is None or spent + part * REFIT_COST * self.first <= self.seconds:
             return True
         self.left_out.append(step)
         return False
-
-
-def find_contenders(task: Task, judge: Judge, budget: _Budget) -> tuple[list[Contender], Pruning | None]:
-    """The sets of blocks to refit, chosen with maps alone; and the best window with its map, where that came first."""
-    maps, contenders = None, list[Contender]()
-    is_named = task.spec.drop is not None
-    if is_named or budget.seconds is not None:
-        maps = _with_least_squares(task, progress=PartOfStage(task.progress, start=0.0, end=WINDOW_PART))
-        score = _report(task, judge, "least_squares", maps.held_out_losses)
-        contenders = [Contender(removed=list(maps.removed), candidates=maps.candidates, score=score)]
-        budget.first_step_ended()
-    if not is_named and budget.allows(RUNS_COST, "the choice of runs of blocks"):
-        part = PartOfStage(task.progress, start=0.0 if maps is None else WINDOW_PART, end=1.0)
-        contenders = _runs(task, judge, progress=part, windows=() if maps is None else maps.candidates)
-    return contenders, maps
-
-
-def _runs(task: Task, judge: Judge, *, progress: Progress, windows: Sequence[Candidate]) -> list[Contender]:
-    """One run of blocks; then several, where these are far better with maps."""
-    found = list[Contender]()
-    for choice in reversed(choose_runs(_as(task, Method.REFIT, progress=progress))):
-        score = _report(task, judge, block_ranges(choice.removed), choice.losses)
-        if not found or score < found[0].score - FAR_BETTER:
-            table = _one_row_each(windows, choice.candidates)
-            found.append(Contender(removed=choice.removed, candidates=table, score=score))
-    return found
-
-
-def _one_row_each(windows: Sequence[Candidate], runs: Sequence[Candidate]) -> list[Candidate]:
-    """The rows of both; a window that is among `runs` has one row, with what was measured of it before."""
-    measured = {row.cut: row for row in windows}
-    tried = {row.cut for row in runs}
-    rows = [
-        replace(row, distance=before.distance, residual=before.residual, ridge=before.ridge, tokens=before.tokens)
-        if (before := measured.get(row.cut)) is not None
-        else row
-        for row in runs
-    ]
-    return [*(replace(row, chosen=False) for row in windows if row.cut not in tried), *rows]
-
-
-def _best_refit(
-    task: Task, judge: Judge, budget: _Budget, contenders: Sequence[Contender]
-) -> tuple[Contender, JudgedRefit] | None:
-    """The refit of the first of the contenders that the budget allows, or of a later one that is surely better."""
-    best, count = None, len(contenders)
-    for number, blocks in enumerate(contenders):
-        ranges = block_ranges(blocks.removed)
-        if not budget.allows(REFIT_COST, f"the refit without blocks {ranges}"):
-            continue
-        part = PartOfStage(task.progress, start=number / count, end=(number + 1) / count)
-        fitted = judge_refit(_as(task, Method.REFIT, progress=part), blocks.removed, blocks.candidates)
-        losses = fitted.pruning.held_out_losses
-        _report(task, judge, f"refit of {ranges}", losses)
-        if best is None or judge.is_worse(best[1].pruning.held_out_losses, than=losses, certainty=VERDICT_ERRORS):
-            best = blocks, fitted
-    return best
-
-
-def _with_least_squares(task: Task, *, progress: Progress) -> Pruning:
-    """The named blocks or the best window, with maps."""
-    return least_squares(_as(task, Method.LEAST_SQUARES, progress=progress), positions=positions_for_choice(task))
-
-
-def _as(task: Task, method: Method, *, progress: Progress) -> Task:
-    """The task with the settings of one step, which has no stages of its own."""
-    own = task.spec.method.model_copy(update={"name": method, "selection": Selection.WINDOW})
-    spec = task.spec.model_copy(update={"method": own})
-    return replace(task, spec=spec, progress=progress, begin=lambda stage: None)
-
-
-def _report(task: Task, judge: Judge, name: str, losses: Sequence[float]) -> float:
-    """Report what a step came to; returns its score."""
-    score = judge.score(losses)
-    task.progress.metric("held_out_loss", judge.mean(losses), "nats", candidate=name)
-    task.progress.metric("held_out_score", score, "log ratio", candidate=name)
-    return score

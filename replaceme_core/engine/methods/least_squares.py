@@ -4,62 +4,50 @@ Methods that fit a map for each cut in another way share what is here: find the 
 maps or not.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
 from replaceme_core.engine.activations.cut_sums import CutStatistics
 from replaceme_core.engine.methods.as_published import as_published
-from replaceme_core.engine.methods.judge import accepted_scale
-from replaceme_core.engine.methods.replay import held_out_judge, variant_losses
-from replaceme_core.engine.methods.task import Candidate, Pruning, Task, chosen_row
-from replaceme_core.engine.methods.windows import CutFit, choose_groups, choose_window, fit_cut
+from replaceme_core.engine.methods.panel import Panel, variant_losses
+from replaceme_core.engine.methods.task import Candidate, Pruning, Task
+from replaceme_core.engine.methods.windows import CutFit, Ranked, fit_cut, rank, with_or_without
 from replaceme_core.engine.model.changes import Cut, Variant, runs
 from replaceme_core.runner.messages import Stage
 
 Fit = Callable[[CutStatistics], CutFit]
 
 
-def least_squares(task: Task, *, positions: int | None = None) -> Pruning:
+def least_squares(task: Task) -> Pruning:
     """Remove the named blocks, or the window that costs least after its fit, each cut with its map.
 
     At its defaults the result is never worse on held-out tokens than plain removal of the same blocks: maps are
-    compared with that, and left out where they do not help. Windows are compared by the loss at the first `positions`
-    of each held-out sequence, or at all.
+    compared with that, and left out where they do not help.
     """
     method = task.spec.method
     if method.as_published:
         return as_published(task)
-    if task.spec.drop is not None or method.groups > 1:
-        return fit_cuts(task, partial(fit_cut, ridge=method.ridge))
-    task.require_rank()
-    found = choose_window(task, positions=positions)
-    task.begin(Stage.SOLVE)  # the map from all tokens, at the ridge and the scale that were found for the window
-    chosen = chosen_row(found.candidates)
-    fitted = fit_cut(found.winner, ridge=math.inf if chosen.ridge is None else chosen.ridge).from_all_tokens
-    folds = [fitted.scaled(1.0 if chosen.scale is None else chosen.scale)]
-    return Pruning.of_cuts(folds, found.candidates, held_out_losses=found.losses)
+    return fit_cuts(task, partial(fit_cut, ridge=method.ridge))
 
 
 def fit_cuts(task: Task, fit: Fit) -> Pruning:
-    """Remove the cuts that the task asks for, fitted by `fit`: the named ones, several, or one window."""
+    """Remove the cuts that the task asks for, fitted by `fit`: the named ones, or the best set of as many as asked."""
     task.require_rank()
-    if task.spec.drop is not None:
-        cuts = runs(task.spec.drop)
-        first = task.activations.statistics(cuts[0])  # later cuts need the maps before them
-        task.begin(Stage.SOLVE)
-        return accepted(task, fit_in_order(task, cuts, fit, first=first))
-    if task.spec.method.groups > 1:
-        groups = choose_groups(task)
-        task.begin(Stage.SOLVE)
-        result = accepted(task, fit_in_order(task, groups.cuts, fit, first=groups.first))
-        return replace(result, candidates=[*groups.candidates, *result.candidates])
-    window = choose_window(task)
+    if task.spec.drop is None:
+        return fit_best(task, rank(task, groups=task.spec.method.groups), fit)
+    cuts = runs(task.spec.drop)
+    first = task.activations.statistics(cuts[0])  # later cuts need the maps before them
     task.begin(Stage.SOLVE)
-    result = accepted(task, [fit(window.winner)])
-    chosen = chosen_row(result.candidates)
-    return replace(result, candidates=[chosen if row.cut == chosen.cut else row for row in window.candidates])
+    return accepted(task, fit_in_order(task, cuts, fit, first=first))
+
+
+def fit_best(task: Task, ranked: Ranked, fit: Fit) -> Pruning:
+    """Remove the best of the sets that were `ranked`, fitted by `fit`."""
+    cuts = ranked.best
+    task.begin(Stage.SOLVE)
+    result = accepted(task, fit_in_order(task, cuts, fit, first=ranked.sums[cuts[0]]))
+    return replace(result, candidates=ranked.table(cuts, result.candidates))
 
 
 def fit_in_order(task: Task, cuts: Sequence[Cut], fit: Fit, *, first: CutStatistics) -> list[CutFit]:
@@ -78,25 +66,26 @@ def fit_in_order(task: Task, cuts: Sequence[Cut], fit: Fit, *, first: CutStatist
 
 
 def accepted(task: Task, fitted: Sequence[CutFit]) -> Pruning:
-    """The maps at the largest scale at which all together surely beat plain removal of the same blocks; else none.
+    """The maps, where all together are better than plain removal of the same blocks; else none.
 
     At a ridge that was requested the maps are taken as they are.
     """
+    with_maps = variant_losses(task.activations, Variant.of([one.from_fit_tokens for one in fitted]))
+    kept, plain = with_or_without(task, [one.cut for one in fitted], with_maps)
+    panel = Panel.of(task.activations)
     if task.spec.method.ridge is not None:
-        return Pruning.of_cuts([one.from_all_tokens for one in fitted], [_row(one) for one in fitted])
-
-    batches = task.activations.held_out_batches
-
-    def loss_at(scale: float) -> Callable[[int], float]:
-        variant = Variant.of([one.from_fit_tokens.scaled(scale) for one in fitted])
-        return lambda batch: variant_losses(task.activations, variant, batches=[batches[batch]])[0]
-
-    judge = held_out_judge(task.activations)
-    scale, kept, none = accepted_scale(loss_at, judge=judge)
-    plain = judge.paired_mean(none, beside=kept)
-    scaled = [one.scaled(scale) for one in fitted]
-    table = [replace(_row(one), scale=scale, held_out_loss=judge.mean(kept), plain_loss=plain) for one in scaled]
-    return Pruning.of_cuts([one.from_all_tokens for one in scaled], table, held_out_losses=kept)
+        kept = with_maps
+    taken = [one.without_map() for one in fitted] if kept is plain else fitted
+    table = [
+        replace(
+            _row(one),
+            held_out_loss=panel.mean(kept),
+            source_losses=panel.by_source(kept),
+            plain_loss=panel.mean(plain),
+        )
+        for one in taken
+    ]
+    return Pruning.of_cuts([one.from_all_tokens for one in taken], table, held_out_losses=kept)
 
 
 def _row(one: CutFit) -> Candidate:

@@ -6,10 +6,9 @@ from contextlib import contextmanager
 from torch import nn
 
 from replaceme_core.engine.activations.capture import capture_distances
-from replaceme_core.engine.methods.judge import tournament
-from replaceme_core.engine.methods.replay import held_out_judge, report_dense_loss, variant_losses
+from replaceme_core.engine.methods.panel import Panel, report_dense_loss, variant_losses
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
-from replaceme_core.engine.model.block_runner import BlockRunner, mean_loss
+from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import Cut, Variant, WeightChange, runs, try_changes, windows
 from replaceme_core.engine.numerics.sums import SOLVE_DTYPE
 from replaceme_core.errors import InvalidInput
@@ -44,7 +43,7 @@ def _named(task: Task, cuts: list[Cut]) -> tuple[list[Cut], list[Candidate]]:
     task.begin(Stage.SELECT)
     with merged(task.block_runner, cuts):
         losses = variant_losses(task.activations, without(cuts))
-    task.progress.metric("result_held_out_loss", mean_loss(losses, task.activations.held_out_tokens), "nats")
+    task.progress.metric("result_held_out_loss", Panel.of(task.activations).mean(losses), "nats")
     task.progress.advance(1.0)
     return cuts, [Candidate(start=cut.start, end=cut.end, chosen=True) for cut in cuts]
 
@@ -66,27 +65,19 @@ def _best_window(task: Task) -> tuple[list[Cut], list[Candidate]]:
 
     task.begin(Stage.SELECT)
     report_dense_loss(task)
-    judge = held_out_judge(task.activations)
-
-    def loss(cut: Cut, batch: int) -> float:
+    panel, losses = Panel.of(task.activations), dict[Cut, list[float]]()
+    tried = sorted(distances, key=lambda cut: distances[cut])[: task.spec.method.replays]
+    for number, cut in enumerate(tried, start=1):
         with merged(task.block_runner, [cut]):
-            number = task.activations.held_out_batches[batch]
-            return variant_losses(task.activations, without([cut]), batches=[number])[0]
-
-    winner, losses = tournament(
-        sorted(distances, key=lambda cut: distances[cut])[: task.spec.method.replays],
-        judge=judge,
-        loss=loss,
-        rank=distances,
-        advance=task.progress.advance,
-    )
+            losses[cut] = variant_losses(task.activations, without([cut]))
+        task.progress.advance(number / len(tried))
+    winner = min(tried, key=lambda cut: panel.mean(losses[cut]))
     candidates = [
         Candidate(
             start=cut.start,
             end=cut.end,
             distance=distances[cut],
-            held_out_loss=judge.paired_mean(losses[cut], beside=losses[winner]) if cut in losses else None,
-            estimated=cut in losses and len(losses[cut]) < len(losses[winner]),
+            held_out_loss=panel.mean(losses[cut]) if cut in losses else None,
             chosen=cut == winner,
         )
         for cut in distances

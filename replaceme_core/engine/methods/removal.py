@@ -1,14 +1,13 @@
 """Methods that remove blocks and compensate for nothing; they differ in how they choose."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 
 from replaceme_core.engine.activations.capture import capture_distances
-from replaceme_core.engine.methods.replay import losses_without_each, variant_losses
+from replaceme_core.engine.methods.panel import Panel, losses_without_each, variant_losses
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
-from replaceme_core.engine.model.block_runner import mean_loss
+from replaceme_core.engine.model.block_runner import predictions_of
 from replaceme_core.engine.model.changes import Cut, Variant, runs, windows
 from replaceme_core.request.defaults import EVIDENCE_TOKENS
 from replaceme_core.runner.messages import Stage
@@ -65,30 +64,27 @@ def perplexity_greedy(task: Task) -> Pruning:
         named = [Candidate(start=block, end=block, chosen=True) for block in task.spec.drop]
         return _plain_removal(task, task.spec.drop, named)
     batches = evidence(task)
+    predictions = predictions_of(batches)
     task.progress.metric("tokens", sum(batch.numel() for batch in batches), "tokens")
     task.progress.advance(1.0)
     task.begin(Stage.SELECT)
     removed: list[int] = []
     candidates: list[Candidate] = []
-    while len(removed) < task.remove:
+    for step in range(1, task.remove + 1):
         remaining = [block for block in range(1, len(task.block_runner.blocks)) if block not in removed]
-        losses = _try_each(task, batches, removed=removed, remaining=remaining)
-        # Only blocks that were tried on all batches compare; the others were left behind with a greater loss.
-        complete = [block for block in remaining if len(losses[block]) == len(batches)]
-        best = min(complete, key=lambda block: sum(losses[block]))
+        losses = dict.fromkeys(remaining, 0.0)
+        for number, batch in enumerate(batches, start=1):
+            for block, loss in losses_without_each(task.block_runner, batch, removed=removed, tried=remaining).items():
+                losses[block] += loss
+            task.progress.advance((step - 1 + number / len(batches)) / task.remove)
+        best = min(remaining, key=lambda block: losses[block])
         candidates += [
             Candidate(
-                start=block,
-                end=block,
-                held_out_loss=_estimate(losses[block], beside=losses[best], batches=batches),
-                estimated=len(losses[block]) < len(batches),
-                chosen=block == best,
-                step=len(removed) + 1,
+                start=block, end=block, held_out_loss=losses[block] / predictions, chosen=block == best, step=step
             )
             for block in remaining
         ]
         removed.append(best)
-        task.progress.advance(len(removed) / task.remove)
     return _plain_removal(task, removed, candidates)
 
 
@@ -101,41 +97,10 @@ def evidence(task: Task) -> list[torch.Tensor]:
     return [*batches, *(more.split(len(batches[0])) if len(more) else ())]
 
 
-def _try_each(
-    task: Task, batches: list[torch.Tensor], *, removed: list[int], remaining: list[int]
-) -> dict[int, list[float]]:
-    """Summed losses by block and batch, in rounds that halve the field while the evidence doubles."""
-    losses: dict[int, list[float]] = {block: [] for block in remaining}
-    field = remaining
-    for count, since, until in rounds(len(remaining), len(batches)):
-        field = sorted(field, key=lambda block: sum(losses[block]))[:count]
-        for batch in batches[since:until]:
-            found = losses_without_each(task.block_runner, batch, removed=removed, tried=field)
-            for block, loss in found.items():
-                losses[block].append(loss)
-    return losses
-
-
-def _estimate(losses: Sequence[float], *, beside: Sequence[float], batches: Sequence[torch.Tensor]) -> float:
-    """Mean loss over all batches, from those on the first of them; how hard the others are is taken from `beside`."""
-    mean = partial(mean_loss, batches=batches)
-    return mean(beside) + mean(losses) - mean(beside[: len(losses)])
-
-
-def rounds(candidates: int, batches: int) -> list[tuple[int, int, int]]:
-    """`(entries left, first batch, end)` of each round: entries halve while batches double, until two are left."""
-    plan = []
-    count, since, until = candidates, 0, max(1, batches // 8)
-    while count > 2 and until < batches:
-        plan.append((count, since, until))
-        count, since, until = max(2, (count + 1) // 2), until, 2 * until
-    return [*plan, (count, since, batches)]
-
-
 def _plain_removal(task: Task, removed: Sequence[int], candidates: Sequence[Candidate]) -> Pruning:
     """Remove the blocks and change no weight; the held-out loss of that is reported."""
     losses = variant_losses(task.activations, Variant(removed=frozenset(removed)))
-    task.progress.metric("result_held_out_loss", mean_loss(losses, task.activations.held_out_tokens), "nats")
+    task.progress.metric("result_held_out_loss", Panel.of(task.activations).mean(losses), "nats")
     task.progress.advance(1.0)
     task.begin(Stage.SOLVE)
     return Pruning(removed=sorted(removed), candidates=candidates)

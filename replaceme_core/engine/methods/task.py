@@ -67,10 +67,8 @@ class Candidate:
     `distance` is angular, in [0, 1], before any fit; `influence` is 1 - cosine, in [0, 2], across the block; `residual`
     is relative to the stream at the end of the cut, on held-out tokens after the fit; `tokens` is the number of
     calibration tokens that both rest on, smaller where the cut was left out early. `ridge` is `None` where there is no
-    map. `held_out_loss` in nats is over all held-out tokens; where the cut was replayed on some of them only,
-    `estimated` is true, and it is an estimate from the chosen cut's losses on the rest (`Judge.paired_mean`).
-    `source_losses` are the same on each source of the held-out text apart, by name. `plain_loss` is without maps;
-    `scale` is the part of the map's change that was accepted, below 1 where the whole of it does not lower that loss.
+    map. `held_out_loss` in nats is the mean of `source_losses`, those on each source of the held-out text, by name;
+    `plain_loss` is the same without maps.
     Where blocks are removed one after another, `step` is the number of the step, and rows of one `group` are cuts that
     were tried together; both count from 1.
     """
@@ -85,10 +83,8 @@ class Candidate:
     influence: float | None = None
     step: int | None = None
     group: int | None = None
-    scale: float | None = None
     plain_loss: float | None = None
     tokens: int | None = None
-    estimated: bool = False
     source_losses: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Choose one window of neighbouring blocks, or several cuts: screened by residual, then chosen by the held-out loss.
+"""Rank windows of neighbouring blocks, and sets of several: by residual, then by the held-out loss with maps.
 
 Every candidate gets its map in closed form from the sums of one pass. Maps are fitted on the fit tokens alone while the
 held-out tokens judge them; once the cuts are chosen, the held-out tokens join the fit.
@@ -12,12 +12,17 @@ from heapq import nsmallest
 from typing import Self
 
 from replaceme_core.engine.activations.cut_sums import CutStatistics, Screen
-from replaceme_core.engine.methods.judge import accepted_scale, tournament
-from replaceme_core.engine.methods.replay import held_out_judge, next_losses, report_dense_loss, variant_losses
+from replaceme_core.engine.methods.panel import Panel, report_dense_loss, variant_losses
 from replaceme_core.engine.methods.task import Candidate, Task, reported_ridge
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, windows
 from replaceme_core.engine.numerics.solve import choose_ridge, solve_delta
-from replaceme_core.request.defaults import FEW_TOKENS_RIDGES, RIDGES, SCREENING_RIDGE, SPARE_WINDOWS, WELL_DETERMINED
+from replaceme_core.request.defaults import (
+    FEW_TOKENS_RIDGES,
+    RIDGES,
+    SCREENING_RIDGE,
+    SPARE_WINDOWS,
+    WELL_DETERMINED,
+)
 from replaceme_core.runner.messages import Stage
 
 
@@ -31,6 +36,16 @@ class RidgeFit:
     fitted: FittedCut
     ridge: float
     residual: float
+
+    def row(self, before: Candidate, panel: Panel, losses: Sequence[float]) -> Candidate:
+        """The row `before`, with what was measured of this map."""
+        return replace(
+            before,
+            ridge=reported_ridge(self.ridge),
+            residual=self.residual,
+            held_out_loss=panel.mean(losses),
+            source_losses=panel.by_source(losses),
+        )
 
 
 def fit_on_fit_tokens(statistics: CutStatistics, *, ridge: float | None) -> RidgeFit:
@@ -62,13 +77,10 @@ class CutFit:
         """What the map from the fit tokens leaves on the held-out tokens, relative to the stream."""
         return self.statistics.held_out.residual(self.from_fit_tokens.delta)
 
-    def scaled(self, scale: float) -> Self:
-        """With a part of both maps' change: 1 as it is, 0 plain removal."""
-        return replace(
-            self,
-            from_all_tokens=self.from_all_tokens.scaled(scale),
-            from_fit_tokens=self.from_fit_tokens.scaled(scale),
-        )
+    def without_map(self) -> Self:
+        """Plain removal of the same cut."""
+        plain = self.from_fit_tokens.without_map()
+        return replace(self, from_all_tokens=plain, from_fit_tokens=plain, ridge=None)
 
 
 def fit_cut(statistics: CutStatistics, *, ridge: float | None) -> CutFit:
@@ -141,75 +153,99 @@ def sum_windows(task: Task, cuts: Sequence[Cut], *, screen: Screen | None = None
     return {one.cut: one for one in statistics}
 
 
+Cuts = tuple[Cut, ...]
+"""Cuts that are removed together, in order."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class WindowChoice:
-    """The window that costs least after its fit: its sums, its losses by held-out batch, and the whole table."""
+class Tried:
+    """A set of cuts with its maps: losses by held-out batch, and a row of the table for each cut."""
 
-    winner: CutStatistics
-    losses: list[float]
-    candidates: list[Candidate]
+    losses: Sequence[float]
+    rows: Sequence[Candidate]
 
 
-def choose_window(task: Task, *, positions: int | None = None) -> WindowChoice:
-    """The best window of `task.remove` blocks; begins `select` after the pass.
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """Sets of cuts that were tried, the best ones first; the rows of all cuts that were screened, and their sums."""
 
-    Windows that the held-out tokens show to be far behind are left out before the fit tokens are run. The others are
-    screened by residual, then judged by the losses of the pruned models (`tournament`) at the first `positions` of each
-    held-out sequence, or at all; the losses that are returned are at all. Where the held-out tokens do not tell the
-    last ones apart, the smaller residual decides: it rests on the same tokens, but on every value of the stream instead
-    of one prediction a token. The chosen window's map is then compared with plain removal (`accepted_scale`), unless
-    its ridge was requested.
+    tried: Mapping[Cuts, Tried]
+    screened: Mapping[Cut, Candidate] = field(default_factory=dict)
+    sums: Mapping[Cut, CutStatistics] = field(default_factory=dict)
+    judging: Sequence[int] | None = None
+    """The held-out batches that the losses are of; `None`: all."""
+
+    @property
+    def best(self) -> Cuts:
+        return next(iter(self.tried))
+
+    @classmethod
+    def of(
+        cls,
+        tried: Mapping[Cuts, Tried],
+        panel: Panel,
+        *,
+        screened: Mapping[Cut, Candidate],
+        sums: Mapping[Cut, CutStatistics] | None = None,
+        judging: Sequence[int] | None = None,
+    ) -> Self:
+        """With the sets in order."""
+        best_first = sorted(tried, key=lambda cuts: panel.mean(tried[cuts].losses))
+        ordered = {cuts: tried[cuts] for cuts in best_first}
+        return cls(tried=ordered, screened=screened, sums=sums or {}, judging=judging)
+
+    def table(self, chosen: Cuts, rows: Sequence[Candidate] = ()) -> list[Candidate]:
+        """All rows: of windows in order, then of sets. `rows` of the `chosen` set take the place of its own."""
+        found = dict(self.screened)
+        sets = list[Candidate]()
+        for cuts, one in self.tried.items():
+            taken = [replace(row, chosen=True) for row in rows or one.rows] if cuts == chosen else list(one.rows)
+            if len(cuts) == 1:
+                found[cuts[0]] = taken[0]
+            else:
+                number = len({row.group for row in sets}) + 1
+                sets += [replace(row, group=number) for row in taken]
+        return [*(found[cut] for cut in sorted(found)), *sets]
+
+
+def rank(task: Task, *, groups: int) -> Ranked:
+    """Sets of `groups` cuts that remove `task.remove` blocks, ranked by held-out loss with a map in place of each cut.
+
+    The `replays` sets of least residual are judged by the panel, each with the maps from the fit tokens. Where a set is
+    one window, windows that the held-out tokens show to be far behind are left out before the fit tokens are run.
+    Begins `select` after the pass.
     """
-    activations, ridge, replays = task.activations, task.spec.method.ridge, task.spec.method.replays
-    screening = Screening(ridge=ridge, most=replays + SPARE_WINDOWS, diagonal=task.diagonal)
-    every = windows(len(task.block_runner.blocks), task.remove)
-    by_cut = sum_windows(task, every, screen=screening if _can_screen(task) else None)
+    method, screen = task.spec.method, None
+    if groups == 1 and _can_screen(task):
+        screen = Screening(ridge=method.ridge, most=method.replays + SPARE_WINDOWS, diagonal=task.diagonal)
+    shares = lengths(remove=task.remove, groups=groups, slack=min(1, groups - 1))
+    blocks = len(task.block_runner.blocks)
+    sums = sum_windows(task, [cut for share in shares for cut in windows(blocks, share)], screen=screen)
 
     task.begin(Stage.SELECT)
     report_dense_loss(task)
-    judge = held_out_judge(activations, positions=positions)
-    table = {cut: screened_row(one, ridge=ridge) for cut, one in by_cut.items()}
-    residuals = {cut: residual_of(row) for cut, row in table.items()}
-    finalists = sorted(by_cut, key=lambda cut: residuals[cut])[:replays]
-    maps = _maps(by_cut, finalists, table=table, residuals=residuals, ridge=ridge)
-    known: dict[tuple[Cut, float], list[float]] = {}
+    screened = {} if screen is None else dict(screen.table)
+    screened |= {cut: screened_row(one, ridge=method.ridge) for cut, one in sums.items()}
+    residuals = {cut: residual_of(screened[cut]) for cut in sums}
+    sets = best_sets(residuals, groups=groups, remove=task.remove, most=method.replays)
+    maps = {cut: fit_on_fit_tokens(sums[cut], ridge=method.ridge) for cuts in sets for cut in cuts}
+    panel, tried = Panel.of(task.activations), dict[Cuts, Tried]()
+    for number, cuts in enumerate(sets, start=1):
+        losses = variant_losses(task.activations, Variant.of([maps[cut].fitted for cut in cuts]))
+        rows = [maps[cut].row(screened[cut], panel, losses) for cut in cuts]
+        tried[cuts] = Tried(losses=losses, rows=rows)
+        task.progress.advance(number / len(sets))
+    return Ranked.of(tried, panel, screened=screened, sums=sums)
 
-    def loss(cut: Cut, batch: int, scale: float = 1.0) -> float:
-        of_cut = known.setdefault((cut, scale), [])
-        fitted = maps[cut].scaled(scale)
-        while len(of_cut) <= batch:
-            of_cut += next_losses(activations, fitted, first=len(of_cut), positions=positions)
-        return of_cut[batch]
 
-    winner, losses = tournament(finalists, judge=judge, loss=loss, rank=residuals, advance=task.progress.advance)
-    for cut, of_cut in losses.items():
-        table[cut] = replace(
-            table[cut],
-            held_out_loss=judge.paired_mean(of_cut, beside=losses[winner]),
-            estimated=positions is not None or len(of_cut) < len(losses[winner]),
-            source_losses=judge.by_source(of_cut, beside=losses[winner]),
-            chosen=cut == winner,
-        )
-    kept, fitted = losses[winner], maps[winner]
-    if ridge is None:
-        scale, kept, none = accepted_scale(
-            lambda scale: lambda batch: loss(winner, batch, scale), judge=judge, known=kept
-        )
-        fitted = fitted.scaled(scale)
-        table[winner] = replace(
-            table[winner],
-            scale=scale,
-            plain_loss=judge.paired_mean(none, beside=kept),
-            held_out_loss=judge.mean(kept),
-            source_losses=judge.by_source(kept, beside=kept),
-            residual=by_cut[winner].held_out.residual(fitted.delta),
-        )
-    if positions is not None:
-        kept = []
-        while len(kept) < judge.batches:
-            kept += next_losses(activations, fitted, first=len(kept))
-    table = screening.table | table
-    return WindowChoice(winner=by_cut[winner], losses=kept, candidates=[table[cut] for cut in sorted(table)])
+def with_or_without(task: Task, cuts: Sequence[Cut], losses: Sequence[float]) -> tuple[Sequence[float], list[float]]:
+    """The losses of the result, and those of plain removal of `cuts`; `losses` are those with what was fitted.
+
+    The result is plain removal where the fit is not better than that: it is the simpler one.
+    """
+    removed = frozenset(block for cut in cuts for block in cut.blocks)
+    plain = variant_losses(task.activations, Variant(removed=removed))
+    return (losses if Panel.of(task.activations).is_worse(plain, losses) else plain), plain
 
 
 def _can_screen(task: Task) -> bool:
@@ -219,84 +255,14 @@ def _can_screen(task: Task) -> bool:
     return len(held_out) > 1 and held_out.numel() // 2 >= wanted
 
 
-def _maps(
-    by_cut: Mapping[Cut, CutStatistics],
-    cuts: Sequence[Cut],
-    *,
-    table: dict[Cut, Candidate],
-    residuals: dict[Cut, float],
-    ridge: float | None,
-) -> dict[Cut, FittedCut]:
-    """The maps of `cuts` from the fit tokens; their ridges and residuals replace those of the screening."""
-    maps = {cut: fit_on_fit_tokens(by_cut[cut], ridge=ridge) for cut in cuts}
-    for cut, one in maps.items():
-        table[cut] = replace(table[cut], ridge=reported_ridge(one.ridge), residual=one.residual)
-        residuals[cut] = one.residual
-    return {cut: one.fitted for cut, one in maps.items()}
+def lengths(*, remove: int, groups: int, slack: int) -> list[int]:
+    """The lengths that a cut may have where `groups` of them remove `remove` blocks: within `slack` of an even share.
 
-
-@dataclass(frozen=True, kw_only=True)
-class GroupChoice:
-    """The cuts that are removed together, in order; the sums of the first one; the table."""
-
-    cuts: tuple[Cut, ...]
-    first: CutStatistics
-    candidates: list[Candidate]
-
-
-def choose_groups(task: Task) -> GroupChoice:
-    """`task.remove` blocks in as many cuts as were requested; begins `select` after the pass.
-
-    Sets are judged with the maps that each cut has on the dense model's streams, all in place; the cuts of the chosen
-    set are fitted again afterwards, in order, on the prefix that the others have pruned.
-    """
-    method, blocks = task.spec.method, len(task.block_runner.blocks)
-    shares = lengths(remove=task.remove, groups=method.groups)
-    by_cut = sum_windows(task, [cut for share in shares for cut in windows(blocks, share)])
-
-    task.begin(Stage.SELECT)
-    report_dense_loss(task)
-    judge = held_out_judge(task.activations)
-    table = {cut: screened_row(one, ridge=method.ridge) for cut, one in by_cut.items()}
-    residuals = {cut: residual_of(row) for cut, row in table.items()}
-    sets = best_sets(residuals, groups=method.groups, remove=task.remove, most=method.replays)
-    parts = list({cut for cuts in sets for cut in cuts})
-    maps = _maps(by_cut, parts, table=table, residuals=residuals, ridge=method.ridge)
-
-    def loss(cuts: tuple[Cut, ...], batch: int) -> float:
-        variant = Variant.of([maps[cut] for cut in cuts])
-        number = task.activations.held_out_batches[batch]
-        return variant_losses(task.activations, variant, batches=[number])[0]
-
-    winner, losses = tournament(
-        sets,
-        judge=judge,
-        loss=loss,
-        rank={cuts: sum(residuals[cut] for cut in cuts) for cuts in sets},
-        advance=task.progress.advance,
-    )
-    tried = [
-        replace(
-            table[cut],
-            group=number,
-            held_out_loss=judge.paired_mean(losses[cuts], beside=losses[winner]),
-            estimated=len(losses[cuts]) < len(losses[winner]),
-            source_losses=judge.by_source(losses[cuts], beside=losses[winner]),
-        )
-        for number, cuts in enumerate(sets, start=1)
-        for cut in cuts
-    ]
-    return GroupChoice(cuts=winner, first=by_cut[winner[0]], candidates=[*table.values(), *tried])
-
-
-def lengths(*, remove: int, groups: int) -> list[int]:
-    """The lengths that a cut may have where `groups` of them remove `remove` blocks: within one block of an even share.
-
-    >>> lengths(remove=8, groups=3)
-    [2, 3]
+    >>> lengths(remove=8, groups=3, slack=1), lengths(remove=9, groups=2, slack=0)
+    ([2, 3], [4, 5])
     """
     share = remove / groups
-    return [length for length in range(1, remove - groups + 2) if abs(length - share) <= 1]
+    return [length for length in range(1, remove - groups + 2) if abs(length - share) <= max(slack, 0.5)]
 
 
 def best_sets(residuals: Mapping[Cut, float], *, groups: int, remove: int, most: int) -> list[tuple[Cut, ...]]:

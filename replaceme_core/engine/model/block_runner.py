@@ -393,22 +393,24 @@ def predictions_of(batches: Sequence[torch.Tensor]) -> int:
     return sum(tokens.shape[0] * (tokens.shape[1] - 1) for tokens in batches)
 
 
-def summed_losses(
-    block_runner: BlockRunner, streams: Sequence[torch.Tensor], tokens: Sequence[torch.Tensor]
-) -> list[float]:
-    """`summed_loss` of each batch."""
-    return [summed_loss(block_runner, stream, ids) for stream, ids in zip(streams, tokens, strict=True)]
+def summed_loss(
+    block_runner: BlockRunner, stream: torch.Tensor, tokens: torch.Tensor, *, scored: torch.Tensor | None = None
+) -> float:
+    """Loss in nats summed over predictions; `stream` (batch, positions, d), `tokens` (batch, positions).
 
-
-def summed_loss(block_runner: BlockRunner, stream: torch.Tensor, tokens: torch.Tensor) -> float:
-    """Loss in nats summed over all predictions; `stream` (batch, positions, d), `tokens` (batch, positions)."""
+    Of the tokens that are `scored` (batch, positions), by default of all but the first of each sequence. Final norm and
+    head work on each position by itself, and run only where a loss is wanted.
+    """
     vocabulary = block_runner.resolved.model.config.vocab_size
     positions = max(1, (REPLAYED_LOGITS_BY_BLOCK if block_runner.is_lazy else REPLAYED_LOGITS) // vocabulary)
-    sequences = max(1, positions // tokens.shape[1])
+    before, wanted = stream[:, :-1], tokens[:, 1:]
+    if scored is None:
+        before, wanted = before.flatten(0, 1), wanted.flatten()
+    else:
+        chosen = scored[:, 1:].to(tokens.device)
+        before, wanted = before[chosen], wanted[chosen]
     total = 0.0
-    for some, ids in zip(stream[:, :-1].split(sequences), tokens[:, 1:].split(sequences), strict=True):
-        # Final norm and head work on each position by itself, so a sequence can be split.
-        for part, following in zip(some.split(positions, dim=1), ids.split(positions, dim=1), strict=True):
-            logits = block_runner.leave(part, following).flatten(0, 1)
-            total += float(torch.nn.functional.cross_entropy(logits.float(), following.flatten(), reduction="sum"))
+    for part, ids in zip(before.split(positions), wanted.split(positions), strict=True):
+        logits = block_runner.leave(part.unsqueeze(0), ids.unsqueeze(0)).flatten(0, 1)
+        total += float(torch.nn.functional.cross_entropy(logits.float(), ids, reduction="sum"))
     return total

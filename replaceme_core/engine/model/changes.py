@@ -50,9 +50,9 @@ class FittedCut:
     cut: Cut
     delta: torch.Tensor
 
-    def scaled(self, scale: float) -> Self:
-        """With `delta` multiplied by `scale`: 1 is the map as it is, 0 plain removal."""
-        return self if scale == 1 else replace(self, delta=self.delta * scale)
+    def without_map(self) -> Self:
+        """Plain removal of the same cut."""
+        return replace(self, delta=torch.zeros_like(self.delta))
 
 
 def windows(blocks: int, length: int) -> list[Cut]:

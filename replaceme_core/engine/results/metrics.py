@@ -42,7 +42,6 @@ def report_candidates(progress: Progress, candidates: Sequence[Candidate]) -> No
             ("residual", row.residual, "ratio"),
             ("tokens", row.tokens, "tokens"),
             ("held_out_loss", row.held_out_loss, "nats"),
-            ("estimated", 1.0 if row.estimated else None, "flag"),
             ("chosen", 1.0 if row.chosen else None, "flag"),
         )
         _report(progress, values, block=row.cut.anchor, candidate=name)

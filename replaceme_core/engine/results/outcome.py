@@ -83,12 +83,9 @@ def _most_alike(texts: Sequence[str]) -> int:
 def disagreements(candidates: Sequence[Candidate]) -> list[dict[str, object]]:
     """For each `source` that prefers another window than the chosen one: the window from `start` to `end`, and losses.
 
-    Windows that were left out before they ran on all held-out tokens do not count, and neither do rows of a choice in
-    steps or in groups, which are no alternatives to each other.
+    Rows of a choice in steps or in groups do not count: they are no alternatives to each other.
     """
-    rows = [
-        row for row in candidates if row.source_losses and not row.estimated and row.step is None and row.group is None
-    ]
+    rows = [row for row in candidates if row.source_losses and row.step is None and row.group is None]
     chosen = next((dict(row.source_losses) for row in rows if row.chosen), {})
     found: list[dict[str, object]] = []
     for source, loss in chosen.items():

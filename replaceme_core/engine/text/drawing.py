@@ -26,7 +26,8 @@ class TokenSet:
     """Token ids, (sequences, length) each: `fit` and `held_out` for calibration, `measure` for the evaluation.
 
     `sources` are the names of what they come from; `fit_sources`, `held_out_sources` and `measure_sources` are indices
-    into these, int64 (sequences,). `measure` begins with the sequences of the first text.
+    into these, int64 (sequences,). `measure` begins with the sequences of the first text. `held_out_scored` (held-out
+    sequences, length) tells which tokens a candidate must predict; `None`: all but the first of each sequence.
     """
 
     fit: torch.Tensor
@@ -36,6 +37,7 @@ class TokenSet:
     fit_sources: torch.Tensor
     held_out_sources: torch.Tensor
     measure_sources: torch.Tensor
+    held_out_scored: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         for tokens, sources in (
@@ -45,15 +47,9 @@ class TokenSet:
         ):
             assert sources.shape == tokens.shape[:1], "each sequence has a source"
 
-    def first(self, *, fit: int, held_out: int) -> Self:
-        """The same with only the first `fit` and `held_out` sequences."""
-        return replace(
-            self,
-            fit=self.fit[:fit],
-            held_out=self.held_out[:held_out],
-            fit_sources=self.fit_sources[:fit],
-            held_out_sources=self.held_out_sources[:held_out],
-        )
+    def first(self, *, fit: int) -> Self:
+        """The same with only the first `fit` fitted sequences."""
+        return replace(self, fit=self.fit[:fit], fit_sources=self.fit_sources[:fit])
 
     def measure_of_first_text(self) -> torch.Tensor:
         """The sequences of the first text that measure the result, (sequences, length)."""
@@ -80,25 +76,70 @@ class SequenceCounts:
 def sequence_counts(calibration: ResolvedCalibration, *, measure: int) -> tuple[SequenceCounts, ...]:
     """Divides the samples of `calibration` by the shares of its mix; of the first text `measure` sequences measure.
 
-    The shares are about the same among fit and held-out sequences. A text has at least one of each. Those of `judges`
-    have held-out sequences beside those of the samples instead, and the model's own text may have further ones.
+    A text has at least one fitted sequence and one that is held out. The model's own text and the one of `judges` have
+    held-out sequences beside those of the samples instead.
     """
     mix, held_out = calibration.mix, held_out_samples(calibration.samples)
-    judges = calibration.judges
-    least = [0 if source.self_generated or judge else 1 for source, judge in zip(mix, judges, strict=True)]
-    fits = divide(calibration.samples - held_out, [source.share for source in mix], least=least)
-    shares = [0.0 if judge else source.share for source, judge in zip(mix, judges, strict=True)]
-    held_outs = divide(held_out, shares, least=least)
-    held_outs = [
-        calibration.judging if judge else count + calibration.own_judging * source.self_generated
-        for source, count, judge in zip(mix, held_outs, judges, strict=True)
+    beside = [
+        judge or (source.self_generated and calibration.own_judges)
+        for source, judge in zip(mix, calibration.judges, strict=True)
     ]
+    least = [0 if source.self_generated or other else 1 for source, other in zip(mix, beside, strict=True)]
+    fits = divide(calibration.samples - held_out, [source.share for source in mix], least=least)
+    shares = [0.0 if other else source.share for source, other in zip(mix, beside, strict=True)]
+    held_outs = divide(held_out, shares, least=least)
+    held_outs = [calibration.judging if other else count for count, other in zip(held_outs, beside, strict=True)]
     texts = [number for number, source in enumerate(mix) if not source.self_generated]
     others = max(1, measure // OTHER_TEXTS) if measure else 0
     measures = [0 if number not in texts else measure if number == texts[0] else others for number in range(len(mix))]
     return tuple(
         SequenceCounts(fit=fit, held_out=held, measure=measured)
         for fit, held, measured in zip(fits, held_outs, measures, strict=True)
+    )
+
+
+def alternating(sources: torch.Tensor) -> torch.Tensor:
+    """An order in which every beginning has each of `sources` (sequences,) about by its share; int64 (sequences,).
+
+    The sequences of one source keep their order.
+    """
+    places = torch.zeros(len(sources), dtype=torch.float64)
+    for source in sources.unique():
+        of_it = sources == source
+        size = int(of_it.sum())
+        places[of_it] = (torch.arange(size, dtype=torch.float64) + 0.5) / size
+    by_source = torch.argsort(sources, stable=True)
+    return by_source[torch.argsort(places[by_source], stable=True)]
+
+
+def with_source(
+    tokens: TokenSet,
+    name: str,
+    *,
+    fit: torch.Tensor,
+    held_out: torch.Tensor,
+    seed: int,
+    scored: torch.Tensor | None = None,
+) -> TokenSet:
+    """`tokens` with the sequences of the source `name`: fitted ones in random order, held-out ones alternating.
+
+    It may be one of those of `tokens`, or another one. `scored` as `TokenSet.held_out_scored`, if that is known.
+    """
+    sources = tokens.sources if name in tokens.sources else (*tokens.sources, name)
+    number = sources.index(name)
+    fit_sources = torch.cat([tokens.fit_sources, torch.full((len(fit),), number)])
+    held_out_sources = torch.cat([tokens.held_out_sources, torch.full((len(held_out),), number)])
+    order = torch.randperm(len(fit_sources), generator=torch.Generator().manual_seed(seed))
+    held_out_order = alternating(held_out_sources)
+    known = tokens.held_out_scored
+    return replace(
+        tokens,
+        fit=torch.cat([tokens.fit, fit])[order],
+        held_out=torch.cat([tokens.held_out, held_out])[held_out_order],
+        sources=sources,
+        fit_sources=fit_sources[order],
+        held_out_sources=held_out_sources[held_out_order],
+        held_out_scored=None if known is None or scored is None else torch.cat([known, scored])[held_out_order],
     )
 
 

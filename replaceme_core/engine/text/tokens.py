@@ -4,10 +4,8 @@ They are full sequences of one length, so that no padding enters the sums: of th
 text, and of repeated passages. Where the request leaves their number open, a short text gives fewer than usual.
 """
 
-import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import tee
 from pathlib import Path
 
@@ -15,13 +13,22 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from replaceme_core.engine.text.documents import Document, documents, is_running_text, is_title
-from replaceme_core.engine.text.drawing import Drawn, Piece, SequenceCounts, TokenSet, Wanted, draw, sequence_counts
+from replaceme_core.engine.text.drawing import (
+    Drawn,
+    Piece,
+    SequenceCounts,
+    TokenSet,
+    Wanted,
+    alternating,
+    draw,
+    sequence_counts,
+    with_source,
+)
 from replaceme_core.engine.text.limits import render
 from replaceme_core.errors import InvalidInput
 from replaceme_core.library_errors import library_errors
-from replaceme_core.request.calibration import CalibrationSpec, MixedSource, errors_of
-from replaceme_core.request.defaults import FEWEST_SAMPLES, HELD_OUT_SHARE, MEASURING_PART, PASSAGE
-from replaceme_core.request.method import Method
+from replaceme_core.request.calibration import SELF_GENERATED, CalibrationSpec, MixedSource, errors_of
+from replaceme_core.request.defaults import FEWEST_SAMPLES, HELD_OUT_SHARE, MEASURING_PART
 from replaceme_core.request.resolve import ResolvedCalibration, ResolvedSpec, resolve_text
 from replaceme_core.request.spec import Loading
 
@@ -178,20 +185,6 @@ def _joined(drawn: Sequence[Drawn], numbers: Sequence[int], calibration: Resolve
     )
 
 
-def alternating(sources: torch.Tensor) -> torch.Tensor:
-    """An order in which every beginning has each of `sources` (sequences,) about by its share; int64 (sequences,).
-
-    The sequences of one source keep their order.
-    """
-    places = torch.zeros(len(sources), dtype=torch.float64)
-    for source in sources.unique():
-        of_it = sources == source
-        size = int(of_it.sum())
-        places[of_it] = (torch.arange(size, dtype=torch.float64) + 0.5) / size
-    by_source = torch.argsort(sources, stable=True)
-    return by_source[torch.argsort(places[by_source], stable=True)]
-
-
 def with_self_generated(
     tokens: TokenSet, calibration: ResolvedCalibration, generate: Callable[[int], torch.Tensor]
 ) -> TokenSet:
@@ -202,22 +195,7 @@ def with_self_generated(
         return tokens
     generated = generate(count.fit + count.held_out)
     fit, held_out = generated[: count.fit], generated[count.fit :]
-    return with_source(tokens, number, fit=fit, held_out=held_out, seed=calibration.seed)
-
-
-def with_source(tokens: TokenSet, number: int, *, fit: torch.Tensor, held_out: torch.Tensor, seed: int) -> TokenSet:
-    """`tokens` with the sequences of the source `number`: fitted ones in random order, held-out ones alternating."""
-    fit_sources = torch.cat([tokens.fit_sources, torch.full((len(fit),), number)])
-    held_out_sources = torch.cat([tokens.held_out_sources, torch.full((len(held_out),), number)])
-    order = torch.randperm(len(fit_sources), generator=torch.Generator().manual_seed(seed))
-    held_out_order = alternating(held_out_sources)
-    return replace(
-        tokens,
-        fit=torch.cat([tokens.fit, fit])[order],
-        held_out=torch.cat([tokens.held_out, held_out])[held_out_order],
-        fit_sources=fit_sources[order],
-        held_out_sources=held_out_sources[held_out_order],
-    )
+    return with_source(tokens, SELF_GENERATED, fit=fit, held_out=held_out, seed=calibration.seed)
 
 
 def _require_whole_model(spec: ResolvedSpec) -> None:
@@ -230,52 +208,6 @@ def _require_whole_model(spec: ResolvedSpec) -> None:
             field=field,
             value=generated[0].share,
         )
-
-
-REPEATED = "repeated passages"
-"""The name of the source in reports."""
-
-
-def with_repeated(tokens: TokenSet, calibration: ResolvedCalibration, *, method: Method, prefix: int) -> TokenSet:
-    """`tokens` with the sequences of repeated passages that `calibration` asks for, a source of their own.
-
-    Fitted ones are made of fitted sequences, those that `method` holds out of held-out sequences of every source in
-    turn. Each begins with the first `prefix` tokens of the sequence that it is made of.
-    """
-    count = calibration.repeating
-    if count == 0:
-        return tokens
-    fit = repeat_passages(tokens.fit[: math.ceil(count / 2)], prefix=prefix).flatten(0, 1)[:count]
-    of_each = _in_turn(tokens.held_out, tokens.held_out_sources)[: calibration.repeating_held_out(method)]
-    held_out = repeat_passages(of_each, prefix=prefix)[:, 0]
-    named = replace(tokens, sources=(*tokens.sources, REPEATED))
-    return with_source(named, len(tokens.sources), fit=fit, held_out=held_out, seed=calibration.seed)
-
-
-def _in_turn(sequences: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
-    """The first sequence of each source, then the second of each, and so on."""
-    seen: Counter[int] = Counter()
-    places: list[tuple[int, int, int]] = []
-    for number, source in enumerate(sources.tolist()):
-        places.append((seen[source], source, number))
-        seen[source] += 1
-    return sequences[[number for _, _, number in sorted(places)]]
-
-
-def repeat_passages(sequences: torch.Tensor, *, prefix: int) -> torch.Tensor:
-    """Token ids (sequences, 2, length) from (sequences, length): the passages of each half, each of them twice.
-
-    >>> repeat_passages(torch.tensor([[0, 1, 2, 3, 4]]), prefix=1)
-    tensor([[[0, 1, 2, 1, 2],
-             [0, 3, 4, 3, 4]]])
-    """
-    body = sequences[:, prefix:]
-    width = body.shape[1]
-    passages = max(1, round(width / (2 * PASSAGE)))
-    size = math.ceil(width / (2 * passages))
-    halves = torch.stack([body[:, : passages * size], body[:, -passages * size :]], dim=1)
-    twice = halves.unflatten(-1, (passages, size)).repeat(1, 1, 1, 2).flatten(2)[..., :width]
-    return torch.cat([sequences[:, None, :prefix].expand(-1, 2, -1), twice], dim=-1)
 
 
 def sized_to_text(

@@ -46,74 +46,63 @@ def test_given_values_are_kept() -> None:
 
 OWN, OTHER = {"self_generated": True}, {"dataset": "org/other", "share": 0}
 GENERAL, BY_BLOCK = "builtin:general", {"compute": ComputeSpec(loading=Loading.BLOCKWISE)}
-USUAL = [("org/text", 56, 10), ("self-generated", 14, 6), (GENERAL, 14, 6)]
+USUAL = [("org/text", 42, 12), ("self-generated", 21, 6), (GENERAL, 21, 6)]
 ALONE = [("org/text", 56, 8)]
-HALF_OWN = [("org/text", 28, 4), ("self-generated", 28, 4), (GENERAL, 0, 4)]
+HALF_OWN = [("org/text", 28, 8), ("self-generated", 28, 4), (GENERAL, 0, 4)]
 
 
 @pytest.mark.parametrize(
-    ("calibration", "more", "samples", "drawn", "repeated"),
+    ("calibration", "more", "drawn", "repeating"),
     [
-        # one text: a sixth of the samples is the model's own, a sixth the general text, which also judges
-        ({"dataset": "org/text"}, {}, 96, USUAL, (21, 6)),
-        ({"samples": 48}, {}, 48, [("org/text", 28, 5), ("self-generated", 7, 3), (GENERAL, 7, 3)], (10, 3)),
-        ({"general": 0.5}, {}, 96, [("org/text", 28, 8), ("self-generated", 14, 8), (GENERAL, 42, 6)], (21, 6)),
-        ({"repeated": 0.0}, {}, 96, USUAL, (0, 0)),
-        ({"judged_on": "none"}, {}, 96, [("org/text", 56, 8), ("self-generated", 14, 2), (GENERAL, 14, 2)], (21, 6)),
+        # one text: a quarter of the samples is the model's own, a quarter the general text; both judge as well
+        ({"dataset": "org/text"}, {}, USUAL, 21),
+        ({"dataset": "builtin:pydoc-topics"}, {}, [("builtin:pydoc-topics", 42, 12), *USUAL[1:]], 21),
+        ({"samples": 48}, {}, [("org/text", 21, 6), ("self-generated", 11, 3), (GENERAL, 10, 3)], 10),
+        ({"general": 0.5}, {}, [("org/text", 21, 12), ("self-generated", 21, 6), (GENERAL, 42, 6)], 21),
+        ({"repeated": 0.0}, {}, USUAL, 0),
+        ({"judged_on": "none"}, {}, [("org/text", 42, 8), ("self-generated", 21, 6), (GENERAL, 21, 4)], 21),
         # a share of own text is named: nothing else is added
-        ({"self_generated": 0.5}, {}, 64, HALF_OWN, (0, 0)),
-        ({"self_generated": 1.0}, {}, 64, [("org/text", 0, 4), ("self-generated", 56, 8), (GENERAL, 0, 4)], (0, 0)),
-        ({"self_generated": 0.0}, {}, 64, ALONE, (0, 0)),
-        ({"self_generated": 0.0, "repeated": 0.5}, {}, 64, ALONE, (28, 4)),
-        ({"self_generated": 0.0, "judged_on": "builtin:prose"}, {}, 64, [*ALONE, ("builtin:prose", 0, 4)], (0, 0)),
-        # built-in text has more beside it, and never its own documents under two names
-        ({"dataset": GENERAL}, {}, 96, [(GENERAL, 70, 10), ("self-generated", 14, 2)], (21, 6)),
-        ({"dataset": "builtin:code"}, {}, 96, [("builtin:code", 63, 9), ("self-generated", 21, 3)], (21, 6)),
-        (
-            {"dataset": "builtin:pydoc-topics"},
-            {},
-            96,
-            [("builtin:pydoc-topics", 18, 4), ("self-generated", 31, 10), (GENERAL, 35, 6)],
-            (21, 6),
-        ),
-        # no more of the general text than it has, and no judging on less than two sequences
-        ({"max_length": 16_384}, {}, 96, [("org/text", 69, 9), ("self-generated", 14, 2), (GENERAL, 1, 1)], (21, 6)),
+        ({"self_generated": 0.5}, {}, HALF_OWN, 0),
+        ({"self_generated": 1.0}, {}, [("org/text", 0, 4), ("self-generated", 56, 8), (GENERAL, 0, 4)], 0),
+        ({"self_generated": 0.0}, {}, ALONE, 0),
+        ({"self_generated": 0.0, "repeated": 0.5}, {}, ALONE, 28),
+        ({"self_generated": 0.0, "judged_on": "builtin:prose"}, {}, [*ALONE, ("builtin:prose", 0, 4)], 0),
+        # never the documents of built-in text under two names
+        ({"dataset": GENERAL}, {}, [(GENERAL, 63, 12), ("self-generated", 21, 6)], 21),
+        ({"dataset": "builtin:code"}, {}, [("builtin:code", 63, 12), ("self-generated", 21, 6)], 21),
+        # no more of the general text than it has
+        ({"max_length": 16_384}, {}, [("org/text", 62, 12), ("self-generated", 21, 0), (GENERAL, 1, 0)], 21),
         # several texts
-        ({"sources": ["org/text", OWN]}, {}, 64, HALF_OWN, (0, 0)),
-        ({"sources": ["org/text", OWN], "repeated": 0.25}, {}, 64, HALF_OWN, (14, 4)),
-        ({"sources": ["org/text", OTHER]}, {}, 64, [*ALONE, ("org/other", 0, 4), (GENERAL, 0, 4)], (0, 0)),
-        ({"sources": ["org/text", OTHER], "judged_on": "none"}, {}, 64, [*ALONE, ("org/other", 0, 4)], (0, 0)),
+        ({"sources": ["org/text", OWN]}, {}, HALF_OWN, 0),
+        ({"sources": ["org/text", OWN], "repeated": 0.25}, {}, HALF_OWN, 14),
+        ({"sources": ["org/text", OTHER]}, {}, [*ALONE, ("org/other", 0, 4), (GENERAL, 0, 4)], 0),
+        ({"sources": ["org/text", OTHER], "judged_on": "none"}, {}, [*ALONE, ("org/other", 0, 4)], 0),
         # read block by block, a model writes nothing; as published there is one text
-        ({"dataset": "org/text"}, BY_BLOCK, 96, [("org/text", 56, 12), (GENERAL, 28, 6)], (21, 6)),
+        ({"dataset": "org/text"}, BY_BLOCK, [("org/text", 49, 12), (GENERAL, 35, 6)], 21),
         (
             {"samples": 1024, "max_length": 1024},
             BY_BLOCK,
-            1024,
             [("org/text", 879, 128), (GENERAL, 17, 11)],
-            (224, 16),
+            224,
         ),
-        ({"dataset": GENERAL}, BY_BLOCK, 96, [(GENERAL, 84, 12)], (21, 6)),
-        ({}, {"method": MethodSpec(name=Method.LEAST_SQUARES, as_published=True)}, 64, ALONE, (0, 0)),
+        ({"dataset": GENERAL}, BY_BLOCK, [(GENERAL, 84, 12)], 21),
+        ({}, {"method": MethodSpec(name=Method.LEAST_SQUARES, as_published=True)}, ALONE, 0),
     ],
     ids=str,
 )
 def test_what_calibrates_and_judges(
-    calibration: dict[str, object],
-    more: dict[str, object],
-    samples: int,
-    drawn: list[tuple[str, int, int]],
-    repeated: tuple[int, int],
+    calibration: dict[str, object], more: dict[str, object], drawn: list[tuple[str, int, int]], repeating: int
 ) -> None:
-    """By source the sequences that are fitted on and held out, and how many of each repeat passages."""
+    """By source the sequences that are fitted on and held out, and how many repeat passages."""
     given = calibration if "sources" in calibration else {"dataset": "org/text", **calibration}
     found = resolved(calibration=CalibrationSpec.model_validate(given), **more).calibration
     counts = zip(found.mix, sequence_counts(found, measure=0), strict=True)
-    assert found.samples == samples
+    is_open = "sources" not in calibration and "self_generated" not in calibration and "method" not in more
+    assert found.samples == calibration.get("samples", 96 if is_open else 64)
     assert [(source.name, count.fit, count.held_out) for source, count in counts] == drawn
-    assert (found.repeating, found.repeating_held_out(Method.AUTO)) == repeated
-    total = sum(fit + held_out for _, fit, held_out in drawn)
-    assert samples + found.beside_samples(Method.AUTO) == total + sum(repeated), "as the plan counts them"
-    assert samples + found.beside_samples(Method.REFIT) == total + repeated[0]
+    assert found.repeating == repeating
+    made = repeating + (2 * found.judging if repeating else 0)  # passages and questions judge where passages calibrate
+    assert found.samples + found.beside_samples == sum(fit + held_out for _, fit, held_out in drawn) + made
 
 
 def test_options_of_a_text_stay() -> None:

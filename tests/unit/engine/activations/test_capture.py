@@ -9,9 +9,9 @@ import torch
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.activations.cut_sums import CutStatistics, schedule
 from replaceme_core.engine.activations.tensor_store import DamagedStore, FileStore, MemoryStore, TensorStore
-from replaceme_core.engine.methods.replay import variant_losses
+from replaceme_core.engine.methods.panel import variant_losses
 from replaceme_core.engine.methods.task import Pruning
-from replaceme_core.engine.methods.windows import choose_window, fit_cut
+from replaceme_core.engine.methods.windows import fit_cut, rank
 from replaceme_core.engine.model.block_runner import predictions_of
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, run_pruned, windows
 from replaceme_core.engine.model.lazy_model import load_lazily
@@ -19,7 +19,6 @@ from replaceme_core.engine.model.load import load_model
 from replaceme_core.engine.numerics.solve import solve_delta
 from replaceme_core.engine.numerics.stream import MeanAngle, Stream, mean_angles
 from replaceme_core.engine.results.layer_angles import layer_angles
-from replaceme_core.request.defaults import FIRST_LOOK
 from tests.fixtures.models.activations import activations_of, count_runs, dense_pass
 from tests.fixtures.models.tasks import make_task, mean_loss, operate
 from tests.fixtures.models.tiny import BLOCKS, BY_NAME, WIDTH, save_tiny, tiny_model, token_ids
@@ -205,33 +204,20 @@ def test_a_replay_costs_what_the_pruned_model_costs() -> None:
 
 
 @torch.inference_mode()
-def test_a_cut_that_was_eliminated_is_shown_beside_the_chosen_one() -> None:
-    """What it was not replayed on may be easier or harder to predict; that is no property of the cut."""
+def test_every_window_that_is_replayed_is_judged_on_all_held_out_tokens() -> None:
     activations, cuts = pass_of(), windows(BLOCKS, 2)
     task, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, method={"ridge": 0.1, "replays": 9})
-    table = choose_window(task).candidates
-    assert [row.cut for row in table] == cuts
-    (chosen,) = (row for row in table if row.chosen)
+    found = rank(task, groups=1)
+    assert sorted(found.screened) == cuts
     losses = {}
     for one in activations.windows(cuts):
         fitted = FittedCut(cut=one.cut, delta=solve_delta(one.fit, ridge=0.1))
-        losses[one.cut] = variant_losses(activations, Variant.of([fitted]))
+        losses[one.cut] = sum(variant_losses(activations, Variant.of([fitted])))
     tokens = predictions_of(activations.held_out_tokens)
-    best = sum(losses[chosen.cut])
-    assert chosen.held_out_loss == pytest.approx(best / tokens)
-    assert best <= sorted(map(sum, losses.values()))[1], "of two near ones the residual decides"
-    left_out = [row for row in table if row.estimated]
-    assert left_out, "all cuts were replayed on all batches: the test shows nothing"
-    for row in left_out:
-        assert row.held_out_loss is not None
-        behind = [
-            sum(one - other for one, other in zip(losses[row.cut][:count], losses[chosen.cut], strict=False))
-            / predictions_of(activations.held_out_tokens[:count])
-            for count in range(FIRST_LOOK, 8)
-        ]
-        shown = row.held_out_loss - best / tokens
-        assert min(abs(shown - one) for one in behind) < 1e-6, "the difference on the batches that both have"
-    assert {row.tokens for row in table} == {FIT.numel() + HELD_OUT.numel()}
+    for (cut,), tried in found.tried.items():
+        assert tried.rows[0].held_out_loss == pytest.approx(losses[cut] / tokens)
+    assert [cut for (cut,) in found.tried] == sorted(cuts, key=lambda cut: losses[cut]), "the best ones first"
+    assert {row.tokens for row in found.screened.values()} == {FIT.numel() + HELD_OUT.numel()}
 
 
 def test_the_angle_of_every_two_streams_is_that_of_the_selection() -> None:

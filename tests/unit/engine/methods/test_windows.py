@@ -27,7 +27,7 @@ def every_set(cuts: list[Cut], *, groups: int, remove: int) -> list[tuple[Cut, .
 
 @pytest.mark.parametrize(("groups", "remove"), [(2, 5), (3, 4)])
 def test_the_best_sets_are_those_of_least_summed_residual(groups: int, remove: int) -> None:
-    cuts = [cut for length in lengths(remove=remove, groups=groups) for cut in windows(10, length)]
+    cuts = [cut for length in lengths(remove=remove, groups=groups, slack=1) for cut in windows(10, length)]
     values = torch.rand(len(cuts), generator=torch.Generator().manual_seed(groups)).tolist()
     residuals = dict(zip(cuts, values, strict=True))
     expected = sorted(
@@ -65,7 +65,7 @@ def test_the_set_of_least_loss_wins_and_is_never_worse_than_plain_removal() -> N
     chosen = {row.cut for row in pruning.candidates if row.chosen}
     winners = [n for n in losses if {row.cut for row in pruning.candidates if row.group == n} == chosen]
     assert len(winners) == 1
-    assert losses[winners[0]] in sorted(losses.values())[:2]
+    assert losses[winners[0]] == min(losses.values())
     loss = mean_loss(operate(tiny_model(num_hidden_layers=DEPTH), pruning), HELD_OUT)
     plain = mean_loss(operate(tiny_model(num_hidden_layers=DEPTH), Pruning(removed=pruning.removed)), HELD_OUT)
     assert loss <= plain * 1.0001

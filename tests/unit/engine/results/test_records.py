@@ -181,8 +181,8 @@ def row(start: int, a: float, b: float, **fields: object) -> Candidate:
     [
         ([row(3, 2.5, 5.0)], [{"source": "a", "start": 3, "end": 4, "loss": 2.5, "chosen_loss": 3.0}]),
         ([row(3, 3.0, 5.0)], []),  # all agree
-        # no alternatives to it: what is estimated, a step, a group
-        ([row(3, 2.0, 2.0, estimated=True), row(5, 2.0, 2.0, step=2), row(7, 2.0, 2.0, group=1)], []),
+        # no alternatives to it: a step, a group
+        ([row(5, 2.0, 2.0, step=2), row(7, 2.0, 2.0, group=1)], []),
     ],
 )
 def test_a_source_that_prefers_another_window_is_named(others: list[Candidate], found: list[dict[str, object]]) -> None:

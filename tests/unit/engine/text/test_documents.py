@@ -49,7 +49,9 @@ def plain(document: Document) -> str:
 
 def test_the_files_are_those_that_the_names_stand_for() -> None:
     texts = resources.files("replaceme_core.engine.text") / "texts"
-    assert sorted(file.name for file in texts.iterdir()) == [f"{part}.txt" for part in FILES]
+    assert sorted(file.name for file in texts.iterdir()) == sorted(
+        [f"{part}.txt" for part in FILES] + ["questions.tsv"]
+    )
     assert sorted({part for parts in PARTS.values() for part in parts}) == list(FILES)
     assert {*PARTS, PYDOC} == set(BUILTIN_TEXTS)
     assert set(PARTS) == {GENERAL, *PARTS_OF_GENERAL}

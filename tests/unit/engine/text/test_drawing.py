@@ -20,7 +20,6 @@ from replaceme_core.engine.text.drawing import (
 from replaceme_core.errors import CalibrationTooSmall
 from replaceme_core.request.calibration import held_out_samples
 from replaceme_core.request.defaults import READ_FOR_EACH, RESERVED
-from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import ResolvedCalibration
 
 
@@ -37,22 +36,22 @@ MIXED = {"sources": [{"self_generated": True}, {"dataset": "org/a"}, {"dataset":
     [
         ({"dataset": "org/a", "self_generated": 0.0}, [(56, 8, 16)]),
         ({"dataset": "org/a", "self_generated": 1.0}, [(0, 4, 16), (56, 8, 0)]),
-        ({"dataset": "org/a", "self_generated": 0.25, "samples": 9}, [(6, 1, 16), (2, 0, 0)]),
+        ({"dataset": "org/a", "self_generated": 0.25, "samples": 9}, [(6, 1, 16), (2, 2, 0)]),
         # a text that only judges has sequences beside the samples, half as many as are held out of these
         ({**JUDGED, "self_generated": 0.0}, [(56, 8, 16), (0, 4, 4)]),
         ({**JUDGED, "self_generated": 0.0, "samples": 1024, "max_length": 1024}, [(896, 128, 16), (0, 11, 4)]),
         ({**JUDGED, "self_generated": 0.0, "max_length": 6000}, [(56, 8, 16), (0, 2, 4)]),
-        # own text judges with as many, beside the samples where its share of the held-out ones would be fewer
-        ({**JUDGED, "self_generated": 0.125}, [(49, 7, 16), (7, 4, 0), (0, 4, 4)]),
-        ({**JUDGED, "self_generated": 0.5}, [(28, 4, 16), (28, 4, 0), (0, 4, 4)]),
-        (MIXED, [(19, 3, 0), (19, 3, 16), (18, 2, 4)]),
+        # own text judges with as many, beside the samples
+        ({**JUDGED, "self_generated": 0.125}, [(49, 8, 16), (7, 4, 0), (0, 4, 4)]),
+        ({**JUDGED, "self_generated": 0.5}, [(28, 8, 16), (28, 4, 0), (0, 4, 4)]),
+        (MIXED, [(19, 4, 0), (19, 4, 16), (18, 4, 4)]),
     ],
 )
 def test_how_many_sequences_each_source_has(fields: dict[str, object], expected: list[tuple[int, int, int]]) -> None:
     found = calibration(**fields)
     counts = sequence_counts(found, measure=16)
     assert [(one.fit, one.held_out, one.measure) for one in counts] == expected
-    assert sum(one.fit + one.held_out for one in counts) == found.samples + found.beside_samples(Method.LEAST_SQUARES)
+    assert sum(one.fit + one.held_out for one in counts) == found.samples + found.beside_samples
     own = sum(one.fit + one.held_out for source, one in zip(found.mix, counts, strict=True) if source.self_generated)
     assert found.generating == pytest.approx(own, abs=1)
     assert [one.measure for one in sequence_counts(found, measure=0)] == [0] * len(expected)
@@ -72,14 +71,20 @@ def test_counts_are_complete_and_follow_the_shares(shares: list[float], more: in
     if generated and len(sources) > 1:
         sources[-1] = {"self_generated": True, "share": shares[-1] / total}
     samples = 8 * len(sources) + more
-    found = sequence_counts(calibration(samples=samples, sources=sources), measure=16)
+    resolved = calibration(samples=samples, sources=sources)
+    found = sequence_counts(resolved, measure=16)
     held_out = held_out_samples(samples)
-    assert sum(one.held_out for one in found) == held_out
-    assert sum(one.fit for one in found) == samples - held_out
+    texts = sum(share for source, share in zip(sources, shares, strict=True) if "self_generated" not in source)
     for source, share, one in zip(sources, shares, found, strict=True):
-        assert "self_generated" in source or (one.fit >= 1 and one.held_out >= 1)
-        for count, whole in ((one.fit, samples - held_out), (one.held_out, held_out)):
-            assert abs(count - whole * share / total) < len(sources)
+        assert abs(one.fit - (samples - held_out) * share / total) < len(sources)
+        if "self_generated" in source:
+            assert one.held_out == resolved.judging
+        else:
+            assert one.fit >= 1
+            assert one.held_out >= 1
+            assert abs(one.held_out - held_out * share / texts) < len(sources)
+    assert sum(one.fit for one in found) == samples - held_out
+    assert sum(one.held_out for one in found) == held_out + resolved.judging * resolved.own_judges
 
 
 LENGTH = 8
