@@ -68,9 +68,8 @@ class Candidate:
     is relative to the stream at the end of the cut, on held-out tokens after the fit; `tokens` is the number of
     calibration tokens that both rest on, smaller where the cut was left out early. `ridge` is `None` where there is no
     map. `held_out_loss` in nats is the mean of `source_losses`, those on each source of the held-out text, by name;
-    `plain_loss` is the same without maps.
-    Where blocks are removed one after another, `step` is the number of the step, and rows of one `group` are cuts that
-    were tried together; both count from 1.
+    `plain_loss` is the same without maps. Where blocks are removed one after another, `step` is the number of the step,
+    and rows of one `group` are cuts that were tried together; both count from 1.
     """
 
     start: int

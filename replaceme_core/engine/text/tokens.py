@@ -1,7 +1,7 @@
 """The token sequences of a job: for the fit, held out for selection, and for the evaluation.
 
-They are full sequences of one length, so that no padding enters the sums: of the texts of the mix, of the model's own
-text, and of repeated passages. Where the request leaves their number open, a short text gives fewer than usual.
+They are full sequences of one length, so that no padding enters the sums: of the texts of the mix and of the model's
+own text. Where the request leaves their number open, a short text gives fewer than usual.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
