@@ -68,7 +68,8 @@ def test_text_that_the_model_writes_itself_and_repeated_passages_calibrate(sourc
         card = (out / "README.md").read_text()
         shutil.rmtree(out)
     assert weights[0] != weights[1] == weights[2]
-    assert sizes[1] == sizes[0] * (16 + 7 + 4) / 16, "half of the 14 that are fitted on, and 4 of the text that judges"
+    # half of the 14 that are fitted on; the text, the general one, repeated passages and questions judge, two of each
+    assert sizes[1] == sizes[0] * (16 + 7 + 4 * 2) / 16
     assert [fraction for stage, fraction in recorder.fractions if stage is Stage.CALIBRATE][-1] == 1
     assert "text that the original model wrote itself" in card
 
