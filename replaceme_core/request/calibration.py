@@ -135,7 +135,7 @@ class CalibrationSpec(Spec):
     """
     general: float | None = Field(default=None, ge=0, le=1)
     """Fraction of the calibration sequences from the built-in general text, 0 to 1, beside one calibration text.
-    Default: a quarter, 0 with `self_generated`.
+    Default: three eighths, 0 with `self_generated`.
 
     They replace text of `dataset`. With `sources` this text is one of them.
     """

@@ -46,7 +46,7 @@ def test_given_values_are_kept() -> None:
 
 OWN, OTHER = {"self_generated": True}, {"dataset": "org/other", "share": 0}
 GENERAL, BY_BLOCK = "builtin:general", {"compute": ComputeSpec(loading=Loading.BLOCKWISE)}
-USUAL = [("org/text", 42, 12), ("self-generated", 21, 6), (GENERAL, 21, 6)]
+USUAL = [("org/text", 32, 12), ("self-generated", 21, 6), (GENERAL, 31, 6)]
 ALONE = [("org/text", 56, 8)]
 HALF_OWN = [("org/text", 28, 8), ("self-generated", 28, 4), (GENERAL, 0, 4)]
 
@@ -54,13 +54,13 @@ HALF_OWN = [("org/text", 28, 8), ("self-generated", 28, 4), (GENERAL, 0, 4)]
 @pytest.mark.parametrize(
     ("calibration", "more", "drawn", "repeating"),
     [
-        # one text: a quarter of the samples is the model's own, a quarter the general text; both judge as well
+        # one text: a quarter of the samples is the model's own, three eighths the general text; both judge as well
         ({"dataset": "org/text"}, {}, USUAL, 21),
-        ({"dataset": "builtin:pydoc-topics"}, {}, [("builtin:pydoc-topics", 42, 12), *USUAL[1:]], 21),
-        ({"samples": 48}, {}, [("org/text", 21, 6), ("self-generated", 11, 3), (GENERAL, 10, 3)], 10),
+        ({"dataset": "builtin:pydoc-topics"}, {}, [("builtin:pydoc-topics", 32, 12), *USUAL[1:]], 21),
+        ({"samples": 48}, {}, [("org/text", 16, 6), ("self-generated", 10, 3), (GENERAL, 16, 3)], 10),
         ({"general": 0.5}, {}, [("org/text", 21, 12), ("self-generated", 21, 6), (GENERAL, 42, 6)], 21),
         ({"repeated": 0.0}, {}, USUAL, 0),
-        ({"judged_on": "none"}, {}, [("org/text", 42, 8), ("self-generated", 21, 6), (GENERAL, 21, 4)], 21),
+        ({"judged_on": "none"}, {}, [("org/text", 32, 6), ("self-generated", 21, 6), (GENERAL, 31, 6)], 21),
         # a share of own text is named: nothing else is added
         ({"self_generated": 0.5}, {}, HALF_OWN, 0),
         ({"self_generated": 1.0}, {}, [("org/text", 0, 4), ("self-generated", 56, 8), (GENERAL, 0, 4)], 0),
