@@ -4,7 +4,7 @@ Sets of blocks, one run of neighbours or two, are ranked with a map in place of 
 pass. The best of them race as refits on a part of the text; of those that are not worse than the best by more than one
 standard error the simplest is refitted on all of it, and is the result, as it was judged, unless maps alone are as good
 (docs/explanation/how-the-default-works.md#race). With a time budget a refit that is not expected to end in time is not
-begun, which the result says; what the maps come to is always there.
+begun, which is reported; what the maps come to is always there.
 """
 
 import time

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.methods.candidates import choose_one_by_one, stored
 from replaceme_core.engine.methods.panel import Panel
 from replaceme_core.engine.methods.refit_projections import Strength, refit_kept
@@ -50,14 +51,11 @@ def _blocks(task: Task) -> tuple[list[int], Sequence[Candidate]]:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedRefit:
-    """A fit with its held-out losses, and its streams (sequences, positions, d) after the last block by held-out batch.
-
-    Without streams the blocks are removed, and no weight is changed.
-    """
+    """A fit with its held-out losses, and its streams (sequences, positions, d) after the last block, by batch."""
 
     task: Task
     pruning: Pruning
-    streams: Sequence[torch.Tensor] = ()
+    streams: Sequence[torch.Tensor]
 
     @property
     def losses(self) -> Sequence[float]:
@@ -91,10 +89,7 @@ class JudgedRefit:
 
         def loss_at(scale: float) -> float:
             with scale_output(resolved.final_norm, scale):
-                tried[scale] = [
-                    activations.scored_loss(batch, stream)
-                    for batch, stream in zip(activations.held_out_batches, self.streams, strict=True)
-                ]
+                tried[scale] = losses_after(activations, self.streams)
             return written.mean(tried[scale])
 
         scale = least(loss_at, known=written.mean(self.losses))
@@ -119,12 +114,17 @@ def refit_without(task: Task, removed: Sequence[int], *, fit: Sequence[int]) -> 
         advance=task.progress.advance,
     )
     streams = [found.streams[batch] for batch in activations.held_out_batches]
-    losses = [
+    losses = losses_after(activations, streams)
+    pruning = Pruning(removed=removed, folds=found.folds, changes=found.changes, held_out_losses=losses)
+    return JudgedRefit(task=task, pruning=pruning, streams=streams)
+
+
+def losses_after(activations: Activations, streams: Sequence[torch.Tensor]) -> list[float]:
+    """The losses of what has left `streams` (sequences, positions, d) after its last block, by held-out batch."""
+    return [
         activations.scored_loss(batch, stream)
         for batch, stream in zip(activations.held_out_batches, streams, strict=True)
     ]
-    pruning = Pruning(removed=removed, folds=found.folds, changes=found.changes, held_out_losses=losses)
-    return JudgedRefit(task=task, pruning=pruning, streams=streams)
 
 
 def first_unchanged(removed: Collection[int], blocks: int) -> int:

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from replaceme_core.engine.text.drawing import TokenSet, with_source
+from replaceme_core.engine.text.tokens import beginning_of_text
 from replaceme_core.request.defaults import PANEL_POSITIONS, PANEL_STEP, PASSAGE
 from replaceme_core.request.resolve import ResolvedCalibration
 
@@ -94,8 +95,8 @@ def question_sequences(
     Both (sequences, length). The questions before one show the model what is asked, so a base model answers too. Those
     that do not fill a sequence are dropped.
     """
-    first = tokenizer("a", verbose=False)["input_ids"]
-    begin = first[:1] if first and first[0] == tokenizer.bos_token_id else []
+    begin = beginning_of_text(tokenizer)
+    ends = tokenizer("\n", add_special_tokens=False, verbose=False)["input_ids"]
     sequences, marks = [], []
     ids, answers = list(begin), [False] * len(begin)
     file = resources.files("replaceme_core.engine.text") / "texts" / "questions.tsv"
@@ -103,7 +104,6 @@ def question_sequences(
         question, _, answer = line.replace("\\n", "\n").partition("\t")
         asked = tokenizer(question, add_special_tokens=False, verbose=False)["input_ids"]
         whole = tokenizer(question + answer, add_special_tokens=False, verbose=False)["input_ids"]
-        ends = tokenizer("\n", add_special_tokens=False, verbose=False)["input_ids"]
         same = next((place for place, pair in enumerate(zip_longest(asked, whole)) if pair[0] != pair[1]), len(whole))
         ids += [*whole, *ends]
         answers += [*(place >= same for place in range(len(whole))), *(False for _ in ends)]
