@@ -97,8 +97,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             structure = task.block_runner.resolved.structure
             known, trials = None, list[Trial]()
             if spec.searches:
-                if task.activations.stores_streams:
-                    task.activations.capture()  # one dense pass serves all trials
+                task.activations.capture()  # one dense pass serves all trials
                 clock.begin(Stage.SELECT)
                 found, trials = find_deepest_cut(run, task, depths)
                 pruning, known = found.pruning, found.comparison

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from replaceme_core.engine.activations.cache import ActivationCache, CachedActivations, entry_key, scratch_store
 from replaceme_core.engine.activations.capture import Activations
-from replaceme_core.engine.activations.tensor_store import SpillingStore, activation_bytes
+from replaceme_core.engine.activations.tensor_store import activation_bytes
 from replaceme_core.engine.evaluation.compare import Comparison, Original, Unmeasured, judge, measured_values
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import PRUNED, SOURCE, Subject, open_subject
@@ -37,7 +37,6 @@ from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.hub.model_config import ModelOutline
 from replaceme_core.library_errors import library_errors
 from replaceme_core.plan.eta import writing_part
-from replaceme_core.request.defaults import CHOICE_STREAM_BYTES
 from replaceme_core.request.gate import Trial, deepest, most_trials
 from replaceme_core.request.removal import Allows
 from replaceme_core.request.resolve import ResolvedSpec
@@ -131,8 +130,6 @@ class Run:
         tokens = with_panel(tokens, spec.calibration, tokenizer, prefix=prefix)
         block_runner = BlockRunner(resolved=resolve(self.model))
         size = activation_bytes(block_runner, tokens=tokens.fit.numel() + tokens.held_out.numel())
-        by_block, place = self.is_lazy, self.output
-        one_pass = spec.searches and size <= CHOICE_STREAM_BYTES  # which serves all trials
         with ExitStack() as stack:
             cached = None
             if self.cache is not None and self.cache.has_room(size):
@@ -148,9 +145,8 @@ class Run:
                 batch_size=spec.compute.batch_size,
                 advance=partial(_advance, progress, writing, 1.0),
                 cached=cached,
-                always_store=by_block or one_pass,
-                make_store=partial(scratch_store, stack, beside=place, size=size, memory=not by_block),
-                make_held_out_store=lambda: stack.enter_context(SpillingStore(beside=place)),
+                always_store=self.is_lazy,
+                make_store=partial(scratch_store, stack, beside=self.output),
                 allows=allows,
             )
             with library_errors(_DOES_NOT_RUN):

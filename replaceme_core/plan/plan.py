@@ -24,7 +24,6 @@ from replaceme_core.plan.resources import (
     peaks_of,
     shape_of,
     store_bytes,
-    store_place,
 )
 from replaceme_core.request import defaults
 from replaceme_core.request.admission import (
@@ -145,9 +144,8 @@ def written_bytes(shape: ModelShape, *, after: int, removed: int) -> int:
 
 
 def _kept_on_disk(shape: ModelShape, work: Workload) -> int:
-    if not keeps_streams(shape, work) or store_place(shape, work) == "memory":
-        return 0
-    return min(store_bytes(shape, work), defaults.CHOICE_STREAM_BYTES)
+    """The streams, in the activation cache or beside the output."""
+    return min(store_bytes(shape, work), defaults.CHOICE_STREAM_BYTES) if keeps_streams(work) else 0
 
 
 @dataclass(frozen=True, kw_only=True)

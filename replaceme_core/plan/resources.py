@@ -35,6 +35,8 @@ _MATRIX = 8
 """Bytes of a value of the sums."""
 _FLOAT32 = 4
 _PAIRS = 4  # M'M and M'E, each over fit and over held-out tokens
+_COMPARING = frozenset({Method.LEAST_SQUARES, Method.COSINE, Method.REFIT, Method.MERGE})
+"""Methods that compare sets of blocks on stored streams, unless the blocks are named."""
 _INNER = ("intermediate_size", "n_inner", "ffn_dim", "moe_intermediate_size")
 _HEADS = ("num_attention_heads", "n_head")
 _HEAD = "lm_head.weight"
@@ -252,8 +254,7 @@ def planned_host_bytes(request: ModelRequest) -> int:
     """What a runner is planned to take of the host's memory at its peak, in bytes, for a limit of twice as much.
 
     Without the headers of the weights (`rough_shape`). What depends on how much is free is taken as if that were
-    enough, and the larger peak where the device is left open. Streams in memory count twice: a runner that may use less
-    than four times their size has them on disk. Raises as `read_outline` and `check_removal` do.
+    enough, and the larger peak where the device is left open. Raises as `read_outline` and `check_removal` do.
     """
     if isinstance(request, EvaluateRequest):
         base = GPU_RUNNER_BYTES if accelerators() else RUNNER_BYTES
@@ -272,7 +273,7 @@ def planned_host_bytes(request: ModelRequest) -> int:
         machine = Machine(kind=kind, cache_bytes=cache_bytes)
         work = expected_workload(spec, shape, machine=machine, removed=removed)
         peak = max(stage.host for stage in peaks_of(shape, work).values())
-        planned = max(planned, peak + _kept_in_memory(shape, work))
+        planned = max(planned, peak)
     return planned
 
 
@@ -298,16 +299,15 @@ class _Use:
 def _held(shape: ModelShape, work: Workload) -> dict[Stage, _Use]:
     dense = _model_bytes(shape, work, value_bytes=work.value_bytes)
     quantized = _quantized_bytes(shape, work) if work.spec.compute.quantization is not None else dense
-    kept = _kept_in_memory(shape, work)
     loading = _Use(model=dense, host=_mapped(shape, work))
     stages = {
         Stage.CALIBRATE: _most(
             loading,
             _Use(model=quantized, work=_generation(shape, work, sequences=work.spec.calibration.generating)),
-            _Use(model=quantized, work=_pass(shape, work) + _sums_of_pass(shape, work), host=kept),
+            _Use(model=quantized, work=_pass(shape, work) + _sums(shape, work)),
         ),
-        Stage.SELECT: _Use(model=quantized, work=_selection(shape, work), host=kept),
-        Stage.SOLVE: _Use(model=quantized, work=_solution(shape, work), host=kept),
+        Stage.SELECT: _Use(model=quantized, work=_selection(shape, work)),
+        Stage.SOLVE: _Use(model=quantized, work=_solution(shape, work)),
     }
     changes = _changes(shape, work)
     stored = _model_bytes(shape, work, value_bytes=shape.item_bytes)
@@ -377,34 +377,14 @@ def stream_bytes(shape: ModelShape, work: Workload) -> int:
 
 
 def store_bytes(shape: ModelShape, work: Workload) -> int:
-    """The streams of all blocks, what their MLPs write, and their Gram matrices."""
-    streams = (2 * shape.blocks + 1) * stream_bytes(shape, work)
-    return streams + shape.blocks * 3 * shape.width**2 * _MATRIX
+    """The streams of all blocks, and what their MLPs write."""
+    return (2 * shape.blocks + 1) * stream_bytes(shape, work)
 
 
-def keeps_streams(shape: ModelShape, work: Workload) -> bool:
-    """Whether the streams of all blocks are kept: for later jobs, for methods that read them, for lazy loading."""
-    searches = work.method in (Method.AUTO, Method.REFIT) and (work.one_by_one or work.method is Method.AUTO)
-    one_pass = work.trials > 0 and store_bytes(shape, work) <= defaults.CHOICE_STREAM_BYTES
-    return work.machine.keeps_cache or work.is_lazy or searches or one_pass
-
-
-def store_place(shape: ModelShape, work: Workload) -> str:
-    """Where they are kept: "cache" (files for later jobs), "memory" or "scratch" (files for this job)."""
-    size = store_bytes(shape, work)
-    if work.machine.keeps_cache and size <= work.machine.cache_bytes:
-        return "cache"
-    size = min(size, defaults.CHOICE_STREAM_BYTES)
-    if work.is_lazy or (
-        work.machine.memory_bytes is not None and size > defaults.MEMORY_SHARE * work.machine.memory_bytes
-    ):
-        return "scratch"
-    return "memory"
-
-
-def _kept_in_memory(shape: ModelShape, work: Workload) -> int:
-    is_in_memory = keeps_streams(shape, work) and store_place(shape, work) == "memory"
-    return store_bytes(shape, work) if is_in_memory else 0
+def keeps_streams(work: Workload) -> bool:
+    """Whether the streams of all blocks are kept: to compare sets of blocks, for later jobs, for lazy loading."""
+    compares = work.method is Method.AUTO or (work.spec.drop is None and work.method in _COMPARING)
+    return work.machine.keeps_cache or work.is_lazy or work.trials > 0 or compares
 
 
 def _pass(shape: ModelShape, work: Workload) -> int:
@@ -418,16 +398,9 @@ def _pass(shape: ModelShape, work: Workload) -> int:
     return batch * (4 * work.value_bytes + 4 * _FLOAT32) + inside
 
 
-def _sums_of_pass(shape: ModelShape, work: Workload) -> int:
-    """Sums of all windows over the held-out tokens, and the ends of windows that are still open."""
-    held_out = min(defaults.HELD_OUT_BYTES, work.held_out * work.length * shape.width * work.value_bytes * shape.blocks)
-    if not _fits_maps(work):
-        return held_out
-    matrix = shape.width**2 * _MATRIX
-    if work.spec.drop is not None or work.spec.method.groups > 1 or keeps_streams(shape, work):
-        return 2 * _PAIRS * matrix + held_out
-    open_ends = (work.removed + 1) * 2 * work.batch_tokens * shape.width * work.value_bytes
-    return (shape.blocks - work.removed) * _PAIRS * matrix + open_ends + held_out
+def _sums(shape: ModelShape, work: Workload) -> int:
+    """Those of one cut."""
+    return 2 * _PAIRS * shape.width**2 * _MATRIX if _fits_maps(work) else 0
 
 
 def _fits_maps(work: Workload) -> bool:
@@ -435,15 +408,13 @@ def _fits_maps(work: Workload) -> bool:
 
 
 def _selection(shape: ModelShape, work: Workload) -> int:
-    """The sums and maps of the windows that are replayed, or the maps of all sets that a search tries."""
+    """The sums of one cut, and the maps of all that are compared."""
     matrix = shape.width**2 * _MATRIX
     replays = _pass(shape, work) + _replayed_logits(shape, work)
     if not _fits_maps(work):
         return replays + (shape.largest_block * _MATRIX if work.method is Method.MERGE else 0)
-    windows = min(shape.blocks - work.removed, work.spec.method.replays + defaults.SPARE_WINDOWS)
-    needed = windows * (_PAIRS + 2) * matrix + 4 * matrix
-    if work.one_by_one:
-        needed = max(needed, (shape.blocks + TRIES * work.removed) * matrix)
+    maps = (1 if work.one_by_one else 2) * shape.blocks + (TRIES * work.removed if work.one_by_one else 0)
+    needed = (2 * _PAIRS + 4) * matrix + maps * shape.width**2 * _FLOAT32
     return needed + replays
 
 
@@ -452,7 +423,7 @@ def _solution(shape: ModelShape, work: Workload) -> int:
     matrix = shape.width**2 * _MATRIX
     if work.method not in (Method.REFIT, Method.AUTO):
         return 8 * matrix + _pass(shape, work) + _replayed_logits(shape, work)
-    pruned = (3 if keeps_streams(shape, work) else 6) * stream_bytes(shape, work)
+    pruned = (3 if keeps_streams(work) else 6) * stream_bytes(shape, work)
     largest = max(shape.inner, shape.width)
     projection = 3 * largest**2 * _MATRIX + 3 * largest * shape.width * _MATRIX
     tried = round(REFITTED * (shape.blocks - work.removed)) * shape.largest_block * work.value_bytes
@@ -486,7 +457,7 @@ def _logits(shape: ModelShape, work: Workload) -> int:
 def _replayed_logits(shape: ModelShape, work: Workload) -> int:
     """Those of a part of a held-out batch, their copy in float32 and their probabilities."""
     sequences = min(work.spec.compute.batch_size, max(1, work.held_out // defaults.HELD_OUT_BATCHES))
-    values = min(defaults.REPLAYED_LOGITS, sequences * work.length * shape.vocabulary)
+    values = min(defaults.LOGITS_AT_ONCE, sequences * work.length * shape.vocabulary)
     return values * (work.value_bytes + 2 * _FLOAT32)
 
 

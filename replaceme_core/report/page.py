@@ -166,8 +166,8 @@ def _run(report: Report) -> Facts | None:
         ("Weights of the result, expected", ("plan", "expected_weight_bytes"), size),
         ("Runs of one block on one batch", ("captured", "dense_block_runs"), WHOLE),
         ("One stream of all tokens", ("captured", "stream_bytes"), size),
-        ("Sums in memory at once", ("captured", "statistics_bytes"), size),
-        ("Streams and sums that were kept", ("captured", "kept_bytes"), size),
+        ("Sums of one cut", ("captured", "statistics_bytes"), size),
+        ("Streams that were kept", ("captured", "kept_bytes"), size),
         ("Batches that were halved for memory", ("captured", "batch_halvings"), WHOLE),
     )
     pieces = [(label, report.figure(*path, as_=form)) for label, path, form in known]

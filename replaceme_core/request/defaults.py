@@ -102,14 +102,8 @@ HELD_OUT_BATCHES: Final = 16
 RIDGES: Final = (1e-4, 1e-3, 1e-2, 1e-1, math.inf)
 """Relative to the mean diagonal of the Gram matrix. The last one is plain removal: it is chosen where every map has a
 greater residual on held-out tokens."""
-SCREENING_RIDGE: Final = 1e-2
-FEW_TOKENS_RIDGES: Final = (1e-2, 1e-1, 1.0, math.inf)
-"""For a map from a few times as many tokens as it has unknowns in a column: smaller ones would fit the noise."""
-SPARE_WINDOWS: Final = 2
-"""Windows that get the fit tokens beyond those that are replayed: the screening's ranks are not the final ones."""
 WELL_DETERMINED: Final = 3
-"""Tokens of half of the held-out text for each unknown of a column of the map: with fewer, maps rank windows
-badly."""
+"""Tokens for each unknown of a column of a map, at least, where maps rank sets of blocks."""
 EVIDENCE_TOKENS: Final = 8_192
 """Of `perplexity_greedy`: fit sequences join the held-out ones until there are this many tokens. Removing n of L
 blocks costs about n L / 4 dense passes over them, and a smaller difference between two blocks hardly counts."""
@@ -137,6 +131,7 @@ the same blocks."""
 
 REFIT_RIDGE: Final = 0.3
 """Pull of all that is solved toward the old weights."""
+FOLD_RIDGE: Final = 1e-2
 REACH: Final = 0.5
 """Of the blocks after the last one that is removed. Solutions in the last ones are fitted to noise."""
 TEMPERATURE_STEP: Final = 0.05
@@ -160,14 +155,6 @@ PART_BYTES: Final = 32 * 2**20
 allocator uses them again."""
 MLP_WIDTH: Final = 4
 """Assumed width of an MLP, as a multiple of the width of the stream."""
-HELD_OUT_BYTES: Final = 64 * 2**20
-"""Of held-out streams in memory, the rest is on disk. For SmolLM2 in bfloat16: the streams before one anchor block on
-58,000 held-out tokens, or before 22 on 2,600."""
-MEMORY_SHARE: Final = 0.25
-"""Streams that take more than this share of the free memory go to disk."""
-LOGITS_AT_ONCE: Final = 2**26
-"""Values in one batch of logits of the evaluation: 256 MiB in float32."""
-REPLAYED_LOGITS: Final = 6 * 2**20
-REPLAYED_LOGITS_BY_BLOCK: Final = 2**21
-"""Values of one part, where a candidate is judged: 24 MiB in float32, which the allocator uses again; 8 MiB where the
-model is read block by block."""
+LOGITS_AT_ONCE: Final = 2**25
+LOGITS_AT_ONCE_BY_BLOCK: Final = 2**21
+"""Values of logits at a time: 128 MiB in float32, and 8 MiB where the model is read block by block."""

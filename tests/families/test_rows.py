@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from replaceme_core.engine.methods.windows import fit_cut
+from replaceme_core.engine.methods.least_squares import fit_cut
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import Cut, FittedCut, fold, remove_blocks, run_pruned
 from replaceme_core.engine.model.load import stored_weights

@@ -31,13 +31,11 @@ import torch
 import transformers
 
 import replaceme_core
-from replaceme_core.engine.activations.tensor_store import DamagedStore, FileStore, MemoryStore, TensorStore, pieces_of
-from replaceme_core.engine.model.device import free_bytes
+from replaceme_core.engine.activations.tensor_store import DamagedStore, FileStore, TensorStore, pieces_of
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.hub.files import lock_file, locked, sha256_of, try_locked
 from replaceme_core.hub.model_files import CONFIG, admit_file, weight_files
 from replaceme_core.library_errors import free_space
-from replaceme_core.request.defaults import MEMORY_SHARE
 from replaceme_core.request.resolve import ResolvedCompute
 
 logger = logging.getLogger(__name__)
@@ -252,14 +250,12 @@ def open_cache(directory: str | None, *, limit: int) -> ActivationCache | None:
         return None
 
 
-def scratch_store(stack: ExitStack, *, beside: Path, size: int, memory: bool = True) -> TensorStore:
+def scratch_store(stack: ExitStack, *, beside: Path) -> TensorStore:
     """A store for streams that only this job needs, deleted when `stack` is closed.
 
-    In memory if `size` bytes are less than `MEMORY_SHARE` of what is free; else in a directory `beside` the output,
-    which is on a disk: the directory for temporary files may be in memory.
+    In a directory `beside` the output, which is on a disk: the directory for temporary files may be in memory. Of such
+    files the system keeps in memory what it has room for.
     """
-    if memory and size <= MEMORY_SHARE * free_bytes(torch.device("cpu")):
-        return MemoryStore()
     place = stack.enter_context(TemporaryDirectory(prefix=f".{beside.name}.streams-", dir=beside.parent))
     return FileStore(directory=Path(place))
 

@@ -4,21 +4,16 @@ Files are read, not mapped: a tensor is then in memory that the allocator has al
 those of a tensor that never left memory, and no more than the present batch takes address space.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Protocol, Self
+from typing import Protocol
 
 import torch
 
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.safetensors_io import read_tensor
 from replaceme_core.errors import ReplaceMeError
-from replaceme_core.request.defaults import HELD_OUT_BYTES
-
-logger = logging.getLogger(__name__)
 
 _WORD = 8
 _PAGE_WORDS = 512
@@ -36,9 +31,6 @@ class TensorStore(Protocol):
 
     def get(self, name: str, index: int) -> torch.Tensor:
         """Tensor `index` of the list `name`, on the host. Raises `DamagedStore`."""
-
-    def count(self, name: str) -> int:
-        """How many tensors the list `name` has."""
 
     @property
     def nbytes(self) -> int:
@@ -58,9 +50,6 @@ class MemoryStore:
 
     def get(self, name: str, index: int) -> torch.Tensor:
         return self._lists[name][index]
-
-    def count(self, name: str) -> int:
-        return len(self._lists.get(name, ()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +98,6 @@ class FileStore:
         if checksum(_as_bytes(values)) != piece.check:
             raise DamagedStore(f"tensor {index} of {name} is not what was written")
         return values
-
-    def count(self, name: str) -> int:
-        return len(self.index.get(name, ()))
 
     @staticmethod
     def end(pieces: Sequence[Piece]) -> int:
@@ -174,73 +160,3 @@ def checksum(data: torch.Tensor) -> int:
 
 def _as_bytes(values: torch.Tensor) -> torch.Tensor:
     return values.flatten().view(torch.uint8)
-
-
-@dataclass(kw_only=True)
-class SpillingStore:
-    """In memory up to `limit` bytes, then in a directory `beside` the output, which `close` deletes.
-
-    If writing fails, everything is moved back to memory and the directory is deleted: the output needs the space.
-    """
-
-    beside: Path
-    limit: int = HELD_OUT_BYTES
-    _memory: MemoryStore = field(default_factory=MemoryStore)
-    _files: FileStore | None = None
-    _place: "TemporaryDirectory[str] | None" = None
-    _refused: bool = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def put(self, name: str, values: torch.Tensor) -> None:
-        """As `TensorStore.put`."""
-        fits = self._files is None and self._memory.nbytes + values.nbytes <= self.limit
-        if fits or self._refused:
-            self._memory.put(name, values)
-            return
-        try:
-            self._on_disk().put(name, values)
-        except OSError as error:
-            logger.warning("the held-out streams stay in memory, they cannot be written to disk: %s", error)
-            self._back_to_memory()
-            self._memory.put(name, values)
-
-    def get(self, name: str, index: int) -> torch.Tensor:
-        """As `TensorStore.get`."""
-        first = self._memory.count(name)
-        if self._files is None or index < first:
-            return self._memory.get(name, index)
-        return self._files.get(name, index - first)
-
-    def count(self, name: str) -> int:
-        """As `TensorStore.count`."""
-        return self._memory.count(name) + (0 if self._files is None else self._files.count(name))
-
-    @property
-    def nbytes(self) -> int:
-        """As `TensorStore.nbytes`."""
-        return self._memory.nbytes + (0 if self._files is None else self._files.nbytes)
-
-    def close(self) -> None:
-        """Delete the files; tensors on disk cannot be read afterwards."""
-        if self._place is not None:
-            self._place.cleanup()
-        self._place = self._files = None
-
-    def _on_disk(self) -> FileStore:
-        if self._files is None:
-            self._place = TemporaryDirectory(prefix=f".{self.beside.name}.held-out-", dir=self.beside.parent)
-            self._files = FileStore(directory=Path(self._place.name))
-        return self._files
-
-    def _back_to_memory(self) -> None:
-        self._refused = True
-        if self._files is not None:
-            for name in self._files.index:
-                for index in range(self._files.count(name)):
-                    self._memory.put(name, self._files.get(name, index))
-        self.close()

@@ -10,13 +10,14 @@ begun, which is reported; what the maps come to is always there.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from replaceme_core.engine.methods.candidates import search, stored
-from replaceme_core.engine.methods.least_squares import least_squares
+from replaceme_core.engine.activations.capture import Losses
+from replaceme_core.engine.methods.candidates import Blocks, MappedSets, captured, first_lap, search
+from replaceme_core.engine.methods.least_squares import fit_cut, fit_named
 from replaceme_core.engine.methods.panel import Panel
 from replaceme_core.engine.methods.refit import JudgedRefit, refit_without
 from replaceme_core.engine.methods.task import Candidate, PartOfStage, Pruning, Task
-from replaceme_core.engine.methods.windows import Cuts, Ranked, Tried
 from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.changes import runs
 from replaceme_core.request.defaults import RACE_PART, RACING, REFIT_COST
@@ -32,86 +33,72 @@ def auto(task: Task) -> Pruning:
     """The best way for this model; its name is in `Pruning.method`, the held-out losses of all are metrics."""
     task.require_rank()
     budget = _Budget(seconds=task.spec.method.time_budget_seconds)
-    with stored(task) as choosing:
-        ranked = _named(choosing) if task.spec.drop is not None else search(choosing)
+    ranked = search(task) if task.spec.drop is None else _named(task, task.spec.drop)
     budget.first_step_ended()
     release_memory()
     task.begin(Stage.SOLVE)
-    cuts, result = _race(task, ranked, budget), None
-    if cuts is not None and budget.allows(1, f"the refit without blocks {block_ranges(_blocks(cuts))}"):
+    blocks, result = _race(task, ranked, budget), None
+    if blocks is not None and budget.allows(1, f"the refit without blocks {block_ranges(blocks)}"):
         step = replace(task, progress=PartOfStage(task.progress, start=RACE_TIME, end=1.0))
-        fitted = refit_without(step, _blocks(cuts), fit=task.activations.fit_batches)
+        fitted = refit_without(step, blocks, fit=task.activations.fit_batches)
         fitted = replace(fitted, task=task)  # which reports its metrics
-        if not _maps_do(ranked, fitted, task):
-            result = replace(fitted.finished(_table(ranked, cuts, fitted)), method=str(Method.REFIT))
+        if ranked.panel.is_worse(ranked.tried[ranked.best], fitted.losses):  # else maps, which are simpler, are as good
+            result = replace(fitted.finished(_table(ranked, fitted)), method=str(Method.REFIT))
     if result is None:
         result = replace(_with_maps(task, ranked), method=str(Method.LEAST_SQUARES))
     return replace(result, left_out=budget.left_out)
 
 
-def _blocks(cuts: Cuts) -> list[int]:
-    return [block for cut in cuts for block in cut.blocks]
-
-
-def _named(task: Task) -> Ranked:
+def _named(task: Task, drop: Sequence[int]) -> MappedSets:
     """The named blocks, with maps."""
-    found = least_squares(replace(task, begin=lambda stage, **_: None))
-    cuts = tuple(runs(found.removed))
-    return Ranked(tried={cuts: Tried(losses=found.held_out_losses, rows=found.candidates)})
+    captured(task)
+    ranked = MappedSets(task=task)
+    ranked.mean(drop)
+    return ranked
 
 
-def _maps_do(ranked: Ranked, fitted: JudgedRefit, task: Task) -> bool:
-    """Whether the best set with its maps, the simpler result, is not worse than the refit."""
-    every = task.activations.held_out_batches
-    numbers = every if ranked.judging is None else ranked.judging
-    same = [fitted.losses[number - every.start] for number in numbers]
-    return not Panel.of(task.activations, numbers=numbers).is_worse(ranked.tried[ranked.best].losses, same)
-
-
-def _with_maps(task: Task, ranked: Ranked) -> Pruning:
+def _with_maps(task: Task, ranked: MappedSets) -> Pruning:
     """The best set with its maps, fitted on all the text."""
-    spec = task.spec.model_copy(update={"drop": tuple(_blocks(ranked.best))})
-    quiet = PartOfStage(task.progress, start=1.0, end=1.0)
-    found = least_squares(replace(task, spec=spec, progress=quiet, begin=lambda stage, **_: None))
+    quiet = replace(task, progress=PartOfStage(task.progress, start=1.0, end=1.0), begin=lambda stage, **_: None)
+    found = fit_named(quiet, ranked.best, partial(fit_cut, ridge=task.spec.method.ridge))
     return replace(found, candidates=ranked.table(ranked.best, found.candidates))
 
 
-def _contenders(ranked: Ranked) -> list[Cuts]:
+def _contenders(ranked: MappedSets) -> list[Blocks]:
     """Of each number of runs those that are best with maps, which flatter several runs: each has a map of its own."""
-    found = list[Cuts]()
-    for cuts in ranked.tried:
-        if sum(len(other) == len(cuts) for other in found) < RACING:
-            found.append(cuts)
+    found = list[Blocks]()
+    for blocks in ranked.best_first:
+        if sum(len(runs(other)) == len(runs(blocks)) for other in found) < RACING:
+            found.append(blocks)
     return found
 
 
-def _race(task: Task, ranked: Ranked, budget: "_Budget") -> Cuts | None:
+def _race(task: Task, ranked: MappedSets, budget: "_Budget") -> Blocks | None:
     """The set that wins as a refit on a part of the text; `None` where there is no time for any.
 
     That is the one with the fewest runs of those that are not worse than the best by more than one standard error.
     """
-    contenders, losses = _contenders(ranked), dict[Cuts, Sequence[float]]()
+    contenders, losses = _contenders(ranked), dict[Blocks, Losses]()
     if len(contenders) == 1:
         return contenders[0]
-    panel, batches = Panel.of(task.activations), task.activations.fit_batches
-    part = batches[: max(1, round(RACE_PART * len(batches)))]
-    for number, cuts in enumerate(contenders):
-        name = f"the refit without blocks {block_ranges(_blocks(cuts))} on a part of the text"
+    panel = Panel.of(task.activations)
+    for number, blocks in enumerate(contenders):
+        name = f"the refit without blocks {block_ranges(blocks)} on a part of the text"
         if budget.allows(RACE_PART, name):
             start, end = (RACE_TIME * place / len(contenders) for place in (number, number + 1))
             step = replace(task, progress=PartOfStage(task.progress, start=start, end=end))
-            losses[cuts] = refit_without(step, _blocks(cuts), fit=part).losses  # its weights are in memory no longer
-            task.progress.metric("held_out_loss", panel.mean(losses[cuts]), "nats", candidate=name)
-    simplest_first = sorted(losses, key=lambda cuts: (len(cuts), panel.mean(losses[cuts])))
-    return simplest_first[panel.simplest([losses[cuts] for cuts in simplest_first])] if losses else None
+            losses[blocks] = refit_without(step, blocks, fit=first_lap(task)).losses  # its weights are not kept
+            task.progress.metric("held_out_loss", panel.mean(losses[blocks]), "nats", candidate=name)
+    simplest_first = sorted(losses, key=lambda blocks: (len(runs(blocks)), panel.mean(losses[blocks])))
+    return simplest_first[panel.simplest([losses[blocks] for blocks in simplest_first])] if losses else None
 
 
-def _table(ranked: Ranked, cuts: Cuts, fitted: JudgedRefit) -> list[Candidate]:
+def _table(ranked: MappedSets, fitted: JudgedRefit) -> list[Candidate]:
     """With the losses after the refit in the rows of the set that was refitted."""
-    panel = Panel.of(fitted.task.activations)
+    panel, blocks = Panel.of(fitted.task.activations), tuple(fitted.pruning.removed)
     mean, by_source = panel.mean(fitted.losses), panel.by_source(fitted.losses)
-    rows = [replace(row, held_out_loss=mean, source_losses=by_source) for row in ranked.tried[cuts].rows]
-    return ranked.table(cuts, rows)
+    rows = [replace(row, held_out_loss=mean, source_losses=by_source) for row in ranked.rows_of(blocks)]
+    return ranked.table(blocks, rows)
 
 
 @dataclass(kw_only=True)

@@ -1,65 +1,90 @@
 """Sets of blocks that may go, found by their held-out loss with a map in place of each run of neighbours.
 
-The streams of one dense pass are stored, so a set costs small sums, solves and a replay of half of the panel. Maps are
-fitted on a part of the text: they rank sets, and none of them is delivered.
+Every method that chooses by maps chooses here. The streams of one dense pass are stored, so a set costs small sums,
+solves, and a replay of half of the panel. Maps are in closed form, fitted on a part of the text: they rank sets, and
+none of them is delivered.
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from heapq import nsmallest
 
-from replaceme_core.engine.activations.tensor_store import activation_bytes
+from replaceme_core.engine.activations.capture import Activations, Losses
+from replaceme_core.engine.activations.cut_sums import CutStatistics
 from replaceme_core.engine.methods.panel import Panel, report_dense_loss, variant_losses
-from replaceme_core.engine.methods.task import Candidate, Task
-from replaceme_core.engine.methods.windows import (
-    Cuts,
-    Ranked,
-    RidgeFit,
-    Tried,
-    best_sets,
-    fit_on_fit_tokens,
-    lengths,
-    residual_of,
-    screened_row,
-)
-from replaceme_core.engine.model.changes import Cut, Variant, runs, windows
-from replaceme_core.request.defaults import CHOICE_STREAM_BYTES, MOST_RUNS, RACE_PART
+from replaceme_core.engine.methods.task import Candidate, PartOfStage, Task, reported_ridge
+from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, runs, windows
+from replaceme_core.engine.numerics.solve import choose_ridge, solve_delta
+from replaceme_core.engine.numerics.sums import PRODUCT_DTYPE
+from replaceme_core.request.defaults import MOST_RUNS, RACE_PART, RIDGES, WELL_DETERMINED
 from replaceme_core.runner.messages import Stage
 
+Blocks = tuple[int, ...]
+"""Blocks that are removed together, in order."""
 
-@contextmanager
-def stored(task: Task) -> Iterator[Task]:
-    """`task` itself, or the same with only as many fit sequences as can keep their streams; begins `select`.
 
-    567 GB for 32 blocks of width 4,096 and 1,024 x 1,024 tokens: sets of blocks are ranked on a part of the text, and a
-    refit that follows uses all of it. Raises `CalibrationTooSmall` where the part is too small for a map.
+def blocks_of(cuts: Iterable[Cut]) -> Blocks:
+    """The blocks of `cuts`, which are in order: the inverse of `runs`."""
+    return tuple(block for cut in cuts for block in cut.blocks)
+
+
+def captured(task: Task) -> Activations:
+    """The stored streams of one dense pass, to compare sets of blocks on; begins `select`."""
+    activations = task.activations
+    activations.capture()
+    task.begin(Stage.SELECT)
+    report_dense_loss(task)
+    stored = sum(activations.batches[number].tokens.numel() for number in activations.stored)
+    task.progress.metric("tokens", task.calibration_tokens, "tokens")
+    task.progress.metric("choice_tokens", stored, "tokens")
+    return activations
+
+
+def first_lap(task: Task) -> list[int]:
+    """The fit batches on which candidates are compared: an eighth of those that are stored.
+
+    At least so many that they determine a map.
+    """
+    stored = [number for number in task.activations.fit_batches if number in task.activations.stored]
+    tokens = task.activations.batches[0].tokens.numel()
+    least = math.ceil(WELL_DETERMINED * task.block_runner.resolved.model.config.hidden_size / tokens)
+    return stored[: max(least, round(RACE_PART * len(stored)))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RidgeFit:
+    """A map from the fit tokens alone, with its `ridge` and the relative `residual` that it leaves on held-out tokens.
+
+    Held-out tokens judge this map: one that has been fitted on them too would look better than it is.
     """
 
-    def size(sequences: int) -> int:
-        return activation_bytes(task.block_runner, tokens=sequences * task.tokens.fit.shape[1])
+    fitted: FittedCut
+    ridge: float
+    residual: float
 
-    fit, part = task.tokens.fit, task
-    room = (CHOICE_STREAM_BYTES - size(len(task.tokens.held_out))) // size(1)
-    if len(fit) > room:
-        activations = replace(
-            task.activations,
-            fit=fit[: max(1, room)],
-            cached=None,
-            store=None,
-            complete=False,
-            window_streams=None,
-            dense_block_runs=0,
+    @classmethod
+    def of(cls, statistics: CutStatistics, *, ridge: float | None) -> "RidgeFit":
+        """The map at `ridge`, or at the one of `RIDGES` that leaves the least residual on held-out tokens.
+
+        Raises `NumericalFailure` where no ridge gives a usable map.
+        """
+        ridges = RIDGES if ridge is None else (ridge,)
+        best, residual = choose_ridge(statistics.fit, statistics.held_out, ridges=ridges, diagonal=statistics.diagonal)
+        delta = solve_delta(statistics.fit, ridge=best, diagonal=statistics.diagonal)
+        return cls(fitted=FittedCut(cut=statistics.cut, delta=delta), ridge=best, residual=residual)
+
+    def row(self, statistics: CutStatistics) -> Candidate:
+        """What is known before the blocks after the cut are run."""
+        return Candidate(
+            start=statistics.cut.start,
+            end=statistics.cut.end,
+            distance=statistics.angle.value,
+            residual=self.residual,
+            ridge=reported_ridge(self.ridge),
+            tokens=statistics.tokens,
         )
-        part = replace(task, tokens=task.tokens.first(fit=max(1, room)), activations=activations)
-        part.require_rank()
-    part.activations.capture()
-    task.begin(Stage.SELECT)
-    report_dense_loss(part)
-    task.progress.metric("choice_tokens", part.calibration_tokens, "tokens")
-    yield part
-    if part is not task:
-        task.activations.dense_block_runs += part.activations.dense_block_runs
 
 
 @dataclass(kw_only=True)
@@ -68,66 +93,111 @@ class MappedSets:
 
     task: Task
     panel: Panel = field(init=False)
-    judging: Sequence[int] = field(init=False)
     numbers: Sequence[int] = field(init=False)
-    """The batches that are read: a part of the fitted ones, and every second held-out one of each source."""
+    """The batches that maps are fitted and judged on."""
+    sinks: int = 0
+    """The most tokens that were sinks at an end of a cut."""
     rows: dict[Cut, Candidate] = field(default_factory=dict)
-    tried: dict[Cuts, Tried] = field(default_factory=dict)
+    tried: dict[Blocks, Losses] = field(default_factory=dict)
     _fits: dict[Cut, RidgeFit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         activations = self.task.activations
-        fit = activations.fit_batches[: max(1, round(RACE_PART * len(activations.fit_batches)))]
-        self.numbers = [*fit, *activations.held_out_batches]
-        self.judging = [
-            number for number in activations.held_out_batches if not activations.batches[number].second_half
-        ]
-        self.panel = Panel.of(activations, numbers=self.judging)
+        held_out = [number for number in activations.held_out_batches if number in activations.stored]
+        self.numbers = [*first_lap(self.task), *held_out]
+        self.panel = Panel.of(activations, numbers=held_out).half()
 
     def residual(self, cut: Cut) -> float:
         """What a map leaves at the end of `cut` on held-out tokens, relative to the stream."""
-        if cut not in self.rows:
-            sums = self.task.activations.statistics(cut, numbers=self.numbers)
-            self.rows[cut] = screened_row(sums, ridge=self.task.spec.method.ridge)
-            self._fits[cut] = fit_on_fit_tokens(sums, ridge=self.task.spec.method.ridge)
-        return residual_of(self.rows[cut])
+        if cut not in self._fits:
+            statistics = self.task.activations.statistics(cut, numbers=self.numbers)
+            statistics.diagonal = self.task.diagonal
+            fit = RidgeFit.of(statistics, ridge=self.task.spec.method.ridge)
+            rounded = replace(fit.fitted, delta=fit.fitted.delta.to(PRODUCT_DTYPE))  # replays are not more exact
+            self._fits[cut] = replace(fit, fitted=rounded)
+            self.rows[cut], self.sinks = fit.row(statistics), max(self.sinks, statistics.sinks)
+        return self._fits[cut].residual
 
     def mean(self, removed: Collection[int]) -> float:
         """The mean held-out loss with maps."""
-        cuts = tuple(runs(sorted(removed)))
-        if cuts not in self.tried:
-            for cut in cuts:
+        blocks = tuple(sorted(removed))
+        if blocks not in self.tried:
+            for cut in runs(blocks):
                 self.residual(cut)
-            variant = Variant.of([self._fits[cut].fitted for cut in cuts])
-            losses = variant_losses(self.task.activations, variant, numbers=self.judging)
-            rows = [self._fits[cut].row(self.rows[cut], self.panel, losses) for cut in cuts]
-            self.tried[cuts] = Tried(losses=losses, rows=rows)
-        return self.panel.mean(self.tried[cuts].losses)
+            variant = Variant.of([self._fits[cut].fitted for cut in runs(blocks)])
+            self.tried[blocks] = variant_losses(self.task.activations, variant, numbers=self.panel.batches)
+        return self.panel.mean(self.tried[blocks])
+
+    @property
+    def best_first(self) -> list[Blocks]:
+        """The sets that were tried, in order."""
+        return sorted(self.tried, key=self.mean)
+
+    @property
+    def best(self) -> Blocks:
+        """The set of least loss."""
+        return self.best_first[0]
+
+    def rows_of(self, blocks: Blocks) -> list[Candidate]:
+        """A row for each cut of a set that was tried."""
+        mean, by_source = self.mean(blocks), self.panel.by_source(self.tried[blocks])
+        return [replace(self.rows[cut], held_out_loss=mean, source_losses=by_source) for cut in runs(blocks)]
+
+    def table(self, chosen: Blocks, rows: Sequence[Candidate] = ()) -> list[Candidate]:
+        """All rows: of cuts in order, then of sets. `rows` of the `chosen` set take the place of its own."""
+        found, sets = dict(self.rows), list[Candidate]()
+        for blocks in self.best_first:
+            own = self.rows_of(blocks)
+            taken = [replace(row, chosen=True) for row in rows or own] if blocks == chosen else own
+            if len(taken) == 1:
+                found[taken[0].cut] = taken[0]
+            else:
+                number = len({row.group for row in sets}) + 1
+                sets += [replace(row, group=number) for row in taken]
+        return [*(found[cut] for cut in sorted(found)), *sets]
 
 
-def search(task: Task) -> Ranked:
+def search(task: Task) -> MappedSets:
     """Sets of one to `MOST_RUNS` runs of even length, and those that are one move of an end away from the best one."""
+    captured(task)
     sets, blocks = MappedSets(task=task), len(task.block_runner.blocks)
     counts = range(1, min(MOST_RUNS, task.remove) + 1)
     for groups in counts:
-        shares = lengths(remove=task.remove, groups=groups, slack=0)
-        cuts = task.activations.allowed([cut for share in shares for cut in windows(blocks, share)])
-        residuals = {}
-        for number, cut in enumerate(cuts, start=1):
-            residuals[cut] = sets.residual(cut)
-            task.progress.advance((groups - 1 + number / len(cuts) / 2) / (len(counts) + 1))
-        for some in best_sets(residuals, groups=groups, remove=task.remove, most=task.spec.method.replays):
-            sets.mean([block for cut in some for block in cut.blocks])
-        task.progress.advance(groups / (len(counts) + 1))
-    best = min(sets.tried, key=lambda cuts: sets.panel.mean(sets.tried[cuts].losses))
-    moves = neighbours([block for cut in best for block in cut.blocks], allowed=range(1, blocks))
+        try_best(sets, groups=groups, slack=0, start=(groups - 1) / (len(counts) + 1), end=groups / (len(counts) + 1))
     allows = task.activations.allows
+    moves = neighbours(sets.best, allowed=range(1, blocks))
     possible = [moved for moved in moves if allows is None or allows(moved)]
     possible.sort(key=lambda moved: sum(sets.residual(cut) for cut in runs(moved)))
     for moved in possible[: task.spec.method.replays]:
         sets.mean(moved)
     task.progress.advance(1.0)
-    return Ranked.of(sets.tried, sets.panel, screened=sets.rows, judging=sets.judging)
+    task.progress.metric("sink_tokens", sets.sinks, "tokens")
+    return sets
+
+
+def rank(task: Task, *, groups: int) -> MappedSets:
+    """Sets of `groups` runs whose lengths differ by one at most."""
+    captured(task)
+    sets = MappedSets(task=task)
+    try_best(sets, groups=groups, slack=min(1, groups - 1), start=0.0, end=1.0)
+    task.progress.metric("sink_tokens", sets.sinks, "tokens")
+    return sets
+
+
+def try_best(sets: MappedSets, *, groups: int, slack: int, start: float, end: float) -> None:
+    """Try the `replays` sets of `groups` runs of least residual; this is the part `start` to `end` of the stage."""
+    task = sets.task
+    shares = lengths(remove=task.remove, groups=groups, slack=slack)
+    blocks, progress = len(task.block_runner.blocks), PartOfStage(task.progress, start=start, end=end)
+    cuts = task.activations.allowed([cut for share in shares for cut in windows(blocks, share)])
+    residuals = {}
+    for number, cut in enumerate(cuts, start=1):
+        residuals[cut] = sets.residual(cut)
+        progress.advance(number / len(cuts) / 2)
+    chosen = best_sets(residuals, groups=groups, remove=task.remove, most=task.spec.method.replays)
+    for number, one in enumerate(chosen, start=1):
+        sets.mean(one)
+        progress.advance((1 + number / len(chosen)) / 2)
 
 
 def neighbours(removed: Collection[int], *, allowed: Collection[int]) -> list[tuple[int, ...]]:
@@ -148,16 +218,16 @@ def neighbours(removed: Collection[int], *, allowed: Collection[int]) -> list[tu
     return sorted(found)
 
 
-def choose_one_by_one(task: Task) -> tuple[list[int], list[Candidate]]:
+def choose_one_by_one(task: Task) -> tuple[Blocks, list[Candidate]]:
     """Greedy removal: in each step the block without which the loss is least, with a map in place of each run.
 
     Blocks are tried in the order of what they cost when they were tried last, until none can be better than the best
     one (lazy greedy: Minoux, Accelerated greedy algorithms, 1978): costs change little as others are removed.
     """
+    captured(task)
     sets = MappedSets(task=task)
-    dense, every = task.activations.dense_losses(), task.activations.held_out_batches
-    before = sets.panel.mean([dense[number - every.start] for number in sets.judging])
-    removed, table = list[int](), list[Candidate]()
+    before = sets.panel.mean(task.activations.dense_losses())
+    removed, table = Blocks(), list[Candidate]()
     costs = dict.fromkeys(range(1, len(task.block_runner.blocks)), -math.inf)
     for step in range(1, task.remove + 1):
         best, tried = math.inf, list[int]()
@@ -169,18 +239,43 @@ def choose_one_by_one(task: Task) -> tuple[list[int], list[Candidate]]:
             best = min(best, before + costs[block])
         taken = min(tried, key=lambda block: costs[block])
         for block in tried:
-            losses = sets.tried[tuple(runs(sorted([*removed, block])))].losses
-            table.append(
-                Candidate(
-                    start=block,
-                    end=block,
-                    held_out_loss=sets.panel.mean(losses),
-                    source_losses=sets.panel.by_source(losses),
-                    chosen=block == taken,
-                    step=step,
-                )
-            )
-        removed, before = [*removed, taken], best
+            row = sets.rows_of(tuple(sorted([*removed, block])))[0]
+            one = Candidate(start=block, end=block, chosen=block == taken, step=step)
+            table.append(replace(one, held_out_loss=row.held_out_loss, source_losses=row.source_losses))
+        removed, before = tuple(sorted([*removed, taken])), best
         del costs[taken]
         task.progress.advance(step / task.remove)
-    return sorted(removed), table
+    return removed, table
+
+
+def lengths(*, remove: int, groups: int, slack: int) -> list[int]:
+    """The lengths that a cut may have where `groups` of them remove `remove` blocks: within `slack` of an even share.
+
+    >>> lengths(remove=8, groups=3, slack=1), lengths(remove=9, groups=2, slack=0)
+    ([2, 3], [4, 5])
+    """
+    share = remove / groups
+    return [length for length in range(1, remove - groups + 2) if abs(length - share) <= max(slack, 0.5)]
+
+
+def best_sets(residuals: Mapping[Cut, float], *, groups: int, remove: int, most: int) -> list[Blocks]:
+    """At most `most` sets of `remove` blocks in `groups` cuts, those of the least summed residual first.
+
+    Between two cuts at least one block stays: the anchor block of the second one.
+    """
+    cuts = sorted(residuals)
+
+    @cache
+    def best(count: int, blocks: int, since: int) -> list[tuple[float, tuple[Cut, ...]]]:
+        """The best sets of `count` cuts with `blocks` blocks in all, none of which starts before `since`."""
+        if count == 0:
+            return [(0.0, ())] if blocks == 0 else []
+        found = [
+            (residuals[cut] + rest, (cut, *others))
+            for cut in cuts
+            if cut.start >= since and len(cut.blocks) <= blocks - (count - 1)
+            for rest, others in best(count - 1, blocks - len(cut.blocks), cut.end + 2)
+        ]
+        return nsmallest(most, found)
+
+    return [blocks_of(chosen) for _, chosen in best(groups, remove, 1)]

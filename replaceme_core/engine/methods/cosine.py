@@ -12,9 +12,8 @@ import torch
 
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.activations.cut_sums import CutStatistics
-from replaceme_core.engine.methods.least_squares import fit_cuts
+from replaceme_core.engine.methods.least_squares import CutFit, fit_cut, fit_cuts
 from replaceme_core.engine.methods.task import Pruning, Task
-from replaceme_core.engine.methods.windows import CutFit, fit_cut
 from replaceme_core.engine.model.changes import Cut, FittedCut
 from replaceme_core.engine.numerics.cosine import CosineFit, CosineTokens, annealed
 from replaceme_core.request.defaults import BUFFER_TOKENS, COSINE_RATE, COSINE_SHARE

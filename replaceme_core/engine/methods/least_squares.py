@@ -5,16 +5,59 @@ maps or not.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Self
 
 from replaceme_core.engine.activations.cut_sums import CutStatistics
 from replaceme_core.engine.methods.as_published import as_published
-from replaceme_core.engine.methods.panel import Panel, variant_losses
-from replaceme_core.engine.methods.task import Candidate, Pruning, Task
-from replaceme_core.engine.methods.windows import CutFit, Ranked, fit_cut, rank, with_or_without
-from replaceme_core.engine.model.changes import Cut, Variant, runs
+from replaceme_core.engine.methods.candidates import RidgeFit, blocks_of, rank
+from replaceme_core.engine.methods.panel import Panel, variant_losses, with_or_without
+from replaceme_core.engine.methods.task import Candidate, Pruning, Task, reported_ridge
+from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, runs
+from replaceme_core.engine.numerics.solve import solve_delta
 from replaceme_core.runner.messages import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutFit:
+    """A cut with its map from all calibration tokens, and with the one from the fit tokens alone, which is judged."""
+
+    statistics: CutStatistics
+    from_all_tokens: FittedCut
+    from_fit_tokens: FittedCut
+    ridge: float | None
+
+    @property
+    def cut(self) -> Cut:
+        return self.statistics.cut
+
+    @property
+    def residual(self) -> float:
+        """What the map from the fit tokens leaves on the held-out tokens, relative to the stream."""
+        return self.statistics.held_out.residual(self.from_fit_tokens.delta)
+
+    def without_map(self) -> Self:
+        """Plain removal of the same cut."""
+        plain = self.from_fit_tokens.without_map()
+        return replace(self, from_all_tokens=plain, from_fit_tokens=plain, ridge=None)
+
+
+def fit_cut(statistics: CutStatistics, *, ridge: float | None) -> CutFit:
+    """In closed form, at `ridge` or at the one that held-out tokens choose.
+
+    Sums add up, so once the ridge is chosen the held-out tokens join the fit.
+    """
+    judged = RidgeFit.of(statistics, ridge=ridge)
+    everything = statistics.fit + statistics.held_out
+    delta = solve_delta(everything, ridge=judged.ridge, diagonal=statistics.diagonal)
+    return CutFit(
+        statistics=statistics,
+        from_all_tokens=FittedCut(cut=statistics.cut, delta=delta),
+        from_fit_tokens=judged.fitted,
+        ridge=reported_ridge(judged.ridge),
+    )
+
 
 Fit = Callable[[CutStatistics], CutFit]
 
@@ -34,35 +77,26 @@ def least_squares(task: Task) -> Pruning:
 def fit_cuts(task: Task, fit: Fit) -> Pruning:
     """Remove the cuts that the task asks for, fitted by `fit`: the named ones, or the best set of as many as asked."""
     task.require_rank()
-    if task.spec.drop is None:
-        return fit_best(task, rank(task, groups=task.spec.method.groups), fit)
-    cuts = runs(task.spec.drop)
-    first = task.activations.statistics(cuts[0])  # later cuts need the maps before them
-    task.begin(Stage.SOLVE)
-    return accepted(task, fit_in_order(task, cuts, fit, first=first))
+    if task.spec.drop is not None:
+        return fit_named(task, task.spec.drop, fit)
+    ranked = rank(task, groups=task.spec.method.groups)
+    found = fit_named(task, ranked.best, fit)
+    return replace(found, candidates=ranked.table(ranked.best, found.candidates))
 
 
-def fit_best(task: Task, ranked: Ranked, fit: Fit) -> Pruning:
-    """Remove the best of the sets that were `ranked`, fitted by `fit`."""
-    cuts = ranked.best
-    task.begin(Stage.SOLVE)
-    result = accepted(task, fit_in_order(task, cuts, fit, first=ranked.sums[cuts[0]]))
-    return replace(result, candidates=ranked.table(cuts, result.candidates))
+def fit_named(task: Task, removed: Sequence[int], fit: Fit) -> Pruning:
+    """Remove these blocks. Every cut is fitted on the prefix pruned so far, toward the dense model's stream at its end.
 
-
-def fit_in_order(task: Task, cuts: Sequence[Cut], fit: Fit, *, first: CutStatistics) -> list[CutFit]:
-    """Fit every cut on the prefix pruned so far, toward the dense model's stream at its end.
-
-    Fitted on the dense model, later maps would be fitted to inputs that they never see. `first` are the sums of the
-    first cut.
+    Fitted on the dense model, later maps would be fitted to inputs that they never see.
     """
-    done: list[CutFit] = []
-    for index, cut in enumerate(cuts):
-        before = [one.from_all_tokens for one in done]
-        statistics = first if index == 0 else task.activations.statistics(cut, done=before)
+    fitted = list[CutFit]()
+    for cut in runs(removed):
+        statistics = task.activations.statistics(cut, done=[one.from_all_tokens for one in fitted])
         statistics.diagonal = task.diagonal
-        done.append(fit(statistics))
-    return done
+        if not fitted:
+            task.begin(Stage.SOLVE)
+        fitted.append(fit(statistics))
+    return accepted(task, fitted)
 
 
 def accepted(task: Task, fitted: Sequence[CutFit]) -> Pruning:
@@ -71,7 +105,7 @@ def accepted(task: Task, fitted: Sequence[CutFit]) -> Pruning:
     At a ridge that was requested the maps are taken as they are.
     """
     with_maps = variant_losses(task.activations, Variant.of([one.from_fit_tokens for one in fitted]))
-    kept, plain = with_or_without(task, [one.cut for one in fitted], with_maps)
+    kept, plain = with_or_without(task, blocks_of(one.cut for one in fitted), with_maps)
     panel = Panel.of(task.activations)
     if task.spec.method.ridge is not None:
         kept = with_maps
@@ -85,7 +119,7 @@ def accepted(task: Task, fitted: Sequence[CutFit]) -> Pruning:
         )
         for one in taken
     ]
-    return Pruning.of_cuts([one.from_all_tokens for one in taken], table, held_out_losses=kept)
+    return Pruning.of_cuts([one.from_all_tokens for one in taken], table)
 
 
 def _row(one: CutFit) -> Candidate:

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from replaceme_core.engine.activations.capture import capture_distances
-from replaceme_core.engine.methods.panel import Panel, report_dense_loss, variant_losses
+from replaceme_core.engine.activations.capture import Losses, capture_distances
+from replaceme_core.engine.methods.candidates import blocks_of, captured
+from replaceme_core.engine.methods.panel import Panel, variant_losses
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import Cut, Variant, WeightChange, runs, try_changes, windows
@@ -24,7 +25,7 @@ def merge(task: Task) -> Pruning:
     cuts, candidates = _best_window(task) if task.spec.drop is None else _named(task, runs(task.spec.drop))
     task.begin(Stage.SOLVE)
     return Pruning(
-        removed=sorted(block for cut in cuts for block in cut.blocks),
+        removed=blocks_of(cuts),
         changes=[change for cut in cuts for change in merge_changes(task.block_runner, cut)],
         candidates=candidates,
     )
@@ -38,7 +39,7 @@ def _named(task: Task, cuts: list[Cut]) -> tuple[list[Cut], list[Candidate]]:
                 f"blocks {cut.anchor} to {cut.end} are not of one kind, so their parameters do not mean the same and "
                 "cannot be merged; name blocks of one kind, or use another method",
                 field="drop",
-                value=[block for one in cuts for block in one.blocks],
+                value=list(blocks_of(cuts)),
             )
     task.begin(Stage.SELECT)
     with merged(task.block_runner, cuts):
@@ -59,17 +60,13 @@ def _best_window(task: Task) -> tuple[list[Cut], list[Candidate]]:
             field="method",
             value=str(task.spec.method.name),
         )
-    angles = capture_distances(task.activations, possible, keep_streams=True)
-    distances = {cut: angle.value for cut, angle in angles.items()}
-    task.progress.metric("tokens", task.calibration_tokens, "tokens")
-
-    task.begin(Stage.SELECT)
-    report_dense_loss(task)
-    panel, losses = Panel.of(task.activations), dict[Cut, list[float]]()
+    activations = captured(task)
+    distances = {cut: angle.value for cut, angle in capture_distances(activations, possible).items()}
+    panel, losses = Panel.of(activations), dict[Cut, Losses]()
     tried = sorted(distances, key=lambda cut: distances[cut])[: task.spec.method.replays]
     for number, cut in enumerate(tried, start=1):
         with merged(task.block_runner, [cut]):
-            losses[cut] = variant_losses(task.activations, without([cut]))
+            losses[cut] = variant_losses(activations, without([cut]))
         task.progress.advance(number / len(tried))
     winner = min(tried, key=lambda cut: panel.mean(losses[cut]))
     candidates = [

@@ -1,17 +1,18 @@
 """The panel: held-out text of several sources, never fitted, on which candidates are compared with the dense model.
 
-A candidate's losses are lists of sums in nats, one for each held-out batch, over the predictions that count there. Only
-the blocks after its first difference from the dense model run.
+A candidate's losses are sums in nats, one for each held-out batch, over the predictions that count there. Only the
+blocks after its first difference from the dense model run.
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 import torch
 
-from replaceme_core.engine.activations.capture import Activations
+from replaceme_core.engine.activations.capture import Activations, Losses
+from replaceme_core.engine.activations.cut_sums import Batch
 from replaceme_core.engine.methods.task import Task
 from replaceme_core.engine.model.block_runner import BlockRunner, summed_loss
 from replaceme_core.engine.model.changes import Variant
@@ -21,12 +22,9 @@ from replaceme_core.request.calibration import SELF_GENERATED
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """`sources` and `predictions` have one value for each batch: the number of its source, and how many predictions
-    count. `names` are those of the sources.
-    """
+    """`batches` are held-out batches by number. `names` are those of the sources."""
 
-    sources: Sequence[int]
-    predictions: Sequence[int]
+    batches: Mapping[int, Batch]
     names: Sequence[str] = ("text",)
     counted: Collection[int] | None = None
     """The sources that count in `mean`; `None`: all."""
@@ -35,84 +33,83 @@ class Panel:
     def of(cls, activations: Activations, *, numbers: Sequence[int] | None = None) -> "Panel":
         """The panel of the held-out batches `numbers`, by default of all."""
         numbers = activations.held_out_batches if numbers is None else numbers
-        batches = [activations.batches[number] for number in numbers]
-        return cls(
-            sources=[batch.source for batch in batches],
-            predictions=[batch.predictions for batch in batches],
-            names=activations.source_names,
-        )
+        batches = {number: activations.batches[number] for number in numbers}
+        return cls(batches=batches, names=activations.source_names)
 
-    def _of(self, losses: Sequence[float], source: int) -> float:
-        """Mean loss in nats per prediction on one source."""
-        pairs = [(loss, count) for loss, count, of in self._rows(losses) if of == source]
-        return sum(loss for loss, _ in pairs) / sum(count for _, count in pairs)
-
-    def _rows(self, losses: Sequence[float]) -> Iterable[tuple[float, int, int]]:
-        return zip(losses, self.predictions, self.sources, strict=True)
+    def half(self) -> "Panel":
+        """Every second batch of each source."""
+        return replace(self, batches={number: one for number, one in self.batches.items() if not one.second_half})
 
     @property
-    def _counted(self) -> list[int]:
-        return sorted(set(self.sources if self.counted is None else self.counted))
+    def sources(self) -> list[int]:
+        return sorted({batch.source for batch in self.batches.values()})
+
+    def _of(self, losses: Losses, source: int) -> float:
+        """Mean loss in nats per prediction on one source."""
+        some = {number: batch for number, batch in self.batches.items() if batch.source == source}
+        return sum(losses[number] for number in some) / sum(batch.predictions for batch in some.values())
 
     def written_by_people(self) -> "Panel":
         """The same, on which neither the model's own text counts nor what is built to be recalled or answered."""
         made = (SELF_GENERATED, REPEATED, QUESTIONS)
-        return replace(self, counted=[source for source in set(self.sources) if self.names[source] not in made])
+        return replace(self, counted=[source for source in self.sources if self.names[source] not in made])
 
-    def by_source(self, losses: Sequence[float]) -> tuple[tuple[str, float], ...]:
+    def by_source(self, losses: Losses) -> tuple[tuple[str, float], ...]:
         """The name of each source with the mean loss on it, in nats per prediction."""
-        return tuple((self.names[source], self._of(losses, source)) for source in sorted(set(self.sources)))
+        return tuple((self.names[source], self._of(losses, source)) for source in self.sources)
 
-    def mean(self, losses: Sequence[float]) -> float:
+    def mean(self, losses: Losses) -> float:
         """The mean over the sources, each with the same weight, of the mean loss in nats per prediction.
 
         The difference of two means is the logarithm of the geometric mean of the ratios of the perplexities.
         """
-        return fmean(self._of(losses, source) for source in self._counted)
+        return fmean(self._of(losses, source) for source in (self.sources if self.counted is None else self.counted))
 
-    def error(self, losses: Sequence[float], than: Sequence[float]) -> float:
+    def error(self, losses: Losses, than: Losses) -> float:
         """The standard error of the difference of two means, from the differences by batch.
 
         Around their mean on each source, with one variance for all sources, since some have few batches. 0 where each
         source has a single one.
         """
         differences: dict[int, list[float]] = {}
-        for (mine, count, source), other in zip(self._rows(losses), than, strict=True):
-            differences.setdefault(source, []).append((mine - other) / count)
+        for number, batch in self.batches.items():
+            differences.setdefault(batch.source, []).append((losses[number] - than[number]) / batch.predictions)
         freedom = sum(len(some) - 1 for some in differences.values())
         if freedom == 0:
             return 0.0
         variance = sum((one - fmean(some)) ** 2 for some in differences.values() for one in some) / freedom
         return math.sqrt(variance * sum(1 / len(some) for some in differences.values())) / len(differences)
 
-    def is_worse(self, losses: Sequence[float], than: Sequence[float]) -> bool:
+    def is_worse(self, losses: Losses, than: Losses) -> bool:
         """Whether the mean is greater by more than one standard error."""
         return self.mean(losses) - self.mean(than) > self.error(losses, than)
 
-    def simplest(self, candidates: Sequence[Sequence[float]]) -> int:
+    def simplest(self, candidates: Sequence[Losses]) -> int:
         """The first of `candidates`, the simplest ones first, that is not worse than the best of all."""
         best = min(candidates, key=self.mean)
         return next(number for number, losses in enumerate(candidates) if not self.is_worse(losses, best))
 
 
-def variant_losses(activations: Activations, variant: Variant, *, numbers: Sequence[int] | None = None) -> list[float]:
+def variant_losses(
+    activations: Activations, variant: Variant, *, numbers: Iterable[int] | None = None
+) -> dict[int, float]:
     """The losses of `variant` on each of the held-out batches `numbers`, by default on all.
 
     Nothing is run after the last position that counts: no later one changes what is predicted before it. Small
     batches of the same shape are run together, as many sequences as the batches of a pass have: 0.8 of the time of one
     after the other (docs/research/memory-and-speed.md).
     """
-    losses: list[float] = []
+    losses = dict[int, float]()
     for together in _together(activations, activations.held_out_batches if numbers is None else numbers):
         some = [activations.batches[number] for number in together]
-        read = [activations.read_or_run(variant.first, number)[:, : some[0].positions] for number in together]
+        read = [activations.before(variant.first, number)[:, : some[0].positions] for number in together]
         after = variant.run(activations.block_runner, torch.cat(read), since=variant.first)
-        parts = after.split([len(batch.tokens) for batch in some])
-        losses += [activations.scored_loss(number, part) for number, part in zip(together, parts, strict=True)]
+        for number, part in zip(together, after.split([len(batch.tokens) for batch in some]), strict=True):
+            losses[number] = activations.scored_loss(number, part)
     return losses
 
 
-def _together(activations: Activations, numbers: Sequence[int]) -> Iterator[list[int]]:
+def _together(activations: Activations, numbers: Iterable[int]) -> Iterator[list[int]]:
     """`numbers` in order, those of one shape together, up to the sequences of a batch of the pass."""
     group: list[int] = []
     for number in numbers:
@@ -146,6 +143,15 @@ def losses_without_each(
         if block < max(tried):
             stream = block_runner.run(block, stream)
     return losses
+
+
+def with_or_without(task: Task, removed: Sequence[int], losses: Losses) -> tuple[Losses, Losses]:
+    """The losses of the result, and those of plain removal of the same blocks; `losses` are those with what was fitted.
+
+    The result is plain removal where the fit is not better than that: it is the simpler one.
+    """
+    plain = variant_losses(task.activations, Variant(removed=frozenset(removed)))
+    return (losses if Panel.of(task.activations).is_worse(plain, losses) else plain), plain
 
 
 def report_dense_loss(task: Task) -> None:

@@ -7,20 +7,18 @@ temperature scaling).
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from replaceme_core.engine.activations.capture import Activations
-from replaceme_core.engine.methods.candidates import choose_one_by_one, stored
-from replaceme_core.engine.methods.panel import Panel
+from replaceme_core.engine.activations.capture import Activations, Losses
+from replaceme_core.engine.methods.candidates import choose_one_by_one, rank
+from replaceme_core.engine.methods.panel import Panel, with_or_without
 from replaceme_core.engine.methods.refit_projections import Strength, refit_kept
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
-from replaceme_core.engine.methods.windows import rank, with_or_without
 from replaceme_core.engine.model.block_runner import scale_output
-from replaceme_core.engine.model.changes import runs
-from replaceme_core.request.defaults import REACH, REFIT_RIDGE, SCREENING_RIDGE, TEMPERATURE_STEP
+from replaceme_core.request.defaults import FOLD_RIDGE, REACH, REFIT_RIDGE, TEMPERATURE_STEP
 from replaceme_core.request.method import Selection
 from replaceme_core.runner.messages import Stage
 
@@ -32,21 +30,20 @@ def refit(task: Task) -> Pruning:
     changed.
     """
     task.require_rank()
-    removed, candidates = _blocks(task)
+    removed, candidates = _chosen(task)
     task.begin(Stage.SOLVE)
     return refit_without(task, removed, fit=task.activations.fit_batches).finished(candidates)
 
 
-def _blocks(task: Task) -> tuple[list[int], Sequence[Candidate]]:
+def _chosen(task: Task) -> tuple[Sequence[int], Sequence[Candidate]]:
     """The blocks to remove, and the table that explains them."""
     if task.spec.drop is not None:
         return sorted(task.spec.drop), [Candidate(start=block, end=block, chosen=True) for block in task.spec.drop]
     method = task.spec.method
     if method.groups == 1 and method.selection is Selection.ONE_BY_ONE:
-        with stored(task) as choosing:
-            return choose_one_by_one(choosing)
+        return choose_one_by_one(task)
     ranked = rank(task, groups=method.groups)
-    return [block for cut in ranked.best for block in cut.blocks], ranked.table(ranked.best)
+    return ranked.best, ranked.table(ranked.best)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +52,8 @@ class JudgedRefit:
 
     task: Task
     pruning: Pruning
-    streams: Sequence[torch.Tensor]
-
-    @property
-    def losses(self) -> Sequence[float]:
-        return self.pruning.held_out_losses
+    losses: Losses
+    streams: Mapping[int, torch.Tensor]
 
     def finished(self, candidates: Sequence[Candidate]) -> Pruning:
         """The result with its table; none of its changes, where plain removal of the same blocks is no worse.
@@ -67,17 +61,17 @@ class JudgedRefit:
         Else with the factor of the final norm that fits text best.
         """
         panel, progress = Panel.of(self.task.activations), self.task.progress
-        kept, plain = with_or_without(self.task, runs(self.pruning.removed), list(self.losses))
+        kept, plain = with_or_without(self.task, self.pruning.removed, self.losses)
         progress.metric("unscaled_held_out_loss", panel.mean(self.losses), "nats")
         progress.metric("plain_held_out_loss", panel.mean(plain), "nats")
         if kept is plain:
-            return Pruning(removed=self.pruning.removed, candidates=candidates, held_out_losses=plain)
+            return Pruning(removed=self.pruning.removed, candidates=candidates)
         scale, losses = self._scale(panel)
         progress.metric("held_out_loss", panel.mean(losses), "nats")
         progress.metric("final_scale", scale, "ratio")
-        return replace(self.pruning, final_scale=scale, held_out_losses=losses, candidates=candidates)
+        return replace(self.pruning, final_scale=scale, candidates=candidates)
 
-    def _scale(self, panel: Panel) -> tuple[float, Sequence[float]]:
+    def _scale(self, panel: Panel) -> tuple[float, Losses]:
         """The factor of the final norm's output, and the losses with it; 1 where the norm has no weight to take it.
 
         Fitted to what people wrote: the model's own text was drawn at a temperature below 1.
@@ -107,24 +101,20 @@ def refit_without(task: Task, removed: Sequence[int], *, fit: Sequence[int]) -> 
             anchor=REFIT_RIDGE if method.ridge is None else method.ridge,
             later=REFIT_RIDGE if method.ridge_later is None else method.ridge_later,
             reading=REFIT_RIDGE,
-            fold=SCREENING_RIDGE if method.ridge is None else method.ridge,
+            fold=FOLD_RIDGE if method.ridge is None else method.ridge,
         ),
         fit=fit,
         unchanged_from=first_unchanged(removed, len(task.block_runner.blocks)),
         advance=task.progress.advance,
     )
-    streams = [found.streams[batch] for batch in activations.held_out_batches]
-    losses = losses_after(activations, streams)
-    pruning = Pruning(removed=removed, folds=found.folds, changes=found.changes, held_out_losses=losses)
-    return JudgedRefit(task=task, pruning=pruning, streams=streams)
+    pruning = Pruning(removed=removed, folds=found.folds, changes=found.changes)
+    losses = losses_after(activations, found.streams)
+    return JudgedRefit(task=task, pruning=pruning, losses=losses, streams=found.streams)
 
 
-def losses_after(activations: Activations, streams: Sequence[torch.Tensor]) -> list[float]:
+def losses_after(activations: Activations, streams: Mapping[int, torch.Tensor]) -> Losses:
     """The losses of what has left `streams` (sequences, positions, d) after its last block, by held-out batch."""
-    return [
-        activations.scored_loss(batch, stream)
-        for batch, stream in zip(activations.held_out_batches, streams, strict=True)
-    ]
+    return {batch: activations.scored_loss(batch, stream) for batch, stream in streams.items()}
 
 
 def first_unchanged(removed: Collection[int], blocks: int) -> int:

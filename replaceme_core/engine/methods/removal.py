@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from replaceme_core.engine.activations.capture import capture_distances
+from replaceme_core.engine.methods.candidates import blocks_of
 from replaceme_core.engine.methods.panel import Panel, losses_without_each, variant_losses
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.model.block_runner import predictions_of
@@ -26,7 +27,7 @@ def drop(task: Task) -> Pruning:
         Candidate(start=cut.start, end=cut.end, distance=distance, chosen=cut in chosen)
         for cut, distance in distances.items()
     ]
-    return _plain_removal(task, [block for cut in chosen for block in cut.blocks], candidates)
+    return _plain_removal(task, blocks_of(chosen), candidates)
 
 
 def block_influence(task: Task) -> Pruning:

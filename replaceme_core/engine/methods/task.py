@@ -120,10 +120,9 @@ def reported_ridge(ridge: float) -> float | None:
 class Pruning:
     """The blocks to remove, the maps to fold before them, and changes to other weights; `candidates` explain why.
 
-    Folds are made before changes are added. The output of the final norm is multiplied by `final_scale`.
-    `held_out_losses` are summed losses in nats by held-out batch, of the fit on the fit tokens alone; empty where the
-    method has not measured them. `method` names the method that was chosen where the request left it open. `left_out`
-    are steps that were not begun for lack of time, in words.
+    Folds are made before changes are added. The output of the final norm is multiplied by `final_scale`. `method` names
+    the method that was chosen where the request left it open. `left_out` are steps that were not begun for lack of
+    time, in words.
     """
 
     removed: Sequence[int]
@@ -131,17 +130,14 @@ class Pruning:
     changes: Sequence[Change] = ()
     final_scale: float = 1.0
     candidates: Sequence[Candidate] = ()
-    held_out_losses: Sequence[float] = ()
     method: str | None = None
     left_out: Sequence[str] = ()
 
     @classmethod
-    def of_cuts(
-        cls, folds: Sequence[FittedCut], candidates: Sequence[Candidate], *, held_out_losses: Sequence[float] = ()
-    ) -> Self:
+    def of_cuts(cls, folds: Sequence[FittedCut], candidates: Sequence[Candidate]) -> Self:
         """The removal of exactly the cuts of `folds`."""
         removed = sorted(block for one in folds for block in one.cut.blocks)
-        return cls(removed=removed, folds=folds, candidates=candidates, held_out_losses=held_out_losses)
+        return cls(removed=removed, folds=folds, candidates=candidates)
 
 
 def find_method(name: Method) -> Callable[[Task], Pruning]:

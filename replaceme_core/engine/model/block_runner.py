@@ -19,7 +19,7 @@ from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.lazy_model import block_reader, load_block
 from replaceme_core.families.resolve import ResolvedModel, check_residual
 from replaceme_core.library_errors import is_out_of_memory
-from replaceme_core.request.defaults import MLP_WIDTH, PART_BYTES, REPLAYED_LOGITS, REPLAYED_LOGITS_BY_BLOCK
+from replaceme_core.request.defaults import LOGITS_AT_ONCE, LOGITS_AT_ONCE_BY_BLOCK, MLP_WIDTH, PART_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -402,7 +402,7 @@ def summed_loss(
     head work on each position by itself, and run only where a loss is wanted.
     """
     vocabulary = block_runner.resolved.model.config.vocab_size
-    positions = max(1, (REPLAYED_LOGITS_BY_BLOCK if block_runner.is_lazy else REPLAYED_LOGITS) // vocabulary)
+    positions = max(1, (LOGITS_AT_ONCE_BY_BLOCK if block_runner.is_lazy else LOGITS_AT_ONCE) // vocabulary)
     before, wanted = stream[:, :-1], tokens[:, 1:]
     if scored is None:
         before, wanted = before.flatten(0, 1), wanted.flatten()

@@ -8,7 +8,7 @@ written around the identity: `M T + Y - L_end = M D - (L_end - L_keep)`).
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -107,87 +107,3 @@ def gram_of(values: torch.Tensor) -> torch.Tensor:
 def sum_of_squares(values: torch.Tensor) -> float:
     """The sum of the squares of `values`, computed in SOLVE_DTYPE."""
     return float(values.to(SOLVE_DTYPE).square().sum())
-
-
-@dataclass(kw_only=True)
-class WriteSums:
-    """M'M (d, d) over `tokens` tokens, for M the write of one block's MLP; sinks after the block are scaled down."""
-
-    gram: torch.Tensor
-    tokens: int = 0
-
-    @classmethod
-    def zeros(cls, width: int, *, device: torch.device) -> Self:
-        return cls(gram=torch.zeros(width, width, dtype=SOLVE_DTYPE, device=device))
-
-    def add(self, write: torch.Tensor, *, weights: torch.Tensor) -> None:
-        """Add a batch: `write` M (tokens, d), `weights` (tokens,) of the stream after the block."""
-        scaled = scaled_rows(write.to(PRODUCT_DTYPE, copy=True), weights)
-        with products_of(write.dtype):
-            self.gram += gram_of(scaled)
-        self.tokens += write.shape[0]
-
-    def include(self, other: Self) -> None:
-        """Add the sums over other tokens.
-
-        Only the order of additions differs from one pass over all b batches: by at most 2 (b - 1) 2^-53 times the sum
-        of the absolute values, in each element.
-        """
-        self.gram += other.gram
-        self.tokens += other.tokens
-
-
-@dataclass(kw_only=True)
-class EndSums:
-    """What the end of a cut adds: `cross` M'E (d, d), `error` |E|^2, `target` |L_end|^2, and a correction of M'M."""
-
-    cross: torch.Tensor
-    error: float = 0.0
-    target: float = 0.0
-    corrections: list[torch.Tensor] = field(default_factory=list)
-
-    @classmethod
-    def zeros(cls, width: int, *, device: torch.device) -> Self:
-        return cls(cross=torch.zeros(width, width, dtype=SOLVE_DTYPE, device=device))
-
-    def add(self, write: torch.Tensor, *, kept: Stream, end: Stream, weights: torch.Tensor, own: torch.Tensor) -> None:
-        """Add a batch: `write` M (tokens, d), `kept` L_keep, `end` L_end.
-
-        `weights` (tokens,) are those of both ends, `own` (tokens,) those that `WriteSums.add` got for the same tokens.
-        """
-        missing = end.values.to(PRODUCT_DTYPE) - kept.values.to(PRODUCT_DTYPE)
-        self.error += sum_of_squares(torch.linalg.vector_norm(missing, dim=1) * weights)
-        with products_of(write.dtype):
-            self.cross += write.to(PRODUCT_DTYPE).T @ scaled_rows(missing, weights.square())
-        self.target += sum_of_squares(end.length * weights)
-        lighter = weights < own
-        if bool(lighter.any()):
-            rows = write[lighter].to(SOLVE_DTYPE)  # (a few, d)
-            change = weights[lighter].to(SOLVE_DTYPE).square() - own[lighter].to(SOLVE_DTYPE).square()
-            self._correct(rows.T @ (rows * change.unsqueeze(1)))
-
-    def include(self, other: Self) -> None:
-        """As `WriteSums.include`."""
-        self.cross += other.cross
-        self.error += other.error
-        self.target += other.target
-        for correction in other.corrections:
-            self._correct(correction)
-
-    def _correct(self, correction: torch.Tensor) -> None:
-        if self.corrections:
-            self.corrections[0] += correction
-        else:
-            self.corrections.append(correction)
-
-    def moments(self, anchor: WriteSums) -> Moments:
-        """All sums that a fit needs, with those of the `anchor` block over the same tokens."""
-        gram = anchor.gram + self.corrections[0] if self.corrections else anchor.gram
-        return Moments(gram=gram, cross=self.cross, error=self.error, target=self.target, tokens=anchor.tokens)
-
-
-def scaled_rows(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """`values` (tokens, d) times `weights` (tokens,), in place. Rows with weight 1, nearly all, are not touched."""
-    others = (weights != 1).nonzero().squeeze(1)
-    values[others] *= weights[others].unsqueeze(1)
-    return values

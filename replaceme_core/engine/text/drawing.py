@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 
@@ -46,10 +46,6 @@ class TokenSet:
             (self.measure, self.measure_sources),
         ):
             assert sources.shape == tokens.shape[:1], "each sequence has a source"
-
-    def first(self, *, fit: int) -> Self:
-        """The same with only the first `fit` fitted sequences."""
-        return replace(self, fit=self.fit[:fit], fit_sources=self.fit_sources[:fit])
 
     def measure_of_first_text(self) -> torch.Tensor:
         """The sequences of the first text that measure the result, (sequences, length)."""

@@ -4,11 +4,9 @@ import hashlib
 import json
 import logging
 import os
-import resource
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,6 @@ import replaceme_core
 import replaceme_core.engine.pipeline  # imports every module of the method
 from replaceme_core.engine.activations import cache
 from replaceme_core.engine.activations.cache import ENTRY, ActivationCache
-from replaceme_core.engine.activations.tensor_store import SpillingStore
 from replaceme_core.engine.activations.verified_file import (
     read_contents,
     write_verified,
@@ -156,58 +153,6 @@ def test_names_and_contents_of_all_modules_count(tmp_path: Path, monkeypatch: py
     digests.append(cache.code_digest())
     nested.rename(nested.with_name("other.py"))
     assert len({*digests, cache.code_digest()}) == 3
-
-
-TENSORS = {
-    name: [torch.full((16,), float(10 * list_ + index)) for index in range(4)] for list_, name in enumerate("ab")
-}
-BYTES = 16 * 4
-
-
-def check_spilling(streams: SpillingStore) -> None:
-    """Fill it batch by batch, as a pass does, and read it."""
-    for index in range(4):
-        for name, several in TENSORS.items():
-            streams.put(name, several[index])
-    assert streams.nbytes == 8 * BYTES
-    for name, several in TENSORS.items():
-        assert streams.count(name) == 4
-        assert all(torch.equal(streams.get(name, index), one) for index, one in enumerate(several))
-    assert streams.count("c") == 0
-
-
-def directories(place: Path) -> list[Path]:
-    return [entry for entry in place.iterdir() if entry.is_dir()]
-
-
-@pytest.mark.parametrize("in_memory", [0, 3, 8])
-def test_tensors_beyond_the_limit_are_on_disk_until_the_end(tmp_path: Path, in_memory: int) -> None:
-    with SpillingStore(beside=tmp_path / "out", limit=in_memory * BYTES) as streams:
-        check_spilling(streams)
-        written = [path.stat().st_size for place in directories(tmp_path) for path in place.iterdir()]
-        assert sum(written) == (8 - in_memory) * BYTES
-    assert directories(tmp_path) == []
-
-
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """No file may have more than two and a half tensors: a write ends half-way, as on a full disk."""
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5 * BYTES // 2, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
-@pytest.mark.usefixtures("small_files")
-@pytest.mark.parametrize("out", ["out", "missing/out"])
-def test_when_files_cannot_be_written_everything_is_in_memory(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, out: str
-) -> None:
-    with SpillingStore(beside=tmp_path / out, limit=BYTES) as streams:
-        check_spilling(streams)
-        assert directories(tmp_path) == [], "the output wants the room"
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
 WRITTEN = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.arange(8.0, dtype=torch.float64).reshape(2, 4).T}

@@ -7,23 +7,29 @@ import pytest
 import torch
 
 from replaceme_core.engine.activations.capture import Activations
-from replaceme_core.engine.activations.cut_sums import CutStatistics, schedule
-from replaceme_core.engine.activations.tensor_store import DamagedStore, FileStore, MemoryStore, TensorStore
+from replaceme_core.engine.activations.cut_sums import CutStatistics
+from replaceme_core.engine.activations.tensor_store import (
+    DamagedStore,
+    FileStore,
+    MemoryStore,
+    TensorStore,
+    activation_bytes,
+)
+from replaceme_core.engine.methods.least_squares import fit_cut
 from replaceme_core.engine.methods.panel import variant_losses
 from replaceme_core.engine.methods.task import Pruning
-from replaceme_core.engine.methods.windows import fit_cut, rank
 from replaceme_core.engine.model.block_runner import predictions_of
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, run_pruned, windows
 from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.engine.model.load import load_model
-from replaceme_core.engine.numerics.solve import solve_delta
 from replaceme_core.engine.numerics.stream import MeanAngle, Stream, mean_angles
 from replaceme_core.engine.results.layer_angles import layer_angles
 from tests.fixtures.models.activations import activations_of, count_runs, dense_pass
-from tests.fixtures.models.tasks import make_task, mean_loss, operate
+from tests.fixtures.models.tasks import mean_loss, operate
 from tests.fixtures.models.tiny import BLOCKS, BY_NAME, WIDTH, save_tiny, tiny_model, token_ids
 
 FIT, HELD_OUT = token_ids(6, 32, seed=1), token_ids(8, 32, seed=2)
+DONE = [FittedCut(cut=Cut(start=1, end=1), delta=torch.eye(WIDTH, dtype=torch.float64) * 0.2)]
 
 
 def pass_of(
@@ -33,7 +39,9 @@ def pass_of(
     if sink:
         with torch.no_grad():
             model.get_input_embeddings().weight[7] *= 4000
-    return activations_of(model, FIT, HELD_OUT, store=streams, **fields)
+    if streams is not None:
+        fields |= {"always_store": True, "make_store": lambda: streams}
+    return activations_of(model, FIT, HELD_OUT, **fields)
 
 
 def equal(one: CutStatistics, other: CutStatistics) -> bool:
@@ -52,23 +60,18 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], TensorS
 
 @torch.inference_mode()
 @pytest.mark.parametrize("sink", [False, True])
-def test_kept_streams_give_the_sums_of_a_pass_to_the_bit(make: Callable[[], TensorStore], sink: bool) -> None:
-    """A pass over windows leaves the held-out streams before anchor blocks, and the last one; others run from there."""
-    kept = pass_of(make(), sink=sink)
-    for length in (1, 2, 5):
-        cuts = windows(BLOCKS, length)
-        passed = pass_of(sink=sink)
-        expected, found = passed.windows(cuts), kept.windows(cuts)
-        assert all(equal(one, other) for one, other in zip(found, expected, strict=True))
-        anchors = {cut.anchor for cut in cuts}
-        for block in (3, BLOCKS):
-            nearest = max(one for one in {*anchors, BLOCKS} if one <= block)
-            for batch, since in ((kept.held_out_batches[3], nearest), (0, 0)):
-                before = passed.dense_block_runs
-                assert torch.equal(kept.read_or_run(block, batch), passed.read_or_run(block, batch))
-                assert passed.dense_block_runs == before + block - since
+def test_what_is_stored_is_what_is_run_to_the_bit(make: Callable[[], TensorStore], sink: bool) -> None:
+    kept, run = pass_of(make(), sink=sink), pass_of(sink=sink)
+    for cut in (Cut(start=1, end=1), Cut(start=2, end=4), Cut(start=1, end=5)):
+        assert equal(kept.statistics(cut), run.statistics(cut))
+        assert equal(kept.statistics(cut, done=DONE), run.statistics(cut, done=DONE)) or cut.start == 1
+    for batch in (0, kept.held_out_batches[3]):
+        for block in (0, 3, BLOCKS):
+            before = run.dense_block_runs
+            assert torch.equal(kept.before(block, batch), run.before(block, batch))
+            assert run.dense_block_runs == before + block
     if sink:
-        assert max(one.sinks for one in found) > 0
+        assert kept.statistics(Cut(start=2, end=2)).sinks > 0
 
 
 @torch.inference_mode()
@@ -76,11 +79,28 @@ def test_kept_streams_give_the_sums_of_a_pass_to_the_bit(make: Callable[[], Tens
 def test_each_block_runs_once_for_all_cuts(name: str) -> None:
     kept = pass_of(MemoryStore(), name=name)
     runs = count_runs(kept.block_runner.blocks)
-    for length in (1, 2, 4):
-        kept.windows(windows(BLOCKS, length))
-    kept.statistics(Cut(start=2, end=4))
+    for cut in (*windows(BLOCKS, 1), *windows(BLOCKS, 4)):
+        kept.statistics(cut)
     assert runs == [len(kept.batches)] * BLOCKS
     assert kept.dense_block_runs == sum(runs)
+
+
+@torch.inference_mode()
+def test_an_even_share_is_stored_where_there_is_no_room_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest is run again when it is read; streams for later jobs are complete."""
+    activations = pass_of(batch_size=1)
+    size = activation_bytes(activations.block_runner, tokens=FIT.numel() + HELD_OUT.numel())
+    monkeypatch.setattr("replaceme_core.engine.activations.capture.CHOICE_STREAM_BYTES", size // 2)
+    activations.capture()
+    assert list(activations.stored) == [0, 1, 2, 6, 7, 8, 9]
+    assert not activations.complete
+    cut = Cut(start=2, end=4)
+    assert equal(activations.statistics(cut), pass_of(batch_size=1).statistics(cut))
+    assert pass_of(MemoryStore(), batch_size=1).statistics(cut).tokens == FIT.numel() + HELD_OUT.numel()
+    monkeypatch.setattr("replaceme_core.engine.activations.capture.CHOICE_STREAM_BYTES", 0)
+    activations = pass_of(batch_size=1)
+    activations.capture()
+    assert list(activations.stored) == [0, 6], "one of each at least"
 
 
 @torch.inference_mode()
@@ -91,7 +111,7 @@ def test_the_streams_are_those_of_the_model(make: Callable[[], TensorStore]) -> 
         hidden = model(input_ids=kept.tokens(batch), output_hidden_states=True).hidden_states
         for block in range(BLOCKS - 1):  # the last of `hidden_states` has been through the final norm
             torch.testing.assert_close(kept.before(block, batch), hidden[block])
-            assert torch.equal(kept.after(block, batch), kept.before(block + 1, batch))
+            assert torch.equal(kept.after(block, batch)[0], kept.before(block + 1, batch))
     assert torch.equal(torch.cat([kept.tokens(batch) for batch in kept.fit_batches]), FIT)
     assert torch.equal(torch.cat([kept.tokens(batch) for batch in kept.held_out_batches]), HELD_OUT)
 
@@ -111,7 +131,6 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         found = streams.get("one", index)
         assert torch.equal(found, values)
         assert found.dtype == values.dtype
-    assert (streams.count("one"), streams.count("two"), streams.count("three")) == (3, 1, 0)
     assert streams.nbytes == sum(path.stat().st_size for path in tmp_path.iterdir())
 
 
@@ -145,19 +164,9 @@ def test_memory_is_released_after_each_block_and_cut_of_a_lazily_loaded_model(
     source, cuts = save_tiny(tmp_path / "model"), windows(BLOCKS, 2)
     for load, expected in ((load_model, 0), (load_lazily, BLOCKS + len(cuts))):
         activations = activations_of(load(source, dtype=torch.float32, device="cpu"), FIT, HELD_OUT, always_store=True)
-        activations.windows(cuts)
+        for cut in cuts:
+            activations.statistics(cut)
         assert len(released) == expected
-
-
-def test_held_out_sequences_come_in_parts() -> None:
-    """They alternate between two halves."""
-    work = schedule(FIT, HELD_OUT, 4)
-    assert [(len(batch.tokens), batch.held_out) for batch in work] == [(4, False), (2, False)] + [(1, True)] * 8
-    assert [batch.second_half for batch in work] == [False] * 2 + [False, True] * 4
-    assert torch.equal(torch.cat([batch.tokens for batch in work if batch.held_out]), HELD_OUT)
-
-
-DONE = [FittedCut(cut=Cut(start=1, end=1), delta=torch.eye(WIDTH, dtype=torch.float64) * 0.2)]
 
 
 @torch.inference_mode()
@@ -195,29 +204,14 @@ def test_nothing_after_the_last_wanted_block_is_run_and_no_logits() -> None:
 def test_a_replay_costs_what_the_pruned_model_costs() -> None:
     activations = pass_of()
     tokens = predictions_of(activations.held_out_tokens)
-    for one in activations.windows(windows(BLOCKS, 2)):
-        fitted = fit_cut(one, ridge=0.1).from_all_tokens
-        loss = sum(variant_losses(activations, Variant.of([fitted]))) / tokens
+    for cut in windows(BLOCKS, 2):
+        fitted = fit_cut(activations.statistics(cut), ridge=0.1).from_all_tokens
+        loss = sum(variant_losses(activations, Variant.of([fitted])).values()) / tokens
         pruned = operate(tiny_model(), Pruning.of_cuts([fitted], []))
         assert loss == pytest.approx(mean_loss(pruned, HELD_OUT), rel=1e-4)
-    assert sum(activations.dense_losses()) / tokens == pytest.approx(mean_loss(tiny_model(), HELD_OUT), rel=1e-5)
-
-
-@torch.inference_mode()
-def test_every_window_that_is_replayed_is_judged_on_all_held_out_tokens() -> None:
-    activations, cuts = pass_of(), windows(BLOCKS, 2)
-    task, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, method={"ridge": 0.1, "replays": 9})
-    found = rank(task, groups=1)
-    assert sorted(found.screened) == cuts
-    losses = {}
-    for one in activations.windows(cuts):
-        fitted = FittedCut(cut=one.cut, delta=solve_delta(one.fit, ridge=0.1))
-        losses[one.cut] = sum(variant_losses(activations, Variant.of([fitted])))
-    tokens = predictions_of(activations.held_out_tokens)
-    for (cut,), tried in found.tried.items():
-        assert tried.rows[0].held_out_loss == pytest.approx(losses[cut] / tokens)
-    assert [cut for (cut,) in found.tried] == sorted(cuts, key=lambda cut: losses[cut]), "the best ones first"
-    assert {row.tokens for row in found.screened.values()} == {FIT.numel() + HELD_OUT.numel()}
+    assert sum(activations.dense_losses().values()) / tokens == pytest.approx(
+        mean_loss(tiny_model(), HELD_OUT), rel=1e-5
+    )
 
 
 def test_the_angle_of_every_two_streams_is_that_of_the_selection() -> None:

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from replaceme_core.engine.activations.capture import Losses
 from replaceme_core.engine.methods.auto import auto
 from replaceme_core.engine.methods.refit import JudgedRefit, refit_without
 from replaceme_core.engine.methods.task import Task
@@ -25,7 +26,7 @@ def task_of(method: dict[str, object], **fields: object) -> tuple[Task, Recorder
     return make_task(tiny_model(), remove=2, fit=FIT, held_out=HELD_OUT, method=asked, **fields)
 
 
-Change = Callable[[Sequence[int], Sequence[float]], list[float]]
+Change = Callable[[Sequence[int], Losses], Losses]
 
 
 def change_refits(monkeypatch: pytest.MonkeyPatch, change: Change) -> list[tuple[list[int], int]]:
@@ -36,10 +37,14 @@ def change_refits(monkeypatch: pytest.MonkeyPatch, change: Change) -> list[tuple
         seen.append((list(removed), len(fit)))
         found = refit_without(task, removed, fit=fit)
         losses = change(removed, found.losses)
-        return replace(found, pruning=replace(found.pruning, held_out_losses=losses))
+        return replace(found, losses=losses)
 
     monkeypatch.setattr("replaceme_core.engine.methods.auto.refit_without", judged)
     return seen
+
+
+def scaled(losses: Losses, factor: float) -> Losses:
+    return {number: factor * loss for number, loss in losses.items()}
 
 
 def test_the_result_is_worth_what_was_judged() -> None:
@@ -60,7 +65,9 @@ def test_the_best_sets_of_each_number_of_runs_race_on_a_part_and_the_winner_gets
 ) -> None:
     task, _ = task_of({})
     dense = task.activations.dense_losses()
-    seen = change_refits(monkeypatch, lambda removed, _: [loss * (0.5 + removed[0] / 100) for loss in dense])
+    seen = change_refits(
+        monkeypatch, lambda removed, _: {one: loss * (0.5 + removed[0] / 100) for one, loss in dense.items()}
+    )
     found = carry_out(task)
     *first, last = seen
     batches = len(task.activations.fit_batches)
@@ -85,9 +92,10 @@ def test_more_runs_must_be_better_by_more_than_one_standard_error(
     task, _ = task_of({})
     dense = task.activations.dense_losses()
 
-    def losses(removed: Sequence[int], _: Sequence[float]) -> list[float]:
+    def losses(removed: Sequence[int], _: Losses) -> Losses:
         is_one = removed[-1] == removed[0] + 1
-        return [0.5 * loss * (1.0 if is_one else factor) for loss, factor in zip(dense, noise, strict=True)]
+        factors = zip(dense, noise, strict=True)
+        return {number: 0.5 * dense[number] * (1.0 if is_one else factor) for number, factor in factors}
 
     change_refits(monkeypatch, losses)
     found = carry_out(task)
@@ -96,7 +104,7 @@ def test_more_runs_must_be_better_by_more_than_one_standard_error(
 
 
 def test_of_named_blocks_nothing_is_chosen_and_one_refit_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = change_refits(monkeypatch, lambda _, losses: list(losses))
+    seen = change_refits(monkeypatch, lambda _, losses: losses)
     task, _ = task_of({}, drop=[2, 4])
     found = carry_out(task)
     assert found.method == Method.REFIT, "else this says nothing"
@@ -105,7 +113,7 @@ def test_of_named_blocks_nothing_is_chosen_and_one_refit_is_judged(monkeypatch: 
 
 
 def test_the_best_set_with_maps_is_taken_where_refits_are_no_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    change_refits(monkeypatch, lambda _, losses: [10 * loss for loss in losses])
+    change_refits(monkeypatch, lambda _, losses: scaled(losses, 10))
     found = carry_out(task_of({})[0])
     assert found.method == Method.LEAST_SQUARES
     assert not found.changes
@@ -130,7 +138,7 @@ def test_what_would_not_end_within_the_budget_is_not_begun(monkeypatch: pytest.M
 def test_without_time_for_all_the_text_maps_are_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter([0.0, 10.0, *[10.0 + number for number in range(1000)]])
     monkeypatch.setattr("replaceme_core.engine.methods.auto.time.monotonic", lambda: next(moments))
-    seen = change_refits(monkeypatch, lambda _, losses: [0.5 * loss for loss in losses])
+    seen = change_refits(monkeypatch, lambda _, losses: scaled(losses, 0.5))
     task, _ = task_of({"time_budget_seconds": 19})
     found = auto(task)
     assert len(seen) == 2 * RACING, "the race has been run"

@@ -5,8 +5,8 @@ import torch
 
 from replaceme_core.engine.methods import cosine as module
 from replaceme_core.engine.methods.cosine import descend
+from replaceme_core.engine.methods.least_squares import fit_cut
 from replaceme_core.engine.methods.task import Task
-from replaceme_core.engine.methods.windows import fit_cut
 from replaceme_core.engine.model.changes import Cut, FittedCut, run_pruned
 from replaceme_core.engine.numerics.cosine import CosineFit, CosineTokens, annealed
 from replaceme_core.request.defaults import COSINE_RATE

@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from replaceme_core.engine.activations.cut_sums import CutStatistics
-from replaceme_core.engine.methods.least_squares import accepted, fit_in_order
+from replaceme_core.engine.methods.candidates import first_lap
+from replaceme_core.engine.methods.least_squares import CutFit, fit_cut, fit_named
 from replaceme_core.engine.methods.task import Pruning
-from replaceme_core.engine.methods.windows import CutFit, fit_cut, residual_of, screened_row
-from replaceme_core.engine.model.changes import runs, windows
+from replaceme_core.engine.model.changes import windows
 from replaceme_core.errors import InvalidInput, NumericalFailure
-from replaceme_core.request.defaults import FEW_TOKENS_RIDGES
-from tests.fixtures.models.activations import activations_of, dense_pass
+from tests.fixtures.models.activations import dense_pass
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import BLOCKS, BY_NAME, WIDTH, tiny_model, token_ids
 
@@ -39,16 +38,16 @@ def test_the_chosen_window_is_accepted_as_well() -> None:
 def test_maps_that_hurt_are_dropped(factor: float, is_taken: bool) -> None:
     fit, held_out = texts("llama")
     task, _ = make_task(tiny_model(), fit=fit, held_out=held_out, drop=[1, 3, 4])
+    fitted = list[CutFit]()
 
     def wrong(statistics: CutStatistics) -> CutFit:
         found = fit_cut(statistics, ridge=0.1)
         maps = (replace(one, delta=one.delta * factor) for one in (found.from_all_tokens, found.from_fit_tokens))
-        return replace(found, **dict(zip(("from_all_tokens", "from_fit_tokens"), maps, strict=True)))
+        fitted.append(replace(found, **dict(zip(("from_all_tokens", "from_fit_tokens"), maps, strict=True))))
+        return fitted[-1]
 
     with torch.inference_mode():
-        cuts = runs([1, 3, 4])
-        fitted = fit_in_order(task, cuts, wrong, first=task.activations.statistics(cuts[0]))
-        pruning = accepted(task, fitted)
+        pruning = fit_named(task, [1, 3, 4], wrong)
     assert [row.ridge for row in pruning.candidates] == [0.1 if is_taken else None] * 2
     for fold, one in zip(pruning.folds, fitted, strict=True):
         assert torch.equal(fold.delta, one.from_all_tokens.delta * is_taken)
@@ -86,34 +85,59 @@ def test_a_full_map_does_not_pass_a_norm() -> None:
     assert caught.value.field == "method.structure"
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize(("method", "keep"), [("least_squares", False), ("cosine", True)])
-def test_windows_that_are_well_behind_get_no_fit_tokens(method: str, keep: bool) -> None:
-    """A map of one half of the held-out tokens shows it on the other half; the rest have the sums of all tokens."""
+def test_every_window_has_a_row_from_a_part_and_the_chosen_one_a_map_from_all() -> None:
     fit, held_out = texts("llama")
-    asked, cuts = {"name": method, "replays": 1}, windows(BLOCKS, 1)
-    task, _ = make_task(tiny_model(), fit=fit, held_out=held_out, remove=1, keep=keep, method=asked)
+    task, _ = make_task(tiny_model(), fit=fit, held_out=held_out, method={"replays": 2})
     table = carry_out(task).candidates
-    assert [row.cut for row in table] == cuts
-    halves = held_out.reshape(8, 2, 2, -1).transpose(0, 1).flatten(1, 2)  # batches of two alternate
-    seen = activations_of(tiny_model(), *halves).windows(cuts)
-    screened = [residual_of(screened_row(one, ridge=None, ridges=FEW_TOKENS_RIDGES)) for one in seen]
-    whole = activations_of(tiny_model(), fit, held_out).windows(cuts)
-    left = [residual <= sorted(screened)[2] for residual in screened]
-    for row, stays, first, one in zip(table, left, screened, whole, strict=True):
-        assert row.tokens == held_out.numel() + (fit.numel() if stays else 0)
+    assert [row.cut for row in table] == windows(BLOCKS, 2)
+    part = sum(task.activations.batches[number].tokens.numel() for number in first_lap(task))
+    for row in table:
+        assert row.tokens == held_out.numel() + (fit.numel() if row.chosen else part)
         assert row.distance is not None
-        if not row.chosen:  # of which the map was fitted at another ridge
-            assert row.residual == pytest.approx(residual_of(screened_row(one, ridge=None)) if stays else first)
-            assert row.held_out_loss is None
+    replayed = [row for row in table if row.held_out_loss is not None]
+    assert len(replayed) == 2
+    assert sum(row.chosen for row in replayed) == 1
 
 
-@pytest.mark.parametrize("sequences", [1, 3])
-def test_too_few_held_out_tokens_screen_nothing(sequences: int) -> None:
-    """Half of them would not determine a map."""
-    fit, held_out = texts("llama")
-    task, _ = make_task(tiny_model(), fit=fit, held_out=held_out[:sequences], remove=1, method={"replays": 1})
-    assert {row.tokens for row in carry_out(task).candidates} == {fit.numel() + held_out[:sequences].numel()}
+DEEP = 8
+DEEP_FIT, DEEP_HELD_OUT = (sampled(tiny_model(num_hidden_layers=DEEP), count, 24, seed=count) for count in (24, 16))
+
+
+@pytest.mark.parametrize(("method", "keep"), [("least_squares", False), ("cosine", True)])
+def test_groups_are_chosen_and_fitted_in_order(method: str, keep: bool) -> None:
+    model = tiny_model(num_hidden_layers=DEEP)
+    asked = {"name": method, "groups": 2, "ridge": 0.1}
+    task, recorder = make_task(model, remove=4, fit=DEEP_FIT, held_out=DEEP_HELD_OUT, keep=keep, method=asked)
+    pruning = carry_out(task)
+    first, second = pruning.folds
+    assert first.cut.end < second.cut.anchor
+    assert list(pruning.removed) == sorted([*first.cut.blocks, *second.cut.blocks])
+    assert len(pruning.removed) == 4
+    if method == "least_squares":
+        with torch.inference_mode():
+            statistics = task.activations.statistics(second.cut, done=[first])
+            torch.testing.assert_close(second.delta, fit_cut(statistics, ridge=0.1).from_all_tokens.delta)
+    tried = [row for row in pruning.candidates if row.group is not None]
+    assert {row.group for row in tried} == set(range(1, len(tried) // 2 + 1))
+    assert all(row.held_out_loss is not None for row in tried)
+    chosen = [row for row in pruning.candidates if row.chosen]
+    assert [row.cut for row in chosen] == [first.cut, second.cut]
+    assert recorder.value("dense_held_out_loss") > 0
+
+
+def test_the_set_of_least_loss_wins_and_is_never_worse_than_plain_removal() -> None:
+    task, _ = make_task(
+        tiny_model(num_hidden_layers=DEEP), remove=4, fit=DEEP_FIT, held_out=DEEP_HELD_OUT, method={"groups": 2}
+    )
+    pruning = carry_out(task)
+    losses = {row.group: row.held_out_loss for row in pruning.candidates if row.group is not None}
+    chosen = {row.cut for row in pruning.candidates if row.chosen}
+    winners = [n for n in losses if {row.cut for row in pruning.candidates if row.group == n} == chosen]
+    assert len(winners) == 1
+    assert losses[winners[0]] == min(losses.values())
+    loss = mean_loss(operate(tiny_model(num_hidden_layers=DEEP), pruning), DEEP_HELD_OUT)
+    plain = mean_loss(operate(tiny_model(num_hidden_layers=DEEP), Pruning(removed=pruning.removed)), DEEP_HELD_OUT)
+    assert loss <= plain * 1.0001
 
 
 FIT, HELD_OUT = token_ids(6, 24, seed=1), token_ids(4, 24, seed=2)

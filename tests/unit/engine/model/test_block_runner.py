@@ -9,7 +9,7 @@ from torch import nn
 from replaceme_core.engine.methods.refit_projections import Strength, refit_kept
 from replaceme_core.engine.model import block_runner as module
 from replaceme_core.engine.model.block_runner import BlockRunner, replace_forward, summed_loss
-from replaceme_core.engine.model.changes import windows
+from replaceme_core.engine.model.changes import Cut
 from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.families.resolve import resolve
@@ -103,7 +103,7 @@ def test_it_is_recorded() -> None:
     block_runner = BlockRunner(resolved=resolve(tiny_model()))
     starve(block_runner.blocks[1], at_most=1, error=ERRORS[0])
     activations = activations_of(block_runner, TOKENS, TOKENS)
-    activations.windows(windows(BLOCKS, 2))
+    activations.statistics(Cut(start=2, end=3))
     record = activations.record()
     assert record.batch_halvings == 2
     assert ("batch_halvings", 2.0, "times") in record.metrics()
@@ -132,8 +132,8 @@ def test_a_forward_set_by_another_library_is_restored() -> None:
 def test_parts_of_the_logits_are_smaller_for_a_lazily_loaded_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "REPLAYED_LOGITS", 8 * 260)
-    monkeypatch.setattr(module, "REPLAYED_LOGITS_BY_BLOCK", 2 * 260)
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 8 * 260)
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE_BY_BLOCK", 2 * 260)
     source, tokens = save_tiny(tmp_path / "model"), token_ids(1, 17)
     losses, pieces = [], []
     for load in (load_model, load_lazily):
