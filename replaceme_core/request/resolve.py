@@ -22,6 +22,17 @@ from replaceme_core.request.fields import one_of, wrong
 from replaceme_core.request.method import Method, MethodSpec
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, Dtype, Loading
 
+FITTED_TOKENS = 20_480
+JUDGING_TOKENS = 12_000
+"""At most this many tokens of the general text calibrate, and judge; by SmolLM2's tokenizer it has 57,000."""
+FEWEST_JUDGING = 2
+MOST_JUDGING = 16
+"""Sequences of each source that judges. With a single one, blocks were chosen by chance."""
+AUTO_PART_OF_RUNTIME = 0.5
+"""Of a limit of time, for the steps of `auto`: the rest is for reading, saving and measuring."""
+LONG_LIMIT_SECONDS = 86_400.0
+"""Longer limits are against jobs that hang, and leave `auto` alone."""
+
 VALUE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 MARGIN = 1.25
 """Factor on the bytes of the weights, for temporary tensors while the model is loaded and run."""
@@ -90,8 +101,8 @@ class ResolvedCalibration(CalibrationSpec):
     @property
     def judging(self) -> int:
         """How many held-out sequences a source has that judges beside the samples: half as many as are held out."""
-        most = min(defaults.MOST_JUDGING, defaults.JUDGING_TOKENS // self.max_length)
-        return min(max(defaults.FEWEST_JUDGING, held_out_samples(self.samples) // 2), most)
+        most = min(MOST_JUDGING, JUDGING_TOKENS // self.max_length)
+        return min(max(FEWEST_JUDGING, held_out_samples(self.samples) // 2), most)
 
     @property
     def generating(self) -> int:
@@ -190,8 +201,8 @@ def _resolve_method(spec: CompressionSpec, *, loading: Loading) -> ResolvedMetho
     update: dict[str, object] = {"name": name}
     limit = spec.max_runtime_seconds
     is_open = method.name is None and name is Method.AUTO and method.time_budget_seconds is None
-    if is_open and limit is not None and limit <= defaults.LONG_LIMIT_SECONDS:
-        update["time_budget_seconds"] = max(1.0, limit * defaults.AUTO_PART_OF_RUNTIME)
+    if is_open and limit is not None and limit <= LONG_LIMIT_SECONDS:
+        update["time_budget_seconds"] = max(1.0, limit * AUTO_PART_OF_RUNTIME)
     return ResolvedMethod.model_validate(method.model_dump() | update)
 
 
@@ -227,7 +238,7 @@ def resolve_text(spec: CompressionSpec, *, on_cpu: bool, loading: Loading) -> Re
             own, general, repeated = defaults.OWN_SHARE, defaults.GENERAL_SHARE, defaults.REPEATED_SHARE
             if loading is Loading.BLOCKWISE:
                 own, general = 0.0, own + general
-            general = min(general, defaults.FITTED_TOKENS / (samples * length))
+            general = min(general, FITTED_TOKENS / (samples * length))
             if asked.dataset in (GENERAL, *PARTS_OF_GENERAL):
                 general = 0.0
         shares = {"self_generated": own, "general": general, "repeated": repeated}

@@ -1,7 +1,9 @@
 """What the documents list is what the code has, and their links and the paths that code names lead somewhere."""
 
+import math
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from benchmarks.harness.checkout import ROOT
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.families.table import FAMILIES
 from replaceme_core.ledger.states import EventType
+from replaceme_core.request import defaults
 from replaceme_core.request.method import Method
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import Settings
@@ -129,11 +132,27 @@ def test_the_recipes_name_files_that_exist() -> None:
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
-def test_sections_that_the_constants_name_exist() -> None:
-    constants = (ROOT / "replaceme_core" / "request" / "defaults.py").read_text(encoding="utf-8")
-    named = {name for names in re.findall(r"\[([a-z][a-z, -]*)\]", constants) for name in names.split(", ")}
-    assert {"mix", "refit", "race"} <= named
-    assert named <= anchors(ROOT / "docs" / "explanation" / "how-the-default-works.md")
+def test_the_page_on_the_method_has_the_constants_of_the_default() -> None:
+    page = (ROOT / "docs" / "explanation" / "method.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|", page, flags=re.MULTILINE))
+    samples, length = defaults.CPU_CALIBRATION
+    assert rows["samples and length on a CPU"].startswith(f"{samples} x {length}; {defaults.CPU_SAMPLES_OF_OPEN_MIX} ")
+    samples, length = defaults.ACCELERATOR_CALIBRATION
+    assert rows["samples and length on a GPU"] == f"{samples:,} x {length:,}"
+    own, general = Fraction(defaults.OWN_SHARE), Fraction(defaults.GENERAL_SHARE)
+    assert rows["share of own text, of general text"] == f"{own}, {general}"
+    assert rows["repeated passages"].startswith(f"{Fraction(defaults.REPEATED_SHARE)} of")
+    assert rows["held out"] == f"1 sequence in {defaults.HELD_OUT_SHARE}"
+    assert defaults.PANEL_STEP == 2
+    assert rows["panel: of text"] == f"every second of the first {defaults.PANEL_POSITIONS} tokens"
+    assert (1e-4, 1e-3, 1e-2, 1e-1, math.inf) == defaults.RIDGES
+    assert rows["most runs"].startswith(f"{defaults.MOST_RUNS}, ")
+    assert rows["first lap, and maps that rank"].startswith(f"{Fraction(defaults.RACE_PART)} of")
+    assert rows["refitted of each number of runs"] == str(defaults.RACING)
+    assert rows["ridge of a refit"] == str(defaults.REFIT_RIDGE)
+    assert rows["ridge of a norm's weight, and of a map where several experts write"] == str(defaults.FOLD_RIDGE)
+    assert defaults.REACH == 0.5
+    assert "to half of those" in rows["blocks that change"]
 
 
 def test_documents_that_code_names_exist() -> None:

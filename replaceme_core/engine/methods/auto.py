@@ -3,7 +3,7 @@
 Sets of blocks, one run of neighbours or two, are ranked with a map in place of each run, from the streams of one dense
 pass. The best of them race as refits on a part of the text; of those that are not worse than the best by more than one
 standard error the simplest is refitted on all of it, and is the result, as it was judged, unless maps alone are as good
-(docs/explanation/how-the-default-works.md#race). With a time budget a refit that is not expected to end in time is not
+(docs/explanation/method.md#the-race). With a time budget a refit that is not expected to end in time is not
 begun, which is reported; what the maps come to is always there.
 """
 
@@ -20,10 +20,13 @@ from replaceme_core.engine.methods.refit import JudgedRefit, refit_without
 from replaceme_core.engine.methods.task import Candidate, PartOfStage, Pruning, Task
 from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.changes import runs
-from replaceme_core.request.defaults import RACE_PART, RACING, REFIT_COST
+from replaceme_core.request.defaults import RACE_PART, RACING
 from replaceme_core.request.method import Method
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.runner.messages import Stage
+
+REFIT_COST = 1.0
+"""The time that `auto` expects a refit on all the text to take, in multiples of that until then."""
 
 RACE_TIME = 0.5
 """Of the progress of the stage."""

@@ -18,8 +18,11 @@ from replaceme_core.engine.methods.task import Candidate, PartOfStage, Task, rep
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, runs, windows
 from replaceme_core.engine.numerics.solve import choose_ridge, solve_delta
 from replaceme_core.engine.numerics.sums import PRODUCT_DTYPE
-from replaceme_core.request.defaults import MOST_RUNS, RACE_PART, RIDGES, WELL_DETERMINED
+from replaceme_core.request.defaults import MOST_RUNS, RACE_PART, RIDGES
 from replaceme_core.runner.messages import Stage
+
+WELL_DETERMINED = 3
+"""Tokens for each unknown of a column of a map, at least, where maps rank sets of blocks."""
 
 Blocks = tuple[int, ...]
 """Blocks that are removed together, in order."""

@@ -18,9 +18,12 @@ from replaceme_core.engine.methods.panel import Panel, with_or_without
 from replaceme_core.engine.methods.refit_projections import Strength, refit_kept
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.model.block_runner import scale_output
-from replaceme_core.request.defaults import FOLD_RIDGE, REACH, REFIT_RIDGE, TEMPERATURE_STEP
+from replaceme_core.request.defaults import FOLD_RIDGE, REACH, REFIT_RIDGE
 from replaceme_core.request.method import Selection
 from replaceme_core.runner.messages import Stage
+
+TEMPERATURE_STEP = 0.05
+"""Of the factor on the final norm, between the values whose losses are compared."""
 
 
 def refit(task: Task) -> Pruning:

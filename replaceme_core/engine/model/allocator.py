@@ -2,7 +2,7 @@
 
 By default glibc asks the system for every large block and returns it when it is freed, so that each activation is made
 of new pages, which the system fills with zeros first. That took 18 % of a pass of SmolLM2 in float32, and 28 % in
-bfloat16 (docs/explanation/how-the-default-works.md#memory).
+bfloat16 (docs/explanation/text-and-memory.md#memory).
 """
 
 import ctypes

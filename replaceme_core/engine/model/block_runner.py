@@ -19,9 +19,12 @@ from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.lazy_model import block_reader, load_block
 from replaceme_core.families.resolve import ResolvedModel, check_residual
 from replaceme_core.library_errors import is_out_of_memory
-from replaceme_core.request.defaults import LOGITS_AT_ONCE, LOGITS_AT_ONCE_BY_BLOCK, MLP_WIDTH, PART_BYTES
+from replaceme_core.request.defaults import LOGITS_AT_ONCE, MLP_WIDTH, PART_BYTES
 
 logger = logging.getLogger(__name__)
+
+LOGITS_AT_ONCE_BY_BLOCK = 2**21
+"""Values of logits at a time where the model is read block by block: 8 MiB in float32."""
 
 
 class Stop(Exception):
@@ -366,7 +369,7 @@ def sequences_at_once(stream: torch.Tensor, *, is_lazy: bool) -> int:
 
     On an accelerator all. On a CPU as many as keep the activations within an MLP, about `MLP_WIDTH` times as wide
     as the stream, stay in memory that the allocator reuses (measured:
-    docs/explanation/how-the-default-works.md#memory), in
+    docs/explanation/text-and-memory.md#memory), in
     parts of even size; a quarter of that where the model `is_lazy`.
     """
     if stream.device.type != "cpu":

@@ -38,21 +38,18 @@ def token_weights(*streams: Stream) -> torch.Tensor:
     return weights
 
 
-LARGEST_WEIGHT = 3.0
-
-
 def inverse_length_weights(stream: Stream) -> torch.Tensor:
-    """Weights (tokens,): the median length of `stream` divided by the length of each token's stream, more for sinks.
+    """Weights (tokens,): the median length of `stream` divided by that of each token's stream, at most 1.
 
     They make errors relative to the length. Later blocks read the stream through a norm, which removes the length, so
-    the same error is worse in a short stream than in a long one. No weight exceeds `LARGEST_WEIGHT`. A sink is scaled
-    to `LONGEST_ORDINARY` times the median instead, and so counts as a hundred tokens: most later tokens attend to it
-    (measured: docs/research/sink-tokens.md).
+    the same error is worse in a short stream than in a long one. A sink is scaled to `LONGEST_ORDINARY` times the
+    median instead, and so counts as a hundred tokens: most later tokens attend to it (measured:
+    docs/research/sink-tokens.md).
     """
     length = stream.length.clamp_min(torch.finfo(torch.float32).tiny)
     relative = length.median() / length
     is_sink = relative < 1 / LONGEST_ORDINARY
-    return torch.where(is_sink, LONGEST_ORDINARY * relative, relative).clamp(max=LARGEST_WEIGHT)
+    return torch.where(is_sink, LONGEST_ORDINARY * relative, relative.clamp(max=1.0))
 
 
 @dataclass(kw_only=True)

@@ -1,7 +1,7 @@
 """Draw the sequences of one text: whole documents on either side, and one sequence from each equal part of a side.
 
 Text beside a fitted sequence is like it: often the same document. So whole documents go to one side, in blocks, and
-each kind has blocks all over the text (docs/explanation/how-the-default-works.md#text).
+each kind has blocks all over the text (docs/explanation/text-and-memory.md#text).
 """
 
 import itertools
@@ -16,9 +16,19 @@ import torch
 
 from replaceme_core.errors import CalibrationTooSmall
 from replaceme_core.request.calibration import held_out_samples
-from replaceme_core.request.defaults import MOST_PERIODS, OTHER_TEXTS, READ_FOR_EACH, RESERVED
 from replaceme_core.request.resolve import ResolvedCalibration
 from replaceme_core.wording import counted
+
+READ_FOR_EACH = 8
+"""Sequences read for each one that is used: samples are spread over the text without reading a huge data set
+whole."""
+RESERVED = 16
+"""Sequences that are kept for the evaluation, whether there is one or not: it must not change what calibrates."""
+MOST_PERIODS = 4
+"""Equal periods of the text, each with a region for the fit, one that is held out, and one that measures. One region
+of each kind would judge by one or two articles."""
+OTHER_TEXTS = 4
+"""A text after the first one measures a quarter as many sequences as the first."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from replaceme_core.engine.text.drawing import TokenSet, with_source
 from replaceme_core.engine.text.tokens import beginning_of_text
-from replaceme_core.request.defaults import PANEL_POSITIONS, PANEL_STEP, PASSAGE
+from replaceme_core.request.defaults import PANEL_POSITIONS, PANEL_STEP
 from replaceme_core.request.resolve import ResolvedCalibration
+
+PASSAGE = 128
+"""Tokens of a repeated passage, about."""
 
 REPEATED = "repeated passages"
 QUESTIONS = "questions"

@@ -28,9 +28,15 @@ from replaceme_core.engine.text.limits import render
 from replaceme_core.errors import InvalidInput
 from replaceme_core.library_errors import library_errors
 from replaceme_core.request.calibration import SELF_GENERATED, CalibrationSpec, MixedSource, errors_of
-from replaceme_core.request.defaults import FEWEST_SAMPLES, HELD_OUT_SHARE, MEASURING_PART
+from replaceme_core.request.defaults import HELD_OUT_SHARE
 from replaceme_core.request.resolve import ResolvedCalibration, ResolvedSpec, resolve_text
 from replaceme_core.request.spec import Loading
+
+FEWEST_SAMPLES = 16
+"""Samples that are used without being asked for; a short text gives fewer than the usual number."""
+MEASURING_PART = 8
+"""One sequence in eight of a short text is left for the evaluation, whether there is one or not: it must not change
+what calibrates."""
 
 
 def encode(

@@ -3,10 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from replaceme_core.engine.numerics import stream
 from replaceme_core.engine.text.drawing import sequence_counts
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.request import defaults
 from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.method import Method, MethodSpec
 from replaceme_core.request.resolve import Machine, ResolvedSpec, resolve_spec
@@ -165,9 +163,3 @@ def test_a_stored_specification_is_resolved_where_nothing_is_open(missing: str |
         return
     with pytest.raises(ValidationError, match=missing):
         ResolvedSpec.of(spec)
-
-
-def test_constants_that_numerics_repeats() -> None:
-    """Numerics knows tensors only, so it cannot read the table of the defaults."""
-    assert defaults.LONGEST_ORDINARY == stream.LONGEST_ORDINARY
-    assert defaults.LARGEST_WEIGHT == stream.LARGEST_WEIGHT

@@ -8,6 +8,7 @@ import torch
 
 from replaceme_core.engine.activations.tensor_store import activation_bytes
 from replaceme_core.engine.methods.candidates import (
+    WELL_DETERMINED,
     MappedSets,
     RidgeFit,
     best_sets,
@@ -20,7 +21,6 @@ from replaceme_core.engine.methods.candidates import (
 from replaceme_core.engine.methods.panel import variant_losses
 from replaceme_core.engine.methods.task import Task
 from replaceme_core.engine.model.changes import Cut, Variant, runs, windows
-from replaceme_core.request.defaults import WELL_DETERMINED
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tasks import carry_out, make_task, sampled
 from tests.fixtures.models.tiny import BLOCKS, WIDTH, tiny_model

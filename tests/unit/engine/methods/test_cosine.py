@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from replaceme_core.engine.methods import cosine as module
-from replaceme_core.engine.methods.cosine import descend
+from replaceme_core.engine.methods.cosine import COSINE_RATE, descend
 from replaceme_core.engine.methods.least_squares import fit_cut
 from replaceme_core.engine.methods.task import Task
 from replaceme_core.engine.model.changes import Cut, FittedCut, run_pruned
 from replaceme_core.engine.numerics.cosine import CosineFit, CosineTokens, annealed
-from replaceme_core.request.defaults import COSINE_RATE
 from tests.fixtures.models.activations import dense_pass
 from tests.fixtures.models.tasks import carry_out, make_task, sampled
 from tests.fixtures.models.tiny import WIDTH, tiny_model

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replaceme_core.engine.text.drawing import (
+    READ_FOR_EACH,
+    RESERVED,
     Piece,
     SequenceCounts,
     Wanted,
@@ -19,7 +21,6 @@ from replaceme_core.engine.text.drawing import (
 )
 from replaceme_core.errors import CalibrationTooSmall
 from replaceme_core.request.calibration import held_out_samples
-from replaceme_core.request.defaults import READ_FOR_EACH, RESERVED
 from replaceme_core.request.resolve import ResolvedCalibration
 
 

@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from replaceme_core.engine.text.drawing import TokenSet
-from replaceme_core.engine.text.panel import QUESTIONS, REPEATED, question_sequences, repeat_passages, with_panel
-from replaceme_core.request.defaults import PANEL_POSITIONS, PANEL_STEP, PASSAGE
+from replaceme_core.engine.text.panel import (
+    PASSAGE,
+    QUESTIONS,
+    REPEATED,
+    question_sequences,
+    repeat_passages,
+    with_panel,
+)
+from replaceme_core.request.defaults import PANEL_POSITIONS, PANEL_STEP
 from replaceme_core.request.resolve import ResolvedCalibration
 from tests.fixtures.models.tasks import of_one_source
 from tests.fixtures.models.tiny import byte_tokenizer

@@ -17,9 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from replaceme_core.engine.model.load import load_tokenizer
 from replaceme_core.engine.text import limits
 from replaceme_core.engine.text.limits import ends_badly, render
-from replaceme_core.engine.text.self_generated import _end_tokens, _Row, generate_sequences, openings
+from replaceme_core.engine.text.self_generated import FEWEST_DIFFERENT, _end_tokens, _Row, generate_sequences, openings
 from replaceme_core.errors import BrokenModel
-from replaceme_core.request.defaults import FEWEST_DIFFERENT
 from tests.fixtures.models.tiny import byte_tokenizer, save_tiny, tiny_model
 
 CHAT = (

@@ -10,11 +10,18 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from replaceme_core.engine.text.drawing import TokenSet, alternating
-from replaceme_core.engine.text.tokens import calibration_tokens, encode, pack, sized_to_text, with_self_generated
+from replaceme_core.engine.text.tokens import (
+    FEWEST_SAMPLES,
+    calibration_tokens,
+    encode,
+    pack,
+    sized_to_text,
+    with_self_generated,
+)
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.request.calibration import CalibrationSpec
-from replaceme_core.request.defaults import FEWEST_SAMPLES, GENERAL_SHARE, OWN_SHARE
+from replaceme_core.request.defaults import GENERAL_SHARE, OWN_SHARE
 from replaceme_core.request.resolve import Machine, ResolvedSpec, resolve_spec
 from replaceme_core.request.spec import CompressionSpec, EvaluationSpec
 from tests.fixtures.models.tasks import of_one_source
