@@ -175,13 +175,13 @@ class Activations:
         for number in numbers:
             store.put(stream_key(0), self.block_runner.enter(self.tokens(number)))
         for block in range(blocks):
-            for place, number in enumerate(numbers):
+            for place in range(len(numbers)):
                 stream = store.get(stream_key(block), place).to(self.device)
                 after, write = self.block_runner.run_with_mlp_write(block, stream)
                 self.dense_block_runs += 1
                 store.put(stream_key(block + 1), after)
                 store.put(write_key(block), write)
-                self.advance((block + (number + 1) / len(self.batches)) / blocks)
+                self.advance((block + (place + 1) / len(numbers)) / blocks)
             self.block_runner.trim_memory()
         self.store, self.stored = store, numbers
         if self.cached is not None and files is not None:

@@ -84,13 +84,14 @@ def _race(task: Task, ranked: MappedSets, budget: "_Budget") -> Blocks | None:
     contenders, losses = _contenders(ranked), dict[Blocks, Losses]()
     if len(contenders) == 1:
         return contenders[0]
-    panel = Panel.of(task.activations)
+    panel = ranked.panel
     for number, blocks in enumerate(contenders):
         name = f"the refit without blocks {block_ranges(blocks)} on a part of the text"
         if budget.allows(RACE_PART, name):
             start, end = (RACE_TIME * place / len(contenders) for place in (number, number + 1))
             step = replace(task, progress=PartOfStage(task.progress, start=start, end=end))
-            losses[blocks] = refit_without(step, blocks, fit=first_lap(task)).losses  # its weights are not kept
+            fitted = refit_without(step, blocks, fit=first_lap(task), judged=panel.batches)
+            losses[blocks] = fitted.losses
             task.progress.metric("held_out_loss", panel.mean(losses[blocks]), "nats", candidate=name)
     simplest_first = sorted(losses, key=lambda blocks: (len(runs(blocks)), panel.mean(losses[blocks])))
     return simplest_first[panel.simplest([losses[blocks] for blocks in simplest_first])] if losses else None

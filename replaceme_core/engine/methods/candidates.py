@@ -107,8 +107,8 @@ class MappedSets:
     def __post_init__(self) -> None:
         activations = self.task.activations
         held_out = [number for number in activations.held_out_batches if number in activations.stored]
-        self.numbers = [*first_lap(self.task), *held_out]
         self.panel = Panel.of(activations, numbers=held_out).half()
+        self.numbers = [*first_lap(self.task), *self.panel.batches]
 
     def residual(self, cut: Cut) -> float:
         """What a map leaves at the end of `cut` on held-out tokens, relative to the stream."""

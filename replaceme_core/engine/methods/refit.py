@@ -93,8 +93,10 @@ class JudgedRefit:
         return scale, tried[scale]
 
 
-def refit_without(task: Task, removed: Sequence[int], *, fit: Sequence[int]) -> JudgedRefit:
-    """The fit without the blocks `removed` on the batches `fit`, and its losses on the held-out ones."""
+def refit_without(
+    task: Task, removed: Sequence[int], *, fit: Sequence[int], judged: Collection[int] | None = None
+) -> JudgedRefit:
+    """The fit without the blocks `removed` on the batches `fit`, and its losses on those `judged`, by default all."""
     method, activations = task.spec.method, task.activations
     found = refit_kept(
         task.block_runner,
@@ -107,6 +109,7 @@ def refit_without(task: Task, removed: Sequence[int], *, fit: Sequence[int]) -> 
             fold=FOLD_RIDGE if method.ridge is None else method.ridge,
         ),
         fit=fit,
+        judged=activations.held_out_batches if judged is None else judged,
         unchanged_from=first_unchanged(removed, len(task.block_runner.blocks)),
         advance=task.progress.advance,
     )

@@ -9,7 +9,7 @@ of the removed blocks, the whole weight is the unknown: f x d, instead of the d 
 (docs/explanation/method.md, "The map").
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -64,14 +64,15 @@ def refit_kept(
     removed: Sequence[int],
     strength: Strength,
     fit: Sequence[int],
+    judged: Collection[int],
     unchanged_from: int,
     advance: Callable[[float], None],
 ) -> Refit:
     """Solve every projection from the first cut to before block `unchanged_from`, which is after the last cut.
 
     The live model is as before afterwards, to the bit. Only the batches `fit` take part, so that the loss on the
-    held-out ones, which are run beside them, is a fair estimate unless they are among them. Raises `NumericalFailure`
-    where a projection cannot be solved for.
+    held-out ones `judged`, which are run beside them, is a fair estimate unless they are among them. Raises
+    `NumericalFailure` where a projection cannot be solved for.
     """
     gone, blocks = frozenset(removed), len(block_runner.blocks)
     first = min(gone) - 1
@@ -81,7 +82,7 @@ def refit_kept(
         dense = DenseTargets(dense=activations, block=first)
         held_out = {
             batch: dense.stream(batch)[:, : activations.batches[batch].positions]
-            for batch in activations.held_out_batches
+            for batch in judged
             if batch not in fit
         }
         pruned = _Pruned(
@@ -102,7 +103,7 @@ def refit_kept(
                 pruned.read_mlp(block, targets)
             pruned.follow_block(block, targets, end=following - 1)
             advance((number + 1) / len(kept))
-        streams = {batch: pruned.streams[batch] for batch in activations.held_out_batches}
+        streams = {batch: pruned.streams[batch] for batch in judged}
         for block in range(unchanged_from, blocks):
             for batch, stream in streams.items():
                 streams[batch] = block_runner.run(block, stream)

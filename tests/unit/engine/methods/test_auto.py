@@ -1,6 +1,6 @@
 """`auto`: sets of blocks are ranked with maps and race as refits; the simplest good one wins, within the budget."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -29,17 +29,22 @@ def task_of(method: dict[str, object], **fields: object) -> tuple[Task, Recorder
 Change = Callable[[Sequence[int], Losses], Losses]
 
 
-def change_refits(monkeypatch: pytest.MonkeyPatch, change: Change) -> list[tuple[list[int], int]]:
-    """Let `change(removed, losses)` be the held-out losses of each refit; returns what is refitted on how much."""
-    seen: list[tuple[list[int], int]] = []
+def change_refits(monkeypatch: pytest.MonkeyPatch, change: Change) -> list[tuple[list[int], int, int]]:
+    """Let `change(removed, losses)` be the held-out losses of each refit.
 
-    def judged(task: Task, removed: Sequence[int], *, fit: Sequence[int]) -> JudgedRefit:
-        seen.append((list(removed), len(fit)))
-        found = refit_without(task, removed, fit=fit)
+    Returns what is refitted, on how many batches, and on how many it is judged.
+    """
+    seen: list[tuple[list[int], int, int]] = []
+
+    def noted(
+        task: Task, removed: Sequence[int], *, fit: Sequence[int], judged: Collection[int] | None = None
+    ) -> JudgedRefit:
+        found = refit_without(task, removed, fit=fit, judged=judged)
+        seen.append((list(removed), len(fit), len(found.losses)))
         losses = change(removed, found.losses)
         return replace(found, losses=losses)
 
-    monkeypatch.setattr("replaceme_core.engine.methods.auto.refit_without", judged)
+    monkeypatch.setattr("replaceme_core.engine.methods.auto.refit_without", noted)
     return seen
 
 
@@ -70,11 +75,11 @@ def test_the_best_sets_of_each_number_of_runs_race_on_a_part_and_the_winner_gets
     )
     found = carry_out(task)
     *first, last = seen
-    batches = len(task.activations.fit_batches)
-    assert {count for _, count in first} == {round(RACE_PART * batches)}
-    runs = [1 + sum(after > before + 1 for before, after in pairwise(removed)) for removed, _ in first]
+    batches, panel = len(task.activations.fit_batches), len(task.activations.held_out_batches)
+    assert {one[1:] for one in first} == {(round(RACE_PART * batches), panel // 2)}
+    runs = [1 + sum(after > before + 1 for before, after in pairwise(removed)) for removed, *_ in first]
     assert sorted(runs) == [1] * RACING + [2] * RACING
-    assert last == (list(found.removed), batches)
+    assert last == (list(found.removed), batches, panel)
     assert min(first)[0][0] == last[0][0]
 
 
@@ -82,8 +87,8 @@ def test_the_best_sets_of_each_number_of_runs_race_on_a_part_and_the_winner_gets
 @pytest.mark.parametrize(
     ("noise", "runs"),
     [
-        ([0.98, 0.99] * 4, 2),  # two runs are better by more than one standard error
-        ([0.9, 1.09] * 4, 1),  # within it: fewer runs are simpler
+        ([0.98, 0.98, 0.99, 0.99] * 2, 2),  # two runs are better by more than one standard error
+        ([0.9, 0.9, 1.09, 1.09] * 2, 1),  # within it: fewer runs are simpler
     ],
 )
 def test_more_runs_must_be_better_by_more_than_one_standard_error(
@@ -108,7 +113,7 @@ def test_of_named_blocks_nothing_is_chosen_and_one_refit_is_judged(monkeypatch: 
     task, _ = task_of({}, drop=[2, 4])
     found = carry_out(task)
     assert found.method == Method.REFIT, "else this says nothing"
-    assert seen == [([2, 4], len(task.activations.fit_batches))]
+    assert [one[:2] for one in seen] == [([2, 4], len(task.activations.fit_batches))]
     assert [(row.start, row.end) for row in found.candidates if row.chosen] == [(2, 2), (4, 4)]
 
 

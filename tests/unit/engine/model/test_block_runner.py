@@ -88,6 +88,7 @@ def test_a_refit_is_that_of_the_whole_batch(name: str) -> None:
             removed=[2],
             strength=strength,
             fit=activations.fit_batches,
+            judged=activations.held_out_batches,
             unchanged_from=BLOCKS,
             advance=lambda _: None,
         )
