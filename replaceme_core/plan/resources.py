@@ -408,12 +408,12 @@ def _fits_maps(work: Workload) -> bool:
 
 
 def _selection(shape: ModelShape, work: Workload) -> int:
-    """The sums of one cut, and the maps of all that are compared."""
+    """The sums of one cut, and the maps of all that are replayed."""
     matrix = shape.width**2 * _MATRIX
     replays = _pass(shape, work) + _replayed_logits(shape, work)
     if not _fits_maps(work):
         return replays + (shape.largest_block * _MATRIX if work.method is Method.MERGE else 0)
-    maps = (1 if work.one_by_one else 2) * shape.blocks + (TRIES * work.removed if work.one_by_one else 0)
+    maps = shape.blocks + TRIES * work.removed if work.one_by_one else work.spec.method.replays
     needed = (2 * _PAIRS + 4) * matrix + maps * shape.width**2 * _FLOAT32
     return needed + replays
 

@@ -102,7 +102,8 @@ class MappedSets:
     """The most tokens that were sinks at an end of a cut."""
     rows: dict[Cut, Candidate] = field(default_factory=dict)
     tried: dict[Blocks, Losses] = field(default_factory=dict)
-    _fits: dict[Cut, RidgeFit] = field(default_factory=dict)
+    _maps: dict[Cut, FittedCut] = field(default_factory=dict)
+    """Of the sets that were tried; those of all cuts would be large."""
 
     def __post_init__(self) -> None:
         activations = self.task.activations
@@ -112,22 +113,28 @@ class MappedSets:
 
     def residual(self, cut: Cut) -> float:
         """What a map leaves at the end of `cut` on held-out tokens, relative to the stream."""
-        if cut not in self._fits:
-            statistics = self.task.activations.statistics(cut, numbers=self.numbers)
-            statistics.diagonal = self.task.diagonal
-            fit = RidgeFit.of(statistics, ridge=self.task.spec.method.ridge)
-            rounded = replace(fit.fitted, delta=fit.fitted.delta.to(PRODUCT_DTYPE))  # replays are not more exact
-            self._fits[cut] = replace(fit, fitted=rounded)
-            self.rows[cut], self.sinks = fit.row(statistics), max(self.sinks, statistics.sinks)
-        return self._fits[cut].residual
+        if cut not in self.rows:
+            self._map(cut)
+        residual = self.rows[cut].residual
+        assert residual is not None
+        return residual
+
+    def _map(self, cut: Cut) -> FittedCut:
+        """In float32: replays are not more exact."""
+        statistics = self.task.activations.statistics(cut, numbers=self.numbers)
+        statistics.diagonal = self.task.diagonal
+        fit = RidgeFit.of(statistics, ridge=self.task.spec.method.ridge)
+        self.rows[cut], self.sinks = fit.row(statistics), max(self.sinks, statistics.sinks)
+        return replace(fit.fitted, delta=fit.fitted.delta.to(PRODUCT_DTYPE))
 
     def mean(self, removed: Collection[int]) -> float:
         """The mean held-out loss with maps."""
         blocks = tuple(sorted(removed))
         if blocks not in self.tried:
             for cut in runs(blocks):
-                self.residual(cut)
-            variant = Variant.of([self._fits[cut].fitted for cut in runs(blocks)])
+                if cut not in self._maps:
+                    self._maps[cut] = self._map(cut)
+            variant = Variant.of([self._maps[cut] for cut in runs(blocks)])
             self.tried[blocks] = variant_losses(self.task.activations, variant, numbers=self.panel.batches)
         return self.panel.mean(self.tried[blocks])
 
