@@ -58,7 +58,7 @@ BATCH_TEXTS: Final = 128
 CHOICE_STREAM_BYTES: Final = 64 * 2**30
 """Of the streams that are stored to compare sets of blocks. A fixed size, not what is free: the same request must
 choose the same blocks."""
-KEPT_INPUT_BYTES: Final = 2**28
+KEPT_INPUT_BYTES: Final = 2**29
 """Of the inputs of an MLP's projection on all fit tokens, in float32; larger ones are computed a second time."""
 PART_BYTES: Final = 32 * 2**20
 """A batch runs through a block in parts whose tensors are no larger: they stay small enough for caches, and the

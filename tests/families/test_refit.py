@@ -42,7 +42,7 @@ def refitted(
             removed=removed,
             strength=strength,
             fit=FIT_BATCHES,
-            judged=HELD_OUT_BATCHES,
+            judged=[*HELD_OUT_BATCHES, *FIT_AGAIN],
             unchanged_from=unchanged_from,
             advance=advance,
         )

@@ -265,7 +265,10 @@ def entry_key(directory: Path, *, tokens: TokenSet, compute: ResolvedCompute) ->
     facts = {
         "format": FORMAT,
         "model": model_digest(directory),
-        "tokens": [tensor_digest(each) for each in (tokens.fit, tokens.held_out, tokens.held_out_sources)],
+        "tokens": [
+            None if each is None else tensor_digest(each)
+            for each in (tokens.fit, tokens.held_out, tokens.held_out_sources, tokens.held_out_scored)
+        ],
         "compute": compute.model_dump(mode="json", exclude={"pattern_safe"}),  # streams are of all blocks
         "device": device_name(torch.device(compute.device or "cpu")),
         "versions": [str(torch.__version__), transformers.__version__],

@@ -8,7 +8,7 @@ not stored is run again when it is read, to the same bit.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
@@ -144,6 +144,10 @@ class Activations:
         """Of each held-out batch, (sequences, positions), on the host."""
         return [self.batches[batch].tokens for batch in self.held_out_batches]
 
+    def count(self, batches: Iterable[int]) -> int:
+        """How many tokens these batches have."""
+        return sum(self.batches[batch].tokens.numel() for batch in batches)
+
     def tokens(self, batch: int) -> torch.Tensor:
         """(sequences, positions), on the device of the model."""
         return self.batches[batch].tokens.to(self.device)
@@ -189,7 +193,7 @@ class Activations:
 
     def _share(self) -> Sequence[int]:
         """The batches that there is room for: of the held-out ones the first, which have a part of each source."""
-        size = activation_bytes(self.block_runner, tokens=self.fit.numel() + self.held_out.numel())
+        size = activation_bytes(self.block_runner, tokens=self.count(range(len(self.batches))))
         share = min(1.0, CHOICE_STREAM_BYTES / size)
         parts = (self.fit_batches, self.held_out_batches)
         return [number for part in parts for number in part[: max(1, int(share * len(part)))]]
@@ -307,13 +311,9 @@ class Activations:
     def scored_loss(self, batch: int, stream: torch.Tensor) -> float:
         """Summed loss in nats over the predictions of a held-out batch that count.
 
-        `stream` (sequences, positions, d) is the one after the last block, at least at the first `Batch.positions`.
+        `stream` (sequences, positions, d) is the one after the last block.
         """
-        one = self.batches[batch]
-        scored = None if one.scored is None else one.scored[:, : one.positions]
-        return summed_loss(
-            self.block_runner, stream[:, : one.positions], self.tokens(batch)[:, : one.positions], scored=scored
-        )
+        return summed_loss(self.block_runner, stream, self.tokens(batch), scored=self.batches[batch].scored)
 
     def dense_losses(self) -> Losses:
         """`scored_loss` of the dense model on each held-out batch."""
@@ -327,7 +327,7 @@ class Activations:
     def record(self) -> CaptureRecord:
         """What the passes so far computed and stored."""
         width = self.block_runner.resolved.model.config.hidden_size
-        tokens = self.fit.numel() + self.held_out.numel()
+        tokens = self.count(range(len(self.batches)))
         return CaptureRecord(
             dense_block_runs=self.dense_block_runs,
             cached=self._found,

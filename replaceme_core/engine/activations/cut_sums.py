@@ -19,7 +19,7 @@ class Batch:
     """`tokens` (sequences, positions) on the host; those of a held-out batch come from one `source`.
 
     Every second held-out batch of a source belongs to the `second_half`. Of a held-out batch, `scored` (sequences,
-    positions) tells which tokens a candidate must predict; `None`: all but the first.
+    positions) tells which tokens a candidate must predict, but never the first; nothing follows the last of them.
     """
 
     tokens: torch.Tensor
@@ -31,16 +31,7 @@ class Batch:
     @property
     def predictions(self) -> int:
         """How many tokens a candidate must predict."""
-        if self.scored is None:
-            return self.tokens[:, 1:].numel()
-        return int(self.scored[:, 1:].sum())
-
-    @property
-    def positions(self) -> int:
-        """How many positions have to be run for them: the last one that is predicted follows."""
-        if self.scored is None:
-            return self.tokens.shape[1]
-        return int(self.scored.any(dim=0).nonzero().max()) + 1
+        return self.tokens[:, 1:].numel() if self.scored is None else int(self.scored[:, 1:].sum())
 
 
 def schedule(
@@ -54,22 +45,27 @@ def schedule(
     """The batches of a pass: those of the fit tokens, then the held-out ones.
 
     `sources` (held-out sequences,) tells where each of these comes from; `None`: all from one source. The batches of
-    sources alternate in proportion, so that the first of them have a part of each. `scored` has those of `Batch`.
+    sources alternate in proportion, so that the first of them have a part of each. `scored` has those of `Batch`; what
+    follows the last of them in a batch is not run.
     """
     small = min(batch_size, max(1, len(held_out) // HELD_OUT_BATCHES))
     if sources is None:
         sources = torch.zeros(len(held_out), dtype=torch.long)
+    if scored is None:
+        scored = torch.ones_like(held_out, dtype=torch.bool)
     placed: list[tuple[float, Batch]] = []
     for source in sources.unique().tolist():
-        parts = held_out[sources == source].split(small)
-        counts = [None] * len(parts) if scored is None else scored[sources == source].split(small)
-        placed += [
-            (
-                (number + 0.5) / len(parts),
-                Batch(tokens=tokens, held_out=True, second_half=number % 2 == 1, source=source, scored=count),
+        parts, counts = (values[sources == source].split(small) for values in (held_out, scored))
+        for number, (tokens, count) in enumerate(zip(parts, counts, strict=True)):
+            end = int(count.any(dim=0).nonzero().max()) + 1
+            batch = Batch(
+                tokens=tokens[:, :end],
+                held_out=True,
+                second_half=number % 2 == 1,
+                source=source,
+                scored=count[:, :end],
             )
-            for number, (tokens, count) in enumerate(zip(parts, counts, strict=True))
-        ]
+            placed.append(((number + 0.5) / len(parts), batch))
     held_out_batches = [batch for _, batch in sorted(placed, key=lambda one: one[0])]
     return [*(Batch(tokens=tokens) for tokens in fit.split(batch_size)), *held_out_batches]
 

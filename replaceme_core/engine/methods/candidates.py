@@ -39,9 +39,8 @@ def captured(task: Task) -> Activations:
     activations.capture()
     task.begin(Stage.SELECT)
     report_dense_loss(task)
-    stored = sum(activations.batches[number].tokens.numel() for number in activations.stored)
     task.progress.metric("tokens", task.calibration_tokens, "tokens")
-    task.progress.metric("choice_tokens", stored, "tokens")
+    task.progress.metric("choice_tokens", activations.count(activations.stored), "tokens")
     return activations
 
 

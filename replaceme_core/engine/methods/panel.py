@@ -95,14 +95,13 @@ def variant_losses(
 ) -> dict[int, float]:
     """The losses of `variant` on each of the held-out batches `numbers`, by default on all.
 
-    Nothing is run after the last position that counts: no later one changes what is predicted before it. Small
-    batches of the same shape are run together, as many sequences as the batches of a pass have: 0.8 of the time of one
-    after the other (docs/research/memory-and-speed.md).
+    Small batches of the same shape are run together, as many sequences as the batches of a pass have: 0.8 of the time
+    of one after the other (docs/research/memory-and-speed.md).
     """
     losses = dict[int, float]()
     for together in _together(activations, activations.held_out_batches if numbers is None else numbers):
         some = [activations.batches[number] for number in together]
-        read = [activations.before(variant.first, number)[:, : some[0].positions] for number in together]
+        read = [activations.before(variant.first, number) for number in together]
         after = variant.run(activations.block_runner, torch.cat(read), since=variant.first)
         for number, part in zip(together, after.split([len(batch.tokens) for batch in some]), strict=True):
             losses[number] = activations.scored_loss(number, part)
@@ -117,7 +116,7 @@ def _together(activations: Activations, numbers: Iterable[int]) -> Iterator[list
         if group:
             first = activations.batches[group[0]]
             fits = (len(group) + 1) * len(batch.tokens) <= activations.batch_size
-            if not fits or (len(batch.tokens), batch.positions) != (len(first.tokens), first.positions):
+            if not fits or batch.tokens.shape != first.tokens.shape:
                 yield group
                 group = []
         group.append(number)

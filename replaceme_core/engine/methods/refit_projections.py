@@ -80,18 +80,13 @@ def refit_kept(
     kept = [block for block in range(first, unchanged_from) if block not in gone]
     with try_changes(block_runner.blocks) as put:
         dense = DenseTargets(dense=activations, block=first)
-        held_out = {
-            batch: dense.stream(batch)[:, : activations.batches[batch].positions]
-            for batch in judged
-            if batch not in fit
-        }
         pruned = _Pruned(
             block_runner=block_runner,
             activations=activations,
             strength=strength,
             fit=fit,
             put=put,
-            streams={batch: dense.stream(batch) for batch in fit} | held_out,
+            streams={batch: dense.stream(batch) for batch in sorted({*fit, *judged})},
         )
         for number, (block, following) in enumerate(zip(kept, [*kept[1:], unchanged_from], strict=True)):
             targets = dense.advance_to(following)

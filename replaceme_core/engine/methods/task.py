@@ -51,7 +51,7 @@ class Task:
     @property
     def calibration_tokens(self) -> int:
         """Fit and held-out tokens together."""
-        return self.tokens.fit.numel() + self.tokens.held_out.numel()
+        return self.activations.count(range(len(self.activations.batches)))
 
     def require_rank(self) -> None:
         """Raises `CalibrationTooSmall` if the fit tokens cannot determine a map."""

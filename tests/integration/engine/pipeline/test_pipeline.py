@@ -69,7 +69,7 @@ def test_text_that_the_model_writes_itself_and_repeated_passages_calibrate(sourc
         shutil.rmtree(out)
     assert weights[0] != weights[1] == weights[2]
     # half of the 14 that are fitted on; the text, the general one, repeated passages and questions judge, two of each
-    assert sizes[1] == sizes[0] * (16 + 7 + 4 * 2) / 16
+    assert 0.98 < sizes[1] / (sizes[0] * (16 + 7 + 4 * 2) / 16) <= 1, "nothing follows the last token that counts"
     assert [fraction for stage, fraction in recorder.fractions if stage is Stage.CALIBRATE][-1] == 1
     assert "text that the original model wrote itself" in card
 
