@@ -101,7 +101,7 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
             module="replaceme_core.engine.methods.auto",
             options=frozenset({"ridge_later", "time_budget_seconds"}),
             changes_weights=True,
-            stage_weights={"select": 70, "solve": 145},
+            stage_weights={"select": 57, "solve": 122},
             card="The best of several methods was taken (method `{name}`).",
         ),
         Method.BLOCK_INFLUENCE: MethodTraits(
