@@ -45,7 +45,7 @@ def captured(task: Task) -> Activations:
 
 
 def first_lap(task: Task) -> list[int]:
-    """The fit batches on which candidates are compared: an eighth of those that are stored, or more to determine a map."""
+    """The fit batches on which candidates are compared: an eighth of those stored, or more to determine a map."""
     stored = [number for number in task.activations.fit_batches if number in task.activations.stored]
     tokens = task.activations.batches[0].tokens.numel()
     least = math.ceil(WELL_DETERMINED * task.block_runner.resolved.model.config.hidden_size / tokens)
