@@ -38,8 +38,8 @@ class MethodTraits:
     `module`: has a function with the own name of the method (`replaceme_core.engine.methods.task`). `options`:
     the fields of `MethodSpec` that only some methods take, and that this one takes. `changes_weights`: it tries
     changes on the weights of the live model, which quantised weights do not allow. `needs_like_blocks`: it mixes
-    parameters of neighbouring blocks, which must be of one kind. `chooses_a_window`: it chooses among the windows
-    whose sums it gets, so that some can be left out. `stage_weights`: how long its stages take, where that differs
+    parameters of neighbouring blocks, which must be of one kind. `chooses_a_window`: it chooses among windows,
+    so that some can be left out. `stage_weights`: how long its stages take, where that differs
     from `least_squares` (`replaceme_core.plan.eta`). `card`: the sentence of the model card; {shape} and {place}
     are those of the map. `selection_card`: how it selects blocks, where nothing compensates for them. `fits`: it fits
     something to the text, which a mix of texts serves; else the named text alone is read by default.

@@ -50,7 +50,7 @@ def _named(task: Task, cuts: list[Cut]) -> tuple[list[Cut], list[Candidate]]:
 
 
 def _best_window(task: Task) -> tuple[list[Cut], list[Candidate]]:
-    """Screened by the distance across it, then chosen by the held-out loss of the merged model."""
+    """Of those of least distance across them the one of least held-out loss when merged."""
     blocks = task.block_runner.blocks
     possible = [cut for cut in windows(len(blocks), task.remove) if mergeable(blocks, cut)]
     if not possible:
