@@ -144,9 +144,10 @@ class Activations:
         """Of each held-out batch, (sequences, positions), on the host."""
         return [self.batches[batch].tokens for batch in self.held_out_batches]
 
-    def count(self, batches: Iterable[int]) -> int:
-        """How many tokens these batches have."""
-        return sum(self.batches[batch].tokens.numel() for batch in batches)
+    def count(self, batches: Iterable[int] | None = None) -> int:
+        """How many tokens these batches have, by default all."""
+        some = self.batches if batches is None else [self.batches[batch] for batch in batches]
+        return sum(batch.tokens.numel() for batch in some)
 
     def tokens(self, batch: int) -> torch.Tensor:
         """(sequences, positions), on the device of the model."""
@@ -193,7 +194,7 @@ class Activations:
 
     def _share(self) -> Sequence[int]:
         """The batches that there is room for: of the held-out ones the first, which have a part of each source."""
-        size = activation_bytes(self.block_runner, tokens=self.count(range(len(self.batches))))
+        size = activation_bytes(self.block_runner, tokens=self.count())
         share = min(1.0, CHOICE_STREAM_BYTES / size)
         parts = (self.fit_batches, self.held_out_batches)
         return [number for part in parts for number in part[: max(1, int(share * len(part)))]]
@@ -327,7 +328,7 @@ class Activations:
     def record(self) -> CaptureRecord:
         """What the passes so far computed and stored."""
         width = self.block_runner.resolved.model.config.hidden_size
-        tokens = self.count(range(len(self.batches)))
+        tokens = self.count()
         return CaptureRecord(
             dense_block_runs=self.dense_block_runs,
             cached=self._found,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from replaceme_core.engine.activations.capture import Losses
-from replaceme_core.engine.methods.candidates import Blocks, MappedSets, captured, first_lap, search
+from replaceme_core.engine.methods.candidates import Blocks, MappedSets, first_lap, search
 from replaceme_core.engine.methods.least_squares import fit_cut, fit_named
 from replaceme_core.engine.methods.panel import Panel
 from replaceme_core.engine.methods.refit import JudgedRefit, refit_without
@@ -54,7 +54,6 @@ def auto(task: Task) -> Pruning:
 
 def _named(task: Task, drop: Sequence[int]) -> MappedSets:
     """The named blocks, with maps."""
-    captured(task)
     ranked = MappedSets(task=task)
     ranked.mean(drop)
     return ranked

@@ -33,8 +33,8 @@ def blocks_of(cuts: Iterable[Cut]) -> Blocks:
     return tuple(block for cut in cuts for block in cut.blocks)
 
 
-def captured(task: Task) -> Activations:
-    """The stored streams of one dense pass, to compare sets of blocks on; begins `select`."""
+def store_streams(task: Task) -> Activations:
+    """Store the streams of one dense pass, to compare sets of blocks on; begins `select`."""
     activations = task.activations
     activations.capture()
     task.begin(Stage.SELECT)
@@ -88,7 +88,7 @@ class RidgeFit:
 
 @dataclass(kw_only=True)
 class MappedSets:
-    """The residuals and losses of sets of blocks with maps; everything is computed once."""
+    """The residuals and losses of sets of blocks with maps; begins `select` once streams are stored."""
 
     task: Task
     panel: Panel = field(init=False)
@@ -102,7 +102,7 @@ class MappedSets:
     """Of the sets that were tried; those of all cuts would be large."""
 
     def __post_init__(self) -> None:
-        activations = self.task.activations
+        activations = store_streams(self.task)
         held_out = [number for number in activations.held_out_batches if number in activations.stored]
         self.panel = Panel.of(activations, numbers=held_out).half()
         self.numbers = [*first_lap(self.task), *self.panel.batches]
@@ -165,7 +165,6 @@ class MappedSets:
 
 def search(task: Task) -> MappedSets:
     """Sets of one to `MOST_RUNS` runs of even length, and those that are one move of an end away from the best one."""
-    captured(task)
     sets, blocks = MappedSets(task=task), len(task.block_runner.blocks)
     counts = range(1, min(MOST_RUNS, task.remove) + 1)
     for groups in counts:
@@ -183,7 +182,6 @@ def search(task: Task) -> MappedSets:
 
 def rank(task: Task, *, groups: int) -> MappedSets:
     """Sets of `groups` runs whose lengths differ by one at most."""
-    captured(task)
     sets = MappedSets(task=task)
     try_best(sets, groups=groups, slack=min(1, groups - 1), start=0.0, end=1.0)
     task.progress.metric("sink_tokens", sets.sinks, "tokens")
@@ -230,7 +228,6 @@ def choose_one_by_one(task: Task) -> tuple[Blocks, list[Candidate]]:
     Blocks are tried in the order of what they cost when they were tried last, until none can be better than the best
     one (lazy greedy: Minoux, Accelerated greedy algorithms, 1978): costs change little as others are removed.
     """
-    captured(task)
     sets = MappedSets(task=task)
     before = sets.panel.mean(task.activations.dense_losses())
     removed, table = Blocks(), list[Candidate]()

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from replaceme_core.engine.activations.capture import Losses, capture_distances
-from replaceme_core.engine.methods.candidates import blocks_of, captured
+from replaceme_core.engine.methods.candidates import blocks_of, store_streams
 from replaceme_core.engine.methods.panel import Panel, variant_losses
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.model.block_runner import BlockRunner
@@ -60,7 +60,7 @@ def _best_window(task: Task) -> tuple[list[Cut], list[Candidate]]:
             field="method",
             value=str(task.spec.method.name),
         )
-    activations = captured(task)
+    activations = store_streams(task)
     distances = {cut: angle.value for cut, angle in capture_distances(activations, possible).items()}
     panel, losses = Panel.of(activations), dict[Cut, Losses]()
     tried = sorted(distances, key=lambda cut: distances[cut])[: task.spec.method.replays]

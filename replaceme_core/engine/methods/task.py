@@ -51,7 +51,7 @@ class Task:
     @property
     def calibration_tokens(self) -> int:
         """Fit and held-out tokens together."""
-        return self.activations.count(range(len(self.activations.batches)))
+        return self.activations.count()
 
     def require_rank(self) -> None:
         """Raises `CalibrationTooSmall` if the fit tokens cannot determine a map."""

@@ -13,10 +13,10 @@ from replaceme_core.engine.methods.candidates import (
     RidgeFit,
     best_sets,
     blocks_of,
-    captured,
     first_lap,
     lengths,
     search,
+    store_streams,
 )
 from replaceme_core.engine.methods.panel import variant_losses
 from replaceme_core.engine.methods.task import Task
@@ -73,7 +73,6 @@ def test_the_set_that_costs_least_is_found(
 @torch.inference_mode()
 def test_maps_are_fitted_on_a_part_and_judged_on_half_of_the_panel() -> None:
     task, _ = task_of()
-    captured(task)
     sets, cut = MappedSets(task=task), Cut(start=2, end=3)
     assert list(sets.panel.batches) == list(task.activations.held_out_batches)[::2]
     statistics = task.activations.statistics(cut, numbers=sets.numbers)
@@ -88,12 +87,12 @@ def test_maps_are_fitted_on_a_part_and_judged_on_half_of_the_panel() -> None:
 def test_the_part_is_an_eighth_that_determines_a_map() -> None:
     fit, held_out = FIT[:, :8], HELD_OUT[:, :8]
     small, _ = make_task(tiny_model(), fit=fit, held_out=held_out, method={"name": "auto"})
-    captured(small)
+    store_streams(small)
     batch = small.activations.batches[0].tokens.numel()
     assert batch < WELL_DETERMINED * WIDTH <= batch * len(first_lap(small)) < fit.numel()
     fit = FIT.repeat(16, 1)
     large, _ = make_task(tiny_model(), fit=fit, held_out=HELD_OUT, method={"name": "auto"})
-    captured(large)
+    store_streams(large)
     assert len(first_lap(large)) == len(large.activations.fit_batches) // 8
 
 
