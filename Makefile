@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SIDE_BY_SIDE := --numprocesses 2 --dist worksteal # much of a test is waiting for servers and processes
 
-.PHONY: setup demo test check chaos bench clean
+.PHONY: setup demo test check chaos families bench clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,9 @@ check: $(STAMP)
 
 chaos: $(STAMP)
 	$(BIN)/python -m pytest tests/chaos -m 'not gpu' -o addopts=''
+
+families: $(STAMP)
+	$(BIN)/python -m benchmarks.families --check --workers 2
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.speed

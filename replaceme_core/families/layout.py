@@ -1,14 +1,21 @@
 """Where a family of models keeps its blocks and writes its residual stream, and which of its blocks are of one kind.
 
-The lists of a config that say so are kept up to date here, and compared with what others compute from the index. Knows
-the standard library only.
+The rows are in `known.json`, which `python -m benchmarks.families` writes: it builds a tiny model of each type that the
+installed transformers knows, finds the layout by running it (`discover.py`), and proves it. The lists of a config that
+say what each block is are kept up to date here, and compared with what others compute from the index. Torch-free.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, Self
+from importlib.resources import files
+from typing import NamedTuple, Protocol, Self
+
+from pydantic import TypeAdapter
+
+from replaceme_core.wording import shorten
 
 
 class MapStructure(StrEnum):
@@ -21,32 +28,37 @@ class MapStructure(StrEnum):
     DIAGONAL = "diagonal"
 
 
-class FoldKind(StrEnum):
-    """What kind of module absorbs the map T, and on which side of its weight. d is the width of the stream."""
+class Weight(NamedTuple):
+    """A parameter, by its dotted path, and its `axis` of the width d of the stream.
 
-    LINEAR = "linear"
-    """`nn.Linear`, weight (d, f): `W <- T' W`, `b <- T' b`."""
-    CONV1D = "conv1d"
-    """transformers' `Conv1D`, weight (f, d): `W <- W T`, `b <- T' b`."""
-    EXPERTS = "experts"
-    """A parameter (experts, d, f): `W <- T' W` for each. Scaling by the router commutes with the map."""
-    NORM = "norm"
-    """The weight (d,) of a norm without bias, `w * x`: a diagonal map only, `w <- w T`."""
-    NORM_PLUS_ONE = "norm_plus_one"
-    """The same where the norm computes `(1 + w) * x`: `w <- (1 + w) T - 1`."""
+    For a module that writes the stream, multiplying the axis by T multiplies what is written by T; for one that reads
+    it, the axis is the one that is summed over.
+    """
 
-    @property
-    def diagonal(self) -> bool:
-        """Whether it can absorb a diagonal map only."""
-        return self in (FoldKind.NORM, FoldKind.NORM_PLUS_ONE)
+    path: str
+    axis: int
+    offset: float | None = None
+    """Of a norm that computes `(offset + w) * x`, whose weight w (d,) absorbs a diagonal map only; else `None`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fold:
-    """One weight that absorbs the map: a module, or for `EXPERTS` a parameter; `path` is relative to a block."""
+class Write:
+    """What a block adds to the stream at one place; all paths are relative to the block."""
 
-    path: str
-    kind: FoldKind = FoldKind.LINEAR
+    module: str
+    """The module whose output is added, as (batch, positions, d) or (tokens, d)."""
+    scale: str | None = None
+    """The config's field with the factor by which the output is multiplied first; 1 if there is none."""
+    projection: str | None = None
+    """The linear module that computes the output, or what a norm `module` then normalises; `None` for experts."""
+    folds: tuple[Weight, ...] = ()
+    """All weights that together absorb a map of the output. The bias of each, if it has one, absorbs it as well."""
+    reads: tuple[Weight, ...] = ()
+    """All weights that multiply the input of what computes the output: the stream, after a norm if there is one."""
+    unit: str | None = None
+    """The module that computes the output and nothing else, so that it need not run where the output is known."""
+    returns: int = 0
+    """How many values `unit` returns as a tuple, the output first; 0 for the output alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,34 +72,28 @@ class Requirement:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One row of the table; paths are dotted and, below `blocks`, relative to a block unless it says otherwise.
+    """One row of the table: `L = X + sum of scale * write`, for the stream X before a block and L after it.
 
-    `Y = X + s * attention_write(X)`, `L = Y + s * mlp_write(Y)` (or `mlp_write(X)` where both run in parallel): the
-    two modules whose outputs are added to the stream. Outputs may come as (batch, positions, d) or (tokens, d).
+    Where a family changes X on the way (`changes_stream`), the last write alone is known: L is linear in it.
     """
 
     model_type: str
     blocks: str
-    attention_write: str
-    mlp_write: str
-    folds: tuple[tuple[Fold, ...], ...]
-    """One entry for each kind of block that the family mixes: all weights that absorb the map in such a block."""
-    attention_reads: tuple[str, ...]
-    """All parameters that multiply the input of the attention: the stream, after a norm if there is one."""
-    mlp_reads: tuple[tuple[str, ...], ...]
-    """The same for the MLP, one entry for each kind of block. A kind is known by its first parameter."""
-    normed_writes: tuple[str, str] | None = None
-    """In families where norms write to the stream: the projections of attention and MLP before these norms."""
-    final_norm: Fold
-    """The norm after the last block, relative to the model."""
-    residual_multiplier: str | None = None
-    """The config's field that holds s; 1 if there is none."""
+    """The list of blocks, by its dotted path."""
+    stored_blocks: tuple[str, ...] = ()
+    """Other paths that the list may have in files, which transformers renames while it loads them."""
+    kinds: tuple[tuple[Write, ...], ...]
+    """For each kind of block that the family mixes, its writes in the order of their computation.
+
+    A block is of the first kind whose modules and parameters it has. The last write absorbs the map.
+    """
+    final_norm: Weight | None = None
+    """The weight of the norm after the last block, relative to the model; `None` for a norm without one."""
+    changes_stream: bool = False
     added_in_place: bool = False
-    """The block adds into the tensor that `mlp_write` returned, so a hook must copy it."""
-    block_returns_tuple: bool = False
-    """The model takes element 0 of what a block returns."""
-    switched_off: tuple[str, ...] = ()
-    """Arguments of the model's forward that must be false while stubs replace its blocks."""
+    """Blocks add into the tensor that the module of a write returned, so a hook must copy it."""
+    block_returns: int = 0
+    """How many values a block returns as a tuple, the stream first; 0 for the stream alone."""
 
     block_count: str = "num_hidden_layers"
     width: str = "hidden_size"
@@ -99,15 +105,41 @@ class Layout:
     """Fields of the config that list blocks by their index."""
     thresholds: tuple[str, ...] = ()
     """Fields of the config with an index that separates blocks of two kinds."""
+    last_indices: tuple[str, ...] = ()
+    """Fields of the config with the index of the last block of a kind."""
     periods: tuple["Period", ...] = ()
     steps: tuple[str, ...] = ()
     """Fields of the config with the step by which others compute the lists from the index of the block."""
+    computed_lists: tuple[str, ...] = ()
+    """Properties of the config with one entry for each block, computed from its index: no list can say otherwise.
 
+    Only blocks without which all others keep their entries can go.
+    """
+
+    tied: bool = False
+    """The head is the embedding, unless a config says otherwise."""
     learned_positions: bool = False
     """Positions are rows of a table, so that no sequence may be longer than it (`max_position_embeddings`)."""
     neighbours_differ: bool = False
     """Blocks of two kinds alternate, so that no two neighbours can be merged."""
     requires: tuple[Requirement, ...] = ()
+
+    def block_number(self, name: str) -> int | None:
+        """The block that a stored tensor belongs to, by the tensor's name; `None` if to none.
+
+        Weights may have been saved without the head, so without the first part of the path.
+        """
+        for path in (self.blocks, self.blocks.partition(".")[2], *self.stored_blocks):
+            if name.startswith(f"{path}."):
+                number = name[len(path) + 1 :].partition(".")[0]
+                return int(number) if number.isascii() and number.isdigit() and len(number) < 8 else None
+        return None
+
+    @property
+    def structure(self) -> MapStructure:
+        """The structure of the maps that all blocks can absorb."""
+        diagonal = any(weight.offset is not None for kind in self.kinds for weight in kind[-1].folds)
+        return MapStructure.DIAGONAL if diagonal else MapStructure.FULL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +159,47 @@ class Refusal:
 
     model_type: str
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """All rows, and which release of transformers they were found with."""
+
+    transformers: str
+    families: dict[str, Layout]
+    refusals: dict[str, Refusal]
+
+
+KNOWN = TypeAdapter(Known).validate_json(files(__package__).joinpath("known.json").read_bytes())
+FAMILIES, REFUSALS = KNOWN.families, KNOWN.refusals
+
+
+def lookup(model_type: str) -> Layout | Refusal:
+    """The row of `model_type`, or why there is none."""
+    row = FAMILIES.get(model_type) or REFUSALS.get(model_type)
+    if row is not None:
+        return row
+    shown = shorten(model_type, 80)
+    return Refusal(
+        model_type=model_type,
+        reason=f"model type {shown!r} is not known; `replaceme families` and GET /families list those that are",
+    )
+
+
+def unmet(row: Layout, config: Mapping[str, object]) -> Refusal | None:
+    """The reason why a model of this row's type with this `config` is refused; `None` if it is not."""
+    for one in row.requires:
+        if one.field in config and config[one.field] not in one.allowed:
+            value = config[one.field]
+            reason = f"this {row.model_type} model sets {one.field} to {shorten(repr(value), 80)}: {one.reason}"
+            return Refusal(model_type=row.model_type, reason=reason)
+    return None
+
+
+def limits(row: Layout) -> str | None:
+    """A sentence that says which models of a supported type are refused; `None` if none are."""
+    parts = (f"not with {one.field} other than {json.dumps(one.allowed[-1])}: {one.reason}" for one in row.requires)
+    return "; ".join(parts) or None
 
 
 class Config(Protocol):
@@ -149,20 +222,22 @@ def follow_blocks(config: Config, *, layout: Layout, kept: Sequence[int]) -> Non
     blocks = config.num_hidden_layers
     for period in layout.periods:
         step, exceptions = getattr(config, period.step), set(getattr(config, period.exceptions) or ())
-        listed = [index for index in range(blocks) if index in exceptions or (index + 1) % step != 0]
-        setattr(config, period.exceptions, listed)
+        all_exceptions = [index for index in range(blocks) if index in exceptions or (index + 1) % step != 0]
+        setattr(config, period.exceptions, all_exceptions)
         setattr(config, period.step, 1)
     for name in layout.per_layer_lists:
         values = getattr(config, name, None)
         if isinstance(values, list | tuple):
             setattr(config, name, [values[index] for index in kept])
     for name in layout.index_lists:
-        old = set(getattr(config, name, None) or ())
-        setattr(config, name, [slot for slot, index in enumerate(kept) if index in old])
-    for name in layout.thresholds:
-        limit = getattr(config, name, None)
-        if isinstance(limit, int):
-            setattr(config, name, sum(index < limit for index in kept))
+        listed = getattr(config, name, None)
+        if isinstance(listed, list | tuple):
+            setattr(config, name, [slot for slot, index in enumerate(kept) if index in listed])
+    for names, past in ((layout.thresholds, 0), (layout.last_indices, 1)):
+        for name in names:
+            limit = getattr(config, name, None)
+            if isinstance(limit, int) and limit >= 0:
+                setattr(config, name, sum(index < limit + past for index in kept) - past)
     config.num_hidden_layers = len(kept)
     if irregular_lists(config, layout=layout):
         for name in layout.steps:
@@ -187,9 +262,12 @@ def irregular_lists(config: Config, *, layout: Layout) -> tuple[str, ...]:
 def keeps_pattern(config: Config, *, layout: Layout, removed: Sequence[int]) -> bool:
     """Whether all lists are still those that are computed from the index once the blocks `removed` are gone."""
     gone, changed = set(removed), deepcopy(config)
-    follow_blocks(
-        changed, layout=layout, kept=[index for index in range(config.num_hidden_layers) if index not in gone]
-    )
+    kept = [index for index in range(config.num_hidden_layers) if index not in gone]
+    follow_blocks(changed, layout=layout, kept=kept)
+    for name in layout.computed_lists:
+        entries = getattr(config, name)
+        if list(getattr(changed, name)) != [entries[index] for index in kept]:
+            return False
     return not irregular_lists(changed, layout=layout)
 
 

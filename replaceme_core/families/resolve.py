@@ -1,5 +1,6 @@
 """A row of the table bound to a live model: its blocks and their writes, checked before any expensive work."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,20 +9,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from replaceme_core.errors import NumericalFailure, UnsupportedFamily
-from replaceme_core.families.layout import Fold, FoldKind, Layout, MapStructure, Refusal
-from replaceme_core.families.table import lookup, unmet
+from replaceme_core.families.layout import Layout, MapStructure, Refusal, Weight, Write, lookup, unmet
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest error of the residual identity relative to the write, median over tokens. At a wrong module it is about 1."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoldTarget:
-    """A weight of one block that absorbs the map, and its bias."""
-
-    kind: FoldKind
-    weight: nn.Parameter
-    bias: nn.Parameter | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,28 +28,28 @@ class Projection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NormedWrite:
-    """A projection whose output goes through `norm` before it is added to the stream.
+class Reading:
+    """The weights of a block that multiply the same input x (tokens, d). `module` is a module whose input is x."""
 
-    `parameter` is the path of the norm's weight w (d,) relative to the block; the norm computes `(offset + w) * x`.
-    """
-
-    projection: Projection
-    norm: nn.Module
-    parameter: str
-    offset: float
+    module: nn.Module
+    weights: tuple[Weight, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """The parameters of a block, by their paths relative to it, that multiply the same input x (tokens, d).
-
-    Each is (..., d), or (d, f) where `transposed`. `module` is a module whose input is x.
-    """
+class BlockWrite:
+    """One write of a live block: `scale` times the output of `module`."""
 
     module: nn.Module
-    parameters: tuple[str, ...]
-    transposed: bool
+    scale: float
+    folds: tuple[Weight, ...]
+    """The weights, and their biases, that absorb a map of the output."""
+    projection: Projection | None
+    norm: Weight | None
+    """The weight of `module`, where that is a norm of the projection's output."""
+    reading: Reading | None
+    unit: nn.Module | None
+    """Need not run where the output is known: it returns that, as element 0 of `returns` values unless these are 0."""
+    returns: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,143 +69,107 @@ class ResolvedModel:
         parent, _, name = self.layout.blocks.rpartition(".")
         setattr(self.model.get_submodule(parent), name, blocks)
 
-    def attention_write(self, block: nn.Module) -> nn.Module:
-        return block.get_submodule(self.layout.attention_write)
+    def writes(self, block: nn.Module) -> tuple[BlockWrite, ...]:
+        """What `block` adds to the stream, in the order of computation. Raises `AttributeError` for an unknown kind."""
+        problems = []
+        for kind_of_block in self.layout.kinds:
+            try:
+                return tuple(self._bound(block, write) for write in kind_of_block)
+            except AttributeError as error:
+                problems.append(str(error))
+        raise AttributeError("; ".join(dict.fromkeys(problems)))
 
-    def attention(self, block: nn.Module) -> nn.Module:
-        """The module of the attention with its output projection, without a norm of its output."""
-        layout = self.layout
-        projection = layout.attention_write if layout.normed_writes is None else layout.normed_writes[0]
-        return block.get_submodule(projection.partition(".")[0])
+    def _bound(self, block: nn.Module, write: Write) -> BlockWrite:
+        module, reading = block.get_submodule(write.module), None
+        for weight in write.folds:
+            self._check(block, weight, transposed_axis=2)
+        for weight in write.reads:
+            self._check(block, weight, transposed_axis=1)
+        if write.reads:
+            owner, _, _ = write.reads[0].path.rpartition(".")
+            reading = Reading(module=block.get_submodule(owner), weights=write.reads)
+        biases = (implied_bias(weight.path) for weight in write.folds)
+        own = tuple(Weight(path, -1) for path in biases if _parameter(block, path) is not None)
+        is_norm = write.projection is not None and write.projection != write.module
+        if any(weight.offset is not None for weight in write.folds) and own:
+            raise AttributeError(f"{own[0].path} is the bias of a norm, which cannot absorb a map")
+        return BlockWrite(
+            module=module,
+            scale=1.0 if write.scale is None else float(getattr(self.model.config, write.scale)),
+            folds=write.folds + own,
+            projection=None if write.projection is None else _projection(block, write.projection),
+            norm=write.folds[0] if is_norm else None,
+            reading=reading,
+            unit=None if write.unit is None else block.get_submodule(write.unit),
+            returns=write.returns,
+        )
 
-    def mlp_write(self, block: nn.Module) -> nn.Module:
-        return block.get_submodule(self.layout.mlp_write)
+    def _check(self, block: nn.Module, weight: Weight, *, transposed_axis: int) -> None:
+        """Raise `AttributeError` unless `block` has the weight, as wide as the stream along its axis.
 
-    def attention_projection(self, block: nn.Module) -> Projection | None:
-        """The projection whose output is the attention's write; `None` where a norm comes after it."""
-        return _projection(self.attention_write(block), self.layout.attention_write)
+        Of experts that are stored transposed, the axis is the `transposed_axis`.
+        """
+        owner, _, name = weight.path.rpartition(".")
+        module, width = block.get_submodule(owner), self.model.config.hidden_size
+        shape = tuple(block.get_parameter(weight.path).shape)
+        if isinstance(module, nn.Linear) and name == "weight":  # quantised values have another shape
+            shape = (module.out_features, module.in_features)
+        if len(shape) <= weight.axis or shape[weight.axis] != width:
+            raise AttributeError(f"{weight.path} is {shape}: its axis {weight.axis} is not {width} wide")
+        # Where inner and outer width are equal, the shape does not show the order of the axes; the class does.
+        transposed = getattr(module, "is_transposed", None)
+        if isinstance(transposed, bool) and len(shape) == 3 and transposed != (weight.axis == transposed_axis):
+            raise AttributeError(f"{weight.path} has its axes in another order")
 
-    def mlp_projection(self, block: nn.Module) -> Projection | None:
-        """The projection whose output is the MLP's write; `None` with a norm after it, or with several experts."""
-        for folds in self.layout.folds:
-            if len(folds) == 1 and folds[0].kind in (FoldKind.LINEAR, FoldKind.CONV1D):
-                try:
-                    return _projection(block.get_submodule(folds[0].path), folds[0].path)
-                except AttributeError:  # the block is of another kind
-                    continue
-        return None
-
-    def normed_write(self, block: nn.Module, *, attention: bool) -> NormedWrite | None:
-        """The projection and the norm after it; `None` where no norm is between projection and stream."""
-        if self.layout.normed_writes is None:
+    @property
+    def final_norm(self) -> nn.Module | None:
+        """The norm after the last block, if it has a weight to absorb a factor. Raises `AttributeError`."""
+        if self.layout.final_norm is None:
             return None
-        path = self.layout.normed_writes[0 if attention else 1]
-        norm = self.layout.attention_write if attention else self.layout.mlp_write
-        projection = _projection(block.get_submodule(path), path)
-        assert projection is not None, f"{path} is not a projection"
-        offset = 1.0 if self.layout.folds[0][0].kind is FoldKind.NORM_PLUS_ONE else 0.0
-        module = block.get_submodule(norm)
-        return NormedWrite(projection=projection, norm=module, parameter=f"{norm}.weight", offset=offset)
-
-    def attention_reading(self, block: nn.Module) -> Reading:
-        """The parameters that multiply the input of the attention. Raises `AttributeError`."""
-        return self._reading(block, self.layout.attention_reads)
-
-    def mlp_reading(self, block: nn.Module) -> Reading:
-        """The parameters that multiply the input of the MLP, with router and experts. Raises `AttributeError`."""
-        for paths in self.layout.mlp_reads:
-            if _has(block, paths[0]):
-                return self._reading(block, paths)
-        raise AttributeError(f"the block has none of {', '.join(paths[0] for paths in self.layout.mlp_reads)}")
-
-    def _reading(self, block: nn.Module, paths: tuple[str, ...]) -> Reading:
-        modules = [block.get_submodule(path.rpartition(".")[0]) for path in paths]
-        transposed = isinstance(modules[0], Conv1D)
-        axis, width = (0 if transposed else -1), self.model.config.hidden_size
-        for path in paths:
-            shape = _shape(block, path)
-            if shape[axis] != width:
-                raise AttributeError(f"{path} is {shape}: it does not read a stream of width {width}")
-        return Reading(module=modules[0], parameters=paths, transposed=transposed)
-
-    @property
-    def final_norm(self) -> nn.Module:
-        """The norm after the last block. Raises `AttributeError`."""
-        return self.model.get_submodule(self.layout.final_norm.path)
-
-    @property
-    def takes_scale(self) -> bool:
-        """Whether the final norm has a weight that can absorb a factor of its output."""
-        return isinstance(getattr(self.final_norm, "weight", None), nn.Parameter)
-
-    @property
-    def write_scale(self) -> float:
-        """The factor by which the block multiplies both writes before it adds them to the stream."""
-        name = self.layout.residual_multiplier
-        return 1.0 if name is None else float(getattr(self.model.config, name))
+        norm = self.model.get_submodule(self.layout.final_norm.path.rpartition(".")[0])
+        return norm if isinstance(getattr(norm, "weight", None), nn.Parameter) else None
 
     @property
     def structure(self) -> MapStructure:
         """The structure of the maps that this family can absorb."""
-        diagonal = any(fold.kind.diagonal for folds in self.layout.folds for fold in folds)
-        return MapStructure.DIAGONAL if diagonal else MapStructure.FULL
-
-    def fold_targets(self, block: nn.Module) -> tuple[FoldTarget, ...]:
-        """All weights of `block` that absorb the map. Raises `AttributeError` if it is of no known kind."""
-        problems = []
-        for folds in self.layout.folds:
-            try:
-                return tuple(self._target(block, fold) for fold in folds)
-            except AttributeError as error:
-                problems.append(str(error))
-        raise AttributeError("; ".join(problems))
-
-    def _target(self, block: nn.Module, fold: Fold) -> FoldTarget:
-        width = self.model.config.hidden_size
-        if fold.kind is FoldKind.EXPERTS:
-            weight = block.get_parameter(fold.path)
-            experts = block.get_submodule(fold.path.rpartition(".")[0])
-            # If inner and outer width are equal, the shape does not show the order of the axes; the class does.
-            if weight.ndim != 3 or weight.shape[1] != width or getattr(experts, "is_transposed", None) is not False:
-                raise AttributeError(f"{fold.path} is not (experts, {width}, inner), but {tuple(weight.shape)}")
-            return FoldTarget(kind=fold.kind, weight=weight)
-        module = block.get_submodule(fold.path)
-        weight, bias = module.get_parameter("weight"), getattr(module, "bias", None)
-        match fold.kind:
-            case FoldKind.LINEAR:
-                fits = (
-                    isinstance(module, nn.Linear) and module.out_features == width
-                )  # the shape, of quantised weights too
-            case FoldKind.CONV1D:
-                fits = isinstance(module, Conv1D) and weight.shape[1] == width
-            case FoldKind.NORM | FoldKind.NORM_PLUS_ONE:
-                fits = weight.shape == (width,) and bias is None
-        if not fits:
-            raise AttributeError(f"{fold.path} is a {type(module).__name__} that cannot absorb a map ({fold.kind})")
-        assert bias is None or isinstance(bias, nn.Parameter)
-        return FoldTarget(kind=fold.kind, weight=weight, bias=bias)
+        return self.layout.structure
 
 
-def _shape(block: nn.Module, path: str) -> tuple[int, ...]:
-    """The shape of a parameter; of a linear layer from its sizes, since quantised values have another shape."""
-    parent, _, name = path.rpartition(".")
-    module = block.get_submodule(parent)
-    if isinstance(module, nn.Linear) and name == "weight":
-        return module.out_features, module.in_features
-    return tuple(block.get_parameter(path).shape)
+def along(values: torch.Tensor, turn: torch.Tensor, *, axis: int) -> torch.Tensor:
+    """`values` whose `axis`, of length d, is multiplied by `turn` (d, d): each row v along it becomes v T."""
+    return torch.movedim(torch.movedim(values, axis, -1) @ turn, -1, axis)
 
 
-def _has(block: nn.Module, path: str) -> bool:
+def implied_bias(path: str) -> str:
+    """The path of the bias that belongs to a weight.
+
+    >>> implied_bias("mlp.down_proj.weight"), implied_bias("experts.down_proj")
+    ('mlp.down_proj.bias', 'experts.down_proj_bias')
+    """
+    owner, _, name = path.rpartition(".")
+    return f"{owner}.bias" if name == "weight" else f"{path}_bias"
+
+
+def first_tensor(value: object) -> torch.Tensor | None:
+    """`value`, or the first of its elements that is a tensor."""
+    if isinstance(value, torch.Tensor):
+        return value
+    elements = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    return next((one for one in elements if isinstance(one, torch.Tensor)), None)
+
+
+def _parameter(block: nn.Module, path: str) -> nn.Parameter | None:
     try:
-        block.get_parameter(path)
+        return block.get_parameter(path)
     except AttributeError:
-        return False
-    return True
-
-
-def _projection(module: nn.Module, path: str) -> Projection | None:
-    if not isinstance(module, nn.Linear | Conv1D):
         return None
+
+
+def _projection(block: nn.Module, path: str) -> Projection:
+    module = block.get_submodule(path)
+    is_linear = isinstance(module, nn.Linear | Conv1D)
+    if not is_linear:
+        raise AttributeError(f"{path} is a {type(module).__name__}, not a linear module")
     return Projection(module=module, parameter=f"{path}.weight", transposed=isinstance(module, Conv1D))
 
 
@@ -231,13 +186,7 @@ def resolve(model: PreTrainedModel) -> ResolvedModel:
         if not isinstance(blocks, nn.ModuleList) or len(blocks) != model.config.num_hidden_layers:
             raise AttributeError(f"{row.blocks} is not a list of {model.config.num_hidden_layers} blocks")
         for block in blocks:
-            resolved.attention_write(block)
-            resolved.mlp_write(block)
-            resolved.fold_targets(block)
-            resolved.attention_reading(block)
-            resolved.mlp_reading(block)
-            resolved.normed_write(block, attention=True)
-            resolved.normed_write(block, attention=False)
+            resolved.writes(block)
         _ = resolved.final_norm
     except AttributeError as error:
         raise UnsupportedFamily(
@@ -246,36 +195,39 @@ def resolve(model: PreTrainedModel) -> ResolvedModel:
     return resolved
 
 
-def check_residual(
-    *, block: int, before: torch.Tensor, after: torch.Tensor, attention: torch.Tensor, mlp: torch.Tensor
-) -> float:
-    """Check `after == before + attention + mlp` for one block; all (tokens, d). Returns the relative error.
+def check_residual(*, block: int, before: torch.Tensor, after: torch.Tensor, writes: Sequence[torch.Tensor]) -> float:
+    """Check that `after` is `before` plus all `writes` for one block; all (tokens, d). Returns the relative error.
 
     Relative to the write, not the stream: if a write is missing, the error is about 1 however long the stream is. The
     median over tokens, since the stream of a sink token is so long that its rounding hides the write. Raises
     `NumericalFailure`.
     """
-    if attention.shape != after.shape or mlp.shape != after.shape:
-        raise NumericalFailure(
-            f"block {block} does not write the residual stream where expected: shapes {tuple(attention.shape)} and "
-            f"{tuple(mlp.shape)} are added to {tuple(after.shape)}"
-        )
-    write = attention.to(torch.float64) + mlp.to(torch.float64)
+    for one in writes:
+        if one.shape != after.shape:
+            raise NumericalFailure(
+                f"block {block} does not write the residual stream where expected: shape {tuple(one.shape)} is added "
+                f"to {tuple(after.shape)}"
+            )
+    write = torch.stack([one.to(torch.float64) for one in writes]).sum(dim=0)
     error = (after.to(torch.float64) - before.to(torch.float64) - write).norm(dim=1) / write.norm(dim=1)
     relative = float(error.median())
     if not relative <= TOLERANCE[after.dtype]:
         raise NumericalFailure(
-            f"block {block} is not the sum of its input, attention write and MLP write: the error is "
+            f"block {block} is not the sum of its input and its writes: the error is "
             f"{relative:.2g} of the write; rounding explains at most {TOLERANCE[after.dtype]:g}"
         )
     return relative
+
+
+_PLACES = ("layer_idx", "layer_number", "num_hidden_layers", "training")
+"""Attributes that say where a block is, not what it computes."""
 
 
 def kind(block: nn.Module) -> tuple[object, ...]:
     """A value that is equal for two blocks exactly if they compute the same function of stream and parameters.
 
     Made of the classes and names of their modules, the shapes of their parameters, and the plain attributes of their
-    modules (whether attention is sliding, how many experts ...), apart from the slot in the KV cache.
+    modules (whether attention is sliding, how many experts ...), apart from their place in the model.
     """
     modules = tuple((path, type(module).__name__, _plain(module)) for path, module in block.named_modules())
     return modules, tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())
@@ -285,5 +237,5 @@ def _plain(module: nn.Module) -> tuple[tuple[str, object], ...]:
     return tuple(
         (name, value)
         for name, value in sorted(vars(module).items())
-        if isinstance(value, bool | int | float | str | None) and name not in ("layer_idx", "training")
+        if isinstance(value, bool | int | float | str | None) and name not in _PLACES
     )

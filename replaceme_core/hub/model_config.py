@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from replaceme_core.errors import BrokenModel, UnsafeModel, UnsupportedFamily
-from replaceme_core.families.layout import Layout, Refusal
-from replaceme_core.families.table import lookup, unmet
+from replaceme_core.families.layout import Layout, Refusal, lookup, unmet
 from replaceme_core.hub.model_files import SINGLE, read_config, side_files, weight_files
 from replaceme_core.hub.safetensors_header import TensorPlace
 from replaceme_core.wording import counted, shorten
@@ -124,7 +123,7 @@ def check_weights(outline: ModelOutline, config: Mapping[str, object], tensors: 
         if tensor.dtype not in DTYPES:
             raise BrokenModel(f"{tensor.name} is stored as {tensor.dtype}; F32, BF16 and F16 are supported")
     row = outline.layout
-    found = _blocks(row.blocks, shapes)
+    found = {number for name in shapes if (number := row.block_number(name)) is not None}
     missing = next(index for index in range(len(found) + 1) if index not in found)
     if missing < len(found):
         raise BrokenModel(
@@ -138,7 +137,7 @@ def check_weights(outline: ModelOutline, config: Mapping[str, object], tensors: 
         )
     width = config.get(_EMBEDDING_WIDTH, outline.hidden_size)
     for name, shape in shapes.items():
-        if not name.endswith(_EMBEDDINGS) or block_number(row.blocks, name) is not None:
+        if not name.endswith(_EMBEDDINGS) or row.block_number(name) is not None:
             continue
         rows = config.get("vocab_size", shape[0] if shape else None)
         if shape != (rows, width):
@@ -147,22 +146,3 @@ def check_weights(outline: ModelOutline, config: Mapping[str, object], tensors: 
                 f"{' x '.join(map(str, shape))}; use the config that was saved with these weights",
                 value=[rows, width],
             )
-
-
-def _blocks(path: str, shapes: Mapping[str, tuple[int, ...]]) -> frozenset[int]:
-    """The numbers of the blocks at `path`."""
-    numbers = (block_number(path, name) for name in shapes)
-    return frozenset(number for number in numbers if number is not None)
-
-
-def block_number(path: str, name: str) -> int | None:
-    """The block that a tensor belongs to. Weights may have been saved without the head, so without the first name.
-
-    >>> block_number("model.layers", "model.layers.3.mlp.weight"), block_number("model.layers", "layers.12.norm.weight")
-    (3, 12)
-    """
-    inside = next((each for each in (path, path.partition(".")[2]) if name.startswith(f"{each}.")), None)
-    if inside is None:
-        return None
-    number = name[len(inside) + 1 :].partition(".")[0]
-    return int(number) if number.isascii() and number.isdigit() and len(number) < 8 else None

@@ -318,7 +318,8 @@ def _with_expected_method(spec: CompressionSpec, model: AdmittedModel) -> Compre
 
     Whether the model has one can be read with its class only: the worker refuses what could not keep it.
     """
-    if spec.drop is None and spec.compute.pattern_safe and model.outline.layout.per_layer_lists:
+    row = model.outline.layout
+    if spec.drop is None and ((spec.compute.pattern_safe and row.per_layer_lists) or row.computed_lists):
         with suppress(InvalidInput):
             return with_pattern_kept(spec)
     return spec

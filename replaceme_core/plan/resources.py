@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.hub.model_config import ModelOutline, block_number, check_weights, read_outline
+from replaceme_core.hub.model_config import ModelOutline, check_weights, read_outline
 from replaceme_core.hub.model_files import read_config, weight_files
 from replaceme_core.hub.safetensors_header import ITEM_BYTES, TensorPlace
 from replaceme_core.request import defaults
@@ -40,8 +40,6 @@ _COMPARING = frozenset({Method.LEAST_SQUARES, Method.COSINE, Method.REFIT, Metho
 _INNER = ("intermediate_size", "n_inner", "ffn_dim", "moe_intermediate_size")
 _HEADS = ("num_attention_heads", "n_head")
 _HEAD = "lm_head.weight"
-TIED_BY_DEFAULT = frozenset({"falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "opt", "smollm3"})
-"""Families whose config ties the head to the embedding where it does not say; equal to transformers by a test."""
 _BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 """Ends of names under which some files have values that are no parameters; they are not saved again."""
 _DEFAULT_INNER = 4
@@ -89,13 +87,12 @@ class ModelShape:
 def shape_of(outline: ModelOutline, config: Mapping[str, object], tensors: Sequence[TensorPlace]) -> ModelShape:
     """The shape of an admitted model. Raises `BrokenModel` if config and weights are not of one model."""
     check_weights(outline, config, tensors)
-    path = outline.layout.blocks
     kept = [tensor for tensor in tensors if not tensor.name.endswith(_BUFFERS)]
-    tied = bool(config.get("tie_word_embeddings", outline.layout.model_type in TIED_BY_DEFAULT))
+    tied = bool(config.get("tie_word_embeddings", outline.layout.tied))
     blocks = [0] * outline.blocks
     rest, rest_tensors = 0, 0
     for tensor in kept:
-        number = block_number(path, tensor.name)
+        number = outline.layout.block_number(tensor.name)
         if number is not None:
             blocks[number] += tensor.numel
         elif not (tied and tensor.name == _HEAD):

@@ -4,8 +4,17 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from replaceme_core.errors import InvalidInput
-from replaceme_core.families.layout import Config, Layout, MapStructure, has_pattern, irregular_lists, keeps_pattern
-from replaceme_core.families.table import FAMILIES, REFUSALS, limits
+from replaceme_core.families.layout import (
+    FAMILIES,
+    REFUSALS,
+    Config,
+    Layout,
+    MapStructure,
+    has_pattern,
+    irregular_lists,
+    keeps_pattern,
+    limits,
+)
 from replaceme_core.hub.model_config import ModelOutline
 from replaceme_core.request.method import TRAITS, Method, MethodSpec, Selection
 from replaceme_core.request.spec import CompressionSpec
@@ -32,8 +41,11 @@ def families() -> tuple[Family, ...]:
 
 def structures_of(row: Layout) -> tuple[MapStructure, ...]:
     """The structures of a map that can be folded into the family's blocks, the default first."""
-    diagonal = any(fold.kind.diagonal for folds in row.folds for fold in folds)
-    return (MapStructure.DIAGONAL,) if diagonal else (MapStructure.FULL, MapStructure.DIAGONAL)
+    return (
+        (MapStructure.DIAGONAL,)
+        if row.structure is MapStructure.DIAGONAL
+        else (MapStructure.FULL, MapStructure.DIAGONAL)
+    )
 
 
 def check_structure(spec: CompressionSpec, row: Layout) -> None:
@@ -54,10 +66,13 @@ Allows = Callable[[Sequence[int]], bool]
 def keep_pattern(spec: CompressionSpec, config: Config, layout: Layout) -> tuple[CompressionSpec, Allows | None]:
     """What `compute.pattern_safe` allows in the model of `config`, `None`: everything; and `spec` with such a method.
 
+    The same holds, asked or not, for families that compute the kind of a block from its index.
+
     Raises `InvalidInput` where the blocks that the request names break the pattern, where the model's own lists follow
     none, and for a method that could not keep it.
     """
-    if not spec.compute.pattern_safe or not has_pattern(config, layout=layout):
+    forced = bool(layout.computed_lists)
+    if not forced and (not spec.compute.pattern_safe or not has_pattern(config, layout=layout)):
         return spec, None
 
     def allows(removed: Sequence[int]) -> bool:
@@ -75,7 +90,7 @@ def keep_pattern(spec: CompressionSpec, config: Config, layout: Layout) -> tuple
     if not allows(spec.drop):
         raise InvalidInput(
             f"without blocks {block_ranges(spec.drop)} the kinds of the others follow their step no more; name as many "
-            "neighbours as the pattern is long, or leave out compute.pattern_safe",
+            f"neighbours as the pattern is long{'' if forced else ', or leave out compute.pattern_safe'}",
             field="drop",
             value=list(spec.drop),
         )
@@ -93,7 +108,7 @@ def with_pattern_kept(spec: CompressionSpec) -> CompressionSpec:
             return spec.model_copy(update={"method": method.model_copy(update={"name": name})})
     windows = [str(name) for name in Method if TRAITS[name].chooses_a_window and name is not Method.REFIT]
     raise InvalidInput(
-        f"compute.pattern_safe needs a choice of one window: {', '.join(windows)}, or refit with selection window, "
+        f"a pattern of blocks needs a choice of one window: {', '.join(windows)}, or refit with selection window, "
         "without groups and not as published",
         field="method.name",
         value=method.name,

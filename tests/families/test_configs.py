@@ -8,9 +8,17 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from replaceme_core.engine.model.changes import remove_blocks
 from replaceme_core.errors import InvalidInput, UnsafeModel, UnsupportedFamily
-from replaceme_core.families.layout import Refusal, has_pattern, irregular_lists, keeps_pattern
+from replaceme_core.families.layout import (
+    FAMILIES,
+    REFUSALS,
+    Refusal,
+    has_pattern,
+    irregular_lists,
+    keeps_pattern,
+    limits,
+    lookup,
+)
 from replaceme_core.families.resolve import resolve
-from replaceme_core.families.table import FAMILIES, REFUSALS, limits, lookup
 from replaceme_core.hub.model_config import admit_config
 from replaceme_core.request.removal import families
 from tests.fixtures.models.tiny import BLOCKS, BY_NAME, VARIANTS, WIDTH, Variant, tiny_config, tiny_model
@@ -25,13 +33,12 @@ def test_the_tables_do_not_contradict_each_other() -> None:
 @pytest.mark.parametrize(
     ("model_type", "words"),
     [
-        ("jamba", "it mixes attention with recurrent or convolutional blocks"),
-        ("falcon_mamba", "'falcon_mamba' is not supported: it has no attention"),
+        ("diffllama", "'diffllama' is not supported: each of its blocks is computed from its index"),
+        ("minicpm3", "multiplies what its blocks add by 0.572, which no field of its config says"),
         ("t5", "is an encoder-decoder"),
         ("bert", "is an encoder, not a causal language model"),
         ("llava", "vision or audio tower; save its language model alone"),
-        ("gemma3n_text", "blocks that share"),
-        ("unknown_type", "'unknown_type' is not supported; supported: falcon, gemma, gemma2"),
+        ("unknown_type", "'unknown_type' is not known; `replaceme families` and GET /families list"),
     ],
 )
 def test_a_type_is_refused_with_its_reason(model_type: str, words: str) -> None:
@@ -49,6 +56,7 @@ def test_a_type_is_refused_with_its_reason(model_type: str, words: str) -> None:
         ("opt", {"do_layer_norm_before": False}, "sets do_layer_norm_before to False: its norms come after the sums"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scaled by the index of the block"),
         ("gpt2", {"add_cross_attention": True}, "third write"),
+        ("gemma", {"use_bidirectional_attention": True}, "is an encoder"),
         ("gemma3", {"use_bidirectional_attention": True}, "is an encoder"),
     ],
 )

@@ -10,8 +10,8 @@ from torch import nn
 from replaceme_core.engine.model.block_runner import BlockRunner, Hook, record_values
 from replaceme_core.engine.model.changes import scale_final_norm
 from replaceme_core.errors import UnsupportedFamily
+from replaceme_core.families.layout import FAMILIES, Layout, Weight
 from replaceme_core.families.resolve import ResolvedModel, resolve
-from replaceme_core.families.table import FAMILIES
 from tests.fixtures.models.activations import dense_pass
 from tests.fixtures.models.tiny import VARIANTS, Variant, tiny_model, token_ids
 
@@ -24,16 +24,17 @@ def test_the_named_parameters_are_all_that_read_the_stream(variant: Variant) -> 
     """A map that only some of them took over would make a block that reads two different streams."""
     block_runner = BlockRunner(resolved=resolve(tiny_model(variant)))
     stream = block_runner.enter(token_ids(2, 24))
-    for index, block in enumerate(block_runner.blocks):
+    for index in range(len(block_runner.blocks)):
         inputs = inputs_of(block_runner, index, stream)
-        readings = [block_runner.resolved.attention_reading(block), block_runner.resolved.mlp_reading(block)]
+        readings = [write.reading for write in block_runner.writes(index) if write.reading is not None]
         read = [block_runner.input_of(index, stream, reading.module) for reading in readings]
+        assert len(readings) == 2
         for values in read:  # of a parallel block attention and MLP read the same
             named = {
-                name
+                weight.path
                 for other, its in zip(readings, read, strict=True)
                 if same(its, values)
-                for name in other.parameters
+                for weight in other.weights
             }
             assert {path for path, given in inputs.items() if same(given, values)} == named
         stream = block_runner.run(index, stream)
@@ -45,14 +46,12 @@ def inputs_of(block_runner: BlockRunner, index: int, stream: torch.Tensor) -> di
     Norms multiply channel by channel, and what writes the stream reads something else: both are left out.
     """
     block = block_runner.blocks[index]
-    writes = {id(target.weight) for target in block_runner.resolved.fold_targets(block)}
+    writes = {weight.path for weight in block_runner.writes(index)[-1].folds}
     found = {}
     for path, module in block.named_modules():
-        matrices = [
-            name for name, each in module.named_parameters(recurse=False) if each.ndim > 1 and id(each) not in writes
-        ]
-        for name in matrices:
-            found[f"{path}.{name}"] = block_runner.input_of(index, stream, module)
+        for name, each in module.named_parameters(recurse=False):
+            if each.ndim > 1 and f"{path}.{name}" not in writes:
+                found[f"{path}.{name}"] = block_runner.input_of(index, stream, module)
     return found
 
 
@@ -65,18 +64,20 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
 def test_a_block_continues_from_a_given_attention_write(variant: Variant) -> None:
     """To the bit as if it had computed that itself, and without computing it."""
     block_runner = BlockRunner(resolved=resolve(tiny_model(variant)))
-    stream, block = block_runner.enter(token_ids(2, 24)), block_runner.blocks[0]
-    module = block_runner.resolved.mlp_reading(block).module
-    written, own = block_runner.run_attention(0, stream), block_runner.input_of(0, stream, module)
-    after, write = block_runner.run_with_mlp_write(0, stream)
-    attention = block_runner.resolved.attention(block)
+    stream = block_runner.enter(token_ids(2, 24))
+    first, second = block_runner.writes(0)
+    assert first.unit is not None
+    assert second.reading is not None
+    module = second.reading.module
+    written, own = [block_runner.run_write(0, stream, 0)], block_runner.input_of(0, stream, module)
+    after, write = block_runner.run_with_last_write(0, stream)
     with torch.no_grad():
-        for parameter in [*attention.parameters(), *block_runner.resolved.attention_write(block).parameters()]:
+        for parameter in [*first.unit.parameters(), *first.module.parameters()]:
             parameter.fill_(math.nan)
     assert torch.equal(block_runner.input_of(0, stream, module, written=written), own)
     assert torch.equal(block_runner.run(0, stream, written=written), after)
-    assert torch.equal(block_runner.run_with_mlp_write(0, stream, written=written)[1], write)
-    assert "forward" not in vars(attention)
+    assert torch.equal(block_runner.run_with_last_write(0, stream, written=written)[1], write)
+    assert "forward" not in vars(first.unit)
 
 
 @every_variant
@@ -84,26 +85,27 @@ def test_a_block_continues_from_a_given_attention_write(variant: Variant) -> Non
 def test_the_final_norm_gets_the_last_stream_and_takes_a_factor(variant: Variant) -> None:
     model, tokens = tiny_model(variant), token_ids(2, 24)
     resolved = resolve(model)
+    norm = resolved.final_norm
+    assert (norm is not None) == (variant.name != "opt-plain")
+    if norm is None:
+        return
     last = dense_pass(model, tokens)[0][-1]
     with (
-        record_values(Hook(module=resolved.final_norm, on_input=True)) as read,
-        record_values(Hook(module=resolved.final_norm)) as gave,
+        record_values(Hook(module=norm, on_input=True)) as read,
+        record_values(Hook(module=norm)) as gave,
     ):
         model(input_ids=tokens, use_cache=False)
     assert torch.equal(read[0], last)
-    assert resolved.takes_scale == (variant.name != "opt-plain")
-    if resolved.takes_scale:
-        scale_final_norm(resolved, 0.5)
-        torch.testing.assert_close(resolved.final_norm(last), gave[0] * 0.5, rtol=1e-5, atol=1e-6)
+    scale_final_norm(resolved, 0.5)
+    torch.testing.assert_close(norm(last), gave[0] * 0.5, rtol=1e-5, atol=1e-6)
 
 
 def test_a_wrong_row_is_found_before_anything_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     model, row = tiny_model(), FAMILIES["llama"]
     for wrong in (
-        replace(row, attention_reads=("self_attn.qkv_proj.weight",)),
-        replace(row, attention_reads=("mlp.down_proj.weight",)),  # it reads 40 values
-        replace(row, mlp_reads=(("mlp.fc1.weight",),)),
-        replace(row, final_norm=replace(row.final_norm, path="model.final_norm")),
+        reads("self_attn.qkv_proj.weight"),
+        reads("mlp.down_proj.weight"),  # it reads 40 values
+        replace(row, final_norm=Weight("model.final_norm.weight", 0, 0.0)),
     ):
         monkeypatch.setitem(FAMILIES, "llama", wrong)
         with pytest.raises(UnsupportedFamily, match="not laid out as expected"):
@@ -111,7 +113,14 @@ def test_a_wrong_row_is_found_before_anything_is_run(monkeypatch: pytest.MonkeyP
 
 
 def test_a_block_of_no_known_kind_is_an_error() -> None:
-    model = tiny_model()
-    wrong = ResolvedModel(model=model, layout=replace(FAMILIES["llama"], mlp_reads=(("mlp.a",), ("mlp.b",))))
-    with pytest.raises(AttributeError, match=r"mlp\.a, mlp\.b"):
-        wrong.mlp_reading(nn.Identity())
+    wrong = ResolvedModel(model=tiny_model(), layout=reads("mlp.a.weight"))
+    with pytest.raises(AttributeError, match="self_attn"):
+        wrong.writes(nn.Identity())
+
+
+def reads(path: str) -> Layout:
+    """The row of llama with another reading."""
+    row = FAMILIES["llama"]
+    return replace(
+        row, kinds=tuple(tuple(replace(one, reads=(Weight(path, 1),)) for one in kind) for kind in row.kinds)
+    )

@@ -15,7 +15,7 @@ from api.http.problems import FRAMEWORK_CODES
 from api.routes.jobs import MetricBody
 from benchmarks.harness.checkout import ROOT
 from replaceme_core.errors import ReplaceMeError
-from replaceme_core.families.table import FAMILIES
+from replaceme_core.families.layout import FAMILIES
 from replaceme_core.ledger.states import EventType
 from replaceme_core.request import defaults
 from replaceme_core.request.method import Method
@@ -42,6 +42,11 @@ def section(document: Path, heading: str) -> str:
     marks, text = heading.split()[0], document.read_text(encoding="utf-8")
     (found,) = re.findall(rf"^{re.escape(heading)}$(.*?)(?=^{marks} |\Z)", text, flags=re.MULTILINE | re.DOTALL)
     return str(found)
+
+
+def before_heading(document: Path, heading: str) -> str:
+    """The text of `document` up to the heading."""
+    return document.read_text(encoding="utf-8").partition(f"\n{heading}\n")[0]
 
 
 def in_first_column(text: str) -> set[str]:
@@ -78,7 +83,7 @@ def of_settings() -> set[str]:
     ("listed", "present"),
     [
         (section(HTTP, "## Events"), set(EventType)),
-        (section(ROOT / "README.md", "## Supported families"), {"model_type", *FAMILIES}),
+        (before_heading(ROOT / "docs/reference/families.md", "## Not supported"), {"model_type", *FAMILIES}),
         ((ROOT / "docs/how-to/get-a-better-model.md").read_text("utf-8"), {"--method", *Method}),
         ((ROOT / "docs/reference/settings.md").read_text("utf-8"), of_settings()),
     ],

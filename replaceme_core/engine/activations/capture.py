@@ -182,7 +182,7 @@ class Activations:
         for block in range(blocks):
             for place in range(len(numbers)):
                 stream = store.get(stream_key(block), place).to(self.device)
-                after, write = self.block_runner.run_with_mlp_write(block, stream)
+                after, write = self.block_runner.run_with_last_write(block, stream)
                 self.dense_block_runs += 1
                 store.put(stream_key(block + 1), after)
                 store.put(write_key(block), write)
@@ -229,13 +229,13 @@ class Activations:
         return self.run(self.block_runner.enter(self.tokens(batch)), since=0, until=block)
 
     def after(self, block: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The stream L after `block`, and what its MLP adds, M; both (sequences, positions, d)."""
+        """The stream L after `block`, and what its last write adds, M; both (sequences, positions, d)."""
         self.prepare()
         if batch in self.stored:
             return self._read(stream_key(block + 1), batch), self._read(write_key(block), batch)
         before = self.before(block, batch)
         self.dense_block_runs += 1
-        return self.block_runner.run_with_mlp_write(block, before)
+        return self.block_runner.run_with_last_write(block, before)
 
     def streams_through(self, batch: int, *, last_block: int) -> Iterator[torch.Tensor]:
         """The streams before blocks 0, 1, ... `last_block`, and the one after it."""
@@ -368,7 +368,7 @@ def capture_distances(activations: Activations, cuts: Sequence[Cut]) -> dict[Cut
 class Targets:
     """What a refitted block is compared with, by batch: three dense streams, all (sequences, positions, d).
 
-    `before` is the one before the block, `between` the one between its attention and its MLP, `end` the one that the
+    `before` is the one before the block, `between` the one before its last write, `end` the one that the
     pruned model's next block should read.
     """
 
@@ -408,7 +408,7 @@ class DenseTargets:
             )
         before, between = list(self._streams), list[torch.Tensor]()
         for batch, stream in enumerate(self._streams):
-            after, write = dense.block_runner.run_with_mlp_write(block, stream)
+            after, write = dense.block_runner.run_with_last_write(block, stream)
             between.append(after - write)
             dense.dense_block_runs += 1
             self._streams[batch] = dense.run(after, since=block + 1, until=until)

@@ -26,12 +26,12 @@ from replaceme_core.engine.evaluation.measure import (
 )
 from replaceme_core.engine.evaluation.speed import measure_speed
 from replaceme_core.engine.evaluation.tasks import LoadedTasks, TaskPair
+from replaceme_core.engine.model.block_runner import without_side_outputs
 from replaceme_core.engine.text.documents import builtin_documents
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.engine.text.limits import render
 from replaceme_core.engine.text.tokens import encode, pack
 from replaceme_core.errors import GateRejected, NumericalFailure
-from replaceme_core.families.resolve import resolve
 from replaceme_core.request.calibration import GENERAL, PARTS_OF_GENERAL, SELF_GENERATED
 from replaceme_core.request.defaults import MEASURED_ELSEWHERE
 from replaceme_core.request.gate import OF_TASKS, GateResult, GateSpec
@@ -85,7 +85,7 @@ def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[A
         generation_config=GenerationConfig(
             do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0, eos_token_id=ends or None
         ),
-        **dict.fromkeys(resolve(model).layout.switched_off, False),
+        **without_side_outputs(model),
     )
     found = []
     for prompt, new in zip(prompts, output[:, width:].tolist(), strict=True):

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache, PreTrainedModel
 
+from replaceme_core.engine.model.block_runner import without_side_outputs
 from replaceme_core.engine.model.device import synchronise
-from replaceme_core.families.resolve import resolve
 
 
 class LiveBytes(TorchDispatchMode):
@@ -149,7 +149,7 @@ class _Runs:
         parameters = inspect.signature(model.forward).parameters
         # later releases of transformers have another name for it
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
-        self._options: dict[str, object] = dict.fromkeys(resolve(model).layout.switched_off, False)
+        self._options: dict[str, object] = dict(without_side_outputs(model))
         if "logits_to_keep" in parameters:
             self._options["logits_to_keep"] = 1
         self._model = model

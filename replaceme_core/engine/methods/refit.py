@@ -79,13 +79,13 @@ class JudgedRefit:
 
         Fitted to what people wrote: the model's own text was drawn at a temperature below 1.
         """
-        resolved, activations = self.task.block_runner.resolved, self.task.activations
+        norm, activations = self.task.block_runner.resolved.final_norm, self.task.activations
         written, tried = panel.written_by_people(), {1.0: self.losses}
-        if not resolved.takes_scale:
+        if norm is None:
             return 1.0, self.losses
 
         def loss_at(scale: float) -> float:
-            with scale_output(resolved.final_norm, scale):
+            with scale_output(norm, scale):
                 tried[scale] = losses_after(activations, self.streams)
             return written.mean(tried[scale])
 

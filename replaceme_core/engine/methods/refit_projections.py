@@ -9,6 +9,7 @@ of the removed blocks, the whole weight is the unknown: f x d, instead of the d 
 (docs/explanation/method.md, "The map").
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from replaceme_core.engine.activations.capture import Activations, DenseTargets, Targets
-from replaceme_core.engine.model.block_runner import BlockRunner
+from replaceme_core.engine.model.block_runner import BlockRunner, ProjectionValues
 from replaceme_core.engine.model.changes import (
     Change,
     Cut,
@@ -29,8 +30,8 @@ from replaceme_core.engine.model.changes import (
 from replaceme_core.engine.numerics.solve import solve_delta
 from replaceme_core.engine.numerics.stream import Stream, inverse_length_weights, target_before_norm
 from replaceme_core.engine.numerics.sums import PRODUCT_DTYPE, SOLVE_DTYPE, Moments
-from replaceme_core.families.layout import MapStructure
-from replaceme_core.families.resolve import NormedWrite, Projection, Reading
+from replaceme_core.families.layout import MapStructure, Weight
+from replaceme_core.families.resolve import BlockWrite, Projection, Reading
 from replaceme_core.request.defaults import KEPT_INPUT_BYTES
 
 
@@ -90,13 +91,8 @@ def refit_kept(
         )
         for number, (block, following) in enumerate(zip(kept, [*kept[1:], unchanged_from], strict=True)):
             targets = dense.advance_to(following)
-            if block == first:  # up to here the stream is the dense model's: nothing to correct
-                pruned.leave_attention(block)
-            else:
-                pruned.read_attention(block, targets)
-                pruned.follow_attention(block, targets)
-                pruned.read_mlp(block, targets)
-            pruned.follow_block(block, targets, end=following - 1)
+            # up to the last write of the first block the stream is the dense model's: nothing to correct
+            pruned.follow(block, targets, end=following - 1, corrects=block != first)
             advance((number + 1) / len(kept))
         streams = {batch: pruned.streams[batch] for batch in judged}
         for block in range(unchanged_from, blocks):
@@ -115,48 +111,49 @@ class _Pruned:
     fit: Sequence[int]
     put: Callable[[Change], None]
     streams: dict[int, torch.Tensor]
-    written: dict[int, torch.Tensor] = field(default_factory=dict)
-    """The output of the present block's attention, from `leave_attention` to the end of `follow_block`."""
+    written: dict[int, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))
+    """The outputs of the present block's writes so far, by batch."""
     changes: list[Change] = field(default_factory=list)
     folds: list[FittedCut] = field(default_factory=list)
 
-    def read_attention(self, block: int, targets: Targets) -> None:
-        """Map the input of the attention to its input in the dense model."""
-        reading = self.block_runner.resolved.attention_reading(self.block_runner.blocks[block])
-        self._read(
-            block, reading, lambda batch: self.block_runner.input_of(block, targets.before(batch), reading.module)
-        )
+    def follow(self, block: int, targets: Targets, *, end: int, corrects: bool) -> None:
+        """Fit the stream after `block` to that of the dense model after `end`, and continue from there.
 
-    def read_mlp(self, block: int, targets: Targets) -> None:
-        """The same for the MLP; the attention comes first, since most MLPs read what it writes."""
-        reading = self.block_runner.resolved.mlp_reading(self.block_runner.blocks[block])
+        Each of its writes in turn: its input, then its output. With `corrects` false the last output alone.
+        """
+        writes = self.block_runner.writes(block)
+        last = len(writes) - 1
+        for number, write in enumerate(writes):
+            if corrects and write.reading is not None:
+                self._read(block, number, write.reading, targets)
+            if number == last:
+                self._follow_last(block, write, targets, end=end)
+            else:
+                # the dense stream is known before the last write only
+                follows = corrects and number == last - 1
+                self._follow_earlier(block, number, write, targets if follows else None)
+
+    def _read(self, block: int, number: int, reading: Reading, targets: Targets) -> None:
+        """Map the input of write `number` to its input in the dense model."""
+        writes = self.block_runner.writes(block)
 
         def wanted(batch: int) -> torch.Tensor:
             before = targets.before(batch)
-            # the attention's weights are not the dense model's any more
-            written = (targets.between(batch) - before) / self.block_runner.resolved.write_scale
-            return self.block_runner.input_of(block, before, reading.module, written=written)
+            if number == len(writes) - 1 > 0:
+                # the weights before it are not the dense model's any more: what they wrote there, as one of them
+                added = (targets.between(batch) - before) / writes[0].scale
+                known = [added, *(torch.zeros_like(added) for _ in writes[1:number])]
+            else:
+                known = self.written[batch]
+            return self.block_runner.input_of(block, before, reading.module, written=known)
 
-        self._read(block, reading, wanted, written=self.written)
-
-    def _read(
-        self,
-        block: int,
-        reading: Reading,
-        wanted: Callable[[int], torch.Tensor],
-        *,
-        written: Mapping[int, torch.Tensor] | None = None,
-    ) -> None:
         def rows(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            given = None if written is None else written[batch]
-            read = self.block_runner.input_of(block, self.streams[batch], reading.module, written=given)
+            read = self.block_runner.input_of(block, self.streams[batch], reading.module, written=self.written[batch])
             return read, read, wanted(batch)
 
         moments = self._sums(rows, weigh=lambda end: torch.ones_like(end.length))
         change = solve_delta(moments, ridge=self.strength.reading).to(PRODUCT_DTYPE)
-        self._made(
-            ReadingChange(block=block, parameters=reading.parameters, transposed=reading.transposed, change=change)
-        )
+        self._made(ReadingChange(block=block, weights=reading.weights, change=change))
 
     def _sums(
         self,
@@ -182,108 +179,94 @@ class _Pruned:
         self.put(change)
         self.changes.append(change)
 
-    def follow_attention(self, block: int, targets: Targets) -> None:
-        """Fit the stream between attention and MLP to that of the dense model, and run the attention."""
-        module = self.block_runner.blocks[block]
-        projection = self.block_runner.resolved.attention_projection(module)
-        normed = self.block_runner.resolved.normed_write(module, attention=True)
+    def _follow_earlier(self, block: int, number: int, write: BlockWrite, targets: Targets | None) -> None:
+        """Run write `number`, which is not the last; with `targets`, fitted to the dense stream before the last one."""
         read: dict[int, torch.Tensor] = {}
-        if projection is not None:
-            self._change(block, projection, targets.between, ridge=self.strength.later, attention=True, keep=read)
-        elif normed is not None:
-            self._turn(block, normed, targets.between, ridge=self.strength.later, attention=True)
-        self.leave_attention(block, read)
-
-    def leave_attention(self, block: int, read: dict[int, torch.Tensor] | None = None) -> None:
-        """Store the attention's output on these batches; `read` is the input of its projection, where that is known."""
-        projection = self.block_runner.resolved.attention_projection(self.block_runner.blocks[block])
+        if targets is not None:
+            self._solve(block, number, write, targets.between, ridge=self.strength.later, keep=read)
         for batch, stream in self.streams.items():
-            inputs = read.pop(batch, None) if read else None
-            if projection is None or inputs is None:
-                self.written[batch] = self.block_runner.run_attention(block, stream)
+            inputs, known = read.pop(batch, None), self.written[batch]
+            if inputs is None or write.projection is None:
+                known.append(self.block_runner.run_write(block, stream, number, written=known))
             else:
-                self.written[batch] = self.block_runner.project(block, projection.module, inputs, like=stream)
+                known.append(self.block_runner.project(block, write.projection.module, inputs, like=stream))
 
-    def follow_block(self, block: int, targets: Targets, *, end: int) -> None:
-        """Fit the stream after `block` to that of the dense model after `end`, and continue from there."""
-        module = self.block_runner.blocks[block]
-        projection = self.block_runner.resolved.mlp_projection(module)
-        normed = self.block_runner.resolved.normed_write(module, attention=False)
+    def _follow_last(self, block: int, write: BlockWrite, targets: Targets, *, end: int) -> None:
+        module, number = self.block_runner.blocks[block], len(self.block_runner.writes(block)) - 1
         ridge = self.strength.anchor if end > block else self.strength.later
         delta, read = None, dict[int, torch.Tensor]()
-        if projection is not None:
+        if write.projection is not None:
             tokens = sum(self.streams[batch].shape[:2].numel() for batch in self.fit)
-            keep = read if may_keep(projection, module, tokens=tokens) else None
-            self._change(block, projection, targets.end, ridge=ridge, attention=False, keep=keep)
-        elif normed is not None:
-            self._turn(block, normed, targets.end, ridge=ridge, attention=False)
+            keep = read if may_keep(write.projection, module, tokens=tokens) else None
+            self._solve(block, number, write, targets.end, ridge=ridge, keep=keep)
         elif end > block:
             delta = self._solve_map(block, targets.end)
             self.folds.append(FittedCut(cut=Cut(start=block + 1, end=end), delta=delta))
-        for batch, written in self.written.items():
-            stream = self.streams[batch]
-            if projection is not None and batch in read:
-                write = self.block_runner.project(block, projection.module, read.pop(batch), like=stream)
-                self.streams[batch] = stream + (written + write) * self.block_runner.resolved.write_scale
+        for batch in self.streams:
+            stream, written = self.streams[batch], self.written[batch]
+            if write.projection is not None and batch in read:
+                given = self.block_runner.project(block, write.projection.module, read.pop(batch), like=stream)
+                self.streams[batch] = self.block_runner.with_writes(block, stream, [*written, given])
             elif delta is None:
                 self.streams[batch] = self.block_runner.run(block, stream, written=written)
             else:
-                kept, write = self.block_runner.run_with_mlp_write(block, stream, written=written)
-                self.streams[batch] = compensate(kept, write, delta=delta)
-        self.written.clear()  # before the next attention stores its input: one of the two is in memory at a time
+                kept, output = self.block_runner.run_with_last_write(block, stream, written=written)
+                self.streams[batch] = compensate(kept, output, delta=delta)
+        self.written.clear()  # before the next block stores its inputs: one of the two is in memory at a time
 
-    def _turn(
-        self, block: int, write: NormedWrite, targets: Callable[[int], torch.Tensor], *, ridge: float, attention: bool
-    ) -> None:
-        """A norm discards lengths: fit the projection before it to the direction, then the norm to the size."""
-        scale = self.block_runner.resolved.write_scale
-
-        def before_norm(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            read, given, written, reached = self._normed(block, write, batch, attention=attention)
-            weight = write.norm.get_parameter("weight").to(PRODUCT_DTYPE) + write.offset  # in memory: it has just run
-            wanted = (written + _flat(targets(batch) - reached)).to(PRODUCT_DTYPE) / scale
-            return read, given, target_before_norm(wanted, given=given.to(PRODUCT_DTYPE), weight=weight)
-
-        def after_norm(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            _, _, written, reached = self._normed(block, write, batch, attention=attention)
-            return written, reached, targets(batch)
-
-        self._make_weight(block, write.projection, solve_delta(self._sums(before_norm), ridge=ridge))
-        stretch = solve_delta(self._sums(after_norm), ridge=self.strength.fold, diagonal=True).diagonal()
-        weight = write.norm.get_parameter("weight").to(SOLVE_DTYPE) + write.offset
-        change = (stretch * weight).to(PRODUCT_DTYPE)
-        self._made(WeightChange(block=block, parameter=write.parameter, change=change))
-
-    def _normed(
-        self, block: int, write: NormedWrite, batch: int, *, attention: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        written = None if attention else self.written[batch]
-        return self.block_runner.run_with_norm(
-            block, self.streams[batch], write.projection.module, write.norm, attention=attention, written=written
-        )
-
-    def _change(
+    def _solve(
         self,
         block: int,
-        projection: Projection,
+        number: int,
+        write: BlockWrite,
         targets: Callable[[int], torch.Tensor],
         *,
         ridge: float,
-        attention: bool,
-        keep: dict[int, torch.Tensor] | None = None,
+        keep: dict[int, torch.Tensor] | None,
     ) -> None:
-        """Solve one output projection; its inputs (tokens, f) are stored in `keep`, batch by batch."""
+        """Solve the projection of write `number`, if it has one; its inputs (tokens, f) are stored in `keep`, by batch.
+
+        A norm after it discards lengths: then the projection is fitted to the direction, and the norm to the size.
+        """
+        if write.projection is None:
+            return
+        weight = write.norm
+
+        def values(batch: int) -> ProjectionValues:
+            return self.block_runner.run_with_projection(
+                block, self.streams[batch], number, written=self.written[batch]
+            )
 
         def rows(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            written = None if attention else self.written[batch]
-            inputs, reached = self.block_runner.run_with_projection_input(
-                block, self.streams[batch], projection.module, attention=attention, written=written
-            )
+            found = values(batch)
             if keep is not None:
-                keep[batch] = inputs
-            return inputs * self.block_runner.resolved.write_scale, reached, targets(batch)
+                keep[batch] = found.inputs
+            return found.inputs * write.scale, found.stream, targets(batch)
 
-        self._make_weight(block, projection, solve_delta(self._sums(rows), ridge=ridge))
+        def before_norm(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            found = values(batch)
+            assert weight is not None
+            size = self._norm(block, weight)  # in memory: it has just run
+            wanted = (found.written + _flat(targets(batch) - found.stream)).to(PRODUCT_DTYPE) / write.scale
+            target = target_before_norm(wanted, given=found.output.to(PRODUCT_DTYPE), weight=size.to(PRODUCT_DTYPE))
+            return found.inputs, found.output, target
+
+        def after_norm(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            found = values(batch)
+            return found.written, found.stream, targets(batch)
+
+        if weight is None:
+            self._make_weight(block, write.projection, solve_delta(self._sums(rows), ridge=ridge))
+            return
+        self._make_weight(block, write.projection, solve_delta(self._sums(before_norm), ridge=ridge))
+        stretch = solve_delta(self._sums(after_norm), ridge=self.strength.fold, diagonal=True).diagonal()
+        change = (stretch * self._norm(block, weight)).to(PRODUCT_DTYPE)
+        self._made(WeightChange(block=block, parameter=weight.path, change=change))
+
+    def _norm(self, block: int, weight: Weight) -> torch.Tensor:
+        """The factors (d,) by which a norm multiplies."""
+        own = self.block_runner.blocks[block].get_parameter(weight.path)
+        return own.to(SOLVE_DTYPE) + (weight.offset or 0.0)
 
     def _make_weight(self, block: int, projection: Projection, delta: torch.Tensor) -> None:
         """`delta` is (f, d)."""
@@ -292,7 +275,7 @@ class _Pruned:
 
     def _solve_map(self, block: int, targets: Callable[[int], torch.Tensor]) -> torch.Tensor:
         def rows(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            reached, write = self.block_runner.run_with_mlp_write(
+            reached, write = self.block_runner.run_with_last_write(
                 block, self.streams[batch], written=self.written[batch]
             )
             return _flat(write), reached, targets(batch)

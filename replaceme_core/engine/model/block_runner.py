@@ -4,7 +4,7 @@ The model's own `forward` still prepares masks and positions, and computes what 
 logits and their scaling). Meanwhile stubs that record or return a stream take the place of its blocks.
 """
 
-import itertools
+import inspect
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.lazy_model import block_reader, load_block
-from replaceme_core.families.resolve import ResolvedModel, check_residual
+from replaceme_core.families.resolve import BlockWrite, ResolvedModel, check_residual, first_tensor
 from replaceme_core.library_errors import is_out_of_memory
 from replaceme_core.request.defaults import LOGITS_AT_ONCE, MLP_WIDTH, PART_BYTES
 
@@ -25,6 +25,13 @@ logger = logging.getLogger(__name__)
 
 LOGITS_AT_ONCE_BY_BLOCK = 2**21
 """Values of logits at a time where the model is read block by block: 8 MiB in float32."""
+
+
+ROUTER_LOGITS = "output_router_logits"
+"""An argument of models with experts: what routers return while the blocks are not run is not there."""
+
+Written = Sequence[torch.Tensor]
+"""The outputs, not scaled, of the first writes of a block, (batch, positions, d) each."""
 
 
 class Stop(Exception):
@@ -49,8 +56,8 @@ def record_values(hook: Hook, *, stop: bool = False) -> Iterator[list[torch.Tens
     seen: list[torch.Tensor] = []
 
     def collect(values: object) -> None:
-        first = values[0] if isinstance(values, tuple) else values
-        assert isinstance(first, torch.Tensor)
+        first = first_tensor(values)
+        assert first is not None, f"{type(hook.module).__name__} gives no tensor"
         seen.append(first.clone() if hook.copy else first)
         if stop:
             raise Stop
@@ -91,6 +98,20 @@ def replace_forward(module: nn.Module, output: object) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProjectionValues:
+    """Of one write: `inputs` (tokens, f) and `output` (tokens, d) of its projection, and what is added, with its scale.
+
+    `written` (tokens, d) is the scaled output, after a norm if there is one. `stream` (batch, positions, d) is the one
+    after this write, or where that is the last one, after the block.
+    """
+
+    inputs: torch.Tensor
+    output: torch.Tensor
+    written: torch.Tensor
+    stream: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Arguments:
     """What a model passes to a block in addition to the stream: masks, positions, rotary embeddings ..."""
 
@@ -98,37 +119,51 @@ class Arguments:
     kwargs: Mapping[str, object] = field(default_factory=dict)
 
 
-class RecordingStub(nn.Module):
-    """In place of one block: records what the model passes to it, and returns the stream unchanged."""
+class _Stub(nn.Module):
+    """In place of a block: returns what that would, with `None` beside the stream."""
 
-    def __init__(self, block: nn.Module, *, last: bool, as_tuple: bool) -> None:
+    def __init__(self, block: nn.Module, *, returns: int) -> None:
         super().__init__()
-        self.recorded = Arguments()
-        self.stream: torch.Tensor | None = None
-        self._last = last
-        self._as_tuple = as_tuple
+        self._returns = returns
         # Some forwards read plain attributes of a block, such as attention_type, before they call it.
         for name, value in vars(block).items():
             if not name.startswith("_") and name != "training":
                 setattr(self, name, value)
 
-    def forward(self, stream: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor | tuple[torch.Tensor]:
-        self.stream, self.recorded = stream, Arguments(args=args, kwargs=kwargs)
+    def _returned(self, stream: torch.Tensor) -> object:
+        return (stream, *[None] * (self._returns - 1)) if self._returns else stream
+
+
+class RecordingStub(_Stub):
+    """Records what the model passes to its block, and returns the stream unchanged."""
+
+    def __init__(self, block: nn.Module, *, last: bool, returns: int) -> None:
+        super().__init__(block, returns=returns)
+        self.recorded = Arguments()
+        self.stream: torch.Tensor | None = None
+        self._last = last
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        if args:
+            stream, *others = args
+        else:  # the model names the stream, which is the first argument of its blocks
+            stream, others = kwargs.pop(next(iter(kwargs))), []
+        assert isinstance(stream, torch.Tensor)
+        self.stream, self.recorded = stream, Arguments(args=tuple(others), kwargs=kwargs)
         if self._last:
             raise Stop
-        return (stream,) if self._as_tuple else stream
+        return self._returned(stream)
 
 
-class OutputStub(nn.Module):
+class OutputStub(_Stub):
     """In place of all blocks: returns `stream`, whatever its input."""
 
-    def __init__(self, stream: torch.Tensor, *, as_tuple: bool) -> None:
-        super().__init__()
+    def __init__(self, block: nn.Module, stream: torch.Tensor, *, returns: int) -> None:
+        super().__init__(block, returns=returns)
         self._stream = [stream]  # in a list, so that `nn.Module` does not register it
-        self._as_tuple = as_tuple
 
-    def forward(self, _: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor | tuple[torch.Tensor]:
-        return (self._stream[0],) if self._as_tuple else self._stream[0]
+    def forward(self, *_args: object, **_kwargs: object) -> object:
+        return self._returned(self._stream[0])
 
 
 @dataclass(kw_only=True)
@@ -166,8 +201,8 @@ class BlockRunner:
     def enter(self, tokens: torch.Tensor) -> torch.Tensor:
         """The stream before block 0 for `tokens` (batch, positions). No block is run."""
         last = len(self.blocks) - 1
-        as_tuple = self.resolved.layout.block_returns_tuple
-        stubs = [RecordingStub(block, last=index == last, as_tuple=as_tuple) for index, block in enumerate(self.blocks)]
+        returns = self.resolved.layout.block_returns
+        stubs = [RecordingStub(block, last=index == last, returns=returns) for index, block in enumerate(self.blocks)]
         with self._stubs(list(stubs)), suppress(Stop):
             self._model(tokens)
         # Masks and positions depend on the shape alone: sequences are packed full, nothing is padded.
@@ -180,15 +215,16 @@ class BlockRunner:
         """The block with its weights in memory, until another block is run or asked for."""
         return load_block(self.blocks[block])
 
-    def run(self, block: int, stream: torch.Tensor, *, written: torch.Tensor | None = None) -> torch.Tensor:
+    def run(self, block: int, stream: torch.Tensor, *, written: Written = ()) -> torch.Tensor:
         """The stream after `block`.
 
-        Here and below, `written` is the attention's write as `run_attention` returns it; it is not computed again.
+        Here and below, `written` are the first of the block's writes, as `run_write` returns them; they are not
+        computed again.
         """
         return self._run(block, stream, hooks=(), written=written)[0]
 
     def _run(
-        self, block: int, stream: torch.Tensor, *, hooks: Sequence[Hook], written: torch.Tensor | None
+        self, block: int, stream: torch.Tensor, *, hooks: Sequence[Hook], written: Written
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The stream after `block`, and the values that `hooks` recorded."""
         after, seen = self._in_parts(block, stream, hooks=hooks, written=written, stop=False)
@@ -196,7 +232,7 @@ class BlockRunner:
         return after, seen
 
     def _in_parts(
-        self, block: int, stream: torch.Tensor, *, hooks: Sequence[Hook], written: torch.Tensor | None, stop: bool
+        self, block: int, stream: torch.Tensor, *, hooks: Sequence[Hook], written: Written, stop: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """Run a batch in parts (`sequences_at_once`), which are halved where memory runs out, down to one sequence.
 
@@ -208,10 +244,8 @@ class BlockRunner:
             try:
                 parts = [
                     self._run_part(block, part, hooks=hooks, written=given, stop=stop)
-                    for part, given in zip(
-                        stream.split(at_once),
-                        itertools.repeat(None) if written is None else written.split(at_once),
-                        strict=False,
+                    for part, *given in zip(
+                        stream.split(at_once), *(one.split(at_once) for one in written), strict=True
                     )
                 ]
                 break
@@ -229,20 +263,20 @@ class BlockRunner:
         return after, [torch.cat([seen[index] for _, seen in parts]) for index in range(len(hooks))]
 
     def _run_part(
-        self, block: int, stream: torch.Tensor, *, hooks: Sequence[Hook], written: torch.Tensor | None, stop: bool
+        self, block: int, stream: torch.Tensor, *, hooks: Sequence[Hook], written: Written, stop: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         arguments, after = self._arguments_for(stream)[block], None
         with ExitStack() as stack:
-            if written is not None:
-                module = self.blocks[block]
-                # A norm behind the attention would change `written`, so its output is replaced as well. An attention
-                # returns a pair, with its weights.
-                stack.enter_context(replace_output(self.resolved.attention_write(module), written))
-                stack.enter_context(replace_forward(self.resolved.attention(module), (written, None)))
+            for write, known in zip(self.writes(block) if written else (), written, strict=False):
+                # A norm behind the unit would change what is known, so its output is replaced as well.
+                stack.enter_context(replace_output(write.module, known))
+                if write.unit is not None:
+                    output = (known, *[None] * (write.returns - 1)) if write.returns else known
+                    stack.enter_context(replace_forward(write.unit, output))
             seen = [stack.enter_context(record_values(hook, stop=stop and hook is hooks[-1])) for hook in hooks]
             with suppress(Stop):
                 output = self.blocks[block](stream, *arguments.args, **arguments.kwargs)
-                after = output[0] if isinstance(output, tuple) else output
+                after = first_tensor(output)
         return after, [each[0] for each in seen]
 
     def _arguments_for(self, stream: torch.Tensor) -> list[Arguments]:
@@ -251,19 +285,23 @@ class BlockRunner:
             self.enter(torch.zeros(shape, dtype=torch.long, device=stream.device))
         return self._arguments[shape]
 
-    def run_with_mlp_write(
-        self, block: int, stream: torch.Tensor, *, written: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The stream after `block`, and the write of its MLP; both (batch, positions, d)."""
-        hooks = [self._write(self.resolved.mlp_write(self.blocks[block]))]
-        after, (write,) = self._run(block, stream, hooks=hooks, written=written)
-        return after, self._scaled(write).reshape(after.shape)
+    def writes(self, block: int) -> tuple[BlockWrite, ...]:
+        """What `block` adds to the stream, in the order of computation."""
+        return self.resolved.writes(self.blocks[block])
 
-    def run_attention(self, block: int, stream: torch.Tensor) -> torch.Tensor:
-        """The write of the attention of `block` (batch, positions, d), not scaled; nothing after it is run."""
-        hooks = [self._write(self.resolved.attention_write(self.blocks[block]))]
-        _, (written,) = self._in_parts(block, stream, hooks=hooks, written=None, stop=True)
-        return written.reshape(stream.shape)
+    def run_with_last_write(
+        self, block: int, stream: torch.Tensor, *, written: Written = ()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The stream after `block`, and the write that absorbs a map, with its scale; both (batch, positions, d)."""
+        last = self.writes(block)[-1]
+        after, (write,) = self._run(block, stream, hooks=[self._hook(last)], written=written)
+        return after, _scaled(write, last).reshape(after.shape)
+
+    def run_write(self, block: int, stream: torch.Tensor, number: int, *, written: Written = ()) -> torch.Tensor:
+        """The output (batch, positions, d) of write `number` of `block`, not scaled; nothing after it is run."""
+        hooks = [self._hook(self.writes(block)[number])]
+        _, (output,) = self._in_parts(block, stream, hooks=hooks, written=written, stop=True)
+        return output.reshape(stream.shape)
 
     def project(self, block: int, projection: nn.Module, inputs: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
         """The output of `projection` of `block` for `inputs` (tokens, f), in the shape of the stream `like`."""
@@ -271,95 +309,75 @@ class BlockRunner:
         output: torch.Tensor = projection(inputs)
         return output.reshape(like.shape)
 
-    def run_with_projection_input(
-        self,
-        block: int,
-        stream: torch.Tensor,
-        projection: nn.Module,
-        *,
-        attention: bool,
-        written: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The input of `projection` of `block` (tokens, f), and the stream (batch, positions, d) after its write.
+    def run_with_projection(
+        self, block: int, stream: torch.Tensor, number: int, *, written: Written = ()
+    ) -> ProjectionValues:
+        """What write `number` of `block` computes from the input of its projection, which it must have.
 
-        With `attention` the projection belongs to the attention: the stream is the one between attention and MLP, and
-        nothing after the attention is run. Else it belongs to the MLP, and the stream is the one after the block.
+        Nothing after it is run, unless it is the last one.
         """
-        inputs = Hook(module=projection, on_input=True)
-        if attention:
-            write = self._write(self.resolved.attention_write(self.blocks[block]))
-            _, (read, output) = self._in_parts(block, stream, hooks=[inputs, write], written=None, stop=True)
-            return _flat(read), stream + self._scaled(output).reshape(stream.shape)
-        after, (read,) = self._run(block, stream, hooks=[inputs], written=written)
-        return _flat(read), after
+        writes = self.writes(block)
+        write, stop = writes[number], number < len(writes) - 1
+        assert write.projection is not None
+        projection = write.projection.module
+        hooks = [Hook(module=projection, on_input=True), Hook(module=projection), self._hook(write)]
+        after, (inputs, output, added) = self._in_parts(block, stream, hooks=hooks, written=written, stop=stop)
+        scaled = _scaled(added, write).reshape(stream.shape)
+        if after is None:
+            after = self.with_writes(block, stream, [*written, added])
+        return ProjectionValues(inputs=_flat(inputs), output=_flat(output), written=_flat(scaled), stream=after)
 
-    def run_with_norm(
-        self,
-        block: int,
-        stream: torch.Tensor,
-        projection: nn.Module,
-        norm: nn.Module,
-        *,
-        attention: bool,
-        written: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Input (tokens, f) and output of `projection`, output of the `norm` after it (tokens, d each), and the stream.
+    def with_writes(self, block: int, stream: torch.Tensor, outputs: Written) -> torch.Tensor:
+        """`stream` (batch, positions, d) plus the first writes of `block`, whose `outputs` are not scaled.
 
-        The stream is the one that `run_with_projection_input` returns.
+        Of all writes that is the stream after it; where blocks change the stream, the block is run for that.
         """
-        hooks = [Hook(module=projection, on_input=True), Hook(module=projection), self._write(norm)]
-        reached, (read, given, normed) = self._in_parts(block, stream, hooks=hooks, written=written, stop=attention)
-        scaled = self._scaled(normed)
-        if reached is None:
-            reached = stream + scaled.reshape(stream.shape)
-        return _flat(read), _flat(given), _flat(scaled), reached
+        if self.resolved.layout.changes_stream:
+            return self.run(block, stream, written=outputs)
+        for output, write in zip(outputs, self.writes(block), strict=False):
+            stream = stream + _scaled(output, write).reshape(stream.shape)
+        return stream
 
-    def input_of(
-        self, block: int, stream: torch.Tensor, reader: nn.Module, *, written: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def input_of(self, block: int, stream: torch.Tensor, reader: nn.Module, *, written: Written = ()) -> torch.Tensor:
         """The input of `reader`, a module of `block` (tokens, f); nothing after it is run."""
         hooks = [Hook(module=reader, on_input=True)]
         return _flat(self._in_parts(block, stream, hooks=hooks, written=written, stop=True)[1][0])
 
-    def run_with_writes(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The stream after `block`, and the writes of its attention and its MLP, (tokens, d) each."""
-        modules = [write(self.blocks[block]) for write in (self.resolved.attention_write, self.resolved.mlp_write)]
-        after, seen = self._run(block, stream, hooks=[self._write(module) for module in modules], written=None)
-        return after, _flat(self._scaled(seen[0])), _flat(self._scaled(seen[1]))
+    def run_with_writes(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The stream after `block` (batch, positions, d), and all its writes, (tokens, d) each."""
+        writes = self.writes(block)
+        after, seen = self._run(block, stream, hooks=[self._hook(write) for write in writes], written=())
+        return after, [_flat(_scaled(output, write)) for output, write in zip(seen, writes, strict=True)]
 
-    def _write(self, module: nn.Module) -> Hook:
-        return Hook(module=module, copy=self.resolved.layout.added_in_place)
-
-    def _scaled(self, output: torch.Tensor) -> torch.Tensor:
-        """A recorded output as it is added to the stream."""
-        scale = self.resolved.write_scale
-        return output if scale == 1 else output * scale
+    def _hook(self, write: BlockWrite) -> Hook:
+        return Hook(module=write.module, copy=self.resolved.layout.added_in_place)
 
     def leave(self, stream: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """The logits (batch, positions, vocabulary) for the stream after the last block."""
-        with self._stubs([OutputStub(stream, as_tuple=self.resolved.layout.block_returns_tuple)]):
+        with self._stubs([OutputStub(self.blocks[-1], stream, returns=self.resolved.layout.block_returns)]):
             logits = self._model(tokens).logits
         assert isinstance(logits, torch.Tensor)
         return logits
 
     def _model(self, tokens: torch.Tensor) -> CausalLMOutput:
-        off = dict.fromkeys(self.resolved.layout.switched_off, False)
-        output: CausalLMOutput = self.resolved.model(input_ids=tokens, use_cache=False, **off)
+        output: CausalLMOutput = self.resolved.model(
+            input_ids=tokens, use_cache=False, **without_side_outputs(self.resolved.model)
+        )
         return output
 
     def prove(self, tokens: torch.Tensor) -> float:
         """Run the residual check on every block; returns the largest relative error. Raises `NumericalFailure`."""
         stream, worst = self.enter(tokens), 0.0
         for index in range(len(self.blocks)):
-            after, attention, mlp = self.run_with_writes(index, stream)
-            width = after.shape[-1]
-            error = check_residual(
-                block=index,
-                before=stream.reshape(-1, width),
-                after=after.reshape(-1, width),
-                attention=attention,
-                mlp=mlp,
-            )
+            if self.resolved.layout.changes_stream:
+                after, write = self.run_with_last_write(index, stream)
+                module = self.writes(index)[-1].module
+                with module.register_forward_hook(lambda _module, _inputs, output: output * 2):
+                    more = self.run(index, stream)
+                error = check_residual(block=index, before=_flat(after), after=_flat(more), writes=[_flat(write)])
+            else:
+                after, writes = self.run_with_writes(index, stream)
+                error = check_residual(block=index, before=_flat(stream), after=_flat(after), writes=writes)
             worst, stream = max(worst, error), after
         return worst
 
@@ -376,6 +394,16 @@ def sequences_at_once(stream: torch.Tensor, *, is_lazy: bool) -> int:
         return len(stream)
     most = max(1, PART_BYTES // ((4 if is_lazy else 1) * MLP_WIDTH * stream[0].nbytes))
     return math.ceil(len(stream) / math.ceil(len(stream) / most))
+
+
+def without_side_outputs(model: nn.Module) -> dict[str, bool]:
+    """Arguments of a model's forward that switch off what it would compute from more than the stream."""
+    return {ROUTER_LOGITS: False} if ROUTER_LOGITS in inspect.signature(model.forward).parameters else {}
+
+
+def _scaled(output: torch.Tensor, write: BlockWrite) -> torch.Tensor:
+    """A recorded output as it is added to the stream."""
+    return output if write.scale == 1 else output * write.scale
 
 
 def _flat(values: torch.Tensor) -> torch.Tensor:

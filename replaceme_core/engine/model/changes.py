@@ -14,11 +14,11 @@ from torch import nn
 
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.lazy_model import BlockReader, block_reader, load_block
-from replaceme_core.engine.numerics.solve import fold_norm, fold_projection
+from replaceme_core.engine.numerics.solve import folded
 from replaceme_core.engine.numerics.sums import PRODUCT_DTYPE, SOLVE_DTYPE
 from replaceme_core.errors import InvalidInput, NumericalFailure
-from replaceme_core.families.layout import FoldKind, follow_blocks
-from replaceme_core.families.resolve import ResolvedModel
+from replaceme_core.families.layout import Weight, follow_blocks
+from replaceme_core.families.resolve import ResolvedModel, along
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -42,7 +42,7 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedCut:
-    """A cut and its map T = I + `delta` (d, d), applied to what the MLP of the anchor block writes.
+    """A cut and its map T = I + `delta` (d, d), applied to the last write of the anchor block, its MLP's.
 
     `delta` is diagonal in families that can absorb diagonal maps only.
     """
@@ -109,7 +109,7 @@ class Variant:
             if block in self.removed:
                 continue
             if block in deltas:
-                kept, write = block_runner.run_with_mlp_write(block, stream)
+                kept, write = block_runner.run_with_last_write(block, stream)
                 stream = compensate(kept, write, delta=deltas[block])
             else:
                 stream = block_runner.run(block, stream)
@@ -119,9 +119,9 @@ class Variant:
 def run_pruned(
     block_runner: BlockRunner, stream: torch.Tensor, *, done: Sequence[FittedCut], until: int, since: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run blocks `since` to `until` as if `done` were folded; returns the stream after `until` and its MLP's write."""
+    """Run blocks `since` to `until` as if `done` were folded; returns the stream after `until` and its last write."""
     reached = Variant.of(done).run(block_runner, stream, since=since, until=until)
-    return block_runner.run_with_mlp_write(until, reached)
+    return block_runner.run_with_last_write(until, reached)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,27 +136,31 @@ class WeightChange:
     def parameters(self) -> tuple[str, ...]:
         return (self.parameter,)
 
-    def applied(self, weight: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
-        """The changed `weight`, computed in `dtype`."""
-        return weight.to(dtype) + self.change.to(weight.device, dtype)
+    def applied(self, _parameter: str, values: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
+        """The changed `values` of a parameter, computed in `dtype`."""
+        return values.to(dtype) + self.change.to(values.device, dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingChange:
-    """The input of `parameters` of block `block` of the source is multiplied by I + `change` (d, d) first.
+    """The input of `weights` of block `block` of the source is multiplied by I + `change` (d, d) first.
 
-    The map is folded into the parameters, which are (..., d) each, or (d, f) where `transposed`.
+    The map is folded into the weights, along their axes of the stream.
     """
 
     block: int
-    parameters: tuple[str, ...]
-    transposed: bool
+    weights: tuple[Weight, ...]
     change: torch.Tensor
 
-    def applied(self, weight: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
-        """The changed `weight`, computed in `dtype`."""
-        wide, change = weight.to(dtype), self.change.to(weight.device, dtype)
-        return wide + (change @ wide if self.transposed else wide @ change.T)
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return tuple(weight.path for weight in self.weights)
+
+    def applied(self, parameter: str, values: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
+        """The changed `values` of a parameter, computed in `dtype`."""
+        axis = next(weight.axis for weight in self.weights if weight.path == parameter)
+        wide = values.to(dtype)
+        return wide + along(wide, self.change.to(values.device, dtype).T, axis=axis)
 
 
 Change = WeightChange | ReadingChange
@@ -173,12 +177,12 @@ def try_changes(blocks: nn.ModuleList) -> Iterator[Callable[[Change], None]]:
         if reader is not None:
             readers.append(reader)
             for parameter in one.parameters:
-                reader.change(parameter, partial(_tried, one))
+                reader.change(parameter, partial(_tried, one, parameter))
             return
         for parameter in one.parameters:
             weight = blocks[one.block].get_parameter(parameter)
             originals.append((weight, weight.data))
-            weight.data = _tried(one, weight.data)
+            weight.data = _tried(one, parameter, weight.data)
 
     try:
         yield put
@@ -189,8 +193,8 @@ def try_changes(blocks: nn.ModuleList) -> Iterator[Callable[[Change], None]]:
             reader.restore()
 
 
-def _tried(one: Change, weight: torch.Tensor) -> torch.Tensor:
-    return one.applied(weight, dtype=torch.promote_types(weight.dtype, PRODUCT_DTYPE)).to(weight.dtype)
+def _tried(one: Change, parameter: str, values: torch.Tensor) -> torch.Tensor:
+    return one.applied(parameter, values, dtype=torch.promote_types(values.dtype, PRODUCT_DTYPE)).to(values.dtype)
 
 
 @torch.no_grad()
@@ -200,7 +204,7 @@ def apply_changes(resolved: ResolvedModel, changes: Sequence[Change]) -> None:
         block = load_block(resolved.blocks[one.block])
         for parameter in one.parameters:
             weight = block.get_parameter(parameter)
-            values = one.applied(weight, dtype=SOLVE_DTYPE).to(weight.dtype)
+            values = one.applied(parameter, weight, dtype=SOLVE_DTYPE).to(weight.dtype)
             if not torch.isfinite(values).all():
                 raise NumericalFailure(
                     f"{parameter} of block {one.block} overflows {weight.dtype} after its change; try a larger ridge"
@@ -221,34 +225,26 @@ def kept_blocks(blocks: int, removed: Sequence[int]) -> list[int]:
 
 @torch.no_grad()
 def fold(resolved: ResolvedModel, fitted: FittedCut) -> None:
-    """Fold the map into all weights of the anchor block that write the output of its MLP, in place."""
-    for target in resolved.fold_targets(load_block(resolved.blocks[fitted.cut.anchor])):
-        match target.kind:
-            case FoldKind.LINEAR:
-                weight, bias = fold_projection(target.weight, target.bias, delta=fitted.delta)
-            case FoldKind.CONV1D:
-                weight, bias = fold_projection(target.weight.T, target.bias, delta=fitted.delta)
-                weight = weight.T
-            case FoldKind.EXPERTS:  # one at a time: all in float64 at once would be four times their size
-                for expert in target.weight:
-                    expert.copy_(fold_projection(expert, None, delta=fitted.delta)[0])
-                continue
-            case FoldKind.NORM | FoldKind.NORM_PLUS_ONE:
-                offset = 1.0 if target.kind is FoldKind.NORM_PLUS_ONE else 0.0
-                weight, bias = fold_norm(target.weight, delta=fitted.delta, offset=offset), None
-        target.weight.copy_(weight)
-        if target.bias is not None and bias is not None:
-            target.bias.copy_(bias)
+    """Fold the map into all weights of the anchor block that absorb it, in place."""
+    block = load_block(resolved.blocks[fitted.cut.anchor])
+    for weight in resolved.writes(block)[-1].folds:
+        parameter = block.get_parameter(weight.path)
+        # Experts one at a time: all in float64 at once would be four times their size.
+        if parameter.dim() > 2 and weight.axis > 0:
+            for expert in parameter:
+                expert.copy_(folded(expert, delta=fitted.delta, axis=weight.axis - 1))
+        else:
+            parameter.copy_(folded(parameter, delta=fitted.delta, axis=weight.axis, offset=weight.offset))
 
 
 @torch.no_grad()
 def scale_final_norm(resolved: ResolvedModel, scale: float) -> None:
     """Multiply the output of the final norm by `scale`: its weight (and bias) in place, in float64, cast once."""
-    if scale == 1:
+    norm, weight = resolved.final_norm, resolved.layout.final_norm
+    if scale == 1 or norm is None or weight is None:
         return
-    offset = 1.0 if resolved.layout.final_norm.kind is FoldKind.NORM_PLUS_ONE else 0.0
-    for name, parameter in resolved.final_norm.named_parameters():
-        shift = offset if name == "weight" else 0.0
+    for name, parameter in norm.named_parameters():
+        shift = weight.offset or 0.0 if name == "weight" else 0.0
         parameter.copy_((parameter.to(SOLVE_DTYPE) + shift) * scale - shift)
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from replaceme_core.errors import BrokenModel
-from replaceme_core.families.table import FAMILIES
+from replaceme_core.families.layout import FAMILIES
 from replaceme_core.hub.model_config import admit_config, refuse_file_keys
 from replaceme_core.wording import shorten
 

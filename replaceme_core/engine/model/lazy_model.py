@@ -33,8 +33,7 @@ from replaceme_core.engine.model.known_keys import GENERATION_CONFIG
 from replaceme_core.engine.model.load import does_not_fit, load_config, load_model, load_quantized, private_view
 from replaceme_core.engine.model.safetensors_io import StoredTensor, tensors_of
 from replaceme_core.errors import BrokenModel
-from replaceme_core.families.layout import Layout
-from replaceme_core.families.table import lookup
+from replaceme_core.families.layout import Layout, lookup
 from replaceme_core.hub.model_files import weight_files
 from replaceme_core.library_errors import library_errors
 from replaceme_core.request.resolve import ResolvedCompute

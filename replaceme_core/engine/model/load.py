@@ -36,9 +36,8 @@ from replaceme_core.engine.model.known_keys import (
 from replaceme_core.engine.model.safetensors_io import STORED_DTYPES, all_finite, tensors_of
 from replaceme_core.engine.text.limits import ends_badly
 from replaceme_core.errors import BrokenModel, InvalidInput
-from replaceme_core.families.layout import Layout
+from replaceme_core.families.layout import Layout, lookup
 from replaceme_core.families.resolve import resolve
-from replaceme_core.families.table import lookup
 from replaceme_core.hub.files import read_json_file
 from replaceme_core.hub.model_config import admit_config, check_weights
 from replaceme_core.hub.model_files import CONFIG, INDEX, SINGLE, read_config, side_files, weight_files

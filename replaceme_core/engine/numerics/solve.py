@@ -87,35 +87,17 @@ def check_rank(*, tokens: int, width: int, diagonal: bool = False) -> None:
         )
 
 
-def fold_projection(
-    weight: torch.Tensor, bias: torch.Tensor | None, *, delta: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """`W <- T' W` and `b <- T' b` for T = I + `delta`, so that `x W' + b` becomes `(x W' + b) T`.
+def folded(values: torch.Tensor, *, delta: torch.Tensor, axis: int = -1, offset: float | None = None) -> torch.Tensor:
+    """The `values` of a weight or bias whose `axis`, of length d, is multiplied by T = I + `delta`.
 
-    `weight` is (d, f) as `torch.nn.Linear` keeps it, `bias` (d,), `delta` (d, d) in float64. Computed in float64
-    and cast once to the dtype of the weight. Raises `NumericalFailure` if the result overflows that dtype.
+    Of a linear weight (d, f) that is `W <- T' W`, with axis 0, so that `x W'` becomes `x W' T`. With an `offset` it is
+    the weight w (d,) of a norm `(offset + w) * x`, for which `delta` (d, d) must be diagonal. Computed in float64 and
+    cast once to the dtype of `values`. Raises `NumericalFailure` if the result overflows that dtype.
     """
-    change = delta.T.to(weight.device)
-    folded = (weight.to(SOLVE_DTYPE) + change @ weight.to(SOLVE_DTYPE)).to(weight.dtype)
-    shifted = None if bias is None else (bias.to(SOLVE_DTYPE) + change @ bias.to(SOLVE_DTYPE)).to(bias.dtype)
-    _check_fits(folded, shifted)
-    return folded, shifted
-
-
-def fold_norm(weight: torch.Tensor, *, delta: torch.Tensor, offset: float) -> torch.Tensor:
-    """The weight w of a norm `(offset + w) * x` whose output is the old one multiplied by T = I + `delta`.
-
-    `weight` is (d,), `delta` (d, d) in float64 and diagonal: no other map can be folded here. Precision and errors as
-    `fold_projection`.
-    """
-    diagonal = delta.diagonal().to(weight.device)
-    assert torch.equal(delta.diagonal().diag(), delta), "a norm can absorb a diagonal map only"
-    folded = (weight.to(SOLVE_DTYPE) + diagonal * (offset + weight.to(SOLVE_DTYPE))).to(weight.dtype)
-    _check_fits(folded)
-    return folded
-
-
-def _check_fits(*folded: torch.Tensor | None) -> None:
-    for one in folded:
-        if one is not None and not torch.isfinite(one).all():
-            raise NumericalFailure(f"the folded weights overflow {one.dtype}; try a larger ridge")
+    assert offset is None or torch.equal(delta.diagonal().diag(), delta), "a norm can absorb a diagonal map only"
+    wide = torch.movedim(values.to(SOLVE_DTYPE), axis, -1)
+    changed = wide + (wide + (offset or 0.0)) @ delta.to(values.device)
+    result = torch.movedim(changed, -1, axis).to(values.dtype)
+    if not torch.isfinite(result).all():
+        raise NumericalFailure(f"the folded weights overflow {result.dtype}; try a larger ridge")
+    return result

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from api.main import create_app
 from replaceme_core.errors import AccessDenied, InvalidInput
-from replaceme_core.families.table import FAMILIES
+from replaceme_core.families.layout import FAMILIES
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.tables import JobRow
@@ -80,7 +80,7 @@ def test_families(client: TestClient) -> None:
     assert "do_layer_norm_before" in rows["opt"]["reason"]
     assert rows["gemma2"]["structures"] == ["diagonal"]
     assert "merge" not in rows["gemma2"]["methods"]
-    assert (rows["jamba"]["supported"], rows["jamba"]["methods"]) == (False, [])
+    assert (rows["bert"]["supported"], rows["bert"]["methods"]) == (False, [])
 
 
 def test_the_documentation_loads_nothing_from_another_host(client: TestClient) -> None:

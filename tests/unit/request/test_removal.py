@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import InvalidInput
-from replaceme_core.families.table import FAMILIES
+from replaceme_core.families.layout import FAMILIES
 from replaceme_core.hub.model_config import ModelOutline
 from replaceme_core.request.removal import Allows, blocks_to_remove, depths_of, keep_pattern, ratio_of
 from replaceme_core.request.spec import CompressionSpec

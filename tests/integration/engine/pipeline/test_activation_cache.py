@@ -108,7 +108,7 @@ def test_a_failed_run_leaves_no_draft(source: Path, monkeypatch: pytest.MonkeyPa
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no more")
 
-    monkeypatch.setattr("replaceme_core.engine.model.block_runner.BlockRunner.run_with_mlp_write", fail)
+    monkeypatch.setattr("replaceme_core.engine.model.block_runner.BlockRunner.run_with_last_write", fail)
     with pytest.raises(RuntimeError, match="no more"):
         run(cached(source, "first"))
     assert entries(source) == []

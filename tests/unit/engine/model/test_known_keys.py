@@ -140,5 +140,5 @@ def test_keys_of_earlier_versions_still_count(model_type: str, keys: dict[str, o
 
 
 def test_a_type_that_only_evaluate_reads_is_left_as_it_is(tmp_path: Path) -> None:
-    config = load_config(write(tmp_path / "model", {"model_type": "bloom", "n_head": 4, "something": 1}))
+    config = load_config(write(tmp_path / "model", {"model_type": "openai-gpt", "n_head": 4, "something": 1}))
     assert config.to_dict()["something"] == 1

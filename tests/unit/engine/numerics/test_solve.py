@@ -7,7 +7,7 @@ import torch
 
 from replaceme_core.engine.numerics import solve as module
 from replaceme_core.engine.numerics.cosine import BATCH_TOKENS, CosineFit, CosineTokens, annealed
-from replaceme_core.engine.numerics.solve import check_rank, choose_ridge, fold_norm, fold_projection, solve_delta
+from replaceme_core.engine.numerics.solve import check_rank, choose_ridge, folded, solve_delta
 from replaceme_core.engine.numerics.stream import Stream
 from replaceme_core.engine.numerics.sums import Moments
 from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
@@ -149,9 +149,9 @@ def test_folded_is_applied(with_bias: bool) -> None:
     delta = torch.randn(6, 6, dtype=torch.float64, generator=generator)
     inputs = torch.randn(20, 10, dtype=torch.float64, generator=generator)
     write = torch.nn.functional.linear(inputs, weight, bias)
-    folded, shifted = fold_projection(weight, bias, delta=delta)
-    torch.testing.assert_close(torch.nn.functional.linear(inputs, folded, shifted), write + write @ delta)
-    assert (shifted is None) == (bias is None)
+    turned, shifted = folded(weight, delta=delta, axis=0), None if bias is None else folded(bias, delta=delta)
+    torch.testing.assert_close(torch.nn.functional.linear(inputs, turned, shifted), write + write @ delta)
+    assert torch.equal(folded(weight.T, delta=delta, axis=1), turned.T)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])
@@ -161,28 +161,28 @@ def test_a_diagonal_map_goes_into_the_weight_of_a_norm(offset: float) -> None:
     delta = torch.randn(6, dtype=torch.float64, generator=generator).diag()
     normed = torch.randn(20, 6, dtype=torch.float64, generator=generator)
     write = normed * (offset + weight)
-    folded = fold_norm(weight, delta=delta, offset=offset)
-    torch.testing.assert_close(normed * (offset + folded), write + write @ delta)
-    assert torch.equal(fold_norm(weight, delta=torch.zeros_like(delta), offset=offset), weight)
+    turned = folded(weight, delta=delta, offset=offset)
+    torch.testing.assert_close(normed * (offset + turned), write + write @ delta)
+    assert torch.equal(folded(weight, delta=torch.zeros_like(delta), offset=offset), weight)
 
 
 def test_it_is_rounded_once() -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(6, 10, generator=generator).bfloat16()
     delta = torch.randn(6, 6, dtype=torch.float64, generator=generator)
-    folded, _ = fold_projection(weight, None, delta=delta)
-    assert folded.dtype == torch.bfloat16
-    assert torch.equal(folded, (weight.double() + delta.T @ weight.double()).bfloat16())
+    turned = folded(weight, delta=delta, axis=0)
+    assert turned.dtype == torch.bfloat16
+    assert torch.equal(turned, (weight.double() + (weight.double().T @ delta).T).bfloat16())
 
 
 def test_a_map_that_the_dtype_or_the_norm_cannot_hold_is_an_error() -> None:
     large = torch.eye(2, dtype=torch.float64) * 1e6
     with pytest.raises(NumericalFailure, match=r"torch\.float16"):
-        fold_projection(torch.ones(2, 2).half(), None, delta=large)
+        folded(torch.ones(2, 2).half(), delta=large, axis=0)
     with pytest.raises(NumericalFailure, match=r"torch\.float16"):
-        fold_norm(torch.ones(2).half(), delta=large, offset=0.0)
+        folded(torch.ones(2).half(), delta=large, offset=0.0)
     with pytest.raises(AssertionError, match="diagonal"):
-        fold_norm(torch.ones(2), delta=torch.ones(2, 2, dtype=torch.float64), offset=0.0)
+        folded(torch.ones(2), delta=torch.ones(2, 2, dtype=torch.float64), offset=0.0)
 
 
 RATE = 3e-3
