@@ -31,8 +31,9 @@ from pathlib import Path
 import torch
 import transformers
 from pydantic import TypeAdapter
+from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -48,6 +49,7 @@ from benchmarks.harness.tiny_models import (
     WIDTH,
     Fields,
     built,
+    class_for,
     first_line,
     fitting_sizes,
     on_meta,
@@ -60,6 +62,7 @@ from replaceme_core.engine.model.changes import Cut, FittedCut, fold, remove_blo
 from replaceme_core.errors import NumericalFailure, UnsupportedFamily
 from replaceme_core.families.discover import NotFound, discover, merged_kinds
 from replaceme_core.families.layout import (
+    OWN_FIELDS,
     Known,
     Layout,
     MapStructure,
@@ -102,13 +105,26 @@ BY_HAND = (
         reason="cross attention is a third write to the stream, and needs the states of an encoder",
     ),
     Requirement(
+        field="hidden_size_per_layer_input",
+        allowed=(None, 0),
+        reason="each block reads inputs of its own, in a table of one width for all blocks",
+    ),
+    Requirement(
+        field="num_kv_shared_layers",
+        allowed=(None, 0),
+        reason="its last blocks read keys and values of other blocks",
+    ),
+    Requirement(
         field="use_bidirectional_attention",
         allowed=(None, False),
         reason=REASONS["use_bidirectional_attention"],
     ),
 )
-"""Requirements of every type with the field, that a run on text may not show: in some types only a fast attention
-looks at the second one."""
+"""Requirements of every type with the field, that a run on text or on one config may not show: in some types only a
+fast attention looks at the last one."""
+
+LAST_STAYS = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
+"""Their class makes the last block one of full attention, whatever the config says."""
 
 IRRELEVANT = """
     return_dict output_hidden_states output_attentions torchscript use_cache tie_word_embeddings is_encoder_decoder
@@ -139,24 +155,35 @@ def find(model_type: str) -> Outcome:
 def _find(model_type: str) -> Layout:
     sizes = fitting_sizes(model_type)
     base = tiny_config(model_type, **sizes)
-    aliases = getattr(type(base), "attribute_map", {})
+    text = base.get_text_config()
+    part = next((name for name in type(base).sub_configs if getattr(base, name, None) is text), None)
+    if hasattr(getattr(base, "vision_config", None), "deepstack_visual_indexes"):
+        raise NotFound("it adds what it sees in images to the first blocks of its language model, by their index")
+    aliases = getattr(type(text), "attribute_map", {})
     row = replace(
         discover(built(base), tokens()),
         model_type=model_type,
+        text=part,
+        text_type=None if part is None else text.model_type,
+        auto_class=class_for(base).__name__,
         block_count=aliases.get("num_hidden_layers", "num_hidden_layers"),
         width=aliases.get("hidden_size", "hidden_size"),
-        tied=bool(type(base)().tie_word_embeddings),
+        tied=bool(type(base)().tie_word_embeddings),  # of the whole model
     )
-    row = replace(row, stored_blocks=stored_blocks(row, base))
+    own = text.to_dict().get(OWN_FIELDS) or {}
+    names = {name: None for fields_of_block in own.values() for name in fields_of_block}
+    row = replace(
+        row, stored_blocks=stored_blocks(row, base), own_fields=tuple(names), keeps_last=model_type in LAST_STAYS
+    )
     turned: dict[str, PreTrainedConfig] = {}
-    for field, value in flags(base):
+    for field, value in flags(text):
         with contextlib.suppress(Exception):  # not built that way, so nobody has such a model
             config = tiny_config(model_type, **{**sizes, field: not value})
             run(config)
             turned[field] = config
     row = with_rules(row, [base, *turned.values()])
     prove(row, base)
-    requirements = [one for one in BY_HAND if one.field in base.to_dict()]
+    requirements = [one for one in BY_HAND if one.field in text.to_dict()]
     for field, config in turned.items():
         if any(one.field == field for one in requirements):
             continue
@@ -173,22 +200,29 @@ def _find(model_type: str) -> Layout:
             prove(wider, base)
             row = wider
         except NotFound as error:
-            value = getattr(base, field)
+            value = getattr(text, field)
             reason = REASONS.get(field, str(error))
             requirements.append(Requirement(field=field, allowed=tuple({None: None, value: None}), reason=reason))
     return replace(row, requires=tuple(requirements))
 
 
 def stored_blocks(row: Layout, config: PreTrainedConfig) -> tuple[str, ...]:
-    """The paths that transformers renames to that of the blocks when it loads files."""
-    found = []
-    for one in get_model_conversion_mapping(on_meta(config)):
+    """Other paths of the list of blocks in files: what transformers writes, and what it renames when it loads."""
+    model, found = built(config), dict[str, None]()
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        with safe_open(f"{directory}/model.safetensors", framework="pt") as stored:
+            places = {match.groups() for name in list(stored.keys()) if (match := re.match(r"(.+?)\.(\d+)\.", name))}
+    for path, _ in sorted(places):
+        if {number for other, number in places if other == path} == {str(number) for number in range(BLOCKS)}:
+            found[path] = None
+    for one in get_model_conversion_mapping(model):
         if isinstance(one, WeightRenaming):
             for source, target in itertools.product(one.source_patterns, one.target_patterns):
-                plain, path = source.replace("\\", "").lstrip("^").rstrip("."), f"{row.blocks}."
+                plain, path = re.sub(r"\(\?!.*\)|[\^\\]", "", source).rstrip("."), f"{row.blocks}."
                 if path.startswith(f"{target.rstrip('.')}."):
-                    found.append(f"{plain}{row.blocks[len(target.rstrip('.')) :]}")
-    return tuple(dict.fromkeys(found))
+                    found[f"{plain}{row.blocks[len(target.rstrip('.')) :]}"] = None
+    return tuple(path for path in found if path != row.blocks)
 
 
 def flags(config: PreTrainedConfig) -> Iterator[tuple[str, bool]]:
@@ -210,7 +244,7 @@ def kinds_of(config: PreTrainedConfig, row: Layout) -> list[object]:
     except Exception as error:  # whatever a type raises for a config that it does not admit
         raise NotFound(f"a config without some blocks cannot be built: {first_line(error)}") from None
     assert isinstance(blocks, nn.ModuleList)
-    lists = [getattr(config, name, None) for name in row.per_layer_lists]
+    lists = [getattr(config.get_text_config(), name, None) for name in row.per_layer_lists]
     if any(len(values) != len(blocks) for values in lists if isinstance(values, list | tuple)):
         raise NotFound("a list of its config has not one entry for each block")
     return [
@@ -222,7 +256,7 @@ def kinds_of(config: PreTrainedConfig, row: Layout) -> list[object]:
 def followed(config: PreTrainedConfig, row: Layout, kept: Sequence[int]) -> PreTrainedConfig:
     """The config of the blocks that are kept. Raises `NotFound` where its class does not admit that."""
     changed = deepcopy(config)
-    follow_blocks(changed, layout=row, kept=kept)
+    follow_blocks(changed.get_text_config(), layout=row, kept=kept)
     try:
         return type(changed).from_dict(changed.to_dict())
     except Exception as error:  # whatever the class raises
@@ -232,7 +266,7 @@ def followed(config: PreTrainedConfig, row: Layout, kept: Sequence[int]) -> PreT
 LAYER_TYPES = "layer_types"
 """transformers checks in any config that has this list that it has one entry for each block."""
 
-REMOVALS = ([1], [2], [4, 5], [2, 3], [1, 3], [2, 3, 4])
+REMOVALS = ([1], [2], [5], [4, 5], [2, 3], [1, 3], [2, 3, 4])
 
 
 def follows(config: PreTrainedConfig, row: Layout) -> bool:
@@ -242,6 +276,8 @@ def follows(config: PreTrainedConfig, row: Layout) -> bool:
         if len(before) != BLOCKS:
             return False
         for removed in REMOVALS:
+            if row.keeps_last and BLOCKS - 1 in removed:
+                continue
             kept = [block for block in range(BLOCKS) if block not in removed]
             wanted = [before[block] for block in kept]
             if all(one in wanted for one in before) and kinds_of(followed(config, row, kept), row) != wanted:
@@ -253,10 +289,11 @@ def follows(config: PreTrainedConfig, row: Layout) -> bool:
 
 def with_rules(row: Layout, configs: Sequence[PreTrainedConfig]) -> Layout:
     """The row with what the fields of a config say of single blocks, each seen in one of the `configs` at least."""
-    base, fields = configs[0], configs[0].to_dict()
+    base, fields = configs[0], configs[0].get_text_config().to_dict()
+    text = base.get_text_config()
     lists = dict.fromkeys(name for name, value in fields.items() if _is_by_block(value))
-    is_property = isinstance(getattr(type(base), LAYER_TYPES, None), property)
-    if not is_property and LAYER_TYPES not in getattr(type(base), "attribute_map", {}):
+    is_property = isinstance(getattr(type(text), LAYER_TYPES, None), property)
+    if not is_property and LAYER_TYPES not in getattr(type(text), "attribute_map", {}):
         lists[LAYER_TYPES] = None
     row = replace(row, per_layer_lists=tuple(lists))
     live = [name for name in fields if any(_changes_kinds(config, row, name) for config in configs)]
@@ -282,12 +319,14 @@ def with_rules(row: Layout, configs: Sequence[PreTrainedConfig]) -> Layout:
     for name in fields:
         if name not in live and any(_changes_lists(config, row, name) for config in configs):
             ruled = replace(row, thresholds=(*row.thresholds, name))
-            regular = all(not irregular_lists(one, layout=ruled) for one in _followed_by_all(configs, ruled))
+            regular = all(
+                not irregular_lists(one.get_text_config(), layout=ruled) for one in all_followed(configs, ruled)
+            )
             row = ruled if regular else replace(row, steps=(*row.steps, *dict.fromkeys((name, name.lstrip("_")))))
     near = [_with(base, {name: value}) for name in live for value in (1, 2, 3, 4) if isinstance(fields[name], int)]
     row = replace(row, neighbours_differ=all(unlike(config, row) for config in (base, *near) if config is not None))
     if not all(follows(config, row) for config in configs):
-        row = replace(row, computed_lists=tuple(name for name in dir(base) if _is_by_block(_property(base, name))))
+        row = replace(row, computed_lists=tuple(name for name in dir(text) if _is_by_block(_property(text, name))))
     return row
 
 
@@ -315,7 +354,7 @@ def _is_indices(value: object) -> bool:
     return all(one < other for one, other in itertools.pairwise([-1, *value, BLOCKS]))
 
 
-def _followed_by_all(configs: Sequence[PreTrainedConfig], row: Layout) -> Iterator[PreTrainedConfig]:
+def all_followed(configs: Sequence[PreTrainedConfig], row: Layout) -> Iterator[PreTrainedConfig]:
     for config in configs:
         for removed in REMOVALS:
             with contextlib.suppress(NotFound):
@@ -324,14 +363,17 @@ def _followed_by_all(configs: Sequence[PreTrainedConfig], row: Layout) -> Iterat
 
 def _with(config: PreTrainedConfig, changes: Fields) -> PreTrainedConfig | None:
     """The config with other values of some fields; `None` where its class does not admit them."""
+    fields, text = config.to_dict(), config.get_text_config()
+    part = next((name for name in type(config).sub_configs if getattr(config, name, None) is text), None)
     with contextlib.suppress(Exception):
-        return type(config).from_dict({**config.to_dict(), **changes})
+        whole = {**fields, **changes} if part is None else {**fields, part: {**fields[part], **changes}}
+        return type(config).from_dict(whole)
     return None
 
 
 def _changes_kinds(config: PreTrainedConfig, row: Layout, name: str) -> bool:
     """Whether another value of the field gives other kinds of blocks, or another order of them."""
-    value = config.to_dict().get(name)
+    value = config.get_text_config().to_dict().get(name)
     if value is None or _is_indices(value):
         tries: list[object] = [[1, 3], [2]]
     elif type(value) is int and value <= 2 * BLOCKS and name != row.block_count:
@@ -357,7 +399,8 @@ def order(kinds: Sequence[object]) -> list[int]:
 
 def _changes_lists(config: PreTrainedConfig, row: Layout, name: str) -> bool:
     """Whether the class computes lists of another order for another value of the field, where it has none."""
-    fields = config.to_dict()
+    text = config.get_text_config()
+    fields = text.to_dict()
     value = fields.get(name)
     if type(value) is not int or value > 2 * BLOCKS or name == row.block_count:
         return False
@@ -365,7 +408,7 @@ def _changes_lists(config: PreTrainedConfig, row: Layout, name: str) -> bool:
     orders = []
     for other in (1, 2, 3):
         with contextlib.suppress(Exception):
-            computed = type(config).from_dict({**free, name: other, name.lstrip("_"): other})
+            computed = type(text).from_dict({**free, name: other, name.lstrip("_"): other})
             orders.append([order(getattr(computed, each, None) or ()) for each in row.per_layer_lists])
     return any(one != orders[0] for one in orders)
 
@@ -383,7 +426,8 @@ def prove(row: Layout, config: PreTrainedConfig) -> None:
             kept = [block for block in range(BLOCKS) if block not in removed]
             if any(one not in [before[block] for block in kept] for one in before):
                 continue  # some types need a block of each kind
-            if not keeps_pattern(config, layout=row, removed=removed) and row.computed_lists:
+            keeps = keeps_pattern(config.get_text_config(), layout=row, removed=removed)
+            if (row.computed_lists or row.keeps_last) and not keeps:
                 continue
             if kinds_of(followed(config, row, kept), row) != [before[block] for block in kept]:
                 raise NotFound("each of its blocks is computed from its index, so none can go without changing others")
@@ -441,7 +485,7 @@ def _prove_pruned(row: Layout, config: PreTrainedConfig, removed: Sequence[int])
     remove_blocks(resolved, list(removed))
     with tempfile.TemporaryDirectory() as directory, torch.no_grad():
         resolved.model.save_pretrained(directory)
-        again = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
+        again = class_for(config).from_pretrained(directory, attn_implementation="eager").eval()
         with contextlib.suppress(Exception):
             again.set_experts_implementation("eager")
         close("what is loaded again gives other logits", logits(again), wanted)
@@ -477,6 +521,8 @@ def close(failure: str, one: torch.Tensor, other: torch.Tensor, *, tolerance: fl
 
 # The table and its page.
 
+WRAPPERS = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
 GROUPS: tuple[tuple[Mapping[str, object], str], ...] = (
     (
         MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -484,7 +530,7 @@ GROUPS: tuple[tuple[Mapping[str, object], str], ...] = (
         "decoder-only language model",
     ),
     (
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        WRAPPERS,
         "it wraps a language model together with a vision or audio tower; save its language model alone and compress "
         "that",
     ),
@@ -501,7 +547,9 @@ def refusals(outcomes: Iterable[Outcome]) -> dict[str, Refusal]:
     found = {one.model_type for one in outcomes if one.row is not None}
     for names, reason in GROUPS:
         for name in names:
-            if name not in found and name in CONFIG_MAPPING:
+            own = reasons.get(name)
+            examined = own is not None and not own.startswith("no tiny model") and names is WRAPPERS
+            if name not in found and name in CONFIG_MAPPING and not examined:
                 reasons[name] = reason
     return {
         name: Refusal(model_type=name, reason=f"model type {name!r} is not supported: {reason}")
@@ -546,7 +594,10 @@ PAGE_HEAD = """\
 Written by `python -m benchmarks.families`, with transformers {release}: {count} model types. Of each, a tiny model with
 random weights was built, its layout was found by running it, and a pruned one was saved, loaded with plain transformers
 and compared. `map` is what can be folded into the block before a cut: a norm between it and the stream absorbs a
-diagonal map only. `refit` says which of a block's outputs are solved again; of experts, the inputs alone are.
+diagonal map only. `refit` says which outputs of blocks are solved again, beside their inputs; not those of experts.
+
+A model that also reads images or sound is compressed in place: its language model becomes shallower, on text, and its
+towers and the files of its processor stay as they are.
 
 | `model_type` | map | refit | remarks |
 |---|---|---|---|"""
@@ -566,9 +617,11 @@ def refitted(row: Layout) -> str:
 
 def remarks(row: Layout) -> str:
     """What a user should know beside."""
-    found = [limits(row)]
+    found = [None if row.text is None else f"the language model (`{row.text_type}`) of a larger one", limits(row)]
     if row.computed_lists:
         found.append("only as many neighbouring blocks as its pattern is long, or a multiple")
+    if row.keeps_last:
+        found.append("the last block stays")
     if row.changes_stream:
         found.append("it changes the stream within a block, so only the last output is refitted")
     return "; ".join(filter(None, found)).replace("|", "/")
@@ -590,7 +643,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; a difference is an error")
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args(arguments)
-    names = options.types or sorted(name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name in CONFIG_MAPPING)
+    types = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
+    names = options.types or sorted(name for name in types if name in CONFIG_MAPPING)
     outcomes = []
     with ProcessPoolExecutor(options.workers, initializer=quiet) as pool:
         for outcome in pool.map(find, names):

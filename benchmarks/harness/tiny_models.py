@@ -4,8 +4,9 @@ import contextlib
 from copy import deepcopy
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from replaceme_core.families.discover import NotFound
 
@@ -51,6 +52,14 @@ SIZES: dict[str, int | float | None] = {
     "attn_layer_period": 2,
     **dict.fromkeys(("attn_layer_offset", "expert_layer_offset"), 1),
     **dict.fromkeys(("linear_num_key_heads", "index_n_heads"), 2),
+    **dict.fromkeys(("embed_dim", "out_hidden_size", "projection_dim", "mm_hidden_size", "d_vision"), WIDTH),
+    **dict.fromkeys(("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "boi_token_id"), 91),
+    **dict.fromkeys(("boi_token_index", "eoi_token_index", "eoi_token_id", "vision_start_token_id"), 92),
+    **dict.fromkeys(("vision_end_token_id", "vision_token_id", "boa_token_id", "eoa_token_id"), 93),
+    "image_size": 28,
+    "patch_size": 14,
+    "depth": 2,
+    "mm_tokens_per_image": 4,
     "kv_lora_rank": 20,
     "linear_num_value_heads": 4,
     "mamba_d_ssm": 96,
@@ -66,12 +75,26 @@ SIZES: dict[str, int | float | None] = {
 """What a config may call each size. Those of one tensor differ, so that no axis is taken for another."""
 
 _MIXERS = ["linear_attention", "linear_attention", "full_attention", "linear_attention", "full_attention"]
+FEW_BLOCKS: Fields = dict.fromkeys(("num_hidden_layers", "num_layers", "encoder_layers", "depth"), 2)
+"""Of a tower: not as many as the language model has."""
+
+_PLAIN_GEMMA4: Fields = {
+    "hidden_size_per_layer_input": 0,
+    "num_kv_shared_layers": 0,
+    "layer_types": [
+        *("sliding_attention", "full_attention", "sliding_attention"),
+        *("sliding_attention", "sliding_attention", "full_attention"),
+    ],
+}
+_ROTATIONS: Fields = {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 2, 2]}}
 SPECIAL: dict[str, Fields] = {
     "bamba": {"attn_layer_indices": [1, 4]},
     "dots3_note_text": {"num_key_value_heads": 4},
     "granitemoehybrid": {"layer_types": [*_MIXERS, "linear_attention"]},
     "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv", "full_attention", "conv"]},
+    **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), _PLAIN_GEMMA4),
+    **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v", "glm_ocr", "qwen2_vl", "qwen2_5_vl"), _ROTATIONS),
     "nemotron_h": {"layers_block_type": [*_MIXERS[:3], "moe", "mlp", "full_attention"]},
     "qwen4_exp_text": {"token_budget": 16, "compress_ratio": 4},
     "stablelm": {"num_attention_heads": 3, "num_key_value_heads": 3},
@@ -93,10 +116,35 @@ def tiny_config(model_type: str, **changes: object) -> PreTrainedConfig:
     """The config of a type with the sizes above. Raises whatever the type raises where they do not go together."""
     kind_of_config = CONFIG_MAPPING[model_type]
     known = kind_of_config().to_dict()
+    parts = {}
+    for name in parts_of(kind_of_config, known):
+        senses = "vision" in name or "audio" in name
+        parts[name] = {**fields(known[name], FEW_BLOCKS if senses else changes), **kept(known[name])}
+    return kind_of_config(**{**fields(known, {} if parts else changes), **parts})
+
+
+def parts_of(kind_of_config: type[PreTrainedConfig], known: Fields) -> list[str]:
+    """The fields of a config that hold the configs of its parts: a language model, towers for images and sound."""
+    return [name for name in kind_of_config.sub_configs if isinstance(known.get(name), dict)]
+
+
+def fields(known: Fields, changes: Fields) -> Fields:
+    """Of the fields that a config has: the sizes above, factors that tell where they are applied, and the `changes`."""
     sizes = {name: value for name, value in SIZES.items() if name in known and not isinstance(known[name], list | dict)}
     factors = {name: 0.31 + 0.053 * number for number, name in enumerate(sorted(known)) if name.endswith("multiplier")}
     factors = {name: value for name, value in factors.items() if isinstance(known[name], float)}
-    return kind_of_config(**{**sizes, **factors, **{key: value for key, value in changes.items() if key in known}})
+    return {**sizes, **factors, **{name: value for name, value in changes.items() if name in known}}
+
+
+def kept(known: Fields) -> Fields:
+    """What a part of a config must have to be read alone."""
+    return {"model_type": known["model_type"]} if "model_type" in known else {}
+
+
+def class_for(config: PreTrainedConfig) -> type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]:
+    """The class that builds the whole model, with its towers."""
+    whole = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return AutoModelForImageTextToText if whole else AutoModelForCausalLM
 
 
 def built(config: PreTrainedConfig) -> PreTrainedModel:
@@ -105,9 +153,9 @@ def built(config: PreTrainedConfig) -> PreTrainedModel:
     if size > MOST_PARAMETERS:
         raise NotFound("its sizes are not those that are known here")
     torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        deepcopy(config), dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    model: PreTrainedModel = (
+        class_for(config).from_config(deepcopy(config), dtype=torch.float32, attn_implementation="eager").eval()
+    )
     with contextlib.suppress(Exception):
         model.set_experts_implementation("eager")
     with torch.no_grad():
@@ -122,7 +170,7 @@ def built(config: PreTrainedConfig) -> PreTrainedModel:
 def on_meta(config: PreTrainedConfig) -> PreTrainedModel:
     """The same without weights."""
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(config), attn_implementation="eager")
+        model: PreTrainedModel = class_for(config).from_config(deepcopy(config), attn_implementation="eager")
     return model
 
 

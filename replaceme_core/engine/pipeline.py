@@ -54,7 +54,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
     stored = stored_weights(source)
     tokenizer = load_tokenizer(source)
     depths = depths_of(request.spec, outline)
-    spec, allows = keep_pattern(request.spec, load_config(source), outline.layout)
+    spec, allows = keep_pattern(request.spec, load_config(source).get_text_config(), outline.layout)
     cache = open_cache(request.cache_directory, limit=request.cache_bytes)
     machine = this_machine(
         spec.compute.device,

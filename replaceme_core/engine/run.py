@@ -106,12 +106,13 @@ class Run:
         return self.spec.compute.loading is Loading.BLOCKWISE
 
     @contextmanager
-    def opened(self, remove: int, *, allows: Allows | None) -> Iterator[Task]:
+    def opened(self, remove: int, *, allows: Allows) -> Iterator[Task]:
         """Read the text, load the model, check it on the text, and prepare the capture of its activations."""
         spec, progress, tokenizer = self.spec, self.clock.progress, self.tokenizer
         config = load_config(self.source)
         check_positions(config, longest=max(spec.calibration.max_length, PROMPT_TOKENS + NEW_TOKENS))
-        tokens = calibration_tokens(spec, tokenizer, paths=self.text_paths, vocabulary=config.vocab_size)
+        vocabulary = config.get_text_config().vocab_size
+        tokens = calibration_tokens(spec, tokenizer, paths=self.text_paths, vocabulary=vocabulary)
         with self.clock.loading():
             self.model = open_for_capture(self.source, dtype=self.dtype, compute=spec.compute)
         writing = writing_part(spec)

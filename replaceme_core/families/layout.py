@@ -78,6 +78,15 @@ class Layout:
     """
 
     model_type: str
+    text: str | None = None
+    """Of a language model with a vision tower or another one: the field of its config with that of the language model.
+
+    All fields below are those of the language model's config.
+    """
+    text_type: str | None = None
+    """The `model_type` of that config."""
+    auto_class: str = "AutoModelForCausalLM"
+    """The class of transformers that builds and loads the whole model."""
     blocks: str
     """The list of blocks, by its dotted path."""
     stored_blocks: tuple[str, ...] = ()
@@ -118,6 +127,10 @@ class Layout:
 
     tied: bool = False
     """The head is the embedding, unless a config says otherwise."""
+    own_fields: tuple[str, ...] = ()
+    """Fields that the class gives to single blocks by their index (`OWN_FIELDS`)."""
+    keeps_last: bool = False
+    """The class forces the kind of the last block, so that this one must stay."""
     learned_positions: bool = False
     """Positions are rows of a table, so that no sequence may be longer than it (`max_position_embeddings`)."""
     neighbours_differ: bool = False
@@ -134,6 +147,11 @@ class Layout:
                 number = name[len(path) + 1 :].partition(".")[0]
                 return int(number) if number.isascii() and number.isdigit() and len(number) < 8 else None
         return None
+
+    def text_of(self, config: Mapping[str, object]) -> Mapping[str, object]:
+        """What the content of a `config.json` says of the language model; nothing where it does not say it."""
+        found = config if self.text is None else config.get(self.text)
+        return found if isinstance(found, Mapping) else {}
 
     @property
     def structure(self) -> MapStructure:
@@ -202,6 +220,13 @@ def limits(row: Layout) -> str | None:
     return "; ".join(parts) or None
 
 
+ATTENTION = frozenset({"attention", "full_attention", "sliding_attention", "chunked_attention"})
+"""What lists call blocks that keep keys and values; all others keep states of another kind."""
+
+OWN_FIELDS = "per_layer_config"
+"""The field of a config with the fields that single blocks have otherwise, by the index of the block."""
+
+
 class Config(Protocol):
     """A config of transformers."""
 
@@ -238,7 +263,12 @@ def follow_blocks(config: Config, *, layout: Layout, kept: Sequence[int]) -> Non
             limit = getattr(config, name, None)
             if isinstance(limit, int) and limit >= 0:
                 setattr(config, name, sum(index < limit + past for index in kept) - past)
+    own = config.to_dict().get(OWN_FIELDS)
     config.num_hidden_layers = len(kept)
+    if isinstance(own, dict):
+        by_index = {int(index): values for index, values in own.items()}
+        of_kept = {slot: by_index[index] for slot, index in enumerate(kept) if index in by_index}
+        setattr(config, OWN_FIELDS, of_kept)
     if irregular_lists(config, layout=layout):
         for name in layout.steps:
             if name in vars(config):
@@ -257,6 +287,21 @@ def irregular_lists(config: Config, *, layout: Layout) -> tuple[str, ...]:
         return ()
     computed = type(config).from_dict(fields)
     return tuple(name for name, values in lists.items() if list(getattr(computed, name, None) or ()) != values)
+
+
+def must_stay(config: Config, *, layout: Layout, removed: Sequence[int]) -> str | None:
+    """Why the blocks `removed` cannot all go, whatever is wanted; `None` if they can."""
+    blocks, gone = config.num_hidden_layers, set(removed)
+    if layout.keeps_last and blocks - 1 in gone:
+        return f"the last block of a {layout.model_type} model must stay: its class forces the kind of the last block"
+    for name in layout.per_layer_lists:
+        values = getattr(config, name, None)
+        if not isinstance(values, list | tuple) or not ATTENTION.intersection(map(str, values)):
+            continue
+        kept = [value in ATTENTION for index, value in enumerate(values) if index not in gone]
+        if any(value not in ATTENTION for value in values) and len(set(kept)) < 2:
+            return f"a {layout.model_type} model needs blocks with attention and others, or its caches do not work"
+    return None
 
 
 def keeps_pattern(config: Config, *, layout: Layout, removed: Sequence[int]) -> bool:

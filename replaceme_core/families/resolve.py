@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from replaceme_core.errors import NumericalFailure, UnsupportedFamily
@@ -60,6 +60,12 @@ class ResolvedModel:
     layout: Layout
 
     @property
+    def config(self) -> PreTrainedConfig:
+        """The config of the language model, which may be part of that of the whole model."""
+        config: PreTrainedConfig = self.model.config.get_text_config()
+        return config
+
+    @property
     def blocks(self) -> nn.ModuleList:
         blocks = self.model.get_submodule(self.layout.blocks)
         assert isinstance(blocks, nn.ModuleList)
@@ -95,7 +101,7 @@ class ResolvedModel:
             raise AttributeError(f"{own[0].path} is the bias of a norm, which cannot absorb a map")
         return BlockWrite(
             module=module,
-            scale=1.0 if write.scale is None else float(getattr(self.model.config, write.scale)),
+            scale=1.0 if write.scale is None else float(getattr(self.config, write.scale)),
             folds=write.folds + own,
             projection=None if write.projection is None else _projection(block, write.projection),
             norm=write.folds[0] if is_norm else None,
@@ -110,7 +116,7 @@ class ResolvedModel:
         Of experts that are stored transposed, the axis is the `transposed_axis`.
         """
         owner, _, name = weight.path.rpartition(".")
-        module, width = block.get_submodule(owner), self.model.config.hidden_size
+        module, width = block.get_submodule(owner), self.config.hidden_size
         shape = tuple(block.get_parameter(weight.path).shape)
         if isinstance(module, nn.Linear) and name == "weight":  # quantised values have another shape
             shape = (module.out_features, module.in_features)
@@ -178,13 +184,13 @@ def resolve(model: PreTrainedModel) -> ResolvedModel:
     row = lookup(model.config.model_type)
     if isinstance(row, Refusal):
         raise UnsupportedFamily(row.reason, value=row.model_type)
-    if broken := unmet(row, vars(model.config)):
-        raise UnsupportedFamily(broken.reason, value=row.model_type)
     resolved = ResolvedModel(model=model, layout=row)
+    if broken := unmet(row, vars(resolved.config)):
+        raise UnsupportedFamily(broken.reason, value=row.model_type)
     try:
         blocks = model.get_submodule(row.blocks)
-        if not isinstance(blocks, nn.ModuleList) or len(blocks) != model.config.num_hidden_layers:
-            raise AttributeError(f"{row.blocks} is not a list of {model.config.num_hidden_layers} blocks")
+        if not isinstance(blocks, nn.ModuleList) or len(blocks) != resolved.config.num_hidden_layers:
+            raise AttributeError(f"{row.blocks} is not a list of {resolved.config.num_hidden_layers} blocks")
         for block in blocks:
             resolved.writes(block)
         _ = resolved.final_norm
@@ -219,8 +225,8 @@ def check_residual(*, block: int, before: torch.Tensor, after: torch.Tensor, wri
     return relative
 
 
-_PLACES = ("layer_idx", "layer_number", "num_hidden_layers", "training")
-"""Attributes that say where a block is, not what it computes."""
+_PLACES = ("layer_idx", "layer_number", "num_hidden_layers", "store_full_length_kv", "training")
+"""Attributes that say where a block is, or whether others read what it computed, not what it computes."""
 
 
 def kind(block: nn.Module) -> tuple[object, ...]:

@@ -4,13 +4,13 @@ It is untrusted input. A config of more blocks than there are would be built unt
 transformers leaves out the other blocks and says nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
 from replaceme_core.errors import BrokenModel, UnsafeModel, UnsupportedFamily
-from replaceme_core.families.layout import Layout, Refusal, lookup, unmet
+from replaceme_core.families.layout import OWN_FIELDS, Layout, Refusal, lookup, unmet
 from replaceme_core.hub.model_files import SINGLE, read_config, side_files, weight_files
 from replaceme_core.hub.safetensors_header import TensorPlace
 from replaceme_core.wording import counted, shorten
@@ -36,32 +36,38 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
 
     Raises `UnsupportedFamily` or `UnsafeModel`; both say which entry is wrong and what is expected.
     """
-    for key in _FORBIDDEN_KEYS:
-        if key in config:
-            raise UnsafeModel(
-                f"config.json sets {key!r}, which can run code that comes with the model; remove it, "
-                "only models that transformers implements itself are accepted",
-                value=config[key],
-            )
-    refuse_file_keys(config)
+    for part in _parts(config):
+        for key in _FORBIDDEN_KEYS:
+            if key in part:
+                raise UnsafeModel(
+                    f"config.json sets {key!r}, which can run code that comes with the model; remove it, "
+                    "only models that transformers implements itself are accepted",
+                    value=part[key],
+                )
+        refuse_file_keys(part)
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise UnsupportedFamily("config.json has no model_type, so this is not a transformers model", value=model_type)
     row = lookup(model_type)
     if isinstance(row, Refusal):
         raise UnsupportedFamily(row.reason, value=model_type)
-    if "quantization_config" in config:
+    if any("quantization_config" in part for part in _parts(config)):
         raise UnsupportedFamily(
             "the weights are quantised; use the repository with the full-precision weights", value="quantization_config"
         )
-    if refusal := unmet(row, config):
-        raise UnsupportedFamily(refusal.reason, value=model_type)
-    if "per_layer_config" in config:
+    text = row.text_of(config)
+    if text.get("model_type", row.text_type) not in (row.text_type, model_type):
         raise UnsupportedFamily(
-            "the model's blocks have configurations of their own (per_layer_config); use one whose blocks share theirs",
-            value="per_layer_config",
+            f"the language model of a {model_type} model must be {row.text_type}, and this one is "
+            f"{shorten(repr(text['model_type']), 80)}; save it alone and compress that",
+            value=text["model_type"],
         )
-    blocks, hidden_size = config.get(row.block_count), config.get(row.width)
+    if refusal := unmet(row, text):
+        raise UnsupportedFamily(refusal.reason, value=model_type)
+    _check_own_fields(row, text)
+    lists = (text.get(name) for name in row.per_layer_lists)
+    entries = next((len(each) for each in lists if isinstance(each, list)), None)  # some types write no number
+    blocks, hidden_size = text.get(row.block_count, entries), text.get(row.width)
     if not _is_count(blocks) or not _is_count(hidden_size):
         raise UnsafeModel(
             f"config.json must give {row.block_count} and {row.width} as positive whole numbers",
@@ -78,6 +84,27 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
             f"the model has {blocks} block; at least 2 are needed, since block 0 stays", value=blocks
         )
     return ModelOutline(layout=row, blocks=blocks, hidden_size=hidden_size)
+
+
+def _parts(config: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
+    """The config, and the configs within it."""
+    yield config
+    for value in config.values():
+        if isinstance(value, Mapping):
+            yield from _parts(value)
+
+
+def _check_own_fields(row: Layout, text: Mapping[str, object]) -> None:
+    """Raise `UnsupportedFamily` if single blocks have other fields than those that the family's class gives them."""
+    own = text.get(OWN_FIELDS)
+    if own is None:
+        return
+    each = own.values() if isinstance(own, Mapping) else [None]
+    if not all(isinstance(fields, Mapping) and fields.keys() <= set(row.own_fields) for fields in each):
+        raise UnsupportedFamily(
+            f"the model's blocks have configurations of their own ({OWN_FIELDS}); use one whose blocks share theirs",
+            value=OWN_FIELDS,
+        )
 
 
 def read_outline(directory: Path) -> ModelOutline:
@@ -122,7 +149,7 @@ def check_weights(outline: ModelOutline, config: Mapping[str, object], tensors: 
     for tensor in tensors:
         if tensor.dtype not in DTYPES:
             raise BrokenModel(f"{tensor.name} is stored as {tensor.dtype}; F32, BF16 and F16 are supported")
-    row = outline.layout
+    row, text = outline.layout, outline.layout.text_of(config)
     found = {number for name in shapes if (number := row.block_number(name)) is not None}
     missing = next(index for index in range(len(found) + 1) if index not in found)
     if missing < len(found):
@@ -135,11 +162,11 @@ def check_weights(outline: ModelOutline, config: Mapping[str, object], tensors: 
             f"{counted(len(found), 'blocks')}; use the config that was saved with these weights",
             value=outline.blocks,
         )
-    width = config.get(_EMBEDDING_WIDTH, outline.hidden_size)
+    width = text.get(_EMBEDDING_WIDTH, outline.hidden_size)
     for name, shape in shapes.items():
         if not name.endswith(_EMBEDDINGS) or row.block_number(name) is not None:
             continue
-        rows = config.get("vocab_size", shape[0] if shape else None)
+        rows = text.get("vocab_size", shape[0] if shape else None)
         if shape != (rows, width):
             raise BrokenModel(
                 f"config.json gives the vocabulary as {rows} and the width as {width}, and {name} is "

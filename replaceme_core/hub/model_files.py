@@ -32,6 +32,9 @@ CARRIED_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
 )
 """Files that are copied unchanged from the source model to the smaller one, as are those of `is_terms`."""
 CARD = "README.md"

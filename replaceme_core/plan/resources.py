@@ -88,7 +88,8 @@ def shape_of(outline: ModelOutline, config: Mapping[str, object], tensors: Seque
     """The shape of an admitted model. Raises `BrokenModel` if config and weights are not of one model."""
     check_weights(outline, config, tensors)
     kept = [tensor for tensor in tensors if not tensor.name.endswith(_BUFFERS)]
-    tied = bool(config.get("tie_word_embeddings", outline.layout.tied))
+    text = outline.layout.text_of(config)
+    tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", outline.layout.tied)))
     blocks = [0] * outline.blocks
     rest, rest_tensors = 0, 0
     for tensor in kept:
@@ -102,7 +103,7 @@ def shape_of(outline: ModelOutline, config: Mapping[str, object], tensors: Seque
         values[ITEM_BYTES[tensor.dtype]] += tensor.numel
     return _shape(
         outline,
-        config,
+        text,
         block_values=tuple(blocks),
         rest_values=rest,
         block_tensors=(len(kept) - rest_tensors) // outline.blocks,
@@ -116,10 +117,10 @@ def rough_shape(outline: ModelOutline, config: Mapping[str, object], *, weight_b
 
     For processes that a stranger's headers are kept away from.
     """
-    values = max(weight_bytes // 2, outline.blocks)
-    rest = min(2 * (_first(config, ("vocab_size",)) or 0) * outline.hidden_size, values // 2)
+    values, text = max(weight_bytes // 2, outline.blocks), outline.layout.text_of(config)
+    rest = min(2 * (_first(text, ("vocab_size",)) or 0) * outline.hidden_size, values // 2)
     blocks = ((values - rest) // outline.blocks,) * outline.blocks
-    return _shape(outline, config, block_values=blocks, rest_values=rest, block_tensors=0, rest_tensors=0, item_bytes=2)
+    return _shape(outline, text, block_values=blocks, rest_values=rest, block_tensors=0, rest_tensors=0, item_bytes=2)
 
 
 def _shape(

@@ -14,6 +14,7 @@ from replaceme_core.families.layout import (
     irregular_lists,
     keeps_pattern,
     limits,
+    must_stay,
 )
 from replaceme_core.hub.model_config import ModelOutline
 from replaceme_core.request.method import TRAITS, Method, MethodSpec, Selection
@@ -63,20 +64,25 @@ Allows = Callable[[Sequence[int]], bool]
 """Whether these blocks may be removed together."""
 
 
-def keep_pattern(spec: CompressionSpec, config: Config, layout: Layout) -> tuple[CompressionSpec, Allows | None]:
-    """What `compute.pattern_safe` allows in the model of `config`, `None`: everything; and `spec` with such a method.
+def keep_pattern(spec: CompressionSpec, config: Config, layout: Layout) -> tuple[CompressionSpec, Allows]:
+    """Which blocks of the model of `config` may go together, and `spec` with a method that keeps to it.
 
-    The same holds, asked or not, for families that compute the kind of a block from its index.
-
-    Raises `InvalidInput` where the blocks that the request names break the pattern, where the model's own lists follow
-    none, and for a method that could not keep it.
+    Those that `must_stay` may not; with `compute.pattern_safe`, and in families that compute the kind of a block from
+    its index, the blocks that stay must keep their pattern. Raises `InvalidInput` where the blocks that the request
+    names break it, where the model's own lists follow none, and for a method that could not keep it.
     """
+
+    def works(removed: Sequence[int]) -> bool:
+        return must_stay(config, layout=layout, removed=removed) is None
+
+    if spec.drop is not None and (reason := must_stay(config, layout=layout, removed=spec.drop)):
+        raise InvalidInput(reason, field="drop", value=list(spec.drop))
     forced = bool(layout.computed_lists)
     if not forced and (not spec.compute.pattern_safe or not has_pattern(config, layout=layout)):
-        return spec, None
+        return spec, works
 
     def allows(removed: Sequence[int]) -> bool:
-        return keeps_pattern(config, layout=layout, removed=removed)
+        return works(removed) and keeps_pattern(config, layout=layout, removed=removed)
 
     if lists := irregular_lists(config, layout=layout):
         raise InvalidInput(

@@ -158,9 +158,13 @@ class Activations:
         device: torch.device = self.block_runner.resolved.model.device
         return device
 
+    def may_go(self, blocks: Sequence[int]) -> bool:
+        """Whether the blocks may be removed together."""
+        return self.allows is None or self.allows(blocks)
+
     def allowed(self, cuts: Sequence[Cut]) -> Sequence[Cut]:
         """Those of `cuts` that keep the pattern of kinds of blocks, where the request asks for that."""
-        return cuts if self.allows is None else [cut for cut in cuts if self.allows(cut.blocks)]
+        return [cut for cut in cuts if self.may_go(cut.blocks)]
 
     # The pass that stores streams.
 
@@ -284,7 +288,7 @@ class Activations:
         resolved = self.block_runner.resolved
         sums = CutStatistics.zeros(
             cut,
-            width=resolved.model.config.hidden_size,
+            width=resolved.config.hidden_size,
             device=self.device,
             diagonal=resolved.structure is MapStructure.DIAGONAL,
         )
@@ -327,7 +331,7 @@ class Activations:
 
     def record(self) -> CaptureRecord:
         """What the passes so far computed and stored."""
-        width = self.block_runner.resolved.model.config.hidden_size
+        width = self.block_runner.resolved.config.hidden_size
         tokens = self.count()
         return CaptureRecord(
             dense_block_runs=self.dense_block_runs,

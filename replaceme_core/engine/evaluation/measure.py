@@ -112,7 +112,7 @@ def last_stream(subject: "Subject", batches: Sequence[torch.Tensor]) -> Iterator
     At the end what is new is kept.
     """
     model, results = subject.model, subject.results
-    size = sum(batch.numel() for batch in batches) * model.config.hidden_size * model.dtype.itemsize
+    size = sum(batch.numel() for batch in batches) * model.config.get_text_config().hidden_size * model.dtype.itemsize
     if not results.has_room(size):
         yield None
         return
@@ -236,7 +236,7 @@ class Subject:
             bytes=sum(path.stat().st_size for path in weight_files(self.directory)),
             tokens_per_second=statistics.median(self.speeds),
             dtype=dtype,
-            blocks=self.model.config.num_hidden_layers,
+            blocks=self.model.config.get_text_config().num_hidden_layers,
             word_perplexity=None if size is None else _perplexity_over(total, size.words),
             byte_perplexity=None if size is None else _perplexity_over(total, size.bytes),
         )
@@ -290,7 +290,7 @@ def measure(
     median over batches of whole forward passes with logits, after one warm-up pass. `divergence` gets the predictions
     of the first two subjects, `size` is that of the text. What is kept of a subject is used.
     """
-    vocabulary = max(subject.model.config.vocab_size for subject in subjects)
+    vocabulary = max(subject.model.config.get_text_config().vocab_size for subject in subjects)
     length = sequences.shape[1]
     batches = sequences.split(max(1, LOGITS_AT_ONCE // (length * vocabulary)))
     with ExitStack() as stack:

@@ -4,7 +4,6 @@ Allocators keep what was freed, so the memory of the process tells little of a s
 operation makes is counted until it is freed.
 """
 
-import inspect
 import statistics
 import time
 import weakref
@@ -15,9 +14,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from replaceme_core.engine.model.block_runner import without_side_outputs
+from replaceme_core.engine.model.decoding import Decoding
 from replaceme_core.engine.model.device import synchronise
 
 
@@ -146,12 +145,6 @@ class _Runs:
     """The runs of one model."""
 
     def __init__(self, model: PreTrainedModel, prompt: torch.Tensor, *, new_tokens: int) -> None:
-        parameters = inspect.signature(model.forward).parameters
-        # later releases of transformers have another name for it
-        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
-        self._options: dict[str, object] = dict(without_side_outputs(model))
-        if "logits_to_keep" in parameters:
-            self._options["logits_to_keep"] = 1
         self._model = model
         self._prompt = prompt.to(model.device)
         self._new_tokens = new_tokens
@@ -163,38 +156,30 @@ class _Runs:
         """One run that is not timed, of which the memory is counted."""
         weights = storages(self._model)
         with LiveBytes(set(weights)) as live:
-            cache, logits = self._read()
-            tensors = [getattr(layer, name) for layer in cache.layers for name in ("keys", "values")]
-            self._cache_bytes = sum(int(tensor.numel()) * int(tensor.element_size()) for tensor in tensors)
-            self._write(cache, logits)
+            decoding, logits = self._read()
+            self._cache_bytes = decoding.cache_bytes()
+            self._write(decoding, logits)
         self._peak = sum(weights.values()) + live.peak
 
     def run(self) -> None:
         synchronise(self._model.device)
         begin = time.perf_counter()
-        cache, logits = self._read()
+        decoding, logits = self._read()
         synchronise(self._model.device)
         middle = time.perf_counter()
-        self._write(cache, logits)
+        self._write(decoding, logits)
         synchronise(self._model.device)
         end = time.perf_counter()
         self._prefill.append(self._prompt.shape[1] / (middle - begin))
         self._decode.append(self._new_tokens / (end - middle))
 
-    def _read(self) -> tuple[DynamicCache, torch.Tensor]:
-        cache = DynamicCache(config=self._model.config)
-        return cache, self._step(self._prompt, cache)
+    def _read(self) -> tuple[Decoding, torch.Tensor]:
+        decoding = Decoding(model=self._model)
+        return decoding, decoding.read(self._prompt)
 
-    def _write(self, cache: DynamicCache, logits: torch.Tensor) -> None:
+    def _write(self, decoding: Decoding, logits: torch.Tensor) -> None:
         for _ in range(self._new_tokens):
-            logits = self._step(logits[:, -1:].argmax(-1), cache)
-
-    def _step(self, tokens: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-        """The logits (1, kept positions, vocabulary)."""
-        logits: torch.Tensor = self._model(
-            input_ids=tokens, use_cache=True, **{self._cache_name: cache}, **self._options
-        ).logits
-        return logits
+            logits = decoding.read(logits.argmax(-1, keepdim=True))
 
     def result(self) -> Speed:
         return Speed(

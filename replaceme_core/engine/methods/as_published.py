@@ -27,7 +27,9 @@ def as_published(task: Task) -> Pruning:
         cuts = runs(task.spec.drop)
         candidates = [Candidate(start=cut.start, end=cut.end, ridge=ridge, chosen=True) for cut in cuts]
     else:
-        distances = last_token_distances(task.activations, windows(len(task.block_runner.blocks), task.remove))
+        distances = last_token_distances(
+            task.activations, task.activations.allowed(windows(len(task.block_runner.blocks), task.remove))
+        )
         task.begin(Stage.SELECT)
         cuts = [min(distances, key=lambda cut: distances[cut])]
         candidates = [
@@ -56,7 +58,7 @@ def last_token_distances(activations: Activations, cuts: Sequence[Cut]) -> dict[
 
 def published_map(activations: Activations, cut: Cut, *, ridge: float) -> FittedCut:
     """T = (M'M + `ridge` I)^-1 M'(L_end - Y) over all tokens. Raises `NumericalFailure` where that has no solution."""
-    width, device = activations.block_runner.resolved.model.config.hidden_size, activations.device
+    width, device = activations.block_runner.resolved.config.hidden_size, activations.device
     moments = Moments.zeros(width, device=device)
     for number in range(len(activations.batches)):
         write, kept, end = activations.at_cut(number, cut, done=())

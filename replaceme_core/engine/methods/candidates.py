@@ -18,6 +18,7 @@ from replaceme_core.engine.methods.task import Candidate, PartOfStage, Task, rep
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, runs, windows
 from replaceme_core.engine.numerics.solve import choose_ridge, solve_delta
 from replaceme_core.engine.numerics.sums import PRODUCT_DTYPE
+from replaceme_core.errors import InvalidInput
 from replaceme_core.request.defaults import MOST_RUNS, RACE_PART, RIDGES
 from replaceme_core.runner.messages import Stage
 
@@ -48,7 +49,7 @@ def first_lap(task: Task) -> list[int]:
     """The fit batches on which candidates are compared: an eighth of those stored, or more to determine a map."""
     stored = [number for number in task.activations.fit_batches if number in task.activations.stored]
     tokens = task.activations.batches[0].tokens.numel()
-    least = math.ceil(WELL_DETERMINED * task.block_runner.resolved.model.config.hidden_size / tokens)
+    least = math.ceil(WELL_DETERMINED * task.block_runner.resolved.config.hidden_size / tokens)
     return stored[: max(least, round(RACE_PART * len(stored)))]
 
 
@@ -169,9 +170,8 @@ def search(task: Task) -> MappedSets:
     counts = range(1, min(MOST_RUNS, task.remove) + 1)
     for groups in counts:
         try_best(sets, groups=groups, slack=0, start=(groups - 1) / (len(counts) + 1), end=groups / (len(counts) + 1))
-    allows = task.activations.allows
     moves = neighbours(sets.best, allowed=range(1, blocks))
-    possible = [moved for moved in moves if allows is None or allows(moved)]
+    possible = [moved for moved in moves if task.activations.may_go(moved)]
     possible.sort(key=lambda moved: sum(sets.residual(cut) for cut in runs(moved)))
     for moved in possible[: task.spec.method.replays]:
         sets.mean(moved)
@@ -198,7 +198,8 @@ def try_best(sets: MappedSets, *, groups: int, slack: int, start: float, end: fl
     for number, cut in enumerate(cuts, start=1):
         residuals[cut] = sets.residual(cut)
         progress.advance(number / len(cuts) / 2)
-    chosen = best_sets(residuals, groups=groups, remove=task.remove, most=task.spec.method.replays)
+    found = best_sets(residuals, groups=groups, remove=task.remove, most=task.spec.method.replays)
+    chosen = [one for one in found if task.activations.may_go(one)]
     for number, one in enumerate(chosen, start=1):
         sets.mean(one)
         progress.advance((1 + number / len(chosen)) / 2)
@@ -237,10 +238,12 @@ def choose_one_by_one(task: Task) -> tuple[Blocks, list[Candidate]]:
         for block in sorted(costs, key=lambda block: costs[block]):
             if before + costs[block] > best:
                 break
+            if not task.activations.may_go([*removed, block]):
+                continue
             tried.append(block)
             costs[block] = sets.mean([*removed, block]) - before
             best = min(best, before + costs[block])
-        taken = min(tried, key=lambda block: costs[block])
+        taken = min(some_of(tried), key=lambda block: costs[block])
         for block in tried:
             row = sets.rows_of(tuple(sorted([*removed, block])))[0]
             one = Candidate(start=block, end=block, chosen=block == taken, step=step)
@@ -249,6 +252,16 @@ def choose_one_by_one(task: Task) -> tuple[Blocks, list[Candidate]]:
         del costs[taken]
         task.progress.advance(step / task.remove)
     return removed, table
+
+
+def some_of(blocks: Sequence[int]) -> Sequence[int]:
+    """The `blocks` that may go next. Raises `InvalidInput` if there are none."""
+    if not blocks:
+        raise InvalidInput(
+            "more blocks are to be removed than this model can lose: its caches need the others; remove fewer",
+            field="ratio",
+        )
+    return blocks
 
 
 def lengths(*, remove: int, groups: int, slack: int) -> list[int]:

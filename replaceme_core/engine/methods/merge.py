@@ -52,7 +52,7 @@ def _named(task: Task, cuts: list[Cut]) -> tuple[list[Cut], list[Candidate]]:
 def _best_window(task: Task) -> tuple[list[Cut], list[Candidate]]:
     """Of those of least distance across them the one of least held-out loss when merged."""
     blocks = task.block_runner.blocks
-    possible = [cut for cut in windows(len(blocks), task.remove) if mergeable(blocks, cut)]
+    possible = [cut for cut in task.activations.allowed(windows(len(blocks), task.remove)) if mergeable(blocks, cut)]
     if not possible:
         raise InvalidInput(
             f"no {task.remove + 1} neighbouring blocks of this model are of one kind, so none can be merged; remove "

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from replaceme_core.engine.activations.capture import capture_distances
-from replaceme_core.engine.methods.candidates import blocks_of
+from replaceme_core.engine.methods.candidates import blocks_of, some_of
 from replaceme_core.engine.methods.panel import Panel, losses_without_each, variant_losses
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.model.block_runner import predictions_of
@@ -43,7 +43,10 @@ def block_influence(task: Task) -> Pruning:
     task.progress.metric("tokens", task.calibration_tokens, "tokens")
     task.begin(Stage.SELECT)
     influence = {cut.start: angle.influence for cut, angle in angles.items()}
-    removed = sorted(sorted(influence, key=lambda block: influence[block])[: task.remove])
+    removed = list[int]()
+    while len(removed) < len(influence) and len(removed) < task.remove:
+        left = [block for block in influence if block not in removed and task.activations.may_go([*removed, block])]
+        removed.append(min(some_of(left), key=lambda block: influence[block]))
     candidates = [
         Candidate(
             start=cut.start,
@@ -75,13 +78,14 @@ def perplexity_greedy(task: Task) -> Pruning:
     removed: list[int] = []
     candidates: list[Candidate] = []
     for step in range(1, task.remove + 1):
-        remaining = [block for block in range(1, len(task.block_runner.blocks)) if block not in removed]
+        blocks = range(1, len(task.block_runner.blocks))
+        remaining = [block for block in blocks if block not in removed and task.activations.may_go([*removed, block])]
         losses = dict.fromkeys(remaining, 0.0)
         for number, batch in enumerate(batches, start=1):
             for block, loss in losses_without_each(task.block_runner, batch, removed=removed, tried=remaining).items():
                 losses[block] += loss
             task.progress.advance((step - 1 + number / len(batches)) / task.remove)
-        best = min(remaining, key=lambda block: losses[block])
+        best = min(some_of(remaining), key=lambda block: losses[block])
         candidates += [
             Candidate(
                 start=block, end=block, held_out_loss=losses[block] / predictions, chosen=block == best, step=step

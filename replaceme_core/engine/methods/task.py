@@ -55,7 +55,7 @@ class Task:
 
     def require_rank(self) -> None:
         """Raises `CalibrationTooSmall` if the fit tokens cannot determine a map."""
-        width = self.block_runner.resolved.model.config.hidden_size
+        width = self.block_runner.resolved.config.hidden_size
         check_rank(tokens=self.tokens.fit.numel(), width=width, diagonal=self.diagonal)
 
 

@@ -432,7 +432,7 @@ def summed_loss(
     Of the tokens that are `scored` (batch, positions), by default of all but the first of each sequence. Final norm and
     head work on each position by itself, and run only where a loss is wanted.
     """
-    vocabulary = block_runner.resolved.model.config.vocab_size
+    vocabulary = block_runner.resolved.config.vocab_size
     positions = max(1, (LOGITS_AT_ONCE_BY_BLOCK if block_runner.is_lazy else LOGITS_AT_ONCE) // vocabulary)
     before, wanted = stream[:, :-1], tokens[:, 1:]
     if scored is None:

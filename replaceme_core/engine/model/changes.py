@@ -257,4 +257,4 @@ def remove_blocks(resolved: ResolvedModel, removed: Sequence[int]) -> None:
         for module in block.modules():
             if isinstance(vars(module).get("layer_idx"), int):
                 vars(module)["layer_idx"] = slot
-    follow_blocks(resolved.model.config, layout=resolved.layout, kept=kept)
+    follow_blocks(resolved.config, layout=resolved.layout, kept=kept)

@@ -6,14 +6,14 @@ opens files that some of them name, in any folder.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from replaceme_core.errors import BrokenModel
-from replaceme_core.families.layout import FAMILIES
+from replaceme_core.errors import BrokenModel, UnsupportedFamily
+from replaceme_core.families.layout import FAMILIES, OWN_FIELDS
 from replaceme_core.hub.model_config import admit_config, refuse_file_keys
 from replaceme_core.wording import shorten
 
@@ -34,18 +34,40 @@ def known_config(config: Mapping[str, object]) -> dict[str, object]:
         refuse_file_keys(config)
         return dict(config)
     row = admit_config(config).layout
-    kind = CONFIG_MAPPING[row.model_type]
+    return _known(config, CONFIG_MAPPING[row.model_type], lists=(*row.per_layer_lists, OWN_FIELDS))
+
+
+def _known(config: Mapping[str, object], kind: type[PreTrainedConfig], *, lists: Sequence[str]) -> dict[str, object]:
+    """The entries that the class `kind` reads, and of its parts those that theirs read. Raises `UnsupportedFamily`."""
     of_all = {each.name for each in dataclasses.fields(PreTrainedConfig)}
     own = {each.name for each in dataclasses.fields(kind)} - of_all
     known = {
         *own,
         *kind.attribute_map,
         *kind.attribute_map.values(),
-        *row.per_layer_lists,
+        *kind.sub_configs,
+        *lists,
         *_OF_EVERY_CLASS,
         *_OLDER_NAMES.split(),
     }
-    return {name: value for name, value in config.items() if name in known}
+    found = {name: value for name, value in config.items() if name in known}
+    for name, part in kind.sub_configs.items():
+        values = config.get(name)
+        if isinstance(values, Mapping):
+            found[name] = _known(values, _class_of(name, values) if part is AutoConfig else part, lists=lists)
+    return found
+
+
+def _class_of(name: str, part: Mapping[str, object]) -> type[PreTrainedConfig]:
+    """The class of a part of a config that may be of any type. Raises `UnsupportedFamily`."""
+    model_type = part.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise UnsupportedFamily(
+            f"config.json gives {name} the model_type {shorten(repr(model_type), 80)}, which is not known here",
+            value=model_type,
+        )
+    found: type[PreTrainedConfig] = CONFIG_MAPPING[model_type]
+    return found
 
 
 GENERATION_CONFIG = "generation_config.json"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -30,7 +30,14 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as transformers_logging
 
 from replaceme_core.engine.model.known_keys import GENERATION_CONFIG
-from replaceme_core.engine.model.load import does_not_fit, load_config, load_model, load_quantized, private_view
+from replaceme_core.engine.model.load import (
+    auto_class,
+    does_not_fit,
+    load_config,
+    load_model,
+    load_quantized,
+    private_view,
+)
 from replaceme_core.engine.model.safetensors_io import StoredTensor, tensors_of
 from replaceme_core.errors import BrokenModel
 from replaceme_core.families.layout import Layout, lookup
@@ -77,7 +84,7 @@ def load_lazily(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrain
     row = lookup(config.model_type)
     assert isinstance(row, Layout), "unsupported types are refused before"
     with library_errors("config.json does not describe a model that can be built"), _parameters_on_meta():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model: PreTrainedModel = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
     for module in model.modules():
         for leaf, buffer in module._buffers.items():
             module._buffers[leaf] = None if buffer is None else buffer.to(device)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -131,8 +132,9 @@ def _config(view: Path, directory: Path) -> PreTrainedConfig:
     with library_errors("config.json cannot be used", view=view, name=directory.name):
         config = AutoConfig.from_pretrained(view, local_files_only=True, trust_remote_code=False)
     assert isinstance(config, PreTrainedConfig)
-    window = getattr(config, "sliding_window", None)
-    if window is not None and window <= 0 and getattr(config, "use_sliding_window", True):
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    if window is not None and window <= 0 and getattr(text, "use_sliding_window", True):
         raise BrokenModel(
             f"config.json gives sliding_window as {window}; it must be a positive number of tokens, or null",
             value=window,
@@ -140,12 +142,20 @@ def _config(view: Path, directory: Path) -> PreTrainedConfig:
     return config
 
 
+def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM]:
+    """The class that builds the whole model of `config`; of a type that is not compressed, that of language models."""
+    row = lookup(config.model_type)
+    found = getattr(transformers, row.auto_class) if isinstance(row, Layout) else AutoModelForCausalLM
+    assert isinstance(found, type)
+    return found
+
+
 def check_positions(config: PreTrainedConfig, *, longest: int) -> None:
     """Raise `InvalidInput` if the model has a table of positions that is too short for `longest` tokens."""
-    row = lookup(config.model_type)
-    if isinstance(row, Layout) and row.learned_positions and config.max_position_embeddings < longest:
+    row, positions = lookup(config.model_type), getattr(config.get_text_config(), "max_position_embeddings", longest)
+    if isinstance(row, Layout) and row.learned_positions and positions < longest:
         raise InvalidInput(
-            f"the model has {config.max_position_embeddings} positions, and sequences of {longest} tokens are asked "
+            f"the model has {positions} positions, and sequences of {longest} tokens are asked "
             "for; set calibration.max_length to fewer",
             field="calibration.max_length",
             value=longest,
@@ -155,7 +165,7 @@ def check_positions(config: PreTrainedConfig, *, longest: int) -> None:
 def _check_values(config: PreTrainedConfig, stored: int) -> None:
     """Raise `BrokenModel` if the model of `config` has more values than are stored: memory for all would be taken."""
     with library_errors("config.json does not describe a model that can be built"), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = auto_class(config).from_config(config, trust_remote_code=False)
     described = sum(parameter.numel() for parameter in model.parameters())
     if described > stored:
         raise BrokenModel(
@@ -192,7 +202,7 @@ def _load(view: Path, directory: Path, dtype: torch.dtype) -> tuple[PreTrainedMo
     config = _config(view, directory)
     with library_errors("the model cannot be built from its files", view=view, name=directory.name):
         try:
-            return AutoModelForCausalLM.from_pretrained(  # type: ignore[return-value]
+            return auto_class(config).from_pretrained(  # type: ignore[return-value]
                 view,
                 config=config,
                 dtype=dtype,

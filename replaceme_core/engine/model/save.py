@@ -151,7 +151,7 @@ def verify_saved(
     def logits_in(dtype: torch.dtype, *, new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         with reading():
             model = open_model(directory, dtype=dtype, device=device, loading=loading)
-        found = model.config.num_hidden_layers
+        found = model.config.get_text_config().num_hidden_layers
         if found != blocks:
             raise VerificationFailed(f"the saved model has {counted(found, 'blocks')}, not {blocks}")
         return _logits(model, start, new_tokens=new_tokens)

@@ -160,7 +160,7 @@ def write_report(
     gate = (
         judge(spec.gate, comparison).model_copy(update={"trials": tuple(trials)}) if spec.gate and comparison else None
     )
-    irregular = irregular_lists(load_config(directory), layout=run.outline.layout)
+    irregular = irregular_lists(load_config(directory).get_text_config(), layout=run.outline.layout)
     warnings = [("not_measured", message) for message in dict.fromkeys(run.unmeasured.found)]
     warnings += warnings_of(comparison)
     if irregular:

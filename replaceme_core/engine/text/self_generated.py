@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
 from transformers.cache_utils import StaticLayer
 
+from replaceme_core.engine.model.decoding import Decoding
 from replaceme_core.engine.text.limits import render
 from replaceme_core.engine.text.tokens import beginning_of_text
 from replaceme_core.errors import NumericalFailure
@@ -116,16 +117,14 @@ def generate_sequences(
     at_once = math.ceil(rows_wanted / math.ceil(rows_wanted / BATCH_TEXTS))
     for start in range(0, rows_wanted, at_once):
         some = rows[start : start + at_once]
-        cache, new = _GrowingCache(model, length=text_length), 0
+        decoding, new = _GrowingCache(model, length=text_length), 0
         while len(some[0].ids) < text_length:
             # Given tokens replace drawn ones, so that rows with openings of any length need no padding.
             drawn = [0] * len(some)
             if not all(row.given for row in some):
                 read = torch.tensor([row.ids[new:] for row in some], device=model.device)
                 new += read.shape[1]
-                cache.hold(new)
-                logits = model(input_ids=read, cache=cache.cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-                drawn = _draw(logits, generator=generator)
+                drawn = _draw(decoding.read(read, positions=new), generator=generator)
             for row, token in zip(some, drawn, strict=True):
                 row.append(token, ends=ends)
             advance((start + len(some) * len(some[0].ids) / text_length) / rows_wanted)
@@ -134,17 +133,30 @@ def generate_sequences(
 
 
 class _GrowingCache:
-    """A static `cache` for `model` that grows up to `length` positions.
+    """A static cache for `model` that grows up to `length` positions; of models with other caches, their own.
 
     A static cache has no gaps between rows and no copy for each token, but attention reads all its positions.
     """
 
     def __init__(self, model: PreTrainedModel, *, length: int) -> None:
-        self.cache = StaticCache(config=model.config, max_cache_len=length)
-        self._layers = [(layer, layer.max_cache_len) for layer in self.cache.layers if isinstance(layer, StaticLayer)]
+        cache = None if model._is_stateful else StaticCache(config=model.config, max_cache_len=length)
+        layers = [] if cache is None else cache.layers
+        self._decoding = Decoding(model=model, cache=cache)
+        self._layers = [(layer, layer.max_cache_len) for layer in layers if isinstance(layer, StaticLayer)]
         self._size = 0
 
-    def hold(self, positions: int) -> None:
+    def read(self, tokens: torch.Tensor, *, positions: int) -> torch.Tensor:
+        """The logits (rows, vocabulary) after `tokens` (rows, new), with which there are `positions` in all."""
+        self._hold(positions)
+        try:
+            return self._decoding.read(tokens)
+        except ValueError:  # some models take a cache of their own class only, and say so at once
+            if positions > tokens.shape[1]:
+                raise
+            self._decoding, self._layers = Decoding(model=self._decoding.model), []
+            return self._decoding.read(tokens)
+
+    def _hold(self, positions: int) -> None:
         """Make room for `positions`; a layer with a sliding window never has more than its window."""
         if positions <= self._size:
             return

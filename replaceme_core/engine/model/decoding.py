@@ -1,0 +1,54 @@
+"""Read tokens one step after another, whatever cache a model keeps: keys and values, or the states of a recurrence."""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel
+
+from replaceme_core.engine.model.block_runner import without_side_outputs
+
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+"""What models call it, as an argument and in their output; the newest name first."""
+
+
+@dataclass(kw_only=True)
+class Decoding:
+    """Sequences that `model` reads step by step; it makes the `cache` itself unless it is given one."""
+
+    model: PreTrainedModel
+    cache: object | None = None
+    _options: dict[str, object] = field(init=False)
+    _name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        parameters = inspect.signature(self.model.forward).parameters
+        self._options = dict(without_side_outputs(self.model))
+        if "logits_to_keep" in parameters:
+            self._options["logits_to_keep"] = 1
+        self._name = next((name for name in CACHE_NAMES if name in parameters), CACHE_NAMES[0])
+
+    def read(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The logits (sequences, vocabulary) after `tokens` (sequences, positions), which come after those before."""
+        given = {} if self.cache is None else {self._name: self.cache}
+        output = self.model(input_ids=tokens, use_cache=True, **given, **self._options)
+        made = (getattr(output, name, None) for name in CACHE_NAMES)
+        self.cache = next((one for one in made if one is not None), self.cache)
+        logits: torch.Tensor = output.logits
+        return logits[:, -1]
+
+    def cache_bytes(self) -> int:
+        """The size of all tensors of the cache."""
+        layers = getattr(self.cache, "layers", [self.cache])
+        return sum(each.numel() * each.element_size() for layer in layers for each in _tensors(vars(layer)))
+
+
+def _tensors(value: object) -> Iterator[torch.Tensor]:
+    """The tensors of at least one dimension in lists and dictionaries within each other."""
+    if isinstance(value, torch.Tensor):
+        if value.dim():
+            yield value
+    elif isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(each)

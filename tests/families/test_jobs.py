@@ -1,0 +1,130 @@
+"""Whole jobs on models that no `Variant` stands for: other mixers than attention, and language models with a tower."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from benchmarks.harness import tiny_models
+from replaceme_core.engine.model.load import load_config, stored_weights
+from replaceme_core.errors import InvalidInput, UnsafeModel, UnsupportedFamily
+from replaceme_core.families.layout import FAMILIES
+from replaceme_core.hub.model_config import admit_config
+from tests.fixtures.models.pipeline import request, run
+from tests.fixtures.models.tiny import byte_tokenizer
+
+BLOCKS = tiny_models.BLOCKS
+
+
+def saved(directory: Path, model_type: str) -> Path:
+    """A tiny model of the type with a tokenizer for bytes and the settings of an image processor."""
+    config = tiny_models.tiny_config(model_type, **{**tiny_models.fitting_sizes(model_type), "vocab_size": 260})
+    tiny_models.built(config).save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
+    (directory / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5],\n "do_resize": true}')
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("model_type", "method", "loading"),
+    [
+        ("nemotron_h", "refit", "whole"),  # blocks of one write
+        ("falcon_h1", "auto", "blockwise"),  # of three, with factors
+        ("minimax", "least_squares", "whole"),  # that change the stream
+        ("gpt_oss", "refit", "whole"),  # experts with their axes in the other order, and biases
+        ("mamba2", "cosine", "blockwise"),
+        ("lfm2", "auto", "whole"),
+        ("deepseek_v3", "auto", "whole"),
+    ],
+)
+def test_a_job_on_other_blocks(model_type: str, method: str, loading: str, tmp_path: Path) -> None:
+    source = saved(tmp_path / "source", model_type)
+    compute = {"threads": 1, "dtype": "float32", "loading": loading}
+    own = 0.0 if loading == "blockwise" else 0.25
+    text = {"dataset": "file:text.txt", "samples": 16, "max_length": 32, "self_generated": own}
+    finished, _, result = run(request(source, method={"name": method}, compute=compute, calibration=text))
+    assert load_config(result).num_hidden_layers == BLOCKS - 2
+    assert len(finished.removed_blocks) == 2
+    report: Any = finished.report
+    assert loading == "blockwise" or report["after"]["speed"]["cache_bytes_per_token"] > 0
+    assert [warning for warning in report["warnings"] if warning["code"] == "not_measured"] == []
+
+
+def test_blocks_whose_kind_follows_from_their_index_go_in_whole_patterns(tmp_path: Path) -> None:
+    source = saved(tmp_path / "source", "jamba")
+    with pytest.raises(InvalidInput, match=r"name as many neighbours as the pattern is long$"):
+        run(request(source, drop=[3]))
+    run(request(source, drop=[2, 3]))
+
+
+def test_a_mixer_of_each_sort_stays(tmp_path: Path) -> None:
+    source = saved(tmp_path / "source", "lfm2")
+    with pytest.raises(InvalidInput, match="a lfm2 model needs blocks with attention and others"):
+        run(request(source, drop=[2, 4]))
+    for method in ("drop", "block_influence", "perplexity_greedy", "least_squares", "refit"):
+        _, _, result = run(request(source, ratio=0.5, method={"name": method}))
+        shutil.rmtree(result)
+
+
+def test_a_last_block_that_must_stay(tmp_path: Path) -> None:
+    source = saved(tmp_path / "source", "gemma4_text")
+    with pytest.raises(InvalidInput, match="the last block of a gemma4_text model must stay"):
+        run(request(source, drop=[4, 5]))
+    _, _, result = run(request(source, method={"name": "refit"}))
+    stored_weights(result)
+    assert load_config(result).layer_types[-1] == "full_attention"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "method"), [("gemma3", "refit"), ("llava", "least_squares"), ("qwen2_5_vl", "auto")]
+)
+def test_the_language_model_becomes_shallower_and_the_tower_stays(model_type: str, method: str, tmp_path: Path) -> None:
+    source, row = saved(tmp_path / "source", model_type), FAMILIES[model_type]
+    stored_weights(source)
+    _, _, result = run(request(source, method={"name": method}))
+    config = json.loads((result / "config.json").read_text())
+    assert row.text is not None
+    assert config[row.text]["num_hidden_layers"] == BLOCKS - 2
+    before, after = (load_file(place / "model.safetensors") for place in (source, result))
+    towers = [name for name in before if row.block_number(name) is None and "norm" not in name]
+    assert any("vision" in name or "visual" in name for name in towers)
+    assert all(torch.equal(before[name], after[name]) for name in towers)
+    assert (result / "preprocessor_config.json").read_bytes() == (source / "preprocessor_config.json").read_bytes()
+    again: Any = AutoModelForImageTextToText.from_pretrained(result)
+    assert len(again.get_submodule(row.blocks)) == BLOCKS - 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"auto_map": {}}, UnsafeModel, "auto_map"),
+        ({"_attn_implementation": "x/y"}, UnsafeModel, "_attn_implementation"),
+        ({"gguf_file": "x"}, UnsafeModel, "gguf_file"),
+        ({"quantization_config": {}}, UnsupportedFamily, "quantised"),
+        ({"per_layer_config": {"1": {"hidden_size": 8}}}, UnsupportedFamily, "configurations of their own"),
+        ({"model_type": "mamba"}, UnsupportedFamily, "must be llama, and this one is 'mamba'"),
+        ({"num_hidden_layers": "6"}, UnsafeModel, "positive whole numbers"),
+    ],
+)
+def test_what_is_inside_a_config_is_checked(changes: dict[str, object], error: type[Exception], words: str) -> None:
+    config = tiny_models.tiny_config("llava").to_dict()
+    assert admit_config(config).blocks == BLOCKS
+    config["text_config"].update(changes)
+    with pytest.raises(error, match=words):
+        admit_config(config)
+
+
+def test_a_part_of_an_unknown_type_is_refused_and_unknown_keys_are_left_out(tmp_path: Path) -> None:
+    config = json.loads(tiny_models.tiny_config("llava").to_json_string())
+    config["vision_config"] |= {"to_dict": "x"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert callable(load_config(tmp_path).vision_config.to_dict)
+    config["vision_config"]["model_type"] = "of_a_stranger"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedFamily, match="gives vision_config the model_type 'of_a_stranger'"):
+        load_config(tmp_path)
