@@ -458,7 +458,7 @@ def _prove_live(row: Layout, config: PreTrainedConfig) -> None:
         close("it gives other logits block by block", runner.leave(stream, tokens()), logits(resolved.model))
     generator = torch.Generator().manual_seed(5)
     delta = torch.randn(WIDTH, WIDTH, dtype=torch.float64, generator=generator) * 0.1
-    if row.structure is MapStructure.DIAGONAL:
+    if resolved.structure is MapStructure.DIAGONAL:
         delta = delta.diagonal().diag()
     fitted = FittedCut(cut=Cut(start=2, end=3), delta=delta)
     with torch.inference_mode():

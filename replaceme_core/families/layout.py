@@ -155,8 +155,8 @@ class Layout:
 
     @property
     def structure(self) -> MapStructure:
-        """The structure of the maps that all blocks can absorb."""
-        diagonal = any(weight.offset is not None for kind in self.kinds for weight in kind[-1].folds)
+        """The structure of the maps that blocks can absorb, of some models of the family at least."""
+        diagonal = all(any(weight.offset is not None for weight in kind[-1].folds) for kind in self.kinds)
         return MapStructure.DIAGONAL if diagonal else MapStructure.FULL
 
 

@@ -137,8 +137,9 @@ class ResolvedModel:
 
     @property
     def structure(self) -> MapStructure:
-        """The structure of the maps that this family can absorb."""
-        return self.layout.structure
+        """The structure of the maps that every block of this model can absorb."""
+        weights = (weight for block in self.blocks for weight in self.writes(block)[-1].folds)
+        return MapStructure.DIAGONAL if any(weight.offset is not None for weight in weights) else MapStructure.FULL
 
 
 def along(values: torch.Tensor, turn: torch.Tensor, *, axis: int) -> torch.Tensor:

@@ -69,8 +69,9 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
     entries = next((len(each) for each in lists if isinstance(each, list)), None)  # some types write no number
     blocks, hidden_size = text.get(row.block_count, entries), text.get(row.width)
     if not _is_count(blocks) or not _is_count(hidden_size):
+        place = "" if row.text is None else f" in {row.text}"
         raise UnsafeModel(
-            f"config.json must give {row.block_count} and {row.width} as positive whole numbers",
+            f"config.json must give {row.block_count} and {row.width} as positive whole numbers{place}",
             value=[blocks, hidden_size],
         )
     labels = config.get("num_labels", 2)

@@ -204,7 +204,11 @@ class Planner:
             model = admit_model(snapshot, self.hub)
             row = model.outline.layout
             plan = replace(
-                plan, family=row.model_type, supported=True, methods=methods_of(row), structures=structures_of(row)
+                plan,
+                family=row.model_type,
+                supported=True,
+                methods=methods_of(row),
+                structures=structures_of(row.structure),
             )
             plan = replace(plan, warnings=self._warnings(snapshot))
             spec = request.to_spec()
@@ -276,7 +280,7 @@ class Planner:
 def check_tokens(found: Estimate, spec: CompressionSpec, model: AdmittedModel) -> None:
     """Raise `CalibrationTooSmall` if the fit tokens cannot determine a map."""
     width, tokens = model.outline.hidden_size, fit_tokens(found)
-    structure = spec.method.structure or structures_of(model.outline.layout)[0]
+    structure = spec.method.structure or structures_of(model.outline.layout.structure)[0]
     if found.method in _WITH_MAPS and structure is MapStructure.FULL and tokens < width:
         raise CalibrationTooSmall(
             f"{tokens:,} calibration tokens are for the fit; a model of width {width:,} needs at least {width:,}, and "

@@ -31,7 +31,12 @@ def methods_of(row: Layout) -> tuple[Method, ...]:
 def families() -> tuple[Family, ...]:
     """The supported families, then those that are refused; each sorted by name."""
     supported = (
-        Family(model_type=row.model_type, methods=methods_of(row), structures=structures_of(row), reason=limits(row))
+        Family(
+            model_type=row.model_type,
+            methods=methods_of(row),
+            structures=structures_of(row.structure),
+            reason=limits(row),
+        )
         for _, row in sorted(FAMILIES.items())
     )
     refused = (
@@ -40,21 +45,17 @@ def families() -> tuple[Family, ...]:
     return *supported, *refused
 
 
-def structures_of(row: Layout) -> tuple[MapStructure, ...]:
-    """The structures of a map that can be folded into the family's blocks, the default first."""
-    return (
-        (MapStructure.DIAGONAL,)
-        if row.structure is MapStructure.DIAGONAL
-        else (MapStructure.FULL, MapStructure.DIAGONAL)
-    )
+def structures_of(absorbed: MapStructure) -> tuple[MapStructure, ...]:
+    """The structures of a map that can be folded into blocks that absorb maps of this one, the default first."""
+    return (absorbed,) if absorbed is MapStructure.DIAGONAL else (MapStructure.FULL, MapStructure.DIAGONAL)
 
 
-def check_structure(spec: CompressionSpec, row: Layout) -> None:
-    """Raise `InvalidInput` if a map of the requested structure cannot be folded into the family's blocks."""
-    possible, asked = structures_of(row), spec.method.structure
-    if asked is not None and asked not in possible:
+def check_structure(spec: CompressionSpec, absorbed: MapStructure, *, model_type: str) -> None:
+    """Raise `InvalidInput` if a map of the requested structure cannot be folded into blocks that absorb this one."""
+    asked = spec.method.structure
+    if asked is not None and asked not in structures_of(absorbed):
         raise InvalidInput(
-            f"{row.model_type} has a norm between its MLP and the stream, so only a diagonal map can be folded",
+            f"{model_type} has a norm between its MLP and the stream, so only a diagonal map can be folded",
             field="method.structure",
             value=asked,
         )
@@ -136,7 +137,7 @@ def depths_of(spec: CompressionSpec, outline: ModelOutline) -> list[int]:
 
     Several where the deepest cut that passes the gate is asked for, else one.
     """
-    check_structure(spec, outline.layout)
+    check_structure(spec, outline.layout.structure, model_type=outline.layout.model_type)
     blocks, groups = outline.blocks, spec.method.groups
     if spec.greatest_ratio is not None:
         remove = blocks_to_remove(spec.greatest_ratio, blocks)

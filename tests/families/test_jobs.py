@@ -13,7 +13,8 @@ from transformers import AutoModelForImageTextToText
 from benchmarks.harness import tiny_models
 from replaceme_core.engine.model.load import load_config, stored_weights
 from replaceme_core.errors import InvalidInput, UnsafeModel, UnsupportedFamily
-from replaceme_core.families.layout import FAMILIES
+from replaceme_core.families.layout import FAMILIES, MapStructure
+from replaceme_core.families.resolve import resolve
 from replaceme_core.hub.model_config import admit_config
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import byte_tokenizer
@@ -69,6 +70,13 @@ def test_a_mixer_of_each_sort_stays(tmp_path: Path) -> None:
     for method in ("drop", "block_influence", "perplexity_greedy", "least_squares", "refit"):
         _, _, result = run(request(source, ratio=0.5, method={"name": method}))
         shutil.rmtree(result)
+
+
+@pytest.mark.parametrize(("norm", "structure"), [(True, MapStructure.DIAGONAL), (False, MapStructure.FULL)])
+def test_a_type_whose_models_have_a_norm_before_the_stream_or_none(norm: bool, structure: MapStructure) -> None:
+    config = tiny_models.tiny_config("lfm3", **tiny_models.fitting_sizes("lfm3"), use_sandwich_norm=norm)
+    assert resolve(tiny_models.built(config)).structure is structure
+    assert FAMILIES["lfm3"].structure is MapStructure.FULL, "so that a request may ask for either"
 
 
 def test_a_last_block_that_must_stay(tmp_path: Path) -> None:

@@ -44,9 +44,10 @@ class Task:
 
     @property
     def diagonal(self) -> bool:
-        """Whether maps are diagonal. Raises `InvalidInput` for a full map where the family takes diagonal ones only."""
-        check_structure(self.spec, self.block_runner.resolved.layout)
-        return (self.spec.method.structure or self.block_runner.resolved.structure) is MapStructure.DIAGONAL
+        """Whether maps are diagonal. Raises `InvalidInput` for a full map where the model takes diagonal ones only."""
+        resolved = self.block_runner.resolved
+        check_structure(self.spec, resolved.structure, model_type=resolved.layout.model_type)
+        return (self.spec.method.structure or resolved.structure) is MapStructure.DIAGONAL
 
     @property
     def calibration_tokens(self) -> int:

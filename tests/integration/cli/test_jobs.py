@@ -175,7 +175,7 @@ def test_families(command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     items = [json.loads(each.stdout)["items"] for each in (asked, local)]
     assert items[0] == items[1]
     supported = {item["model_type"]: item["supported"] for item in items[0]}
-    assert (supported["llama"], supported["gemma2"], supported["mamba"]) == (True, True, False)
+    assert (supported["llama"], supported["gemma2"], supported["rwkv"]) == (True, True, False)
     lines = command("families").stdout.splitlines()
     assert any(line.startswith("qwen3_moe ") and "least_squares" in line for line in lines)
     assert any(line.startswith("t5 ") and "'t5' is not supported: it is an encoder-decoder" in line for line in lines)
