@@ -28,6 +28,9 @@ class MapStructure(StrEnum):
     DIAGONAL = "diagonal"
 
 
+LANGUAGE_MODEL = "AutoModelForCausalLM"
+
+
 class Weight(NamedTuple):
     """A parameter, by its dotted path, and its `axis` of the width d of the stream.
 
@@ -85,7 +88,7 @@ class Layout:
     """
     text_type: str | None = None
     """The `model_type` of that config."""
-    auto_class: str = "AutoModelForCausalLM"
+    auto_class: str = LANGUAGE_MODEL
     """The class of transformers that builds and loads the whole model."""
     blocks: str
     """The list of blocks, by its dotted path."""

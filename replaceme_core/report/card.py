@@ -21,7 +21,7 @@ from jinja2 import Template
 from markupsafe import Markup
 
 from replaceme_core.errors import InvalidInput
-from replaceme_core.families.layout import MapStructure
+from replaceme_core.families.layout import LANGUAGE_MODEL, MapStructure
 from replaceme_core.hub.data_files import Value, header_of, read_card
 from replaceme_core.hub.model_files import CARD, is_terms
 from replaceme_core.report import view
@@ -106,13 +106,19 @@ def _languages(value: Value | None) -> tuple[str, ...]:
 
 
 def write_card(
-    directory: Path, content: Mapping[str, object], *, base: BaseCard, is_chat: bool, structure: MapStructure
+    directory: Path,
+    content: Mapping[str, object],
+    *,
+    base: BaseCard,
+    is_chat: bool,
+    structure: MapStructure,
+    auto_class: str = LANGUAGE_MODEL,
 ) -> None:
     """Write `README.md` into `directory`, and the picture beside it where it can be drawn.
 
     `content` is that of `replaceme.json`. `base` is from the card of the original, `is_chat`: the tokenizer has a chat
-    template, `structure` is that of the maps that this model takes. `ModelCard` parses the header that it is given, and
-    refuses what is no valid one.
+    template, `structure` is that of the maps that this model takes, `auto_class` is what transformers loads it with.
+    `ModelCard` parses the header that it is given, and refuses what is no valid one.
     """
     report, spec = Report(content), ResolvedSpec.model_validate(content["spec"])
     removed, kept = report.blocks("removed_blocks"), report.blocks("kept_blocks")
@@ -127,6 +133,7 @@ def write_card(
         spec=spec,
         base=base,
         is_chat=is_chat,
+        auto_class=auto_class,
         title=title,
         short=short,
         kept=len(kept),
@@ -140,12 +147,16 @@ def write_card(
         cuts=_compared_cuts(report),
         again=as_request(again) if repository else as_command(again),
     )
-    fields = _header(report, spec, base, title=title, repository=repository).to_dict()  # type: ignore[no-untyped-call]
+    task = "text-generation" if auto_class == LANGUAGE_MODEL else "image-text-to-text"
+    of_hub = _header(report, spec, base, title=title, repository=repository, task=task)
+    fields = of_hub.to_dict()  # type: ignore[no-untyped-call]
     header = ModelCardData(**_printable(fields))
     ModelCard(f"---\n{header.to_yaml()}\n---\n\n" + re.sub(r"\n{3,}", "\n\n", body)).save(directory / CARD)
 
 
-def _header(report: Report, spec: ResolvedSpec, base: BaseCard, *, title: str, repository: str | None) -> ModelCardData:
+def _header(
+    report: Report, spec: ResolvedSpec, base: BaseCard, *, title: str, repository: str | None, task: str
+) -> ModelCardData:
     """What the Hub reads. Licence and languages are those of the original; what is not known is left out."""
     on_hub = {source.name: source for source in spec.calibration.mix if source.is_on_hub}
     results = []
@@ -180,7 +191,7 @@ def _header(report: Report, spec: ResolvedSpec, base: BaseCard, *, title: str, r
         base_model=repository,
         base_model_relation=RELATION if repository else None,
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=task,
         tags=list(TAGS),
         datasets=list(on_hub) if report.text("hub") and on_hub else None,
         metrics=["perplexity"] if results else None,

@@ -103,6 +103,9 @@ def test_the_language_model_becomes_shallower_and_the_tower_stays(model_type: st
     assert any("vision" in name or "visual" in name for name in towers)
     assert all(torch.equal(before[name], after[name]) for name in towers)
     assert (result / "preprocessor_config.json").read_bytes() == (source / "preprocessor_config.json").read_bytes()
+    card = (result / "README.md").read_text()
+    assert "model = AutoModelForImageTextToText.from_pretrained(" in card
+    assert "pipeline_tag: image-text-to-text" in card
     again: Any = AutoModelForImageTextToText.from_pretrained(result)
     assert len(again.get_submodule(row.blocks)) == BLOCKS - 2
 

@@ -205,6 +205,7 @@ def write_report(
         base=read_base_card(run.source),
         is_chat=run.tokenizer.chat_template is not None,
         structure=spec.method.structure or structure,
+        auto_class=run.outline.layout.auto_class,
     )
     (directory / PAGE).write_text(render_page(report), encoding="utf-8")
     (directory / REPORT).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
