@@ -152,6 +152,10 @@ class ReadingChange:
     weights: tuple[Weight, ...]
     change: torch.Tensor
 
+    def __post_init__(self) -> None:
+        # a checkpoint reads lists back
+        object.__setattr__(self, "weights", tuple(Weight(*weight) for weight in self.weights))
+
     @property
     def parameters(self) -> tuple[str, ...]:
         return tuple(weight.path for weight in self.weights)

@@ -9,9 +9,10 @@ from safetensors import safe_open
 
 from replaceme_core.engine.activations.verified_file import PARTIAL
 from replaceme_core.engine.methods.task import Candidate, Pruning
-from replaceme_core.engine.model.changes import Cut, FittedCut, WeightChange
+from replaceme_core.engine.model.changes import Cut, FittedCut, ReadingChange, WeightChange
 from replaceme_core.engine.pipeline import compress
 from replaceme_core.engine.results import checkpoint
+from replaceme_core.families.layout import Weight
 from replaceme_core.request.method import Method
 from replaceme_core.runner.messages import RunnerRequest, Stage
 from tests.fixtures.models.pipeline import request
@@ -160,7 +161,10 @@ def test_every_kind_of_value_comes_back(tmp_path: Path) -> None:
     pruning = Pruning(
         removed=[2, 3],
         folds=[FittedCut(cut=Cut(start=2, end=3), delta=square.T), FittedCut(cut=Cut(start=2, end=3), delta=square)],
-        changes=[WeightChange(block=1, parameter="mlp.down_proj.weight", change=square[:, 1].to(torch.bfloat16))],
+        changes=[
+            WeightChange(block=1, parameter="mlp.down_proj.weight", change=square[:, 1].to(torch.bfloat16)),
+            ReadingChange(block=4, weights=(Weight("mlp.up_proj.weight", 1),), change=square),
+        ],
         candidates=[Candidate(start=2, end=3, distance=0.25, residual=float("nan"), chosen=True)],
     )
     path = tmp_path / "key.safetensors"
@@ -168,14 +172,16 @@ def test_every_kind_of_value_comes_back(tmp_path: Path) -> None:
     assert back is not pruning
     assert (back.removed, back.folds[0].cut) == ([2, 3], Cut(start=2, end=3))
     for before, after in zip(
-        [*(one.delta for one in pruning.folds), pruning.changes[0].change],
-        [*(one.delta for one in back.folds), back.changes[0].change],
+        [*(one.delta for one in pruning.folds), *(one.change for one in pruning.changes)],
+        [*(one.delta for one in back.folds), *(one.change for one in back.changes)],
         strict=True,
     ):
         assert torch.equal(before, after)
         assert before.dtype == after.dtype
     assert back.folds[0].delta.stride() == square.T.stride(), "the layout decides the rounding"
-    assert back.changes[0].parameter == "mlp.down_proj.weight"
+    assert [one.parameters for one in back.changes] == [("mlp.down_proj.weight",), ("mlp.up_proj.weight",)]
+    assert isinstance(back.changes[1], ReadingChange)
+    assert back.changes[1].weights == (Weight("mlp.up_proj.weight", 1),)
     assert repr(back.candidates) == repr(list(pruning.candidates))
     with safe_open(path, framework="pt") as file:
         assert set(file.metadata()) == {"record", "digest"}
