@@ -93,7 +93,6 @@ REASONS = {
     "use_bidirectional_attention": (
         "it attends in both directions, so it is an encoder; causal language models are supported"
     ),
-    "is_encoder_decoder": "it is an encoder-decoder; use a decoder-only language model",
     "is_decoder": "it attends in both directions, so it is an encoder; causal language models are supported",
 }
 """In words, what a flag does with which the proof fails; else the failure itself is the reason."""
@@ -156,7 +155,7 @@ def _find(model_type: str) -> Layout:
     sizes = fitting_sizes(model_type)
     base = tiny_config(model_type, **sizes)
     text = base.get_text_config()
-    part = next((name for name in type(base).sub_configs if getattr(base, name, None) is text), None)
+    part = text_part(base)
     if hasattr(getattr(base, "vision_config", None), "deepstack_visual_indexes"):
         raise NotFound("it adds what it sees in images to the first blocks of its language model, by their index")
     aliases = getattr(type(text), "attribute_map", {})
@@ -204,6 +203,12 @@ def _find(model_type: str) -> Layout:
             reason = REASONS.get(field, str(error))
             requirements.append(Requirement(field=field, allowed=tuple({None: None, value: None}), reason=reason))
     return replace(row, requires=tuple(requirements))
+
+
+def text_part(config: PreTrainedConfig) -> str | None:
+    """The field that holds the config of the language model; `None` where that is the whole config."""
+    text = config.get_text_config()
+    return next((name for name in type(config).sub_configs if getattr(config, name, None) is text), None)
 
 
 def stored_blocks(row: Layout, config: PreTrainedConfig) -> tuple[str, ...]:
@@ -363,8 +368,7 @@ def all_followed(configs: Sequence[PreTrainedConfig], row: Layout) -> Iterator[P
 
 def _with(config: PreTrainedConfig, changes: Fields) -> PreTrainedConfig | None:
     """The config with other values of some fields; `None` where its class does not admit them."""
-    fields, text = config.to_dict(), config.get_text_config()
-    part = next((name for name in type(config).sub_configs if getattr(config, name, None) is text), None)
+    fields, part = config.to_dict(), text_part(config)
     with contextlib.suppress(Exception):
         whole = {**fields, **changes} if part is None else {**fields, part: {**fields[part], **changes}}
         return type(config).from_dict(whole)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from replaceme_core.families.layout import Layout, Weight, Write
-from replaceme_core.families.resolve import along, first_tensor, implied_bias, kind
+from replaceme_core.families.resolve import along, as_returned, first_tensor, implied_bias, kind
 
 TOLERANCE = 1e-3
 """Largest relative difference of two results that are equal but for rounding; random ones differ by about 1."""
@@ -32,7 +32,7 @@ MOST_GUESSES = 64
 
 
 class NotFound(Exception):
-    """Says in half a sentence why the methods cannot be used: "it ..."."""
+    """In half a sentence, why the methods cannot be used: "it ..."."""
 
 
 def discover(model: PreTrainedModel, tokens: torch.Tensor) -> Layout:
@@ -343,7 +343,7 @@ def _unit(block: _Block, path: str, write: str) -> tuple[str | None, int]:
     returns = len(call.output) if isinstance(call.output, tuple) else 0
     value = written.reshape(block.shape)
     module, own = block.module.get_submodule(child), vars(block.module.get_submodule(child)).get("forward")
-    vars(module)["forward"] = lambda *_args, **_kwargs: (value, *[None] * (returns - 1)) if returns else value
+    vars(module)["forward"] = lambda *_args, **_kwargs: as_returned(value, returns)
     last = block.module.get_submodule(write)
     try:
         with last.register_forward_hook(lambda _m, _i, output: value.reshape(output.shape)):

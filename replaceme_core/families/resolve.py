@@ -165,6 +165,11 @@ def first_tensor(value: object) -> torch.Tensor | None:
     return next((one for one in elements if isinstance(one, torch.Tensor)), None)
 
 
+def as_returned(value: object, count: int) -> object:
+    """`value` as a module returns it that returns `count` values, this one first; alone where `count` is 0."""
+    return (value, *[None] * (count - 1)) if count else value
+
+
 def _parameter(block: nn.Module, path: str) -> nn.Parameter | None:
     try:
         return block.get_parameter(path)

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.lazy_model import block_reader, load_block
-from replaceme_core.families.resolve import BlockWrite, ResolvedModel, check_residual, first_tensor
+from replaceme_core.families.resolve import BlockWrite, ResolvedModel, as_returned, check_residual, first_tensor
 from replaceme_core.library_errors import is_out_of_memory
 from replaceme_core.request.defaults import LOGITS_AT_ONCE, MLP_WIDTH, PART_BYTES
 
@@ -131,7 +131,7 @@ class _Stub(nn.Module):
                 setattr(self, name, value)
 
     def _returned(self, stream: torch.Tensor) -> object:
-        return (stream, *[None] * (self._returns - 1)) if self._returns else stream
+        return as_returned(stream, self._returns)
 
 
 class RecordingStub(_Stub):
@@ -271,8 +271,7 @@ class BlockRunner:
                 # A norm behind the unit would change what is known, so its output is replaced as well.
                 stack.enter_context(replace_output(write.module, known))
                 if write.unit is not None:
-                    output = (known, *[None] * (write.returns - 1)) if write.returns else known
-                    stack.enter_context(replace_forward(write.unit, output))
+                    stack.enter_context(replace_forward(write.unit, as_returned(known, write.returns)))
             seen = [stack.enter_context(record_values(hook, stop=stop and hook is hooks[-1])) for hook in hooks]
             with suppress(Stop):
                 output = self.blocks[block](stream, *arguments.args, **arguments.kwargs)
