@@ -33,7 +33,7 @@ import transformers
 from pydantic import TypeAdapter
 from safetensors import safe_open
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -46,12 +46,16 @@ from transformers.models.auto.modeling_auto import (
 
 from benchmarks.harness.tiny_models import (
     BLOCKS,
+    IMAGE_TYPES,
     WIDTH,
     Fields,
+    answers,
     built,
     class_for,
     first_line,
     fitting_sizes,
+    given,
+    images,
     on_meta,
     run,
     tiny_config,
@@ -63,6 +67,7 @@ from replaceme_core.errors import NumericalFailure, UnsupportedFamily
 from replaceme_core.families.discover import NotFound, discover, merged_kinds
 from replaceme_core.families.layout import (
     OWN_FIELDS,
+    Inputs,
     Known,
     Layout,
     MapStructure,
@@ -74,7 +79,7 @@ from replaceme_core.families.layout import (
     keeps_pattern,
     limits,
 )
-from replaceme_core.families.resolve import ResolvedModel, kind
+from replaceme_core.families.resolve import ResolvedModel, absorb_gains, kind
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "replaceme_core/families/known.json"
@@ -154,20 +159,20 @@ def find(model_type: str) -> Outcome:
 def _find(model_type: str) -> Layout:
     sizes = fitting_sizes(model_type)
     base = tiny_config(model_type, **sizes)
-    text = base.get_text_config()
-    part = text_part(base)
+    text = tower(base)
+    part = part_of(base)
     if hasattr(getattr(base, "vision_config", None), "deepstack_visual_indexes"):
         raise NotFound("it adds what it sees in images to the first blocks of its language model, by their index")
     aliases = getattr(type(text), "attribute_map", {})
     row = replace(
-        discover(built(base), tokens()),
+        discover(built(base), text, given(model_type)),
         model_type=model_type,
-        text=part,
-        text_type=None if part is None else text.model_type,
+        part=part,
+        part_type=None if part is None else text.model_type,
         auto_class=class_for(base).__name__,
         block_count=aliases.get("num_hidden_layers", "num_hidden_layers"),
         width=aliases.get("hidden_size", "hidden_size"),
-        tied=bool(type(base)().tie_word_embeddings),  # of the whole model
+        tied=bool(getattr(type(base)(), "tie_word_embeddings", False)),  # of the whole model
     )
     own = text.to_dict().get(OWN_FIELDS) or {}
     names = {name: None for fields_of_block in own.values() for name in fields_of_block}
@@ -187,7 +192,7 @@ def _find(model_type: str) -> Layout:
         if any(one.field == field for one in requirements):
             continue
         try:
-            other = discover(built(config), tokens())
+            other = discover(built(config), tower(config), given(model_type))
             wider = replace(
                 row,
                 kinds=merged_kinds([*row.kinds, *other.kinds]),
@@ -205,10 +210,14 @@ def _find(model_type: str) -> Layout:
     return replace(row, requires=tuple(requirements))
 
 
-def text_part(config: PreTrainedConfig) -> str | None:
-    """The field that holds the config of the language model; `None` where that is the whole config."""
-    text = config.get_text_config()
-    return next((name for name in type(config).sub_configs if getattr(config, name, None) is text), None)
+def tower(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config of what is compressed: of the tower for images where a model is one of these, else for text."""
+    return getattr(config, "vision_config", config) if config.model_type in IMAGE_TYPES else config.get_text_config()
+
+
+def part_of(config: PreTrainedConfig) -> str | None:
+    """The field that holds it; `None` where that is the whole config."""
+    return next((name for name in type(config).sub_configs if getattr(config, name, None) is tower(config)), None)
 
 
 def stored_blocks(row: Layout, config: PreTrainedConfig) -> tuple[str, ...]:
@@ -249,7 +258,7 @@ def kinds_of(config: PreTrainedConfig, row: Layout) -> list[object]:
     except Exception as error:  # whatever a type raises for a config that it does not admit
         raise NotFound(f"a config without some blocks cannot be built: {first_line(error)}") from None
     assert isinstance(blocks, nn.ModuleList)
-    lists = [getattr(config.get_text_config(), name, None) for name in row.per_layer_lists]
+    lists = [getattr(tower(config), name, None) for name in row.per_layer_lists]
     if any(len(values) != len(blocks) for values in lists if isinstance(values, list | tuple)):
         raise NotFound("a list of its config has not one entry for each block")
     return [
@@ -261,7 +270,7 @@ def kinds_of(config: PreTrainedConfig, row: Layout) -> list[object]:
 def followed(config: PreTrainedConfig, row: Layout, kept: Sequence[int]) -> PreTrainedConfig:
     """The config of the blocks that are kept. Raises `NotFound` where its class does not admit that."""
     changed = deepcopy(config)
-    follow_blocks(changed.get_text_config(), layout=row, kept=kept)
+    follow_blocks(tower(changed), layout=row, kept=kept)
     try:
         return type(changed).from_dict(changed.to_dict())
     except Exception as error:  # whatever the class raises
@@ -295,7 +304,7 @@ def follows(config: PreTrainedConfig, row: Layout) -> bool:
 def with_rules(row: Layout, configs: Sequence[PreTrainedConfig]) -> Layout:
     """The row with what the fields of a config say of single blocks, each seen in one of the `configs` at least."""
     base, fields = configs[0], configs[0].get_text_config().to_dict()
-    text = base.get_text_config()
+    text = tower(base)
     lists = dict.fromkeys(name for name, value in fields.items() if _is_by_block(value))
     is_property = isinstance(getattr(type(text), LAYER_TYPES, None), property)
     if not is_property and LAYER_TYPES not in getattr(type(text), "attribute_map", {}):
@@ -324,9 +333,7 @@ def with_rules(row: Layout, configs: Sequence[PreTrainedConfig]) -> Layout:
     for name in fields:
         if name not in live and any(_changes_lists(config, row, name) for config in configs):
             ruled = replace(row, thresholds=(*row.thresholds, name))
-            regular = all(
-                not irregular_lists(one.get_text_config(), layout=ruled) for one in all_followed(configs, ruled)
-            )
+            regular = all(not irregular_lists(tower(one), layout=ruled) for one in all_followed(configs, ruled))
             row = ruled if regular else replace(row, steps=(*row.steps, *dict.fromkeys((name, name.lstrip("_")))))
     near = [_with(base, {name: value}) for name in live for value in (1, 2, 3, 4) if isinstance(fields[name], int)]
     row = replace(row, neighbours_differ=all(unlike(config, row) for config in (base, *near) if config is not None))
@@ -368,7 +375,7 @@ def all_followed(configs: Sequence[PreTrainedConfig], row: Layout) -> Iterator[P
 
 def _with(config: PreTrainedConfig, changes: Fields) -> PreTrainedConfig | None:
     """The config with other values of some fields; `None` where its class does not admit them."""
-    fields, part = config.to_dict(), text_part(config)
+    fields, part = config.to_dict(), part_of(config)
     with contextlib.suppress(Exception):
         whole = {**fields, **changes} if part is None else {**fields, part: {**fields[part], **changes}}
         return type(config).from_dict(whole)
@@ -377,7 +384,7 @@ def _with(config: PreTrainedConfig, changes: Fields) -> PreTrainedConfig | None:
 
 def _changes_kinds(config: PreTrainedConfig, row: Layout, name: str) -> bool:
     """Whether another value of the field gives other kinds of blocks, or another order of them."""
-    value = config.get_text_config().to_dict().get(name)
+    value = tower(config).to_dict().get(name)
     if value is None or _is_indices(value):
         tries: list[object] = [[1, 3], [2]]
     elif type(value) is int and value <= 2 * BLOCKS and name != row.block_count:
@@ -403,7 +410,7 @@ def order(kinds: Sequence[object]) -> list[int]:
 
 def _changes_lists(config: PreTrainedConfig, row: Layout, name: str) -> bool:
     """Whether the class computes lists of another order for another value of the field, where it has none."""
-    text = config.get_text_config()
+    text = tower(config)
     fields = text.to_dict()
     value = fields.get(name)
     if type(value) is not int or value > 2 * BLOCKS or name == row.block_count:
@@ -430,7 +437,7 @@ def prove(row: Layout, config: PreTrainedConfig) -> None:
             kept = [block for block in range(BLOCKS) if block not in removed]
             if any(one not in [before[block] for block in kept] for one in before):
                 continue  # some types need a block of each kind
-            keeps = keeps_pattern(config.get_text_config(), layout=row, removed=removed)
+            keeps = keeps_pattern(tower(config), layout=row, removed=removed)
             if (row.computed_lists or row.keeps_last) and not keeps:
                 continue
             if kinds_of(followed(config, row, kept), row) != [before[block] for block in kept]:
@@ -446,53 +453,57 @@ def prove(row: Layout, config: PreTrainedConfig) -> None:
 
 
 def _resolved(row: Layout, config: PreTrainedConfig) -> ResolvedModel:
-    return ResolvedModel(model=built(config), layout=row)
+    resolved = ResolvedModel(model=built(config), layout=row)
+    absorb_gains(resolved)
+    return resolved
 
 
 def _prove_live(row: Layout, config: PreTrainedConfig) -> None:
     """The stream is the sum of its writes, block by block as in one pass; folding a map is exact."""
     resolved = _resolved(row, config)
     with torch.inference_mode():
-        runner = BlockRunner(resolved=resolved)
-        runner.prove(tokens(seed=1))
-        stream = runner.enter(tokens())
-        runner.enter(tokens(seed=1))  # what is passed to blocks beside the stream must be the same for these
+        runner = runner_of(resolved)
+        runner.prove(sequences(row, seed=1))
+        stream = runner.enter(sequences(row))
+        runner.enter(sequences(row, seed=1))  # what is passed to blocks beside the stream must be the same for these
         for block in range(BLOCKS):
             stream = runner.run(block, stream)
-        close("it gives other logits block by block", runner.leave(stream, tokens()), logits(resolved.model))
+        close("it gives other logits block by block", runner.leave(stream, sequences(row)), answers(resolved.model))
     generator = torch.Generator().manual_seed(5)
     delta = torch.randn(WIDTH, WIDTH, dtype=torch.float64, generator=generator) * 0.1
     if resolved.structure is MapStructure.DIAGONAL:
         delta = delta.diagonal().diag()
     fitted = FittedCut(cut=Cut(start=2, end=3), delta=delta)
     with torch.inference_mode():
-        runner = BlockRunner(resolved=resolved)
-        stream, _ = run_pruned(runner, runner.enter(tokens()), done=[fitted], until=BLOCKS - 1)
-        beside = runner.leave(stream, tokens())
+        runner = runner_of(resolved)
+        stream, _ = run_pruned(runner, runner.enter(sequences(row)), done=[fitted], until=BLOCKS - 1)
+        beside = runner.leave(stream, sequences(row))
         fold(resolved, fitted)
-        stream = runner.enter(tokens())
+        stream = runner.enter(sequences(row))
         for block in (0, 1, 4, 5):
             stream = runner.run(block, stream)
-        close("a folded map is not the map", runner.leave(stream, tokens()), beside)
+        close("a folded map is not the map", runner.leave(stream, sequences(row)), beside)
 
 
 def _prove_pruned(row: Layout, config: PreTrainedConfig, removed: Sequence[int]) -> None:
     """Without some blocks, saved and loaded again, it gives the logits of the live model that leaves them out."""
     resolved = _resolved(row, config)
     with torch.inference_mode():
-        runner = BlockRunner(resolved=resolved)
-        stream = runner.enter(tokens())
+        runner = runner_of(resolved)
+        stream = runner.enter(sequences(row))
         for block in range(BLOCKS):
             if block not in removed:
                 stream = runner.run(block, stream)
-        wanted = runner.leave(stream, tokens())
+        wanted = runner.leave(stream, sequences(row))
     remove_blocks(resolved, list(removed))
     with tempfile.TemporaryDirectory() as directory, torch.no_grad():
         resolved.model.save_pretrained(directory)
         again = class_for(config).from_pretrained(directory, attn_implementation="eager").eval()
         with contextlib.suppress(Exception):
             again.set_experts_implementation("eager")
-        close("what is loaded again gives other logits", logits(again), wanted)
+        close("what is loaded again gives other results", answers(again), wanted)
+        if row.inputs is Inputs.IMAGES:
+            return
         with_cache, without = (
             torch.stack(
                 again.generate(
@@ -511,10 +522,14 @@ def _prove_pruned(row: Layout, config: PreTrainedConfig, removed: Sequence[int])
         close("it generates otherwise with a cache than without", with_cache, without, tolerance=CACHE_TOLERANCE)
 
 
-def logits(model: PreTrainedModel) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model(input_ids=tokens(), use_cache=False).logits
-    return found
+def runner_of(resolved: ResolvedModel) -> BlockRunner:
+    reads_images = resolved.layout.inputs is Inputs.IMAGES
+    return BlockRunner(resolved=resolved, pixels=torch.cat([images(), images(seed=1)]) if reads_images else None)
+
+
+def sequences(row: Layout, *, seed: int = 0) -> torch.Tensor:
+    """Two sequences of tokens, or the numbers of two images."""
+    return tokens(seed=seed) if row.inputs is Inputs.TEXT else torch.tensor([[2 * seed], [2 * seed + 1]])
 
 
 def close(failure: str, one: torch.Tensor, other: torch.Tensor, *, tolerance: float = TOLERANCE) -> None:
@@ -539,6 +554,10 @@ GROUPS: tuple[tuple[Mapping[str, object], str], ...] = (
         "that",
     ),
     (
+        dict.fromkeys(IMAGE_TYPES),
+        "it is no list of blocks of one width that read all patches of an image at once, as in a vision transformer",
+    ),
+    (
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
         "it is an encoder, not a causal language model; use a decoder-only language model",
     ),
@@ -552,7 +571,8 @@ def refusals(outcomes: Iterable[Outcome]) -> dict[str, Refusal]:
     for names, reason in GROUPS:
         for name in names:
             own = reasons.get(name)
-            examined = own is not None and not own.startswith("no tiny model") and names is WRAPPERS
+            failed = own is None or own.startswith(("no tiny model", "it could not be examined"))
+            examined = not failed and (names is WRAPPERS or name in IMAGE_TYPES)
             if name not in found and name in CONFIG_MAPPING and not examined:
                 reasons[name] = reason
     return {
@@ -601,7 +621,8 @@ and compared. `map` is what can be folded into the block before a cut: a norm be
 diagonal map only. `refit` says which outputs of blocks are solved again, beside their inputs; not those of experts.
 
 A model that also reads images or sound is compressed in place: its language model becomes shallower, on text, and its
-towers and the files of its processor stay as they are.
+towers and the files of its processor stay as they are. A model that makes embeddings of images (`reads images`) is
+compressed on images, and its tower for text, if there is one, stays as it is.
 
 | `model_type` | map | refit | remarks |
 |---|---|---|---|"""
@@ -621,7 +642,9 @@ def refitted(row: Layout) -> str:
 
 def remarks(row: Layout) -> str:
     """What a user should know beside."""
-    found = [None if row.text is None else f"the language model (`{row.text_type}`) of a larger one", limits(row)]
+    what = "the tower for images" if row.inputs is Inputs.IMAGES else "the language model"
+    found = ["reads images" if row.inputs is Inputs.IMAGES else None]
+    found += [None if row.part is None else f"{what} (`{row.part_type}`) of a larger one", limits(row)]
     if row.computed_lists:
         found.append("only as many neighbouring blocks as its pattern is long, or a multiple")
     if row.keeps_last:
@@ -647,7 +670,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; a difference is an error")
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args(arguments)
-    types = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
+    types = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *IMAGE_TYPES}
     names = options.types or sorted(name for name in types if name in CONFIG_MAPPING)
     outcomes = []
     with ProcessPoolExecutor(options.workers, initializer=quiet) as pool:

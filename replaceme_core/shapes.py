@@ -346,10 +346,14 @@ class Worker(Shape):
 
 
 class Family(Shape):
-    """A model type. `reason` explains why it is refused or, if it is supported, which of its models are not."""
+    """A model type. `reason` explains why it is refused or, if it is supported, which of its models are not.
+
+    `inputs` is what a supported one reads: text or images.
+    """
 
     model_type: str
     supported: bool = True
+    inputs: str | None = None
     methods: tuple[str, ...] = ()
     structures: tuple[str, ...] = ()
     reason: str | None = None

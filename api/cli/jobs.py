@@ -285,6 +285,7 @@ def families(service: Service) -> None:
         return
     for family in found:
         structures = f"maps: {', '.join(family.structures)}" if family.structures else None
-        details = "; ".join(filter(None, (", ".join(family.methods), structures, family.reason)))
+        reads = "reads images" if family.inputs == "images" else None
+        details = "; ".join(filter(None, (reads, ", ".join(family.methods), structures, family.reason)))
         print_line(f"{family.model_type:<20} {details}")
     print_line(f"{'any other':<20} not supported: where its blocks write to the residual stream is unknown")

@@ -71,7 +71,7 @@ def compress(
         typer.Option(
             metavar="NAME[=SHARE]",
             help="Calibration text: builtin:general or another built-in text, a .txt or .jsonl file, or a data set "
-            f"on the Hub as org/name. {SEVERAL}",
+            f"on the Hub as org/name; for a model of images a directory or a data set of images. {SEVERAL}",
         ),
     ],
     tasks_dir: TasksDirectory = None,

@@ -32,9 +32,10 @@ from replaceme_core.request.fields import ending_of
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
-_COMPARED = (view.both_models, view.texts, view.tasks)
+_COMPARED = (view.both_models, view.texts, view.images, view.tasks)
 _FLAGS = ("chosen",)
-_LISTS = ("texts", "tasks", "candidates")
+_LISTS = ("texts", "images", "tasks", "candidates")
+_OF_IMAGES = ("embedding_distance", "embedding_distance_low", "embedding_distance_high", "embedding_agreement")
 _OF_A_TEXT = ("text_ratio_low", "text_ratio_high", "text_divergence", "text_agreement")
 _OF_A_CANDIDATE = (*view.CANDIDATE_MEASURES, *_FLAGS, "tokens")
 _QUANTITIES = {one.name: one for one in view.QUANTITIES}
@@ -66,6 +67,8 @@ def as_report(metrics: Sequence[MetricBody]) -> tuple[Report, list[MetricBody]]:
     for text in content["texts"].values():
         if text.get("before") and "after" in text:
             text["ratio"] = text["after"] / text["before"]
+    if content["images"]:
+        content["inputs"] = "images"
     lists = {key: [{"name": name, **values} for name, values in content[key].items()] for key in _LISTS}
     return Report({**content, **lists}), others
 
@@ -79,6 +82,8 @@ def _place_of(metric: MetricBody) -> Sequence[str] | None:
         return (side, *_QUANTITIES[name].path) if name in _QUANTITIES and not of else of_a_model.get(name)
     if name in _OF_A_TEXT:
         return ("texts", of, name.removeprefix("text_"))
+    if of and name in _OF_IMAGES:
+        return ("images", of, name.removeprefix("embedding_"))
     if name == "task_kept":
         return ("tasks", of, "kept")
     return ("candidates", of, name) if of and name in _OF_A_CANDIDATE else None
@@ -230,8 +235,10 @@ def _measured(database: Database, ids: Sequence[str], owner: str) -> list[dict[s
 
 
 def _quantities(report: Report) -> dict[str, list[view.Cell]]:
-    models, texts = view.both_models(report), view.texts(report)
+    models, texts, images = view.both_models(report), view.texts(report), view.images(report)
     found = {view.plain(name): cells for name, *cells in (models.rows if models else ())}
     for name, before, after, ratio in texts.only("name", "before", "after", "ratio").rows if texts else ():
         found[f"Perplexity on {view.plain(name)}"] = [before, after, (*ratio, " times")]
+    for name, distance in images.only("name", "distance").rows if images else ():
+        found[f"Distance of embeddings on {view.plain(name)}"] = [("",), distance, ("",)]
     return found

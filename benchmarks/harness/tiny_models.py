@@ -4,11 +4,24 @@ import contextlib
 from copy import deepcopy
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 
 from replaceme_core.families.discover import NotFound
+from replaceme_core.families.resolve import embeddings
 
 Fields = dict[str, object]
 
@@ -112,6 +125,17 @@ ALTERNATIVES: tuple[dict[str, int], ...] = (
 """Tried one after the other, until a model of the type can be built and run."""
 
 
+IMAGE_TYPES = sorted(
+    {
+        *MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        *MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+        *(name for name in MODEL_MAPPING_NAMES if name.endswith("_vision_model")),
+    }
+    & set(CONFIG_MAPPING) - {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
+)
+"""Types of models that make embeddings of images."""
+
+
 def tiny_config(model_type: str, **changes: object) -> PreTrainedConfig:
     """The config of a type with the sizes above. Raises whatever the type raises where they do not go together."""
     kind_of_config = CONFIG_MAPPING[model_type]
@@ -119,7 +143,8 @@ def tiny_config(model_type: str, **changes: object) -> PreTrainedConfig:
     parts = {}
     for name in parts_of(kind_of_config, known):
         senses = "vision" in name or "audio" in name
-        parts[name] = {**fields(known[name], FEW_BLOCKS if senses else changes), **kept(known[name])}
+        beside = senses != (model_type in IMAGE_TYPES)
+        parts[name] = {**fields(known[name], FEW_BLOCKS if beside else changes), **kept(known[name])}
     return kind_of_config(**{**fields(known, {} if parts else changes), **parts})
 
 
@@ -141,8 +166,10 @@ def kept(known: Fields) -> Fields:
     return {"model_type": known["model_type"]} if "model_type" in known else {}
 
 
-def class_for(config: PreTrainedConfig) -> type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]:
+def class_for(config: PreTrainedConfig) -> type[AutoModelForCausalLM | AutoModelForImageTextToText | AutoModel]:
     """The class that builds the whole model, with its towers."""
+    if config.model_type in IMAGE_TYPES:
+        return AutoModel
     whole = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     return AutoModelForImageTextToText if whole else AutoModelForCausalLM
 
@@ -178,6 +205,25 @@ def tokens(sequences: int = 2, *, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, 90, (sequences, LENGTH), generator=torch.Generator().manual_seed(seed))
 
 
+def images(count: int = 2, *, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 3, SIZES["image_size"], SIZES["image_size"], generator=generator)
+
+
+def given(model_type: str, *, seed: int = 0) -> torch.Tensor:
+    """What a model of the type reads: tokens, or images."""
+    return images(seed=seed) if model_type in IMAGE_TYPES else tokens(seed=seed)
+
+
+def answers(model: PreTrainedModel) -> torch.Tensor:
+    """The logits of a language model, the embeddings of a model of images."""
+    with torch.no_grad():
+        if model.config.model_type in IMAGE_TYPES:
+            return embeddings(model, images())
+        logits: torch.Tensor = model(input_ids=tokens(), use_cache=False).logits
+    return logits
+
+
 def fitting_sizes(model_type: str) -> Fields:
     """What the type needs beside the sizes above, so that a model can be built and run. Raises `NotFound`."""
     failure = ""
@@ -193,8 +239,7 @@ def fitting_sizes(model_type: str) -> Fields:
 
 
 def run(config: PreTrainedConfig) -> None:
-    with torch.no_grad():
-        built(config)(input_ids=tokens(), use_cache=False)
+    answers(built(config))
 
 
 def first_line(error: BaseException) -> str:

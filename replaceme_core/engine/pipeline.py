@@ -20,6 +20,7 @@ import torch
 from replaceme_core.engine.activations.cache import open_cache
 from replaceme_core.engine.evaluation.compare import Unmeasured
 from replaceme_core.engine.evaluation.tasks import load_tasks
+from replaceme_core.engine.images import image_tokens, load_processor
 from replaceme_core.engine.model.changes import kept_blocks
 from replaceme_core.engine.model.device import make_deterministic, this_machine
 from replaceme_core.engine.model.load import load_config, load_tokenizer, stored_weights
@@ -32,6 +33,7 @@ from replaceme_core.engine.results.provenance import provenance_of
 from replaceme_core.engine.results.stage_clock import StageClock, resident_bytes
 from replaceme_core.engine.run import PROMPT_TOKENS, Run, find_deepest_cut, write_pruned
 from replaceme_core.engine.text.tokens import sized_to_text
+from replaceme_core.families.resolve import part_config
 from replaceme_core.hub.model_config import read_outline
 from replaceme_core.plan.resources import Workload
 from replaceme_core.request.gate import Trial
@@ -52,19 +54,23 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
     source = Path(request.model_directory)
     outline = read_outline(source)
     stored = stored_weights(source)
-    tokenizer = load_tokenizer(source)
+    tokenizer = None if outline.reads_images else load_tokenizer(source)
     depths = depths_of(request.spec, outline)
-    spec, allows = keep_pattern(request.spec, load_config(source).get_text_config(), outline.layout)
+    spec, allows = keep_pattern(request.spec, part_config(load_config(source)), outline.layout)
     cache = open_cache(request.cache_directory, limit=request.cache_bytes)
     machine = this_machine(
         spec.compute.device,
         cache_bytes=0 if cache is None else request.cache_bytes,
         needs_accelerator=request.needs_accelerator,
     )
-    spec = resolve_spec(spec, machine, values=stored.values)
+    spec = resolve_spec(spec, machine, values=stored.values, positions=outline.positions)
     paths = [None if path is None else Path(path) for path in request.calibration_paths]
     paths += [None] * (len(spec.calibration.mix) - len(paths))  # a text that was added here is a built-in one
-    spec = sized_to_text(spec, tokenizer, requested=request.spec.calibration, paths=paths)
+    images = None
+    if tokenizer is not None:
+        spec = sized_to_text(spec, tokenizer, requested=request.spec.calibration, paths=paths)
+    else:
+        spec, images = image_tokens(spec, load_processor(source), requested=request.spec, path=paths[0])
     dtype = make_deterministic(spec.compute)
     work = Workload(spec=spec, machine=machine, removed=depths[-1])
     planned = plan_run(work, source, outline, is_remote=request.hub is not None, history=request.history)
@@ -86,6 +92,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             asked.tasks, directory=request.tasks_directory, limit=asked.task_limit, few_shot=asked.few_shot
         ),
         tokenizer=tokenizer,
+        images=images,
         unmeasured=Unmeasured(gate=spec.gate),
     )
     # fewer bytes than there will be: what is outside the blocks stays whole
@@ -94,7 +101,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
         clock.begin(Stage.CALIBRATE)
         with run.opened(depths[-1], allows=allows) as task:
             tokens = task.tokens
-            structure = task.block_runner.resolved.structure
+            structure, loss_unit = task.block_runner.resolved.structure, task.block_runner.loss_unit
             known, trials = None, list[Trial]()
             if spec.searches:
                 task.activations.capture()  # one dense pass serves all trials
@@ -108,7 +115,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             angles = layer_angles(task.activations)
         del task
         report_capture(progress, captured)
-        report_candidates(progress, pruning.candidates)
+        report_candidates(progress, pruning.candidates, unit=loss_unit)
 
         removed = list(pruning.removed)
         kept = kept_blocks(outline.blocks, removed)
@@ -127,11 +134,13 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             dtype=stored.dtype,
             blocks=len(kept),
             prompt=tokens.fit[0, :PROMPT_TOKENS],
+            pixels=None if tokens.pixels is None else tokens.pixels[:1],
             device=spec.compute.device,
             loading=spec.compute.loading,
             reading=clock.loading,
         )
-        progress.metric("cache_difference", difference, "ratio")
+        if difference is not None:
+            progress.metric("cache_difference", difference, "ratio")
 
         comparison = None
         if spec.evaluation.enabled:

@@ -17,6 +17,7 @@ from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.activations.tensor_store import activation_bytes
 from replaceme_core.engine.evaluation.compare import Comparison, Original, Unmeasured, judge, measured_values
 from replaceme_core.engine.evaluation.dense_results import DenseResults
+from replaceme_core.engine.evaluation.embeddings import OriginalOfImages, tokenizer_of_text_tower
 from replaceme_core.engine.evaluation.measure import PRUNED, SOURCE, Subject, open_subject
 from replaceme_core.engine.evaluation.tasks import LoadedTasks
 from replaceme_core.engine.methods.task import PartOfStage, Pruning, Task
@@ -33,7 +34,7 @@ from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.engine.text.panel import with_panel
 from replaceme_core.engine.text.tokens import beginning_of_text, calibration_tokens, with_self_generated
 from replaceme_core.errors import InvalidInput, NumericalFailure
-from replaceme_core.families.resolve import ResolvedModel, resolve
+from replaceme_core.families.resolve import ResolvedModel, part_config, resolve
 from replaceme_core.hub.model_config import ModelOutline
 from replaceme_core.library_errors import library_errors
 from replaceme_core.plan.eta import writing_part
@@ -96,7 +97,9 @@ class Run:
     dtype: torch.dtype
     clock: StageClock
     tasks: LoadedTasks | None
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
+    """`None` where the model reads `images`."""
+    images: TokenSet | None
     unmeasured: Unmeasured
     model: PreTrainedModel | None = None
 
@@ -108,28 +111,17 @@ class Run:
     @contextmanager
     def opened(self, remove: int, *, allows: Allows) -> Iterator[Task]:
         """Read the text, load the model, check it on the text, and prepare the capture of its activations."""
-        spec, progress, tokenizer = self.spec, self.clock.progress, self.tokenizer
-        config = load_config(self.source)
-        check_positions(config, longest=max(spec.calibration.max_length, PROMPT_TOKENS + NEW_TOKENS))
-        vocabulary = config.get_text_config().vocab_size
-        tokens = calibration_tokens(spec, tokenizer, paths=self.text_paths, vocabulary=vocabulary)
+        spec, progress = self.spec, self.clock.progress
+        tokens = self._text() if self.images is None else self.images
         with self.clock.loading():
             self.model = open_for_capture(self.source, dtype=self.dtype, compute=spec.compute)
+        block_runner = BlockRunner(resolved=resolve(self.model), pixels=tokens.pixels)
         writing = writing_part(spec)
-        if writing > 0:
-            generate = partial(
-                self.dense_results().own_text,
-                self.model,
-                tokenizer,
-                length=spec.calibration.max_length,
-                seed=spec.calibration.seed,
-                advance=partial(_advance, progress, 0.0, writing),
-            )
-            with library_errors(_DOES_NOT_RUN):
-                tokens = with_self_generated(tokens, spec.calibration, generate)
-        prefix = len(beginning_of_text(tokenizer))
-        tokens = with_panel(tokens, spec.calibration, tokenizer, prefix=prefix)
-        block_runner = BlockRunner(resolved=resolve(self.model))
+        with library_errors(_DOES_NOT_RUN):
+            if self.images is None:
+                tokens = self._beside_text(tokens, self.model, writing=writing)
+            else:
+                block_runner.remember(tokens.held_out[:, 0])
         size = activation_bytes(block_runner, tokens=tokens.fit.numel() + tokens.held_out.numel())
         with ExitStack() as stack:
             cached = None
@@ -163,6 +155,31 @@ class Run:
                 begin=self.clock.begin,
             )
 
+    def _text(self) -> TokenSet:
+        """The tokens of the texts that the request names."""
+        assert self.tokenizer is not None
+        spec, config = self.spec, load_config(self.source)
+        check_positions(config, longest=max(spec.calibration.max_length, PROMPT_TOKENS + NEW_TOKENS))
+        vocabulary = part_config(config).vocab_size
+        return calibration_tokens(spec, self.tokenizer, paths=self.text_paths, vocabulary=vocabulary)
+
+    def _beside_text(self, tokens: TokenSet, model: PreTrainedModel, *, writing: float) -> TokenSet:
+        """The same with what the model generates, which is that part of the stage, and what is made for judging."""
+        assert self.tokenizer is not None
+        calibration = self.spec.calibration
+        if writing > 0:
+            generate = partial(
+                self.dense_results().own_text,
+                model,
+                self.tokenizer,
+                length=calibration.max_length,
+                seed=calibration.seed,
+                advance=partial(_advance, self.clock.progress, 0.0, writing),
+            )
+            tokens = with_self_generated(tokens, calibration, generate)
+        prefix = len(beginning_of_text(self.tokenizer))
+        return with_panel(tokens, calibration, self.tokenizer, prefix=prefix)
+
     def model_as_stored(self) -> PreTrainedModel:
         """The model with its weights as they are stored, not in a rounded copy: maps are folded into these."""
         loaded_as_stored = self.dtype == self.stored.dtype and self.spec.compute.quantization is None
@@ -186,8 +203,18 @@ class Run:
         """What an evaluation finds of the source model, kept in the activation cache if there is one."""
         return DenseResults.of(self.source, self.cache, self.spec.compute)
 
-    def original(self, subject: Subject, tokens: TokenSet) -> Original:
+    def original(self, subject: Subject, tokens: TokenSet) -> Original | OriginalOfImages:
         """The source model, to compare results with."""
+        if self.tokenizer is None:
+            assert tokens.pictures is not None
+            return OriginalOfImages(
+                subject=subject,
+                pictures=tokens.pictures,
+                numbers=tokens.measure[:, 0].tolist(),
+                name=tokens.sources[0],
+                tokenizer=tokenizer_of_text_tower(self.source, subject.model),
+                unmeasured=self.unmeasured,
+            )
         return Original(
             subject=subject,
             tokens=tokens,
@@ -275,7 +302,7 @@ class _Search:
 
     run: Run
     task: Task
-    original: Original
+    original: Original | OriginalOfImages
     most: int
     trials: list[Trial] = field(default_factory=list)
     kept: Tried | None = None

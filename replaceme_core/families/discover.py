@@ -9,18 +9,18 @@ Meant for tiny models with random weights in float32, where nothing holds by cha
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from replaceme_core.families.layout import Layout, Weight, Write
-from replaceme_core.families.resolve import along, as_returned, first_tensor, implied_bias, kind
+from replaceme_core.families.layout import Inputs, Layout, Weight, Write
+from replaceme_core.families.resolve import along, as_returned, embeddings, first_tensor, implied_bias, kind
 
 TOLERANCE = 1e-3
 """Largest relative difference of two results that are equal but for rounding; random ones differ by about 1."""
@@ -35,21 +35,36 @@ class NotFound(Exception):
     """In half a sentence, why the methods cannot be used: "it ..."."""
 
 
-def discover(model: PreTrainedModel, tokens: torch.Tensor) -> Layout:
-    """The layout of `model`, without what its config says of blocks; `tokens` are (sequences, positions).
+def discover(model: PreTrainedModel, config: PreTrainedConfig, given: torch.Tensor) -> Layout:
+    """The layout of `model`, without what the `config` of the compressed tower says of blocks.
 
-    The model's weights are as before afterwards. Raises `NotFound`.
+    `given` are tokens (sequences, positions), or images (images, channels, height, width). The model's weights are as
+    before afterwards. Raises `NotFound`.
     """
-    config = model.config.get_text_config()
+    inputs = Inputs.TEXT if given.dim() == 2 else Inputs.IMAGES
+    if inputs is Inputs.TEXT:
+        return _discover(model, config, given)
+    with _gains_of_one(model, width=config.hidden_size) as gains:
+        row = _discover(model, config, given, gains=gains)
+        positions = _positions(model, row.blocks, given)
+    return replace(row, inputs=inputs, beside_patches=positions - row.positions(config.to_dict()))
+
+
+def _discover(
+    model: PreTrainedModel, config: PreTrainedConfig, given: torch.Tensor, *, gains: Sequence[nn.Module] = ()
+) -> Layout:
     reasons = ["it runs no list of blocks one after the other"]
-    for path, calls, rest in _lists(model, tokens, count=config.num_hidden_layers):
+    for path, calls, rest in _lists(model, given, count=config.num_hidden_layers):
         try:
             blocks = [_Block(call, width=config.hidden_size) for call in calls]
             if any(not torch.equal(one.after, other.before) for one, other in itertools.pairwise(blocks)):
                 raise NotFound("it changes the stream between its blocks")
             found = {kind(block.module): block for block in reversed(blocks)}
             changes_stream = any(not _summands(block) for block in found.values())
-            kinds = {shape: _writes(block, config, last=changes_stream) for shape, block in found.items()}
+            kinds = {
+                shape: _with_gains(block, _writes(block, config, last=changes_stream), gains)
+                for shape, block in found.items()
+            }
             return Layout(
                 model_type=config.model_type,
                 blocks=path,
@@ -58,11 +73,39 @@ def discover(model: PreTrainedModel, tokens: torch.Tensor) -> Layout:
                 changes_stream=changes_stream,
                 added_in_place=any(block.adds_in_place for block in found.values()),
                 block_returns=len(calls[0].output) if isinstance(calls[0].output, tuple) else 0,
-                learned_positions=any(_looks_up_positions(call, tokens.shape[1]) for call in rest.values()),
+                learned_positions=any(_looks_up_positions(call, given.shape[1]) for call in rest.values()),
             )
         except NotFound as error:
             reasons.append(str(error))
     raise NotFound(reasons[-1])
+
+
+def _positions(model: PreTrainedModel, blocks: str, images: torch.Tensor) -> int:
+    """How many positions of the stream an image takes."""
+    first = f"{blocks}.0"
+    with _recorded({first: model.get_submodule(first)}) as calls, torch.no_grad():
+        embeddings(model, images)
+    assert calls[0].value is not None
+    return int(calls[0].value.shape[1])
+
+
+@contextmanager
+def _gains_of_one(model: PreTrainedModel, *, width: int) -> Iterator[list[nn.Module]]:
+    """While the context is open, modules that multiply what they are given by their one weight (d,) have ones there."""
+    given = torch.randn(1, 1, width, generator=torch.Generator().manual_seed(4))
+    found: dict[nn.Module, torch.Tensor] = {}
+    for module in model.modules():
+        weights = list(module.parameters())
+        if len(weights) == 1 and weights[0].shape == (width,):
+            with torch.no_grad():
+                output = first_tensor(module(given))
+            if output is not None and _close(output, given * weights[0].detach(), SAME):
+                found[module], weights[0].data = weights[0].data, torch.ones(width)
+    try:
+        yield list(found)
+    finally:
+        for module, values in found.items():
+            next(module.parameters()).data = values
 
 
 def merged_kinds(kinds: Iterable[tuple[Write, ...]]) -> tuple[tuple[Write, ...], ...]:
@@ -124,7 +167,7 @@ def _recorded(modules: Mapping[str, nn.Module]) -> Iterator[list[_Call]]:
 
 
 def _lists(
-    model: PreTrainedModel, tokens: torch.Tensor, *, count: int
+    model: PreTrainedModel, given: torch.Tensor, *, count: int
 ) -> Iterator[tuple[str, list[_Call], dict[str, _Call]]]:
     """Lists of `count` modules that are called once each, in order: path, calls, and calls of what is in no block."""
     for path, blocks in list(model.named_modules()):
@@ -133,7 +176,7 @@ def _lists(
         inside = {f"{path}.{index}": block for index, block in enumerate(blocks)}
         rest = {name: each for name, each in model.named_modules() if name and not f"{name}.".startswith(f"{path}.")}
         with _recorded({**rest, **inside}) as calls, torch.no_grad():
-            model(input_ids=tokens, use_cache=False)
+            model(input_ids=given, use_cache=False) if given.dim() == 2 else embeddings(model, given)
         called = [call for call in calls if call.path in inside]
         if [call.path for call in called] == list(inside):
             yield path, called, {call.path: call for call in calls if call.path in rest}
@@ -190,6 +233,24 @@ class _Block:
         finally:
             for path, values in own.items():
                 self.parameters[path].data = values
+
+
+def _with_gains(block: _Block, writes: tuple[Write, ...], gains: Sequence[nn.Module]) -> tuple[Write, ...]:
+    """The writes, each with the weight of one of the modules `gains` that multiplies its output."""
+    found = {
+        f"{path}.{name}": block.value(path)
+        for path, call in block.calls.items()
+        if call.module in gains
+        for name, _ in call.module.named_parameters()
+    }
+    outputs = [block.value(write.module) for write in writes]
+    return tuple(
+        replace(
+            write,
+            gain=next((path for path, value in found.items() if output is not None and _same(value, output)), None),
+        )
+        for write, output in zip(writes, outputs, strict=True)
+    )
 
 
 def _writes(block: _Block, config: object, *, last: bool) -> tuple[Write, ...]:

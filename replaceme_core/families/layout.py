@@ -28,7 +28,18 @@ class MapStructure(StrEnum):
     DIAGONAL = "diagonal"
 
 
+class Inputs(StrEnum):
+    """What a model reads, and so what calibrates and judges it."""
+
+    TEXT = "text"
+    IMAGES = "images"
+
+
 LANGUAGE_MODEL = "AutoModelForCausalLM"
+IMAGE_MODEL = "AutoModel"
+"""Builds and loads a model of images without a head."""
+IMAGE_CLASSIFIER = "AutoModelForImageClassification"
+"""Builds and loads a model of images that was saved with its head."""
 
 
 class Weight(NamedTuple):
@@ -58,6 +69,9 @@ class Write:
     """All weights that together absorb a map of the output. The bias of each, if it has one, absorbs it as well."""
     reads: tuple[Weight, ...] = ()
     """All weights that multiply the input of what computes the output: the stream, after a norm if there is one."""
+    gain: str | None = None
+    """A weight (d,) that the output is multiplied by last; a model that is opened has it in `folds` instead, and ones
+    here."""
     unit: str | None = None
     """The module that computes the output and nothing else, so that it need not run where the output is known."""
     returns: int = 0
@@ -81,15 +95,17 @@ class Layout:
     """
 
     model_type: str
-    text: str | None = None
-    """Of a language model with a vision tower or another one: the field of its config with that of the language model.
+    inputs: Inputs = Inputs.TEXT
+    """What the blocks read."""
+    part: str | None = None
+    """Of a model of several towers: the field of its config with that of the one that is compressed.
 
-    All fields below are those of the language model's config.
+    All fields below are those of that config.
     """
-    text_type: str | None = None
+    part_type: str | None = None
     """The `model_type` of that config."""
     auto_class: str = LANGUAGE_MODEL
-    """The class of transformers that builds and loads the whole model."""
+    """The class of transformers that builds and loads the whole model; of one of images, that without a head."""
     blocks: str
     """The list of blocks, by its dotted path."""
     stored_blocks: tuple[str, ...] = ()
@@ -134,33 +150,60 @@ class Layout:
     """Fields that the class gives to single blocks by their index (`OWN_FIELDS`)."""
     keeps_last: bool = False
     """The class forces the kind of the last block, so that this one must stay."""
+    beside_patches: int = 0
+    """Of images: how many positions there are beside one for each patch, such as that of the class."""
     learned_positions: bool = False
     """Positions are rows of a table, so that no sequence may be longer than it (`max_position_embeddings`)."""
     neighbours_differ: bool = False
     """Blocks of two kinds alternate, so that no two neighbours can be merged."""
     requires: tuple[Requirement, ...] = ()
 
+    def loads_with(self, architectures: object) -> str | None:
+        """The class that loads all of a model whose config names these `architectures`; `None` if none does."""
+        name = architectures[0] if isinstance(architectures, list | tuple) and architectures else "Model"
+        if self.inputs is Inputs.TEXT or str(name).endswith("Model"):
+            return self.auto_class
+        return IMAGE_CLASSIFIER if str(name).endswith("ForImageClassification") and self.part is None else None
+
     def block_number(self, name: str) -> int | None:
         """The block that a stored tensor belongs to, by the tensor's name; `None` if to none.
 
-        Weights may have been saved without the head, so without the first part of the path.
+        Weights may have been saved without the head, so without the first part of the path; those of a tower for images
+        with a head, which is not in the path.
         """
-        for path in (self.blocks, self.blocks.partition(".")[2], *self.stored_blocks):
+        paths = tuple(filter(None, (self.blocks, self.blocks.partition(".")[2], *self.stored_blocks)))
+        if self.inputs is Inputs.IMAGES and self.part is None and not name.startswith(paths):
+            name = name.partition(".")[2]
+        for path in paths:
             if name.startswith(f"{path}."):
                 number = name[len(path) + 1 :].partition(".")[0]
                 return int(number) if number.isascii() and number.isdigit() and len(number) < 8 else None
         return None
 
-    def text_of(self, config: Mapping[str, object]) -> Mapping[str, object]:
-        """What the content of a `config.json` says of the language model; nothing where it does not say it."""
-        found = config if self.text is None else config.get(self.text)
+    def part_of(self, config: Mapping[str, object]) -> Mapping[str, object]:
+        """What the content of a `config.json` says of the compressed tower; nothing where it does not say it."""
+        found = config if self.part is None else config.get(self.part)
         return found if isinstance(found, Mapping) else {}
+
+    def positions(self, config: Mapping[str, object]) -> int:
+        """How many positions of the stream an image takes, by the config of its tower; raises `ValueError`."""
+        sides = [_sides(config.get(name)) for name in ("image_size", "patch_size")]
+        if not all(sides):
+            raise ValueError("config.json must give image_size and patch_size as positive whole numbers")
+        (height, width), (tall, wide) = sides
+        return (height // tall) * (width // wide) + self.beside_patches
 
     @property
     def structure(self) -> MapStructure:
         """The structure of the maps that blocks can absorb, of some models of the family at least."""
         diagonal = all(any(weight.offset is not None for weight in kind[-1].folds) for kind in self.kinds)
         return MapStructure.DIAGONAL if diagonal else MapStructure.FULL
+
+
+def _sides(value: object) -> Sequence[int]:
+    """Height and width, from both or from one for both; nothing for what is no size."""
+    both = value if isinstance(value, list | tuple) else (value, value)
+    return both if len(both) == 2 and all(type(side) is int and 0 < side < 2**16 for side in both) else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +273,11 @@ OWN_FIELDS = "per_layer_config"
 """The field of a config with the fields that single blocks have otherwise, by the index of the block."""
 
 
+STAGES = "stage_names"
+"""Of models that serve as a backbone: names of the streams before the first block and after each one. Those that others
+read (`out_indices`) become the last ones before them that stay."""
+
+
 class Config(Protocol):
     """A config of transformers."""
 
@@ -268,6 +316,11 @@ def follow_blocks(config: Config, *, layout: Layout, kept: Sequence[int]) -> Non
                 setattr(config, name, sum(index < limit + past for index in kept) - past)
     own = config.to_dict().get(OWN_FIELDS)
     config.num_hidden_layers = len(kept)
+    stages = getattr(config, STAGES, None)
+    if isinstance(stages, list) and len(stages) == blocks + 1:
+        places = [stage % len(stages) for stage in getattr(config, "out_indices", None) or ()]
+        setattr(config, STAGES, stages[: len(kept) + 1])
+        setattr(config, "out_indices", sorted({sum(index < place for index in kept) for place in places}))  # noqa: B010
     if isinstance(own, dict):
         by_index = {int(index): values for index, values in own.items()}
         of_kept = {slot: by_index[index] for slot, index in enumerate(kept) if index in by_index}

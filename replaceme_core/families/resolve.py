@@ -9,10 +9,33 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from replaceme_core.errors import NumericalFailure, UnsupportedFamily
-from replaceme_core.families.layout import Layout, MapStructure, Refusal, Weight, Write, lookup, unmet
+from replaceme_core.families.layout import Inputs, Layout, MapStructure, Refusal, Weight, Write, lookup, unmet
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest error of the residual identity relative to the write, median over tokens. At a wrong module it is about 1."""
+
+
+def part_config(config: PreTrainedConfig, row: Layout | Refusal | None = None) -> PreTrainedConfig:
+    """The config of the tower that is compressed; of a type that has no row, that of its language model."""
+    row = lookup(config.model_type) if row is None else row
+    part = config.get_text_config()
+    if isinstance(row, Layout) and row.inputs is Inputs.IMAGES:
+        part = config if row.part is None else getattr(config, row.part)
+    assert isinstance(part, PreTrainedConfig)
+    return part
+
+
+def embeddings(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
+    """What a model of images makes of `pixels` (images, channels, height, width): (images, width of an embedding).
+
+    Of a model that has a tower for text, what that compares with texts; else what is pooled, or at the first position.
+    """
+    tower = model.base_model
+    found = (getattr(tower, "get_image_features", None) or tower)(pixel_values=pixels)
+    if isinstance(found, torch.Tensor):
+        return found
+    pooled: torch.Tensor | None = getattr(found, "pooler_output", None)
+    return found.last_hidden_state[:, 0] if pooled is None else pooled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +73,8 @@ class BlockWrite:
     unit: nn.Module | None
     """Need not run where the output is known: it returns that, as element 0 of `returns` values unless these are 0."""
     returns: int
+    gain: nn.Parameter | None = None
+    """A factor (d,) of the output that `folds` have absorbed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,19 +86,25 @@ class ResolvedModel:
 
     @property
     def config(self) -> PreTrainedConfig:
-        """The config of the language model, which may be part of that of the whole model."""
-        config: PreTrainedConfig = self.model.config.get_text_config()
-        return config
+        """The config of the tower that is compressed, which may be part of that of the whole model."""
+        return part_config(self.model.config, self.layout)
+
+    @property
+    def root(self) -> PreTrainedModel:
+        """The module that the paths of the row begin at: of a model of images, that without a head."""
+        root = self.model.base_model if self.layout.inputs is Inputs.IMAGES else self.model
+        assert isinstance(root, PreTrainedModel)
+        return root
 
     @property
     def blocks(self) -> nn.ModuleList:
-        blocks = self.model.get_submodule(self.layout.blocks)
+        blocks = self.root.get_submodule(self.layout.blocks)
         assert isinstance(blocks, nn.ModuleList)
         return blocks
 
     def replace_blocks(self, blocks: nn.ModuleList) -> None:
         parent, _, name = self.layout.blocks.rpartition(".")
-        setattr(self.model.get_submodule(parent), name, blocks)
+        setattr(self.root.get_submodule(parent), name, blocks)
 
     def writes(self, block: nn.Module) -> tuple[BlockWrite, ...]:
         """What `block` adds to the stream, in the order of computation. Raises `AttributeError` for an unknown kind."""
@@ -108,6 +139,7 @@ class ResolvedModel:
             reading=reading,
             unit=None if write.unit is None else block.get_submodule(write.unit),
             returns=write.returns,
+            gain=None if write.gain is None else block.get_parameter(write.gain),
         )
 
     def _check(self, block: nn.Module, weight: Weight, *, transposed_axis: int) -> None:
@@ -132,7 +164,7 @@ class ResolvedModel:
         """The norm after the last block, if it has a weight to absorb a factor. Raises `AttributeError`."""
         if self.layout.final_norm is None:
             return None
-        norm = self.model.get_submodule(self.layout.final_norm.path.rpartition(".")[0])
+        norm = self.root.get_submodule(self.layout.final_norm.path.rpartition(".")[0])
         return norm if isinstance(getattr(norm, "weight", None), nn.Parameter) else None
 
     @property
@@ -194,17 +226,33 @@ def resolve(model: PreTrainedModel) -> ResolvedModel:
     if broken := unmet(row, vars(resolved.config)):
         raise UnsupportedFamily(broken.reason, value=row.model_type)
     try:
-        blocks = model.get_submodule(row.blocks)
+        blocks = resolved.root.get_submodule(row.blocks)
         if not isinstance(blocks, nn.ModuleList) or len(blocks) != resolved.config.num_hidden_layers:
             raise AttributeError(f"{row.blocks} is not a list of {resolved.config.num_hidden_layers} blocks")
         for block in blocks:
             resolved.writes(block)
+        absorb_gains(resolved)
         _ = resolved.final_norm
     except AttributeError as error:
         raise UnsupportedFamily(
             f"this {row.model_type} model is not laid out as expected: {error}", value=row.model_type
         ) from None
     return resolved
+
+
+@torch.no_grad()
+def absorb_gains(resolved: ResolvedModel) -> None:
+    """Multiply what computes the output of each write by its gain, which is one then, so that a full map fits."""
+    if not any(write.gain for kind_of_block in resolved.layout.kinds for write in kind_of_block):
+        return
+    for block in resolved.blocks:
+        for write in resolved.writes(block):
+            if write.gain is not None and bool((write.gain != 1).any()):
+                turn = write.gain.double().diag()
+                for weight in write.folds:
+                    parameter = block.get_parameter(weight.path)
+                    parameter.copy_(along(parameter.double(), turn, axis=weight.axis))
+                write.gain.fill_(1)
 
 
 def check_residual(*, block: int, before: torch.Tensor, after: torch.Tensor, writes: Sequence[torch.Tensor]) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from replaceme_core.errors import BrokenModel, UnsafeModel, UnsupportedFamily
-from replaceme_core.families.layout import OWN_FIELDS, Layout, Refusal, lookup, unmet
+from replaceme_core.families.layout import LANGUAGE_MODEL, OWN_FIELDS, Inputs, Layout, Refusal, lookup, unmet
 from replaceme_core.hub.model_files import SINGLE, read_config, side_files, weight_files
 from replaceme_core.hub.safetensors_header import TensorPlace
 from replaceme_core.wording import counted, shorten
@@ -29,6 +29,14 @@ class ModelOutline:
     layout: Layout
     blocks: int
     hidden_size: int
+    auto_class: str = LANGUAGE_MODEL
+    """The class of transformers that loads it."""
+    positions: int | None = None
+    """Of a model of images: how many positions of the stream one takes."""
+
+    @property
+    def reads_images(self) -> bool:
+        return self.layout.inputs is Inputs.IMAGES
 
 
 def admit_config(config: Mapping[str, object]) -> ModelOutline:
@@ -55,10 +63,17 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
         raise UnsupportedFamily(
             "the weights are quantised; use the repository with the full-precision weights", value="quantization_config"
         )
-    text = row.text_of(config)
-    if text.get("model_type", row.text_type) not in (row.text_type, model_type):
+    auto_class = row.loads_with(config.get("architectures"))
+    if auto_class is None:
         raise UnsupportedFamily(
-            f"the language model of a {model_type} model must be {row.text_type}, and this one is "
+            f"this {model_type} model has a head that would be lost; use one that was saved without a head, or with "
+            "one that classifies images",
+            value=config["architectures"],
+        )
+    text = row.part_of(config)
+    if text.get("model_type", row.part_type) not in (row.part_type, model_type):
+        raise UnsupportedFamily(
+            f"the part that is compressed of a {model_type} model must be {row.part_type}, and this one is "
             f"{shorten(repr(text['model_type']), 80)}; save it alone and compress that",
             value=text["model_type"],
         )
@@ -69,7 +84,7 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
     entries = next((len(each) for each in lists if isinstance(each, list)), None)  # some types write no number
     blocks, hidden_size = text.get(row.block_count, entries), text.get(row.width)
     if not _is_count(blocks) or not _is_count(hidden_size):
-        place = "" if row.text is None else f" in {row.text}"
+        place = "" if row.part is None else f" in {row.part}"
         raise UnsafeModel(
             f"config.json must give {row.block_count} and {row.width} as positive whole numbers{place}",
             value=[blocks, hidden_size],
@@ -84,7 +99,13 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
         raise UnsupportedFamily(
             f"the model has {blocks} block; at least 2 are needed, since block 0 stays", value=blocks
         )
-    return ModelOutline(layout=row, blocks=blocks, hidden_size=hidden_size)
+    positions = None
+    if row.inputs is Inputs.IMAGES:
+        try:
+            positions = row.positions(text)
+        except ValueError as error:
+            raise UnsafeModel(str(error), value=text.get("image_size")) from None
+    return ModelOutline(layout=row, blocks=blocks, hidden_size=hidden_size, auto_class=auto_class, positions=positions)
 
 
 def _parts(config: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
@@ -150,7 +171,7 @@ def check_weights(outline: ModelOutline, config: Mapping[str, object], tensors: 
     for tensor in tensors:
         if tensor.dtype not in DTYPES:
             raise BrokenModel(f"{tensor.name} is stored as {tensor.dtype}; F32, BF16 and F16 are supported")
-    row, text = outline.layout, outline.layout.text_of(config)
+    row, text = outline.layout, outline.layout.part_of(config)
     found = {number for name in shapes if (number := row.block_number(name)) is not None}
     missing = next(index for index in range(len(found) + 1) if index not in found)
     if missing < len(found):

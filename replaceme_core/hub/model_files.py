@@ -9,6 +9,7 @@ import re
 import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 from replaceme_core.errors import BrokenModel, InvalidInput, UnsafeModel
@@ -18,6 +19,8 @@ from replaceme_core.hub.safetensors_header import TensorPlace, read_headers
 from replaceme_core.wording import shorten
 
 CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
+"""How images are prepared."""
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 WEIGHTS_SUFFIX = ".safetensors"
@@ -32,7 +35,7 @@ CARRIED_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    "preprocessor_config.json",
+    PREPROCESSOR,
     "video_preprocessor_config.json",
     "processor_config.json",
 )
@@ -139,6 +142,18 @@ def side_files(directory: Path) -> list[Path]:
     """The other files that are used, of those in `directory`. Raises as `admit_file`, `check_size` and `side_names`."""
     names = (name for name in _names(directory) if not (is_terms(name) and (directory / name).is_dir()))
     return [_small(admit_file(directory, name)) for name in side_names(names)]
+
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+MOST_IMAGES = 200_000
+
+
+def image_files(directory: Path) -> list[Path]:
+    """The images in a directory and below it, sorted, at most `MOST_IMAGES`; links elsewhere do not count."""
+    home = directory.resolve()
+    found = (path for path in directory.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = (path for path in found if path.is_file() and path.resolve().is_relative_to(home))
+    return sorted(islice(files, MOST_IMAGES))
 
 
 def read_config(directory: Path) -> dict[str, object]:

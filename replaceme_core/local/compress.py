@@ -11,6 +11,7 @@ from replaceme_core.plan.eta import weights_of
 from replaceme_core.request.admission import resolve_calibration
 from replaceme_core.request.gate import GateResult
 from replaceme_core.request.removal import check_removal
+from replaceme_core.request.resolve import check_inputs
 from replaceme_core.request.spec import CompressionRequest, ModelRef
 from replaceme_core.request.tasks import check_tasks
 from replaceme_core.runner.inputs import pin_text
@@ -88,6 +89,7 @@ def compress(
     check_tasks(spec.evaluation.tasks, tasks_directory)
     source = admit(model, machine.hub)
     check_removal(spec, source.outline)
+    check_inputs(spec, source.outline)
     resolved, _ = resolve_calibration(spec.calibration, machine.hub, find_file=paths.__getitem__)
     spec = spec.model_copy(update={"model": source.ref, "calibration": resolved})
     snapshot = source.files.snapshot

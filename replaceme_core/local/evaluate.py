@@ -24,14 +24,14 @@ _WEIGHTS = {Stage.DOWNLOAD: 1.0, Stage.EVALUATE: 1.0}
 class Measured(Shape):
     """A model on text that calibration did not see: `perplexity` over `tokens` predictions, size and speed.
 
-    `parameters` count tied ones once, `bytes` are those of the weights on disk.
+    `parameters` count tied ones once, `bytes` are those of the weights on disk. A model of images has no perplexity.
     """
 
-    perplexity: float
-    tokens: int
+    perplexity: float | None = None
+    tokens: int | None = None
     parameters: int
     bytes: int
-    tokens_per_second: float
+    tokens_per_second: float | None = None
     dtype: str
     blocks: int
 

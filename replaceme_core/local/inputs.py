@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from replaceme_core.errors import AccessDenied, HubUnreachable, InvalidInput, UnknownRepository
 from replaceme_core.hub.model_config import ModelOutline, read_outline
-from replaceme_core.hub.model_files import files_to_download
+from replaceme_core.hub.model_files import files_to_download, image_files
 from replaceme_core.hub.port import REPOSITORY, Hub
 from replaceme_core.plan.plan import read_shape
 from replaceme_core.request.admission import admit_model, find_model
@@ -140,7 +140,7 @@ def named_texts(calibration: Text | Sequence[Text]) -> tuple[Mapping[str, object
     paths = [None if file is None else file.resolve() for file in files]
     known = {path for path in paths if path is not None}
     depth = next(depth for depth in count(1) if len({_tail(path, depth) for path in known}) == len(known))
-    names = {path: f"{FILE_PREFIX}{_tail(path, depth)}" for path in known}
+    names = {path: f"{FILE_PREFIX}{_tail(path, depth)}{'/' if path.is_dir() else ''}" for path in known}
     renamed = [
         one if path is None else {**one, "dataset": names[path]} for one, path in zip(sources, paths, strict=True)
     ]
@@ -164,13 +164,15 @@ def find_text_file(name: str | Path) -> Path | None:
             value=text,
         )
     path = Path(text.removeprefix(FILE_PREFIX)).expanduser()
+    if path.is_dir() and image_files(path):
+        return path
     named_as_file = isinstance(name, Path) or text.startswith(FILE_PREFIX) or path.suffix in TEXT_SUFFIXES
     if not named_as_file and not path.is_file() and REPOSITORY.fullmatch(text):
         return None
     if not path.is_file():
         raise InvalidInput(
-            f"there is no file {path}; expected a .txt or .jsonl file, {', '.join(BUILTIN_TEXTS)}, or a data set on "
-            "the Hub as org/name",
+            f"there is no file {path}; expected a .txt or .jsonl file, a directory of images for a model of images, "
+            f"{', '.join(BUILTIN_TEXTS)}, or a data set on the Hub as org/name",
             field="calibration",
             value=str(path),
         )

@@ -164,7 +164,7 @@ def _pin_texts(spec: CompressionSpec, *, given: Sequence[Path], hub: Callable[[]
         path = next(files, None)
         if path is None:
             raise InvalidInput(f"{name} is a file; name it with --text", field="calibration")
-        if not path.is_file():
+        if not (path.is_dir() if name.endswith("/") else path.is_file()):
             raise InvalidInput(f"there is no file {path}", field="calibration", value=str(path))
         return path.resolve()
 
@@ -194,7 +194,9 @@ def _run_differences(recorded: Recorded, again: Recorded) -> list[str]:
     code = recorded.part("code")
     if code.get("digest") != again.part("code").get("digest"):
         found.append(f"the code of replaceme is not the recorded one (commit {code.get('commit') or 'not known'})")
-    if any(again.part("tokens").get(name) != recorded.part("tokens").get(name) for name in ("fit", "held_out")):
+    if any(
+        again.part("tokens").get(name) != recorded.part("tokens").get(name) for name in ("fit", "held_out", "pixels")
+    ):
         found.append("the calibration tokens are not the recorded ones")
     removed, removed_now = (one.report.get("removed_blocks") for one in (recorded, again))
     if removed != removed_now:

@@ -34,6 +34,7 @@ REFITTED = 0.5
 _MATRIX = 8
 """Bytes of a value of the sums."""
 _FLOAT32 = 4
+_PIXEL = 2
 _PAIRS = 4  # M'M and M'E, each over fit and over held-out tokens
 _COMPARING = frozenset({Method.LEAST_SQUARES, Method.COSINE, Method.REFIT, Method.MERGE})
 """Methods that compare sets of blocks on stored streams, unless the blocks are named."""
@@ -63,6 +64,10 @@ class ModelShape:
     inner: int
     key_value_width: int
     vocabulary: int
+    positions: int | None = None
+    """Of one image, where the model reads images."""
+    pixels: int = 0
+    """Of one image, in all three channels."""
 
     @property
     def blocks(self) -> int:
@@ -88,7 +93,7 @@ def shape_of(outline: ModelOutline, config: Mapping[str, object], tensors: Seque
     """The shape of an admitted model. Raises `BrokenModel` if config and weights are not of one model."""
     check_weights(outline, config, tensors)
     kept = [tensor for tensor in tensors if not tensor.name.endswith(_BUFFERS)]
-    text = outline.layout.text_of(config)
+    text = outline.layout.part_of(config)
     tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", outline.layout.tied)))
     blocks = [0] * outline.blocks
     rest, rest_tensors = 0, 0
@@ -117,7 +122,7 @@ def rough_shape(outline: ModelOutline, config: Mapping[str, object], *, weight_b
 
     For processes that a stranger's headers are kept away from.
     """
-    values, text = max(weight_bytes // 2, outline.blocks), outline.layout.text_of(config)
+    values, text = max(weight_bytes // 2, outline.blocks), outline.layout.part_of(config)
     rest = min(2 * (_first(text, ("vocab_size",)) or 0) * outline.hidden_size, values // 2)
     blocks = ((values - rest) // outline.blocks,) * outline.blocks
     return _shape(outline, text, block_values=blocks, rest_values=rest, block_tensors=0, rest_tensors=0, item_bytes=2)
@@ -146,6 +151,8 @@ def _shape(
         inner=_first(config, _INNER) or _DEFAULT_INNER * width,
         key_value_width=head_width * (_first(config, ("num_key_value_heads", "num_kv_heads")) or heads),
         vocabulary=_first(config, ("vocab_size",)) or 0,
+        positions=outline.positions,
+        pixels=0 if outline.positions is None else 3 * (_first(config, ("image_size",)) or 0) ** 2,
     )
 
 
@@ -232,7 +239,8 @@ class Workload:
 
 def expected_workload(spec: CompressionSpec, shape: ModelShape, *, machine: Machine, removed: int) -> Workload:
     """The workload on a worker like `machine`."""
-    return Workload(spec=resolve_spec(spec, machine, values=shape.parameters), machine=machine, removed=removed)
+    resolved = resolve_spec(spec, machine, values=shape.parameters, positions=shape.positions)
+    return Workload(spec=resolved, machine=machine, removed=removed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +253,12 @@ class Peak:
 
 def peaks_of(shape: ModelShape, work: Workload) -> Mapping[Stage, Peak]:
     """The peak of each stage of the runner, in bytes. Stages that share a process of resolving or copying have none."""
-    return {stage: used.peak(on_gpu=work.on_gpu) for stage, used in _held(shape, work).items()}
+    images = work.samples + defaults.IMAGES_FOR_SEQUENCE * work.measured
+    pixels = _PIXEL * shape.pixels * images  # held from the first stage to the last
+    return {
+        stage: replace(used, host=used.host + pixels).peak(on_gpu=work.on_gpu)
+        for stage, used in _held(shape, work).items()
+    }
 
 
 def planned_host_bytes(request: ModelRequest) -> int:

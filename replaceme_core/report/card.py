@@ -21,11 +21,11 @@ from jinja2 import Template
 from markupsafe import Markup
 
 from replaceme_core.errors import InvalidInput
-from replaceme_core.families.layout import LANGUAGE_MODEL, MapStructure
+from replaceme_core.families.layout import IMAGE_CLASSIFIER, IMAGE_MODEL, LANGUAGE_MODEL, MapStructure
 from replaceme_core.hub.data_files import Value, header_of, read_card
 from replaceme_core.hub.model_files import CARD, is_terms
 from replaceme_core.report import view
-from replaceme_core.report.figures import PERPLEXITY, RATIO, WHOLE, percent
+from replaceme_core.report.figures import LOSS, PERPLEXITY, RATIO, WHOLE, percent
 from replaceme_core.report.page import plots_of, templates_in
 from replaceme_core.report.plots import can_draw, rendered
 from replaceme_core.report.reading import Report, Shown
@@ -34,7 +34,7 @@ from replaceme_core.request.calibration import SELF_GENERATED, CalibrationSource
 from replaceme_core.request.fields import BUILTIN_PREFIX, FILE_PREFIX
 from replaceme_core.request.method import TRAITS, Method
 from replaceme_core.request.removal import block_ranges, ratio_of
-from replaceme_core.request.resolve import ResolvedSpec
+from replaceme_core.request.resolve import OF_TEXT, ResolvedSpec
 from replaceme_core.request.spec import ComputeSpec
 from replaceme_core.wording import counted, markdown, markdown_code, printable
 
@@ -63,6 +63,13 @@ _SHAPE_AND_PLACE = {
     MapStructure.FULL: {"shape": "linear", "place": "output projection"},
     MapStructure.DIAGONAL: {"shape": "diagonal", "place": "last norm"},
 }
+
+_TASKS = {
+    LANGUAGE_MODEL: "text-generation",
+    IMAGE_MODEL: "image-feature-extraction",
+    IMAGE_CLASSIFIER: "image-classification",
+}
+"""The Hub's words for what a model of each class does."""
 
 logger = logging.getLogger(__name__)
 _SIDES = ("before", "after")
@@ -113,11 +120,13 @@ def write_card(
     is_chat: bool,
     structure: MapStructure,
     auto_class: str = LANGUAGE_MODEL,
+    has_text: bool = False,
 ) -> None:
     """Write `README.md` into `directory`, and the picture beside it where it can be drawn.
 
     `content` is that of `replaceme.json`. `base` is from the card of the original, `is_chat`: the tokenizer has a chat
-    template, `structure` is that of the maps that this model takes, `auto_class` is what transformers loads it with.
+    template, `structure` is that of the maps that this model takes, `auto_class` is what transformers loads it with,
+    and `has_text`: a model of images has a tower for text, too.
     `ModelCard` parses the header that it is given, and refuses what is no valid one.
     """
     report, spec = Report(content), ResolvedSpec.model_validate(content["spec"])
@@ -134,6 +143,7 @@ def write_card(
         base=base,
         is_chat=is_chat,
         auto_class=auto_class,
+        has_text=has_text,
         title=title,
         short=short,
         kept=len(kept),
@@ -145,9 +155,11 @@ def write_card(
         how=_how(spec, Method(report.text("chosen_method")), structure),
         picture=_draw(content, directory),
         cuts=_compared_cuts(report),
-        again=as_request(again) if repository else as_command(again),
+        again=(as_request if repository else as_command)(again, of_images=report.text("inputs") == "images"),
     )
-    task = "text-generation" if auto_class == LANGUAGE_MODEL else "image-text-to-text"
+    task = _TASKS.get(auto_class, "image-text-to-text")
+    if auto_class == IMAGE_MODEL and has_text:
+        task = "zero-shot-image-classification"
     of_hub = _header(report, spec, base, title=title, repository=repository, task=task)
     fields = of_hub.to_dict()  # type: ignore[no-untyped-call]
     header = ModelCardData(**_printable(fields))
@@ -264,6 +276,7 @@ def _template() -> Template:
         "other": OTHER,
         "perplexity": PERPLEXITY,
         "ranges": block_ranges,
+        "loss": LOSS,
         "ratio": RATIO,
         "self_generated": SELF_GENERATED,
         "whole": WHOLE,
@@ -288,13 +301,13 @@ def _fenced(text: str, language: str) -> Markup:
     return Markup(f"{fence}{language}\n{printable(text, lines=True)}\n{fence}")
 
 
-def as_request(spec: ResolvedSpec) -> str:
+def as_request(spec: ResolvedSpec, *, of_images: bool = False) -> str:
     """The body of `POST /jobs`."""
-    return json.dumps(_deciding(spec), indent=2)
+    return json.dumps(_deciding(spec, of_images=of_images), indent=2)
 
 
-def _deciding(spec: ResolvedSpec) -> dict[str, Any]:
-    """The body, without what is at its default or decides nothing."""
+def _deciding(spec: ResolvedSpec, *, of_images: bool) -> dict[str, Any]:
+    """The body, without what is at its default or decides nothing; `of_images`: without what is of text."""
     body = spec.model_dump(mode="json", exclude=_NOT_DECIDING, exclude_none=True)
     defaults = ComputeSpec().model_dump(mode="json")
     body["compute"] = {name: value for name, value in body["compute"].items() if value != defaults[name]}
@@ -304,12 +317,14 @@ def _deciding(spec: ResolvedSpec) -> dict[str, Any]:
         body[part] = {name: body[part][name] for name in body[part] if getattr(given, name) != fields[name].default}
         if not body[part]:
             del body[part]
+    for name in OF_TEXT if of_images else ():
+        body["calibration"].pop(name, None)
     return body
 
 
-def as_command(spec: ResolvedSpec) -> str:
+def as_command(spec: ResolvedSpec, *, of_images: bool = False) -> str:
     """The call of `replaceme compress`, for a model in a directory: an option for each field of the body."""
-    body, text = _deciding(spec), spec.calibration
+    body, text = _deciding(spec, of_images=of_images), spec.calibration
     options: list[tuple[str, object]] = [(name, body[name]) for name in ("ratio", "drop") if name in body]
     if text.sources is None:
         options.append(("calibration", _named(text.mix[0])))

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from replaceme_core.report import plots, view
-from replaceme_core.report.figures import NONE, PERPLEXITY, RATIO, WHOLE, Form, duration, size
+from replaceme_core.report.figures import LOSS, NONE, PERPLEXITY, RATIO, WHOLE, Form, duration, size
 from replaceme_core.report.plots import Plot, can_draw, rendered
 from replaceme_core.report.reading import Piece, Place, Report, Shown, Step, pointer
 from replaceme_core.report.view import Cell, Column, Table
@@ -68,7 +68,8 @@ class Section:
 
 def sections_of(report: Report) -> list[Section]:
     """The sections that the report has something for, in the order of the page."""
-    quality = "Both models were measured in one run, with the same settings, on text that took no part in making it."
+    what = "images" if report.rows("images") else "text"
+    quality = f"Both models were measured in one run, with the same settings, on {what} that took no part in making it."
     answers = "The same prompts to both models, without sampling."
     gate = "The result passes its gate." if report.is_true("gate", "passed") else "The result misses its gate."
     basis = [
@@ -85,7 +86,13 @@ def sections_of(report: Report) -> list[Section]:
         plots.memory(report),
         _run(report),
     ]
-    measured = [view.texts(report), plots.perplexities(report), view.tasks(report), plots.accuracies(report)]
+    measured = [
+        view.texts(report),
+        view.images(report),
+        plots.perplexities(report),
+        view.tasks(report),
+        plots.accuracies(report),
+    ]
     found = (
         _section("summary", "In short", _summary(report)),
         _section("gate", "Gate", view.gate(report), note=gate),
@@ -114,7 +121,7 @@ def _summary(report: Report) -> Facts:
         ("Kept", (kept, " blocks")),
         ("Method", _method(report)),
     ]
-    if report.number("after", "perplexity") is not None:
+    if report.number("after", "bytes") is not None:
         before, after = (report.figure(side, "perplexity", as_=PERPLEXITY) for side in ("before", "after"))
         ratio: Cell = ()
         if report.rows("texts"):
@@ -122,7 +129,11 @@ def _summary(report: Report) -> Facts:
             ratio = (" (", report.figure("texts", 0, "ratio", as_=RATIO), " times) on ", text)
         old, new = (report.figure(side, "bytes", as_=size) for side in ("before", "after"))
         change = report.change(("before", "bytes"), ("after", "bytes"))
-        rows.append(("Perplexity", (after, ", original ", before, *ratio)))
+        if report.rows("images"):
+            distance, name = report.figure("images", 0, "distance", as_=LOSS), report.words("images", 0, "name")
+            rows.append(("Distance of embeddings", (distance, " (1 - cosine) on ", name)))
+        else:
+            rows.append(("Perplexity", (after, ", original ", before, *ratio)))
         rows.append(("Weights on disk", (new, ", original ", old, " (", change, ")")))
     else:
         rows.append(("Quality", ("not measured: the evaluation was off",)))
@@ -198,7 +209,9 @@ def _origin(report: Report) -> list[Table | Facts | None]:
     text = ("spec", "calibration")
     if report.number(*text, "samples") is not None:
         samples, length = (report.figure(*text, name, as_=WHOLE) for name in ("samples", "max_length"))
-        amount = (samples, " sequences of ", length, " tokens, seed ", report.figure(*text, "seed"))
+        of_images = report.text("inputs") == "images"
+        parts = (" images of ", length, " positions") if of_images else (" sequences of ", length, " tokens")
+        amount = (samples, *parts, ", seed ", report.figure(*text, "seed"))
         facts.append(("Calibration", amount))
     texts = [
         (report.words(*base, "name"), report.words(*base, "revision")) for base in report.places("calibration_texts")
@@ -208,7 +221,7 @@ def _origin(report: Report) -> list[Table | Facts | None]:
     )
     return [
         Facts(caption="What it was made from", rows=facts),
-        _words("Calibration texts", ("Text", "Commit"), texts),
+        _words("Calibration", ("Source", "Commit"), texts),
         _words("Versions", ("Software", "Version"), versions),
         _words("What decides the rounding", ("Setting", "Value"), numerics),
     ]

@@ -159,6 +159,7 @@ QUANTITIES = (
     Quantity("tokens_per_second", "Tokens per second with all logits", "tokens/s", WHOLE, ("tokens_per_second",)),
     Quantity("prefill_tokens_per_second", "Tokens read per second", "tokens/s", WHOLE, ("speed", "prefill", "median")),
     Quantity("decode_tokens_per_second", "Tokens written per second", "tokens/s", WHOLE, ("speed", "decode", "median")),
+    Quantity("images_per_second", "Images per second", "images/s", WHOLE, ("speed", "images", "median")),
     Quantity("cache_bytes_per_token", "KV cache per token", "bytes", size, ("speed", "cache_bytes_per_token")),
     Quantity("peak_bytes", "Peak memory of weights and tensors", "bytes", size, ("speed", "peak_bytes")),
     Quantity("looping_answers", "Answers that end in a repetition", "answers", WHOLE, ("looping_answers",)),
@@ -170,6 +171,8 @@ _ABOUT_QUANTITIES = {
     "prefill_tokens_per_second": "Reading and writing are of one sequence: the median of several runs after a warm-up, "
     "both models in turn; in brackets the slowest and the fastest run. Not significant: the runs differ more than the "
     "models.",
+    "images_per_second": "Images are read eight at a time: the median of several runs after a warm-up, both models in "
+    "turn; in brackets the slowest and the fastest run. Not significant: the runs differ more than the models.",
     "parameters": "Tied parameters count once.",
 }
 
@@ -226,6 +229,25 @@ def texts(report: Report) -> Table | None:
     )
 
 
+_NEAREST = "Same nearest image: how often both models find the same other image most alike."
+
+
+def images(report: Report) -> Table | None:
+    """How far embeddings of images are from those of the original."""
+    return table_of(
+        "Embeddings of images",
+        report.places("images"),
+        (Column("name", "Images"), words(report, "name")),
+        (
+            Column("distance", "Distance to the original's (95 % interval)"),
+            figures(report, "distance", as_=LOSS, ends=("distance_low", "distance_high")),
+        ),
+        (Column("agreement", "Same nearest image", _NEAREST), figures(report, "agreement", as_=share)),
+        (Column("images", "Number"), figures(report, "images", as_=WHOLE)),
+        about="Distance: 1 - cosine between the embeddings of one image by both models, on average; less is better.",
+    )
+
+
 def tasks(report: Report) -> Table | None:
     """Accuracy in each task that has one."""
     return table_of(
@@ -239,8 +261,14 @@ def tasks(report: Report) -> Table | None:
         (Column("chance", "Chance", _CHANCE, is_brief=False), figures(report, "chance", as_=share)),
         (Column("few_shot", "Examples", is_brief=False), figures(report, "few_shot", as_=WHOLE)),
         (Column("samples", "Questions"), figures(report, "samples", as_=WHOLE)),
-        about="Scored by lm-evaluation-harness; intervals are Wilson's.",
+        about=_OF_IMAGES if report.rows("images") else "Scored by lm-evaluation-harness; intervals are Wilson's.",
     )
+
+
+_OF_IMAGES = (
+    "Linear probe: a ridge regression on the embeddings of four fifths of the images classifies the others. Zero-shot: "
+    "the label whose name is most alike. Retrieval: the caption that is most alike. Intervals are Wilson's."
+)
 
 
 def has_accuracy(report: Report, task: Place) -> bool:
@@ -264,7 +292,7 @@ def gate(report: Report) -> Table | None:
         (Column("verdict", "Verdict", is_words=True), lambda base: (verdict(report.is_true(*base, "passed")),)),
         fixed=("value", "limit"),
         is_marked=lambda base: not report.is_true(*base, "passed"),
-        about="Divergence is in nats; all others are ratios to the original model.",
+        about="Divergence is in nats, embedding_distance in 1 - cosine; all others are ratios to the original model.",
     )
 
 
@@ -357,6 +385,10 @@ _CANDIDATE_COLUMNS = (
     Column("plain_loss", "Loss without maps (nats)", is_brief=False),
     Column("held_out_loss", "Loss on held-out tokens (nats)"),
 )
+_OF_EMBEDDINGS = {
+    "plain_loss": "Distance of embeddings without maps (1 - cosine)",
+    "held_out_loss": "Distance of embeddings on held-out images (1 - cosine)",
+}
 CANDIDATE_MEASURES = tuple(one.key for one in _CANDIDATE_COLUMNS)
 
 
@@ -376,7 +408,7 @@ def candidates(report: Report) -> Table | None:
         ranked,
         (Column("blocks", "Blocks"), blocks),
         *((Column(name, name.capitalize(), is_brief=False), figures(report, name)) for name in orders),
-        *((one, figures(report, one.key, as_=LOSS)) for one in _CANDIDATE_COLUMNS),
+        *((_named(report, one), figures(report, one.key, as_=LOSS)) for one in _CANDIDATE_COLUMNS),
         *(
             (Column(f"on {name}", f"Loss on {name}"), figures(report, "source_losses", name, as_=LOSS))
             for name in sources
@@ -385,6 +417,12 @@ def candidates(report: Report) -> Table | None:
         is_marked=lambda base: report.is_true(*base, "chosen"),
         about="Less is better in all columns.",
     )
+
+
+def _named(report: Report, column: Column) -> Column:
+    """A model of images is judged by its embeddings."""
+    of_images = report.text("inputs") == "images"
+    return replace(column, heading=_OF_EMBEDDINGS.get(column.key, column.heading)) if of_images else column
 
 
 def _rank(report: Report, candidate: Place) -> tuple[bool, float, float, float, float]:

@@ -28,7 +28,7 @@ from replaceme_core.hub.port import REPOSITORY, ExistingOutput, Hub, RepositoryK
 from replaceme_core.request.calibration import CalibrationSpec, MixedSource, errors_of, find_repeated
 from replaceme_core.request.fields import FILE_PREFIX, ending_of
 from replaceme_core.request.removal import check_removal
-from replaceme_core.request.resolve import usual_size
+from replaceme_core.request.resolve import check_inputs, usual_size
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec, ModelRef, OutputSpec
 from replaceme_core.request.tasks import check_tasks
 
@@ -205,6 +205,7 @@ def resolve_request(
     limits.check_model(model.snapshot)
     outline = model.outline
     removed = check_removal(spec, outline)
+    check_inputs(spec, outline)
     check_tasks(spec.evaluation.tasks, tasks_directory)
     calibration, data_sets = resolve_calibration(
         spec.calibration, lambda: hub, find_file=partial(find_text, root=calibration_root)
@@ -289,7 +290,8 @@ def find_text(dataset: str, root: Path | None) -> Path:
     try:
         home = root.expanduser().resolve(strict=True)
         path = (home / dataset.removeprefix(FILE_PREFIX)).resolve(strict=True)
-        if not path.is_relative_to(home) or not path.is_file():
+        is_folder = dataset.endswith("/")
+        if not path.is_relative_to(home) or not (path.is_dir() if is_folder else path.is_file()):
             raise missing
         size = path.stat().st_size
     except (OSError, RuntimeError, ValueError):  # missing, a loop of links, or an invalid name

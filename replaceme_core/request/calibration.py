@@ -11,6 +11,8 @@ from replaceme_core.request.defaults import HELD_OUT_SHARE
 from replaceme_core.request.fields import BUILTIN_PREFIX, FILE_PREFIX, Name, Spec, TextSource, as_tuple, length, wrong
 
 MOST_SOURCES = 8
+SHORTEST = 8
+"""Tokens of a sequence."""
 GENERAL = "builtin:general"
 PARTS_OF_GENERAL = ("builtin:prose", "builtin:dialogue", "builtin:code", "builtin:instructions")
 SELF_GENERATED = "self-generated"
@@ -121,7 +123,7 @@ class CalibrationSpec(Spec):
     """Column with the text. Default: the usual names."""
     samples: int | None = Field(default=None, ge=2, le=1_000_000)
     """Number of calibration sequences. Default: 64 on a CPU, 96 with other text beside one text; 1024 on a GPU."""
-    max_length: int | None = Field(default=None, ge=8, le=131_072)
+    max_length: int | None = Field(default=None, ge=SHORTEST, le=131_072)
     """Tokens per sequence. Default: 512 on a CPU, 1024 on a GPU."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed for the selection of calibration text. Default: 0."""

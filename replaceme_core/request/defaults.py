@@ -47,6 +47,8 @@ REACH: Final = 0.5
 
 BATCH_SIZE: Final = 8
 """Sequences."""
+IMAGES_FOR_SEQUENCE: Final = 8
+"""Images that measure a result, for each sequence of `evaluation.samples`."""
 HELD_OUT_BATCHES: Final = 16
 """Least number of held-out batches, if there are as many sequences: standard errors are over batches."""
 MEASURED_ELSEWHERE: Final = 4

@@ -18,7 +18,7 @@ BUILTIN_TEXTS = (
     "builtin:instructions",
     "builtin:pydoc-topics",
 )
-FILE_NAME = re.compile(r"file:(?!(?:.*/)?\.\.?/)[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*\.(?:txt|jsonl)")
+FILE_NAME = re.compile(r"file:(?!(?:.*/)?\.\.?/)[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*(?:\.(?:txt|jsonl)|(?<!/)/)")
 MOST_NAMED_BLOCKS = 10_000
 LONGEST_SECONDS = 31_536_000  # a year
 
@@ -55,7 +55,8 @@ def _text_source(value: str) -> str:
     if value.startswith(FILE_PREFIX) or not REPOSITORY.fullmatch(value):
         known = ", ".join(BUILTIN_TEXTS)
         raise ValueError(
-            f"expected one of {known}, file:NAME.txt, file:NAME.jsonl or a Hub data set as org/name, got {value!r}"
+            f"expected one of {known}, file:NAME.txt, file:NAME.jsonl, file:NAME/ (a directory of images) or a Hub "
+            f"data set as org/name, got {value!r}"
         )
     return value
 

@@ -13,8 +13,8 @@ from replaceme_core.request.fields import Frozen, Ratio, wrong
 from replaceme_core.request.tasks import TaskName, expanded
 from replaceme_core.wording import json_safe, shorten
 
-_UNITS: Mapping[str, str] = {"divergence": "nats"}
-_RISES = ("perplexity_ratio", "worst_perplexity_ratio", "divergence")
+_UNITS: Mapping[str, str] = {"divergence": "nats", "embedding_distance": "1 - cosine"}
+_RISES = ("perplexity_ratio", "worst_perplexity_ratio", "divergence", "embedding_distance")
 """What grows with every block that is removed; the other criteria fall."""
 
 
@@ -171,7 +171,9 @@ class GateSpec(Frozen):
 
     `perplexity_ratio`, `divergence` (nats) and `agreement` are on the first text of the evaluation,
     `worst_perplexity_ratio` is the greatest over all texts. `size_ratio` is of the weights on disk.
-    `accuracy_kept` is the share of the mean accuracy over all tasks, `tasks` are shares of single ones.
+    `accuracy_kept` is the share of the mean accuracy over all tasks, `tasks` are shares of single ones. Of models of
+    images, `embedding_distance` is the mean distance (1 - cosine) to the embeddings of the original, and `agreement`
+    how often both find the same image nearest.
     """
 
     perplexity_ratio: Limits | None = None
@@ -180,6 +182,7 @@ class GateSpec(Frozen):
     agreement: ShareLimits | None = None
     size_ratio: ShareLimits | None = None
     accuracy_kept: Limits | None = None
+    embedding_distance: Limits | None = None
     tasks: dict[TaskName, TaskLimits] | None = Field(default=None, min_length=1, max_length=64)
 
     @model_validator(mode="after")

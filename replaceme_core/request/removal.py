@@ -33,6 +33,7 @@ def families() -> tuple[Family, ...]:
     supported = (
         Family(
             model_type=row.model_type,
+            inputs=str(row.inputs),
             methods=methods_of(row),
             structures=structures_of(row.structure),
             reason=limits(row),

@@ -4,17 +4,21 @@ The worker calls `resolve_spec` with the facts of its own machine, the API for a
 `ResolvedSpec` is a type of its own, so that code that computes need not check whether a field is still open.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Self
 
 from pydantic import model_validator
 
+from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import WorkerKind
+from replaceme_core.hub.model_config import ModelOutline
 from replaceme_core.request import defaults
 from replaceme_core.request.calibration import (
     GENERAL,
     NO_OTHER_TEXT,
     PARTS_OF_GENERAL,
+    SHORTEST,
     CalibrationSpec,
     held_out_samples,
 )
@@ -152,11 +156,11 @@ class ResolvedSpec(CompressionSpec):
         return cls.model_validate(spec.model_dump())
 
 
-def resolve_spec(spec: CompressionSpec, machine: Machine, *, values: int) -> ResolvedSpec:
+def resolve_spec(spec: CompressionSpec, machine: Machine, *, values: int, positions: int | None = None) -> ResolvedSpec:
     """`spec` with every default filled in for a model of `values` values on `machine`; what it names stays.
 
     Where the memory is not known, the model is taken to fit. Of a short text there may be fewer samples in the end
-    (`engine.text.tokens`).
+    (`engine.text.tokens`). `positions` are those of one image, where the model reads images.
     """
     models = 2 if spec.evaluation.enabled else 1  # the dense and the pruned one are evaluated side by side
     compute = resolve_compute(spec.compute, machine, values=values, models=models)
@@ -166,10 +170,80 @@ def resolve_spec(spec: CompressionSpec, machine: Machine, *, values: int) -> Res
         **parts
         | {
             "compute": compute,
-            "calibration": resolve_text(spec, on_cpu=on_cpu, loading=compute.loading),
+            "calibration": resolve_text(spec, on_cpu=on_cpu, loading=compute.loading)
+            if positions is None
+            else _resolve_images(spec, on_cpu=on_cpu, positions=positions),
             "method": _resolve_method(spec, loading=compute.loading),
         }
     )
+
+
+def _resolve_images(spec: CompressionSpec, *, on_cpu: bool, positions: int) -> ResolvedCalibration:
+    """As many images as fill the tokens that a text would have; nothing beside them."""
+    samples, length = defaults.CPU_CALIBRATION if on_cpu else defaults.ACCELERATOR_CALIBRATION
+    update: dict[str, object] = {
+        "samples": spec.calibration.samples or max(held_out_samples(1) + 1, samples * length // positions),
+        "max_length": max(SHORTEST, positions),
+        "judged_on": NO_OTHER_TEXT,
+        "self_generated": 0.0,
+        "general": 0.0,
+        "repeated": 0.0,
+    }
+    return ResolvedCalibration.model_validate(spec.calibration.model_dump() | update)
+
+
+OF_TEXT = ("sources", "max_length", "template", "self_generated", "general", "repeated", "judged_on")
+"""Fields of a calibration that are for text; resolved for images, all but the length say that there is none."""
+_OF_IMAGES = ("embedding_distance",)
+_OF_PERPLEXITY = ("perplexity_ratio", "worst_perplexity_ratio", "divergence")
+"""Criteria of a gate."""
+
+
+def check_inputs(spec: CompressionSpec, outline: ModelOutline) -> None:
+    """Raise `InvalidInput` for what does not go with what the model reads, text or images."""
+    calibration, model_type = spec.calibration, outline.layout.model_type
+    folders = [one for one in calibration.mix if one.is_file and one.name.endswith("/")]
+    if not outline.reads_images:
+        if folders:
+            raise InvalidInput(
+                f"a {model_type} model is calibrated on text, and {folders[0].name} is a directory of images",
+                field=folders[0].name_field,
+                value=folders[0].name,
+            )
+        _refuse_criteria(spec, _OF_IMAGES, "is for models of images; a language model has perplexity_ratio")
+        return
+    nothing = (None, 0, NO_OTHER_TEXT, "auto", outline.positions)
+    for name in OF_TEXT:
+        if getattr(calibration, name) not in nothing:
+            raise InvalidInput(
+                f"{name} is for text, and a {model_type} model reads images; leave it out",
+                field=f"calibration.{name}",
+                value=getattr(calibration, name),
+            )
+    if not (folders or calibration.mix[0].is_on_hub):
+        raise InvalidInput(
+            f"a {model_type} model reads images: name a directory of PNG, JPEG or WebP files (file:NAME/), or a data "
+            "set on the Hub with a column of images",
+            field=calibration.mix[0].name_field,
+            value=calibration.dataset,
+        )
+    if spec.evaluation.tasks:
+        raise InvalidInput(
+            f"tasks are for language models, and a {model_type} model reads images; leave them out",
+            field="evaluation.tasks",
+            value=list(spec.evaluation.tasks),
+        )
+    if spec.compute.loading is Loading.BLOCKWISE:
+        raise InvalidInput(
+            "models of images are loaded as a whole; leave loading out", field="compute.loading", value="blockwise"
+        )
+    _refuse_criteria(spec, _OF_PERPLEXITY, "is for language models; a model of images has embedding_distance")
+
+
+def _refuse_criteria(spec: CompressionSpec, names: Sequence[str], why: str) -> None:
+    for name in names:
+        if spec.gate is not None and getattr(spec.gate, name) is not None:
+            raise InvalidInput(f"{name} {why}", field=f"gate.{name}")
 
 
 def resolve_compute(asked: ComputeSpec, machine: Machine, *, values: int = 0, models: int = 1) -> ResolvedCompute:

@@ -71,12 +71,15 @@ class ModelRequest(ModelRef):
 
 
 class EvaluationSpec(Spec):
-    """Before and after: perplexity on text that calibration did not see, speed, and tasks of the library lm_eval."""
+    """Before and after: perplexity on text that calibration did not see, speed, and tasks of the library lm_eval.
+
+    Of models of images: the distance of their embeddings, and accuracy where images have labels or captions.
+    """
 
     enabled: bool = True
     """Whether to measure both models. Default: yes."""
     samples: int = Field(default=16, ge=1, le=100_000)
-    """Sequences to measure on. Default: 16."""
+    """Sequences to measure on; eight times as many images. Default: 16."""
     tasks: TaskNames = ()
     """Tasks of the lm-evaluation-harness, or replaceme_paper for those of the paper. Needs the extra tasks."""
     task_limit: int | None = Field(default=None, ge=1, le=10_000_000)

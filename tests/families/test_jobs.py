@@ -96,8 +96,8 @@ def test_the_language_model_becomes_shallower_and_the_tower_stays(model_type: st
     stored_weights(source)
     _, _, result = run(request(source, method={"name": method}))
     config = json.loads((result / "config.json").read_text())
-    assert row.text is not None
-    assert config[row.text]["num_hidden_layers"] == BLOCKS - 2
+    assert row.part is not None
+    assert config[row.part]["num_hidden_layers"] == BLOCKS - 2
     before, after = (load_file(place / "model.safetensors") for place in (source, result))
     towers = [name for name in before if row.block_number(name) is None and "norm" not in name]
     assert any("vision" in name or "visual" in name for name in towers)

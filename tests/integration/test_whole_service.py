@@ -5,15 +5,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModel
 
 from api.client.client import Client
+from api.client.errors import Refused
 from api.client.models import Job
 from benchmarks.harness.site import Site
 from replaceme_core.runner.process import RUNNER_COMMAND
+from tests.fixtures.models.images import make_images, saved_tower
 from tests.fixtures.models.tiny import BLOCKS, save_tiny
 
 REPOSITORY = "acme/real"
@@ -72,6 +76,35 @@ def test_the_service_gives_the_tensors_of_the_command(real_site: Site, tmp_path:
     assert isinstance(report["spec"], dict)
     for part in ("calibration", "compute", "method", "evaluation", "ratio", "drop"):
         assert local["spec"][part] == report["spec"][part]
+
+
+def test_a_tower_for_images_from_the_request_to_its_repository(real_site: Site, tmp_path: Path) -> None:
+    saved_tower(real_site.hub_directory / "acme" / "eyes", "clip")
+    make_images(tmp_path / "texts" / "photos", 60)
+    real_site.extra["REPLACEME_CALIBRATION_ROOT"] = str(tmp_path / "texts")
+    real_site.start_worker()
+    url = real_site.start_api().url
+    assert url is not None
+    asked = {"model": "acme/eyes", "calibration": "file:photos/", "evaluation": {"samples": 1}}
+    with Client(url) as client:
+        for wrong, field in (
+            ({"calibration": "builtin:general"}, "calibration"),
+            ({"gate": {"perplexity_ratio": {"max": 2}}}, "gate.perplexity_ratio"),
+            ({"evaluation": {"tasks": ["piqa"]}}, "evaluation.tasks"),
+            ({"model": REPOSITORY}, "calibration"),
+        ):
+            with pytest.raises(Refused) as caught:
+                submit(client, **{**asked, **wrong})
+            assert [one.field for one in caught.value.problem.errors or ()] == [field]
+        planned = client.plan({**asked, "ratio": 0.34, "compute": COMPUTE})
+        assert (planned.model.family, planned.model.supported) == ("clip", True)
+        job = wait_for_end(client, submit(client, **asked, gate={"embedding_distance": {"max": 0.9}}))
+        assert job.status == "succeeded", job.error
+        metrics = {metric.name: metric.value for metric in client.metrics(job.id)}
+    assert 0 <= metrics["embedding_distance"] <= 0.9
+    assert metrics["after.images_per_second"] > 0
+    published: Any = AutoModel.from_pretrained(real_site.hub_directory / "acme" / "result")
+    assert len(published.vision_model.encoder.layers) == 4
 
 
 def test_a_killed_api_loses_nothing(real_site: Site) -> None:

@@ -28,7 +28,7 @@ def print_report(console: Console, report: Report) -> None:
         ranges = block_ranges(report.blocks("removed_blocks"))
         console.print(f"removed {removed} of {removed + kept} blocks: {ranges}")
     print_candidates(console, report)
-    print_tables(console, view.both_models(report), view.texts(report), view.tasks(report))
+    print_tables(console, view.both_models(report), view.texts(report), view.images(report), view.tasks(report))
     print_answers(console, report)
     print_gate(console, report)
 

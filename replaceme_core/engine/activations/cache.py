@@ -269,6 +269,7 @@ def entry_key(directory: Path, *, tokens: TokenSet, compute: ResolvedCompute) ->
             None if each is None else tensor_digest(each)
             for each in (tokens.fit, tokens.held_out, tokens.held_out_sources, tokens.held_out_scored)
         ],
+        **({} if tokens.pixels is None else {"pixels": tensor_digest(tokens.pixels)}),
         "compute": compute.model_dump(mode="json", exclude={"pattern_safe"}),  # streams are of all blocks
         "device": device_name(torch.device(compute.device or "cpu")),
         "versions": [str(torch.__version__), transformers.__version__],

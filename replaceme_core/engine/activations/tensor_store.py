@@ -139,8 +139,8 @@ def write_key(block: int) -> str:
 
 def activation_bytes(block_runner: BlockRunner, *, tokens: int) -> int:
     """Bytes of all streams and writes of a pass over `tokens` tokens."""
-    model, blocks = block_runner.resolved.model, len(block_runner.blocks)
-    return int((2 * blocks + 1) * tokens * model.config.get_text_config().hidden_size * model.dtype.itemsize)
+    resolved, blocks = block_runner.resolved, len(block_runner.blocks)
+    return int((2 * blocks + 1) * tokens * resolved.config.hidden_size * resolved.model.dtype.itemsize)
 
 
 def checksum(data: torch.Tensor) -> int:

@@ -18,6 +18,7 @@ from replaceme_core.engine.activations.verified_file import Contents
 from replaceme_core.engine.evaluation.measure import (
     LARGEST_LOSS,
     Divergence,
+    Measured,
     Measurement,
     Subject,
     TextSize,
@@ -198,20 +199,40 @@ class TextResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageResult:
+    """How the embeddings of `images` images differ between both models.
+
+    `distance` is the mean of 1 - cosine between the embeddings of one image, with its 95 percent confidence interval;
+    `agreement` the share of images of which both models find the same other one nearest.
+    """
+
+    name: str
+    images: int
+    distance: float
+    distance_low: float | None
+    distance_high: float | None
+    agreement: float | None
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """`before` and `after` are on the first text, which `texts` begins with.
+    """`before` and `after` are on the first text, which `texts` begins with, or on `images`, which have no texts.
 
     `answers_before` and `answers_after` are empty where no model was asked. `reused` names the results of the source
     model that an earlier run has left.
     """
 
-    before: Measurement
-    after: Measurement
+    before: Measured
+    after: Measured
     texts: Sequence[TextResult]
     answers_before: Sequence[Answer] = ()
     answers_after: Sequence[Answer] = ()
     tasks: Sequence[TaskPair] = ()
     reused: Sequence[str] = ()
+    images: Sequence[ImageResult] = ()
 
 
 @dataclass(kw_only=True)
@@ -368,16 +389,27 @@ def judge(gate: GateSpec, found: Comparison) -> GateResult:
 
 def measured_values(found: Comparison) -> dict[str, float]:
     """All that a gate can ask for, by the names of its criteria; without tasks in which there was nothing to keep."""
-    first, names = found.texts[0], [one.before.name for one in found.tasks]
+    names = [one.before.name for one in found.tasks]
     kept = {"accuracy_kept": _kept(found, names), **{f"{OF_TASKS}{name}": _kept(found, (name,)) for name in names}}
     return {
         **{name: share for name, share in kept.items() if share is not None},
-        "perplexity_ratio": first.ratio,
-        "worst_perplexity_ratio": max(one.ratio for one in found.texts),
-        "divergence": first.divergence,
-        "agreement": first.agreement,
+        **(_of_texts(found.texts) if found.texts else _of_images(found.images[0])),
         "size_ratio": found.after.bytes / found.before.bytes,
     }
+
+
+def _of_texts(texts: Sequence[TextResult]) -> dict[str, float]:
+    return {
+        "perplexity_ratio": texts[0].ratio,
+        "worst_perplexity_ratio": max(one.ratio for one in texts),
+        "divergence": texts[0].divergence,
+        "agreement": texts[0].agreement,
+    }
+
+
+def _of_images(images: ImageResult) -> dict[str, float]:
+    agreement = {} if images.agreement is None else {"agreement": images.agreement}
+    return {"embedding_distance": images.distance, **agreement}
 
 
 def _kept(found: Comparison, names: Sequence[str]) -> float | None:

@@ -45,7 +45,12 @@ def evaluate(request: EvaluateRequest) -> dict[str, object]:
     )
     texts = []
     for directory in directories:
-        read_outline(directory)
+        if read_outline(directory).reads_images:
+            raise InvalidInput(
+                f"{directory.name} reads images: such a model is measured beside its original while it is compressed",
+                field="models",
+                value=directory.name,
+            )
         stored_weights(directory)
         texts.append(_sequences(directory, request))
     cache = open_cache(request.cache_directory, limit=request.cache_bytes)

@@ -14,12 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from replaceme_core.engine.activations.cache import tensor_digest
 from replaceme_core.engine.activations.verified_file import Contents
 from replaceme_core.engine.evaluation.dense_results import DenseResults
-from replaceme_core.engine.evaluation.speed import Speed
+from replaceme_core.engine.evaluation.speed import ImageSpeed, Speed
 from replaceme_core.engine.model.block_runner import BlockRunner, Hook, record_values
 from replaceme_core.engine.model.device import synchronise
 from replaceme_core.engine.model.lazy_model import open_model
 from replaceme_core.errors import NumericalFailure
-from replaceme_core.families.resolve import resolve
+from replaceme_core.families.resolve import part_config, resolve
 from replaceme_core.hub.model_files import weight_files
 from replaceme_core.request.defaults import LOGITS_AT_ONCE
 from replaceme_core.request.resolve import ResolvedCompute
@@ -112,7 +112,7 @@ def last_stream(subject: "Subject", batches: Sequence[torch.Tensor]) -> Iterator
     At the end what is new is kept.
     """
     model, results = subject.model, subject.results
-    size = sum(batch.numel() for batch in batches) * model.config.get_text_config().hidden_size * model.dtype.itemsize
+    size = sum(batch.numel() for batch in batches) * part_config(model.config).hidden_size * model.dtype.itemsize
     if not results.has_room(size):
         yield None
         return
@@ -143,8 +143,32 @@ LARGEST_LOSS = 700.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """`perplexity` over `tokens` predictions; `parameters` with tied ones counted once; `bytes` of weights on disk.
+class Measured:
+    """Of any model: `parameters` with tied ones counted once; `bytes` of weights on disk.
+
+    `speed` is `None` where it was not measured.
+    """
+
+    parameters: int
+    bytes: int
+    dtype: str
+    blocks: int
+    speed: Speed | ImageSpeed | None = None
+
+    @classmethod
+    def of(cls, subject: "Subject") -> "Measured":
+        """What needs no pass."""
+        return Measured(
+            parameters=sum(parameter.numel() for parameter in subject.model.parameters()),
+            bytes=sum(path.stat().st_size for path in weight_files(subject.directory)),
+            dtype=str(subject.model.dtype).removeprefix("torch."),
+            blocks=part_config(subject.model.config).num_hidden_layers,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement(Measured):
+    """Of a language model: `perplexity` over `tokens` predictions.
 
     `tokens_per_second` is of forward passes with all logits. `word_perplexity` and `byte_perplexity` are of the same
     text over its words and bytes, which do not depend on the tokenizer; `None` where the text was not counted, or the
@@ -153,14 +177,9 @@ class Measurement:
 
     perplexity: float
     tokens: int
-    parameters: int
-    bytes: int
     tokens_per_second: float
-    dtype: str
-    blocks: int
     word_perplexity: float | None = None
     byte_perplexity: float | None = None
-    speed: Speed | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,11 +251,8 @@ class Subject:
         return Measurement(
             perplexity=math.exp(loss),
             tokens=predictions,
-            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
-            bytes=sum(path.stat().st_size for path in weight_files(self.directory)),
             tokens_per_second=statistics.median(self.speeds),
-            dtype=dtype,
-            blocks=self.model.config.get_text_config().num_hidden_layers,
+            **vars(Measured.of(self)),
             word_perplexity=None if size is None else _perplexity_over(total, size.words),
             byte_perplexity=None if size is None else _perplexity_over(total, size.bytes),
         )
@@ -290,7 +306,7 @@ def measure(
     median over batches of whole forward passes with logits, after one warm-up pass. `divergence` gets the predictions
     of the first two subjects, `size` is that of the text. What is kept of a subject is used.
     """
-    vocabulary = max(subject.model.config.get_text_config().vocab_size for subject in subjects)
+    vocabulary = max(part_config(subject.model.config).vocab_size for subject in subjects)
     length = sequences.shape[1]
     batches = sequences.split(max(1, LOGITS_AT_ONCE // (length * vocabulary)))
     with ExitStack() as stack:

@@ -104,20 +104,40 @@ class Speed:
     peak_bytes: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageSpeed:
+    """Of one model of images: images a second, and memory as in `Speed`."""
+
+    images: Rate
+    peak_bytes: int
+
+
 def told_apart(one: Rate, other: Rate) -> bool:
     """Whether the medians differ by more than the greater spread of the runs."""
     return abs(one.median - other.median) > max(one.spread, other.spread)
 
 
-def speed_changes(before: Speed | None, after: Speed | None) -> dict[str, dict[str, float | bool]]:
-    """By `prefill` and `decode`, how many times as fast the second model is; empty where speed was not measured."""
-    if before is None or after is None:
-        return {}
-    rates = {"prefill": (before.prefill, after.prefill), "decode": (before.decode, after.decode)}
+def speed_changes(
+    before: Speed | ImageSpeed | None, after: Speed | ImageSpeed | None
+) -> dict[str, dict[str, float | bool]]:
+    """By `prefill`, `decode` or `images`, how many times as fast the second model is; empty where it was not timed."""
+    rates = {
+        name: (getattr(before, name), getattr(after, name))
+        for name in ("prefill", "decode", "images")
+        if hasattr(before, name) and hasattr(after, name)
+    }
     return {
         name: {"ratio": new.median / old.median, "told_apart": told_apart(old, new)}
         for name, (old, new) in rates.items()
     }
+
+
+def weights_and_peak(model: PreTrainedModel, run: Callable[[], object]) -> int:
+    """Bytes of the weights of `model`, and the most that the tensors of one `run` take beside them."""
+    weights = storages(model)
+    with (live := LiveBytes(set(weights))):
+        run()
+    return sum(weights.values()) + live.peak
 
 
 @torch.inference_mode()
@@ -154,12 +174,13 @@ class _Runs:
 
     def warm_up(self) -> None:
         """One run that is not timed, of which the memory is counted."""
-        weights = storages(self._model)
-        with LiveBytes(set(weights)) as live:
+
+        def run() -> None:
             decoding, logits = self._read()
             self._cache_bytes = decoding.cache_bytes()
             self._write(decoding, logits)
-        self._peak = sum(weights.values()) + live.peak
+
+        self._peak = weights_and_peak(self._model, run)
 
     def run(self) -> None:
         synchronise(self._model.device)

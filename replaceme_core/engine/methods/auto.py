@@ -91,7 +91,7 @@ def _race(task: Task, ranked: MappedSets, budget: "_Budget") -> Blocks | None:
             step = replace(task, progress=PartOfStage(task.progress, start=start, end=end))
             fitted = refit_without(step, blocks, fit=first_lap(task), judged=panel.batches)
             losses[blocks] = fitted.losses
-            task.progress.metric("held_out_loss", panel.mean(losses[blocks]), "nats", candidate=name)
+            task.progress.metric("held_out_loss", panel.mean(losses[blocks]), panel.unit, candidate=name)
     simplest_first = sorted(losses, key=lambda blocks: (len(runs(blocks)), panel.mean(losses[blocks])))
     return simplest_first[panel.simplest([losses[blocks] for blocks in simplest_first])] if losses else None
 

@@ -44,7 +44,8 @@ def _named(task: Task, cuts: list[Cut]) -> tuple[list[Cut], list[Candidate]]:
     task.begin(Stage.SELECT)
     with merged(task.block_runner, cuts):
         losses = variant_losses(task.activations, without(cuts))
-    task.progress.metric("result_held_out_loss", Panel.of(task.activations).mean(losses), "nats")
+    panel = Panel.of(task.activations)
+    task.progress.metric("result_held_out_loss", panel.mean(losses), panel.unit)
     task.progress.advance(1.0)
     return cuts, [Candidate(start=cut.start, end=cut.end, chosen=True) for cut in cuts]
 

@@ -28,13 +28,15 @@ class Panel:
     names: Sequence[str] = ("text",)
     counted: Collection[int] | None = None
     """The sources that count in `mean`; `None`: all."""
+    unit: str = "nats"
+    """Of `mean`."""
 
     @classmethod
     def of(cls, activations: Activations, *, numbers: Sequence[int] | None = None) -> "Panel":
         """The panel of the held-out batches `numbers`, by default of all."""
         numbers = activations.held_out_batches if numbers is None else numbers
         batches = {number: activations.batches[number] for number in numbers}
-        return cls(batches=batches, names=activations.source_names)
+        return cls(batches=batches, names=activations.source_names, unit=activations.block_runner.loss_unit)
 
     def half(self) -> "Panel":
         """Every second batch of each source."""
@@ -155,5 +157,5 @@ def with_or_without(task: Task, removed: Sequence[int], losses: Losses) -> tuple
 
 def report_dense_loss(task: Task) -> None:
     """The held-out loss of the dense model, to compare that of the candidates with."""
-    loss = Panel.of(task.activations).mean(task.activations.dense_losses())
-    task.progress.metric("dense_held_out_loss", loss, "nats")
+    panel = Panel.of(task.activations)
+    task.progress.metric("dense_held_out_loss", panel.mean(task.activations.dense_losses()), panel.unit)

@@ -65,12 +65,12 @@ class JudgedRefit:
         """
         panel, progress = Panel.of(self.task.activations), self.task.progress
         kept, plain = with_or_without(self.task, self.pruning.removed, self.losses)
-        progress.metric("unscaled_held_out_loss", panel.mean(self.losses), "nats")
-        progress.metric("plain_held_out_loss", panel.mean(plain), "nats")
+        progress.metric("unscaled_held_out_loss", panel.mean(self.losses), panel.unit)
+        progress.metric("plain_held_out_loss", panel.mean(plain), panel.unit)
         if kept is plain:
             return Pruning(removed=self.pruning.removed, candidates=candidates)
         scale, losses = self._scale(panel)
-        progress.metric("held_out_loss", panel.mean(losses), "nats")
+        progress.metric("held_out_loss", panel.mean(losses), panel.unit)
         progress.metric("final_scale", scale, "ratio")
         return replace(self.pruning, final_scale=scale, candidates=candidates)
 

@@ -108,7 +108,8 @@ def evidence(task: Task) -> list[torch.Tensor]:
 def _plain_removal(task: Task, removed: Sequence[int], candidates: Sequence[Candidate]) -> Pruning:
     """Remove the blocks and change no weight; the held-out loss of that is reported."""
     losses = variant_losses(task.activations, Variant(removed=frozenset(removed)))
-    task.progress.metric("result_held_out_loss", Panel.of(task.activations).mean(losses), "nats")
+    panel = Panel.of(task.activations)
+    task.progress.metric("result_held_out_loss", panel.mean(losses), panel.unit)
     task.progress.advance(1.0)
     task.begin(Stage.SOLVE)
     return Pruning(removed=sorted(removed), candidates=candidates)

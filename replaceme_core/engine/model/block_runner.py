@@ -17,7 +17,14 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.lazy_model import block_reader, load_block
-from replaceme_core.families.resolve import BlockWrite, ResolvedModel, as_returned, check_residual, first_tensor
+from replaceme_core.families.resolve import (
+    BlockWrite,
+    ResolvedModel,
+    as_returned,
+    check_residual,
+    embeddings,
+    first_tensor,
+)
 from replaceme_core.library_errors import is_out_of_memory
 from replaceme_core.request.defaults import LOGITS_AT_ONCE, MLP_WIDTH, PART_BYTES
 
@@ -168,9 +175,16 @@ class OutputStub(_Stub):
 
 @dataclass(kw_only=True)
 class BlockRunner:
-    """`enter` -> `run` for each block -> `leave`. Streams are (batch, positions, d)."""
+    """`enter` -> `run` for each block -> `leave`. Streams are (batch, positions, d).
+
+    A model of images has `pixels` (images, channels, height, width), on the host. A sequence of its tokens is the
+    number of an image, once for each position that the image takes; it is judged by its embeddings (`references`).
+    """
 
     resolved: ResolvedModel
+    pixels: torch.Tensor | None = None
+    references: torch.Tensor | None = None
+    """The embeddings of the images by the dense model, (images, width of an embedding)."""
     blocks: nn.ModuleList = field(init=False)
     max_sequences: int | None = None
     """How many sequences go through a block together at most, once memory has run out `halvings` times."""
@@ -179,6 +193,11 @@ class BlockRunner:
 
     def __post_init__(self) -> None:
         self.blocks = self.resolved.blocks
+
+    @property
+    def loss_unit(self) -> str:
+        """Of what results are judged by (`summed_loss`)."""
+        return "nats" if self.references is None else "1 - cosine"
 
     @property
     def is_lazy(self) -> bool:
@@ -206,10 +225,17 @@ class BlockRunner:
         with self._stubs(list(stubs)), suppress(Stop):
             self._model(tokens)
         # Masks and positions depend on the shape alone: sequences are packed full, nothing is padded.
-        self._arguments[tuple(tokens.shape)] = [stub.recorded for stub in stubs]
         stream = stubs[0].stream
         assert stream is not None, "the model did not call its first block"
+        self._arguments[tuple(stream.shape[:2])] = [stub.recorded for stub in stubs]
         return stream
+
+    def remember(self, numbers: torch.Tensor) -> None:
+        """Compute the embeddings of the images of these numbers (n,) by the model as it is now, for `references`."""
+        assert self.pixels is not None
+        found = torch.cat([self._model(one.view(1, 1)) for one in numbers]).cpu()
+        self.references = found.new_zeros(len(self.pixels), found.shape[1])
+        self.references[numbers] = found
 
     def load_block(self, block: int) -> nn.Module:
         """The block with its weights in memory, until another block is run or asked for."""
@@ -352,17 +378,20 @@ class BlockRunner:
         return Hook(module=write.module, copy=self.resolved.layout.added_in_place)
 
     def leave(self, stream: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """The logits (batch, positions, vocabulary) for the stream after the last block."""
-        with self._stubs([OutputStub(self.blocks[-1], stream, returns=self.resolved.layout.block_returns)]):
-            logits = self._model(tokens).logits
-        assert isinstance(logits, torch.Tensor)
-        return logits
+        """What the model makes of the stream after the last block.
 
-    def _model(self, tokens: torch.Tensor) -> CausalLMOutput:
-        output: CausalLMOutput = self.resolved.model(
-            input_ids=tokens, use_cache=False, **without_side_outputs(self.resolved.model)
-        )
-        return output
+        Logits (batch, positions, vocabulary), or of images embeddings (batch, width of an embedding).
+        """
+        with self._stubs([OutputStub(self.blocks[-1], stream, returns=self.resolved.layout.block_returns)]):
+            return self._model(tokens)
+
+    def _model(self, tokens: torch.Tensor) -> torch.Tensor:
+        model = self.resolved.model
+        if self.pixels is not None:
+            return embeddings(model, self.pixels[tokens[:, 0].cpu()].to(model.device, model.dtype))
+        output: CausalLMOutput = model(input_ids=tokens, use_cache=False, **without_side_outputs(model))
+        assert output.logits is not None
+        return output.logits
 
     def prove(self, tokens: torch.Tensor) -> float:
         """Run the residual check on every block; returns the largest relative error. Raises `NumericalFailure`."""
@@ -423,14 +452,23 @@ def predictions_of(batches: Sequence[torch.Tensor]) -> int:
     return sum(tokens.shape[0] * (tokens.shape[1] - 1) for tokens in batches)
 
 
+def embedding_distances(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """1 - cosine of each row of two sets of embeddings, (images, width) each, in [0, 2]."""
+    return 1 - torch.nn.functional.cosine_similarity(found.float(), wanted.float(), dim=-1)
+
+
 def summed_loss(
     block_runner: BlockRunner, stream: torch.Tensor, tokens: torch.Tensor, *, scored: torch.Tensor | None = None
 ) -> float:
     """Loss in nats summed over predictions; `stream` (batch, positions, d), `tokens` (batch, positions).
 
     Of the tokens that are `scored` (batch, positions), by default of all but the first of each sequence. Final norm and
-    head work on each position by itself, and run only where a loss is wanted.
+    head work on each position by itself, and run only where a loss is wanted. Of images, it is the distance of their
+    embeddings to those of the dense model, 1 - cosine.
     """
+    if block_runner.references is not None:
+        wanted = block_runner.references[tokens[:, 0].cpu()].to(stream.device)
+        return float(embedding_distances(block_runner.leave(stream, tokens), wanted).sum())
     vocabulary = block_runner.resolved.config.vocab_size
     positions = max(1, (LOGITS_AT_ONCE_BY_BLOCK if block_runner.is_lazy else LOGITS_AT_ONCE) // vocabulary)
     before, wanted = stream[:, :-1], tokens[:, 1:]

@@ -111,6 +111,17 @@ def _is_number(value: object) -> bool:
     return _is_whole(value) or (isinstance(value, float) and abs(value) < 2**31)
 
 
+_PREPARATION = """
+    crop_size data_format do_center_crop do_convert_rgb do_flip_channel_order do_normalize do_pad do_rescale do_resize
+    feature_extractor_type image_mean image_processor_type image_std num_channels pad_size resample rescale_factor size
+"""
+
+
+def known_preparation(options: Mapping[str, object]) -> dict[str, object]:
+    """The entries of an untrusted `preprocessor_config.json` that are used."""
+    return {name: value for name, value in options.items() if name in _PREPARATION.split()}
+
+
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
 _OPTIONS = """

@@ -33,15 +33,16 @@ from replaceme_core.engine.model.known_keys import (
     known_config,
     known_generation,
     known_options,
+    known_preparation,
 )
 from replaceme_core.engine.model.safetensors_io import STORED_DTYPES, all_finite, tensors_of
 from replaceme_core.engine.text.limits import ends_badly
 from replaceme_core.errors import BrokenModel, InvalidInput
-from replaceme_core.families.layout import Layout, lookup
-from replaceme_core.families.resolve import resolve
+from replaceme_core.families.layout import LANGUAGE_MODEL, Layout, lookup
+from replaceme_core.families.resolve import part_config, resolve
 from replaceme_core.hub.files import read_json_file
 from replaceme_core.hub.model_config import admit_config, check_weights
-from replaceme_core.hub.model_files import CONFIG, INDEX, SINGLE, read_config, side_files, weight_files
+from replaceme_core.hub.model_files import CONFIG, INDEX, PREPROCESSOR, SINGLE, read_config, side_files, weight_files
 from replaceme_core.library_errors import library_errors
 from replaceme_core.request.resolve import ResolvedCompute
 from replaceme_core.request.spec import Quantization
@@ -51,6 +52,7 @@ _REWRITTEN: Mapping[str, Callable[[Mapping[str, object]], dict[str, object]]] = 
     GENERATION_CONFIG: known_generation,
     TOKENIZER_CONFIG: known_options,
     SPECIAL_TOKENS: known_options,
+    PREPROCESSOR: known_preparation,
 }
 """Files that transformers gets with known keys only."""
 SAMPLE_TEXT = "A line of text, with 2 numbers: 3.14\n\tand \u00e9\u4e2d\U0001f600. " * 8
@@ -132,7 +134,7 @@ def _config(view: Path, directory: Path) -> PreTrainedConfig:
     with library_errors("config.json cannot be used", view=view, name=directory.name):
         config = AutoConfig.from_pretrained(view, local_files_only=True, trust_remote_code=False)
     assert isinstance(config, PreTrainedConfig)
-    text = config.get_text_config()
+    text = part_config(config)
     window = getattr(text, "sliding_window", None)
     if window is not None and window <= 0 and getattr(text, "use_sliding_window", True):
         raise BrokenModel(
@@ -145,14 +147,15 @@ def _config(view: Path, directory: Path) -> PreTrainedConfig:
 def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM]:
     """The class that builds the whole model of `config`; of a type that is not compressed, that of language models."""
     row = lookup(config.model_type)
-    found = getattr(transformers, row.auto_class) if isinstance(row, Layout) else AutoModelForCausalLM
+    name = row.loads_with(config.architectures) if isinstance(row, Layout) else None
+    found = getattr(transformers, name or LANGUAGE_MODEL)
     assert isinstance(found, type)
     return found
 
 
 def check_positions(config: PreTrainedConfig, *, longest: int) -> None:
     """Raise `InvalidInput` if the model has a table of positions that is too short for `longest` tokens."""
-    row, positions = lookup(config.model_type), getattr(config.get_text_config(), "max_position_embeddings", longest)
+    row, positions = lookup(config.model_type), getattr(part_config(config), "max_position_embeddings", longest)
     if isinstance(row, Layout) and row.learned_positions and positions < longest:
         raise InvalidInput(
             f"the model has {positions} positions, and sequences of {longest} tokens are asked "

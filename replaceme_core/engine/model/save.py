@@ -16,7 +16,7 @@ from replaceme_core.engine.model.changes import kept_blocks, remove_blocks
 from replaceme_core.engine.model.lazy_model import load_block, open_model
 from replaceme_core.engine.model.safetensors_io import WeightsWriter
 from replaceme_core.errors import BrokenModel, InvalidInput, VerificationFailed
-from replaceme_core.families.resolve import ResolvedModel, resolve
+from replaceme_core.families.resolve import ResolvedModel, embeddings, part_config, resolve
 from replaceme_core.hub.model_files import CARRIED_FILES, CONFIG, is_terms, side_files
 from replaceme_core.library_errors import library_errors, require_space
 from replaceme_core.request.spec import Loading
@@ -137,27 +137,36 @@ def verify_saved(
     dtype: torch.dtype,
     blocks: int,
     prompt: torch.Tensor,
+    pixels: torch.Tensor | None = None,
     device: str,
     loading: Loading = Loading.WHOLE,
     reading: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> float:
+) -> float | None:
     """Load `directory` in float32 and in `dtype`; raises `VerificationFailed`. `prompt` is (positions,) token ids.
 
-    A context of `reading` is open while a model is loaded. Returns the difference of the logits with and without cache
-    in `dtype`, relative to their standard deviation.
+    `pixels` (images, channels, height, width) are for a model of images, which must make finite embeddings of them. A
+    context of `reading` is open while a model is loaded. Returns the difference of the logits with and without cache
+    in `dtype`, relative to their standard deviation; `None` where there is no cache.
     """
     start = prompt.unsqueeze(0).to(device)
 
-    def logits_in(dtype: torch.dtype, *, new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def opened(dtype: torch.dtype) -> PreTrainedModel:
         with reading():
             model = open_model(directory, dtype=dtype, device=device, loading=loading)
-        found = model.config.get_text_config().num_hidden_layers
+        found = part_config(model.config).num_hidden_layers
         if found != blocks:
             raise VerificationFailed(f"the saved model has {counted(found, 'blocks')}, not {blocks}")
-        return _logits(model, start, new_tokens=new_tokens)
+        return model
+
+    def logits_in(dtype: torch.dtype, *, new_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return _logits(opened(dtype), start, new_tokens=new_tokens)
 
     try:
         with library_errors("it does not run", fix="its config may not be that of its weights"):
+            if pixels is not None:
+                if not bool(embeddings(opened(torch.float32), pixels.float().to(device)).isfinite().all()):
+                    raise VerificationFailed("the embeddings of the saved model are not finite")
+                return None
             stepwise, whole = logits_in(
                 torch.float32, new_tokens=NEW_TOKENS if loading is Loading.WHOLE else FEW_TOKENS
             )

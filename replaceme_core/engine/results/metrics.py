@@ -5,7 +5,8 @@ from dataclasses import asdict
 
 from replaceme_core.engine.activations.capture import CaptureRecord
 from replaceme_core.engine.evaluation.compare import Answer, Comparison, distinct_share, judge
-from replaceme_core.engine.evaluation.measure import Measurement
+from replaceme_core.engine.evaluation.measure import Measured
+from replaceme_core.engine.evaluation.speed import Speed
 from replaceme_core.engine.methods.task import Candidate
 from replaceme_core.report.reading import Report
 from replaceme_core.report.view import QUANTITIES
@@ -28,8 +29,8 @@ def report_capture(progress: Progress, record: CaptureRecord) -> None:
     _report(progress, record.metrics())
 
 
-def report_candidates(progress: Progress, candidates: Sequence[Candidate]) -> None:
-    """Every measured quantity of every candidate."""
+def report_candidates(progress: Progress, candidates: Sequence[Candidate], *, unit: str) -> None:
+    """Every measured quantity of every candidate, their losses in this unit."""
     for row in candidates:
         name = str(row.cut)
         if row.step is not None:
@@ -41,7 +42,7 @@ def report_candidates(progress: Progress, candidates: Sequence[Candidate]) -> No
             ("influence", row.influence, "ratio"),
             ("residual", row.residual, "ratio"),
             ("tokens", row.tokens, "tokens"),
-            ("held_out_loss", row.held_out_loss, "nats"),
+            ("held_out_loss", row.held_out_loss, unit),
             ("chosen", 1.0 if row.chosen else None, "flag"),
         )
         _report(progress, values, block=row.cut.anchor, candidate=name)
@@ -68,6 +69,14 @@ def report_comparison(progress: Progress, found: Comparison, *, gate: GateSpec |
             ("text_agreement", text.agreement, "ratio"),
         )
         _report(progress, values, candidate=text.name)
+    for images in found.images:
+        values = (
+            ("embedding_distance", images.distance, "1 - cosine"),
+            ("embedding_distance_low", images.distance_low, "1 - cosine"),
+            ("embedding_distance_high", images.distance_high, "1 - cosine"),
+            ("embedding_agreement", images.agreement, "ratio"),
+        )
+        _report(progress, values, candidate=images.name)
     for one in judge(gate, found).criteria if gate is not None else ():
         values = (
             ("gate_value", one.value, one.unit),
@@ -78,13 +87,15 @@ def report_comparison(progress: Progress, found: Comparison, *, gate: GateSpec |
         _report(progress, values, candidate=one.name)
 
 
-def _report_model(progress: Progress, side: str, measured: Measurement, answers: Sequence[Answer]) -> None:
+def _report_model(progress: Progress, side: str, measured: Measured, answers: Sequence[Answer]) -> None:
     """`side` is `before` or `after`. Of the answers: how much they repeat themselves."""
     report = Report(asdict(measured))
     values = [(one.name, report.number(*one.path), one.unit) for one in QUANTITIES]
-    if measured.speed is not None:
+    if isinstance(measured.speed, Speed):
         values.append(("prefill_spread", measured.speed.prefill.spread, "tokens/s"))
         values.append(("decode_spread", measured.speed.decode.spread, "tokens/s"))
+    elif measured.speed is not None:
+        values.append(("images_spread", measured.speed.images.spread, "images/s"))
     if answers:
         values.append(("looping_answers", sum(one.loops for one in answers), "answers"))
         values.append(("distinct_4grams", distinct_share(answers), "ratio"))

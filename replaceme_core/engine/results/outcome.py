@@ -18,6 +18,7 @@ from replaceme_core.engine.results.layer_angles import LayerAngles
 from replaceme_core.engine.results.stage_clock import StageRecord
 from replaceme_core.engine.run import Run
 from replaceme_core.families.layout import MapStructure, irregular_lists
+from replaceme_core.families.resolve import part_config
 from replaceme_core.hub.model_config import ModelOutline
 from replaceme_core.hub.model_files import CARRIED_FILES, CONFIG, read_config, side_files, weight_files
 from replaceme_core.hub.port import REPORT
@@ -65,6 +66,8 @@ def warnings_of(comparison: Comparison | None) -> Iterator[tuple[str, str]]:
     same, were_same = (_most_alike([one.text for one in answers]) for answers in (after, before))
     if same > max(were_same, 1) and same / count >= MANY:
         yield "answers_same", f"{same} of {count} different prompts get the same answer from the pruned model"
+    if not comparison.texts:
+        return
     home, *others = comparison.texts
     worst = max(others, key=lambda one: one.ratio, default=home)
     if worst.ratio > FAR_WORSE * home.ratio:
@@ -160,7 +163,7 @@ def write_report(
     gate = (
         judge(spec.gate, comparison).model_copy(update={"trials": tuple(trials)}) if spec.gate and comparison else None
     )
-    irregular = irregular_lists(load_config(directory).get_text_config(), layout=run.outline.layout)
+    irregular = irregular_lists(part_config(load_config(directory)), layout=run.outline.layout)
     warnings = [("not_measured", message) for message in dict.fromkeys(run.unmeasured.found)]
     warnings += warnings_of(comparison)
     if irregular:
@@ -186,7 +189,9 @@ def write_report(
         "before": asdict(comparison.before) if comparison else None,
         "after": asdict(comparison.after) if comparison else None,
         "speed_changes": speed_changes(comparison.before.speed, comparison.after.speed) if comparison else {},
+        "inputs": str(run.outline.layout.inputs),
         "texts": [one.as_dict() for one in texts],
+        "images": [one.as_dict() for one in comparison.images] if comparison else [],
         "tasks": [one.as_dict() for one in comparison.tasks] if comparison else [],
         "reused": list(comparison.reused) if comparison else [],
         "gate": None if gate is None else gate.model_dump(mode="json"),
@@ -203,9 +208,10 @@ def write_report(
         directory,
         report,
         base=read_base_card(run.source),
-        is_chat=run.tokenizer.chat_template is not None,
+        is_chat=run.tokenizer is not None and run.tokenizer.chat_template is not None,
         structure=spec.method.structure or structure,
-        auto_class=run.outline.layout.auto_class,
+        auto_class=run.outline.auto_class,
+        has_text=run.outline.reads_images and run.outline.layout.part is not None,
     )
     (directory / PAGE).write_text(render_page(report), encoding="utf-8")
     (directory / REPORT).write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")

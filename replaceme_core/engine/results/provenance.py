@@ -19,7 +19,7 @@ from replaceme_core.engine.numerics.sums import SOLVE_DTYPE
 from replaceme_core.engine.text.documents import builtin_documents
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.hub.data_files import local_data_files
-from replaceme_core.hub.model_files import CARD, is_terms, side_files, weight_files
+from replaceme_core.hub.model_files import CARD, image_files, is_terms, side_files, weight_files
 from replaceme_core.request.calibration import MixedSource
 from replaceme_core.request.resolve import ResolvedSpec
 
@@ -92,7 +92,11 @@ def provenance_of(
         # all that decides the result: config, weights and tokenizer
         "model": {path.name: file_digest(path) for path in sorted([*weight_files(source), *beside])},
         "calibration_texts": [_text(one, path) for one, path in zip(spec.calibration.mix, paths, strict=True)],
-        "tokens": {name: tensor_digest(getattr(tokens, name)) for name in ("fit", "held_out", "measure")},
+        "tokens": {
+            name: tensor_digest(values)
+            for name in ("fit", "held_out", "measure", "pixels")
+            if (values := getattr(tokens, name)) is not None
+        },
         "statistics_key": entry_key(source, tokens=tokens, compute=compute),
         "code": code_version(),
         "versions": _versions(),
@@ -131,6 +135,8 @@ def _text(source: MixedSource, path: Path | None) -> dict[str, object]:
     if path is None:
         raw = json.dumps(list(builtin_documents(source.name)))
         files = {source.name: hashlib.sha256(raw.encode()).hexdigest()}
+    elif source.is_file and path.is_dir():
+        files = {one.relative_to(path).as_posix(): file_digest(one) for one in image_files(path)}
     elif path.is_dir():
         chosen = local_data_files(path, config=source.config, split=source.split)
         files = {one.relative_to(path).as_posix(): file_digest(one) for one in chosen}

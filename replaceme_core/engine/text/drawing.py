@@ -32,12 +32,23 @@ OTHER_TEXTS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Images as a model reads them: `pixels` (images, channels, height, width), each with label and caption if any."""
+
+    pixels: torch.Tensor
+    labels: tuple[str | None, ...]
+    captions: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenSet:
     """Token ids, (sequences, length) each: `fit` and `held_out` for calibration, `measure` for the evaluation.
 
     `sources` are the names of what they come from; `fit_sources`, `held_out_sources` and `measure_sources` are indices
     into these, int64 (sequences,). `measure` begins with the sequences of the first text. `held_out_scored` (held-out
     sequences, length) tells which tokens a candidate must predict; `None`: all but the first of each sequence.
+
+    Of a model of images, a sequence is the number of one of `pictures`, once for each position that it takes.
     """
 
     fit: torch.Tensor
@@ -48,6 +59,11 @@ class TokenSet:
     held_out_sources: torch.Tensor
     measure_sources: torch.Tensor
     held_out_scored: torch.Tensor | None = None
+    pictures: Pictures | None = None
+
+    @property
+    def pixels(self) -> torch.Tensor | None:
+        return None if self.pictures is None else self.pictures.pixels
 
     def __post_init__(self) -> None:
         for tokens, sources in (

@@ -1,12 +1,15 @@
 """`python -m replaceme_core.engine.text.parquet_rows FILE COLUMN...`: the rows of a parquet file, a line of JSON each.
 
-The first line is an object with the names of all columns; the others have values of the named ones only. It is a
+The first line is an object with the names of all columns; the others have values of the named ones only: bytes in
+base64, and names in place of the numbers of classes, where the library datasets has left these in the file. It is a
 process of its own, with limits of memory: the reader is native code, which a file that a stranger wrote may crash.
 """
 
+import base64
 import json
 import resource
 import sys
+from collections.abc import Sequence
 
 import pyarrow
 import pyarrow.parquet
@@ -23,13 +26,31 @@ def main(path: str, columns: list[str]) -> None:
         names = file.schema_arrow.names
         _write(dict.fromkeys(names))
         wanted = [name for name in columns if name in names]
+        classes = _classes((file.schema_arrow.metadata or {}).get(b"huggingface"))
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=wanted):
             for row in batch.to_pylist():
-                _write(row)
+                _write({name: _named(value, classes.get(name, ())) for name, value in row.items()})
+
+
+def _classes(features: bytes | None) -> dict[str, list[str]]:
+    """By column, the names of its classes."""
+    try:
+        columns = json.loads(features or b"{}")["info"]["features"]
+        return {name: list(map(str, each["names"])) for name, each in columns.items() if "names" in each}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def _named(value: object, classes: Sequence[str]) -> object:
+    return classes[value] if type(value) is int and 0 <= value < len(classes) else value
 
 
 def _write(row: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps(row, default=str) + "\n")
+    sys.stdout.write(json.dumps(row, default=_plain) + "\n")
+
+
+def _plain(value: object) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 if __name__ == "__main__":

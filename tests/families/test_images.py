@@ -1,0 +1,160 @@
+"""Models of images: towers alone and beside one for text, from a directory of images to a result that loads."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    ViTForImageClassification,
+    ViTForMaskedImageModeling,
+)
+
+from benchmarks import families
+from benchmarks.harness import tiny_models
+from replaceme_core.engine.model.block_runner import BlockRunner
+from replaceme_core.engine.model.load import load_model
+from replaceme_core.errors import UnsafeModel, UnsupportedFamily
+from replaceme_core.families.layout import FAMILIES, follow_blocks
+from replaceme_core.families.resolve import ResolvedModel, embeddings, resolve
+from replaceme_core.hub.model_config import admit_config
+from tests.fixtures.models.images import POSITIONS, SIDE, image_request, make_images, saved_tower
+from tests.fixtures.models.pipeline import run
+
+BLOCKS = tiny_models.BLOCKS
+
+
+@pytest.mark.parametrize("model_type", ["clip", "siglip", "vit", "dinov2"])
+def test_the_program_writes_the_row(model_type: str) -> None:
+    families.quiet()
+    assert families.find(model_type).row == FAMILIES[model_type]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "method"),
+    [
+        ("clip", "refit"),
+        ("siglip", "least_squares"),
+        ("vit", "auto"),
+        ("dinov2", "refit"),
+        ("clip_vision_model", "drop"),
+    ],
+)
+def test_a_job_from_images_to_a_model_that_loads(model_type: str, method: str, tmp_path: Path) -> None:
+    source, row = saved_tower(tmp_path / "source", model_type), FAMILIES[model_type]
+    finished, recorder, result = run(
+        image_request(source, make_images(tmp_path / "images", 60), method={"name": method})
+    )
+    config = json.loads((result / "config.json").read_text())
+    assert row.part_of(config)["num_hidden_layers"] == BLOCKS - 2
+    before, after = (load_file(place / "model.safetensors") for place in (source, result))
+    others = [name for name in before if row.block_number(name) is None and "norm" not in name]
+    assert others
+    assert all(torch.equal(before[name], after[name]) for name in others), "such as those of the tower for text"
+    report: Any = finished.report
+    (measured,) = report["images"]
+    assert (report["inputs"], report["texts"], report["warnings"]) == ("images", [], [])
+    assert 0 <= measured["distance_low"] <= measured["distance"] <= measured["distance_high"] <= 2
+    assert measured["images"] == 12, "one of five, where there are few"
+    assert report["spec"]["calibration"]["samples"] == 48
+    tasks = {one["name"] for one in report["tasks"]}
+    assert tasks == ({"linear probe", "zero-shot"} if row.part else {"linear probe"})
+    assert report["after"]["speed"]["images"]["runs"] > 0
+    assert "perplexity" not in report["after"]
+    again: Any = AutoModel.from_pretrained(result).eval()
+    pixels = torch.rand(2, 3, SIDE, SIDE)
+    with torch.no_grad():
+        assert embeddings(again, pixels).isfinite().all()
+    assert {unit for _, name, _, unit, *_ in recorder.metrics if name.endswith("held_out_loss")} <= {"1 - cosine"}
+
+
+def test_a_classifier_keeps_its_head_and_is_loaded_with_it(tmp_path: Path) -> None:
+    source = saved_tower(tmp_path / "source", "vit", ViTForImageClassification, num_labels=3)
+    _, _, result = run(image_request(source, make_images(tmp_path / "images", 40), drop=[2, 3]))
+    before, after = (load_file(place / "model.safetensors") for place in (source, result))
+    assert torch.equal(before["classifier.weight"], after["classifier.weight"])
+    card = (result / "README.md").read_text()
+    assert "model = AutoModelForImageClassification.from_pretrained(" in card
+    assert "pipeline_tag: image-classification" in card
+    again: Any = AutoModelForImageClassification.from_pretrained(result)
+    assert len(again.vit.layers) == BLOCKS - 2
+
+
+def test_the_pruned_tower_is_the_live_one_without_the_blocks(tmp_path: Path) -> None:
+    """As saved and loaded again by the library, to the rounding."""
+    source = saved_tower(tmp_path / "source", "clip")
+    images = make_images(tmp_path / "images", 40)
+    _, _, result = run(image_request(source, images, drop=[2, 3], method={"name": "drop"}))
+    pixels = torch.rand(3, 3, SIDE, SIDE)
+    resolved = resolve(load_model(source, dtype=torch.float32, device="cpu"))
+    runner = BlockRunner(resolved=resolved, pixels=pixels)
+    with torch.inference_mode():
+        numbers = torch.arange(3).unsqueeze(1).expand(-1, POSITIONS)
+        stream = runner.enter(numbers)
+        for block in (0, 1, 4, 5):
+            stream = runner.run(block, stream)
+        wanted = runner.leave(stream, numbers)
+        found = embeddings(AutoModel.from_pretrained(result).eval(), pixels)
+    assert torch.allclose(found, wanted, atol=1e-4)
+
+
+def test_the_same_request_gives_the_same_bytes(tmp_path: Path) -> None:
+    source, images = saved_tower(tmp_path / "source", "clip"), make_images(tmp_path / "images", 40)
+    first, _, result = run(image_request(source, images))
+    weights = (result / "model.safetensors").read_bytes()
+    shutil.rmtree(result)
+    second, _, result = run(image_request(source, images))
+    assert (result / "model.safetensors").read_bytes() == weights
+    tokens: Any = [one.report["tokens"] for one in (first, second)]
+    assert tokens[0] == tokens[1]
+    assert set(tokens[0]) == {"fit", "held_out", "measure", "pixels"}
+    texts: Any = first.report["calibration_texts"]
+    assert len(texts[0]["files"]) == 40
+
+
+@pytest.mark.parametrize("swiglu", [False, True])
+def test_a_gain_is_absorbed_and_the_model_stays_the_same(swiglu: bool) -> None:
+    config = tiny_models.tiny_config("dinov2", use_swiglu_ffn=swiglu)
+    model = tiny_models.built(config)
+    pixels = tiny_models.images()
+    gains = [each for name, each in model.named_parameters() if name.endswith("lambda1")]
+    assert len(gains) == 2 * BLOCKS
+    assert not any(bool((gain == 1).all()) for gain in gains)
+    with torch.no_grad():
+        before = embeddings(model, pixels)
+        resolved = resolve(model)
+        after = embeddings(model, pixels)
+    assert torch.allclose(before, after, atol=1e-4)
+    assert all(bool((gain == 1).all()) for gain in gains)
+    assert all(write.gain is not None for block in resolved.blocks for write in resolved.writes(block))
+
+
+def test_streams_that_a_backbone_shows_follow_the_blocks() -> None:
+    config = tiny_models.tiny_config("dinov2")
+    config.out_indices = [0, 2, 4, 6]
+    follow_blocks(config, layout=FAMILIES["dinov2"], kept=[0, 1, 4, 5])
+    assert (config.out_indices, config.stage_names) == ([0, 2, 4], ["stem", "stage1", "stage2", "stage3", "stage4"])
+
+
+def test_a_head_that_would_be_lost_is_refused(tmp_path: Path) -> None:
+    source = saved_tower(tmp_path / "source", "vit", ViTForMaskedImageModeling, encoder_stride=14)
+    config = json.loads((source / "config.json").read_text())
+    with pytest.raises(UnsupportedFamily, match="has a head that would be lost"):
+        admit_config(config)
+    config["architectures"] = ["ViTModel"]
+    assert (admit_config(config).positions, admit_config(config).auto_class) == (POSITIONS, "AutoModel")
+    for size in (None, -14, [56], "56", 2**20):
+        with pytest.raises(UnsafeModel, match="image_size and patch_size"):
+            admit_config({**config, "image_size": size})
+
+
+def test_a_wrong_gain_or_weight_is_not_taken(tmp_path: Path) -> None:
+    """Discovery of a tower whose gain is applied twice finds no weight that absorbs a map, or another one."""
+    resolved = ResolvedModel(model=tiny_models.built(tiny_models.tiny_config("vit")), layout=FAMILIES["dinov2"])
+    with pytest.raises(AttributeError):
+        _ = resolved.blocks
