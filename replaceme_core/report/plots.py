@@ -280,7 +280,7 @@ def influence(report: Report) -> Plot | None:
         name="influence",
         title="How much each block changes",
         alt=f"A bar for each of {len(known)} blocks, hatched where it was removed: {removed_blocks(report)}.",
-        reading="A bar is the angle by which a block turns the hidden state of a token on average; a block with a "
+        reading="A bar is the angle by which a block turns a hidden state on average; a block with a "
         "low bar adds little that others could not do. Hatched blocks were removed.",
         draw=draw,
     )
@@ -343,7 +343,9 @@ def removed_blocks(report: Report) -> str:
 
 def candidates(report: Report) -> Plot | None:
     """One plot for each loss that some have, by the first block of the cut or by the step in which it was tried."""
-    labels = {"residual": "residual after\nthe fit (ratio)", "held_out_loss": "loss on held-out\ntokens (nats)"}
+    of_images = report.text("inputs") == "images"
+    loss = "distance on held-out\nimages (1 - cosine)" if of_images else "loss on held-out\ntokens (nats)"
+    labels = {"residual": "residual after\nthe fit (ratio)", "held_out_loss": loss}
     axes = {"step": "step of the choice", "group": "group of cuts"}
     rows = report.places("candidates", most=view.MOST_CANDIDATES)
     order = next((name for name in view.ORDERS if any(report.number(*base, name) for base in rows)), "start")
@@ -377,8 +379,8 @@ def candidates(report: Report) -> Plot | None:
         alt=f"A mark for each of {len(found)} candidates by the {across}; diamonds were chosen. The values "
         "of the best are in the tables of the report.",
         reading="A mark is a cut that was looked at; the lower, the less is lost without its blocks. The residual "
-        "is what the fit leaves of the difference, the loss is that of the smaller model on text that was set "
-        "aside. Diamonds were chosen.",
+        "is what the fit leaves of the difference; below it is what the smaller model loses on "
+        f"{'images' if of_images else 'text'} set aside. Diamonds were chosen.",
         draw=draw,
     )
 

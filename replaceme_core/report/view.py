@@ -250,6 +250,7 @@ def images(report: Report) -> Table | None:
 
 def tasks(report: Report) -> Table | None:
     """Accuracy in each task that has one."""
+    of_images = bool(report.rows("images"))
     return table_of(
         "Accuracy in each task",
         [base for base in report.places("tasks") if has_accuracy(report, base)],
@@ -259,9 +260,13 @@ def tasks(report: Report) -> Table | None:
         (Column("kept", "Kept"), figures(report, "kept", as_=share)),
         (Column("kept_above_chance", "Kept above chance", _CHANCE), figures(report, "kept_above_chance", as_=share)),
         (Column("chance", "Chance", _CHANCE, is_brief=False), figures(report, "chance", as_=share)),
-        (Column("few_shot", "Examples", is_brief=False), figures(report, "few_shot", as_=WHOLE)),
-        (Column("samples", "Questions"), figures(report, "samples", as_=WHOLE)),
-        about=_OF_IMAGES if report.rows("images") else "Scored by lm-evaluation-harness; intervals are Wilson's.",
+        *(
+            ()
+            if of_images
+            else ((Column("few_shot", "Examples", is_brief=False), figures(report, "few_shot", as_=WHOLE)),)
+        ),
+        (Column("samples", "Images" if of_images else "Questions"), figures(report, "samples", as_=WHOLE)),
+        about=_OF_IMAGES if of_images else "Scored by lm-evaluation-harness; intervals are Wilson's.",
     )
 
 
