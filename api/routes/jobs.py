@@ -69,7 +69,7 @@ _OF_A_MODEL = (
 _OTHERS = (
     "`batch_halvings`, `cache_difference`, `choice_tokens`, `chosen`, `cosine_loss`, `cosine_loss_before`, "
     "`dense_block_runs`, `dense_held_out_loss`, `distance`, `embedding_agreement`, `embedding_distance`, "
-    "`embedding_distance_high`, `embedding_distance_low`, `final_scale`, `gate_max`, `gate_min`, "
+    "`embedding_distance_high`, `embedding_distance_low`, `experts_changed`, `final_scale`, `gate_max`, `gate_min`, "
     "`gate_passed`, `gate_value`, `held_out_loss`, `influence`, `modelled_seconds`, `peak_memory`, "
     "`plain_held_out_loss`, `residual`, `residual_check_error`, `result_held_out_loss`, `seconds`, `sink_tokens`, "
     "`statistics_bytes`, `stream_bytes`, `task_kept`, `text_agreement`, `text_divergence`, `text_ratio_high`, "

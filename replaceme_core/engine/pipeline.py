@@ -146,7 +146,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
         if spec.evaluation.enabled:
             clock.begin(Stage.EVALUATE)
             with run.unmeasured.part("the result", _ANY_CRITERION):  # which is there, whatever fails now
-                comparison = run.evaluate(output, tokens, known=known)
+                comparison = run.evaluate(output, tokens, kept=kept, known=known)
             if comparison is not None:
                 report_comparison(progress, comparison, gate=spec.gate)
         clock.end()

@@ -23,7 +23,7 @@ from replaceme_core.engine.evaluation.tasks import LoadedTasks
 from replaceme_core.engine.methods.task import PartOfStage, Pruning, Task
 from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.changes import apply_changes, fold, remove_blocks, scale_final_norm
+from replaceme_core.engine.model.changes import apply_changes, fold, kept_blocks, remove_blocks, scale_final_norm
 from replaceme_core.engine.model.lazy_model import open_for_capture, open_model
 from replaceme_core.engine.model.load import StoredWeights, check_positions, load_config
 from replaceme_core.engine.model.save import NEW_TOKENS, save_block_by_block, save_model
@@ -225,14 +225,14 @@ class Run:
             unmeasured=self.unmeasured,
         )
 
-    def evaluate(self, output: Path, tokens: TokenSet, *, known: Comparison | None = None) -> Comparison:
-        """The source model and the one in `output`; `known` is what a trial has measured of both."""
+    def evaluate(
+        self, output: Path, tokens: TokenSet, *, kept: Sequence[int], known: Comparison | None = None
+    ) -> Comparison:
+        """The source model and the one in `output`, of its blocks `kept`; `known` is what a trial has measured."""
         results = self.dense_results()
         with self.clock.loading():
-            before, after = (
-                open_subject(name, directory, dtype=self.dtype, compute=self.spec.compute)
-                for name, directory in ((SOURCE, self.source), (PRUNED, output))
-            )
+            before = open_subject(SOURCE, self.source, dtype=self.dtype, compute=self.spec.compute)
+            after = open_subject(PRUNED, output, dtype=self.dtype, compute=self.spec.compute, kept=kept)
         original = self.original(replace(before, results=results), tokens)
         if known is None:
             known = original.compare(after, advance=self.clock.progress.advance)
@@ -353,6 +353,7 @@ class _Search:
             write_pruned(run.another_as_stored(), directory, pruning=pruning, source=run.source, is_lazy=run.is_lazy)
             release_memory()
             with run.clock.loading():
-                after = open_subject(PRUNED, directory, dtype=run.dtype, compute=run.spec.compute)
+                kept = kept_blocks(run.outline.blocks, pruning.removed)
+                after = open_subject(PRUNED, directory, dtype=run.dtype, compute=run.spec.compute, kept=kept)
             comparison = self.original.compare(after, advance=rest.advance)
         return Tried(pruning=pruning, metrics=metrics, comparison=comparison)

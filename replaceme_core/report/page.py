@@ -89,6 +89,7 @@ def sections_of(report: Report) -> list[Section]:
     measured = [
         view.texts(report),
         view.images(report),
+        view.experts(report),
         plots.perplexities(report),
         view.tasks(report),
         plots.accuracies(report),

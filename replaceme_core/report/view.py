@@ -229,6 +229,17 @@ def texts(report: Report) -> Table | None:
     )
 
 
+def experts(report: Report) -> Table | None:
+    """How often the routers of a model with experts choose others, of the blocks that are kept."""
+    return table_of(
+        "Experts that are chosen",
+        report.places("experts"),
+        (Column("block", "Block of the original"), figures(report, "block", as_=WHOLE)),
+        (Column("changed", "Tokens that go to other experts"), figures(report, "changed", as_=share)),
+        about="Of the first text: at how many tokens the router chooses other experts than in the original.",
+    )
+
+
 _NEAREST = "Same nearest image: how often both models find the same other image most alike."
 
 

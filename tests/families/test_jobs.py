@@ -53,6 +53,11 @@ def test_a_job_on_other_blocks(model_type: str, method: str, loading: str, tmp_p
     assert len(finished.removed_blocks) == 2
     report: Any = finished.report
     assert loading == "blockwise" or report["after"]["speed"]["cache_bytes_per_token"] > 0
+    routed = {one["block"]: one["changed"] for one in report["experts"]}
+    assert bool(routed) == (model_type in ("nemotron_h", "gpt_oss", "minimax", "deepseek_v3"))
+    assert set(routed) <= set(finished.kept_blocks)
+    assert all(changed == 0 for block, changed in routed.items() if block < finished.removed_blocks[0])
+    assert not routed or 0 <= max(routed.values()) <= 1
     assert [warning for warning in report["warnings"] if warning["code"] == "not_measured"] == []
 
 

@@ -7,11 +7,12 @@ perplexity does not tell.
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
+from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from replaceme_core.engine.activations.verified_file import Contents
@@ -33,6 +34,7 @@ from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.engine.text.limits import render
 from replaceme_core.engine.text.tokens import encode, pack
 from replaceme_core.errors import GateRejected, NumericalFailure
+from replaceme_core.families.resolve import resolve
 from replaceme_core.request.calibration import GENERAL, PARTS_OF_GENERAL, SELF_GENERATED
 from replaceme_core.request.defaults import MEASURED_ELSEWHERE
 from replaceme_core.request.gate import OF_TASKS, GateResult, GateSpec
@@ -130,6 +132,8 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> l
     return sorted({token for token in [*found, tokenizer.eos_token_id] if isinstance(token, int)})
 
 
+ROUTED = 4
+"""Sequences on which the choice of experts is compared."""
 FIRST_PART = 0.6
 """Of the time for texts, for the first one."""
 TEXTS_PART = 0.3
@@ -218,6 +222,20 @@ class ImageResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpertsResult:
+    """`changed` is the share of tokens for which the router of a block chooses other experts than before.
+
+    `block` is its number in the source model.
+    """
+
+    block: int
+    changed: float
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """`before` and `after` are on the first text, which `texts` begins with, or on `images`, which have no texts.
 
@@ -233,6 +251,7 @@ class Comparison:
     tasks: Sequence[TaskPair] = ()
     reused: Sequence[str] = ()
     images: Sequence[ImageResult] = ()
+    experts: Sequence[ExpertsResult] = ()
 
 
 @dataclass(kw_only=True)
@@ -287,8 +306,11 @@ class Original:
         if self.tasks is not None:
             with self.unmeasured.part("the accuracy in the tasks", *_OF_TASKS):
                 pairs = self._run_tasks(self.tasks, after, lambda part: advance(of_texts + (1 - of_texts) * part))
+        experts: Sequence[ExpertsResult] = ()
+        with self.unmeasured.part("which experts the routers choose"):
+            experts = changed_experts(self.subject.model, after.model, home[:ROUTED], kept=after.kept)
         reused = list(self.subject.results.reused)
-        return Comparison(before=before, after=pruned, texts=found, tasks=pairs, reused=reused)
+        return Comparison(before=before, after=pruned, texts=found, tasks=pairs, reused=reused, experts=experts)
 
     def finish(self, found: Comparison, after: Subject) -> Comparison:
         """`found` with the speed of both, in turn, and with their answers, where models are asked."""
@@ -352,6 +374,49 @@ class Original:
             for subject, half in zip((self.subject, after), halves, strict=True)
         )
         return [TaskPair(before=one, after=other) for one, other in zip(old, new, strict=True)]
+
+
+def changed_experts(
+    before: PreTrainedModel, after: PreTrainedModel, sequences: torch.Tensor, *, kept: Sequence[int]
+) -> list[ExpertsResult]:
+    """For each block with experts of the pruned model: for how many of the tokens it chooses others than before.
+
+    `sequences` are token ids (sequences, length). None without experts, or where these are not told apart by token.
+    """
+    old, new = (_chosen_experts(model, sequences) for model in (before, after))
+    return [
+        ExpertsResult(block=block, changed=float((old[block] != new[slot]).any(-1).float().mean()))
+        for slot, block in enumerate(kept)
+        if block in old and slot in new
+    ]
+
+
+@torch.inference_mode()
+def _chosen_experts(model: PreTrainedModel, sequences: torch.Tensor) -> dict[int, torch.Tensor]:
+    """By block, the numbers of the experts that each token goes to, sorted: (tokens, experts of a token)."""
+    found: dict[int, list[torch.Tensor]] = {}
+
+    def record(block: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+            given = [one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor)]
+            chosen = next((one for one in given if one.dim() == 2 and not one.is_floating_point()), None)
+            if chosen is not None:
+                found.setdefault(block, []).append(chosen.sort(-1).values.cpu())
+
+        return hook
+
+    stacked = [
+        (block, module)
+        for block, layer in enumerate(resolve(model).blocks)
+        for module in layer.modules()
+        if any(each.dim() == 3 for each in module.parameters(recurse=False))
+    ]
+    with ExitStack() as stack:
+        for block, module in stacked:
+            stack.enter_context(module.register_forward_pre_hook(record(block), with_kwargs=True))
+        if stacked:
+            model(input_ids=sequences.to(model.device), use_cache=False, **without_side_outputs(model))
+    return {block: torch.cat(parts) for block, parts in found.items()}
 
 
 def _other_texts(tokens: TokenSet) -> dict[str, torch.Tensor]:

@@ -210,6 +210,8 @@ class Subject:
     name: str
     model: PreTrainedModel
     directory: Path
+    kept: Sequence[int] = ()
+    """Of a pruned model, which blocks of the source model it has."""
     results: DenseResults = field(default_factory=DenseResults)
     losses: list[float] = field(default_factory=list)
     speeds: list[float] = field(default_factory=list)
@@ -258,10 +260,12 @@ class Subject:
         )
 
 
-def open_subject(name: str, directory: Path, *, dtype: torch.dtype, compute: ResolvedCompute) -> Subject:
+def open_subject(
+    name: str, directory: Path, *, dtype: torch.dtype, compute: ResolvedCompute, kept: Sequence[int] = ()
+) -> Subject:
     """The model in `directory`, loaded as `compute` says."""
     model = open_model(directory, dtype=dtype, device=compute.device, loading=compute.loading)
-    return Subject(name=name, model=model, directory=directory)
+    return Subject(name=name, model=model, directory=directory, kept=kept)
 
 
 @dataclass(kw_only=True)

@@ -69,6 +69,8 @@ def report_comparison(progress: Progress, found: Comparison, *, gate: GateSpec |
             ("text_agreement", text.agreement, "ratio"),
         )
         _report(progress, values, candidate=text.name)
+    for one in found.experts:
+        _report(progress, (("experts_changed", one.changed, "ratio"),), block=one.block)
     for images in found.images:
         values = (
             ("embedding_distance", images.distance, "1 - cosine"),
@@ -77,14 +79,14 @@ def report_comparison(progress: Progress, found: Comparison, *, gate: GateSpec |
             ("embedding_agreement", images.agreement, "ratio"),
         )
         _report(progress, values, candidate=images.name)
-    for one in judge(gate, found).criteria if gate is not None else ():
+    for criterion in judge(gate, found).criteria if gate is not None else ():
         values = (
-            ("gate_value", one.value, one.unit),
-            ("gate_min", one.min, one.unit),
-            ("gate_max", one.max, one.unit),
-            ("gate_passed", float(one.passed), "flag"),
+            ("gate_value", criterion.value, criterion.unit),
+            ("gate_min", criterion.min, criterion.unit),
+            ("gate_max", criterion.max, criterion.unit),
+            ("gate_passed", float(criterion.passed), "flag"),
         )
-        _report(progress, values, candidate=one.name)
+        _report(progress, values, candidate=criterion.name)
 
 
 def _report_model(progress: Progress, side: str, measured: Measured, answers: Sequence[Answer]) -> None:

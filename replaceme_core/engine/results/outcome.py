@@ -192,6 +192,7 @@ def write_report(
         "inputs": str(run.outline.layout.inputs),
         "texts": [one.as_dict() for one in texts],
         "images": [one.as_dict() for one in comparison.images] if comparison else [],
+        "experts": [one.as_dict() for one in comparison.experts] if comparison else [],
         "tasks": [one.as_dict() for one in comparison.tasks] if comparison else [],
         "reused": list(comparison.reused) if comparison else [],
         "gate": None if gate is None else gate.model_dump(mode="json"),
