@@ -130,6 +130,10 @@ fast attention looks at the last one."""
 LAST_STAYS = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
 """Their class makes the last block one of full attention, whatever the config says."""
 
+ADDED = "deepstack_visual_indexes"
+"""Of a tower for images: the field with one entry for each of its streams that is added after a block of the language
+model, that of the same place in both lists."""
+
 IRRELEVANT = """
     return_dict output_hidden_states output_attentions torchscript use_cache tie_word_embeddings is_encoder_decoder
     tie_encoder_decoder chunk_size_feed_forward output_router_logits add_cross_attention gradient_checkpointing
@@ -161,8 +165,6 @@ def _find(model_type: str) -> Layout:
     base = tiny_config(model_type, **sizes)
     text = tower(base)
     part = part_of(base)
-    if hasattr(getattr(base, "vision_config", None), "deepstack_visual_indexes"):
-        raise NotFound("it adds what it sees in images to the first blocks of its language model, by their index")
     aliases = getattr(type(text), "attribute_map", {})
     row = replace(
         discover(built(base), text, given(model_type)),
@@ -170,6 +172,7 @@ def _find(model_type: str) -> Layout:
         part=part,
         part_type=None if part is None else text.model_type,
         auto_class=class_for(base).__name__,
+        first_stay=f"vision_config.{ADDED}" if hasattr(getattr(base, "vision_config", None), ADDED) else None,
         block_count=aliases.get("num_hidden_layers", "num_hidden_layers"),
         width=aliases.get("hidden_size", "hidden_size"),
         tied=bool(getattr(type(base)(), "tie_word_embeddings", False)),  # of the whole model
@@ -647,6 +650,8 @@ def remarks(row: Layout) -> str:
     found += [None if row.part is None else f"{what} (`{row.part_type}`) of a larger one", limits(row)]
     if row.computed_lists:
         found.append("only as many neighbouring blocks as its pattern is long, or a multiple")
+    if row.first_stay:
+        found.append(f"the first blocks stay, to which its tower adds (`{row.first_stay}`)")
     if row.keeps_last:
         found.append("the last block stays")
     if row.changes_stream:

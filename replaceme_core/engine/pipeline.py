@@ -33,6 +33,7 @@ from replaceme_core.engine.results.provenance import provenance_of
 from replaceme_core.engine.results.stage_clock import StageClock, resident_bytes
 from replaceme_core.engine.run import PROMPT_TOKENS, Run, find_deepest_cut, write_pruned
 from replaceme_core.engine.text.tokens import sized_to_text
+from replaceme_core.families.layout import first_blocks
 from replaceme_core.families.resolve import part_config
 from replaceme_core.hub.model_config import read_outline
 from replaceme_core.plan.resources import Workload
@@ -56,7 +57,9 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
     stored = stored_weights(source)
     tokenizer = None if outline.reads_images else load_tokenizer(source)
     depths = depths_of(request.spec, outline)
-    spec, allows = keep_pattern(request.spec, part_config(load_config(source)), outline.layout)
+    config = load_config(source)
+    first = first_blocks(config, layout=outline.layout)
+    spec, allows = keep_pattern(request.spec, part_config(config), outline.layout, first=first)
     cache = open_cache(request.cache_directory, limit=request.cache_bytes)
     machine = this_machine(
         spec.compute.device,

@@ -152,6 +152,9 @@ class Layout:
     """The class forces the kind of the last block, so that this one must stay."""
     beside_patches: int = 0
     """Of images: how many positions there are beside one for each patch, such as that of the class."""
+    first_stay: str | None = None
+    """The field of the whole config, by its dotted path, with one entry for each of the first blocks that a tower adds
+    to by their index; these blocks must stay."""
     learned_positions: bool = False
     """Positions are rows of a table, so that no sequence may be longer than it (`max_position_embeddings`)."""
     neighbours_differ: bool = False
@@ -345,9 +348,21 @@ def irregular_lists(config: Config, *, layout: Layout) -> tuple[str, ...]:
     return tuple(name for name, values in lists.items() if list(getattr(computed, name, None) or ()) != values)
 
 
-def must_stay(config: Config, *, layout: Layout, removed: Sequence[int]) -> str | None:
-    """Why the blocks `removed` cannot all go, whatever is wanted; `None` if they can."""
+def first_blocks(config: object, *, layout: Layout) -> int:
+    """How many of the first blocks must stay, by the whole config of a model."""
+    entries = config
+    for name in () if layout.first_stay is None else layout.first_stay.split("."):
+        entries = getattr(entries, name)
+    return len(entries) if isinstance(entries, list | tuple) else 0
+
+
+def must_stay(config: Config, *, layout: Layout, removed: Sequence[int], first: int = 0) -> str | None:
+    """Why the blocks `removed` cannot all go, whatever is wanted; `None` if they can. The `first` ones must stay."""
     blocks, gone = config.num_hidden_layers, set(removed)
+    if gone and min(gone) < first:
+        return (
+            f"the first {first} blocks of this {layout.model_type} model must stay: features of images are added there"
+        )
     if layout.keeps_last and blocks - 1 in gone:
         return f"the last block of a {layout.model_type} model must stay: its class forces the kind of the last block"
     for name in layout.per_layer_lists:

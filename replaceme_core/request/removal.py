@@ -66,18 +66,20 @@ Allows = Callable[[Sequence[int]], bool]
 """Whether these blocks may be removed together."""
 
 
-def keep_pattern(spec: CompressionSpec, config: Config, layout: Layout) -> tuple[CompressionSpec, Allows]:
+def keep_pattern(
+    spec: CompressionSpec, config: Config, layout: Layout, *, first: int = 0
+) -> tuple[CompressionSpec, Allows]:
     """Which blocks of the model of `config` may go together, and `spec` with a method that keeps to it.
 
-    Those that `must_stay` may not; with `compute.pattern_safe`, and in families that compute the kind of a block from
+    The `first` ones stay. Those that `must_stay` may not; with `compute.pattern_safe`, and in families that compute the kind of a block from
     its index, the blocks that stay must keep their pattern. Raises `InvalidInput` where the blocks that the request
     names break it, where the model's own lists follow none, and for a method that could not keep it.
     """
 
     def works(removed: Sequence[int]) -> bool:
-        return must_stay(config, layout=layout, removed=removed) is None
+        return must_stay(config, layout=layout, removed=removed, first=first) is None
 
-    if spec.drop is not None and (reason := must_stay(config, layout=layout, removed=spec.drop)):
+    if spec.drop is not None and (reason := must_stay(config, layout=layout, removed=spec.drop, first=first)):
         raise InvalidInput(reason, field="drop", value=list(spec.drop))
     forced = bool(layout.computed_lists)
     if not forced and (not spec.compute.pattern_safe or not has_pattern(config, layout=layout)):

@@ -115,6 +115,44 @@ def test_the_language_model_becomes_shallower_and_the_tower_stays(model_type: st
     assert len(again.get_submodule(row.blocks)) == BLOCKS - 2
 
 
+def seen(model: Any) -> torch.Tensor:
+    """The logits of a `qwen3_vl` for an image of four tokens among text."""
+    ids = torch.tensor([[5, 91, 91, 91, 91, 7, 8, 9]])
+    pixels = torch.rand(16, 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(0))
+    given = {
+        "pixel_values": pixels,
+        "image_grid_thw": torch.tensor([[1, 4, 4]]),
+        "mm_token_type_ids": (ids == 91).int(),
+    }
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False, **given).logits
+    return logits
+
+
+def test_blocks_stay_to_which_a_tower_adds(tmp_path: Path) -> None:
+    """Without others, the model sees an image as the original does that leaves these out."""
+    sizes = {**tiny_models.fitting_sizes("qwen3_vl"), "vocab_size": 260}
+    config = tiny_models.tiny_config("qwen3_vl", **sizes)
+    config.vision_config.deepstack_visual_indexes = [0, 1]
+    config.text_config.rope_parameters |= {"mrope_section": [4, 2, 2]}
+    live: Any = tiny_models.built(config)
+    live.save_pretrained(tmp_path / "source")
+    byte_tokenizer().save_pretrained(tmp_path / "source")
+    with pytest.raises(InvalidInput, match="the first 2 blocks of this qwen3_vl model must stay"):
+        run(request(tmp_path / "source", drop=[1, 2]))
+    _, _, result = run(request(tmp_path / "source", ratio=0.5))
+    shutil.rmtree(result)
+    finished, _, result = run(request(tmp_path / "source", drop=[3, 4], method={"name": "drop"}))
+    assert finished.removed_blocks == [3, 4]
+    whole = seen(live)
+    for block in (3, 4):  # what its writes add is nothing
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            live.get_submodule(f"model.language_model.layers.{block}.{name}").weight.data.zero_()
+    wanted, again = seen(live), AutoModelForImageTextToText.from_pretrained(result)
+    assert not torch.allclose(whole, wanted, atol=1e-2)
+    assert torch.allclose(seen(again), wanted, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
