@@ -23,7 +23,7 @@ from benchmarks.smollm2 import provide
 from benchmarks.wikitext import detokenise, split
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.methods.task import Pruning, Task, find_method
-from replaceme_core.engine.model.block_runner import BlockRunner, predictions_of, scale_output, summed_loss
+from replaceme_core.engine.model.block_runner import BlockRunner, scale_output, summed_loss
 from replaceme_core.engine.model.changes import Variant, try_changes
 from replaceme_core.engine.model.device import make_deterministic, this_machine
 from replaceme_core.engine.model.load import load_config, load_model, load_tokenizer
@@ -88,7 +88,7 @@ class Bench:
                 summed_loss(block_runner, variant.run(block_runner, block_runner.enter(part), since=0), part)
                 for part in parts
             ]
-        return math.exp(sum(losses) / predictions_of(parts))
+        return math.exp(sum(losses) / block_runner.judged(self.tokens))
 
     def run(self, window: Sequence[int], methods: Sequence[Method]) -> Row:
         """Measure the removal of one window with each method."""

@@ -71,9 +71,9 @@ def keep_pattern(
 ) -> tuple[CompressionSpec, Allows]:
     """Which blocks of the model of `config` may go together, and `spec` with a method that keeps to it.
 
-    The `first` ones stay. Those that `must_stay` may not; with `compute.pattern_safe`, and in families that compute the kind of a block from
-    its index, the blocks that stay must keep their pattern. Raises `InvalidInput` where the blocks that the request
-    names break it, where the model's own lists follow none, and for a method that could not keep it.
+    The `first` ones stay, and those that `must_stay`; with `compute.pattern_safe`, and in families that compute the
+    kind of a block from its index, the blocks that stay must keep their pattern. Raises `InvalidInput` where the blocks
+    that the request names break it, where the model's own lists follow none, and for a method that could not keep it.
     """
 
     def works(removed: Sequence[int]) -> bool:

@@ -43,6 +43,7 @@ def test_the_program_writes_the_row(model_type: str) -> None:
         ("vit", "auto"),
         ("dinov2", "refit"),
         ("clip_vision_model", "drop"),
+        ("deit", "perplexity_greedy"),
     ],
 )
 def test_a_job_from_images_to_a_model_that_loads(model_type: str, method: str, tmp_path: Path) -> None:
@@ -70,6 +71,9 @@ def test_a_job_from_images_to_a_model_that_loads(model_type: str, method: str, t
     pixels = torch.rand(2, 3, SIDE, SIDE)
     with torch.no_grad():
         assert embeddings(again, pixels).isfinite().all()
+    if method == "perplexity_greedy":
+        steps = [one["held_out_loss"] for one in report["candidates"] if one["chosen"]]
+        assert steps == sorted(steps) and steps[-1] == pytest.approx(recorder.value("result_held_out_loss"), rel=1e-3)
     assert {unit for _, name, _, unit, *_ in recorder.metrics if name.endswith("held_out_loss")} <= {"1 - cosine"}
 
 

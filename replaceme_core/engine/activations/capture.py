@@ -139,11 +139,6 @@ class Activations:
         first = sum(not batch.held_out for batch in self.batches)
         return range(first, len(self.batches))
 
-    @property
-    def held_out_tokens(self) -> list[torch.Tensor]:
-        """Of each held-out batch, (sequences, positions), on the host."""
-        return [self.batches[batch].tokens for batch in self.held_out_batches]
-
     def count(self, batches: Iterable[int] | None = None) -> int:
         """How many tokens these batches have, by default all."""
         some = self.batches if batches is None else [self.batches[batch] for batch in batches]

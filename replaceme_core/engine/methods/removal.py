@@ -8,7 +8,6 @@ from replaceme_core.engine.activations.capture import capture_distances
 from replaceme_core.engine.methods.candidates import blocks_of, some_of
 from replaceme_core.engine.methods.panel import Panel, losses_without_each, variant_losses
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
-from replaceme_core.engine.model.block_runner import predictions_of
 from replaceme_core.engine.model.changes import Cut, Variant, runs, windows
 from replaceme_core.runner.messages import Stage
 
@@ -71,7 +70,7 @@ def perplexity_greedy(task: Task) -> Pruning:
         named = [Candidate(start=block, end=block, chosen=True) for block in task.spec.drop]
         return _plain_removal(task, task.spec.drop, named)
     batches = evidence(task)
-    predictions = predictions_of(batches)
+    predictions = sum(map(task.block_runner.judged, batches))
     task.progress.metric("tokens", sum(batch.numel() for batch in batches), "tokens")
     task.progress.advance(1.0)
     task.begin(Stage.SELECT)
@@ -97,9 +96,11 @@ def perplexity_greedy(task: Task) -> Pruning:
 
 
 def evidence(task: Task) -> list[torch.Tensor]:
-    """The batches that `perplexity_greedy` judges on, the held-out ones first."""
+    """The batches that `perplexity_greedy` judges on, the held-out ones first; of images, these alone."""
     activations = task.activations
     batches = [activations.tokens(number) for number in activations.held_out_batches]
+    if task.tokens.pictures is not None:
+        return batches
     missing = EVIDENCE_TOKENS - sum(batch.numel() for batch in batches)
     more = task.tokens.fit[: max(0, missing) // task.tokens.fit.shape[1]].to(batches[0].device)
     return [*batches, *(more.split(len(batches[0])) if len(more) else ())]

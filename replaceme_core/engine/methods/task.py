@@ -107,11 +107,6 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def chosen_row(candidates: Sequence[Candidate]) -> Candidate:
-    """The row of the cut that was chosen."""
-    return next(row for row in candidates if row.chosen)
-
-
 def reported_ridge(ridge: float) -> float | None:
     """A ridge as the table shows it: an infinite one makes no map."""
     return None if math.isinf(ridge) else ridge

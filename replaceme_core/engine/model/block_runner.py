@@ -199,6 +199,10 @@ class BlockRunner:
         """Of what results are judged by (`summed_loss`)."""
         return "nats" if self.references is None else "1 - cosine"
 
+    def judged(self, tokens: torch.Tensor) -> int:
+        """How many predictions `summed_loss` is over: all tokens but the first of each sequence, or all images."""
+        return len(tokens) if self.references is not None else tokens[:, 1:].numel()
+
     @property
     def is_lazy(self) -> bool:
         """Whether blocks are read from disk one at a time, since the model does not fit into memory."""
@@ -437,19 +441,6 @@ def _scaled(output: torch.Tensor, write: BlockWrite) -> torch.Tensor:
 def _flat(values: torch.Tensor) -> torch.Tensor:
     """As (tokens, width)."""
     return values.reshape(-1, values.shape[-1])
-
-
-def mean_loss(losses: Sequence[float], batches: Sequence[torch.Tensor]) -> float:
-    """Mean loss in nats per prediction, from `losses` summed over each of the first batches.
-
-    `batches` are token ids, (sequences, positions) each.
-    """
-    return sum(losses) / predictions_of(batches[: len(losses)])
-
-
-def predictions_of(batches: Sequence[torch.Tensor]) -> int:
-    """How many tokens are predicted in `batches`, (sequences, positions) each: all but the first of each sequence."""
-    return sum(tokens.shape[0] * (tokens.shape[1] - 1) for tokens in batches)
 
 
 def embedding_distances(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

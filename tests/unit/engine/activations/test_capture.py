@@ -18,7 +18,6 @@ from replaceme_core.engine.activations.tensor_store import (
 from replaceme_core.engine.methods.least_squares import fit_cut
 from replaceme_core.engine.methods.panel import variant_losses
 from replaceme_core.engine.methods.task import Pruning
-from replaceme_core.engine.model.block_runner import predictions_of
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, run_pruned, windows
 from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.engine.model.load import load_model
@@ -203,7 +202,7 @@ def test_nothing_after_the_last_wanted_block_is_run_and_no_logits() -> None:
 @torch.inference_mode()
 def test_a_replay_costs_what_the_pruned_model_costs() -> None:
     activations = pass_of()
-    tokens = predictions_of(activations.held_out_tokens)
+    tokens = sum(activations.batches[number].predictions for number in activations.held_out_batches)
     for cut in windows(BLOCKS, 2):
         fitted = fit_cut(activations.statistics(cut), ridge=0.1).from_all_tokens
         loss = sum(variant_losses(activations, Variant.of([fitted])).values()) / tokens
