@@ -52,7 +52,10 @@ _MOST_GIVEN = 200
 
 
 def as_report(metrics: Sequence[MetricBody]) -> tuple[Report, list[MetricBody]]:
-    """The metrics of a job in the places that they have in a report, and those that have none."""
+    """The metrics of a job in the places that they have in a report, and those that have none.
+
+    What is shown of a job until it has a report, or if it comes to none.
+    """
     content: dict[str, Any] = {key: {} for key in _LISTS}
     others = []
     for metric in metrics:
@@ -149,7 +152,8 @@ def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str
         metrics = [MetricBody.of(metric) for metric in reading.metrics(session, job_id, owner=owner)]
         report = _report(session, job_id, owner)
         receivers = webhooks.page(session, owner=owner, job_id=job_id, limit=_MOST_WEBHOOKS).items
-    measured, others = as_report(metrics)
+    live, others = as_report(metrics)
+    measured = live if report is None else Report(report)
     return {
         "events": events,
         "last_seq": events[-1].seq if events else 0,
@@ -230,8 +234,11 @@ async def compare(
 def _measured(database: Database, ids: Sequence[str], owner: str) -> list[dict[str, list[view.Cell]]]:
     """The quantities of each job by their labels: before, after and the change."""
     with database.session(read_only=True) as session:
-        metrics = [reading.metrics(session, job_id, owner=owner) for job_id in ids]
-    return [_quantities(as_report([MetricBody.of(one) for one in found])[0]) for found in metrics]
+        found = [(_report(session, job_id, owner), reading.metrics(session, job_id, owner=owner)) for job_id in ids]
+    return [
+        _quantities(Report(report) if report is not None else as_report([MetricBody.of(one) for one in metrics])[0])
+        for report, metrics in found
+    ]
 
 
 def _quantities(report: Report) -> dict[str, list[view.Cell]]:

@@ -271,6 +271,7 @@ def render_page(content: Mapping[str, object]) -> str:
         model=name,
         blocks=f"{kept} of {removed + kept} blocks",
         warnings=view.warnings(report),
+        is_rejected=report.at("gate", "passed") is False,
         sections=sections_of(report),
         draws=can_draw(),
         data_of=data_of,

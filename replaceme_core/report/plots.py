@@ -219,12 +219,14 @@ def accuracies(report: Report) -> Plot | None:
 
 
 def trials(report: Report) -> Plot | None:
-    """Perplexity above, accuracy below where it was measured."""
+    """The loss above, accuracy below where it was measured."""
     found = view.trials_of(report)
     kinds = ["taken" if one.is_chosen else "passes" if one.has_passed else "misses the gate" for one in found]
-    limits = (("perplexity_ratio", "max"), ("accuracy_kept", "min"))
-    labels = ("perplexity, times\nthe original's (ratio)", "accuracy kept\n(ratio)")
-    values = ([one.perplexity for one in found], [one.accuracy for one in found])
+    of_images = report.text("inputs") == "images"
+    limits = ((view.LOSS_OF[of_images], "max"), ("accuracy_kept", "min"))
+    loss = "distance of\nembeddings (1 - cosine)" if of_images else "perplexity, times\nthe original's (ratio)"
+    labels = (loss, "accuracy kept\n(ratio)")
+    values = ([one.loss for one in found], [one.accuracy for one in found])
     shown: list[tuple[str, list[Mark], float | None]] = []
     for label, limit, measured in zip(labels, limits, values, strict=True):
         marks: list[Mark] = [
@@ -251,8 +253,8 @@ def trials(report: Report) -> Plot | None:
         name="trials",
         title="What each depth costs",
         alt=f"A mark for each of {len(found)} trials by the number of blocks removed; {_IN_TABLES}",
-        reading="Further right is smaller; in the plot of perplexity lower is better, in that of accuracy "
-        "higher. Dashed lines: the limits of the gate; crosses miss it; the diamond was taken.",
+        reading="Further right is smaller; in the upper plot lower is better, in that of accuracy higher. "
+        "Dashed lines: the limits of the gate; crosses miss it; the diamond was taken.",
         draw=draw,
     )
 

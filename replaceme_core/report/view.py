@@ -5,7 +5,7 @@ digits.
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -326,21 +326,28 @@ def _limits(report: Report, criterion: Place) -> Cell:
     return tuple(piece for pieces in given for piece in pieces)[1:]
 
 
+LOSS_OF = ("perplexity_ratio", "embedding_distance")
+"""The criterion that says most of a language model, and of a model of images."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """The result without that many blocks: its perplexity and its accuracy as a part of the original's."""
+    """The result without that many blocks: its `loss` and its accuracy as a part of the original's.
+
+    The loss is a ratio of perplexities, or of a model of images the distance of its embeddings.
+    """
 
     place: Place
     blocks: int
-    perplexity: float | None
+    loss: float | None
     accuracy: float | None
     has_passed: bool
     is_chosen: bool
 
     def dominates(self, other: "Trial") -> bool:
-        """Whether it is better in one of blocks, perplexity and accuracy, and as good in the others."""
+        """Whether it is better in one of blocks, loss and accuracy, and as good in the others."""
         mine, its = (
-            (each.blocks, -math.inf if each.perplexity is None else -each.perplexity, each.accuracy or 0.0)
+            (each.blocks, -math.inf if each.loss is None else -each.loss, each.accuracy or 0.0)
             for each in (self, other)
         )
         return mine != its and all(a >= b for a, b in zip(mine, its, strict=True))
@@ -352,7 +359,7 @@ def trials_of(report: Report) -> list[Trial]:
         Trial(
             place=base,
             blocks=int(blocks),
-            perplexity=report.number(*base, "measured", "perplexity_ratio"),
+            loss=report.number(*base, "measured", LOSS_OF[report.text("inputs") == "images"]),
             accuracy=report.number(*base, "measured", "accuracy_kept"),
             has_passed=(has_passed := report.is_true(*base, "passed")),
             is_chosen=has_passed and blocks == len(report.blocks("removed_blocks")),
@@ -366,10 +373,13 @@ def trials_of(report: Report) -> list[Trial]:
 def trials(report: Report) -> Table | None:
     """What each depth of a search would have been worth."""
     known = trials_of(report)
+    asked = [report.text(*base, "name") for base in report.places("gate", "criteria")]
+    names = dict.fromkeys((*LOSS_OF, "accuracy_kept", *asked))
 
     def blocks(one: Trial) -> Cell:
-        has_measured = one.perplexity is not None or one.accuracy is not None
-        star = " *" if has_measured and not any(other.dominates(one) for other in known) else ""
+        has_measured = one.loss is not None or one.accuracy is not None
+        is_best = has_measured and one.has_passed and not any(other.dominates(one) for other in known)
+        star = " *" if is_best else ""
         return (report.figure(*one.place, "blocks"), f"{star}{' (taken)' if one.is_chosen else ''}")
 
     def outcome(one: Trial) -> Cell:
@@ -383,13 +393,27 @@ def trials(report: Report) -> Table | None:
         "Search for the deepest cut",
         known,
         (Column("blocks", "Blocks removed"), blocks),
-        (Column("perplexity", "Perplexity ratio"), measured("measured", "perplexity_ratio", as_=RATIO)),
-        (Column("accuracy", "Accuracy kept"), measured("measured", "accuracy_kept", as_=share)),
+        *(
+            (
+                Column(name, name.capitalize().replace("_", " ")),
+                measured("measured", name, as_=_CRITERIA.get(name, RATIO)),
+            )
+            for name in names
+        ),
         (Column("verdict", "Gate", is_words=True), outcome),
         (Column("seconds", "Time"), measured("seconds", as_=duration)),
         is_marked=lambda one: one.is_chosen,
-        about="A star: no other trial removes more at as low a perplexity and as much accuracy.",
+        about="A star: it passes, and no other trial removes more and loses as little.",
     )
+
+
+_CRITERIA: Mapping[str, Form] = {
+    "accuracy_kept": share,
+    "agreement": share,
+    "size_ratio": share,
+    "embedding_distance": LOSS,
+}
+"""How values of criteria are written in the table of trials; others are ratios."""
 
 
 ORDERS = ("step", "group")

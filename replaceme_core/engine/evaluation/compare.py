@@ -381,7 +381,7 @@ def changed_experts(
 ) -> list[ExpertsResult]:
     """For each block with experts of the pruned model: for how many of the tokens it chooses others than before.
 
-    `sequences` are token ids (sequences, length). None without experts, or where these are not told apart by token.
+    `sequences` are token ids (sequences, length). None without experts, or where they are not chosen by token.
     """
     old, new = (_chosen_experts(model, sequences) for model in (before, after))
     return [

@@ -39,8 +39,14 @@ def test_a_search_is_a_table_and_a_plot() -> None:
     assert "trials" in [plot.name for plot in plots_of(searched)]
     assert differences(read_page(page), searched) == []
     rows = re.findall(r'<th scope="row"><data[^>]*/trials/\d/blocks">(\d)</data>([^<]*)</th>', page)
-    assert rows == [("1", ""), ("2", " * (taken)"), ("3", " *"), ("4", "")]
+    assert rows == [("1", ""), ("2", " * (taken)"), ("3", ""), ("4", "")], "none that misses the gate has a star"
     assert "the perplexity is not finite" in page
+    assert "Rejected:" not in page
+
+
+def test_a_rejected_result_says_so_first() -> None:
+    page = render_page({**SMALL, "gate": {"passed": False, "criteria": [], "trials": []}})
+    assert page.index("Rejected:") < page.index("<nav")
 
 
 NOTHING = BaseCard()

@@ -11,6 +11,8 @@ from replaceme_core.ledger import attempts
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import Claim
 from replaceme_core.ledger.transitions import storable
+from replaceme_core.report import view
+from replaceme_core.report.reading import Report
 from replaceme_core.runner.messages import Measured, Stage
 from tests.fixtures.api.pages import rows_of, text_of, token_of
 from tests.fixtures.api.requests import submit
@@ -112,9 +114,42 @@ def test_every_figure_is_one_of_the_database(client: TestClient, sqlite_database
     assert [words for words in explained if words in text_of(page)] == ["Same choice:"]
 
 
+REPORTED = {
+    "before": {"perplexity": 12.3456, "speed": {"decode": {"median": 20.0, "low": 10.0, "high": 30.0}}},
+    "after": {"perplexity": 15.4321, "speed": {"decode": {"median": 26.0, "low": 16.0, "high": 36.0}}},
+    "speed_changes": {"decode": {"ratio": 1.3, "told_apart": False}},
+    "texts": [{"name": "builtin:prose", "before": 12.0, "after": 15.0, "ratio": 1.25}],
+}
+
+
+def test_a_job_with_a_report_shows_its_tables(client: TestClient, sqlite_database: Database) -> None:
+    """The same rows as the page of the report, whatever metrics say."""
+    job = submit(client)
+    run(sqlite_database, job, lambda session, claim: succeed(session, claim, report=REPORTED))
+    rows = rows_of(client.get(f"/ui/jobs/{job}"))
+    for table in (view.both_models(Report(REPORTED)), view.texts(Report(REPORTED))):
+        assert table is not None
+        for row in table.only().rows:
+            assert [view.plain(cell) for cell in row] in rows
+    assert ["Tokens written per second", "20 (10 to 30)", "26 (16 to 36)", "not significant"] in rows
+    assert ["Weights on disk", "269 MB", "212 MB", "-21.2 %"] not in rows
+
+
+def test_the_stage_in_which_a_job_failed_is_not_done(client: TestClient, sqlite_database: Database) -> None:
+    job = submit(client)
+
+    def fail(session: Session, claim: Claim) -> None:
+        attempts.record_progress(session, claim, stage=Stage.EVALUATE, overall=0.9, fraction=1.0, eta_seconds=None)
+        attempts.fail(session, claim, code="gate_rejected", message="the result misses its gate")
+
+    run(sqlite_database, job, fail)
+    rows = {row[0]: row[1] for row in rows_of(client.get(f"/ui/jobs/{job}")) if len(row) == 3}
+    assert (rows["select"], rows["evaluate"]) == ("done", "failed")
+
+
 def test_jobs_side_by_side(client: TestClient, sqlite_database: Database) -> None:
     measured, done, queued = (submit(client, ratio=ratio) for ratio in (0.25, 0.5, 0.1))
-    run(sqlite_database, measured, succeed)
+    run(sqlite_database, measured, lambda session, claim: succeed(session, claim, report=REPORTED))
     with sqlite_database.session() as session:
         succeed(session, claim_job(session, done))
     rows = rows_of(client.get("/ui/compare", params={"id": [measured, done, queued, measured]}))
