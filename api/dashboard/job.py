@@ -44,6 +44,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'
 """Of a picture that is opened by itself: an SVG has its styles within it, and nothing else is allowed."""
 PlotName = Annotated[str, Path(max_length=40)]
 SHOWN_LINES = 200
+_LONGEST_ANSWER = 400
 _MOST_EVENTS = 1000
 _MOST_WEBHOOKS = 50
 Seq = Annotated[int, Query(ge=0, le=2**31 - 1)]
@@ -135,6 +136,12 @@ def cancel_job(job_id: str, session: SessionDep, caller: CallerDep, request: Req
     return _see(job_id, request)
 
 
+@router.post("/ui/jobs/{job_id}/delete")
+def delete_job(job_id: str, session: SessionDep, caller: CallerDep, request: Request) -> Response:
+    changes.delete_job(session, job_id, owner=caller)
+    return RedirectResponse(f"{root_of(request.scope)}/ui/jobs", status_code=HTTPStatus.SEE_OTHER)
+
+
 @router.post("/ui/jobs/{job_id}/retry")
 async def retry_job(job_id: str, form: FormDep, services: ServicesDep, request: Request) -> Response:
     """A new job like this one. A form that is sent twice makes one job."""
@@ -159,6 +166,10 @@ def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str
         "last_seq": events[-1].seq if events else 0,
         "log": log[-SHOWN_LINES:],
         "log_lines": len(log),
+        "headlines": view.headlines(measured),
+        "answers": view.answers(measured, longest=_LONGEST_ANSWER),
+        "loads_with": measured.text("auto_class"),
+        "is_on_hub": bool(measured.text("hub")),
         "compared": [table for make in _COMPARED if (table := make(measured)) is not None],
         "candidates": view.candidates(measured),
         "others": others,

@@ -70,8 +70,8 @@ def address_of(name: str) -> str:
 
 
 def between(start: datetime | None, end: datetime | None) -> str:
-    """The time from one moment to another; nothing without both."""
-    return NONE if start is None or end is None else duration((end - start).total_seconds())
+    """The time from one moment to another, or to now; nothing before the start."""
+    return NONE if start is None else duration(((end or datetime.now(UTC)) - start).total_seconds())
 
 
 def moment(at: datetime | None) -> str:

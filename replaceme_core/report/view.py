@@ -201,6 +201,67 @@ def both_models(report: Report) -> Table | None:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """One of the figures that tell most of a result; `is_better` than the original, `None` where neither is known."""
+
+    label: str
+    value: Cell
+    note: Cell
+    is_better: bool | None = None
+
+
+def headlines(report: Report) -> list[Headline]:
+    """Quality, size, speed, and where the result is worst: those that were measured."""
+    found = [_on_text(report, "Perplexity", row) for row in report.rows("texts")[:1]]
+    for base in report.places("images"):
+        far = report.figure(*base, "distance", as_=LOSS)
+        count = report.figure(*base, "images", as_=WHOLE)
+        found.append(Headline(label="Distance of embeddings", value=(far,), note=("1 - cosine, ", count, " images")))
+    size_of_both = next(one for one in QUANTITIES if one.name == "bytes")
+    timed = [one for one in QUANTITIES if one.name in _SPEEDS and report.number("after", *one.path) is not None]
+    for one in (size_of_both, *timed[:1]):
+        before, after = (report.number(side, *one.path) for side in SIDES)
+        if before is None or after is None:
+            continue
+        is_less, change = after < before, one.change(report)
+        differs = before != after and not isinstance(change[0], str)
+        found.append(
+            Headline(
+                label=one.label,
+                value=change,
+                note=(
+                    report.figure("after", *one.path, as_=one.form),
+                    ", original ",
+                    report.figure("before", *one.path, as_=one.form),
+                ),
+                is_better=(is_less if one is size_of_both else not is_less) if differs else None,
+            )
+        )
+    others = report.rows("texts")[1:]
+    worst = max(others, key=lambda row: report.number("texts", row, "ratio") or 0.0, default=None)
+    return found if worst is None else [*found, _on_text(report, "Worst on other text", worst)]
+
+
+_SPEEDS = ("decode_tokens_per_second", "images_per_second")
+"""The speed that users feel."""
+
+
+def _on_text(report: Report, label: str, row: int) -> Headline:
+    """The ratio of perplexities on one text."""
+    ratio, ends = report.number("texts", row, "ratio"), report.bounds("texts", row, low="ratio_low", high="ratio_high")
+    is_sure = ratio is not None and (ends is None or not ends[0] <= 1 <= ends[1])
+    return Headline(
+        label=label,
+        value=(report.figure("texts", row, "ratio", as_=RATIO), " times"),
+        note=(
+            *(report.words("texts", row, "name"), ": ", report.figure("texts", row, "after", as_=PERPLEXITY)),
+            *(", original ", report.figure("texts", row, "before", as_=PERPLEXITY)),
+        ),
+        is_better=ratio < 1 if ratio is not None and is_sure else None,
+    )
+
+
 _DIVERGENCE = "Divergence: how far the distributions of the next token are apart (Kullback-Leibler)."
 _AGREEMENT = "Same choice: how often both models find the same token most likely."
 _CHANCE = "Chance: what guessing gets right."

@@ -53,6 +53,21 @@ const scrollToEnd = () => document.querySelectorAll("[data-keep-scroll=end]").fo
 document.addEventListener("htmx:afterSettle", () => { announce(); markInvalid(); });
 document.addEventListener("DOMContentLoaded", () => { announce(); scrollToEnd(); });
 
+// Dialogs lie outside of the parts that are replaced; a text is copied, or marked where the browser does not allow that.
+document.addEventListener("click", async (event) => {
+  const { opens, closes, copies } = event.target.closest("button")?.dataset ?? {};
+  if (opens) byId(opens).showModal();
+  if (closes) byId(closes).close();
+  if (!copies) return;
+  try {
+    await navigator.clipboard.writeText(byId(copies).textContent);
+    byId("announcer").textContent = event.target.textContent = "Copied";
+  } catch {
+    getSelection().selectAllChildren(byId(copies));
+    byId("announcer").textContent = "Marked; copy it with the keyboard";
+  }
+});
+
 let leaving = false; // a page that is left closes its streams and requests, which is no error
 window.addEventListener("pagehide", () => { leaving = true; });
 window.addEventListener("pageshow", () => { leaving = false; });

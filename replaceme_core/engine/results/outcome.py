@@ -190,6 +190,7 @@ def write_report(
         "after": asdict(comparison.after) if comparison else None,
         "speed_changes": speed_changes(comparison.before.speed, comparison.after.speed) if comparison else {},
         "inputs": str(run.outline.layout.inputs),
+        "auto_class": run.outline.auto_class,
         "texts": [one.as_dict() for one in texts],
         "images": [one.as_dict() for one in comparison.images] if comparison else [],
         "experts": [one.as_dict() for one in comparison.experts] if comparison else [],

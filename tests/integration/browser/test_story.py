@@ -106,7 +106,11 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     other.goto(f"{url}/ui/new")
     other.get_by_label("Model", exact=True).fill("acme/real")
     other.get_by_role("button", name="Submit the job").click()
-    other.get_by_text("Cancel…").click()
+    other.get_by_role("button", name="Cancel…").click()
+    other.get_by_role("button", name="Keep it").click()
+    expect(other.get_by_role("dialog")).to_be_hidden()
+    other.get_by_role("button", name="Cancel…").click()
+    check(other)
     other.get_by_role("button", name="Cancel this job").click()
     expect(other.locator("p.big .status")).to_have_text("cancelled")
     check(other)
@@ -139,6 +143,8 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     check(page)
 
     # what was measured is what the database has
+    expect(page.locator(".headlines li").first).to_contain_text("Perplexity")
+    page.get_by_text("All figures before and after").click()
     with keyed_site.database.session(read_only=True) as session:
         metrics = {
             metric.name: metric.value
@@ -159,6 +165,10 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
         page.evaluate("number => document.querySelectorAll('.plots img')[number].scrollIntoView()", number)
     page.wait_for_function(LOADED)
     check(page)
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy").first.click()
+    copied = page.evaluate("() => navigator.clipboard.readText()")
+    assert copied.startswith("from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_")
     with page.expect_response(re.compile(r"/report\.json$")) as report:
         page.get_by_role("link", name="as JSON").click()
     assert report.value.json()["job_id"] == job
@@ -176,6 +186,11 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     check(page)
     assert not list(keyed_site.hub_directory.glob(f"**/*{rejected[:8]}*"))
     assert list(keyed_site.hub_directory.glob(f"**/*{job[:8]}*"))
+
+    page.get_by_role("button", name="Delete…").click()
+    page.get_by_role("button", name="Delete this job").click()
+    expect(page.get_by_role("row").filter(has_text=job[:8])).to_be_visible()
+    expect(page.get_by_role("row").filter(has_text=rejected[:8])).to_have_count(0)
 
     # side by side
     other.get_by_role("row").filter(has_text=cancelled[:8]).get_by_role("checkbox").check()

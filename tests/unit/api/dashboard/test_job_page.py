@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from httpx2 import Response
 from sqlalchemy.orm import Session
@@ -58,6 +59,11 @@ def run(database: Database, job_id: str, end: Callable[[Session, Claim], None] |
             end(session, claim)
 
 
+def opens(page: Response) -> list[str]:
+    """The dialogs that buttons of the page open."""
+    return re.findall(r'data-opens="([^"]+)"', page.text)
+
+
 def test_a_job_in_the_queue_running_and_done(client: TestClient, sqlite_database: Database) -> None:
     body = {"labels": {"team": "a"}, "webhook": {"url": "https://hooks.example.com/a?b=<c>"}}
     job = submit(client, **body)
@@ -67,7 +73,7 @@ def test_a_job_in_the_queue_running_and_done(client: TestClient, sqlite_database
         assert shown in text
     assert f'sse-connect="/ui/jobs/{job}/changes?after=1"' in page.text
     assert "https://hooks.example.com/a?b=&lt;c&gt;" in page.text and "whsec_" not in page.text
-    assert ("Cancel this job" in text, "Retry" in text) == (True, False)
+    assert (opens(page), "Retry" in text) == (["cancel"], False)
     missing = client.get(f"/ui/jobs/{job}/report.json")
     assert (missing.status_code, "<h1>" in missing.text) == (404, True)
 
@@ -83,7 +89,7 @@ def test_a_job_in_the_queue_running_and_done(client: TestClient, sqlite_database
     text = text_of(page)
     assert "The result is org/model-small , revision bbbbbbbbbbbb" in text
     assert "2 of 5 blocks removed: 12-13" in text
-    assert ("sse-connect" in page.text, "Retry" in text, "Cancel" in text) == (False, True, False)
+    assert ("sse-connect" in page.text, "Retry" in text, opens(page)) == (False, True, ["delete"])
 
 
 def test_every_figure_is_one_of_the_database(client: TestClient, sqlite_database: Database) -> None:
@@ -114,7 +120,7 @@ def test_every_figure_is_one_of_the_database(client: TestClient, sqlite_database
     assert [words for words in explained if words in text_of(page)] == ["Same choice:"]
 
 
-REPORTED = {
+REPORTED: dict[str, Any] = {
     "before": {"perplexity": 12.3456, "speed": {"decode": {"median": 20.0, "low": 10.0, "high": 30.0}}},
     "after": {"perplexity": 15.4321, "speed": {"decode": {"median": 26.0, "low": 16.0, "high": 36.0}}},
     "speed_changes": {"decode": {"ratio": 1.3, "told_apart": False}},
@@ -133,6 +139,43 @@ def test_a_job_with_a_report_shows_its_tables(client: TestClient, sqlite_databas
             assert [view.plain(cell) for cell in row] in rows
     assert ["Tokens written per second", "20 (10 to 30)", "26 (16 to 36)", "not significant"] in rows
     assert ["Weights on disk", "269 MB", "212 MB", "-21.2 %"] not in rows
+
+
+def test_the_figures_that_tell_most_come_first(client: TestClient, sqlite_database: Database) -> None:
+    size = {"before": 100, "after": 80}
+    report = {
+        **REPORTED,
+        **{side: {**REPORTED[side], "bytes": size[side]} for side in size},
+        "texts": [*REPORTED["texts"], {"name": "other", "before": 4.0, "after": 8.0, "ratio": 2.0}],
+        "answers": [{"prompt": "Why?", "before": "Because.", "after": "So."}],
+        "auto_class": "AutoModelForCausalLM",
+    }
+    shown = [(one.label, view.plain(one.value), one.is_better) for one in view.headlines(Report(report))]
+    assert shown == [
+        ("Perplexity", "1.250 times", False),
+        ("Weights on disk", "-20.0 %", True),
+        ("Tokens written per second", "not significant", None),
+        ("Worst on other text", "2.000 times", False),
+    ]
+    job = submit(client)
+    run(sqlite_database, job, lambda session, claim: succeed(session, claim, report=report))
+    page = client.get(f"/ui/jobs/{job}")
+    text = text_of(page)
+    for words in ("1.250 times worse", "-20.0 % better", "AutoModelForCausalLM.from_pretrained("):
+        assert words in text
+    assert ["Why?", "Because.", "So."] in rows_of(page)
+    assert 'data-copies="snippet"' in page.text
+
+
+def test_deleting(client: TestClient, sqlite_database: Database) -> None:
+    job, waiting = submit(client), submit(client)
+    run(sqlite_database, job, succeed)
+    form = {"csrf_token": token_of(client.get(f"/ui/jobs/{job}"))}
+    refused = client.post(f"/ui/jobs/{waiting}/delete", data=form)
+    assert (refused.status_code, client.get(f"/ui/jobs/{waiting}").status_code) == (409, 200)
+    done = client.post(f"/ui/jobs/{job}/delete", data=form, follow_redirects=False)
+    assert (done.status_code, done.headers["location"]) == (303, "/ui/jobs")
+    assert client.get(f"/ui/jobs/{job}").status_code == 404
 
 
 def test_the_stage_in_which_a_job_failed_is_not_done(client: TestClient, sqlite_database: Database) -> None:
@@ -177,7 +220,7 @@ def test_cancelling(client: TestClient, sqlite_database: Database) -> None:
         assert (response.status_code, response.headers["location"]) == (303, f"/ui/jobs/{job}")
         page = client.get(f"/ui/jobs/{job}")
         assert shown in text_of(page)
-        assert "Cancel this job" not in page.text
+        assert "cancel" not in opens(page)
     done = submit(client)
     run(sqlite_database, done, succeed)
     again = client.post(f"/ui/jobs/{done}/cancel", data=form)
