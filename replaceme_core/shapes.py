@@ -11,6 +11,8 @@ from typing import Generic, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 T = TypeVar("T")
+BEGINNING_OF_ID = "[0-9a-f]{4,8}(-[0-9a-f-]{0,26})?"
+"""Of a job, shorter than all of it."""
 
 
 class Shape(BaseModel):

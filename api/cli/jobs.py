@@ -214,7 +214,7 @@ def delete(
     service: Service,
     job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="IDs of jobs that have ended.")],
 ) -> None:
-    for job_id in job_ids:
+    for job_id in map(service.whole_id, job_ids):
         service.client.delete(job_id)
         if not service.as_json:
             print_note(f"job {job_id} is deleted")

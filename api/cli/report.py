@@ -41,7 +41,7 @@ def report(
     elif Path(job).is_dir():
         raise InvalidInput(f"{job} has no {REPORT}, so it is no result")
     else:
-        found = service.client.report(job)
+        found = service.client.report(service.whole_id(job))
     try:
         _write(found, html=html, plots=plots, open_page=open_page)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 import signal
 import threading
 import time
@@ -25,7 +26,7 @@ from api.client.connection import KEY_VARIABLE
 from api.client.errors import Conflicting
 from api.client.models import Job
 from replaceme_core.errors import InvalidInput
-from replaceme_core.shapes import Shape
+from replaceme_core.shapes import BEGINNING_OF_ID, Shape
 
 One = TypeVar("One", bound=Shape)
 Url = Annotated[str, typer.Option("--url", envvar="REPLACEME_URL", help="URL of the service.")]
@@ -39,7 +40,7 @@ ApiKeyOption = Annotated[
         "others on this machine see arguments.",
     ),
 ]
-JobId = Annotated[str, typer.Argument(metavar="ID", help="ID of the job.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="ID of the job, or its beginning.")]
 Label = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help="Only jobs with this label. Repeatable; a job must have all of them."),
@@ -61,6 +62,15 @@ class Service:
             return Client(self.url or DEFAULT_URL, api_key=self._api_key)
         except ValueError as error:  # the key cannot be sent
             raise InvalidInput(str(error), field="api_key") from error
+
+    def whole_id(self, given: str) -> str:
+        """The id of the one job that begins with `given`, as lists show it; `given` where it is no such beginning."""
+        if not re.fullmatch(BEGINNING_OF_ID, given):
+            return given
+        found = self.client.jobs(id_prefix=given, limit=2).items
+        if len(found) > 1:
+            raise InvalidInput(f"several jobs begin with {given}; give more of the id", field="id", value=given)
+        return found[0].id if found else given
 
     def show(self, found: Shape | Mapping[str, object], shown: RenderableType) -> None:
         """Print JSON, or `shown`: a table, or a sentence on standard error."""
@@ -97,6 +107,8 @@ def asks_service(*, url: Any = Url) -> Callable[[Callable[..., None]], Callable[
         def run(*, url: str | None, api_key: str | None, as_json: bool, **given: object) -> None:
             service = Service(url, api_key=api_key, as_json=as_json)
             try:
+                if isinstance(job_id := given.get("job_id"), str):
+                    given["job_id"] = service.whole_id(job_id)
                 command(service, **given)
             finally:
                 if "client" in vars(service):

@@ -106,6 +106,7 @@ class Client:
         status: str | Sequence[str] = (),
         labels: Mapping[str, str] | None = None,
         model: str | None = None,
+        id_prefix: str | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
         sort: str | None = None,
@@ -116,6 +117,7 @@ class Client:
         query = [
             *(("status", one) for one in ([status] if isinstance(status, str) else status)),
             ("model", model),
+            ("id_prefix", id_prefix),
             ("created_after", _with_zone(created_after)),
             ("created_before", _with_zone(created_before)),
             ("sort", sort),

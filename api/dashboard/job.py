@@ -1,5 +1,6 @@
 """One job: its state, live; its history, measurements and report; cancelling and retrying; several side by side."""
 
+import re
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -29,6 +30,7 @@ from replaceme_core.report.page import plots_of
 from replaceme_core.report.plots import Format, can_draw
 from replaceme_core.report.reading import Report
 from replaceme_core.request.fields import ending_of
+from replaceme_core.shapes import BEGINNING_OF_ID
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -95,6 +97,11 @@ def _place_of(metric: MetricBody) -> Sequence[str] | None:
 
 @router.get("/ui/jobs/{job_id}")
 async def show_job(job_id: str, services: ServicesDep, caller: CallerDep, request: Request) -> Response:
+    """The page; of the beginning of an id that one job has, a redirect to it."""
+    if re.fullmatch(BEGINNING_OF_ID, job_id):
+        found = await run_in_threadpool(_beginning_with, services.database, job_id, caller)
+        if len(found) == 1:
+            return _see(found[0], request)
     seen = (await services.reader.read(job_id, owner=caller)).seen
     assert seen is not None, "no version was given as known"
     job = whole_body(seen, request)
@@ -185,6 +192,13 @@ def _report(session: Session, job_id: str, owner: str) -> dict[str, object] | No
         return reading.report(session, job_id, owner=owner)
     except NotFound:
         return None
+
+
+def _beginning_with(database: Database, prefix: str, owner: str) -> list[str]:
+    with database.session(read_only=True) as session:
+        filters, sort = reading.JobFilters(id_prefix=prefix), reading.Sort.NEWEST
+        found = reading.page(session, owner=owner, filters=filters, sort=sort, limit=2, cursor=None)
+        return [snapshot.job().id for snapshot in found.items]
 
 
 def _see(job_id: str, request: Request) -> Response:

@@ -56,7 +56,7 @@ from replaceme_core.report.page import policy
 from replaceme_core.report.view import QUANTITIES
 from replaceme_core.request.fields import Labels, LabelText, one_of, wrong
 from replaceme_core.runner.messages import Stage
-from replaceme_core.shapes import LogLine, Page
+from replaceme_core.shapes import BEGINNING_OF_ID, LogLine, Page
 from replaceme_core.wording import json_safe
 
 router = APIRouter(tags=["jobs"], route_class=StrictRoute)
@@ -127,6 +127,9 @@ class JobsQuery(_Filters, Parameters):
     status: list[JobStatus] = Field(default=[], max_length=len(JobStatus), description="repeat it for several")
     label: list[str] = Field(default=[], max_length=32, description="KEY=VALUE; a job must have all that are given")
     id: list[JobId] = Field(default=[], max_length=MOST_IDS, description="repeat it for several")
+    id_prefix: Annotated[str, Field(pattern=f"^{BEGINNING_OF_ID}$")] | None = Field(
+        default=None, description="the beginning of an id, four characters or more"
+    )
     fields: list[str] = Field(
         default=[], max_length=64, description="names of fields, with commas or repeated; the answer has only these"
     )
@@ -138,7 +141,7 @@ class JobsQuery(_Filters, Parameters):
         return self
 
     def filters(self) -> JobFilters:
-        return self._with(statuses=self.status, labels=_labels(self.label), ids=self.id)
+        return self._with(statuses=self.status, labels=_labels(self.label), ids=self.id, id_prefix=self.id_prefix)
 
     def shown(self) -> frozenset[str] | None:
         """The fields that are wanted; `None`: all."""

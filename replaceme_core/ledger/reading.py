@@ -106,6 +106,7 @@ class JobFilters:
     created_after: datetime | None = None
     created_before: datetime | None = None
     ids: Sequence[str] = ()
+    id_prefix: str | None = None
 
     def conditions(self, *, owner: str) -> list[ColumnElement[bool]]:
         """The WHERE clause. Raises `InvalidInput` (field `labels`)."""
@@ -124,6 +125,8 @@ class JobFilters:
             found.append(JobRow.created_at < self.created_before)
         if self.ids:
             found.append(JobRow.id.in_(self.ids))
+        if self.id_prefix is not None:
+            found.append(JobRow.id.startswith(self.id_prefix, autoescape=True))
         for name, value in self.labels.items():
             if not (name + value).isprintable():
                 raise InvalidInput(

@@ -102,6 +102,7 @@ CALLS: dict[str, Callable[[Session], object]] = {
     "page of a model": listed(model="org/model"),
     "page of a time": listed(created_before=PAST),
     "page of ids": listed(ids=[DONE]),
+    "page of a beginning": listed(id_prefix=DONE[:8]),
     "page by end": lambda session: reading.page(session, limit=20, owner=ONE, sort=Sort.LAST_FINISHED),
     "snapshots": lambda session: reading.get_snapshots(session, [(DONE, ONE)]),
     "timelines": lambda session: reading.timelines(session, [reading.get(session, DONE, owner=ONE)]),

@@ -122,6 +122,20 @@ def test_what_is_listed(
     assert [item | given for item, given in zip(items, sent, strict=True)] == items, "with all that was sent"
 
 
+def test_a_job_is_named_by_the_beginning_of_its_id(service: StubService) -> None:
+    beginning = JOB_ID[:8]
+    asked = "GET /jobs"
+    for found, code, said in (([a_job()], 0, ""), ([a_job(), a_job()], 2, f"several jobs begin with {beginning}")):
+        service.answers[asked] = [(200, {"items": found, "next_cursor": None})]
+        service.answers[f"GET /jobs/{JOB_ID}"] = [(200, a_job())]
+        done = run_at(service, "status", beginning)
+        assert (done.exit_code, said in done.stderr) == (code, True), done.output
+    service.answers[asked] = [(200, {"items": [], "next_cursor": None})]
+    service.answers[f"GET /jobs/{beginning}"] = [(404, a_problem(404))]
+    assert run_at(service, "status", beginning).exit_code == 2
+    assert service.received[0][0] == f"GET /jobs?id_prefix={beginning}&limit=2"
+
+
 def test_cancel_all_that_match(service: StubService) -> None:
     one = {"id": JOB_ID, "status": "cancelled"}
     service.answers["POST /jobs/cancel"] = [(200, {"items": [one], "more": True}), (200, {"items": [], "more": False})]

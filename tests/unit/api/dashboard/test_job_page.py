@@ -167,6 +167,17 @@ def test_the_figures_that_tell_most_come_first(client: TestClient, sqlite_databa
     assert 'data-copies="snippet"' in page.text
 
 
+def test_the_beginning_of_an_id_leads_to_the_job(client: TestClient) -> None:
+    job = submit(client)
+    found = client.get(f"/ui/jobs/{job[:8]}", follow_redirects=False)
+    assert (found.status_code, found.headers["location"]) == (303, f"/ui/jobs/{job}")
+    for beginning in ("0000", job[:3], "xyzw1234"):
+        assert client.get(f"/ui/jobs/{beginning}").status_code == 404
+    listed = client.get("/jobs", params={"id_prefix": job[:8]}).json()["items"]
+    assert [one["id"] for one in listed] == [job]
+    assert client.get("/jobs", params={"id_prefix": "%"}).status_code == 422
+
+
 def test_deleting(client: TestClient, sqlite_database: Database) -> None:
     job, waiting = submit(client), submit(client)
     run(sqlite_database, job, succeed)
