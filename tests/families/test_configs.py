@@ -37,7 +37,7 @@ def test_the_tables_do_not_contradict_each_other() -> None:
         ("minicpm3", "multiplies what its blocks add by 0.572, which no field of its config says"),
         ("t5", "is an encoder-decoder"),
         ("bert", "is an encoder, not a causal language model"),
-        ("qwen3_vl", "adds what it sees in images to the first blocks"),
+        ("sam_vision_model", "each of its blocks is computed from its index"),
         ("kosmos-2", "vision or audio tower; save its language model alone"),
         ("unknown_type", "'unknown_type' is not known; `replaceme families` and GET /families list"),
     ],

@@ -23,7 +23,7 @@ def test_the_row_is_found_again(variant: Variant) -> None:
     model, row = tiny_model(variant), FAMILIES[variant.model_type]
     if "moe" in variant.name or variant.model_type == "mixtral":
         model.set_experts_implementation("eager")
-    found = discover(model, token_ids(2, 24))
+    found = discover(model, model.config, token_ids(2, 24))
     assert (found.blocks, found.block_returns, found.learned_positions) == (
         row.blocks,
         row.block_returns,
@@ -124,7 +124,6 @@ class Model(nn.Module):
     def __init__(self, blocks: list[nn.Module], **fields: float) -> None:
         super().__init__()
         self.config = SimpleNamespace(model_type="made_up", hidden_size=WIDTH, num_hidden_layers=len(blocks), **fields)
-        self.config.get_text_config = lambda: self.config
         self.embedding, self.stack, self.norm = nn.Embedding(30, WIDTH), nn.ModuleList(blocks), Norm()
 
     def forward(self, input_ids: torch.Tensor, *, use_cache: bool) -> torch.Tensor:
@@ -160,7 +159,8 @@ def made_up(design: Design) -> Any:
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(DESIGNS)
 def test_made_up_blocks_are_found(design: Design) -> None:
-    found = discover(made_up(design), TOKENS)
+    model = made_up(design)
+    found = discover(model, model.config, TOKENS)
     (writes,) = found.kinds
     read, write, shared = design.names
     assert [one.scale for one in writes] == [None if design.scale is None else "branch_factor"] * (1 + design.mixer)
@@ -222,7 +222,7 @@ PLAIN = Design(
 def test_what_cannot_be_found_is_refused(block: type[Block], reason: str) -> None:
     model: Any = Model([block(PLAIN) for _ in range(BLOCKS)]).eval()
     with pytest.raises(NotFound, match=reason):
-        discover(model, TOKENS)
+        discover(model, model.config, TOKENS)
 
 
 def test_a_model_that_changes_the_stream_between_its_blocks() -> None:
@@ -236,11 +236,11 @@ def test_a_model_that_changes_the_stream_between_its_blocks() -> None:
 
     model.forward = forward
     with pytest.raises(NotFound, match="changes the stream between its blocks"):
-        discover(model, TOKENS)
+        discover(model, model.config, TOKENS)
 
 
 def test_the_weights_are_as_before() -> None:
     model: Any = made_up(PLAIN)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    discover(model, TOKENS)
+    discover(model, model.config, TOKENS)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
