@@ -1,20 +1,25 @@
 """The list of jobs, with filters, and live."""
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Annotated
+from urllib.parse import urlencode
+from uuid import uuid4
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field, ValidationError
+from starlette.responses import RedirectResponse
 
 from api.bodies import JobBody, Parameters
-from api.dashboard.live import changes
-from api.dashboard.middleware import PageRoute
+from api.dashboard import live
+from api.dashboard.middleware import FormDep, PageRoute, key_of
 from api.dashboard.rendering import page
-from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep
+from api.http.hosts import root_of
+from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep, SessionDep
 from api.routes.event_feed import last_event_id, stream
 from api.routes.jobs import JobId, JobsQuery, job_body
 from replaceme_core.errors import InvalidInput
-from replaceme_core.ledger import reading
+from replaceme_core.ledger import changes, reading
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.watching import last_position
 from replaceme_core.validation import parameter_problem
@@ -22,6 +27,14 @@ from replaceme_core.validation import parameter_problem
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 JOBS_ON_A_PAGE = 50
+_TICK = "job-"
+"""Before the id, in the name of a box that is ticked."""
+_SORTS = {
+    "": "Newest first",
+    "created_at": "Oldest first",
+    "-finished_at": "Finished last first",
+    "finished_at": "Finished first first",
+}
 _LONGEST_FILTER = 1000
 Text = Annotated[str, Field(max_length=_LONGEST_FILTER)]
 Position = Annotated[int, Query(ge=0, le=2**63 - 1)]
@@ -33,6 +46,7 @@ class Filters(Parameters):
     status: list[str] = Field(default=[], max_length=len(JobStatus))
     label: Text = ""
     model: Text = ""
+    sort: Text = ""
     cursor: Text = ""
 
     def query(self) -> JobsQuery:
@@ -41,6 +55,7 @@ class Filters(Parameters):
             "status": self.status,
             "label": self.label.replace(",", " ").split(),
             "model": self.model.strip(),
+            "sort": self.sort,
             "cursor": self.cursor,
         }
         return JobsQuery.model_validate({name: value for name, value in fields.items() if value})
@@ -55,6 +70,7 @@ def list_jobs(filters: FiltersDep, session: ReadingSessionDep, caller: CallerDep
     position = last_position(session)  # before the jobs: what happens in between is seen twice, and not missed
     errors: dict[str, str] = {}
     items: list[JobBody] = []
+    totals: dict[JobStatus, int] = {}
     next_cursor = None
     try:
         query = filters.query()
@@ -62,6 +78,7 @@ def list_jobs(filters: FiltersDep, session: ReadingSessionDep, caller: CallerDep
             session, owner=caller, filters=query.filters(), sort=query.sort, limit=JOBS_ON_A_PAGE, cursor=query.cursor
         )
         items = [job_body(snapshot.job(), request) for snapshot in found.items]
+        totals = reading.totals(session, owner=caller, filters=query.filters())
         next_cursor = found.next_cursor
     except ValidationError as error:
         for raw in error.errors():
@@ -81,8 +98,41 @@ def list_jobs(filters: FiltersDep, session: ReadingSessionDep, caller: CallerDep
         is_filtered=bool(filters.status or filters.label or filters.model),
         position=position,
         running=[job.id for job in items if job.status is JobStatus.RUNNING],
-        counts={one: sum(job.status is one for job in items) for one in JobStatus},
+        totals=totals,
+        sorts=_SORTS,
+        form_key=str(uuid4()),
     )
+
+
+@router.post("/ui/chosen/compare")
+def compare_chosen(form: FormDep, request: Request) -> Response:
+    query = urlencode([("id", one) for one in _chosen(form)])
+    return RedirectResponse(f"{root_of(request.scope)}/ui/compare?{query}", status_code=HTTPStatus.SEE_OTHER)
+
+
+@router.post("/ui/chosen/cancel")
+def cancel_chosen(form: FormDep, session: SessionDep, caller: CallerDep, request: Request) -> Response:
+    """Those that have ended already stay as they are."""
+    if ids := _chosen(form):
+        changes.cancel_matching(session, owner=caller, filters=reading.JobFilters(ids=ids), limit=len(ids))
+    return _list(request)
+
+
+@router.post("/ui/chosen/retry")
+async def retry_chosen(form: FormDep, services: ServicesDep, request: Request) -> Response:
+    """A new job like each of them; a form that is sent twice makes each once."""
+    for one in _chosen(form):
+        await services.submitter.retry(one, key=key_of({**form, "job": one}), scope=request.scope)
+    return _list(request)
+
+
+def _chosen(form: Mapping[str, str]) -> list[str]:
+    """The jobs that are ticked, those of a page at most."""
+    return [name.removeprefix(_TICK) for name in form if name.startswith(_TICK)][:JOBS_ON_A_PAGE]
+
+
+def _list(request: Request) -> Response:
+    return RedirectResponse(f"{root_of(request.scope)}/ui/jobs", status_code=HTTPStatus.SEE_OTHER)
 
 
 @router.get("/ui/job-changes")
@@ -99,4 +149,4 @@ async def stream_changes(
     """
     last = last_event_id(request)
     messages = services.feed.of_owner(caller, after=after if last is None else last)
-    return stream(changes(messages, running=running, owner=caller, reader=services.reader, of_job=False), request)
+    return stream(live.changes(messages, running=running, owner=caller, reader=services.reader, of_job=False), request)

@@ -7,13 +7,13 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import groupby, pairwise
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, Select, and_, bindparam, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, and_, bindparam, func, or_, select, tuple_
 from sqlalchemy.orm import Session, undefer
 
 from replaceme_core.errors import InvalidInput, NotFound
@@ -165,6 +165,13 @@ def _check_limit(limit: int) -> None:
     """Raises `InvalidInput` for a limit below one."""
     if limit < 1:
         raise InvalidInput("the limit must be at least 1", field="limit", value=limit)
+
+
+def totals(session: Session, *, owner: str, filters: JobFilters = ALL) -> dict[JobStatus, int]:
+    """How many jobs of each status match, whatever status is filtered by. Raises as `page` does."""
+    matches = replace(filters, statuses=()).conditions(owner=owner)
+    found = session.execute(select(JobRow.status, func.count()).where(*matches).group_by(JobRow.status))
+    return {JobStatus(status): count for status, count in found}
 
 
 def _ordered(query: Select[JobRow], sort: Sort) -> Select[JobRow]:

@@ -143,3 +143,36 @@ def test_jobs_of_others_are_not_there(client: TestClient, settings: Settings) ->
         assert "belong to another owner" in text_of(page)
         assert SMALLEST["model"] not in page.text
     assert alice.get(f"/jobs/{job}").json()["status"] == "queued"
+
+
+def test_totals_are_of_all_pages_and_labels_filter(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.dashboard.jobs.JOBS_ON_A_PAGE", 2)
+    jobs = [submit(client, labels={"run": str(number % 2)}) for number in range(5)]
+    client.post(f"/jobs/{jobs[0]}/cancel")
+    page = client.get("/ui/jobs")
+    assert "5 jobs: 4 queued, 1 cancelled." in text_of(page)
+    assert 'href="/ui/jobs?label=run%3D0"' in page.text
+    filtered = client.get("/ui/jobs", params={"label": "run=0", "status": "cancelled"})
+    assert "3 jobs: 2 queued, 1 cancelled." in text_of(filtered), "of all states, to see what there is"
+    oldest = client.get("/ui/jobs", params={"sort": "created_at"})
+    assert ids(oldest) == jobs[:2]
+    assert '<option value="created_at" selected>' in oldest.text
+    assert "No list" in text_of(client.get("/ui/jobs", params={"sort": "sideways"}))
+
+
+def test_what_is_ticked_is_compared_cancelled_or_repeated(client: TestClient) -> None:
+    first, second, other = (submit(client) for _ in range(3))
+    page = client.get("/ui/jobs")
+    form = {"csrf_token": token_of(page), "key": "once", f"job-{first}": "1", f"job-{second}": "1"}
+    compared = client.post("/ui/chosen/compare", data=form, follow_redirects=False)
+    assert compared.headers["location"] == f"/ui/compare?id={first}&id={second}"
+    cancelled = client.post("/ui/chosen/cancel", data=form, follow_redirects=False)
+    assert (cancelled.status_code, cancelled.headers["location"]) == (303, "/ui/jobs")
+    states = {job: client.get(f"/jobs/{job}").json()["status"] for job in (first, second, other)}
+    assert states == {first: "cancelled", second: "cancelled", other: "queued"}
+    for _ in range(2):
+        client.post("/ui/chosen/retry", data=form)
+    again = client.get("/jobs").json()["items"]
+    assert sorted(job["retry_of"] for job in again if job["retry_of"]) == sorted([first, second]), "each once"
+    for action in ("compare", "cancel", "retry"):
+        assert client.post(f"/ui/chosen/{action}", data={**form, "csrf_token": "x"}).status_code == 403
