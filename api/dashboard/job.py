@@ -16,6 +16,7 @@ from api.dashboard import live
 from api.dashboard.middleware import FormDep, PageRoute, key_of
 from api.dashboard.rendering import page
 from api.http.hosts import root_of
+from api.http.responses import CHECKED, is_known, known_tags, not_modified, tag_of
 from api.routes.deps import CallerDep, ServicesDep, SessionDep
 from api.routes.event_feed import last_event_id, stream
 from api.routes.jobs import JobId, MetricBody, page_response, read_report, whole_body
@@ -208,7 +209,7 @@ def _see(job_id: str, request: Request) -> Response:
 @router.get("/ui/jobs/{job_id}/report")
 async def show_report(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
     report = await run_in_threadpool(read_report, services.database, job_id, owner=caller)
-    return page_response(await services.report_pages.page(report))
+    return page_response(await services.report_pages.page(report, back=f"../{job_id}"))
 
 
 @router.get("/ui/jobs/{job_id}/report.json")
@@ -219,12 +220,19 @@ def show_json(job_id: str, services: ServicesDep, caller: CallerDep) -> Response
 
 
 @router.get("/ui/jobs/{job_id}/plots/{name}.{kind}")
-async def show_plot(job_id: str, name: PlotName, kind: Format, services: ServicesDep, caller: CallerDep) -> Response:
+async def show_plot(
+    job_id: str, name: PlotName, kind: Format, services: ServicesDep, caller: CallerDep, request: Request
+) -> Response:
+    """The picture, or 304 where the browser has it: a live page asks for all of them again."""
     report = await run_in_threadpool(read_report, services.database, job_id, owner=caller)
     plot = await services.report_pages.plot(report, name, kind)
     if plot is None:
         raise NotFound(f"the report of job {job_id!r} has no plot {name!r}")
-    return Response(plot, media_type=_TYPES[kind], headers={"Content-Security-Policy": _POLICY})
+    tag = tag_of(plot)
+    if is_known(tag, known_tags(request)):
+        return not_modified(tag)
+    headers = {"Content-Security-Policy": _POLICY, "ETag": tag, "Cache-Control": CHECKED}
+    return Response(plot, media_type=_TYPES[kind], headers=headers)
 
 
 @router.get("/ui/compare")

@@ -34,9 +34,9 @@ class ReportPages:
         self._making: dict[Key, asyncio.Task[bytes]] = {}
         self._drawing = asyncio.Lock()
 
-    async def page(self, report: Mapping[str, object]) -> bytes:
-        """The HTML of a report, the content of `replaceme.json`."""
-        return await self._found(report, "page", lambda: render_page(report).encode())
+    async def page(self, report: Mapping[str, object], *, back: str = "") -> bytes:
+        """The HTML of a report, the content of `replaceme.json`; `back` is the address of the page of its job."""
+        return await self._found(report, f"page {back}", lambda: render_page(report, back=back).encode())
 
     async def plot(self, report: Mapping[str, object], name: str, kind: Format) -> bytes | None:
         """The plot of that name; `None` where the report has none, and without matplotlib."""

@@ -262,8 +262,11 @@ def plots_of(content: Mapping[str, object]) -> list[Plot]:
     return [part for section in sections_of(Report(content)) for part in section.parts if isinstance(part, Plot)]
 
 
-def render_page(content: Mapping[str, object]) -> str:
-    """The page of a report, the content of `replaceme.json`; without matplotlib it has no pictures and says so."""
+def render_page(content: Mapping[str, object], *, back: str = "") -> str:
+    """The page of a report, the content of `replaceme.json`; without matplotlib it has no pictures and says so.
+
+    `back` is an address to go back to.
+    """
     report = Report(content)
     removed, kept = len(report.blocks("removed_blocks")), len(report.blocks("kept_blocks"))
     name = report.text("spec", "model", "repo_id").split("/")[-1] or "a model"
@@ -271,6 +274,7 @@ def render_page(content: Mapping[str, object]) -> str:
         model=name,
         blocks=f"{kept} of {removed + kept} blocks",
         warnings=view.warnings(report),
+        back=back,
         is_rejected=report.at("gate", "passed") is False,
         sections=sections_of(report),
         draws=can_draw(),

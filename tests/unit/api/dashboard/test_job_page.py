@@ -178,6 +178,21 @@ def test_the_beginning_of_an_id_leads_to_the_job(client: TestClient) -> None:
     assert client.get("/jobs", params={"id_prefix": "%"}).status_code == 422
 
 
+def test_a_plot_is_sent_once_and_the_report_leads_back(client: TestClient, sqlite_database: Database) -> None:
+    job = submit(client)
+    layers = [{"block": number, "distance": 0.1} for number in range(4)]
+    report = {**REPORTED, "layers": layers, "removed_blocks": [2], "kept_blocks": [0, 1, 3]}
+    run(sqlite_database, job, lambda session, claim: succeed(session, claim, report=report))
+    path = f"/ui/jobs/{job}/plots/influence.svg"
+    plot = client.get(path)
+    assert (plot.status_code, plot.headers["cache-control"]) == (200, "private, no-cache")
+    again = client.get(path, headers={"If-None-Match": plot.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    page = client.get(f"/ui/jobs/{job}/report")
+    assert f'<a href="../{job}">Back to the job</a>' in page.text
+    assert "Back to the job" not in client.get(f"/jobs/{job}/report", headers={"Accept": "text/html"}).text
+
+
 def test_deleting(client: TestClient, sqlite_database: Database) -> None:
     job, waiting = submit(client), submit(client)
     run(sqlite_database, job, succeed)
