@@ -1,9 +1,10 @@
-"""`compress`, `evaluate`, `reproduce`: the calls of `replaceme_core.local` as commands."""
+"""`compress`, `evaluate`, `ask`, `reproduce`: the calls of `replaceme_core.local` as commands."""
 
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -15,9 +16,10 @@ from api.cli.job_request import NOT_OF_A_RUN_HERE, SEVERAL, parse_tasks, parse_t
 from api.cli.output.ci import Ended, Junit, write_for_pipeline
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.progress import progress_display
-from api.cli.output.report import differences_table, models_table, print_report, print_warnings
+from api.cli.output.report import differences_table, models_table, print_asked, print_report, print_warnings
 from replaceme_core.local.compress import compress as compress_here
 from replaceme_core.local.evaluate import EvaluatedModel
+from replaceme_core.local.evaluate import ask as ask_here
 from replaceme_core.local.evaluate import evaluate as evaluate_here
 from replaceme_core.local.reproduce import reproduce as reproduce_here
 from replaceme_core.local.run import ShowProgress
@@ -106,6 +108,25 @@ def compress(
     if outcome.rejection is not None:
         print_note(f"error: {outcome.rejection}; the result is kept in {out}")
         raise typer.Exit(int(ExitCode.GATE_REJECTED))
+
+
+def ask(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"The model: {MODEL_HELP}.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to ask.")],
+    *,
+    beside: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL", help="Another model to ask, such as the original. Repeatable.")
+    ] = None,
+    new_tokens: Annotated[int, typer.Option("--tokens", min=1, max=4096, help="Tokens of an answer, at most.")] = 128,
+    device: Device = None,
+    as_json: JsonFlag = False,
+) -> None:
+    with shown_run() as show:
+        found = ask_here([model, *(beside or ())], prompts, new_tokens=new_tokens, device=device, on_progress=show)
+    if as_json:
+        print_json({"answers": [asdict(one) for one in found]})
+        return
+    print_asked(make_console(stderr=False), [(one.prompt, one.model, one.text) for one in found])
 
 
 _FIRST_FIELDS = ("perplexity", "tokens", "parameters", "bytes", "tokens_per_second", "dtype")

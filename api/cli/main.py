@@ -57,6 +57,7 @@ COMMANDS: Final = MappingProxyType(
             "local.evaluate",
             "Measure perplexity, size and speed of one model, or of several beside each other.",
         ),
+        "ask": (_HERE, "local.ask", "Ask a model, or several beside each other, and print what they answer."),
         "reproduce": (
             _HERE,
             "local.reproduce",

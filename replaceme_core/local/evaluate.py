@@ -127,6 +127,50 @@ def evaluate(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What one model answers to one prompt; `loops`: it ends in a repetition."""
+
+    model: str
+    prompt: str
+    text: str
+    loops: bool
+
+
+def ask(
+    models: Sequence[str | Path],
+    prompts: Sequence[str],
+    *,
+    new_tokens: int = 128,
+    device: str | None = None,
+    dtype: str | None = None,
+    settings: Settings | None = None,
+    on_progress: ShowProgress = show_nothing,
+) -> list[Answered]:
+    """The answers of each model to `prompts`, without sampling; those of one prompt follow each other.
+
+    A model is a directory or `org/name[@revision]` on the Hub. Raises as `evaluate` does.
+    """
+    machine = Machine.of(settings, command="ask")
+    options = {"prompts": tuple(prompts), "new_tokens": new_tokens, "device": device, "dtype": dtype}
+    validated(EvaluateRequest, {"model_directory": ".", **options})
+    admitted = [admit(model, machine.hub) for model in models]
+    files = tuple(one.files for one in admitted)
+    course = ShownCourse(_WEIGHTS, on_progress, files=files)
+    with machine.fetched(files, course) as directories:
+        first, *others = map(str, directories)
+        request = EvaluateRequest.model_validate({**options, "model_directory": first, "others": tuple(others)})
+        evaluated = machine.run(request, course=course, flags=(EVALUATE_FLAG,))
+    assert isinstance(evaluated, Evaluated)
+    rows = evaluated.report["models"]
+    assert isinstance(rows, list)
+    return [
+        Answered(model=one.name, **row["answers"][number])
+        for number in range(len(prompts))
+        for one, row in zip(admitted, rows, strict=True)
+    ]
+
+
 def _pin_text(text: Text, hub: Callable[[], Hub]) -> tuple[Mapping[str, object], Pinned]:
     """The source as it is resolved, and its files. Raises `InvalidInput`."""
     named, paths = named_texts(text)

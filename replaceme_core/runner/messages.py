@@ -203,6 +203,9 @@ class RunnerRequest(ModelRequest):
         return tuple(place for place in places if place is not None)
 
 
+MOST_PROMPTS = 64
+
+
 class EvaluateRequest(ModelRequest):
     """The request with `--evaluate`: measure models on a text. The runner chooses values that are `None`.
 
@@ -210,6 +213,10 @@ class EvaluateRequest(ModelRequest):
     """
 
     others: tuple[AbsolutePath, ...] = ()
+    prompts: tuple[str, ...] = Field(default=(), max_length=MOST_PROMPTS)
+    """What the models are asked instead; then nothing is measured, and there is no text."""
+    new_tokens: int = Field(default=128, ge=1, le=4096)
+    """Of an answer, at most."""
     text_path: AbsolutePath | None = None
     builtin: TextSource | None = None
     data_set: CalibrationSource | None = None
@@ -229,7 +236,7 @@ class EvaluateRequest(ModelRequest):
 
     @model_validator(mode="after")
     def _one_text(self) -> Self:
-        if (self.text_path is None) == (self.builtin is None):
+        if not self.prompts and (self.text_path is None) == (self.builtin is None):
             raise wrong("text_path", "give either text_path or builtin")
         return self
 

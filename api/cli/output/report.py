@@ -16,6 +16,7 @@ from replaceme_core.report.figures import LOSS, NONE, RATIO, WHOLE, share
 from replaceme_core.report.reading import Report, Step
 from replaceme_core.report.view import Cell, plain
 from replaceme_core.request.removal import block_ranges
+from replaceme_core.wording import printable
 
 ANSWER_CHARACTERS = 300
 MOST_CANDIDATES = 8
@@ -73,6 +74,18 @@ def print_answers(console: Console, report: Report) -> None:
         console.print(Text(plain(prompt), style="bold"))
         for name, answer in zip(("original", "result"), answers, strict=True):
             console.print(f"  {name:<10}{plain(answer)}")
+
+
+def print_asked(console: Console, answers: Sequence[tuple[str, str, str]]) -> None:
+    """Prompt, model and answer, those of one prompt together."""
+    width, last = max(len(model) for _, model, _ in answers), None
+    for prompt, model, text in answers:
+        if prompt != last:
+            console.print()
+            console.print(Text(printable(prompt), style="bold"))
+        last = prompt
+        for number, line in enumerate(text.splitlines() or [""]):
+            console.print(Text(f"  {'' if number else model:<{width}}  {printable(line)}"), soft_wrap=True)
 
 
 def print_warnings(console: Console, report: Report) -> None:

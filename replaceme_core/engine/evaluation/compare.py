@@ -72,9 +72,15 @@ class Answer:
 
 
 @torch.inference_mode()
-def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Answer]:
-    """Greedy answers of at most `NEW_TOKENS` tokens: to questions where the tokenizer has a chat template."""
-    prompts = OPENINGS if tokenizer.chat_template is None else QUESTIONS
+def answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str] = (),
+    *,
+    new_tokens: int = NEW_TOKENS,
+) -> list[Answer]:
+    """Greedy answers of at most `new_tokens` tokens, by default to questions if the tokenizer has a chat template."""
+    prompts = prompts or (OPENINGS if tokenizer.chat_template is None else QUESTIONS)
     rows = [_ids(tokenizer, prompt) for prompt in prompts]
     width = max(map(len, rows))
     # padded on the left, so that every answer begins at the same position; padded positions are masked
@@ -86,7 +92,7 @@ def answer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[A
         ids,
         attention_mask=mask,
         generation_config=GenerationConfig(
-            do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0, eos_token_id=ends or None
+            do_sample=False, max_new_tokens=new_tokens, pad_token_id=0, eos_token_id=ends or None
         ),
         **without_side_outputs(model),
     )

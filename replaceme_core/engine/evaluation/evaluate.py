@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from replaceme_core.engine.activations.cache import open_cache
-from replaceme_core.engine.evaluation.compare import ratio_interval
+from replaceme_core.engine.evaluation.compare import answer, ratio_interval
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import Measurement, Subject, TextSize, measure
 from replaceme_core.engine.evaluation.speed import measure_speed, speed_changes
@@ -29,6 +29,8 @@ from replaceme_core.wording import counted
 def evaluate(request: EvaluateRequest) -> dict[str, object]:
     """`{hardware, threads, models}`: each model with perplexity, size and speed, and how it compares with the first.
 
+    Where there are prompts, each model with its answers and nothing else.
+
     Each is measured on the first `samples` full sequences of the text by its own tokenizer, which do not overlap.
     `ratio` is that of its perplexity to the first model's, where both read the same tokens. All models are in memory at
     once, so that their speed is measured in turn. Raises `InvalidInput` for a missing text, `CalibrationTooSmall` for a
@@ -38,6 +40,10 @@ def evaluate(request: EvaluateRequest) -> dict[str, object]:
     compute = resolve_compute(asked, replace(this_machine(request.device), cpu_dtype="float32"))
     dtype = make_deterministic(compute)
     directories = [Path(path) for path in request.directories]
+    for directory in directories:
+        _require_language_model(directory)
+    if request.prompts:
+        return {"models": [_ask(directory, request, dtype=dtype, device=compute.device) for directory in directories]}
     if request.text_path is not None and not Path(request.text_path).exists():
         raise InvalidInput(f"there is no file {request.text_path}", field="text", value=request.text_path)
     loaded = load_tasks(
@@ -45,12 +51,6 @@ def evaluate(request: EvaluateRequest) -> dict[str, object]:
     )
     texts = []
     for directory in directories:
-        if read_outline(directory).reads_images:
-            raise InvalidInput(
-                f"{directory.name} reads images: such a model is measured beside its original while it is compressed",
-                field="models",
-                value=directory.name,
-            )
         stored_weights(directory)
         texts.append(_sequences(directory, request))
     cache = open_cache(request.cache_directory, limit=request.cache_bytes)
@@ -90,6 +90,23 @@ def evaluate(request: EvaluateRequest) -> dict[str, object]:
         )
     hardware = hardware_name(torch.device(compute.device))
     return {"hardware": hardware, "threads": compute.threads, "models": rows}
+
+
+def _require_language_model(directory: Path) -> None:
+    if read_outline(directory).reads_images:
+        raise InvalidInput(
+            f"{directory.name} reads images, and this is for language models; it is measured while it is compressed",
+            field="models",
+            value=directory.name,
+        )
+
+
+def _ask(directory: Path, request: EvaluateRequest, *, dtype: torch.dtype, device: str) -> dict[str, object]:
+    """What the model answers to the prompts; one model at a time is in memory."""
+    stored_weights(directory)
+    model, tokenizer = load_model(directory, dtype=dtype, device=device), load_tokenizer(directory)
+    found = answer(model, tokenizer, request.prompts, new_tokens=request.new_tokens)
+    return {"answers": [{"prompt": one.prompt, "text": one.text, "loops": one.loops} for one in found]}
 
 
 _NOT_KEPT: dict[str, float | None] = {"kept": None, "kept_above_chance": None}
