@@ -1,7 +1,7 @@
 """One job: its state, live; its history, measurements and report; cancelling and retrying; several side by side."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -29,7 +29,7 @@ from replaceme_core.ledger.states import TERMINAL
 from replaceme_core.report import view
 from replaceme_core.report.page import plots_of
 from replaceme_core.report.plots import Format, can_draw
-from replaceme_core.report.reading import Report
+from replaceme_core.report.reading import Report, Shown
 from replaceme_core.request.fields import ending_of
 from replaceme_core.shapes import BEGINNING_OF_ID
 
@@ -46,6 +46,7 @@ _TYPES: dict[Format, str] = {"svg": "image/svg+xml", "png": "image/png"}
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 """Of a picture that is opened by itself: an SVG has its styles within it, and nothing else is allowed."""
 PlotName = Annotated[str, Path(max_length=40)]
+_MORE_IS_BETTER = [one.label for one in view.QUANTITIES if one.unit.endswith("/s") or one.name == "distinct_4grams"]
 SHOWN_LINES = 200
 _LONGEST_ANSWER = 400
 _MOST_EVENTS = 1000
@@ -260,6 +261,7 @@ async def compare(
         most=MOST,
         labels=list(dict.fromkeys(label for one in found for label in one)),
         measured=found,
+        best={label: _best(label, found) for label in dict.fromkeys(label for one in found for label in one)},
         stages=list(dict.fromkeys(stage.name for job in jobs for stage in job.stages)),
     )
 
@@ -272,6 +274,21 @@ def _measured(database: Database, ids: Sequence[str], owner: str) -> list[dict[s
         _quantities(Report(report) if report is not None else as_report([MetricBody.of(one) for one in metrics])[0])
         for report, metrics in found
     ]
+
+
+def _best(label: str, found: Sequence[Mapping[str, list[view.Cell]]]) -> list[int]:
+    """The numbers of the jobs whose result is best in this quantity; none where all are alike."""
+    cells = {number: one[label][1] for number, one in enumerate(found) if label in one}
+    known = {
+        number: piece.value
+        for number, cell in cells.items()
+        for piece in cell[:1]
+        if isinstance(piece, Shown) and piece.value is not None
+    }
+    if len(set(known.values())) < 2:
+        return []
+    best = (max if label in _MORE_IS_BETTER else min)(known.values())
+    return [number for number, value in known.items() if value == best]
 
 
 def _quantities(report: Report) -> dict[str, list[view.Cell]]:

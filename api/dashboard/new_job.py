@@ -4,7 +4,7 @@ Its fields become the body that `POST /jobs` takes, and errors of that body go b
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -22,12 +22,15 @@ from api.http.callers import caller_of
 from api.http.hosts import root_of
 from api.http.problems import http_error_of
 from api.request_bodies import JobRequest, schema_of
-from api.routes.deps import ServicesDep
-from api.routes.plans import PlanBody
+from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep
+from api.routes.jobs import JobId
+from api.routes.plans import EstimateBody, PlanBody
 from replaceme_core.errors import InvalidInput, ReplaceMeError
+from replaceme_core.ledger import reading
 from replaceme_core.request.fields import BUILTIN_TEXTS, MOST_NAMED_BLOCKS
-from replaceme_core.request.gate import read_criteria
+from replaceme_core.request.gate import read_criteria, written_criteria
 from replaceme_core.request.method import Method
+from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.validation import problems
 
 DEFAULTS: Mapping[str, str] = {
@@ -39,6 +42,8 @@ DEFAULTS: Mapping[str, str] = {
 }
 """What a new form holds; a field that is not here is empty."""
 _WHOLE, _DECIMAL = re.compile(r"-?\d{1,18}"), re.compile(r"-?\d{0,18}\.\d{1,18}|-?\d{1,18}(\.\d{1,18})?")
+_MOST_MODELS = 50
+_SAME = 1e-6
 _RANGE = re.compile(r"(\d{1,5})\s*-\s*(\d{1,5})")
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -196,10 +201,47 @@ def field_of(path: str) -> str | None:
     return next(known, first if first in _PLACES else None)
 
 
+def to_values(spec: CompressionSpec) -> dict[str, str]:
+    """What the form holds for the specification of a job: `to_body` of it asks for the same."""
+    found, body = dict.fromkeys(FIELDS, ""), spec.model_dump(mode="json")
+    for name, (path, _) in _PLACES.items():
+        value: Any = body
+        for step in path.split("."):
+            value = value.get(step) if isinstance(value, Mapping) else None
+        found[name] = _as_typed(value)
+    sources = spec.calibration.sources or ()
+    found["calibration"] = ", ".join(one.name for one in sources) or found["calibration"]
+    found["method"] = _as_typed(body["method"]["name"])
+    found["gate"] = ", ".join(written_criteria(spec.gate))
+    if spec.searches:
+        found["ratio"], found["deepest"] = _as_typed(spec.greatest_ratio), "on"
+    return found
+
+
+def _as_typed(value: object) -> str:
+    """
+    >>> _as_typed([12, 13]), _as_typed({"run": "1"}), _as_typed(True), _as_typed(0.5), _as_typed(None)
+    ('12, 13', 'run=1', 'on', '0.5', '')
+    """
+    match value:
+        case None | False:
+            return ""
+        case True:
+            return "on"
+        case list():
+            return ", ".join(map(str, value))
+        case Mapping():
+            return ", ".join(f"{name}={each}" for name, each in value.items())
+    return str(value)
+
+
 @router.get("/ui/new")
-def ask(request: Request) -> Response:
-    """The form, with what is usual filled in."""
-    return _form(request, DEFAULTS, FormErrors())
+def ask(session: ReadingSessionDep, caller: CallerDep, request: Request, job: JobId | None = None) -> Response:
+    """The form, with what is usual filled in, or what a `job` was asked for, but its output."""
+    values = DEFAULTS
+    if job is not None:
+        values = {**to_values(reading.get(session, job, owner=caller).spec), "output": ""}
+    return _form(request, values, FormErrors(), models=reading.models(session, owner=caller, limit=_MOST_MODELS))
 
 
 @router.post("/ui/plan")
@@ -220,6 +262,7 @@ async def plan_as_typed(form: FormDep, services: ServicesDep, request: Request) 
         "plan.html",
         request.scope,
         plan=plan,
+        rounded=None if found is None or plan is None or plan.estimate is None else _rounded(found, plan.estimate),
         errors=errors,
         fields=FIELDS,
         is_empty=is_empty,
@@ -240,7 +283,16 @@ async def submit(form: FormDep, services: ServicesDep, request: Request) -> Resp
     return await run_in_threadpool(_form, request, form, errors)
 
 
-def _form(request: Request, values: Mapping[str, str], errors: FormErrors) -> Response:
+def _rounded(request: JobRequest, found: EstimateBody) -> str | None:
+    """A sentence where the fraction is not of whole blocks."""
+    ratio, blocks = request.greatest_ratio, found.blocks
+    exact, removed = (ratio or 0.0) * blocks.before, blocks.before - blocks.after
+    if ratio is None or abs(exact - removed) < _SAME:
+        return None
+    return f"{ratio:g} of {blocks.before} blocks is {exact:.3g}: {removed} go, {removed / blocks.before:.3f} of them."
+
+
+def _form(request: Request, values: Mapping[str, str], errors: FormErrors, *, models: Sequence[str] = ()) -> Response:
     return page(
         "new_job.html",
         request.scope,
@@ -248,6 +300,7 @@ def _form(request: Request, values: Mapping[str, str], errors: FormErrors) -> Re
         values={name: values.get(name, "") for name in FIELDS},
         errors=errors,
         key=str(uuid4()),
+        models=models,
         texts=BUILTIN_TEXTS,
         methods=list(Method),
         devices=("cpu", "cuda"),

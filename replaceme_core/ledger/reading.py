@@ -79,6 +79,9 @@ _CURSOR = re.compile(r"(-?[a-z_]+) (\d{1,18}|-) ([1-9]\d{0,17})")
 _MICROSECONDS = 1_000_000
 
 
+_MOST_LOOKED_AT = 500
+
+
 class Sort(StrEnum):
     """The order of a list. By `finished_at`, only jobs that have finished are listed."""
 
@@ -165,6 +168,12 @@ def _check_limit(limit: int) -> None:
     """Raises `InvalidInput` for a limit below one."""
     if limit < 1:
         raise InvalidInput("the limit must be at least 1", field="limit", value=limit)
+
+
+def models(session: Session, *, owner: str, limit: int) -> list[str]:
+    """The repositories that the last jobs of an owner have compressed, each once, the last one first."""
+    last = select(JobRow.model).where(JobRow.owner == owner).order_by(JobRow.number.desc()).limit(_MOST_LOOKED_AT)
+    return list(dict.fromkeys(found for found in session.scalars(last) if found is not None))[:limit]
 
 
 def totals(session: Session, *, owner: str, filters: JobFilters = ALL) -> dict[JobStatus, int]:

@@ -32,6 +32,7 @@ from replaceme_core.report.reading import Report, Shown
 from replaceme_core.report.view import Table, markdown_table
 from replaceme_core.request.calibration import SELF_GENERATED, CalibrationSource, MixedSource
 from replaceme_core.request.fields import BUILTIN_PREFIX, FILE_PREFIX
+from replaceme_core.request.gate import written_criteria
 from replaceme_core.request.method import TRAITS, Method
 from replaceme_core.request.removal import block_ranges, ratio_of
 from replaceme_core.request.resolve import OF_TEXT, ResolvedSpec
@@ -339,7 +340,7 @@ def as_command(spec: ResolvedSpec, *, of_images: bool = False) -> str:
     ]
     if spec.evaluation.tasks:
         options.append(("tasks-dir", "TASKS_DIR"))
-    options += [("gate", criterion) for criterion in _gate(spec)]
+    options += [("gate", criterion) for criterion in written_criteria(spec.gate)]
     return " \\\n  ".join(["replaceme compress MODEL_DIR --out OUT", *(_option(*one) for one in options)])
 
 
@@ -362,15 +363,3 @@ def _named(source: MixedSource, *, share: float | None = None) -> str:
     if own:
         return json.dumps({"dataset": name, **own, **({} if share is None else {"share": share})})
     return name if share is None else f"{name}={share:.6g}"
-
-
-def _gate(spec: ResolvedSpec) -> list[str]:
-    """Each limit, such as "perplexity_ratio<=1.6"."""
-    criteria = {} if spec.gate is None else spec.gate.criteria
-    signs = (("min", ">="), ("max", "<="))
-    return [
-        f"{name}{sign}{limit}"
-        for name, limits in criteria.items()
-        for bound, sign in signs
-        if (limit := getattr(limits, bound)) is not None
-    ]

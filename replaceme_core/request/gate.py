@@ -270,6 +270,17 @@ _CRITERION = re.compile(r"(?P<name>tasks\.[\w.-]+|\w+) *(?P<sign><=|>=) *(?P<lim
 _BOUNDS = {"<=": "max", ">=": "min"}
 
 
+def written_criteria(gate: GateSpec | None) -> list[str]:
+    """What `read_criteria` reads: each limit, such as "perplexity_ratio<=1.6"."""
+    criteria = {} if gate is None else gate.criteria
+    return [
+        f"{name}{sign}{limit}"
+        for name, limits in criteria.items()
+        for sign, bound in _BOUNDS.items()
+        if (limit := getattr(limits, bound)) is not None
+    ]
+
+
 def read_criteria(criteria: Iterable[str]) -> dict[str, object]:
     """The field `gate` of a specification; empty without criteria. Names and limits are not checked.
 

@@ -51,7 +51,11 @@ const scrollToEnd = () => document.querySelectorAll("[data-keep-scroll=end]").fo
 });
 
 document.addEventListener("htmx:afterSettle", () => { announce(); markInvalid(); });
-document.addEventListener("DOMContentLoaded", () => { announce(); scrollToEnd(); });
+document.addEventListener("DOMContentLoaded", () => {
+  announce();
+  scrollToEnd();
+  document.querySelector("form [aria-invalid=true]")?.focus(); // a form that was refused
+});
 
 // Dialogs lie outside of the parts that are replaced; a text is copied, or marked where the browser does not allow that.
 document.addEventListener("click", async (event) => {

@@ -104,6 +104,7 @@ CALLS: dict[str, Callable[[Session], object]] = {
     "page of ids": listed(ids=[DONE]),
     "page of a beginning": listed(id_prefix=DONE[:8]),
     "page by end": lambda session: reading.page(session, limit=20, owner=ONE, sort=Sort.LAST_FINISHED),
+    "models": lambda session: reading.models(session, owner=ONE, limit=20),
     "totals": lambda session: reading.totals(session, owner=ONE),
     "snapshots": lambda session: reading.get_snapshots(session, [(DONE, ONE)]),
     "timelines": lambda session: reading.timelines(session, [reading.get(session, DONE, owner=ONE)]),

@@ -230,6 +230,11 @@ def test_jobs_side_by_side(client: TestClient, sqlite_database: Database) -> Non
         ["Perplexity on builtin:prose", "12.00 → 15.00 1.250 times", "–", "–"],
     ):
         assert row in rows, rows
+    better = submit(client)
+    less = {**REPORTED, "after": {**REPORTED["after"], "perplexity": 14.0}}
+    run(sqlite_database, better, lambda session, claim: succeed(session, claim, report=less))
+    rows = rows_of(client.get("/ui/compare", params={"id": [measured, better]}))
+    assert ["Perplexity", "12.35 → 15.43 +25.0 %", "12.35 → 14.00 +13.4 % best"] in rows
     for given, shown in ((0, "No job was chosen"), (1, "One job was"), (6, "6 jobs were chosen")):
         ids = [f"{number:08}-0000-0000-0000-{0:012}" for number in range(given)]
         page = client.get("/ui/compare", params={"id": ids})

@@ -6,9 +6,11 @@ import pytest
 from httpx2 import Response
 from starlette.testclient import TestClient
 
-from api.dashboard.new_job import DEFAULTS, FIELDS, FormErrors, read_request, to_body
+from api.dashboard.new_job import DEFAULTS, FIELDS, FormErrors, read_request, to_body, to_values
+from api.request_bodies import JobRequest
 from replaceme_core.errors import HubUnreachable
 from replaceme_core.report.figures import time_range
+from replaceme_core.request.spec import CompressionSpec
 from tests.fixtures.api.pages import text_of, token_of
 from tests.fixtures.api.requests import SMALLEST
 from tests.fixtures.evaluation.local_tasks import CHOICE, OF_A_DATA_SET
@@ -191,3 +193,38 @@ def test_no_more_blocks_are_written_out_than_can_be_named() -> None:
         blocks = to_body({**GOOD, "drop": text})["drop"]
         assert isinstance(blocks, list)
         assert len(blocks) == count
+
+
+def test_a_form_that_is_filled_in_from_a_job_asks_for_the_same(client: TestClient) -> None:
+    asked = {
+        "model": "org/name",
+        "ratio": {"max": 0.5},
+        "method": "refit",
+        "calibration": {"dataset": "builtin:general", "samples": 32, "self_generated": 0.5},
+        "gate": {"perplexity_ratio": {"max": 1.6}, "size_ratio": {"min": 0.5, "max": 0.9}},
+        "evaluation": {"enabled": True, "samples": 16},
+        "labels": {"team": "a", "run": "1"},
+        "priority": 7,
+        "output": "local/mine",
+    }
+    job = client.post("/jobs", json=asked).json()
+    spec = CompressionSpec.model_validate(client.get(f"/jobs/{job['id']}").json()["spec"])
+    again = JobRequest.model_validate(to_body(to_values(spec))).to_spec()
+    assert again.fingerprint() == spec.fingerprint()
+    page = client.get("/ui/new", params={"job": job["id"]})
+    for name, value in (
+        ("ratio", "0.5"),
+        ("gate", "perplexity_ratio&lt;=1.6"),
+        ("labels", "team=a, run=1"),
+        ("output", ""),
+    ):
+        found = re.search(rf'name="{name}"[^>]* value="([^"]*)"', page.text)
+        assert found is not None and found[1].startswith(value), name
+    assert '<option value="org/name">' in page.text, "a model that was used before"
+    assert client.get("/ui/new", params={"job": "0" * 8 + "-0000-0000-0000-" + "0" * 12}).status_code == 404
+
+
+def test_a_fraction_that_is_not_of_whole_blocks_is_explained(client: TestClient) -> None:
+    for ratio, said in (("0.25", "0.25 of 30 blocks is 7.5: 8 go, 0.267 of them."), ("0.2", "6 of 30 blocks go")):
+        text = text_of(send(client, "/ui/plan", ratio=ratio))
+        assert (said in text, " blocks is " in text) == (True, ratio == "0.25")
