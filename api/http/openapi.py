@@ -1,5 +1,7 @@
 """Additions to the framework's description at /openapi.json: errors, scopes, links, examples of what is in paths."""
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -55,10 +57,31 @@ def install(app: FastAPI, *, scopes_of: Callable[[str, str], Sequence[str]]) -> 
                         if parameter["in"] == "path":
                             parameter["example"] = _IN_PATHS[parameter["name"]]
             _add_links(document["paths"])
+            document["paths"] = dict(sorted(document["paths"].items(), key=lambda one: _place_of(one[0])))
+            app.openapi_schema = _with_plain_names(document)
         assert app.openapi_schema is not None
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _place_of(path: str) -> tuple[bool, int]:
+    """Jobs come first, what is of all of them before what is of one; others as they are."""
+    is_other = not path.startswith("/jobs")
+    return is_other, 0 if is_other else path.count("/")
+
+
+def _with_plain_names(document: dict[str, Any]) -> dict[str, Any]:
+    """Schemas named as a person would: `JobPage` for `Page_JobPart_`, `XRequest` and `X` where a type has two."""
+    text = json.dumps(document)
+    for name in document["components"]["schemas"]:
+        plain = re.sub("^Page_(.+?)(Body|Part)?_$", r"\1Page", name)
+        plain = plain.replace("-Input", "Request").replace("-Output", "")
+        if plain != name:
+            assert plain not in document["components"]["schemas"], plain
+            text = text.replace(f'"{name}"', f'"{plain}"').replace(f'{_SCHEMAS}{name}"', f'{_SCHEMAS}{plain}"')
+    renamed: dict[str, Any] = json.loads(text)
+    return renamed
 
 
 # Which errors an operation may answer with, and an example of each

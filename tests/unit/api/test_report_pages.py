@@ -47,7 +47,7 @@ def test_the_dashboard_shows_its_plots_and_links_to_it(client: TestClient, finis
         assert f'<img src="/ui/jobs/{finished}/plots/{name}.svg" alt="' in job
     page = client.get(f"/ui/jobs/{finished}/report")
     assert page.headers["content-security-policy"] == policy(header=True)
-    assert page.text == render_page(SMALL)
+    assert page.text == render_page(SMALL, back=f"../{finished}")
     assert client.get(f"/ui/jobs/{finished}/report.json").json() == SMALL
 
 
@@ -65,7 +65,7 @@ def test_a_plot_is_a_picture_with_a_policy_of_its_own(client: TestClient, finish
 def test_a_page_is_drawn_once_and_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[object] = []
 
-    def render(report: dict[str, object]) -> str:
+    def render(report: dict[str, object], *, back: str) -> str:
         drawn.append(report)
         return f"page {report}"
 
@@ -91,7 +91,7 @@ def test_a_page_is_drawn_once_and_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
 def test_who_gives_up_loses_nothing_and_a_queue_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     goes_on, drawn = threading.Event(), []
 
-    def render(report: dict[str, object]) -> str:
+    def render(report: dict[str, object], *, back: str) -> str:
         assert goes_on.wait(30)
         drawn.append(report)
         return "page"
