@@ -107,7 +107,10 @@ def image_tokens(
                 value=source.name,
             )
         spec = spec.model_copy(update={"calibration": spec.calibration.model_copy(update={"samples": samples})})
-    pixels = torch.stack([_prepared(one, processor) for one in found[: samples + measured]])
+    prepared = [_prepared(one, processor) for one in found[: samples + measured]]
+    if any(one.shape != prepared[0].shape for one in prepared):
+        raise BrokenModel(f"{PREPROCESSOR} makes images of different sizes; give height and width, or a crop_size")
+    pixels = torch.stack(prepared)
     fitted = samples - held_out_samples(samples)
     numbers = torch.arange(len(pixels)).unsqueeze(1).expand(-1, spec.calibration.max_length)
     fit, held_out, measure = (part.contiguous() for part in numbers.tensor_split([fitted, samples]))

@@ -71,7 +71,7 @@ def write_pruned(
 
 CHECKED_TOKENS = 64
 PROMPT_TOKENS = 32
-_DOES_NOT_RUN = "the model does not run on the calibration text"
+_DOES_NOT_RUN = "the model does not run on what calibrates it"
 
 
 def change_block(resolved: ResolvedModel, block: int, *, pruning: Pruning) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy
@@ -137,6 +138,17 @@ def test_a_link_elsewhere_is_not_read(model: Path, tmp_path: Path) -> None:
     _, tokens = read(model, folder)
     assert tokens.pictures is not None
     assert len(tokens.pictures.pixels) == 30
+
+
+def test_images_of_different_sizes(model: Path, tmp_path: Path) -> None:
+    folder = make_images(tmp_path / "images", 40)
+    Image.new("RGB", (90, 20)).save(folder / "wide.png")
+    place = tmp_path / "model"
+    shutil.copytree(model, place)
+    shortest = {**PREPARATION, "size": {"shortest_edge": SIDE}}
+    (place / "preprocessor_config.json").write_text(json.dumps(shortest))
+    with pytest.raises(BrokenModel, match="makes images of different sizes"):
+        read(place, folder)
 
 
 def test_too_few_images(model: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_model_that_does_not_run_is_broken(own: float, tmp_path: Path) -> None
     source = save_tiny(tmp_path / "source", variant=BY_NAME["mixtral"])
     changed(source, num_experts_per_tok=9)
     calibration = {"dataset": "file:text.txt", "samples": 16, "max_length": 32, "self_generated": own}
-    with pytest.raises(BrokenModel, match=r"does not run on the calibration text \(.*out of range\); use the files"):
+    with pytest.raises(BrokenModel, match=r"does not run on what calibrates it \(.*out of range\); use the files"):
         run(request(source, calibration=calibration))
 
 
