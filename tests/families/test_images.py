@@ -9,10 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
     ViTForImageClassification,
     ViTForMaskedImageModeling,
+    ViTModel,
 )
 
 from benchmarks import families
@@ -87,6 +89,16 @@ def test_a_classifier_keeps_its_head_and_is_loaded_with_it(tmp_path: Path) -> No
     assert "pipeline_tag: image-classification" in card
     again: Any = AutoModelForImageClassification.from_pretrained(result)
     assert len(again.vit.layers) == BLOCKS - 2
+
+
+def test_a_model_that_was_saved_without_its_pooler(tmp_path: Path) -> None:
+    """As those of DINO: what its class would make up is not written."""
+    source = saved_tower(tmp_path / "source", "vit")
+    config = AutoConfig.from_pretrained(source)
+    ViTModel(config, add_pooling_layer=False).save_pretrained(source)
+    assert not any("pooler" in name for name in load_file(source / "model.safetensors"))
+    _, _, result = run(image_request(source, make_images(tmp_path / "images", 40), drop=[2, 3]))
+    assert not any("pooler" in name for name in load_file(result / "model.safetensors"))
 
 
 def test_the_pruned_tower_is_the_live_one_without_the_blocks(tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ transformers chooses files itself: by name, by an index, by keys of the config, 
 a directory with links to the admitted files, in which it can open no other, and with configs of known keys only.
 """
 
+import inspect
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    MODEL_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -38,7 +40,7 @@ from replaceme_core.engine.model.known_keys import (
 from replaceme_core.engine.model.safetensors_io import STORED_DTYPES, all_finite, tensors_of
 from replaceme_core.engine.text.limits import ends_badly
 from replaceme_core.errors import BrokenModel, InvalidInput
-from replaceme_core.families.layout import LANGUAGE_MODEL, Layout, lookup
+from replaceme_core.families.layout import IMAGE_MODEL, LANGUAGE_MODEL, Layout, lookup
 from replaceme_core.families.resolve import part_config, resolve
 from replaceme_core.hub.files import read_json_file
 from replaceme_core.hub.model_config import admit_config, check_weights
@@ -75,12 +77,13 @@ def stored_weights(directory: Path) -> StoredWeights:
     another model are found before anything is built or computed.
     """
     tensors = tensors_of(weight_files(directory))
-    config = read_config(directory)
-    check_weights(admit_config(config), config, tensors)
+    content = read_config(directory)
+    check_weights(admit_config(content), content, tensors)
     counts = Counter[torch.dtype]()
     for stored in tensors:
         counts[STORED_DTYPES[stored.dtype]] += stored.numel
-    _check_values(load_config(directory), counts.total())
+    config = load_config(directory)
+    _check_values(config, counts.total(), options=_without_pooler(config, (stored.name for stored in tensors)))
     return StoredWeights(dtype=counts.most_common(1)[0][0], values=counts.total())
 
 
@@ -153,6 +156,16 @@ def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM]:
     return found
 
 
+def _without_pooler(config: PreTrainedConfig, names: Iterable[str]) -> dict[str, object]:
+    """Arguments for a model of images that was saved without its pooling layer, which its class would make up."""
+    row = lookup(config.model_type)
+    if not isinstance(row, Layout) or row.loads_with(config.architectures) != IMAGE_MODEL:
+        return {}
+    kind = MODEL_MAPPING.get(type(config), None)
+    has_option = isinstance(kind, type) and "add_pooling_layer" in inspect.signature(kind).parameters
+    return {"add_pooling_layer": False} if has_option and not any("pooler" in name for name in names) else {}
+
+
 def check_positions(config: PreTrainedConfig, *, longest: int) -> None:
     """Raise `InvalidInput` if the model has a table of positions that is too short for `longest` tokens."""
     row, positions = lookup(config.model_type), getattr(part_config(config), "max_position_embeddings", longest)
@@ -165,10 +178,10 @@ def check_positions(config: PreTrainedConfig, *, longest: int) -> None:
         )
 
 
-def _check_values(config: PreTrainedConfig, stored: int) -> None:
+def _check_values(config: PreTrainedConfig, stored: int, *, options: Mapping[str, object]) -> None:
     """Raise `BrokenModel` if the model of `config` has more values than are stored: memory for all would be taken."""
     with library_errors("config.json does not describe a model that can be built"), torch.device("meta"):
-        model = auto_class(config).from_config(config, trust_remote_code=False)
+        model = auto_class(config).from_config(config, trust_remote_code=False, **options)
     described = sum(parameter.numel() for parameter in model.parameters())
     if described > stored:
         raise BrokenModel(
@@ -203,6 +216,7 @@ def does_not_fit(what: str, names: list[str]) -> BrokenModel:
 
 def _load(view: Path, directory: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Sequence[object]]]:
     config = _config(view, directory)
+    options = _without_pooler(config, (stored.name for stored in tensors_of(weight_files(directory))))
     with library_errors("the model cannot be built from its files", view=view, name=directory.name):
         try:
             return auto_class(config).from_pretrained(  # type: ignore[return-value]
@@ -214,6 +228,7 @@ def _load(view: Path, directory: Path, dtype: torch.dtype) -> tuple[PreTrainedMo
                 trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported in one sentence instead of a page
+                **options,
             )
         except SafetensorError as error:
             raise BrokenModel(f"the weights are truncated or damaged ({error})") from None
