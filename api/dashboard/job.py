@@ -168,8 +168,8 @@ def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str
         metrics = [MetricBody.of(metric) for metric in reading.metrics(session, job_id, owner=owner)]
         report = _report(session, job_id, owner)
         receivers = webhooks.page(session, owner=owner, job_id=job_id, limit=_MOST_WEBHOOKS).items
-    live, others = as_report(metrics)
-    measured = live if report is None else Report(report)
+    so_far, others = as_report(metrics)
+    measured = so_far if report is None else Report(report)
     return {
         "events": events,
         "last_seq": events[-1].seq if events else 0,
@@ -251,6 +251,7 @@ async def compare(
     reads = [await services.reader.read(job_id, owner=caller) for job_id in ids]
     jobs = [whole_body(one, request) for one in (read.seen for read in reads) if one is not None]
     found = await run_in_threadpool(_measured, services.database, ids, caller)
+    labels = list(dict.fromkeys(label for one in found for label in one))
     return await run_in_threadpool(
         page,
         "compare.html",
@@ -259,9 +260,9 @@ async def compare(
         given=len(ids),
         fewest=FEWEST,
         most=MOST,
-        labels=list(dict.fromkeys(label for one in found for label in one)),
+        labels=labels,
         measured=found,
-        best={label: _best(label, found) for label in dict.fromkeys(label for one in found for label in one)},
+        best={label: _best(label, found) for label in labels},
         stages=list(dict.fromkeys(stage.name for job in jobs for stage in job.stages)),
     )
 

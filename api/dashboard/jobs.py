@@ -32,8 +32,8 @@ _TICK = "job-"
 _SORTS = {
     "": "Newest first",
     "created_at": "Oldest first",
-    "-finished_at": "Finished last first",
-    "finished_at": "Finished first first",
+    "-finished_at": "Latest finish first",
+    "finished_at": "Earliest finish first",
 }
 _LONGEST_FILTER = 1000
 Text = Annotated[str, Field(max_length=_LONGEST_FILTER)]

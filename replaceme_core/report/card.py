@@ -156,7 +156,7 @@ def write_card(
         how=_how(spec, Method(report.text("chosen_method")), structure),
         picture=_draw(content, directory),
         cuts=_compared_cuts(report),
-        again=(as_request if repository else as_command)(again, of_images=report.text("inputs") == "images"),
+        again=(as_request if repository else as_command)(again, of_images=report.of_images),
     )
     task = _TASKS.get(auto_class, "image-text-to-text")
     if auto_class == IMAGE_MODEL and has_text:

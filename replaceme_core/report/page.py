@@ -210,8 +210,7 @@ def _origin(report: Report) -> list[Table | Facts | None]:
     text = ("spec", "calibration")
     if report.number(*text, "samples") is not None:
         samples, length = (report.figure(*text, name, as_=WHOLE) for name in ("samples", "max_length"))
-        of_images = report.text("inputs") == "images"
-        parts = (" images of ", length, " positions") if of_images else (" sequences of ", length, " tokens")
+        parts = (" images of ", length, " positions") if report.of_images else (" sequences of ", length, " tokens")
         amount = (samples, *parts, ", seed ", report.figure(*text, "seed"))
         facts.append(("Calibration", amount))
     texts = [

@@ -222,7 +222,7 @@ def trials(report: Report) -> Plot | None:
     """The loss above, accuracy below where it was measured."""
     found = view.trials_of(report)
     kinds = ["taken" if one.is_chosen else "passes" if one.has_passed else "misses the gate" for one in found]
-    of_images = report.text("inputs") == "images"
+    of_images = report.of_images
     limits = ((view.LOSS_OF[of_images], "max"), ("accuracy_kept", "min"))
     loss = "distance of\nembeddings (1 - cosine)" if of_images else "perplexity, times\nthe original's (ratio)"
     labels = (loss, "accuracy kept\n(ratio)")
@@ -345,7 +345,7 @@ def removed_blocks(report: Report) -> str:
 
 def candidates(report: Report) -> Plot | None:
     """One plot for each loss that some have, by the first block of the cut or by the step in which it was tried."""
-    of_images = report.text("inputs") == "images"
+    of_images = report.of_images
     loss = "distance on held-out\nimages (1 - cosine)" if of_images else "loss on held-out\ntokens (nats)"
     labels = {"residual": "residual after\nthe fit (ratio)", "held_out_loss": loss}
     axes = {"step": "step of the choice", "group": "group of cuts"}

@@ -61,6 +61,11 @@ class Report:
     def is_true(self, *path: Step) -> bool:
         return self.at(*path) is True
 
+    @property
+    def of_images(self) -> bool:
+        """Whether the model reads images."""
+        return self.at("inputs") == "images"
+
     def text(self, *path: Step) -> str:
         """A text, or a number in words; empty where there is none."""
         value = self.at(*path)

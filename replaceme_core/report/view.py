@@ -420,7 +420,7 @@ def trials_of(report: Report) -> list[Trial]:
         Trial(
             place=base,
             blocks=int(blocks),
-            loss=report.number(*base, "measured", LOSS_OF[report.text("inputs") == "images"]),
+            loss=report.number(*base, "measured", LOSS_OF[report.of_images]),
             accuracy=report.number(*base, "measured", "accuracy_kept"),
             has_passed=(has_passed := report.is_true(*base, "passed")),
             is_chosen=has_passed and blocks == len(report.blocks("removed_blocks")),
@@ -522,8 +522,7 @@ def candidates(report: Report) -> Table | None:
 
 def _named(report: Report, column: Column) -> Column:
     """A model of images is judged by its embeddings."""
-    of_images = report.text("inputs") == "images"
-    return replace(column, heading=_OF_EMBEDDINGS.get(column.key, column.heading)) if of_images else column
+    return replace(column, heading=_OF_EMBEDDINGS.get(column.key, column.heading)) if report.of_images else column
 
 
 def _rank(report: Report, candidate: Place) -> tuple[bool, float, float, float, float]:
