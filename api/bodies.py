@@ -37,12 +37,19 @@ class PageQuery(Parameters):
 
 class LinksBody(Shape):
     self: str
+    """The job."""
     cancel: str
+    """Cancels it by POST."""
     retry: str
+    """Submits it again by POST."""
     events: str
+    """Its history."""
     metrics: str
+    """What was measured."""
     logs: str
+    """What its runner wrote."""
     report: str
+    """What it came to."""
 
     @classmethod
     def at(cls, root: str, job_id: str) -> Self:
@@ -57,18 +64,23 @@ class JobBody(shapes.Job):
     stage: Stage | None = None
     spec: CompressionSpec
     links: LinksBody
+    """Paths of this API."""
 
 
 class WholeJobBody(JobBody):
-    """A job with all that is known; `queue` is null unless the job is queued."""
+    """A job with all that is known."""
 
     queue: QueuePosition | None
+    """Its place in the queue; null unless it is queued."""
     stages: tuple[StageTimes, ...]
+    """Stages of the current attempt."""
     attempts: tuple[Attempt, ...]
+    """All attempts, oldest first."""
 
 
 _OPTIONAL: Mapping[str, Any] = {
-    name: (field.annotation, Field(default=None)) for name, field in JobBody.model_fields.items()
+    name: (field.annotation, Field(default=None, description=field.description))
+    for name, field in JobBody.model_fields.items()
 }
 JobPartBody = create_model(
     "JobPart",
@@ -88,10 +100,12 @@ class EventBody(shapes.JobEvent):
 
 
 class JobEventBody(EventBody):
-    """An event among those of all your jobs. `position` rises from event to event; it may have gaps."""
+    """An event among those of all your jobs."""
 
     position: int
+    """Rises from event to event; it may have gaps."""
     job_id: str
+    """The job that it is of."""
 
 
 # API keys and their owners
@@ -118,22 +132,30 @@ class KeyLimitsRequest(Frozen):
     """Limits of a key; null: the default of the service. 0: no limit."""
 
     requests_per_minute: int | None = Field(default=None, ge=0, le=_LARGEST)
-    jobs: int | None = Field(default=None, ge=0, le=_LARGEST, description="queued and running")
-    running_jobs: int | None = Field(
-        default=None, ge=0, le=_LARGEST, description="running at the same time; null: no limit"
-    )
-    model_bytes: int | None = Field(default=None, ge=0, le=_LARGEST_SIZE, description="weights of a model")
-    tokens: int | None = Field(default=None, ge=0, le=_LARGEST_SIZE, description="calibration tokens of a job")
+    """Requests within a minute."""
+    jobs: int | None = Field(default=None, ge=0, le=_LARGEST)
+    """Jobs that are queued or running."""
+    running_jobs: int | None = Field(default=None, ge=0, le=_LARGEST)
+    """Jobs of this key that run at the same time; null: no limit."""
+    model_bytes: int | None = Field(default=None, ge=0, le=_LARGEST_SIZE)
+    """Bytes of the weights of a model."""
+    tokens: int | None = Field(default=None, ge=0, le=_LARGEST_SIZE)
+    """Calibration tokens of a job."""
 
 
 class KeyRequest(Frozen):
-    """A key to create. `owner` is the one whose jobs it sees, by default that of the key which creates it."""
+    """A key to create."""
 
     name: Annotated[Name, Field(max_length=100)]
+    """What it is called."""
     owner: OwnerName | None = None
+    """Whose jobs it sees; null: those of the owner of the key that creates it."""
     scopes: Scopes = (Scope.JOBS_READ, Scope.JOBS_WRITE)
-    expires_in_seconds: int | None = Field(default=None, ge=1, le=10 * LONGEST_SECONDS, description="null: never")
+    """What it may do."""
+    expires_in_seconds: int | None = Field(default=None, ge=1, le=10 * LONGEST_SECONDS)
+    """Seconds after which it is refused; null: never."""
     limits: KeyLimitsRequest = KeyLimitsRequest()
+    """Its limits."""
 
     def to_new(self, *, owner: str) -> NewKey:
         return NewKey(
@@ -146,12 +168,14 @@ class KeyRequest(Frozen):
 
 
 class KeyRotationRequest(Frozen):
-    """`overlap_seconds`: how long the old key is still valid."""
+    """How the old key goes."""
 
     overlap_seconds: int = Field(default=86_400, ge=0, le=MOST_OVERLAP_SECONDS)
+    """Seconds for which the old key is still valid."""
 
 
 class OwnerRequest(Frozen):
-    """`output_namespaces`: where results of the owner may go; null: where those of everybody may."""
+    """What to set for an owner."""
 
     output_namespaces: Namespaces | None
+    """Where results may go; null: where those of everybody may."""

@@ -71,4 +71,5 @@ class JobRequest(CompressionRequest):
     """A job, and a webhook for it."""
 
     webhook: JobWebhookRequest | None = None
+    """A webhook for this job alone."""
     validate_only: bool = Field(default=False, description="Answer with the plan, and queue nothing.")

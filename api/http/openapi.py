@@ -11,7 +11,8 @@ from fastapi import FastAPI
 
 from api.http.problems import PROBLEM_JSON, http_error_of
 from replaceme_core import errors as core
-from replaceme_core.shapes import Shape
+from replaceme_core.ledger.states import TYPE_PREFIX, EventType
+from replaceme_core.shapes import Message, Shape
 
 _SECURITY = "key"
 _SCHEME = {
@@ -42,7 +43,8 @@ def install(app: FastAPI, *, scopes_of: Callable[[str, str], Sequence[str]]) -> 
             components = document.setdefault("components", {})
             components["securitySchemes"] = {_SECURITY: _SCHEME}
             components["responses"], schemas = problem_components()
-            components.setdefault("schemas", {}).update(schemas)
+            components["schemas"] = schemas | _schemas_of(Message) | components["schemas"]
+            document["webhooks"] = _messages()
             for unused in ("HTTPValidationError", "ValidationError"):
                 components["schemas"].pop(unused, None)
             for path, operations in document["paths"].items():
@@ -93,19 +95,28 @@ class ProblemEntry(Shape):
     """One invalid field of a request."""
 
     field: str
+    """Path of the field."""
     value: object
+    """What was sent."""
     message: str
+    """What is expected."""
 
 
 class ProblemBody(Shape):
-    """An error (RFC 9457). `errors` is present with status 422."""
+    """An error (RFC 9457)."""
 
     type: str
+    """A URN that ends with `code`."""
     title: str
+    """What the status or the kind of error is called."""
     status: int
+    """HTTP status."""
     detail: str
+    """What was wrong, and what would be right."""
     code: str
+    """For programs."""
     errors: list[ProblemEntry] | None = None
+    """The invalid fields; present with status 422."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +195,13 @@ _CONFLICTS = frozenset(
 
 def problem_components() -> tuple[dict[str, Any], dict[str, Any]]:
     """The responses that the operations refer to, and the schemas that these refer to."""
-    schema = ProblemBody.model_json_schema(ref_template=f"{_SCHEMAS}{{model}}")
-    schemas = {**schema.pop("$defs", {}), ProblemBody.__name__: schema}
-    return {name: _response(error) for name, error in _COMPONENTS.items()}, schemas
+    return {name: _response(error) for name, error in _COMPONENTS.items()}, _schemas_of(ProblemBody)
+
+
+def _schemas_of(shape: type[Shape]) -> dict[str, Any]:
+    """The schema of `shape`, and those that it refers to."""
+    schema = shape.model_json_schema(ref_template=f"{_SCHEMAS}{{model}}")
+    return {**schema.pop("$defs", {}), shape.__name__: schema}
 
 
 def error_responses(method: str, path: str, *, needs_key: bool, has_body: bool) -> dict[str, Any]:
@@ -226,6 +241,32 @@ def _response(error: _Error) -> dict[str, Any]:
     if error.headers:
         found["headers"] = {name: _HEADERS[name] for name in error.headers}
     return found
+
+
+# What webhooks are sent
+
+_SIGNED = {
+    "webhook-id": "The same at each try: what has it was seen before.",
+    "webhook-timestamp": "When this try began, in seconds since 1970.",
+    "webhook-signature": "One signature per live secret, as Standard Webhooks describes them.",
+}
+
+
+def _messages() -> dict[str, Any]:
+    """What is sent for each type of event."""
+    headers = [
+        {"name": name, "in": "header", "required": True, "description": text, "schema": {"type": "string"}}
+        for name, text in _SIGNED.items()
+    ]
+    body = {"application/json": {"schema": {"$ref": f"{_SCHEMAS}{Message.__name__}"}}}
+    operation = {
+        "parameters": headers,
+        "requestBody": {"required": True, "content": body},
+        "responses": {"2XX": {"description": "It has arrived. After anything else it is sent again, for three days."}},
+    }
+    return {
+        f"{TYPE_PREFIX}{kind}": {"post": {"summary": f"An event `{kind}` of a job", **operation}} for kind in EventType
+    }
 
 
 # Where a client may go from a response that names something new

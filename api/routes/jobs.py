@@ -105,8 +105,8 @@ class _Filters(BaseModel):
     """What a list and a bulk cancel filter by in the same way."""
 
     model: Model | None = Field(default=None, description="the repository of the original model, `org/name`")
-    created_after: Time | None = None
-    created_before: Time | None = None
+    created_after: Time | None = Field(default=None, description="jobs submitted after this time")
+    created_before: Time | None = Field(default=None, description="jobs submitted before this time")
 
     def _with(self, **more: Any) -> JobFilters:
         return JobFilters(
@@ -156,11 +156,14 @@ class JobsQuery(_Filters, Parameters):
 class CancelRequest(_Filters):
     """Which jobs to cancel: those that match all that is given, of each list any value. Something must be given."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
     status: Annotated[list[Annotated[JobStatus, one_of(JobStatus)]], Field(max_length=2)] = []
+    """queued, running or both."""
     labels: Labels = {}
+    """Jobs with all of these labels."""
     ids: Annotated[list[JobId], Field(max_length=MOST_IDS)] = []
+    """Jobs with one of these ids."""
     all: bool = Field(default=False, description="true: all of your queued and running jobs")
 
     @model_validator(mode="after")
@@ -203,15 +206,14 @@ def _without_required_webhook(schema: dict[str, Any]) -> None:
 
 
 class SubmittedJobBody(JobBody):
-    """The answer to a submission. `notice`: the request is a repeated one, and its job has not succeeded.
-
-    `webhook` is the one that was asked for; without one the field is absent.
-    """
+    """The answer to a submission."""
 
     model_config = ConfigDict(json_schema_extra=_without_required_webhook)
 
     notice: str | None
+    """Said where the request is a repeated one and its job has not succeeded."""
     webhook: WebhookWithSecretBody | None = None
+    """The one that was asked for; without one the field is absent."""
 
     @classmethod
     def after(cls, job: Job, *, repeated: bool, webhook: Webhook | None, secret: str | None, root: str) -> Self:

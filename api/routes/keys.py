@@ -33,6 +33,7 @@ class CredentialRequest(Frozen):
     """A token for the Hub. It is stored encrypted and never shown again."""
 
     token: SecretStr = Field(min_length=1, max_length=500)
+    """The token, as the Hub shows it."""
 
 
 # Routes of keys and owners

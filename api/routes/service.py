@@ -33,12 +33,16 @@ families = APIRouter(tags=["families"])
 
 class HealthBody(Shape):
     status: Literal["ok"] = "ok"
+    """The process runs."""
 
 
 class ReadyBody(Shape):
     status: Literal["ok"] = "ok"
+    """Everything below answers."""
     database: Literal["ok"] = "ok"
+    """It answers, and its tables are those of this release."""
     broker: Literal["ok"] = "ok"
+    """It answers."""
     workers: dict[WorkerKind, int] = Field(description="live workers that serve each kind of job")
     sandboxes: tuple[SandboxMode, ...] = Field(description="the sandbox in force of each live worker")
 

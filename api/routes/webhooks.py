@@ -42,6 +42,7 @@ class NewWebhookRequest(Frozen):
     url: Url
     events: Events = DEFAULT_EVENTS
     labels: Labels = Field(default_factory=dict)
+    """Only jobs with all of these labels; empty: all jobs."""
     payload: PayloadField = Payload.THIN
 
 
@@ -49,21 +50,29 @@ class WebhookChanges(Frozen):
     """What is not given stays as it is."""
 
     url: Url | None = None
+    """URL that receives the events."""
     events: Events | None = None
+    """Types of events, as in the history of a job."""
     labels: Labels | None = None
+    """Only jobs with all of these labels; empty: all jobs."""
     payload: PayloadField | None = None
+    """thin: what identifies the event; full: also the job as it was right after it."""
     enabled: bool | None = None
+    """Whether messages are sent."""
 
 
 class RotationRequest(Frozen):
-    """`overlap_seconds`: how long the secret before signs as well; 0 revokes it at once."""
+    """How the old secret goes."""
 
     overlap_seconds: float = Field(default=DEFAULT_OVERLAP_SECONDS, ge=0, le=LONGEST_OVERLAP_SECONDS)
+    """Seconds for which the secret before signs as well; 0 revokes it at once."""
 
 
 class WebhookLinks(Shape):
     self: str
+    """The webhook."""
     deliveries: str
+    """Its messages."""
 
     @classmethod
     def at(cls, root: str, webhook_id: str) -> Self:
@@ -75,12 +84,14 @@ class WebhookBody(Webhook):
     """A webhook. Its secret is shown by the requests that make one, and never again."""
 
     links: WebhookLinks
+    """Paths of this API."""
 
 
 class WebhookWithSecretBody(WebhookBody):
-    """A webhook with its new secret; null if another webhook signs for it, or if the request is a repetition."""
+    """A webhook with its new secret."""
 
     secret: str | None = Field(repr=False)
+    """Signs its messages; null: another webhook signs, or the request was a repetition."""
 
 
 class DeliveryBody(shapes.Delivery):

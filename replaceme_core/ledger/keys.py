@@ -78,9 +78,10 @@ class ApiKey(shapes.ApiKey):
 
 
 class CreatedKey(ApiKey):
-    """A new key. `key` is its text: it is shown here once, and cannot be shown again."""
+    """A new key."""
 
     key: str = Field(repr=False)
+    """Its text: it is shown here once, and cannot be shown again."""
 
 
 PREFIX = "rmk_"

@@ -221,22 +221,31 @@ def _to_cursor(row: JobRow, sort: Sort) -> str:
 
 
 class Attempt(Shape):
-    """An attempt; `outcome` is the type of the event that ended it, null while it is running."""
+    """One attempt of a job."""
 
     number: int
+    """Counts from 1."""
     worker: str
+    """Name of the worker that ran it."""
     started_at: datetime
+    """When it was claimed."""
     finished_at: datetime | None = None
+    """When it ended; null: it is running."""
     outcome: EventType | None = None
+    """Type of the event that ended it; null: it is running."""
 
 
 class StageTimes(Shape):
-    """A stage of the present attempt; `fraction` is the part that is done. Without times: not begun, or resumed."""
+    """A stage of the present attempt."""
 
     name: Stage
+    """Name of the stage."""
     started_at: datetime | None = None
+    """When it began; null: not begun, or resumed after it."""
     finished_at: datetime | None = None
+    """When it ended; null: not yet, or resumed after it."""
     fraction: float = 0.0
+    """Part that is done, from 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

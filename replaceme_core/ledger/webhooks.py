@@ -4,7 +4,7 @@ A delivery is claimed, sent, and what became of it is written. A claim is a leas
 pending, and once the claim is over any process may take it. So a process that is killed loses no message; at worst one
 is sent twice, with the same id. On PostgreSQL each process skips the rows that another one has locked; on SQLite the
 second waits for the first and finds the next row. The messages themselves are written with each event of a job
-(`transitions.py`): `{type, timestamp, data}`, as Standard Webhooks recommends.
+(`transitions.py`).
 """
 
 import json
@@ -462,20 +462,16 @@ def _to_deliveries(session: Session, rows: Sequence[DeliveryRow]) -> list[WholeD
 
 def body_of(payload: Payload, job: Job, event: JobEvent) -> str:
     """The JSON text of a message about one event. `job` is as it is right after the event."""
-    data: dict[str, object] = {
-        "job_id": job.id,
-        "seq": event.seq,
-        "attempt": event.attempt,
-        "status": job.status.value,
-        "labels": dict(job.labels),
-        "event": json_safe(event.data),
-    }
-    if payload is Payload.FULL:
-        # without links, which depend on how the API is reached
-        data["job"] = job.model_dump(mode="json", include=set(shapes.Job.model_fields))
-    message = {
-        "type": f"{TYPE_PREFIX}{event.type}",
-        "timestamp": event.at.isoformat().replace("+00:00", "Z"),
-        "data": data,
-    }
-    return json.dumps(message, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    is_full = payload is Payload.FULL
+    data = shapes.MessageData(
+        job_id=job.id,
+        seq=event.seq,
+        attempt=event.attempt,
+        status=job.status,
+        labels=dict(job.labels),
+        event=json_safe(event.data),
+        job=shapes.Job.of(job) if is_full else None,  # without links, which depend on how the API is reached
+    )
+    message = shapes.Message(type=f"{TYPE_PREFIX}{event.type}", timestamp=event.at, data=data)
+    whole = message.model_dump(mode="json", exclude=None if is_full else {"data": {"job"}})
+    return json.dumps(whole, separators=(",", ":"), ensure_ascii=True, allow_nan=False)

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.request.defaults import HELD_OUT_SHARE
-from replaceme_core.request.fields import BUILTIN_PREFIX, FILE_PREFIX, Name, Spec, TextSource, as_tuple, length, wrong
+from replaceme_core.request.fields import BUILTIN_PREFIX, FILE_PREFIX, Frozen, Name, TextSource, as_tuple, length, wrong
 
 MOST_SOURCES = 8
 SHORTEST = 8
@@ -31,7 +31,7 @@ def held_out_samples(samples: int) -> int:
     return max(1, samples // HELD_OUT_SHARE)
 
 
-class CalibrationSource(Spec):
+class CalibrationSource(Frozen):
     """One source of calibration text: `dataset`, or with `self_generated` what the model generates itself.
 
     `share` is its part of the samples; `None`: an equal part of what the other sources leave; 0: nothing is fitted on
@@ -39,13 +39,21 @@ class CalibrationSource(Spec):
     """
 
     dataset: TextSource | None = None
+    """A built-in text, file:NAME, or a Hub data set as org/name; null with `self_generated`."""
     self_generated: bool = False
+    """Whether it is text that the model itself generates."""
     revision: Name | None = None
+    """Branch, tag or commit of the Hub data set. Default: main."""
     config: Name | None = None
+    """Config of the Hub data set."""
     split: Name = "train"
+    """Split of the Hub data set. Default: train."""
     column: Name | None = None
+    """Column with the text. Default: the usual names."""
     template: Literal["auto", "chat", "plain"] = "auto"
+    """Chat template. Default: auto."""
     share: float | None = Field(default=None, ge=0, le=1)
+    """Its part of the samples; null: an equal part of what the others leave. 0: candidates are only judged on it."""
 
     @model_validator(mode="after")
     def _is_one_source(self) -> Self:
@@ -104,7 +112,7 @@ Source = Annotated[CalibrationSource, BeforeValidator(_source_of_text, json_sche
 Sources = Annotated[tuple[Source, ...], BeforeValidator(as_tuple), length(1, MOST_SOURCES)]
 
 
-class CalibrationSpec(Spec):
+class CalibrationSpec(Frozen):
     """The text that activations are captured on: either one `dataset` or several `sources`.
 
     `samples` sequences of `max_length` tokens, packed without padding; the sequences held out for choosing the cut
@@ -112,7 +120,9 @@ class CalibrationSpec(Spec):
     """
 
     dataset: TextSource | None = None
+    """One text: a built-in one, file:NAME, or a Hub data set as org/name."""
     sources: Sources | None = None
+    """Several texts, in place of one."""
     revision: Name | None = None
     """Branch, tag or commit of the Hub data set. Default: main."""
     config: Name | None = None

@@ -24,16 +24,14 @@ LONGEST_SECONDS = 31_536_000  # a year
 
 
 class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Spec(Frozen):
     """A part of a request.
 
     The docstring of a field describes it in the API; its first paragraph is the help of its command-line option.
     """
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 def wrong(field: str, message: str) -> PydanticCustomError:

@@ -142,7 +142,9 @@ class Limits(Frozen):
     """The least and the greatest value that a criterion allows; at least one of them."""
 
     min: float | None = Field(default=None, ge=0)
+    """Least value that passes."""
     max: float | None = Field(default=None, ge=0)
+    """Greatest value that passes."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -157,33 +159,37 @@ class ShareLimits(Limits):
     """Of a value from 0 to 1."""
 
     min: float | None = Field(default=None, ge=0, le=1)
+    """Least value that passes."""
     max: float | None = Field(default=None, ge=0, le=1)
+    """Greatest value that passes."""
 
 
 class TaskLimits(Frozen):
     """The least share of the original's accuracy in a task that is kept."""
 
     min_kept: float = Field(ge=0)
+    """Least share of the original's accuracy."""
 
 
 class GateSpec(Frozen):
-    """Criteria for the result, each relative to the original model; one that misses any of them is not published.
-
-    `perplexity_ratio`, `divergence` (nats) and `agreement` are on the first text of the evaluation,
-    `worst_perplexity_ratio` is the greatest over all texts. `size_ratio` is of the weights on disk.
-    `accuracy_kept` is the share of the mean accuracy over all tasks, `tasks` are shares of single ones. Of models of
-    images, `embedding_distance` is the mean distance (1 - cosine) to the embeddings of the original, and `agreement`
-    how often both find the same image nearest.
-    """
+    """Criteria for the result, each relative to the original; one that misses any of them is not published."""
 
     perplexity_ratio: Limits | None = None
+    """Perplexity, divided by the original's, on the first text of the evaluation."""
     worst_perplexity_ratio: Limits | None = None
+    """The greatest such ratio over all texts."""
     divergence: Limits | None = None
+    """Mean Kullback-Leibler divergence from the original's predictions on the first text, in nats."""
     agreement: ShareLimits | None = None
+    """How often both predict the same token on the first text; of images, find the same image nearest."""
     size_ratio: ShareLimits | None = None
+    """Bytes of the weights on disk, divided by the original's."""
     accuracy_kept: Limits | None = None
+    """Mean accuracy over all tasks, divided by the original's."""
     embedding_distance: Limits | None = None
+    """Of models of images: mean distance (1 - cosine) to the embeddings of the original."""
     tasks: dict[TaskName, TaskLimits] | None = Field(default=None, min_length=1, max_length=64)
+    """Accuracy of single tasks, by name."""
 
     @model_validator(mode="after")
     def _decides_something(self) -> Self:
@@ -245,6 +251,7 @@ class DeepestCut(Frozen):
     """Remove as many blocks as still pass the gate, at most the fraction `max` of them."""
 
     max: Ratio
+    """Greatest fraction of the blocks to remove, between 0 and 1."""
 
 
 def _number_or_deepest(value: object) -> object:

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from replaceme_core.families.layout import MapStructure
 from replaceme_core.request import defaults
-from replaceme_core.request.fields import LONGEST_SECONDS, Spec, one_of, wrong
+from replaceme_core.request.fields import LONGEST_SECONDS, Frozen, one_of, wrong
 
 
 class Method(StrEnum):
@@ -160,7 +160,7 @@ class Selection(StrEnum):
     """One run of neighbours, as `least_squares` chooses it."""
 
 
-class MethodSpec(Spec):
+class MethodSpec(Frozen):
     """The method and its strengths."""
 
     name: Annotated[Method, one_of(Method)] | None = None

@@ -18,11 +18,11 @@ from replaceme_core.request.calibration import CalibrationSource, CalibrationSpe
 from replaceme_core.request.fields import (
     BlockIndices,
     CredentialName,
+    Frozen,
     Labels,
     Name,
     RepositoryId,
     Seconds,
-    Spec,
     one_of,
     wrong,
 )
@@ -52,13 +52,14 @@ class Quantization(StrEnum):
     EIGHT_BITS = "8bit"
 
 
-class ModelRef(Spec):
+class ModelRef(Frozen):
     """A model. `revision` is a branch, tag or sha in a request and always a sha once resolved.
 
     `repo_id` is any name here: `replaceme compress` puts a directory's name there. Over HTTP it is a repository.
     """
 
     repo_id: str = Field(min_length=1, max_length=255)
+    """Repository of the model, as org/name, or the name of a directory."""
     revision: Name | None = None
     """Branch, tag or commit of the model. Default: main."""
 
@@ -70,7 +71,7 @@ class ModelRequest(ModelRef):
     """Model to compress, as org/name."""
 
 
-class EvaluationSpec(Spec):
+class EvaluationSpec(Frozen):
     """Before and after: perplexity on text that calibration did not see, speed, and tasks of the library lm_eval.
 
     Of models of images: the distance of their embeddings, and accuracy where images have labels or captions.
@@ -94,7 +95,7 @@ class EvaluationSpec(Spec):
         return self
 
 
-class OutputSpec(Spec):
+class OutputSpec(Frozen):
     """Where the result goes."""
 
     repo_id: RepositoryId | None = None
@@ -113,7 +114,7 @@ class OutputSpec(Spec):
     """
 
 
-class ComputeSpec(Spec):
+class ComputeSpec(Frozen):
     """Fixed on the worker and kept with the job: these decide the rounding."""
 
     device: str | None = Field(default=None, pattern=r"^[a-z]+(:\d+)?$")
@@ -149,10 +150,11 @@ class ComputeSpec(Spec):
         return {name: value for name, value in given.items() if name != "shards"}
 
 
-class CompressionSpec(Spec):
+class CompressionSpec(Frozen):
     """A job in its long form. Either `ratio` or `drop` is set."""
 
     model: ModelRef
+    """The model to compress."""
     ratio: RatioOrDeepest | None = None
     """Fraction of the blocks to remove, between 0 and 1.
 
@@ -161,15 +163,20 @@ class CompressionSpec(Spec):
     drop: BlockIndices | None = None
     """Blocks to remove, instead of a ratio, counted from 0."""
     calibration: CalibrationSpec
+    """What activations are captured on."""
     method: MethodSpec = MethodSpec()
+    """How blocks are chosen, and what replaces them. Default: the worker decides."""
     evaluation: EvaluationSpec = EvaluationSpec()
+    """What is measured before and after."""
     gate: GateSpec | None = None
     """What the result must be worth, else it is rejected.
 
     A rejected result is not published. `None`: every result is published.
     """
     output: OutputSpec = OutputSpec()
+    """Where the result goes. Default: a private repository named after model and job."""
     compute: ComputeSpec = ComputeSpec()
+    """How the worker computes."""
     labels: Labels = Field(default_factory=dict)
     """Labels for the job, by which jobs can be listed."""
     priority: int = Field(default=DEFAULT_PRIORITY, ge=0, le=HIGHEST_PRIORITY)
@@ -301,6 +308,7 @@ class CompressionRequest(CompressionSpec):
     """
 
     model: Annotated[ModelRequest, _shorthand("repo_id", ModelRequest)]
+    """The model to compress: org/name, or an object."""
     calibration: Annotated[
         CalibrationSpec,
         BeforeValidator(
@@ -311,7 +319,9 @@ class CompressionRequest(CompressionSpec):
     method: Annotated[MethodSpec, BeforeValidator(_method_in_short, json_schema_input_type=str | MethodSpec | None)] = (
         MethodSpec()
     )
+    """How blocks are chosen, and what replaces them: a name, or an object. Default: the worker decides."""
     output: Annotated[OutputSpec, _shorthand("repo_id", OutputSpec)] = OutputSpec()
+    """Where the result goes: org/name, or an object. Default: a private repository named after model and job."""
 
     def to_spec(self) -> CompressionSpec:
         """The long form, equal to what a stored specification reads back as."""

@@ -6,10 +6,12 @@ import json
 from functools import partial
 from itertools import chain
 
+import jsonschema_rs
 import pytest
 from sqlalchemy import text, update
 
 from api.bodies import JobBody, LinksBody
+from api.main import create_app
 from replaceme_core.errors import Conflict, NotFound
 from replaceme_core.ledger import webhooks
 from replaceme_core.ledger.database import Database, now
@@ -70,6 +72,18 @@ def test_a_full_message_has_the_job_as_the_api_shows_it(ledger: Ledger, outbox: 
         message = json.loads(outbox.deliveries(webhook.id)[0].body)
         del shown["links"]
         assert message["data"]["job"] == shown
+
+
+def test_messages_are_as_the_description_says(ledger: Ledger, outbox: Outbox) -> None:
+    described = create_app().openapi()
+    assert set(described["webhooks"]) == {f"job.{kind}" for kind in ALL}
+    for payload in Payload:
+        webhook = outbox.add(events=ALL, payload=payload)
+        ledger.fail(ledger.add())
+        for delivery in outbox.deliveries(webhook.id):
+            body = described["webhooks"][delivery.type]["post"]["requestBody"]["content"]["application/json"]
+            schema = {**body["schema"], "components": described["components"]}
+            jsonschema_rs.Draft202012Validator(schema).validate(json.loads(delivery.body))
 
 
 def test_many_processes_share_the_messages(database: Database) -> None:

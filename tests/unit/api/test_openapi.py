@@ -106,3 +106,13 @@ def test_links_lead_from_what_is_made_to_what_follows(document: dict[str, Any]) 
     assert linked["submit_job"] == of_one_job
     assert {"get_webhook", "delete_webhook"} <= linked["create_webhook"]
     assert {"get_key", "revoke_key", "rotate_key"} <= linked["create_key"]
+
+
+def test_every_property_is_described(document: dict[str, Any]) -> None:
+    silent = [
+        f"{name}.{field}"
+        for name, schema in document["components"]["schemas"].items()
+        for field, value in schema.get("properties", {}).items()
+        if "description" not in value
+    ]
+    assert silent == []
