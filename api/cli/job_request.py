@@ -50,11 +50,13 @@ JobFile = Annotated[
 ]
 
 
-def parse_ratio(text: str) -> float | dict[str, object]:
+def parse_ratio(text: str) -> float | list[object] | dict[str, object]:
     """
-    >>> parse_ratio("0.25"), parse_ratio("max:0.5")
-    (0.25, {'max': 0.5})
+    >>> parse_ratio("0.25"), parse_ratio("max:0.5"), parse_ratio("0.25,0.5")
+    (0.25, {'max': 0.5}, [0.25, 0.5])
     """
+    if "," in text:
+        return [parse_ratio(part) for part in text.split(",")]
     number = text.removeprefix(_DEEPEST)
     try:
         ratio = float(number)
@@ -152,9 +154,9 @@ class Writing(NamedTuple):
 _WRITINGS = {
     "ratio": Writing(
         str,
-        "RATIO|max:RATIO",
+        "RATIO[,...]|max:RATIO",
         parse_ratio,
-        "max:0.5 is the deepest cut that passes the gate, of at most half of the blocks.",
+        "0.25,0.5 submits a job each. max:0.5 is the deepest cut that passes the gate, of at most half of the blocks.",
     ),
     "drop": Writing(str, "BLOCKS", parse_drop, "Such as 5,12-19."),
     "calibration": Writing(list[str], "NAME[=SHARE]", parse_sources, SEVERAL),

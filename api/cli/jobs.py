@@ -1,7 +1,8 @@
 """The commands about jobs, from `plan` and `submit` to `logs`; `workers` and `families`, which run them."""
 
 import re
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Annotated, Any
 from uuid import uuid4
@@ -31,8 +32,10 @@ from api.cli.service import (
     Timeout,
     Wait,
     asks_service,
+    code_of_end,
     finish,
     interrupts,
+    watch,
 )
 from api.cli.webhooks import print_secret
 from replaceme_core.report.reading import Report
@@ -73,6 +76,12 @@ def submit(
     request = _checked_body(file, options)
     if junit is not None and not (wait or timeout is not None or cancel_on_interrupt):
         raise typer.BadParameter("--junit needs --wait, or --timeout", param_hint="--junit")
+    if isinstance(request.get("ratio"), list):
+        for name, given in (("--cancel-on-interrupt", cancel_on_interrupt), ("--junit", junit is not None)):
+            if given:
+                raise typer.BadParameter(f"{name} is for one job; give one ratio", param_hint=name)
+        _submit_sweep(service, request, key=idempotency_key or uuid4().hex, waits=wait, timeout=timeout)
+        return
     with interrupts(wanted=cancel_on_interrupt) as held:
         if request.get("validate_only"):
             _print_plan(service, service.client.validate(request))
@@ -83,6 +92,27 @@ def submit(
         if job.webhook is not None and not service.as_json:
             print_secret(job.webhook)
         finish(service, job, wait=wait, timeout=timeout, held=held, junit=junit)
+
+
+def _submit_sweep(
+    service: Service, request: Mapping[str, object], *, key: str, waits: bool, timeout: float | None
+) -> None:
+    """Print the jobs of a sweep, or wait for their ends first; the exit code is that of the first that has failed."""
+    if request.get("validate_only"):
+        raise typer.BadParameter("a sweep is not validated; give one ratio", param_hint="--validate-only")
+    jobs = service.client.submit_sweep(request, idempotency_key=key)
+    print_note(f"{counted(len(jobs), 'jobs')}; see: replaceme list --label sweep={jobs[0].labels['sweep']}")
+    for job in jobs if not service.as_json else ():
+        if job.webhook is not None:
+            print_secret(job.webhook)
+    if waits or timeout is not None:
+        until = None if timeout is None else time.monotonic() + timeout
+        jobs = tuple(
+            watch(service, job, timeout=None if until is None else max(until - time.monotonic(), 0), held=None)
+            for job in jobs
+        )
+    service.show_list(jobs, jobs_table, nothing="no jobs")
+    raise typer.Exit(next((code for job in jobs if job.is_terminal and (code := code_of_end(job))), 0))
 
 
 @with_job_options(without=NOT_OF_A_PLAN)

@@ -199,15 +199,21 @@ def finish(
     """
     waits = wait or timeout is not None or held is not None
     if waits:
-        job = _watch(service, job, timeout=timeout, held=held)
+        job = watch(service, job, timeout=timeout, held=held)
     print_job(job, as_json=service.as_json)
     if job.is_terminal:
         if waits:
             write_for_pipeline(Ended.of_job(job), junit=junit)
-        raise typer.Exit(int(exit_code_of_job(job.status, code=job.error.code if job.error else None)))
+        raise typer.Exit(code_of_end(job))
 
 
-def _watch(service: Service, submitted: Job, *, timeout: float | None, held: Interrupts | None) -> Job:
+def code_of_end(job: Job) -> int:
+    """That of a job that has ended."""
+    return int(exit_code_of_job(job.status, code=job.error.code if job.error else None))
+
+
+def watch(service: Service, submitted: Job, *, timeout: float | None, held: Interrupts | None) -> Job:
+    """The job once it has ended, with its progress until then."""
     job = submitted
     print_note(f"job {job.id}")
     try:

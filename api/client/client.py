@@ -17,7 +17,7 @@ from typing import Self
 
 import httpx2
 
-from api.client.connection import POLL_SECONDS, Connection, given, path_of, retry_after
+from api.client.connection import POLL_SECONDS, Connection, T, given, path_of, retry_after
 from api.client.event_stream import follow_events
 from api.client.models import Job, JobEvent, Webhook
 from replaceme_core.shapes import (
@@ -78,15 +78,19 @@ class Client:
         With a key (1 to 255 visible ASCII characters, unique for each job) the request is repeated if it gets no
         response or a 5xx. All repetitions return the same job, whichever of them created it.
         """
-        return self._create("/jobs", key=idempotency_key, body=request)
+        return self._create("/jobs", kind=Job, key=idempotency_key, body=request)
+
+    def submit_sweep(self, request: Mapping[str, object], *, idempotency_key: str | None = None) -> tuple[Job, ...]:
+        """Submit one job per number in the list `ratio` of `request`, all or none; they share the label `sweep`."""
+        return self._create("/jobs", key=idempotency_key, body=request, kind=Page[Job]).items
 
     def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
         """A new job with the specification of one that has ended."""
-        return self._create(path_of("jobs", job_id, "retry"), key=idempotency_key)
+        return self._create(path_of("jobs", job_id, "retry"), kind=Job, key=idempotency_key)
 
-    def _create(self, path: str, *, key: str | None, body: Mapping[str, object] | None = None) -> Job:
+    def _create(self, path: str, *, kind: type[T], key: str | None, body: Mapping[str, object] | None = None) -> T:
         headers = {} if key is None else {"Idempotency-Key": key}
-        return self._connection.ask(Job, "POST", path, body=body, headers=headers, is_repeatable=key is not None)
+        return self._connection.ask(kind, "POST", path, body=body, headers=headers, is_repeatable=key is not None)
 
     def plan(self, request: Mapping[str, object]) -> Plan:
         """What a job would take (`POST /plans`); nothing is queued. `request` is that of `submit`."""

@@ -1,7 +1,7 @@
-"""One job: its state, live; its history, measurements and report; cancelling and retrying; several side by side."""
+"""One job: its state, live; its history, measurements and report; cancelling and retrying."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -19,7 +19,7 @@ from api.http.hosts import root_of
 from api.http.responses import CHECKED, is_known, known_tags, not_modified, tag_of
 from api.routes.deps import CallerDep, ServicesDep, SessionDep
 from api.routes.event_feed import last_event_id, stream
-from api.routes.jobs import JobId, MetricBody, page_response, read_report, whole_body
+from api.routes.jobs import MetricBody, page_response, read_report, whole_body
 from api.routes.webhooks import WebhookBody, WebhookLinks
 from replaceme_core.errors import NotFound
 from replaceme_core.ledger import changes, reading, webhooks
@@ -29,7 +29,7 @@ from replaceme_core.ledger.states import TERMINAL
 from replaceme_core.report import view
 from replaceme_core.report.page import plots_of
 from replaceme_core.report.plots import Format, can_draw
-from replaceme_core.report.reading import Report, Shown
+from replaceme_core.report.reading import Report
 from replaceme_core.request.fields import ending_of
 from replaceme_core.shapes import BEGINNING_OF_ID
 
@@ -46,14 +46,11 @@ _TYPES: dict[Format, str] = {"svg": "image/svg+xml", "png": "image/png"}
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 """Of a picture that is opened by itself: an SVG has its styles within it, and nothing else is allowed."""
 PlotName = Annotated[str, Path(max_length=40)]
-_MORE_IS_BETTER = [one.label for one in view.QUANTITIES if one.unit.endswith("/s") or one.name == "distinct_4grams"]
 SHOWN_LINES = 200
 _LONGEST_ANSWER = 400
 _MOST_EVENTS = 1000
 _MOST_WEBHOOKS = 50
 Seq = Annotated[int, Query(ge=0, le=2**31 - 1)]
-FEWEST, MOST = 2, 5
-_MOST_GIVEN = 200
 
 
 def as_report(metrics: Sequence[MetricBody]) -> tuple[Report, list[MetricBody]]:
@@ -166,7 +163,7 @@ def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str
         ]
         log = list(reading.log(session, job_id, limit=KEPT_LINES, owner=owner).items)
         metrics = [MetricBody.of(metric) for metric in reading.metrics(session, job_id, owner=owner)]
-        report = _report(session, job_id, owner)
+        report = stored_report(session, job_id, owner)
         receivers = webhooks.page(session, owner=owner, job_id=job_id, limit=_MOST_WEBHOOKS).items
     so_far, others = as_report(metrics)
     measured = so_far if report is None else Report(report)
@@ -188,7 +185,7 @@ def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str
     }
 
 
-def _report(session: Session, job_id: str, owner: str) -> dict[str, object] | None:
+def stored_report(session: Session, job_id: str, owner: str) -> dict[str, object] | None:
     """The content of `replaceme.json`, where there is one."""
     try:
         return reading.report(session, job_id, owner=owner)
@@ -234,69 +231,3 @@ async def show_plot(
         return not_modified(tag)
     headers = {"Content-Security-Policy": _POLICY, "ETag": tag, "Cache-Control": CHECKED}
     return Response(plot, media_type=_TYPES[kind], headers=headers)
-
-
-@router.get("/ui/compare")
-async def compare(
-    services: ServicesDep,
-    caller: CallerDep,
-    request: Request,
-    id: Annotated[list[JobId], Query(max_length=_MOST_GIVEN)] = [],  # noqa: B006  # the framework copies it
-) -> Response:
-    """The page. Another number of jobs is refused with what would be right."""
-    ids = list(dict.fromkeys(id))
-    if not FEWEST <= len(ids) <= MOST:
-        status = HTTPStatus.UNPROCESSABLE_ENTITY
-        return page("compare.html", request.scope, status=status, jobs=[], given=len(ids), fewest=FEWEST, most=MOST)
-    reads = [await services.reader.read(job_id, owner=caller) for job_id in ids]
-    jobs = [whole_body(one, request) for one in (read.seen for read in reads) if one is not None]
-    found = await run_in_threadpool(_measured, services.database, ids, caller)
-    labels = list(dict.fromkeys(label for one in found for label in one))
-    return await run_in_threadpool(
-        page,
-        "compare.html",
-        request.scope,
-        jobs=jobs,
-        given=len(ids),
-        fewest=FEWEST,
-        most=MOST,
-        labels=labels,
-        measured=found,
-        best={label: _best(label, found) for label in labels},
-        stages=list(dict.fromkeys(stage.name for job in jobs for stage in job.stages)),
-    )
-
-
-def _measured(database: Database, ids: Sequence[str], owner: str) -> list[dict[str, list[view.Cell]]]:
-    """The quantities of each job by their labels: before, after and the change."""
-    with database.session(read_only=True) as session:
-        found = [(_report(session, job_id, owner), reading.metrics(session, job_id, owner=owner)) for job_id in ids]
-    return [
-        _quantities(Report(report) if report is not None else as_report([MetricBody.of(one) for one in metrics])[0])
-        for report, metrics in found
-    ]
-
-
-def _best(label: str, found: Sequence[Mapping[str, list[view.Cell]]]) -> list[int]:
-    """The numbers of the jobs whose result is best in this quantity; none where all are alike."""
-    cells = {number: one[label][1] for number, one in enumerate(found) if label in one}
-    known = {
-        number: piece.value
-        for number, cell in cells.items()
-        for piece in cell[:1]
-        if isinstance(piece, Shown) and piece.value is not None
-    }
-    if len(set(known.values())) < 2:
-        return []
-    best = (max if label in _MORE_IS_BETTER else min)(known.values())
-    return [number for number, value in known.items() if value == best]
-
-
-def _quantities(report: Report) -> dict[str, list[view.Cell]]:
-    models, texts, images = view.both_models(report), view.texts(report), view.images(report)
-    found = {view.plain(name): cells for name, *cells in (models.rows if models else ())}
-    for name, before, after, ratio in texts.only("name", "before", "after", "ratio").rows if texts else ():
-        found[f"Perplexity on {view.plain(name)}"] = [before, after, (*ratio, " times")]
-    for name, distance in images.only("name", "distance").rows if images else ():
-        found[f"Distance of embeddings on {view.plain(name)}"] = [("",), distance, ("",)]
-    return found

@@ -21,7 +21,7 @@ from api.dashboard.rendering import page
 from api.http.callers import caller_of
 from api.http.hosts import root_of
 from api.http.problems import http_error_of
-from api.request_bodies import JobRequest, schema_of
+from api.request_bodies import SWEEP, JobRequest, schema_of
 from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep
 from api.routes.jobs import JobId
 from api.routes.plans import EstimateBody, PlanBody
@@ -141,7 +141,7 @@ def _number(text: str) -> int | float | str:
 _PLACES: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "model": ("model.repo_id", str),
     "revision": ("model.revision", str),
-    "ratio": ("ratio", _number),
+    "ratio": ("ratio", lambda text: [_number(part) for part in _parts(text)] if "," in text else _number(text)),
     "drop": ("drop", _blocks),
     "calibration": ("calibration.dataset", str),
     "samples": ("calibration.samples", _number),
@@ -248,9 +248,11 @@ def ask(session: ReadingSessionDep, caller: CallerDep, request: Request, job: Jo
 async def plan_as_typed(form: FormDep, services: ServicesDep, request: Request) -> Response:
     """The plan for what the form holds, with an error for each field that has one."""
     body, errors, plan = to_body(form), FormErrors(), None
-    found = read_request(body, errors)
+    found, count = read_request(body, errors), 0
     if found is not None:
         with errors.collected():
+            count = len(found.each())
+            found = max(found.each(), key=lambda one: one.greatest_ratio or 0.0)  # of a sweep, the deepest cut
             plan = PlanBody.from_plan(await services.planning.plan(found, caller=caller_of(request.scope)))
             for refusal in plan.refusals:
                 errors.add(refusal.field, refusal.message)
@@ -262,6 +264,7 @@ async def plan_as_typed(form: FormDep, services: ServicesDep, request: Request) 
         "plan.html",
         request.scope,
         plan=plan,
+        count=count,
         rounded=None if found is None or plan is None or plan.estimate is None else _rounded(found, plan.estimate),
         errors=errors,
         fields=FIELDS,
@@ -272,14 +275,18 @@ async def plan_as_typed(form: FormDep, services: ServicesDep, request: Request) 
 
 @router.post("/ui/new")
 async def submit(form: FormDep, services: ServicesDep, request: Request) -> Response:
-    """The page of the new job; the form again, with its errors, if it is refused. Sent twice, it makes one job."""
+    """The page of the new job, or of the sweep; the form again, with its errors, if it is refused.
+
+    Sent twice, it submits once.
+    """
     errors = FormErrors()
     found = read_request(to_body(form), errors)
     if found is not None:
         with errors.collected():
             submitted = await services.submitter.submit(found, key=key_of(form), scope=request.scope)
-            there = f"{root_of(request.scope)}/ui/jobs/{submitted.job.id}"
-            return RedirectResponse(there, status_code=HTTPStatus.SEE_OTHER)
+            job = submitted[0].job
+            there = f"sweep?label={SWEEP}={job.labels[SWEEP]}" if found.is_sweep else f"jobs/{job.id}"
+            return RedirectResponse(f"{root_of(request.scope)}/ui/{there}", status_code=HTTPStatus.SEE_OTHER)
     return await run_in_threadpool(_form, request, form, errors)
 
 

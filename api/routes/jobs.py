@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Any, Self
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Body, Query, Request, Response
 from fastapi.responses import HTMLResponse
@@ -38,7 +40,7 @@ from api.http.responses import (
     not_modified,
     tag_of,
 )
-from api.request_bodies import JobRequest
+from api.request_bodies import SWEEP, JobRequest
 from api.routes.deps import CallerDep, IdempotencyKeyDep, ReadingSessionDep, Services, ServicesDep, SessionDep
 from api.routes.plans import PlanBody
 from api.routes.reading import JobSeen, headers_of, retry_after
@@ -51,7 +53,6 @@ from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.reading import CURSOR_PATTERN, JobFilters, Sort
 from replaceme_core.ledger.records import Job
 from replaceme_core.ledger.states import JobStatus
-from replaceme_core.ledger.webhooks import Webhook
 from replaceme_core.report.page import policy
 from replaceme_core.report.view import QUANTITIES
 from replaceme_core.request.fields import Labels, LabelText, one_of, wrong
@@ -216,16 +217,16 @@ class SubmittedJobBody(JobBody):
     """The one that was asked for; without one the field is absent."""
 
     @classmethod
-    def after(cls, job: Job, *, repeated: bool, webhook: Webhook | None, secret: str | None, root: str) -> Self:
-        notice = None
-        if repeated and job.status in (JobStatus.FAILED, JobStatus.CANCELLED):
+    def after(cls, submitted: Submitted, *, root: str) -> Self:
+        job, webhook, notice, shown = submitted.job, submitted.webhook, None, None
+        if submitted.repeated and job.status in (JobStatus.FAILED, JobStatus.CANCELLED):
             notice = (
                 f"this Idempotency-Key made this job before, and it is {job.status}; to run it again, "
                 f"POST {root}/jobs/{job.id}/retry, or send the request with a new key"
             )
-        shown = None
         if webhook is not None:
-            shown = WebhookWithSecretBody.of(webhook, links=WebhookLinks.at(root, webhook.id), secret=secret)
+            links = WebhookLinks.at(root, webhook.id)
+            shown = WebhookWithSecretBody.of(webhook, links=links, secret=submitted.secret)
         return cls.of(job, links=LinksBody.at(root, job.id), notice=notice, webhook=shown)
 
     def as_json(self) -> str:
@@ -257,6 +258,7 @@ _SEVERAL_SOURCES = {
     ],
 }
 _DEEPEST = {**_ONE_TEXT, "ratio": {"max": 0.5}, "gate": {"perplexity_ratio": {"max": 1.6}}}
+_SWEEP = {**_ONE_TEXT, "ratio": [0.125, 0.25, 0.375, 0.5], "labels": {"sweep": "smollm2-depth"}}
 _WITH_WEBHOOK = {**_ONE_TEXT, "webhook": {"url": "https://hooks.example.com/replaceme", "events": ["succeeded"]}}
 _REPORT: dict[int | str, dict[str, Any]] = {
     HTTPStatus.OK.value: {
@@ -279,12 +281,12 @@ MOST_CANCELLED = 500
 @router.post(
     "/jobs",
     status_code=HTTPStatus.ACCEPTED,
-    response_model=SubmittedJobBody,
-    responses={HTTPStatus.OK: {"model": PlanBody, "description": "The plan, with `validate_only`"}},
+    response_model=SubmittedJobBody | Page[SubmittedJobBody],
+    responses={HTTPStatus.OK: {"model": PlanBody | Page[PlanBody], "description": "The plan, with `validate_only`"}},
     openapi_extra={"parameters": [_PREFER]},
 )
 async def submit_job(
-    body: Annotated[JobRequest, Body(examples=[_ONE_TEXT, _SEVERAL_SOURCES, _DEEPEST, _WITH_WEBHOOK])],
+    body: Annotated[JobRequest, Body(examples=[_ONE_TEXT, _SEVERAL_SOURCES, _DEEPEST, _SWEEP, _WITH_WEBHOOK])],
     key: IdempotencyKeyDep,
     services: ServicesDep,
     caller: CallerDep,
@@ -292,13 +294,23 @@ async def submit_job(
 ) -> Response:
     """Submit a job that compresses a model. With an `Idempotency-Key`, a repeated request creates no second job.
 
-    With `validate_only` nothing is queued: the response is the plan, or the error that the submission would get.
+    A list as `ratio` submits a sweep: one job per ratio, all or none, with the label `sweep` in common. The response is
+    the list of them. With `validate_only` nothing is queued: the response is the plan, or the error that the submission
+    would get.
     """
     if body.validate_only:
-        plan = await services.submitter.validate(body, caller=caller_of(request.scope))
-        return json_response(PlanBody.from_plan(plan).model_dump_json(), request=request)
+        plans = await services.submitter.validate(body, caller=caller_of(request.scope))
+        shown = tuple(map(PlanBody.from_plan, plans))
+        return json_response((Page(items=shown) if body.is_sweep else shown[0]).model_dump_json(), request=request)
     submitted = await services.submitter.submit(body, key=key, scope=request.scope)
-    return await accepted(submitted, request=request, services=services)
+    if not body.is_sweep:
+        return await accepted(submitted[0], request=request, services=services)
+    root, first = root_of(request.scope), submitted[0]
+    label = urlencode({"label": f"{SWEEP}={first.job.labels[SWEEP]}"})
+    jobs = ",".join(SubmittedJobBody.after(one, root=root).as_json() for one in submitted)
+    headers = _of_submission(first) | {"Location": f"{root}/jobs?{label}"}
+    text = f'{{"items":[{jobs}],"next_cursor":null}}'
+    return Response(text, status_code=HTTPStatus.ACCEPTED, headers=headers, media_type="application/json")
 
 
 @router.get("/jobs", response_model=Page[JobPartBody], responses={**UNCHANGED})
@@ -441,8 +453,7 @@ def whole_body(seen: JobSeen, request: Request) -> WholeJobBody:
 
 async def accepted(submitted: Submitted, *, request: Request, services: Services) -> Response:
     """202 with the job; after it has ended, or has been waited for as long as the client prefers."""
-    job = submitted.job
-    headers: dict[str, str] = {"Idempotent-Replayed": "true"} if submitted.repeated else {}
+    job, headers = submitted.job, _of_submission(submitted)
     seconds = wait_seconds(request)
     if seconds:
         headers["Preference-Applied"] = f"wait={seconds}"
@@ -451,15 +462,14 @@ async def accepted(submitted: Submitted, *, request: Request, services: Services
             await services.feed.wait_for_end(job.id, owner=job.owner, seconds=seconds)
             found = await services.reader.read(job.id, owner=job.owner)
             job = job if found.seen is None else found.seen.job
-    body = SubmittedJobBody.after(
-        job,
-        repeated=submitted.repeated,
-        webhook=submitted.webhook,
-        secret=submitted.secret,
-        root=root_of(request.scope),
-    )
-    headers |= {"Location": body.links.self, "Cache-Control": CHECKED if submitted.secret is None else NO_STORE}
+    body = SubmittedJobBody.after(replace(submitted, job=job), root=root_of(request.scope))
+    headers["Location"] = body.links.self
     if not job.is_terminal:
         headers["Retry-After"] = retry_after(job.status, job.progress.eta_seconds)
     # already validated, and the framework would validate it again
     return Response(body.as_json(), status_code=HTTPStatus.ACCEPTED, headers=headers, media_type="application/json")
+
+
+def _of_submission(submitted: Submitted) -> dict[str, str]:
+    headers = {"Idempotent-Replayed": "true"} if submitted.repeated else {}
+    return headers | {"Cache-Control": CHECKED if submitted.secret is None else NO_STORE}

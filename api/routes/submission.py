@@ -6,7 +6,7 @@ threads of the process share one interpreter lock.
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -62,30 +62,23 @@ class Submitter:
     planning: Planning
     write_slots: asyncio.Semaphore
 
-    async def submit(self, request: JobRequest, *, key: str | None, scope: Scope) -> Submitted:
-        """The new job, committed and enqueued; or the job that the same request with the same `key` created before.
+    async def submit(self, request: JobRequest, *, key: str | None, scope: Scope) -> tuple[Submitted, ...]:
+        """The new jobs, one unless it is a sweep, committed together and enqueued.
 
-        `key` is the request's `Idempotency-Key`; `scope` is its ASGI scope, which holds its deadline and its caller.
-        Raises as `resolve_request`, `owner_hub`, `Planner.check` and `changes.add` do, `TooManyRequests`,
-        `DatabaseUnreachable`, and `Unavailable` after the deadline.
+        Or those that the same request with the same `key` created before: its `Idempotency-Key`. `scope` is its ASGI
+        scope, which holds its deadline and its caller. Raises as `resolve_request`, `owner_hub`, `Planner.check` and
+        `changes.add` do, `TooManyRequests`, `DatabaseUnreachable`, and `Unavailable` after the deadline.
         """
-        idempotency_key = self._key(key, request.fingerprint())
-        job_id = str(uuid4())
+        keys = self._keys(key, request)
+        ids = [str(uuid4()) for _ in keys]
         caller = caller_of(scope)
         async with self.planning.slots.hold(caller):
-            prepared = await run_in_threadpool(
-                self._prepare, request, job_id=job_id, caller=caller, idempotency_key=idempotency_key
-            )
-        if isinstance(prepared, Submitted):
+            prepared = await run_in_threadpool(self._prepare, request, ids=ids, keys=keys, caller=caller)
+        if isinstance(prepared, tuple):
             return prepared
         async with self.write_slots:
             return await run_in_threadpool(
-                self._store,
-                prepared,
-                webhook=request.webhook,
-                job_id=job_id,
-                idempotency_key=idempotency_key,
-                scope=scope,
+                self._store, prepared, webhook=request.webhook, ids=ids, keys=keys, scope=scope
             )
 
     async def retry(self, job_id: str, *, key: str | None, scope: Scope) -> Submitted:
@@ -101,21 +94,27 @@ class Submitter:
                 self._store_retry, job_id, new_id=new_id, idempotency_key=idempotency_key, scope=scope
             )
 
-    async def validate(self, request: JobRequest, *, caller: Caller) -> Plan:
-        """The plan of a request that would be accepted, queueing nothing. Raises what `submit` would raise."""
+    async def validate(self, request: JobRequest, *, caller: Caller) -> tuple[Plan, ...]:
+        """The plan of each job of a request that would be accepted, queueing nothing. Raises what `submit` would."""
         async with self.planning.slots.hold(caller):
             return await run_in_threadpool(self._validate, request, caller=caller)
 
-    def _validate(self, request: JobRequest, *, caller: Caller) -> Plan:
-        webhook = request.webhook
+    def _validate(self, request: JobRequest, *, caller: Caller) -> tuple[Plan, ...]:
+        webhook, requests = request.webhook, request.each()
         self._check_webhook(webhook, caller)
         with self.database.session(read_only=True) as session:
-            self._check_number(session, caller)
+            self._check_number(session, caller, adds=len(requests))
             if webhook is not None and webhook.signed_by is not None:
                 webhooks.get(session, webhook.signed_by, owner=caller.owner)
         if webhook is not None:
             self.open_secrets_box().seal(new_secret(), field="webhook")
-        return self.planning.validate(request, caller=caller)
+        return tuple(self.planning.validate(one, caller=caller) for one in requests)
+
+    def _keys(self, key: str | None, request: JobRequest) -> list[IdempotencyKey | None]:
+        """One per job: of a sweep, those after the first are made of it."""
+        count = len(request.ratio) if isinstance(request.ratio, tuple) else 1
+        texts = [key, *(key and hashlib.sha256(f"{key} {number}".encode()).hexdigest() for number in range(1, count))]
+        return [self._key(text, request.fingerprint()) for text in texts]
 
     def _key(self, key: str | None, fingerprint: str) -> IdempotencyKey | None:
         if key is None:
@@ -147,37 +146,43 @@ class Submitter:
             return self._accept(session, job, new_id=new_id, webhook=webhook, scope=scope)
 
     def _prepare(
-        self, request: JobRequest, *, job_id: str, caller: Caller, idempotency_key: IdempotencyKey | None
-    ) -> Submitted | CompressionSpec:
-        """The specification with pinned revisions; or the earlier job of a repeated request.
+        self, request: JobRequest, *, ids: Sequence[str], keys: Sequence[IdempotencyKey | None], caller: Caller
+    ) -> tuple[Submitted, ...] | list[CompressionSpec]:
+        """The specifications with pinned revisions; or the earlier jobs of a repeated request.
 
         A repeated request does not contact the Hub, which may be down or have changed since.
         """
         settings, owner = self.settings, caller.owner
         with self.database.session(read_only=True) as session:
-            earlier = None if idempotency_key is None else changes.find_by_key(session, idempotency_key, owner=owner)
-            if earlier is not None:
-                return _submitted_before(session, earlier)
-            self._check_number(session, caller)
+            given = [key for key in keys if key is not None]
+            earlier = [job for key in given if (job := changes.find_by_key(session, key, owner=owner)) is not None]
+            if earlier:
+                return tuple(_submitted_before(session, job) for job in earlier)
+            self._check_number(session, caller, adds=len(ids))
             namespaces = Owners(session).output_namespaces(owner)
         check_worker_kind(request.compute.device, settings)
         self._check_webhook(request.webhook, caller)
         planner = self.planning.planner(request, caller=caller, namespaces=namespaces)
         model = admit_model(find_model(request.model, planner.hub), planner.hub)
-        spec = resolve_request(
-            request,
-            planner.hub,
-            calibration_root=settings.calibration_root,
-            job_id=job_id,
-            rules=planner.rules,
-            limits=planner.limits,
-            model=model,
-            tasks_directory=settings.tasks_path,
-        )
-        planner.check(spec, model)
-        return spec.with_limits(
-            max_queue_seconds=settings.max_queue_seconds, max_runtime_seconds=settings.max_runtime_seconds
-        )
+        specs = []
+        for one, job_id in zip(request.each(), ids, strict=True):
+            spec = resolve_request(
+                one,
+                planner.hub,
+                calibration_root=settings.calibration_root,
+                job_id=job_id,
+                rules=planner.rules,
+                limits=planner.limits,
+                model=model,
+                tasks_directory=settings.tasks_path,
+            )
+            planner.check(spec, model)
+            specs.append(
+                spec.with_limits(
+                    max_queue_seconds=settings.max_queue_seconds, max_runtime_seconds=settings.max_runtime_seconds
+                )
+            )
+        return specs
 
     def _check_webhook(self, webhook: JobWebhookRequest | None, caller: Caller) -> None:
         """Raises `MissingScope`, and as `check_url` does."""
@@ -187,17 +192,39 @@ class Submitter:
             raise MissingScope(f"the key does not have the scope {OF_WEBHOOKS}, which a job with a webhook needs")
         check_url(webhook.url, self.settings, field="webhook.url")
 
-    def _check_number(self, session: Session, caller: Caller, *, exact: bool = False) -> None:
-        """Raises `TooManyJobs`. `exact`: right before a job is added, so that one request gets the last place."""
+    def _check_number(self, session: Session, caller: Caller, *, adds: int = 1, exact: bool = False) -> None:
+        """Raises `TooManyJobs`. `exact`: right before jobs are added, so that one request gets the last places."""
         most = limit_of(caller.limits.jobs, self.settings.most_jobs)
-        if most is not None and changes.has_active(session, most, owner=caller.owner, exact=exact):
+        if most is None:
+            return
+        if adds > most or changes.has_active(session, most - adds + 1, owner=caller.owner, exact=exact):
+            more = "" if adds == 1 else f", and this sweep would add {adds}"
             raise TooManyJobs(
-                f"you have {counted(most, 'jobs')} queued or running, which is the limit; wait for some to end, or "
-                "cancel some"
+                f"{counted(most, 'jobs')} queued or running is the limit of what you may have{more}; wait for some to "
+                "end, or cancel some"
             )
 
     def _store(
         self,
+        specs: Sequence[CompressionSpec],
+        *,
+        webhook: JobWebhookRequest | None,
+        ids: Sequence[str],
+        keys: Sequence[IdempotencyKey | None],
+        scope: Scope,
+    ) -> tuple[Submitted, ...]:
+        caller = caller_of(scope)
+        with self.database.session() as session:
+            # again: others may have been added since
+            self._check_number(session, caller, adds=len(specs), exact=True)
+            return tuple(
+                self._add(session, spec, webhook=webhook, job_id=job_id, idempotency_key=key, scope=scope)
+                for spec, job_id, key in zip(specs, ids, keys, strict=True)
+            )
+
+    def _add(
+        self,
+        session: LedgerSession,
         spec: CompressionSpec,
         *,
         webhook: JobWebhookRequest | None,
@@ -206,32 +233,28 @@ class Submitter:
         scope: Scope,
     ) -> Submitted:
         caller = caller_of(scope)
-        owner = caller.owner
         secret = new_secret() if webhook is not None and webhook.signed_by is None else None
-        sealed = self.open_secrets_box().seal(secret or new_secret(), field="webhook") if webhook is not None else ""
-        with self.database.session() as session:
-            self._check_number(session, caller, exact=True)  # again: others may have been added since
-            added = None
-            if webhook is not None:  # before the job, whose first event it may want
-                new = NewWebhook(
-                    url=webhook.url,
-                    secret=sealed,
-                    events=webhook.events,
-                    payload=webhook.payload,
-                    signed_by=webhook.signed_by,
-                    key_id=caller.key_id,
-                )
-                added = webhooks.add(session, new, owner=owner, job_id=job_id)
-            job = changes.add(
-                session,
-                spec=spec,
-                owner=owner,
-                job_id=job_id,
-                idempotency_key=idempotency_key,
-                default_worker_kind=self.settings.default_worker_kind,
+        added = None
+        if webhook is not None:  # before the job, whose first event it may want
+            new = NewWebhook(
+                url=webhook.url,
+                secret=self.open_secrets_box().seal(secret or new_secret(), field="webhook"),
+                events=webhook.events,
+                payload=webhook.payload,
+                signed_by=webhook.signed_by,
                 key_id=caller.key_id,
             )
-            return self._accept(session, job, new_id=job_id, webhook=added, secret=secret, scope=scope)
+            added = webhooks.add(session, new, owner=caller.owner, job_id=job_id)
+        job = changes.add(
+            session,
+            spec=spec,
+            owner=caller.owner,
+            job_id=job_id,
+            idempotency_key=idempotency_key,
+            default_worker_kind=self.settings.default_worker_kind,
+            key_id=caller.key_id,
+        )
+        return self._accept(session, job, new_id=job_id, webhook=added, secret=secret, scope=scope)
 
     def _accept(
         self,

@@ -213,13 +213,13 @@ class Headline:
 
 def headlines(report: Report) -> list[Headline]:
     """Quality, size, speed, and where the result is worst: those that were measured."""
-    found = [_on_text(report, "Perplexity", row) for row in report.rows("texts")[:1]]
+    found = [_on_text(report, _FIRST, row) for row in report.rows("texts")[:1]]
     for base in report.places("images"):
         far = report.figure(*base, "distance", as_=LOSS)
         count = report.figure(*base, "images", as_=WHOLE)
-        found.append(Headline(label="Distance of embeddings", value=(far,), note=("1 - cosine, ", count, " images")))
+        found.append(Headline(label=DISTANCE, value=(far,), note=("1 - cosine, ", count, " images")))
     size_of_both = next(one for one in QUANTITIES if one.name == "bytes")
-    timed = [one for one in QUANTITIES if one.name in _SPEEDS and report.number("after", *one.path) is not None]
+    timed = [one for one in QUANTITIES if one.name in SPEEDS and report.number("after", *one.path) is not None]
     for one in (size_of_both, *timed[:1]):
         before, after = (report.number(side, *one.path) for side in SIDES)
         if before is None or after is None:
@@ -240,10 +240,13 @@ def headlines(report: Report) -> list[Headline]:
         )
     others = report.rows("texts")[1:]
     worst = max(others, key=lambda row: report.number("texts", row, "ratio") or 0.0, default=None)
-    return found if worst is None else [*found, _on_text(report, "Worst on other text", worst)]
+    return found if worst is None else [*found, _on_text(report, _WORST, worst)]
 
 
-_SPEEDS = ("decode_tokens_per_second", "images_per_second")
+_FIRST, _WORST, DISTANCE = "Perplexity", "Worst on other text", "Distance of embeddings"
+LOSSES = (_FIRST, _WORST, DISTANCE)
+"""Headlines that are better the less they are."""
+SPEEDS = ("decode_tokens_per_second", "images_per_second")
 """The speed that users feel."""
 
 

@@ -117,7 +117,10 @@ BlockIndices = Annotated[
     Field(json_schema_extra={"minItems": 1, "uniqueItems": True}),  # which `_removable` checks, and says more
 ]
 LabelText = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]*$")]
-Labels = Annotated[dict[LabelText, LabelText], Field(max_length=32, json_schema_extra={"additionalProperties": False})]
+MOST_LABELS = 32
+Labels = Annotated[
+    dict[LabelText, LabelText], Field(max_length=MOST_LABELS, json_schema_extra={"additionalProperties": False})
+]
 CREDENTIAL_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 CredentialName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=CREDENTIAL_NAME)]
 Seconds = Annotated[float, Field(ge=1, le=LONGEST_SECONDS)]

@@ -254,7 +254,7 @@ class DeepestCut(Frozen):
     """Greatest fraction of the blocks to remove, between 0 and 1."""
 
 
-def _number_or_deepest(value: object) -> object:
+def number_or_deepest(value: object) -> object:
     """One error at one path, where a union would have one for each of its members."""
     if isinstance(value, dict):
         try:
@@ -270,7 +270,7 @@ def _number_or_deepest(value: object) -> object:
     return value
 
 
-RatioOrDeepest = Annotated[Ratio | DeepestCut, BeforeValidator(_number_or_deepest)]
+RatioOrDeepest = Annotated[Ratio | DeepestCut, BeforeValidator(number_or_deepest)]
 
 
 _CRITERION = re.compile(r"(?P<name>tasks\.[\w.-]+|\w+) *(?P<sign><=|>=) *(?P<limit>\d+(?:\.\d*)?(?:e-?\d+)?|\.\d+)")

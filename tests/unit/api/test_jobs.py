@@ -260,3 +260,56 @@ def test_keys_are_visible_ascii(client: TestClient) -> None:
         headers = [(b"Idempotency-Key", key.encode("latin-1")) for key in keys]
         assert fields(client.post("/jobs", json=SMALLEST, headers=headers)).keys() == {"Idempotency-Key"}
     assert len(ids_of(client)) == 2
+
+
+# Sweeps
+
+
+def test_a_sweep_is_one_job_per_ratio(client: TestClient, settings: Settings) -> None:
+    made = post(client, "k", ratio=[0.2, 0.4, 0.6], labels={"team": "a"})
+    assert made.status_code == 202
+    jobs = made.json()["items"]
+    assert [job["spec"]["ratio"] for job in jobs] == [0.2, 0.4, 0.6]
+    assert [job["labels"] for job in jobs] == [{"team": "a", "sweep": jobs[0]["labels"]["sweep"]}] * 3
+    assert len({job["spec"]["output"]["repo_id"] for job in jobs}) == 3
+    listed = client.get(made.headers["location"]).json()["items"]
+    assert {job["id"] for job in listed} == {job["id"] for job in jobs} == set(ids_of(client))
+    assert len(list(settings.broker_directory.glob("messages/*.msg"))) == 3
+    again = post(client, "k", ratio=[0.2, 0.4, 0.6], labels={"team": "a"})
+    assert (again.json(), again.headers["idempotent-replayed"]) == (made.json(), "true")
+    assert fields(post(client, "k", ratio=[0.2, 0.4]), code="idempotency_key_reused") == {"Idempotency-Key": "k"}
+    assert len(ids_of(client)) == 3
+    named = client.post("/jobs", json={**SMALLEST, "ratio": [0.2, 0.4], "labels": {"sweep": "depth"}})
+    assert named.headers["location"] == "/jobs?label=sweep%3Ddepth"
+    webhook = {"webhook": {"url": "https://hooks.example.com/x"}}
+    told = client.post("/jobs", json={**SMALLEST, "ratio": [0.2, 0.4], **webhook})
+    assert len({job["webhook"]["secret"] for job in told.json()["items"]}) == 2
+    assert told.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    "ratio", [[], [0.5], [0.5, 0.5], [0.5, 1], ["0.5", 0.2], [0.5, None], [0.01 * n for n in range(1, 18)]]
+)
+def test_a_sweep_needs_different_ratios(client: TestClient, ratio: list[object]) -> None:
+    assert set(fields(client.post("/jobs", json={**SMALLEST, "ratio": ratio}))) == {"ratio"}
+    assert ids_of(client) == []
+
+
+def test_a_sweep_is_submitted_whole_or_not_at_all(client: TestClient, settings: Settings) -> None:
+    several = {**SMALLEST, "ratio": [0.2, 0.4, 0.6]}
+    assert set(fields(client.post("/jobs", json={**several, "output": "org/one"}))) == {"output.repo_id"}
+    full = {f"l{number}": "1" for number in range(32)}
+    assert set(fields(client.post("/jobs", json={**several, "labels": full}))) == {"labels"}
+    fields(client.post("/jobs", json={**several, "model": "org/none"}), code="unknown_repository")
+    assert set(fields(client.post("/plans", json=several))) == {"ratio"}
+    plans = client.post("/jobs", json={**several, "validate_only": True}).json()["items"]
+    assert [plan["estimate"]["blocks"]["after"] for plan in plans] == sorted(
+        (plan["estimate"]["blocks"]["after"] for plan in plans), reverse=True
+    )
+    with TestClient(create_app(settings.model_copy(update={"most_jobs": 3}))) as limited:
+        assert limited.post("/jobs", json=SMALLEST).status_code == 202
+        for body in (several, {**several, "validate_only": True}, {**several, "ratio": [0.1, 0.2, 0.3, 0.4]}):
+            refused = limited.post("/jobs", json=body)
+            assert_problem(refused, status=429, code="too_many_jobs")
+        assert len(ids_of(limited)) == 1
+        assert limited.post("/jobs", json={**several, "ratio": [0.2, 0.4]}).status_code == 202

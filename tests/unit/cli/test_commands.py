@@ -136,6 +136,24 @@ def test_a_job_is_named_by_the_beginning_of_its_id(service: StubService) -> None
     assert service.received[0][0] == f"GET /jobs?id_prefix={beginning}&limit=2"
 
 
+def test_a_sweep_is_submitted_and_waited_for(service: StubService) -> None:
+    jobs = [a_job(id=one, status="queued", labels={"sweep": "ab"}) for one in (JOB_ID, NEW_ID)]
+    service.answers["POST /jobs"] = [(202, {"items": jobs, "next_cursor": None})]
+    service.answers[f"GET /jobs/{JOB_ID}"] = [(200, a_job(id=JOB_ID, status="succeeded"))]
+    error = {"code": "out_of_memory", "message": "no memory"}
+    service.answers[f"GET /jobs/{NEW_ID}"] = [(200, a_job(id=NEW_ID, status="failed", error=error))]
+    asked = ("--model", "org/name", "--ratio", "0.25,0.5", "--calibration", "builtin:general")
+    done = run_at(service, "submit", *asked, "--json")
+    assert (done.exit_code, [one["status"] for one in json.loads(done.stdout)["items"]]) == (0, ["queued", "queued"])
+    assert "2 jobs; see: replaceme list --label sweep=ab" in done.stderr
+    sent = service.received[0][1]
+    assert isinstance(sent, dict) and sent["ratio"] == [0.25, 0.5]
+    done = run_at(service, "submit", *asked, "--wait", "--json")
+    assert (done.exit_code, [one["status"] for one in json.loads(done.stdout)["items"]]) == (3, ["succeeded", "failed"])
+    for option in ("--validate-only", "--cancel-on-interrupt"):
+        assert run_at(service, "submit", *asked, option).exit_code == 2
+
+
 def test_cancel_all_that_match(service: StubService) -> None:
     one = {"id": JOB_ID, "status": "cancelled"}
     service.answers["POST /jobs/cancel"] = [(200, {"items": [one], "more": True}), (200, {"items": [], "more": False})]

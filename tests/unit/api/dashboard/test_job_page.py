@@ -1,8 +1,6 @@
-"""The page of a job: what it shows in each status, its figures, its forms; several side by side."""
+"""The page of a job: what it shows in each status, its figures, its forms."""
 
 import re
-from collections.abc import Callable
-from typing import Any
 
 from httpx2 import Response
 from sqlalchemy.orm import Session
@@ -19,44 +17,8 @@ from tests.fixtures.api.pages import rows_of, text_of, token_of
 from tests.fixtures.api.requests import submit
 from tests.fixtures.hostile.texts import TEXTS
 from tests.fixtures.jobs.ledger import claim_job, succeed
+from tests.fixtures.jobs.measured import REPORTED, run
 from tests.fixtures.reports.shown import read_page
-
-MEASURED = (
-    (Stage.CALIBRATE, "tokens", 512, "tokens", None),
-    (Stage.SELECT, "distance", 0.1234, "half turns", "2-3"),
-    (Stage.SELECT, "distance", 0.0567, "half turns", "4-5"),
-    (Stage.SELECT, "held_out_loss", 3.21, "nats", "4-5"),
-    (Stage.SELECT, "held_out_loss", 3.11, "nats", "2-3"),
-    (Stage.SELECT, "chosen", 1, "flag", "2-3"),
-    (Stage.EVALUATE, "before.perplexity", 12.3456, "ratio", None),
-    (Stage.EVALUATE, "after.perplexity", 15.4321, "ratio", None),
-    (Stage.EVALUATE, "before.bytes", 269_060_552, "bytes", None),
-    (Stage.EVALUATE, "after.bytes", 212_000_000, "bytes", None),
-    (Stage.EVALUATE, "before.tokens_per_second", 450, "tokens/s", None),
-    (Stage.EVALUATE, "before.text_perplexity", 12.0, "ratio", "builtin:prose"),
-    (Stage.EVALUATE, "after.text_perplexity", 15.0, "ratio", "builtin:prose"),
-    (Stage.EVALUATE, "text_agreement", 0.75, "ratio", "builtin:prose"),
-)
-
-
-def run(database: Database, job_id: str, end: Callable[[Session, Claim], None] | None = None) -> None:
-    """Claim the job, measure, write a log, and end it if `end` is given."""
-    with database.session() as session:
-        claim = claim_job(session, job_id, worker="w:1")
-        attempts.record_progress(
-            session, claim, stage=Stage.SELECT, overall=0.4, fraction=0.5, eta_seconds=75, eta_error_seconds=12
-        )
-        attempts.add_metrics(
-            session,
-            claim,
-            [
-                Measured(stage=stage, name=name, value=value, unit=unit, candidate=candidate)
-                for stage, name, value, unit, candidate in MEASURED
-            ],
-        )
-        attempts.add_log(session, claim, ["first line", "last line"])
-        if end is not None:
-            end(session, claim)
 
 
 def opens(page: Response) -> list[str]:
@@ -118,14 +80,6 @@ def test_every_figure_is_one_of_the_database(client: TestClient, sqlite_database
         "Reading and writing",
     )
     assert [words for words in explained if words in text_of(page)] == ["Same choice:"]
-
-
-REPORTED: dict[str, Any] = {
-    "before": {"perplexity": 12.3456, "speed": {"decode": {"median": 20.0, "low": 10.0, "high": 30.0}}},
-    "after": {"perplexity": 15.4321, "speed": {"decode": {"median": 26.0, "low": 16.0, "high": 36.0}}},
-    "speed_changes": {"decode": {"ratio": 1.3, "told_apart": False}},
-    "texts": [{"name": "builtin:prose", "before": 12.0, "after": 15.0, "ratio": 1.25}],
-}
 
 
 def test_a_job_with_a_report_shows_its_tables(client: TestClient, sqlite_database: Database) -> None:
@@ -214,32 +168,6 @@ def test_the_stage_in_which_a_job_failed_is_not_done(client: TestClient, sqlite_
     run(sqlite_database, job, fail)
     rows = {row[0]: row[1] for row in rows_of(client.get(f"/ui/jobs/{job}")) if len(row) == 3}
     assert (rows["select"], rows["evaluate"]) == ("done", "failed")
-
-
-def test_jobs_side_by_side(client: TestClient, sqlite_database: Database) -> None:
-    measured, done, queued = (submit(client, ratio=ratio) for ratio in (0.25, 0.5, 0.1))
-    run(sqlite_database, measured, lambda session, claim: succeed(session, claim, report=REPORTED))
-    with sqlite_database.session() as session:
-        succeed(session, claim_job(session, done))
-    rows = rows_of(client.get("/ui/compare", params={"id": [measured, done, queued, measured]}))
-    for row in (
-        ["Status", "succeeded", "succeeded", "queued"],
-        ["Removes", "0.25 of the blocks", "0.5 of the blocks", "0.1 of the blocks"],
-        ["Removed blocks", "12-13", "12-13", "–"],
-        ["Perplexity", "12.35 → 15.43 +25.0 %", "–", "–"],
-        ["Perplexity on builtin:prose", "12.00 → 15.00 1.250 times", "–", "–"],
-    ):
-        assert row in rows, rows
-    better = submit(client)
-    less = {**REPORTED, "after": {**REPORTED["after"], "perplexity": 14.0}}
-    run(sqlite_database, better, lambda session, claim: succeed(session, claim, report=less))
-    rows = rows_of(client.get("/ui/compare", params={"id": [measured, better]}))
-    assert ["Perplexity", "12.35 → 15.43 +25.0 %", "12.35 → 14.00 +13.4 % best"] in rows
-    for given, shown in ((0, "No job was chosen"), (1, "One job was"), (6, "6 jobs were chosen")):
-        ids = [f"{number:08}-0000-0000-0000-{0:012}" for number in range(given)]
-        page = client.get("/ui/compare", params={"id": ids})
-        assert page.status_code == 422
-        assert shown in text_of(page) and "2 to 5 can be compared" in text_of(page)
 
 
 def test_cancelling(client: TestClient, sqlite_database: Database) -> None:

@@ -1,0 +1,327 @@
+"""Several jobs side by side: some that were chosen, or all that have a label, such as those of a sweep; quality against
+size and speed as charts, and the figures as a file.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import Field, ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from api.bodies import JobBody, Parameters
+from api.dashboard.job import as_report, stored_report
+from api.dashboard.jobs import Filters, Text
+from api.dashboard.middleware import PageRoute
+from api.dashboard.rendering import page, removal, short_id
+from api.routes.deps import CallerDep, ServicesDep
+from api.routes.jobs import JobId, MetricBody, job_body, whole_body
+from replaceme_core.errors import InvalidInput, NotFound
+from replaceme_core.ledger import reading
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.watching import last_position
+from replaceme_core.report import view
+from replaceme_core.report.figures import digits, percent
+from replaceme_core.report.reading import Report, Shown
+from replaceme_core.validation import parameter_problem
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+FEWEST, MOST = 2, 5
+_MOST_GIVEN = 200
+_MOST_OF_A_LABEL = 60
+_MORE_IS_BETTER = [one.label for one in view.QUANTITIES if one.unit.endswith("/s") or one.name == "distinct_4grams"]
+_SIZE = next(one.label for one in view.QUANTITIES if one.name == "bytes")
+_SPEEDS = [one.label for one in view.QUANTITIES if one.name in view.SPEEDS]
+_TICKS = 4
+"""About as many as an axis has."""
+
+
+class OfLabel(Parameters):
+    """`label`: as in the form of the list. `most`: loss of quality beyond which a result without a gate misses."""
+
+    label: Text
+    most: Annotated[str, Field(max_length=20)] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A job and what its result is. `loss` is its worst headline: the greatest ratio of perplexities, or a distance."""
+
+    job: JobBody
+    headlines: Mapping[str, view.Headline]
+    quantities: Mapping[str, list[view.Cell]]
+
+    @property
+    def loss(self) -> float | None:
+        found = [value for label in view.LOSSES if (value := self._value(label)) is not None]
+        return max(found, default=None)
+
+    @property
+    def size(self) -> float | None:
+        """Of the weights on disk, as a part of the original's."""
+        change = self._value(_SIZE)
+        return None if change is None else 1 + change
+
+    @property
+    def speed(self) -> float | None:
+        """That which users feel, as a part of the original's."""
+        for label in _SPEEDS:
+            before, after = (value_of(cell) for cell in self.quantities.get(label, ((), ()))[:2])
+            if before and after is not None:
+                return after / before
+        return None
+
+    def passes(self, most: float | None) -> bool:
+        """By its own gate, or by the greatest loss; false where neither is there."""
+        if self.job.gate is not None or self.job.status is not JobStatus.SUCCEEDED:
+            return self.job.gate is not None and self.job.gate.passed
+        return most is not None and self.loss is not None and self.loss <= most
+
+    def _value(self, label: str) -> float | None:
+        return value_of(self.headlines[label].value) if label in self.headlines else None
+
+
+def value_of(cell: view.Cell) -> float | None:
+    """The number that a cell begins with."""
+    return cell[0].value if cell and isinstance(cell[0], Shown) else None
+
+
+# The chart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A result; `x` and `y` are parts of the axes, from the left and from the top. `label` is short, `text` is not."""
+
+    x: float
+    y: float
+    job_id: str
+    label: str
+    text: str
+    is_best: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """Loss of quality over size or speed. A tick is its place and its text; `limit` is that of the greatest loss."""
+
+    up: str
+    across: str
+    points: Sequence[Point]
+    x_ticks: Sequence[tuple[float, str]]
+    y_ticks: Sequence[tuple[float, str]]
+    limit: float | None
+
+    @property
+    def alt(self) -> str:
+        return f"{self.up} over {self.across}. " + "; ".join(one.text for one in self.points)
+
+
+def charts_of(jobs: Sequence[Compared], *, best: str | None = None, most: float | None = None) -> list[Chart]:
+    """Quality over size and over speed; what two jobs have no figures for is left out."""
+    sizes, speeds = ([(one, one.size) for one in jobs], [(one, one.speed) for one in jobs])
+    charts = (("size of the weights", sizes), ("speed", speeds))
+    return [chart for across, of in charts if (chart := _chart(of, across=across, best=best, most=most)) is not None]
+
+
+def _chart(
+    jobs: Sequence[tuple[Compared, float | None]], *, across: str, best: str | None, most: float | None
+) -> Chart | None:
+    of_images = any(view.DISTANCE in one.headlines for one, _ in jobs)
+    known = [(one, part, one.loss) for one, part in jobs if (view.DISTANCE in one.headlines) is of_images]
+    found = [(one, part, loss) for one, part, loss in known if part is not None and loss is not None]
+    if len(found) < FEWEST:
+        return None
+    x_ticks = _ticks([part for _, part, _ in found])
+    y_ticks = _ticks([loss for _, _, loss in found] + ([] if most is None else [most]))
+    form = digits(max(1, -math.floor(math.log10(y_ticks[1] - y_ticks[0]))))
+
+    def place(value: float, ticks: Sequence[float]) -> float:
+        return (value - ticks[0]) / (ticks[-1] - ticks[0])
+
+    points = [
+        Point(
+            x=place(part, x_ticks),
+            y=1 - place(loss, y_ticks),
+            job_id=one.job.id,
+            label=f"{one.job.spec.greatest_ratio:g}" if one.job.spec.greatest_ratio else short_id(one.job.id),
+            text=f"{removal(one.job.spec)} ({short_id(one.job.id)}): {percent(part)}, {form(loss)}",
+            is_best=one.job.id == best,
+        )
+        for one, part, loss in found
+    ]
+    return Chart(
+        up=view.DISTANCE if of_images else "Worst perplexity",
+        across=across,
+        points=points,
+        x_ticks=[(place(one, x_ticks), percent(one)) for one in x_ticks],
+        y_ticks=[(1 - place(one, y_ticks), form(one)) for one in y_ticks],
+        limit=None if most is None else 1 - place(most, y_ticks),
+    )
+
+
+def _ticks(values: Sequence[float]) -> list[float]:
+    """Round numbers around all values.
+
+    >>> _ticks([0.58, 0.87]), _ticks([3.0])
+    ([0.5, 0.6, 0.7, 0.8, 0.9], [2.0, 3.0, 4.0])
+    """
+    low, high = min(values), max(values)
+    rough = (high - low) / _TICKS or max(abs(high) / _TICKS, 1e-6)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(one * power for one in (1, 2, 5, 10) if one * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step), math.ceil(high / step)
+    if first == last:
+        first, last = first - 1, last + 1
+    return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+# Pages
+
+
+@router.get("/ui/compare")
+async def compare(
+    services: ServicesDep,
+    caller: CallerDep,
+    request: Request,
+    id: Annotated[list[JobId], Query(max_length=_MOST_GIVEN)] = [],  # noqa: B006  # the framework copies it
+) -> Response:
+    """The page. Another number of jobs is refused with what would be right."""
+    ids = list(dict.fromkeys(id))
+    if not FEWEST <= len(ids) <= MOST:
+        status = HTTPStatus.UNPROCESSABLE_ENTITY
+        return page("compare.html", request.scope, status=status, jobs=[], given=len(ids), fewest=FEWEST, most=MOST)
+    reads = [await services.reader.read(job_id, owner=caller) for job_id in ids]
+    jobs = [whole_body(one, request) for one in (read.seen for read in reads) if one is not None]
+    found = await run_in_threadpool(_compared, services.database, jobs, caller)
+    labels = list(dict.fromkeys(label for one in found for label in one.quantities))
+    return await run_in_threadpool(
+        page,
+        "compare.html",
+        request.scope,
+        jobs=jobs,
+        given=len(ids),
+        fewest=FEWEST,
+        most=MOST,
+        labels=labels,
+        measured=[one.quantities for one in found],
+        charts=charts_of(found),
+        best={label: _best(label, found) for label in labels},
+        stages=list(dict.fromkeys(stage.name for job in jobs for stage in job.stages)),
+    )
+
+
+@router.get("/ui/sweep")
+def show_sweep(
+    query: Annotated[OfLabel, Query()], services: ServicesDep, caller: CallerDep, request: Request
+) -> Response:
+    """All jobs with a label, live; the smallest result that passes is marked."""
+    with services.database.session(read_only=True) as session:
+        position = last_position(session)  # before the jobs: what happens in between is seen twice, and not missed
+    found, more = _of_label(query.label, services.database, caller, request)
+    most, problem = None, ""
+    try:
+        most = float(query.most) if query.most.strip() else None
+        if most is not None and not 0 < most < math.inf:
+            raise ValueError
+    except ValueError:
+        most, problem = None, f"expected a number such as 1.6, got {query.most!r}"
+    passing = [one for one in found if one.passes(most) and one.size is not None]
+    best = min(passing, key=lambda one: one.size or 0.0, default=None)
+    chosen = None if best is None else best.job.id
+    return page(
+        "sweep.html",
+        request.scope,
+        status=HTTPStatus.UNPROCESSABLE_ENTITY if problem else HTTPStatus.OK,
+        label=query.label,
+        given=query.most,
+        problem=problem,
+        jobs=found,
+        more=more,
+        columns=list(dict.fromkeys(label for one in found for label in one.headlines)),
+        best=chosen,
+        most=most,
+        charts=charts_of(found, best=chosen, most=most),
+        position=position,
+    )
+
+
+@router.get("/ui/sweep.csv")
+def download_sweep(
+    query: Annotated[OfLabel, Query()], services: ServicesDep, caller: CallerDep, request: Request
+) -> Response:
+    """A row per job; of each quantity the value of the original and of the result."""
+    found, _ = _of_label(query.label, services.database, caller, request)
+    labels = list(dict.fromkeys(label for one in found for label in one.quantities))
+    written = io.StringIO()
+    rows = csv.writer(written)
+    sides = [f"{label}, {side}" for label in labels for side in ("original", "result")]
+    rows.writerow(["id", "status", "model", "ratio", "removed_blocks", "gate_passed", *sides])
+    for one in found:
+        job, nothing = one.job, ((), ())
+        cells = [cell for label in labels for cell in one.quantities.get(label, nothing)[:2]]
+        removed = "" if job.result is None else " ".join(map(str, job.result.removed_blocks))
+        passed = "" if job.gate is None else str(job.gate.passed).lower()
+        facts = [job.id, job.status, job.spec.model.repo_id, job.spec.greatest_ratio, removed, passed]
+        rows.writerow([*facts, *(value_of(cell) for cell in cells)])
+    headers = {"Content-Disposition": 'attachment; filename="jobs.csv"'}
+    return Response(written.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
+
+
+def _of_label(label: str, database: Database, owner: str, request: Request) -> tuple[list[Compared], bool]:
+    """The jobs with this label, the least cut first, and whether there are more. Raises `NotFound`, `InvalidInput`."""
+    try:
+        filters = Filters(label=label).query().filters()
+    except ValidationError as error:
+        raise InvalidInput(parameter_problem(error.errors()[0], default="label")["message"], field="label") from None
+    if not filters.labels:
+        raise NotFound("no label is given")
+    with database.session(read_only=True) as session:
+        found = reading.page(
+            session, owner=owner, filters=filters, sort=reading.Sort.NEWEST, limit=_MOST_OF_A_LABEL, cursor=None
+        )
+        jobs = [job_body(snapshot.job(), request) for snapshot in found.items]
+    if not jobs:
+        raise NotFound(f"no job has the label {label!r}")
+    jobs.sort(key=lambda job: (job.spec.greatest_ratio or 0.0, job.created_at))
+    return _compared(database, jobs, owner), found.next_cursor is not None
+
+
+def _compared(database: Database, jobs: Sequence[JobBody], owner: str) -> list[Compared]:
+    compared = []
+    for job in jobs:
+        with database.session(read_only=True) as session:
+            stored = stored_report(session, job.id, owner)
+            metrics = [] if stored is not None else reading.metrics(session, job.id, owner=owner)
+        report = Report(stored) if stored is not None else as_report([MetricBody.of(one) for one in metrics])[0]
+        headlines = {one.label: one for one in view.headlines(report)}
+        compared.append(Compared(job=job, headlines=headlines, quantities=_quantities(report)))
+    return compared
+
+
+def _best(label: str, found: Sequence[Compared]) -> list[int]:
+    """The numbers of the jobs whose result is best in this quantity; none where all are alike."""
+    cells = {number: one.quantities[label][1] for number, one in enumerate(found) if label in one.quantities}
+    known = {number: value for number, cell in cells.items() if (value := value_of(cell)) is not None}
+    if len(set(known.values())) < 2:
+        return []
+    best = (max if label in _MORE_IS_BETTER else min)(known.values())
+    return [number for number, value in known.items() if value == best]
+
+
+def _quantities(report: Report) -> dict[str, list[view.Cell]]:
+    """By their labels: before, after and the change."""
+    models, texts, images = view.both_models(report), view.texts(report), view.images(report)
+    found = {view.plain(name): cells for name, *cells in (models.rows if models else ())}
+    for name, before, after, ratio in texts.only("name", "before", "after", "ratio").rows if texts else ():
+        found[f"Perplexity on {view.plain(name)}"] = [before, after, (*ratio, " times")]
+    for name, distance in images.only("name", "distance").rows if images else ():
+        found[f"Distance of embeddings on {view.plain(name)}"] = [("",), distance, ("",)]
+    return found
