@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware.gzip import GZipMiddleware
 
 from api import routes
-from api.dashboard import comparing, job, jobs, new_job, service
+from api.dashboard import access, comparing, job, jobs, new_job, service
 from api.dashboard.middleware import Pages
 from api.http import openapi, problems
 from api.http.deadline import Deadline, low_latency
@@ -81,7 +81,7 @@ def _routers() -> Iterator[APIRouter]:
     for found in sorted(pkgutil.iter_modules(routes.__path__), key=lambda module: module.name):
         module = import_module(f"{routes.__name__}.{found.name}")
         yield from (value for value in vars(module).values() if isinstance(value, APIRouter))
-    for pages in (comparing, job, jobs, new_job, service):
+    for pages in (access, comparing, job, jobs, new_job, service):
         yield pages.router
 
 

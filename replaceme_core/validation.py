@@ -19,7 +19,7 @@ _FROM_SCHEMA = (
     *("float_type", "int_type", "bool_type", "string_type", "tuple_type", "dict_type", "finite_number"),
     *("model_type", "model_attributes_type", "is_instance_of"),
     *("greater_than", "greater_than_equal", "less_than", "less_than_equal", "literal_error", "missing"),
-    *("string_too_short", "string_too_long", "string_pattern_mismatch", "string_unicode"),
+    *("string_too_short", "string_too_long", "string_pattern_mismatch", "string_unicode", "too_short", "too_long"),
 )
 
 Schema = Mapping[str, Any]
@@ -125,6 +125,8 @@ def describe(schema: Schema) -> str:
             return " or ".join(dict.fromkeys(describe(choice) for choice in choices if choice != {"type": "null"}))
         case {"type": "number" | "integer" as kind}:
             return " ".join(["a number" if kind == "number" else "a whole number", *_bounds(schema)])
+        case {"type": "array", "minItems": least, "maxItems": most}:
+            return f"a list of {least} to {most}, each {describe(schema.get('items', {}))}"
         case {"type": "array"}:
             return f"a list of {describe(schema.get('items', {})).removeprefix('a ').replace('number', 'numbers', 1)}"
         case {"type": "string", "maxLength": most}:

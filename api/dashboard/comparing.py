@@ -119,10 +119,6 @@ class Chart:
     y_ticks: Sequence[tuple[float, str]]
     limit: float | None
 
-    @property
-    def alt(self) -> str:
-        return f"{self.up} over {self.across}. " + "; ".join(one.text for one in self.points)
-
 
 def charts_of(jobs: Sequence[Compared], *, best: str | None = None, most: float | None = None) -> list[Chart]:
     """Quality over size and over speed; what two jobs have no figures for is left out."""

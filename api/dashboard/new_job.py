@@ -119,9 +119,9 @@ def _blocks(text: str) -> list[object]:
     return found
 
 
-def _labels(text: str) -> dict[str, str]:
+def labels_of(text: str) -> dict[str, str]:
     """
-    >>> _labels("team=search, run=1")
+    >>> labels_of("team=search, run=1")
     {'team': 'search', 'run': '1'}
     """
     return {name.strip(): value.strip() for name, _, value in (part.partition("=") for part in _parts(text))}
@@ -157,7 +157,7 @@ _PLACES: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "tasks": ("evaluation.tasks", _parts),
     "gate": ("gate", lambda text: _gate(text)[0]),
     "priority": ("priority", _number),
-    "labels": ("labels", _labels),
+    "labels": ("labels", labels_of),
     "webhook": ("webhook.url", str),
     "credential": ("credential", str),
     "max_runtime_seconds": ("max_runtime_seconds", _number),

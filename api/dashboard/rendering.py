@@ -16,7 +16,7 @@ from starlette.types import Scope as AsgiScope
 
 from api.http.callers import known_caller, session_of
 from api.http.hosts import path_of, root_of
-from replaceme_core.ledger.keys import Scope
+from replaceme_core.ledger.keys import OF_WEBHOOKS, Scope
 from replaceme_core.report.figures import (
     NONE,
     PERPLEXITY,
@@ -137,12 +137,12 @@ def short_id(job_id: str) -> str:
     return job_id.partition("-")[0]
 
 
-def pairs(values: Mapping[str, object]) -> str:
+def pairs(values: Mapping[str, object], between: str = ": ") -> str:
     """
     >>> pairs({"worker": "a:1", "stage": "solve"})
     'worker: a:1, stage: solve'
     """
-    return ", ".join(f"{name}: {value}" for name, value in values.items())
+    return ", ".join(f"{name}{between}{value}" for name, value in values.items())
 
 
 def ranges(blocks: Sequence[int]) -> str:
@@ -182,7 +182,7 @@ def page(
 ) -> HTMLResponse:
     """A page, or a part of one, for the caller of a request.
 
-    Templates also get `root`, `csrf_token`, `is_signed_in`, `may_write` and `static`, the address of a file.
+    Templates also get `root`, `csrf_token`, `is_signed_in`, what the caller may do, and `static`: addresses of files.
     """
     root, session, caller = root_of(scope), session_of(scope), known_caller(scope)
     text = (
@@ -195,6 +195,8 @@ def page(
             csrf_token="" if session is None else session.csrf_token,
             is_signed_in=session is not None and session.key_hash is not None,
             may_write=caller is not None and Scope.JOBS_WRITE in caller.scopes,
+            may_change_webhooks=caller is not None and {Scope.WEBHOOKS_WRITE, OF_WEBHOOKS} <= set(caller.scopes),
+            is_admin=caller is not None and Scope.ADMIN in caller.scopes,
             static=lambda name: root + address_of(name),
         )
     )

@@ -38,11 +38,14 @@ _OF_ADMINS = frozenset({"keys", "owners"})
 def scopes_of(method: str, path: str) -> tuple[Scope, ...]:
     """The scopes that a request needs, all of them; none: it needs no key. `path` is without the service's root.
 
-    >>> [[*map(str, scopes_of("POST", path))] for path in ("/jobs", "/keys", "/webhooks")], scopes_of("GET", "/health")
-    ([['jobs:write'], ['admin'], ['webhooks:write', 'jobs:read']], ())
+    Those of a page are those of the resource that it is about.
+
+    >>> [[*map(str, scopes_of("POST", path))] for path in ("/jobs", "/ui/keys", "/ui/webhooks", "/health")]
+    [['jobs:write'], ['admin'], ['webhooks:write', 'jobs:read'], []]
     """
     if path in PUBLIC or path.startswith(_PUBLIC_FILES):
         return ()
+    path = path.removeprefix("/ui")
     resource = path.split("/", 2)[1] if path.startswith("/") else ""
     if resource in _OF_ADMINS:
         return (Scope.ADMIN,)

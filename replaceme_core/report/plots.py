@@ -37,6 +37,8 @@ _MARKS = {
 _WIDTH = 7.5
 """Inches: a page of A4 without its margins."""
 _DOTS_PER_INCH = 150
+_PIXELS_PER_INCH = 96
+"""Of a browser."""
 _SETTINGS = {
     "font.size": 9.0,
     "font.family": ["DejaVu Sans"],
@@ -58,13 +60,22 @@ Mark = tuple[float, float, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
-    """`name` is that of its file, `alt` what it shows for those who cannot see it, `reading` how it is read."""
+    """`name` is that of its file, `alt` what it shows for those who cannot see it, `reading` how it is read.
+
+    `inches` is its height, which those who show it keep free until it is drawn.
+    """
 
     name: str
+    inches: float
     title: str
     alt: str
     reading: str
     draw: Callable[[], "Figure"]
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Width and height, of which a browser keeps the proportion."""
+        return round(_WIDTH * _PIXELS_PER_INCH), round(self.inches * _PIXELS_PER_INCH)
 
 
 def can_draw() -> bool:
@@ -160,17 +171,18 @@ def perplexities(report: Report) -> Plot | None:
     if not found:
         return None
 
+    inches = 0.9 + 0.32 * len(found)
+
     def draw() -> "Figure":
         names, values = zip(*found, strict=True)
-        figure, (plot,) = _frame(
-            0.9 + 0.32 * len(found), across="perplexity, times the original's (ratio)", names=names
-        )
+        figure, (plot,) = _frame(inches, across="perplexity, times the original's (ratio)", names=names)
         _draw_rows(plot, values)
         plot.axvline(1, color=_ACCENT, linestyle="--", linewidth=1)
         return figure
 
     return Plot(
         name="perplexity",
+        inches=inches,
         title="Perplexity as a multiple of the original's",
         alt=f"A mark with an error bar for each of {len(found)} texts; {_IN_TABLES}",
         reading="The further right of the dashed line (as good as the original), the more is lost on that "
@@ -185,11 +197,13 @@ def accuracies(report: Report) -> Plot | None:
     if not found:
         return None
 
+    inches = 1.1 + 0.5 * len(found)
+
     def draw() -> "Figure":
         from matplotlib.ticker import PercentFormatter
 
         names = [report.text(*base, "name") for base in found]
-        figure, (plot,) = _frame(1.1 + 0.5 * len(found), across="accuracy (%)", names=names)
+        figure, (plot,) = _frame(inches, across="accuracy (%)", names=names)
         plot.xaxis.set_major_formatter(PercentFormatter(1, symbol=None))
         sides = (("before", "original", "o", _DARK, -0.15), ("after", "result", "s", _LIGHT, 0.15))
         for side, name, shape, face, shift in sides:
@@ -210,6 +224,7 @@ def accuracies(report: Report) -> Plot | None:
 
     return Plot(
         name="tasks",
+        inches=inches,
         title="Accuracy in each task",
         alt=f"Two marks with error bars for each of {len(found)} tasks; {_IN_TABLES}",
         reading="Circle: the original; square: the result; a short upright line: guessing. Bars are 95 % "
@@ -239,9 +254,11 @@ def trials(report: Report) -> Plot | None:
     if not shown:
         return None
 
+    inches = 0.7 + 2.1 * len(shown)
+
     def draw() -> "Figure":
         up = [label for label, _, _ in shown]
-        figure, plots = _frame(0.7 + 2.1 * len(shown), across="blocks removed", up=up, is_whole=True)
+        figure, plots = _frame(inches, across="blocks removed", up=up, is_whole=True)
         for plot, (_, marks, limit) in zip(plots, shown, strict=True):
             plot.plot([x for x, _, _ in marks], [y for _, y, _ in marks], color=_ACCENT, linewidth=1, zorder=1)
             if limit is not None:
@@ -251,6 +268,7 @@ def trials(report: Report) -> Plot | None:
 
     return Plot(
         name="trials",
+        inches=inches,
         title="What each depth costs",
         alt=f"A mark for each of {len(found)} trials by the number of blocks removed; {_IN_TABLES}",
         reading="Further right is smaller; in the upper plot lower is better, in that of accuracy higher. "
@@ -265,11 +283,11 @@ def influence(report: Report) -> Plot | None:
     known = [angle * _DEGREES for angle in angles if angle is not None]
     if not known or len(known) != len(angles):
         return None
-    removed = set(report.blocks("removed_blocks"))
+    removed, inches = set(report.blocks("removed_blocks")), 2.9
 
     def draw() -> "Figure":
         across = "block of the original model"
-        figure, (plot,) = _frame(2.9, across=across, up=["change of direction (degrees)"], is_whole=True)
+        figure, (plot,) = _frame(inches, across=across, up=["change of direction (degrees)"], is_whole=True)
         for is_removed, name, colour, hatch in ((False, "kept", _DARK, ""), (True, "removed", _LIGHT, _HATCH)):
             blocks = [block for block in range(len(known)) if (block in removed) is is_removed]
             heights = [known[block] for block in blocks]
@@ -280,6 +298,7 @@ def influence(report: Report) -> Plot | None:
 
     return Plot(
         name="influence",
+        inches=inches,
         title="How much each block changes",
         alt=f"A bar for each of {len(known)} blocks, hatched where it was removed: {removed_blocks(report)}.",
         reading="A bar is the angle by which a block turns a hidden state on average; a block with a "
@@ -295,7 +314,7 @@ def windows(report: Report) -> Plot | None:
     rows = [report.numbers(*place, row) for row in range(len(found) if isinstance(found, list) else 0)]
     if not rows or not all(rows) or len(rows) > _MOST_BLOCKS or sum(map(len, rows)) > _MOST_WINDOWS:
         return None
-    runs = runs_of(report.blocks("removed_blocks"))
+    runs, inches = runs_of(report.blocks("removed_blocks")), 4.4
 
     def draw() -> "Figure":
         import numpy
@@ -305,7 +324,7 @@ def windows(report: Report) -> Plot | None:
         grid = numpy.full((longest, len(rows)), numpy.nan)
         for start, row in enumerate(rows):
             grid[: len(row), start] = numpy.asarray(row) * _DEGREES
-        figure, (plot,) = _frame(4.4, across="first block of the window", up=["number of blocks"], is_whole=True)
+        figure, (plot,) = _frame(inches, across="first block of the window", up=["number of blocks"], is_whole=True)
         plot.grid(visible=False)
         plot.yaxis.set_major_locator(MaxNLocator(integer=True))
         extent = (-0.5, len(rows) - 0.5, 0.5, longest + 0.5)
@@ -327,6 +346,7 @@ def windows(report: Report) -> Plot | None:
 
     return Plot(
         name="windows",
+        inches=inches,
         title="Distance between the ends of every window",
         alt=f"A heat map of {len(rows)} blocks, with a cell for each first block and each number of blocks; "
         f"squares mark what was removed: {removed_blocks(report)}.",
@@ -360,23 +380,26 @@ def candidates(report: Report) -> Plot | None:
     if not found:
         return None
 
+    marks = {
+        label: [
+            (report.number(*base, order) or 0.0, value, "chosen" if report.is_true(*base, "chosen") else "measured")
+            for base in found
+            if (value := report.number(*base, name)) is not None
+        ]
+        for name, label in labels.items()
+    }
+    shown = {label: some for label, some in marks.items() if some}
+    inches = 0.7 + 1.9 * len(shown)
+
     def draw() -> "Figure":
-        marks = {
-            label: [
-                (report.number(*base, order) or 0.0, value, "chosen" if report.is_true(*base, "chosen") else "measured")
-                for base in found
-                if (value := report.number(*base, name)) is not None
-            ]
-            for name, label in labels.items()
-        }
-        shown = {label: some for label, some in marks.items() if some}
-        figure, plots = _frame(0.7 + 1.9 * len(shown), across=across, up=list(shown), is_whole=True)
+        figure, plots = _frame(inches, across=across, up=list(shown), is_whole=True)
         for plot, some in zip(plots, shown.values(), strict=True):
             _draw_marks(plot, some)
         return figure
 
     return Plot(
         name="candidates",
+        inches=inches,
         title="What the candidates would cost",
         alt=f"A mark for each of {len(found)} candidates by the {across}; diamonds were chosen. The values "
         "of the best are in the tables of the report.",
@@ -392,12 +415,12 @@ def stages(report: Report, of: Literal["seconds", "peak_bytes"]) -> Plot | None:
     found = report.places("stages", most=view.MOST_STAGES)
     if not found:
         return None
-    is_planned = bool(report.rows("plan", "stages"))
+    is_planned, inches = bool(report.rows("plan", "stages")), 1.0 + 0.45 * len(found)
 
     def draw() -> "Figure":
         names = [report.text(*base, "name") for base in found]
         across, scale = ("time (s)", 1.0) if of == "seconds" else ("peak memory (GB)", _GIGABYTE)
-        figure, (plot,) = _frame(1.0 + 0.45 * len(found), across=across, names=names)
+        figure, (plot,) = _frame(inches, across=across, names=names)
         height, shift = (0.38, 0.2) if is_planned else (0.6, 0.0)
         bars = [("taken", [report.number(*base, of) for base in found], -shift, _DARK, "")]
         if is_planned:
@@ -418,6 +441,7 @@ def stages(report: Report, of: Literal["seconds", "peak_bytes"]) -> Plot | None:
     below = "; the hatched one below it is what the plan expected" if is_planned else ""
     return Plot(
         name=name,
+        inches=inches,
         title=title,
         alt=f"{title}: bars for {len(found)} stages; {_IN_TABLES}",
         reading=f"The solid bar of a stage is the {what}{below}.",
@@ -435,9 +459,10 @@ def memory(report: Report) -> Plot | None:
     ]
     if len(samples) < 2 or any(later < earlier for (earlier, *_), (later, *_) in pairwise(samples)):
         return None
+    inches = 2.8
 
     def draw() -> "Figure":
-        figure, (plot,) = _frame(2.8, across="time since the start (s)", up=["memory (GB)"])
+        figure, (plot,) = _frame(inches, across="time since the start (s)", up=["memory (GB)"])
         seconds, amounts, stages = zip(*samples, strict=True)
         plot.fill_between(seconds, amounts, color=_LIGHT, alpha=0.35, linewidth=0)
         plot.plot(seconds, amounts, color=_DARK, linewidth=1.3)
@@ -459,6 +484,7 @@ def memory(report: Report) -> Plot | None:
 
     return Plot(
         name="memory",
+        inches=inches,
         title="Memory over the run",
         alt=f"A line through {len(samples)} samples of memory over time, from stage to stage; the peaks are in the "
         "tables of the report.",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from cryptography.fernet import Fernet
 from playwright.sync_api import Browser
 
 from benchmarks.harness.site import Site
@@ -33,6 +34,7 @@ def keyed_site(server_site: Site) -> Site:
     server_site.extra |= {
         "REPLACEME_RUNNER_COMMAND": json.dumps(RUNNER_COMMAND),
         "REPLACEME_REQUIRE_KEY": "true",
+        "REPLACEME_ENCRYPTION_KEY": Fernet.generate_key().decode(),
     }
     save_tiny(server_site.hub_directory / REPOSITORY, dtype=torch.bfloat16)
     return server_site
@@ -40,7 +42,7 @@ def keyed_site(server_site: Site) -> Site:
 
 @pytest.fixture
 def key(keyed_site: Site) -> str:
-    """A key of the owner `OWNER`."""
-    scopes = frozenset({Scope.JOBS_READ, Scope.JOBS_WRITE})
+    """A key of the owner `OWNER` that may do everything."""
+    scopes = frozenset(Scope)
     with keyed_site.database.session() as session:
         return Keys(session).create(NewKey(owner=OWNER, name="browser", scopes=scopes)).key

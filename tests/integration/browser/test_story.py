@@ -21,6 +21,15 @@ MARK = "() => { window.stillTheSame = true; }"
 IS_SAME = "() => window.stillTheSame === true"
 READ_LOAD = "() => { htmx.ajax('GET', '/ui/workers', {target: '#load', select: '#load > *'}).catch(() => {}); }"
 LOADED = "() => [...document.images].every((one) => one.complete && one.naturalWidth > 0)"
+SHIFTS = """() => {
+  window.shifted = 0;
+  const add = (list) => list.getEntries().forEach((one) => { window.shifted += one.value; });
+  new PerformanceObserver(add).observe({type: "layout-shift", buffered: false});
+}"""
+SENT = """() => {
+  const all = [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")];
+  return [all.map((one) => one.name), all.reduce((sum, one) => sum + one.transferSize, 0)];
+}"""
 RECORD = """() => {
   window.progressSeen = [];
   const look = () => {
@@ -161,9 +170,12 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     assert cut_off_on_a_phone(page, "#gate, #trials, #compared-1, #compared-2, #candidates") == []
     plots = page.locator(".plots img")
     assert plots.count() >= 5
-    for number in range(plots.count()):  # in one step: the page may be drawn anew meanwhile
+    page.reload()  # what is done is drawn once
+    page.evaluate(SHIFTS)
+    for number in range(plots.count()):
         page.evaluate("number => document.querySelectorAll('.plots img')[number].scrollIntoView()", number)
     page.wait_for_function(LOADED)
+    assert page.evaluate("() => window.shifted") < 0.01, "plots move nothing when they arrive"
     check(page)
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy").first.click()
@@ -199,10 +211,54 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     expect(other.get_by_role("row").filter(has_text="Status")).to_contain_text("cancelled")
     check(other)
 
+    # two ratios at once: a page of their own, with a chart
+    other.get_by_role("link", name="New job").click()
+    other.get_by_label("Model", exact=True).fill("acme/real")
+    other.get_by_label("Fraction of the blocks").fill("0.2, 0.4")
+    expect(other.locator("#planned")).to_contain_text("2 jobs; this is the plan of the one that removes the most")
+    other.get_by_label("Method").select_option("drop")
+    other.get_by_text("More options").click()
+    other.get_by_label("Calibration sequences").fill("16")
+    other.get_by_label("Tokens in each").fill("32")
+    other.get_by_role("button", name="Submit the job").click()
+    expect(other.locator("#rows")).to_contain_text("A chart of quality against size appears once")
+    expect(other.locator("#rows .status.succeeded")).to_have_count(2, timeout=90_000)
+    expect(other.locator("#rows .chart circle").first).to_be_visible()
+    check(other)
+    other.get_by_label("Greatest loss that passes").fill("1000000")
+    other.get_by_role("button", name="Mark the smallest").click()
+    expect(other.locator("tr.chosen")).to_contain_text("0.4 of the blocks")
+    with other.expect_download() as file:
+        other.get_by_role("link", name="Figures as CSV").click()
+    assert len(file.value.path().read_text().splitlines()) == 3
+
+    # keys and webhooks
+    other.get_by_role("link", name="Webhooks").click()
+    other.get_by_label("URL").fill("https://8.8.8.8/x")  # nothing is sent: no job changes meanwhile
+    other.get_by_role("button", name="Add the webhook").click()
+    expect(other.locator("#secret")).to_contain_text("whsec_")
+    check(other)
+    other.get_by_role("button", name="Delete…").click()
+    other.get_by_role("button", name="Delete it").click()
+    expect(other.get_by_text("There are no webhooks")).to_be_visible()
+    check(other)
+    other.get_by_role("link", name="Keys").click()
+    other.get_by_text("New key").click()
+    other.get_by_label("Name").fill("ci")
+    check(other)
+    other.get_by_role("button", name="Create the key").click()
+    expect(other.locator("#made")).to_contain_text("rmk_")
+    check(other)
+    other.get_by_role("button", name="Revoke ci").click()
+    other.get_by_role("button", name="Revoke it").click()
+    expect(other.get_by_role("row").filter(has_text="ci")).to_contain_text("revoked")
+
     # who works, and the way out
     other.get_by_role("link", name="Workers").click()
     expect(other.get_by_role("row").filter(has_text="any worker")).to_contain_text("(0 of 1 busy)")
     check(other)
+    addresses, sent = other.evaluate(SENT)
+    assert all(one.startswith(url) for one in addresses) and sent < 100_000, (addresses, sent)
     lost = other.locator("#connection")
     other.route("**/ui/workers", lambda route: route.abort())
     other.evaluate(READ_LOAD)

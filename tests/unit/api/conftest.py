@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from api import monitoring
 from api.main import create_app
 from replaceme_core.ledger.database import Database
 from replaceme_core.settings import Settings
@@ -20,7 +21,11 @@ from tests.fixtures.api.service import Service, settings_in
 def service(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     settings = settings_in(tmp_path_factory.mktemp("service"), sqlite_template)
     database = Database(settings.resolved_database_url)
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        TestClient(create_app(settings), raise_server_exceptions=False) as client,
+    ):
+        patch.setattr(monitoring, "CACHE_SECONDS", 0.0)  # figures of one test are not those of the next
         yield Service(settings=settings, client=client, database=database)
     database.close()
 

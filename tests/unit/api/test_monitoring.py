@@ -23,11 +23,6 @@ ALLOWED = {"authorization": f"Bearer {METRICS_KEY}"}
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitoring, "CACHE_SECONDS", 0.0)
-
-
 def scrape(client: TestClient) -> Samples:
     answer = client.get("/metrics", headers=ALLOWED)
     assert answer.status_code == 200, answer.text

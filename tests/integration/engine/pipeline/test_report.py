@@ -103,6 +103,8 @@ def test_every_plot_has_units_and_a_sentence_on_how_to_read_it(report: Content) 
         figure = plot.draw()
         labels = [axes.get_xlabel() for axes in figure.axes] + [axes.get_ylabel() for axes in figure.axes]
         assert any("(" in label or "block" in label for label in labels), plot.name
+        width, height = plot.pixels
+        assert tuple(figure.get_size_inches() * 96) == pytest.approx((width, height), abs=1), "what is kept free for it"
     assert rendered(plot, "svg") == rendered(plot, "svg")
 
 
