@@ -1,10 +1,12 @@
 """What a run leaves for people: the page with its plots, and the model card. Nothing in them is invented."""
 
+import io
 import itertools
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from html import unescape
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +14,15 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+from rich.console import Console
+from starlette.testclient import TestClient
 from transformers import AutoModelForCausalLM
 
+from api.cli.output.report import print_report
+from api.main import create_app
 from replaceme_core.families.layout import MapStructure
+from replaceme_core.ledger.database import Database
 from replaceme_core.report import view
 from replaceme_core.report.card import PICTURE, BaseCard, write_card
 from replaceme_core.report.page import plots_of, policy, render_page
@@ -23,7 +31,10 @@ from replaceme_core.report.reading import Report
 from replaceme_core.request.spec import CompressionRequest
 from replaceme_core.runner.messages import Finished
 from replaceme_core.wording import printable
+from tests.fixtures.api.requests import submit
+from tests.fixtures.api.service import settings_in
 from tests.fixtures.hostile.texts import TEXTS
+from tests.fixtures.jobs.ledger import claim_job, succeed
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tiny import BY_NAME, save_tiny
@@ -253,6 +264,95 @@ def test_a_result_in_a_directory_that_acts_as_the_hub_is_loaded_by_its_path(repo
     assert "`org/tiny` with 5 of its 8 blocks (layers)." in card.text
     assert 'name = "path/to/this/directory"' in card.text
     assert "local/small" not in card.text
+
+
+Row = tuple[str, dict[str, str]]
+"""The heading of a row, and its other cells by the headings of their columns."""
+
+
+def rows_of_tables(tables: Iterable[list[list[str]]]) -> list[Row]:
+    """Of tables as lists of rows, the first of which has the headings."""
+    return [(row[0], dict(zip(head[1:], row[1:], strict=False))) for head, *rows in tables for row in rows if row]
+
+
+def in_html(html: str) -> list[Row]:
+    def words(text: str) -> str:
+        return " ".join(unescape(re.sub(r"<[^>]+>", "", text)).split())
+
+    tables = re.findall(r"<table.*?</table>", html, flags=re.DOTALL)
+    rows = [re.findall(r"<tr.*?</tr>", table, flags=re.DOTALL) for table in tables]
+    cell = re.compile(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", flags=re.DOTALL)
+    return rows_of_tables([[words(one) for one in cell.findall(row)] for row in table] for table in rows)
+
+
+def in_card(markdown: str) -> list[Row]:
+    tables: list[list[list[str]]] = []
+    for token in MarkdownIt("commonmark").enable("table").parse(markdown):
+        if token.type == "table_open":
+            tables.append([])
+        elif token.type == "tr_open":
+            tables[-1].append([])
+        elif token.type == "inline" and tables and token.level == 4 + (token.map is None):
+            tables[-1][-1].append("".join(one.content for one in token.children or ()))
+    return rows_of_tables(tables)
+
+
+def in_terminal(report: Content) -> list[list[str]]:
+    """The cells of each row in a terminal that is wide enough."""
+    written = io.StringIO()
+    print_report(Console(file=written, width=300), Report(report))
+    lines = written.getvalue().splitlines()
+    rows = [line for line, below in zip(lines, [*lines[1:], ""], strict=True) if "──" not in line + below]
+    return [re.split(r"\s{2,}", line.strip()) for line in rows]
+
+
+def made_up(report: Content) -> Content:
+    """The same with other figures and other verdicts."""
+    found: Content = json.loads(json.dumps(report))
+    for text in found["texts"]:
+        text.update(after=123.456, ratio=12.3456, ratio_low=11.1, ratio_high=13.9)
+    apart = {
+        name: {**change, "told_apart": not change["told_apart"]} for name, change in found["speed_changes"].items()
+    }
+    criteria = [{**one, "passed": not one["passed"]} for one in found["gate"]["criteria"]]
+    return {**found, "speed_changes": apart, "gate": {**found["gate"], "criteria": criteria}}
+
+
+def test_card_page_terminal_and_dashboard_agree(report: Content, sqlite_template: Path, tmp_path: Path) -> None:
+    """In every name, digit and verdict that two of them show; the page of the report shows all."""
+    settings = settings_in(tmp_path, sqlite_template)
+    database, verdicts = Database(settings.resolved_database_url), dict[str, bool]()
+    with TestClient(create_app(settings)) as client:
+        for number, content in enumerate((report, made_up(report))):
+            job = submit(client)
+            with database.session() as session:
+                succeed(session, claim_job(session, job), report=content)
+            page = in_html(render_page(content))
+            card_of(content, BaseCard(), tmp_path / f"card-{number}")
+            card = (tmp_path / f"card-{number}" / "README.md").read_text()
+            shown = {"dashboard": in_html(client.get(f"/ui/jobs/{job}").text), "card": in_card(card)}
+            for place, rows in shown.items():
+                compared = [
+                    [(name, mine[name], theirs[name]) for name in mine if name in theirs]
+                    for heading, mine in rows
+                    for other, theirs in page
+                    if heading == other and mine.keys() & theirs.keys() and mine.keys() <= theirs.keys()
+                ]
+                assert len(compared) > 20, place
+                assert [one for row in compared for one in row if one[1] != one[2]] == [], place
+            lines = in_terminal(content)
+            known = [(line, [cells for name, cells in page if name == line[0]]) for line in lines if len(line) > 1]
+            for line, candidates in known:
+                if candidates:
+                    assert any(set(line[1:]) <= set(cells.values()) for cells in candidates), (line, candidates)
+            assert sum(bool(candidates) for _, candidates in known) > 15
+            everywhere = [str(page), str(lines), *map(str, shown.values())]
+            for verdict in ("passed", "missed", "not significant"):
+                found = {verdict in text for text in everywhere}
+                assert len(found) == 1, verdict
+                verdicts[verdict] = verdicts.get(verdict, False) or found == {True}
+    assert verdicts == dict.fromkeys(verdicts, True), "each was seen once"
+    database.close()
 
 
 def full_of(text: str, report: Content) -> tuple[Content, BaseCard]:
