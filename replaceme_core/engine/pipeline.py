@@ -22,6 +22,7 @@ from replaceme_core.engine.evaluation.compare import Unmeasured
 from replaceme_core.engine.evaluation.tasks import load_tasks
 from replaceme_core.engine.images import image_tokens, load_processor
 from replaceme_core.engine.model.changes import kept_blocks
+from replaceme_core.engine.model.dequantize import in_full_precision
 from replaceme_core.engine.model.device import make_deterministic, this_machine
 from replaceme_core.engine.model.load import load_config, load_tokenizer, stored_weights
 from replaceme_core.engine.model.save import complete_or_absent, verify_saved
@@ -52,7 +53,11 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
     Raises the errors of `replaceme_core.errors`; a run that fails leaves nothing behind.
     """
     imported_bytes = resident_bytes()
-    source = Path(request.model_directory)
+    with in_full_precision(Path(request.model_directory), beside=Path(request.output_directory)) as source:
+        return _compress(request, progress, source=source, imported_bytes=imported_bytes)
+
+
+def _compress(request: RunnerRequest, progress: Progress, *, source: Path, imported_bytes: int) -> Finished:
     outline = read_outline(source)
     stored = stored_weights(source)
     tokenizer = None if outline.reads_images else load_tokenizer(source)
@@ -153,10 +158,14 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
             if comparison is not None:
                 report_comparison(progress, comparison, gate=spec.gate)
         clock.end()
-        provenance = provenance_of(spec, tokens, hub=request.hub, source=source, paths=paths, stored=stored.dtype)
+        original = Path(request.model_directory)
+        provenance = provenance_of(
+            spec, tokens, hub=request.hub, original=original, source=source, paths=paths, stored=stored.dtype
+        )
         report = write_report(
             output,
             run,
+            original=original,
             pruning=pruning,
             captured=captured,
             comparison=comparison,

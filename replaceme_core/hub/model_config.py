@@ -12,6 +12,7 @@ from typing import TypeGuard
 from replaceme_core.errors import BrokenModel, UnsafeModel, UnsupportedFamily
 from replaceme_core.families.layout import LANGUAGE_MODEL, OWN_FIELDS, Inputs, Layout, Refusal, lookup, unmet
 from replaceme_core.hub.model_files import SINGLE, read_config, side_files, weight_files
+from replaceme_core.hub.quantized import KEY, scheme_of
 from replaceme_core.hub.safetensors_header import TensorPlace
 from replaceme_core.wording import counted, shorten
 
@@ -59,9 +60,10 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
     row = lookup(model_type)
     if isinstance(row, Refusal):
         raise UnsupportedFamily(row.reason, value=model_type)
-    if any("quantization_config" in part for part in _parts(config)):
+    scheme_of(config)
+    if any(KEY in part for part in _parts(config) if part is not config):
         raise UnsupportedFamily(
-            "the weights are quantised; use the repository with the full-precision weights", value="quantization_config"
+            f"a part of the model has a {KEY}; use the repository with the full-precision weights", value=KEY
         )
     auto_class = row.loads_with(config.get("architectures"))
     if auto_class is None:

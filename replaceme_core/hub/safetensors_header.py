@@ -25,6 +25,7 @@ ITEM_BYTES: Mapping[str, int] = {
     "I16": 2,
     "I8": 1,
     "U8": 1,
+    "F8_E4M3": 1,
     "BOOL": 1,
 }
 """Of the dtypes that this product can read: bytes of one value."""

@@ -14,6 +14,7 @@ from replaceme_core.families.layout import MapStructure
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.model_files import CARRIED_FILES, CONFIG, files_to_download, stored_tensors
 from replaceme_core.hub.port import Hub, Snapshot, read_hub_json
+from replaceme_core.hub.quantized import DEQUANTIZED, READ_BYTES, scheme_of
 from replaceme_core.plan.duration import Duration, expected_duration, inputs_of, modelled_seconds
 from replaceme_core.plan.resources import (
     ModelShape,
@@ -104,10 +105,12 @@ def estimate(
     side_bytes: int,
     is_remote: bool,
     history: Sequence[PastJob],
+    unpacked: int = 0,
 ) -> Estimate:
     """What `work` takes on a model of this `shape`.
 
-    `download` and `side_bytes` are the bytes of all files that are fetched, and of those that are copied to the result.
+    `download` and `side_bytes` are the bytes of all files that are fetched, and of those that are copied to the result;
+    `unpacked` those of quantized weights in full precision.
     `history` are earlier jobs on such a worker, the newest first.
     """
     drop, removed = work.spec.drop, work.removed
@@ -130,7 +133,7 @@ def estimate(
         download=download,
         write=write,
         weights=weights,
-        disk=(download if is_remote else 0) + 2 * largest + _kept_on_disk(shape, work),
+        disk=(download if is_remote else 0) + unpacked + 2 * largest + _kept_on_disk(shape, work),
         memory=peaks_of(shape, work),
         duration=expected_duration(modelled, history, method=work.method, inputs=inputs_of(work.spec)),
         trials=work.trials,
@@ -210,7 +213,7 @@ class Planner:
                 methods=methods_of(row),
                 structures=structures_of(row.structure),
             )
-            plan = replace(plan, warnings=self._warnings(snapshot))
+            plan = replace(plan, warnings=self._warnings(model))
             spec = request.to_spec()
             removed = check_removal(spec, model.outline)
             found = self._estimate(spec, model, removed=removed, history=self.history())
@@ -261,10 +264,13 @@ class Planner:
             side_bytes=sum(snapshot.sizes[name] for name in copied),
             is_remote=self.is_remote,
             history=history,
+            unpacked=0 if scheme_of(model.config) is None else shape.parameters * READ_BYTES,
         )
 
-    def _warnings(self, snapshot: Snapshot) -> list[Notice]:
-        found = []
+    def _warnings(self, model: AdmittedModel) -> list[Notice]:
+        found, snapshot, scheme = [], model.snapshot, scheme_of(model.config)
+        if scheme is not None:
+            found.append(Notice(code=DEQUANTIZED, message=scheme.note, field="model"))
         if snapshot.gated:
             message = (
                 f"{snapshot.repo_id} is gated: those who made it set conditions for its use, which hold for the "

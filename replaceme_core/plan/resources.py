@@ -12,6 +12,7 @@ from pathlib import Path
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.model_config import ModelOutline, check_weights, read_outline
 from replaceme_core.hub.model_files import read_config, weight_files
+from replaceme_core.hub.quantized import as_read, scheme_of
 from replaceme_core.hub.safetensors_header import ITEM_BYTES, TensorPlace
 from replaceme_core.request import defaults
 from replaceme_core.request.calibration import held_out_samples
@@ -91,6 +92,7 @@ class ModelShape:
 
 def shape_of(outline: ModelOutline, config: Mapping[str, object], tensors: Sequence[TensorPlace]) -> ModelShape:
     """The shape of an admitted model. Raises `BrokenModel` if config and weights are not of one model."""
+    tensors = as_read(config, tensors)
     check_weights(outline, config, tensors)
     kept = [tensor for tensor in tensors if not tensor.name.endswith(_BUFFERS)]
     text = outline.layout.part_of(config)
@@ -118,11 +120,12 @@ def shape_of(outline: ModelOutline, config: Mapping[str, object], tensors: Seque
 
 
 def rough_shape(outline: ModelOutline, config: Mapping[str, object], *, weight_bytes: int) -> ModelShape:
-    """The shape as the size of the weight files says it: all blocks alike, two bytes for each value.
+    """The shape as the size of the weight files says it: all blocks alike, two bytes for each value that is read.
 
     For processes that a stranger's headers are kept away from.
     """
-    values, text = max(weight_bytes // 2, outline.blocks), outline.layout.part_of(config)
+    scheme, text = scheme_of(config), outline.layout.part_of(config)
+    values = max(int(weight_bytes / (2 if scheme is None else scheme.bytes_per_value)), outline.blocks)
     rest = min(2 * (_first(text, ("vocab_size",)) or 0) * outline.hidden_size, values // 2)
     blocks = ((values - rest) // outline.blocks,) * outline.blocks
     return _shape(outline, text, block_values=blocks, rest_values=rest, block_tensors=0, rest_tensors=0, item_bytes=2)

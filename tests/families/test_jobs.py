@@ -159,7 +159,7 @@ def test_blocks_stay_to_which_a_tower_adds(tmp_path: Path) -> None:
         ({"auto_map": {}}, UnsafeModel, "auto_map"),
         ({"_attn_implementation": "x/y"}, UnsafeModel, "_attn_implementation"),
         ({"gguf_file": "x"}, UnsafeModel, "gguf_file"),
-        ({"quantization_config": {}}, UnsupportedFamily, "quantised"),
+        ({"quantization_config": {}}, UnsupportedFamily, "quantized"),
         ({"per_layer_config": {"1": {"hidden_size": 8}}}, UnsupportedFamily, "configurations of their own"),
         ({"model_type": "mamba"}, UnsupportedFamily, "must be llama, and this one is 'mamba'"),
         ({"num_hidden_layers": "6"}, UnsafeModel, "positive whole numbers"),

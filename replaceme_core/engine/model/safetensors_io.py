@@ -27,6 +27,7 @@ STORED_DTYPES = {
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "F8_E4M3": torch.float8_e4m3fn,
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
@@ -84,6 +85,7 @@ def all_finite(values: torch.Tensor) -> bool:
 
     `isfinite` of a whole embedding takes six times as long, and more memory than a lazily loaded model.
     """
+    values = values.float() if values.itemsize == 1 else values  # no library compares values of 8 bits
     return values.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
 
 

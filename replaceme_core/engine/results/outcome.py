@@ -22,6 +22,7 @@ from replaceme_core.families.resolve import part_config
 from replaceme_core.hub.model_config import ModelOutline
 from replaceme_core.hub.model_files import CARRIED_FILES, CONFIG, read_config, side_files, weight_files
 from replaceme_core.hub.port import REPORT
+from replaceme_core.hub.quantized import DEQUANTIZED, scheme_of
 from replaceme_core.plan.plan import Estimate, estimate
 from replaceme_core.plan.resources import Workload, shape_of
 from replaceme_core.report.card import read_base_card, write_card
@@ -141,6 +142,7 @@ def write_report(
     directory: Path,
     run: Run,
     *,
+    original: Path,
     pruning: Pruning,
     captured: CaptureRecord,
     comparison: Comparison | None,
@@ -154,9 +156,9 @@ def write_report(
 ) -> dict[str, object]:
     """Write the file into `directory`, after the card and the page that show it, and return its content.
 
-    `structure` is that of the maps that the model takes. `comparison` is `None` where nothing was measured, `angles`
-    where they were not computed. `trials` are those of a search for the deepest cut. `imported_bytes` is the resident
-    memory before anything was loaded.
+    `original` has the model as it was given, `structure` is that of the maps that it takes. `comparison` is `None`
+    where nothing was measured, `angles` where they were not computed. `trials` are those of a search for the deepest
+    cut. `imported_bytes` is the resident memory before anything was loaded.
     """
     spec, clock = run.spec, run.clock
     texts = comparison.texts if comparison else ()
@@ -166,6 +168,8 @@ def write_report(
     irregular = irregular_lists(part_config(load_config(directory)), layout=run.outline.layout)
     warnings = [("not_measured", message) for message in dict.fromkeys(run.unmeasured.found)]
     warnings += warnings_of(comparison)
+    if (scheme := scheme_of(read_config(original))) is not None:
+        warnings.append((DEQUANTIZED, scheme.note))
     if irregular:
         warnings.append(("irregular_pattern", _IRREGULAR.format(", ".join(irregular))))
     if pruning.left_out:

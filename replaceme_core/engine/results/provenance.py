@@ -72,25 +72,27 @@ def provenance_of(
     spec: ResolvedSpec,
     tokens: TokenSet,
     *,
+    original: Path,
     source: Path,
     paths: Sequence[Path | None],
     hub: str | None,
     stored: torch.dtype,
 ) -> dict[str, object]:
-    """The fields of the report. The files of the model in `source` and of the texts in `paths` are read for them.
+    """The fields of the report. The files of the model in `original` and of the texts in `paths` are read for them.
 
+    `source` is what the run has read, another directory than `original` where weights are quantized.
     `hub` is the address of the Hub that the model came from, without a slash at its end; `None`: a directory. `model`
     and `calibration_texts` have the SHA-256 of each file that was read, `tokens` that of the token ids.
     `statistics_key` names what the dense model left on these tokens in the activation cache, if there was one.
     `stored` is the dtype of the model's weights.
     """
     compute, device = spec.compute, torch.device(spec.compute.device)
-    beside = [path for path in side_files(source) if path.name != CARD and not is_terms(path.name)]
+    beside = [path for path in side_files(original) if path.name != CARD and not is_terms(path.name)]
     accelerator = {"cuda": torch.version.cuda, "hip": torch.version.hip}
     return {
         "hub": hub,
         # all that decides the result: config, weights and tokenizer
-        "model": {path.name: file_digest(path) for path in sorted([*weight_files(source), *beside])},
+        "model": {path.name: file_digest(path) for path in sorted([*weight_files(original), *beside])},
         "calibration_texts": [_text(one, path) for one, path in zip(spec.calibration.mix, paths, strict=True)],
         "tokens": {
             name: tensor_digest(values)

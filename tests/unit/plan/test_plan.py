@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from replaceme_core.engine.model.dequantize import in_full_precision
+from replaceme_core.engine.model.load import stored_weights
 from replaceme_core.engine.model.safetensors_io import tensors_of
 from replaceme_core.errors import CalibrationTooSmall, DoesNotFit
 from replaceme_core.families.layout import FAMILIES
 from replaceme_core.hardware import WorkerKind
+from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.model_config import admit_config
+from replaceme_core.hub.model_files import read_config
 from replaceme_core.plan.plan import Estimate
 from replaceme_core.plan.resources import shape_of
 from replaceme_core.request.admission import admit_model, find_model
@@ -22,6 +26,7 @@ from replaceme_core.request.resolve import Machine
 from replaceme_core.request.spec import CompressionRequest, Loading
 from replaceme_core.runner.messages import PastJob, Stage
 from tests.fixtures.models.headers import CPU, REVISION, SEVENTY_BILLION, SMOLLM2, HeaderHub, planner
+from tests.fixtures.models.quantized import save_fp8
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_model
 
 GB = 10**9
@@ -120,6 +125,22 @@ def test_warnings() -> None:
     assert not plan.refusals
     hub = HeaderHub(size=SMOLLM2, json_files={"tokenizer_config.json": {"chat_template": "{{ messages }}"}})
     assert not planner(hub).plan(request()).warnings
+
+
+def test_quantized_weights_are_planned_as_what_they_are_read_as(tmp_path: Path) -> None:
+    source = save_fp8(tmp_path / "org" / "name")
+    one = replace(planner(HeaderHub(size=SMOLLM2)), hub=DirectoryHub(tmp_path))
+    calibration = {"dataset": "builtin:general", "samples": 64, "max_length": 64}
+    plan = one.plan(request(calibration=calibration))
+    assert "dequantized" in [warning.code for warning in plan.warnings]
+    assert plan.estimate is not None and not plan.refusals
+    with in_full_precision(source, beside=tmp_path / "out") as copy:
+        values = stored_weights(copy).values
+    assert plan.estimate.parameters.before == values
+    assert plan.estimate.write > 2 * plan.estimate.parameters.after
+    (source / "config.json").write_text(json.dumps({**read_config(source), "quantization_config": None}))
+    plain = one.plan(request(calibration=calibration))
+    assert "F8_E4M3" in str(plain.refusals[0])
 
 
 @pytest.mark.parametrize("method", ["drop", "block_influence", "merge"])

@@ -1,0 +1,32 @@
+"""A model that was published quantized becomes a shallower one in bfloat16, and the report says so."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from replaceme_core.hub.files import sha256_of
+from tests.fixtures.models.pipeline import request, run
+from tests.fixtures.models.quantized import save_fp8, save_mxfp4
+
+
+@pytest.mark.parametrize("loading", ["whole", "blockwise"])
+@pytest.mark.parametrize("save", [save_mxfp4, save_fp8], ids=["mxfp4", "fp8"])
+def test_a_quantized_model_becomes_shallower(save, loading: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    source = save(tmp_path / "source")
+    compute = {"threads": 1, "dtype": "bfloat16", "loading": loading}
+    calibration = {"dataset": "file:text.txt", "samples": 16, "max_length": 64}
+    finished, _, out = run(request(source, compute=compute, calibration=calibration))
+    report = json.loads((out / "replaceme.json").read_text())
+    scheme = json.loads((source / "config.json").read_text())["quantization_config"]["quant_method"]
+    warnings = {one["code"]: one["message"] for one in report["warnings"]}
+    assert f"stored as {scheme}" in warnings["dequantized"]
+    assert report["model"]["model.safetensors"] == sha256_of(source / "model.safetensors"), "what reproduce compares"
+    assert report["numerics"]["stored_in"] == "bfloat16"
+    assert report["before"]["bytes"] > report["after"]["bytes"]
+    config = json.loads((out / "config.json").read_text())
+    assert "quantization_config" not in config
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.config.num_hidden_layers == len(finished.kept_blocks) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source", "text.txt"]
