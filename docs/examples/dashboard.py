@@ -26,10 +26,10 @@ def show_list(http: httpx2.Client, tag: str) -> str:
     known = {"If-None-Match": tag} if tag else {}
     answer = http.get("/jobs", params={"limit": 500, "fields": SHOWN}, headers=known)
     if answer.status_code == httpx2.codes.NOT_MODIFIED:
-        print("unchanged")
+        print("unchanged", flush=True)
         return tag
     jobs = answer.raise_for_status().json()["items"]
-    print(f"{len(jobs)} jobs, {sum(job['status'] == 'running' for job in jobs)} running")
+    print(f"{len(jobs)} jobs, {sum(job['status'] == 'running' for job in jobs)} running", flush=True)
     return str(answer.headers["etag"])
 
 
@@ -38,7 +38,7 @@ def follow(client: Client) -> None:
     for event in client.stream():
         assert event.job_id is not None
         with suppress(Missing):  # deleted meanwhile
-            print(f"{event.type}: {event.job_id} is {client.job(event.job_id).status}")
+            print(f"{event.type}: {event.job_id} is {client.job(event.job_id).status}", flush=True)
 
 
 def main() -> None:

@@ -68,7 +68,7 @@ def test_an_mlops_tool(serve: Serve, client: Client, tmp_path: Path, fails: bool
 
 def test_a_dashboard(serve: Serve, client: Client, tmp_path: Path) -> None:
     showing = subprocess.Popen(
-        [sys.executable, "-u", EXAMPLES / "dashboard.py", "--every", "0.5"],
+        [sys.executable, EXAMPLES / "dashboard.py", "--every", "0.5"],
         env=variables(serve),
         cwd=tmp_path,
         stdout=subprocess.PIPE,
