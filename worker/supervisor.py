@@ -88,23 +88,24 @@ class Supervisor:
     enqueue: Callable[[str, WorkerKind | None], None] = lambda job_id, worker_kind: None
     must_release: Callable[[], bool] = lambda: False
 
-    def run(self, job_id: str) -> None:
+    def run(self, job_id: str | None) -> None:
         """Claim the next job in the queue and run it to its end. Errors are logged and written to the job, not raised.
 
-        `job_id` is the job that the message was sent for; it is used for the log only.
+        `job_id` is the job that the message was sent for; it is used for the log only. `None`: there was no message.
         """
+        why = "without a message" if job_id is None else f"message for job {job_id}"
         claimed_at = time.monotonic()
         try:
             found = self._claim()
         except DatabaseUnreachable as error:
-            logger.warning("message for job %s: nothing was claimed, the next sweep sends another: %s", job_id, error)
+            logger.warning("%s: nothing was claimed, the next sweep sends another: %s", why, error)
             return
         if found is None:
-            logger.info("message for job %s: no job can start", job_id)
+            logger.info("%s: no job can start", why)
             return
         job, claim = found
-        if job.id != job_id:
-            logger.info("message for job %s: job %s comes first", job_id, job.id)
+        if job_id is not None and job.id != job_id:
+            logger.info("%s: job %s comes first", why, job.id)
         message = origin().traceparent  # that of a sweep has none, and that of another job another one
         with (
             bound(claim.origin, job_id=job.id, attempt=claim.attempt),

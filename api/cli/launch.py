@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from api.cli.child_processes import ChildProcess, Ended, ProcessEvent, Ready, Signalled, signals_to
 from api.http.callers import check_exposure
@@ -109,6 +110,17 @@ def work(
         for name, visible in workers.items()
     }
     Supervisor(children, announce=announce, warn=warn).run(ready=f"ready {' '.join(children)}")
+
+
+def work_once(*, gpus: str | None, settings: Settings, environ: Mapping[str, str]) -> NoReturn:
+    """Become a process that runs at most one job (`worker/once.py`). Raises `InvalidInput`, also for several GPUs."""
+    visible, *others = plan_workers(gpus, environ, count=lambda: count_gpus(environ)).values()
+    if others:
+        raise InvalidInput("one job needs one GPU: name it, such as --gpus 0", field="gpus", value=gpus)
+    prepare_data(settings.resolved_data)
+    kind = WorkerKind.CPU if gpus is None else WorkerKind.GPU
+    command = [sys.executable, "-m", "worker.once", "--queues", kind.value]
+    os.execve(sys.executable, command, {**child_environment(settings, environ), VISIBLE: visible})
 
 
 Start = Callable[..., ChildProcess]

@@ -35,11 +35,16 @@ def worker(
         str | None,
         typer.Option(help="Run one worker per GPU: all, or GPU numbers such as 0,1. Default: one worker on the CPU."),
     ] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Run at most one job, then end with 0, also where there was none.")
+    ] = False,
     data: DataDirectory = None,
 ) -> None:
     settings = _prepare("worker", "worker", data=data)
-    from api.cli.launch import work
+    from api.cli.launch import work, work_once
 
+    if once:
+        work_once(gpus=gpus, settings=settings, environ=os.environ)
     work(gpus=gpus, settings=settings, environ=os.environ, announce=typer.echo, warn=print_note)
 
 

@@ -99,6 +99,11 @@ class Site:
         command += [] if queues is None else ["-Q", queues]
         return self._start(command, log=self.data / f"worker-{name}-{len(self.started)}.log")
 
+    def start_once(self, *options: str) -> Started:
+        """Start a worker that runs at most one job."""
+        command = [sys.executable, "-m", "worker.once", *options]
+        return self._start(command, log=self.data / f"once-{len(self.started)}.log")
+
     def wait_for_worker(self, started: Started) -> None:
         """Wait until a worker receives messages."""
         self._ready(started, lambda: " ready." in started.log.read_text())

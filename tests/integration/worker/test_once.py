@@ -1,0 +1,66 @@
+"""A worker for schedulers that start a process per job: it runs one at most, ends with 0, and needs no other worker."""
+
+import signal
+
+from celery import Celery
+
+from benchmarks.harness.processes import wait_until
+from benchmarks.harness.site import Site
+from replaceme_core.broker import QUEUES, broker_config
+from replaceme_core.ledger.states import JobStatus
+
+
+def messages(site: Site) -> int:
+    """Take all off the broker, and count them."""
+    with Celery("tests", set_as_current=False) as app:
+        app.conf.update(broker_config(site.settings))
+        with app.connection_for_read() as connection:
+            found = 0
+            for name in QUEUES:
+                while connection.default_channel.basic_get(name, no_ack=True) is not None:
+                    found += 1
+            return found
+
+
+def test_one_job_and_no_more(site: Site) -> None:
+    first, second = site.add(), site.add()
+    once = site.start_once("--queues", "cpu")
+    assert once.process.wait(timeout=60) == 0, once.log.read_text()
+    assert [site.job(one).status for one in (first, second)] == [JobStatus.SUCCEEDED, JobStatus.QUEUED]
+    assert site.start_once().process.wait(timeout=60) == 0
+    assert site.job(second).status is JobStatus.SUCCEEDED
+    empty = site.start_once()
+    assert empty.process.wait(timeout=60) == 0
+    assert "no job can start" in empty.log.read_text()
+    assert "could be taken off the broker" not in empty.log.read_text()
+    assert messages(site) == 0, "they do not pile up"
+    assert site.workspaces() == []
+
+
+def test_what_a_lost_one_left_is_requeued_by_the_next(embedded_site: Site) -> None:
+    site = embedded_site
+    site.extra = {"REPLACEME_LEASE_SECONDS": "1.5"}
+    job_id = site.add(stub_seconds="60")
+    lost = site.start_once()
+    site.wait_for_runner(job_id)
+    lost.kill_tree()
+
+    def is_requeued() -> bool:
+        assert site.start_once().process.wait(timeout=60) == 0
+        return "lease_lapsed" in site.event_types(job_id)
+
+    wait_until(is_requeued, seconds=60, what="a worker that requeues the job")
+
+
+def test_it_releases_its_job_at_sigterm(embedded_site: Site) -> None:
+    site = embedded_site
+    site.extra = {"REPLACEME_DRAIN_SECONDS": "0.5"}
+    job_id = site.add(stub_seconds="60")
+    once = site.start_once()
+    site.wait_for_runner(job_id)
+    once.process.send_signal(signal.SIGTERM)
+    assert once.process.wait(timeout=30) == 0, once.log.read_text()
+    assert site.job(job_id).status is JobStatus.QUEUED
+    assert site.event_types(job_id)[-1] == "released"
+    assert "Traceback" not in once.log.read_text()
+    assert site.runners() == []

@@ -1,0 +1,98 @@
+"""`python -m worker.once`: run at most one job to its end, and end with 0, also where there was none.
+
+For schedulers that start a process per job, such as a ScaledJob of KEDA (docs/how-to/kubernetes.md). It sweeps first:
+where no other worker runs, nobody else requeues what a lost one has left. No message wakes it up, so it takes one off
+the broker, where they would pile up.
+"""
+
+import argparse
+import logging
+import os
+import signal
+from collections.abc import Sequence
+
+from kombu.exceptions import OperationalError
+
+from replaceme_core import telemetry
+from replaceme_core.broker import QUEUE
+from replaceme_core.errors import InvalidInput, ReplaceMeError
+from replaceme_core.hardware import WorkerKind
+from replaceme_core.ledger.database import Database
+from replaceme_core.settings import Settings
+from worker.app import (
+    app,
+    choose_sandbox,
+    confinements,
+    drain,
+    enqueue,
+    select_worker_kinds,
+    use_own_temporary_directory,
+)
+from worker.supervisor import Supervisor
+from worker.sweep import Heartbeat, Sweep
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Raises `SystemExit` for a kind that this machine cannot serve, and for a sandbox that does not work."""
+    parser = argparse.ArgumentParser(prog="worker.once", description="Run at most one job, then end.")
+    parser.add_argument("--queues", type=WorkerKind, choices=list(WorkerKind), help="kind of jobs; default: all")
+    named = parser.parse_args(arguments).queues
+    settings = Settings()
+    telemetry.configure_logs(settings.log_format, service="worker")
+    telemetry.configure_spans(os.environ, service="worker")
+    try:
+        kinds = select_worker_kinds(None if named is None else (named,), settings=settings, environ=os.environ)
+    except InvalidInput as error:
+        raise SystemExit(f"this worker cannot start: {error}") from error
+    choose_sandbox()
+    use_own_temporary_directory()
+    signal.signal(signal.SIGTERM, lambda *_: drain.begin(seconds=settings.drain_seconds))
+    heartbeat = Heartbeat(
+        sweep_seconds=settings.sweep_seconds,
+        worker_kinds=kinds,
+        sandbox=confinements[0].sandbox.mode,
+        process_ids=lambda: [os.getpid()],
+    )
+    sweep = Sweep(settings=settings, enqueue=enqueue, has_free_slot=lambda: False, heartbeat=heartbeat)
+    database = Database(settings.resolved_database_url)
+    supervisor = Supervisor(
+        settings=settings,
+        database=database,
+        open_hub=settings.open_hub,
+        confinement=confinements[0],
+        worker_kinds=kinds,
+        enqueue=enqueue,
+        must_release=lambda: drain.must_release,
+    )
+    sweep.sweep()
+    sweep.start()
+    try:
+        if not drain.has_begun:
+            take_message((*kinds, QUEUE))
+            supervisor.run(None)
+    except ReplaceMeError as error:  # such as tables of another release: another process would fail as well
+        raise SystemExit(f"this worker cannot run a job: {error}") from error
+    finally:
+        sweep.stop()
+        heartbeat.end(database)
+        database.close()
+        telemetry.flush_spans()
+    return 0
+
+
+def take_message(queues: Sequence[str]) -> None:
+    """Take one message off the first of `queues` that has any. A broker that is away has none."""
+    try:
+        with app.connection_for_read() as connection:
+            for name in queues:
+                if connection.default_channel.basic_get(str(name), no_ack=True) is not None:
+                    return
+    except (OperationalError, OSError) as error:
+        # only the class of the error: its text may hold the address of the broker with a password
+        logger.warning("no message could be taken off the broker (%s)", type(error).__name__)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
