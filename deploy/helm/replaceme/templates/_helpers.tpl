@@ -1,0 +1,149 @@
+{{- define "replaceme.name" -}}
+{{- .Values.fullnameOverride | default .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "replaceme.labels" -}}
+app.kubernetes.io/name: replaceme
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{/* Labels by which pods are found: (dict "root" $ "part" "api") */}}
+{{- define "replaceme.selector" -}}
+app.kubernetes.io/name: replaceme
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .part }}
+{{- end -}}
+
+{{- define "replaceme.pod" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 10001
+  runAsGroup: 10001
+  fsGroup: 10001
+  seccompProfile: {type: RuntimeDefault}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets: {{ toJson . }}
+{{- end }}
+{{- end -}}
+
+{{- define "replaceme.container" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: {drop: [ALL]}
+envFrom:
+  - configMapRef: {name: {{ include "replaceme.name" . }}}
+{{- end -}}
+
+{{/* What every pod mounts; the key of KEDA stays outside. */}}
+{{- define "replaceme.mounts" -}}
+- {name: secrets, mountPath: /run/secrets, readOnly: true}
+- {name: tmp, mountPath: /tmp}
+{{- if .Values.calibration.claimName }}
+- {name: calibration, mountPath: /calibration, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "replaceme.volumes" -}}
+- name: secrets
+  projected:
+    defaultMode: 0440
+    sources:
+      - secret:
+          name: {{ .Values.secretName }}
+          items:
+            - {key: replaceme_database_url, path: replaceme_database_url}
+            - {key: replaceme_broker_url, path: replaceme_broker_url}
+            - {key: replaceme_encryption_key, path: replaceme_encryption_key}
+      {{- range list "replaceme_hub_read_token" "replaceme_hub_write_token" "replaceme_metrics_key" }}
+      - secret:
+          name: {{ $.Values.secretName }}
+          optional: true
+          items:
+            - {key: {{ . }}, path: {{ . }}}
+      {{- end }}
+- name: tmp
+  emptyDir: {sizeLimit: 1Gi}
+{{- with .Values.calibration.claimName }}
+- name: calibration
+  persistentVolumeClaim: {claimName: {{ . }}, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{/* The pod of a worker: (dict "root" $ "name" NAME "worker" VALUES "once" true) */}}
+{{- define "replaceme.worker" -}}
+metadata:
+  labels:
+    {{- include "replaceme.selector" (dict "root" .root "part" (printf "worker-%s" .name)) | nindent 4 }}
+    replaceme/role: worker
+  annotations:
+    cluster-autoscaler.kubernetes.io/safe-to-evict: "false"
+spec:
+  {{- include "replaceme.pod" .root | nindent 2 }}
+  restartPolicy: {{ ternary "Never" "Always" .once }}
+  # the drain, and 20 s to end the runner and to release the job
+  terminationGracePeriodSeconds: {{ add .root.Values.drainSeconds 20 }}
+  {{- with .worker.priorityClassName }}
+  priorityClassName: {{ . }}
+  {{- end }}
+  {{- with .worker.nodeSelector }}
+  nodeSelector: {{ toJson . }}
+  {{- end }}
+  {{- with .worker.tolerations }}
+  tolerations: {{ toJson . }}
+  {{- end }}
+  containers:
+    - name: worker
+      image: {{ .worker.image }}
+      imagePullPolicy: {{ .worker.pullPolicy }}
+      {{- include "replaceme.container" .root | nindent 6 }}
+      {{- if .once }}
+      command: [python, -m, worker.once, --queues, {{ .worker.kind }}]
+      {{- else }}
+      command:
+        [python, -m, celery, --quiet, -A, worker.app, worker, --pool, prefork, --concurrency, "1", --loglevel, INFO,
+         --hostname, celery@$(POD_NAME), --queues, {{ .worker.kind }}]
+      livenessProbe:
+        exec:
+          command:
+            [python, -m, celery, --quiet, -A, worker.app, inspect, ping, --timeout, "10",
+             --destination, celery@$(POD_NAME)]
+        initialDelaySeconds: 60
+        periodSeconds: 60
+        timeoutSeconds: 30
+        failureThreshold: 5
+      {{- end }}
+      env:
+        - name: POD_NAME
+          valueFrom: {fieldRef: {fieldPath: metadata.name}}
+        - {name: REPLACEME_DRAIN_SECONDS, value: {{ .root.Values.drainSeconds | quote }}}
+      resources:
+        requests:
+          cpu: {{ .worker.cpu | quote }}
+          memory: {{ .worker.memory }}
+          ephemeral-storage: {{ .worker.disk }}
+        limits:
+          memory: {{ .worker.memory }}
+          {{- if .worker.gpus }}
+          {{ .worker.gpuResource }}: {{ .worker.gpus }}
+          {{- end }}
+      volumeMounts:
+        {{- include "replaceme.mounts" .root | nindent 8 }}
+        - {name: data, mountPath: /data}
+        {{- if .root.Values.cache.claimName }}
+        - {name: cache, mountPath: /data/hub-cache, subPath: hub-cache}
+        - {name: cache, mountPath: /data/cache/statistics, subPath: statistics}
+        {{- end }}
+  volumes:
+    {{- include "replaceme.volumes" .root | nindent 4 }}
+    - name: data
+      emptyDir: {sizeLimit: {{ .worker.disk }}}
+    {{- with .root.Values.cache.claimName }}
+    - name: cache
+      persistentVolumeClaim: {claimName: {{ . }}}
+    {{- end }}
+{{- end -}}

@@ -1,0 +1,308 @@
+"""The Helm chart, rendered without a cluster: objects that Kubernetes takes, with nothing secret in them, and every
+value used. What KEDA asks the database is asked of a real one.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import helm_python
+import jsonschema_rs
+import kubernetes_validate
+import pytest
+import yaml
+from helm_python import Chart, HelmError
+from sqlalchemy import text
+
+from benchmarks.harness.checkout import ROOT
+from replaceme_core.hardware import WorkerKind
+from replaceme_core.ledger.database import Database
+from replaceme_core.settings import Settings
+from tests.fixtures.jobs.ledger import Ledger
+
+PLACE = ROOT / "deploy" / "helm" / "replaceme"
+VERSION = "1.34"
+Values = Mapping[str, Any]
+Thing = dict[str, Any]
+"""A rendered object."""
+EVERYTHING: Values = {
+    "fullnameOverride": "pruner",
+    "imagePullSecrets": [{"name": "registry"}],
+    "api": {
+        "hosts": ["replaceme.example.com"],
+        "ingress": {"enabled": True, "className": "nginx", "annotations": {"a": "b"}, "tlsSecretName": "tls"},
+        "nodeSelector": {"disk": "ssd"},
+        "tolerations": [{"key": "api", "operator": "Exists"}],
+    },
+    "workers": {
+        name: {
+            "enabled": True,
+            "gpus": 1,
+            "kueueQueue": "team-a",
+            "priorityClassName": "low",
+            "nodeSelector": {"pool": name},
+            "tolerations": [{"key": "spot", "operator": "Exists"}],
+        }
+        for name in ("cpu", "gpu")
+    },
+    "cache": {"claimName": "cache"},
+    "calibration": {"claimName": "texts"},
+    "networkPolicies": {"apiFrom": [{"podSelector": {"matchLabels": {"app": "gateway"}}}]},
+    "monitoring": {"serviceMonitor": True, "dashboard": True},
+}
+KINDS_OF_OTHERS: Mapping[str, Thing] = {
+    # of KEDA and of the Prometheus operator: the fields that this chart sets, as their documentation has them
+    "ScaledJob": {
+        "pollingInterval": {"type": "integer"},
+        "maxReplicaCount": {"type": "integer"},
+        "successfulJobsHistoryLimit": {"type": "integer"},
+        "failedJobsHistoryLimit": {"type": "integer"},
+        "scalingStrategy": {"required": ["strategy"], "properties": {"strategy": {"enum": ["default", "accurate"]}}},
+        "jobTargetRef": {"type": "object"},
+        "triggers": {
+            "items": {
+                "required": ["type", "metadata"],
+                "properties": {"metadata": {"additionalProperties": {"type": "string"}}},
+            }
+        },
+    },
+    "TriggerAuthentication": {
+        "secretTargetRef": {
+            "items": {"required": ["parameter", "name", "key"], "additionalProperties": {"type": "string"}}
+        }
+    },
+    "ServiceMonitor": {
+        "selector": {"required": ["matchLabels"]},
+        "endpoints": {"items": {"required": ["port", "path"]}},
+    },
+}
+
+
+@cache
+def chart() -> Chart:
+    helm_python.disable_logging()
+    return Chart.load(PLACE)
+
+
+def rendered(values: Values | None = None, *, name: str = "demo") -> list[Thing]:
+    found = chart().render(values=dict(values or {}), name=name, namespace="ml")
+    return [one for text in found.values() for one in yaml.safe_load_all(text) if one]
+
+
+def of_kind(kind: str, values: Values | None = None) -> list[Thing]:
+    return [one for one in rendered(values) if one["kind"] == kind]
+
+
+def pods(things: list[Thing]) -> Iterator[tuple[str, Thing]]:
+    """Names of objects, and the specification of their pods."""
+    for one in things:
+        spec = one["spec"] if one["kind"] in ("Deployment", "Job", "ScaledJob") else {}
+        spec = spec.get("jobTargetRef", spec)
+        if "template" in spec:
+            yield one["metadata"]["name"], spec["template"]["spec"]
+
+
+VARIANTS: Mapping[str, Values] = {
+    "default": {},
+    "everything": EVERYTHING,
+    "without keda": {**EVERYTHING, "keda": {"enabled": False}},
+    "small": {"api": {"replicas": 1, "maxReplicas": 1}, "networkPolicies": {"enabled": False}},
+}
+
+
+@pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS)
+def test_kubernetes_takes_every_object(values: Values) -> None:
+    report = helm_python.lint(PLACE, values=dict(values), strict=True)
+    assert [one for one in report["messages"] if one["severity"] > 1] == []
+    names = set()
+    for one in rendered(values):
+        fields = KINDS_OF_OTHERS.get(one["kind"])
+        if fields is None:
+            kubernetes_validate.validate(one, VERSION, strict=True)
+        else:
+            jsonschema_rs.validate({"properties": fields, "additionalProperties": False}, one["spec"])
+        if one["kind"] == "ScaledJob":
+            as_job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {}, "spec": one["spec"]["jobTargetRef"]}
+            kubernetes_validate.validate(as_job, VERSION, strict=True)
+        name = one["kind"], one["metadata"]["name"]
+        assert name not in names and len(name[1]) <= 63
+        names.add(name)
+
+
+@pytest.mark.parametrize("values", VARIANTS.values(), ids=VARIANTS)
+def test_pods_are_confined_and_hold_no_secret(values: Values) -> None:
+    things = rendered(values)
+    assert not [one for one in things if one["kind"] == "Secret"]
+    found = dict(pods(things))
+    assert len(found) >= 3
+    for name, pod in found.items():
+        assert pod["automountServiceAccountToken"] is False
+        own = pod["securityContext"]
+        assert (own["runAsNonRoot"], own["runAsUser"], own["seccompProfile"]) == (
+            True,
+            10001,
+            {"type": "RuntimeDefault"},
+        )
+        mounted = {volume["name"] for volume in pod["volumes"]}
+        for container in pod["containers"]:
+            limits = container["securityContext"]
+            assert limits["readOnlyRootFilesystem"] is True and limits["allowPrivilegeEscalation"] is False, name
+            assert limits["capabilities"] == {"drop": ["ALL"]}
+            assert {one["name"] for one in container["volumeMounts"]} == mounted
+            assert {"requests", "limits"} == set(container["resources"])
+            assert "memory" in container["resources"]["limits"]
+            settings = {one["name"]: one.get("value", "") for one in container.get("env", ())}
+            assert not [one for one in settings if one.endswith(("TOKEN", "URL", "_KEY"))]
+        kept = [one for volume in pod["volumes"] for one in _keys(volume)]
+        assert "replaceme_database_url" in kept and "keda_connection" not in kept
+    for one in (one for one in things if one["kind"] == "ConfigMap" and "REPLACEME_ROUTES" in one["data"]):
+        settings = {name.removeprefix("REPLACEME_").lower(): value for name, value in one["data"].items()}
+        routes = settings.pop("routes")
+        assert Settings(_env_file=None, **settings).require_key  # type: ignore[arg-type]
+        assert set(json.loads(routes)) <= set(WorkerKind)
+
+
+def _keys(volume: Thing) -> Iterator[str]:
+    sources = [volume["secret"]] if "secret" in volume else []
+    sources += [one["secret"] for one in volume.get("projected", {}).get("sources", ())]
+    for source in sources:
+        yield from (item["key"] for item in source["items"])
+
+
+def test_secrets_cannot_be_values() -> None:
+    for name in ("REPLACEME_HUB_READ_TOKEN", "REPLACEME_DATABASE_URL", "REPLACEME_ENCRYPTION_KEY", "PATH"):
+        with pytest.raises(HelmError, match="invalid propertyName"):
+            rendered({"settings": {name: "x"}})
+    with pytest.raises(HelmError, match="not allowed"):
+        rendered({"drain": 10})
+    with pytest.raises(HelmError, match=r"api\.hosts"):
+        rendered({"api": {"ingress": {"enabled": True}}})
+
+
+def test_the_api_is_asked_how_it_is() -> None:
+    (deployment,) = [one for one in of_kind("Deployment") if one["metadata"]["name"] == "demo-api"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    hosts = next(one["value"] for one in container["env"] if one["name"] == "REPLACEME_ALLOWED_HOSTS").split(",")
+    for probe, path in (("startupProbe", "/ready"), ("readinessProbe", "/ready"), ("livenessProbe", "/health")):
+        asked = container[probe]["httpGet"]
+        assert asked["path"] == path and asked["httpHeaders"][0]["value"] in hosts
+    (service,) = of_kind("Service")
+    assert service["spec"]["selector"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
+    assert "replicas" not in deployment["spec"], "the autoscaler decides"
+    assert hosts == ["demo-api", "demo-api.ml", "demo-api.ml.svc"]
+
+
+def test_a_worker_ends_after_its_drain_and_nothing_reaches_it() -> None:
+    values = {**EVERYTHING, "drainSeconds": 70}
+    for name, pod in pods(of_kind("ScaledJob", values)):
+        (container,) = pod["containers"]
+        kind = name.rpartition("-")[2]
+        assert container["command"] == ["python", "-m", "worker.once", "--queues", kind]
+        assert pod["terminationGracePeriodSeconds"] == 90 and pod["restartPolicy"] == "Never"
+        assert {"name": "REPLACEME_DRAIN_SECONDS", "value": "70"} in container["env"]
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    jobs = of_kind("ScaledJob", values)
+    assert [one["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] for one in jobs] == ["team-a", "team-a"]
+    assert [one["spec"]["jobTargetRef"]["backoffLimit"] for one in jobs] == [0, 0], "the service counts attempts"
+    workers = next(one for one in of_kind("NetworkPolicy") if one["metadata"]["name"] == "demo-workers")
+    assert workers["spec"]["ingress"] == [] and "Ingress" in workers["spec"]["policyTypes"]
+    labels = jobs[0]["spec"]["jobTargetRef"]["template"]["metadata"]["labels"]
+    assert workers["spec"]["podSelector"]["matchLabels"].keys() <= labels.keys()
+    ports = {one["port"] for rule in workers["spec"]["egress"] for one in rule["ports"]}
+    assert ports == {53, 443, 5432, 6379}
+
+
+def test_workers_without_keda_are_those_of_the_compose_file() -> None:
+    deployments = of_kind("Deployment", {"keda": {"enabled": False}})
+    (worker,) = [one for one in deployments if one["metadata"]["name"] == "demo-worker-cpu"]
+    (container,) = worker["spec"]["template"]["spec"]["containers"]
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["worker-cpu"]["command"]
+    command = container["command"]
+    at = command.index("--hostname")
+    assert [*command[:at], *command[at + 2 :]] == compose
+    assert command[at + 1] in container["livenessProbe"]["exec"]["command"]
+    assert not of_kind("TriggerAuthentication", {"keda": {"enabled": False}})
+
+
+def test_the_query_counts_the_jobs_that_need_a_worker(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    queries = {
+        one["metadata"]["name"].rpartition("-")[2]: one["spec"]["triggers"][0]["metadata"]["query"]
+        for one in of_kind("ScaledJob", EVERYTHING)
+    }
+
+    def counted() -> dict[str, int]:
+        with database.session(read_only=True) as session:
+            return {kind: session.scalar(text(query)) for kind, query in queries.items()}
+
+    ledger = Ledger(database)
+    assert counted() == {"cpu": 0, "gpu": 0}
+    anywhere = ledger.add()
+    assert counted() == {"cpu": 1, "gpu": 0}, "one of them is started for it"
+    claim = ledger.claim(anywhere)
+    assert counted() == {"cpu": 0, "gpu": 0}
+    with database.session() as session:
+        session.execute(text("UPDATE jobs SET lease_expires_at = now() - interval '1 second'"))
+    assert counted() == {"cpu": 1, "gpu": 0}, "a lost worker has left it"
+    with database.session() as session:
+        session.execute(text("UPDATE jobs SET route = 'gpu', lease_expires_at = now() + interval '1 hour'"))
+    assert counted() == {"cpu": 0, "gpu": 0}
+    ledger.release(claim)
+    assert counted() == {"cpu": 0, "gpu": 1}
+    with database.session() as session:
+        session.execute(text("UPDATE jobs SET not_before = now() + interval '1 hour'"))
+    assert counted() == {"cpu": 0, "gpu": 0}, "it may not start yet"
+    database.close()
+
+
+def leaves(values: Values, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value and name not in ("settings", "requests", "limits", "dashboardLabels"):
+            yield from leaves(value, (*path, name))
+        else:
+            yield (*path, name), value
+
+
+def another(name: str, value: object) -> object:
+    """A value of the same kind that means something else."""
+    special = {"kind": "gpu" if value == "cpu" else "cpu", "pullPolicy": "Always", "hosts": ["other.example.com"]}
+    if name in special:
+        return special[name]
+    match value:
+        case bool():
+            return not value
+        case int():
+            return value + 1
+        case str():
+            return f"7{value[1:]}" if value[:1].isdigit() else "changed"
+        case list():
+            return [{"ports": [{"port": 99}]}] if name == "egress" else [{"name": "other", "key": "other"}][:1]
+        case Mapping():
+            return {**value, "memory": "3Gi"} if name in ("requests", "limits") else {**value, "REPLACEME_EXTRA": "1"}
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize("keda", [True, False])
+def test_every_value_is_used(keda: bool) -> None:
+    base = chart().merge_values({**EVERYTHING, "keda": {"enabled": keda}})
+    without_keda = {("keda", "pollingIntervalSeconds"), ("keda", "kept"), ("workers", "takesAny")}
+    without_keda.add(("workers", "kueueQueue"))
+    before, unused = rendered(base), []
+    for path, value in leaves(chart().values):
+        changed = deepcopy(base)
+        inner = changed
+        for step in path[:-1]:
+            inner = inner[step]
+        inner[path[-1]] = another(path[-1], inner.get(path[-1], value))
+        if path[-1] == "imagePullSecrets":
+            inner[path[-1]] = [{"name": "other"}]
+        if rendered(changed) == before:
+            unused.append((path[0], path[-1]))
+    assert set(unused) == (set() if keda else without_keda)
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert {chart().version, str(chart().metadata["appVersion"])} == {version("replaceme")}
