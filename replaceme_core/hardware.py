@@ -5,6 +5,7 @@ they number GPUs in another order and list some that torch cannot use. Control g
 cgroup-v2.rst and cgroup-v1/memory.rst of the kernel.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -30,6 +31,17 @@ a = torch.accelerator.current_accelerator() if torch.accelerator.is_available() 
 is_cuda = a is not None and a.type == "cuda"
 print("" if a is None else torch.cuda.get_device_name() if is_cuda else a.type)
 print(getattr(torch.cuda.get_device_properties(0), "uuid", "") if is_cuda and torch.version.cuda else "")
+"""
+_TORCH = """
+import json, torch
+def look(number):
+    at = torch.cuda.get_device_properties(number)
+    free = torch.cuda.mem_get_info(number)[0]
+    fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    return {"name": at.name, "memory": at.total_memory, "free": free, "bfloat16": fast}
+devices = [look(number) for number in range(torch.cuda.device_count())]
+versions = {"version": str(torch.__version__), "cuda": torch.version.cuda, "hip": torch.version.hip}
+print(json.dumps({**versions, "devices": devices}))
 """
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MEBIBYTE = 2**20
@@ -64,6 +76,32 @@ class Accelerator:
 
     name: str
     uuid: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchDevice:
+    """A GPU, its memory in bytes. `bfloat16`: whether it multiplies these itself."""
+
+    name: str
+    memory: int
+    free: int
+    bfloat16: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Torch:
+    """The library, what it was built for, and the GPUs that it sees."""
+
+    version: str
+    cuda: str | None
+    hip: str | None
+    devices: tuple[TorchDevice, ...]
+
+
+def look_at_torch(environ: Mapping[str, str]) -> Torch:
+    """What torch is here. Raises `InvalidInput` if it cannot be imported."""
+    found = json.loads(_output(_TORCH, environ).splitlines()[-1])
+    return Torch(**{**found, "devices": tuple(TorchDevice(**one) for one in found["devices"])})
 
 
 def count_gpus(environ: Mapping[str, str]) -> int:

@@ -1,0 +1,176 @@
+"""`replaceme doctor`: what this machine has, and whether what the settings name answers.
+
+Nothing secret is in its output: it can be attached to an issue.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from api.cli.exit_codes import ExitCode
+from api.cli.output.console import JsonFlag, make_console, print_json
+from api.cli.serve import DataDirectory
+from api.queue import Queue
+from replaceme_core.errors import AccessDenied, InvalidInput, ReplaceMeError, RepositoryNotFound
+from replaceme_core.hardware import has_native_bfloat16, look_at_torch, total_memory
+from replaceme_core.hub.port import DIRECTORY_PREFIX, RepositoryKind
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.migrate import check_migrated
+from replaceme_core.ledger.watching import Workers
+from replaceme_core.library_errors import free_space
+from replaceme_core.local.run import read_settings
+from replaceme_core.report.figures import size
+from replaceme_core.runner.sandbox import SandboxMode
+from replaceme_core.settings import Settings
+from replaceme_core.wording import counted
+
+_NOBODY = "replaceme/no-such-model"
+_LEAST_FREE = 10 * 10**9
+"""Bytes of disk space, below which little can be compressed."""
+
+
+class State(StrEnum):
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`text` is one sentence about the thing called `name`."""
+
+    name: str
+    state: State
+    text: str
+
+
+def findings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """What is found, one after the other. Errors that are expected are problems."""
+    for name, look in _LOOKS.items():
+        try:
+            for state, text in look(settings, environ):
+                yield Finding(name, state, text)
+        except ReplaceMeError as error:
+            yield Finding(name, State.PROBLEM, error.message)
+
+
+Look = Callable[[Settings, Mapping[str, str]], Iterator[tuple[State, str]]]
+
+
+def _software(_: Settings, __: Mapping[str, str]) -> Iterator[tuple[State, str]]:
+    yield State.OK, f"replaceme {version('replaceme')}, Python {platform.python_version()}, {platform.platform()}"
+
+
+def _torch(_: Settings, environ: Mapping[str, str]) -> Iterator[tuple[State, str]]:
+    found = look_at_torch(environ)
+    build = f"CUDA {found.cuda}" if found.cuda else f"ROCm {found.hip}" if found.hip else "CPU only"
+    yield State.OK, f"torch {found.version}, built for {build}"
+    for one in found.devices:
+        is_fast = "bfloat16 in hardware" if one.bfloat16 else "no bfloat16 in hardware"
+        state = State.OK if one.bfloat16 else State.WARNING
+        yield state, f"{one.name}: {size(one.memory)}, {size(one.free)} free; {is_fast}"
+    if not found.devices:
+        native = has_native_bfloat16()
+        text = "no accelerator; jobs run on the CPU, which multiplies bfloat16 " + ("itself" if native else "slowly")
+        yield State.OK if native else State.WARNING, text
+
+
+def _memory(_: Settings, __: Mapping[str, str]) -> Iterator[tuple[State, str]]:
+    yield State.OK, f"{size(total_memory())} for processes, {counted(os.cpu_count() or 1, 'cores')}"
+
+
+def _disk(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, str]]:
+    try:
+        free = free_space(settings.resolved_data)
+    except OSError as error:
+        raise InvalidInput(f"the data directory cannot be read: {error.strerror}") from error
+    yield State.OK if free >= _LEAST_FREE else State.WARNING, f"{size(free)} free for the data directory"
+
+
+def _sandbox(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, str]]:
+    found = settings.confinement()
+    yield State.WARNING if found.sandbox.mode is SandboxMode.NONE else State.OK, found.sandbox.describe()
+    memory = "no limit of memory" if found.memory is None else f"memory limit {found.memory.describe()}"
+    yield State.OK, memory
+
+
+def _hub(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, str]]:
+    where = "a directory" if settings.hub_address is None else settings.hub_address
+    with suppress(RepositoryNotFound, AccessDenied):  # it has answered
+        settings.open_hub().resolve(_NOBODY, kind=RepositoryKind.MODEL)
+    yield State.OK, f"{where} answers"
+    if settings.hub_address is not None and settings.hub_write_token is None:
+        yield State.WARNING, "there is no write token: results are published only with credentials of their owners"
+
+
+def _database(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, str]]:
+    kind = settings.resolved_database_url.partition(":")[0].partition("+")[0]
+    if kind == "sqlite" and not Path(settings.resolved_database_url.removeprefix("sqlite:///")).exists():
+        yield State.WARNING, "SQLite, not made yet: `replaceme serve` does that"
+        return
+    with closing(Database(settings.resolved_database_url)) as database, database.session(read_only=True) as session:
+        check_migrated(session)
+        alive = Workers(session).count_alive()
+    workers = ", ".join(f"{count} for {kind}" for kind, count in alive.items())
+    yield State.OK, f"{kind} answers and has all migrations; live workers: {workers}"
+
+
+def _broker(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, str]]:
+    with closing(Queue(settings)) as queue:
+        queue.ping()
+    yield State.OK, "takes messages"
+
+
+_LOOKS: Mapping[str, Look] = {
+    "software": _software,
+    "torch": _torch,
+    "memory": _memory,
+    "disk": _disk,
+    "sandbox": _sandbox,
+    "hub": _hub,
+    "database": _database,
+    "broker": _broker,
+}
+
+
+def doctor(
+    *,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the findings to a file, as JSON.")
+    ] = None,
+    data: DataDirectory = None,
+    as_json: JsonFlag = False,
+) -> None:
+    settings = read_settings() if data is None else read_settings(data=data)
+    if settings.uses_embedded_default and "hub" not in settings.model_fields_set:  # as `serve` has it
+        settings = settings.model_copy(update={"hub": f"{DIRECTORY_PREFIX}{settings.resolved_data / 'hub'}"})
+    found = list(findings(settings, os.environ))
+    is_well = all(one.state is not State.PROBLEM for one in found)
+    body = {"ok": is_well, "findings": [asdict(one) for one in found]}
+    if out is not None:
+        try:
+            out.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InvalidInput(f"{out} cannot be written: {error.strerror}") from error
+    if as_json:
+        print_json(body)
+    else:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in ("", "State", "What was found"):
+            table.add_column(heading, overflow="fold")
+        for one in found:
+            table.add_row(one.name, one.state, one.text, style="" if one.state is State.OK else "bold")
+        make_console(stderr=False).print(table)
+    if not is_well:
+        raise typer.Exit(int(ExitCode.BAD_INPUT))

@@ -1,0 +1,58 @@
+"""What `replaceme doctor` finds: on a service that works, and on one whose parts do not answer."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from api.cli.main import app
+from replaceme_core.ledger.migrate import upgrade
+
+SECRET = "never-to-be-seen"
+
+
+def found(*options: str) -> tuple[int, dict[str, list[tuple[str, str]]], str]:
+    """The exit code, state and text of what was found by name, and all that was printed."""
+    done = CliRunner().invoke(app, ["doctor", "--json", *options])
+    rows: dict[str, list[tuple[str, str]]] = {}
+    for one in json.loads(done.stdout)["findings"]:
+        rows.setdefault(one["name"], []).append((one["state"], one["text"]))
+    return done.exit_code, rows, done.output
+
+
+def test_a_service_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATABASE_URL", "BROKER_URL", "HUB"):
+        monkeypatch.delenv(f"REPLACEME_{name}", raising=False)
+    data = tmp_path / "data"
+    data.mkdir()
+    upgrade(f"sqlite:///{data / 'replaceme.sqlite3'}")
+    code, rows, _ = found("--data", str(data), "--out", str(tmp_path / "found.json"))
+    assert code == 0, rows
+    assert list(rows) == ["software", "torch", "memory", "disk", "sandbox", "hub", "database", "broker"]
+    assert str(torch.__version__) in rows["torch"][0][1]
+    assert {one[0] for name in ("memory", "hub", "database", "broker") for one in rows[name]} == {"ok"}
+    written = json.loads((tmp_path / "found.json").read_text())
+    assert written["ok"] is True and len(written["findings"]) == sum(map(len, rows.values()))
+    table = CliRunner().invoke(app, ["doctor", "--data", str(data)])
+    assert table.exit_code == 0 and "takes messages" in table.stdout
+
+
+def test_parts_that_do_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (
+        ("DATABASE_URL", f"postgresql+psycopg://user:{SECRET}@127.0.0.1:1/x"),
+        ("BROKER_URL", f"redis://:{SECRET}@127.0.0.1:1/0"),
+        ("HUB", f"dir:{tmp_path / 'none'}"),
+        ("SANDBOX", "user"),
+    ):
+        monkeypatch.setenv(f"REPLACEME_{name}", value)
+    code, rows, printed = found("--data", str(tmp_path / "data"))
+    states = {name: [state for state, _ in one] for name, one in rows.items()}
+    assert code == 2
+    assert {name for name, one in states.items() if "problem" in one} == {"sandbox", "hub", "database", "broker"}
+    assert SECRET not in printed and str(tmp_path) not in printed
+    refused = CliRunner().invoke(
+        app, ["doctor", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "no" / "file")]
+    )
+    assert refused.exit_code == 2
