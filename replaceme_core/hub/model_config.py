@@ -63,7 +63,7 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
     scheme_of(config)
     if any(KEY in part for part in _parts(config) if part is not config):
         raise UnsupportedFamily(
-            f"a part of the model has a {KEY}; use the repository with the full-precision weights", value=KEY
+            "a part of the model is quantized; use the repository with the full-precision weights", value=KEY
         )
     auto_class = row.loads_with(config.get("architectures"))
     if auto_class is None:

@@ -11,8 +11,7 @@ from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.quantized import save_fp8, save_mxfp4
 
 
-@pytest.mark.parametrize("loading", ["whole", "blockwise"])
-@pytest.mark.parametrize("save", [save_mxfp4, save_fp8], ids=["mxfp4", "fp8"])
+@pytest.mark.parametrize(("save", "loading"), [(save_mxfp4, "whole"), (save_fp8, "blockwise")], ids=["mxfp4", "fp8"])
 def test_a_quantized_model_becomes_shallower(save, loading: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     source = save(tmp_path / "source")
     compute = {"threads": 1, "dtype": "bfloat16", "loading": loading}
