@@ -266,9 +266,12 @@ class QueueSnapshot:
         no job ends meanwhile. Levels are served in ascending order. Within a level, owners whose first start it is come
         first; the others follow in the order of the level before.
         """
-        busy = dict.fromkeys(self.last_starts, 0) | dict(self.running)
+        # the parts of a snapshot were read one after the other: an owner's first job may be in the last of them only
+        owners = {name for waiting in queue.counts.values() for name in waiting}
+        busy = dict.fromkeys(owners, 0) | dict(self.running)
+        starts = {name: self.last_starts.get(name) for name in owners}
         last: dict[str, tuple[int, float]] = {
-            name: (0, 0.0) if at is None else (1, at.timestamp()) for name, at in self.last_starts.items()
+            name: (0, 0.0) if at is None else (1, at.timestamp()) for name, at in starts.items()
         }
         position = 0
         for present in sorted(queue.counts, reverse=True):

@@ -4,6 +4,7 @@ workers claim which jobs; limits of jobs, which hold when many ask at once.
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -232,6 +233,16 @@ def test_the_queue_position_counts_jobs_for_the_same_workers(ledger: Ledger) -> 
     any_worker = add(ledger)
     assert position(ledger, any_worker) == 4
     assert position(ledger, add(ledger, device="cuda")) == 3
+
+
+def test_a_job_that_starts_while_the_queue_is_read_has_a_position(ledger: Ledger) -> None:
+    """Its owner waits for nothing else, and is not among those whose last start is read after the queue."""
+    job_id = add(ledger)
+    with ledger.database.session(read_only=True) as session:
+        job = reading.get_snapshots(session, [(job_id, "ada")])[job_id, "ada"]
+        snapshot = replace(scheduling.read_queue(session), last_starts={})
+    found = snapshot.position_of(job)
+    assert found is not None and found.position == 1
 
 
 def new_key(database: Database, *, running_jobs: int | None) -> str:
