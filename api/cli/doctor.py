@@ -73,7 +73,11 @@ def _software(_: Settings, __: Mapping[str, str]) -> Iterator[tuple[State, str]]
 
 
 def _torch(_: Settings, environ: Mapping[str, str]) -> Iterator[tuple[State, str]]:
-    found = look_at_torch(environ)
+    try:
+        found = look_at_torch(environ)
+    except InvalidInput as error:
+        yield State.WARNING, f"this machine can run the API, but no worker: {error.message}"
+        return
     build = f"CUDA {found.cuda}" if found.cuda else f"ROCm {found.hip}" if found.hip else "CPU only"
     yield State.OK, f"torch {found.version}, built for {build}"
     for one in found.devices:

@@ -40,6 +40,7 @@ def test_a_service_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_parts_that_do_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replaceme_core.hardware.sys.executable", "/usr/bin/false")  # a Python without torch
     for name, value in (
         ("DATABASE_URL", f"postgresql+psycopg://user:{SECRET}@127.0.0.1:1/x"),
         ("BROKER_URL", f"redis://:{SECRET}@127.0.0.1:1/0"),
@@ -51,6 +52,7 @@ def test_parts_that_do_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     states = {name: [state for state, _ in one] for name, one in rows.items()}
     assert code == 2
     assert {name for name, one in states.items() if "problem" in one} == {"sandbox", "hub", "database", "broker"}
+    assert states["torch"] == ["warning"] and "can run the API, but no worker" in rows["torch"][0][1]
     assert SECRET not in printed and str(tmp_path) not in printed
     refused = CliRunner().invoke(
         app, ["doctor", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "no" / "file")]
