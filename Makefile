@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SIDE_BY_SIDE := --numprocesses 2 --dist worksteal # much of a test is waiting for servers and processes
 
-.PHONY: setup demo test check chaos families bench clean
+.PHONY: setup demo test check chaos families images images-test bench clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,12 @@ chaos: $(STAMP)
 
 families: $(STAMP)
 	$(BIN)/python -m benchmarks.families --check --workers 2
+
+images: $(STAMP)
+	$(BIN)/python -m benchmarks.images build $(if $(WORKER),--worker)
+
+images-test: images
+	$(BIN)/python -m benchmarks.images test $(if $(WORKER),--worker)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.speed

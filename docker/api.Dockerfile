@@ -1,9 +1,13 @@
 # The API and the one-shot migration. No torch: of models, the API reads only config files and lists of files.
 # With the command line, for `replaceme keys`.
-ARG PYTHON_VERSION=3.11
+#   --build-arg BASE=...    another image of Debian with Python, pip and venv
+ARG BASE=python:3.11-slim-trixie
 
-FROM python:${PYTHON_VERSION}-slim-trixie AS build
+FROM ${BASE} AS build
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
+COPY docker/slim.sh ./
 COPY pyproject.toml README.md LICENSE ./
 COPY api ./api
 COPY migrations ./migrations
@@ -11,13 +15,16 @@ COPY replaceme_core ./replaceme_core
 COPY worker ./worker
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip wheel --no-deps --wheel-dir /wheels . \
-    && python -m venv /opt/replaceme \
-    && /opt/replaceme/bin/python -m pip install "$(echo /wheels/replaceme-*.whl)[api,telemetry]"
+    && python -m venv --without-pip /opt/replaceme \
+    && python -m pip --python /opt/replaceme/bin/python install --no-compile "$(echo /wheels/replaceme-*.whl)[api,telemetry]" \
+    && sh slim.sh /opt/replaceme api.main api.cli.main migrations.__main__
 
-FROM python:${PYTHON_VERSION}-slim-trixie
+FROM ${BASE}
+# the working directory is empty and not writable, because Python looks for modules in it first
 RUN groupadd --gid 10001 replaceme \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin replaceme \
-    && install --directory --owner 10001 --group 10001 --mode 0700 /data
+    && install --directory --owner 10001 --group 10001 --mode 0700 /data \
+    && install --directory --owner 0 --group 0 --mode 0555 /app
 COPY --from=build /opt/replaceme /opt/replaceme
 ENV PATH=/opt/replaceme/bin:$PATH \
     HOME=/tmp \
@@ -25,7 +32,6 @@ ENV PATH=/opt/replaceme/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     REPLACEME_DATA=/data \
     HF_HOME=/data/hub-cache/.huggingface
-# empty and not writable, because Python looks for modules in the working directory first
 WORKDIR /app
 USER 10001:10001
 EXPOSE 8000

@@ -1,15 +1,21 @@
 # A worker: one job at a time. torch for CPUs unless TORCH_INDEX says otherwise:
 #   --build-arg TORCH_INDEX=https://pypi.org/simple    torch for NVIDIA GPUs (on x86-64 Linux)
+#   --build-arg TORCH=torch==2.13.0                    a release of it
 #   --build-arg EXTRAS=worker,plot,tasks,telemetry,quantized     bitsandbytes too, for compute.quantization
-ARG PYTHON_VERSION=3.11
+#   --build-arg BASE=...    another image of Debian with Python, pip and venv
+ARG BASE=python:3.11-slim-trixie
 
-FROM python:${PYTHON_VERSION}-slim-trixie AS build
+FROM ${BASE} AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH=torch>=2.9
 # in a step of its own, so that a change of the sources does not download torch again
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m venv /opt/replaceme \
-    && /opt/replaceme/bin/python -m pip install --index-url "${TORCH_INDEX}" "torch>=2.9"
+    python -m venv --without-pip /opt/replaceme \
+    && python -m pip --python /opt/replaceme/bin/python install --no-compile --index-url "${TORCH_INDEX}" "${TORCH}"
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
+COPY docker/slim.sh ./
 COPY pyproject.toml README.md LICENSE ./
 COPY api ./api
 COPY migrations ./migrations
@@ -18,14 +24,17 @@ COPY worker ./worker
 ARG EXTRAS=worker,plot,tasks,telemetry
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip wheel --no-deps --wheel-dir /wheels . \
-    && /opt/replaceme/bin/python -m pip install "$(echo /wheels/replaceme-*.whl)[${EXTRAS}]"
+    && python -m pip --python /opt/replaceme/bin/python install --no-compile "$(echo /wheels/replaceme-*.whl)[${EXTRAS}]" \
+    && sh slim.sh /opt/replaceme worker.app worker.once worker.runner
 
-FROM python:${PYTHON_VERSION}-slim-trixie
-# volumes are mounted on the last three folders and take over their owner
+FROM ${BASE}
+# volumes are mounted on the last three folders of /data and take over their owner; the working directory is empty and
+# not writable, because celery looks for modules in it first
 RUN groupadd --gid 10001 replaceme \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin replaceme \
     && install --directory --owner 10001 --group 10001 --mode 0700 \
-        /data /data/cache /data/hub-cache /data/workspace /data/cache/statistics
+        /data /data/cache /data/hub-cache /data/workspace /data/cache/statistics \
+    && install --directory --owner 0 --group 0 --mode 0555 /app
 COPY --from=build /opt/replaceme /opt/replaceme
 ENV PATH=/opt/replaceme/bin:$PATH \
     HOME=/tmp \
@@ -34,10 +43,9 @@ ENV PATH=/opt/replaceme/bin:$PATH \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     REPLACEME_DATA=/data \
     HF_HOME=/data/hub-cache/.huggingface
-# empty and not writable, because celery looks for modules in the working directory first
 WORKDIR /app
 USER 10001:10001
 # pings this worker through the broker; it answers during a job too
 HEALTHCHECK --interval=60s --timeout=30s --start-period=60s --retries=3 \
-    CMD ["sh", "-c", "exec python -m celery --quiet -A worker.app inspect ping --timeout 10 --destination celery@$HOSTNAME"]
+    CMD ["sh", "-c", "exec python -m celery --quiet -A worker.app inspect ping --timeout 10 --destination celery@$(python -c 'import socket; print(socket.gethostname())')"]
 CMD ["python", "-m", "celery", "--quiet", "-A", "worker.app", "worker", "--pool", "prefork", "--concurrency", "1", "--loglevel", "INFO"]
