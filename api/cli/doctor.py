@@ -12,15 +12,11 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich import box
 from rich.table import Table
 
-from api.cli.exit_codes import ExitCode
-from api.cli.output.console import JsonFlag, make_console, print_json
-from api.cli.serve import DataDirectory
+from api.cli.output.console import make_console, print_json
 from api.queue import Queue
 from replaceme_core.errors import AccessDenied, InvalidInput, ReplaceMeError, RepositoryNotFound
 from replaceme_core.hardware import has_native_bfloat16, look_at_torch, total_memory
@@ -29,7 +25,6 @@ from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.migrate import check_migrated
 from replaceme_core.ledger.watching import Workers
 from replaceme_core.library_errors import free_space
-from replaceme_core.local.run import read_settings
 from replaceme_core.report.figures import size
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import Settings
@@ -57,9 +52,9 @@ class Finding:
 
 def findings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
     """What is found, one after the other. Errors that are expected are problems."""
-    for name, look in _LOOKS.items():
+    for name, of in _LOOKS.items():
         try:
-            for state, text in look(settings, environ):
+            for state, text in of(settings, environ):
                 yield Finding(name, state, text)
         except ReplaceMeError as error:
             yield Finding(name, State.PROBLEM, error.message)
@@ -148,18 +143,11 @@ _LOOKS: Mapping[str, Look] = {
 }
 
 
-def doctor(
-    *,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the findings to a file, as JSON.")
-    ] = None,
-    data: DataDirectory = None,
-    as_json: JsonFlag = False,
-) -> None:
-    settings = read_settings() if data is None else read_settings(data=data)
+def look(settings: Settings, environ: Mapping[str, str], *, out: Path | None, as_json: bool) -> bool:
+    """Print what is found, and write it to `out`; whether there is no problem. Raises `InvalidInput`."""
     if settings.uses_embedded_default and "hub" not in settings.model_fields_set:  # as `serve` has it
         settings = settings.model_copy(update={"hub": f"{DIRECTORY_PREFIX}{settings.resolved_data / 'hub'}"})
-    found = list(findings(settings, os.environ))
+    found = list(findings(settings, environ))
     is_well = all(one.state is not State.PROBLEM for one in found)
     body = {"ok": is_well, "findings": [asdict(one) for one in found]}
     if out is not None:
@@ -169,12 +157,11 @@ def doctor(
             raise InvalidInput(f"{out} cannot be written: {error.strerror}") from error
     if as_json:
         print_json(body)
-    else:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for heading in ("", "State", "What was found"):
-            table.add_column(heading, overflow="fold")
-        for one in found:
-            table.add_row(one.name, one.state, one.text, style="" if one.state is State.OK else "bold")
-        make_console(stderr=False).print(table)
-    if not is_well:
-        raise typer.Exit(int(ExitCode.BAD_INPUT))
+        return is_well
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("", "State", "What was found"):
+        table.add_column(heading, overflow="fold")
+    for one in found:
+        table.add_row(one.name, one.state, one.text, style="" if one.state is State.OK else "bold")
+    make_console(stderr=False).print(table)
+    return is_well

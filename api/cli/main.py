@@ -19,7 +19,7 @@ COMMANDS: Final = MappingProxyType(
         "serve": (_RUN, "serve.serve", "Run the API and a worker together until interrupted."),
         "worker": (_RUN, "serve.worker", "Run workers only, one per GPU or one on the CPU, until interrupted."),
         "openapi": (_RUN, "serve.openapi", "Print the OpenAPI 3.1 document of this version as JSON."),
-        "doctor": (_RUN, "doctor.doctor", "Look at this machine, and at what the settings name: does it answer?"),
+        "doctor": (_RUN, "serve.doctor", "Look at this machine, and at what the settings name: does it answer?"),
         "keys": (_RUN, "keys.app", "Create, list, revoke and rotate API keys."),
         "plan": (_USE, "jobs.plan", "Show what a job would take: blocks, memory, disk, time. Nothing is queued."),
         "submit": (_USE, "jobs.submit", "Submit a job to the service: from a file, from options, or from both."),

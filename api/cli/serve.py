@@ -1,4 +1,4 @@
-"""`serve`, `worker`, `openapi`: commands of those who run the service."""
+"""`serve`, `worker`, `doctor`, `openapi`: commands of those who run the service."""
 
 import json
 import os
@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from api.cli.output.console import print_note
+from api.cli.exit_codes import ExitCode
+from api.cli.output.console import JsonFlag, print_note
 from replaceme_core.errors import InvalidInput
 from replaceme_core.local.run import check_installed, read_settings
 from replaceme_core.settings import Settings
@@ -46,6 +47,22 @@ def worker(
     if once:
         work_once(gpus=gpus, settings=settings, environ=os.environ)
     work(gpus=gpus, settings=settings, environ=os.environ, announce=typer.echo, warn=print_note)
+
+
+def doctor(
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="File to write the JSON to, too.", show_default=False),
+    ] = None,
+    data: DataDirectory = None,
+    as_json: JsonFlag = False,
+) -> None:
+    settings = read_settings() if data is None else read_settings(data=data)
+    from api.cli.doctor import look
+
+    if not look(settings, os.environ, out=out, as_json=as_json):
+        raise typer.Exit(int(ExitCode.BAD_INPUT))
 
 
 def openapi(

@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.bodies import JobBody, Parameters
 from api.dashboard.job import as_report, stored_report
-from api.dashboard.jobs import Filters, Text
+from api.dashboard.jobs import JOBS_ON_A_PAGE, Filters, Text
 from api.dashboard.middleware import PageRoute
 from api.dashboard.rendering import page, removal, short_id
 from api.routes.deps import CallerDep, ServicesDep
@@ -246,6 +246,7 @@ def show_sweep(
         most=most,
         charts=charts_of(found, best=chosen, most=most),
         position=position,
+        running=[one.job.id for one in found if one.job.status is JobStatus.RUNNING][:JOBS_ON_A_PAGE],
     )
 
 

@@ -97,6 +97,14 @@ def test_jobs_with_a_label(client: TestClient, sqlite_database: Database) -> Non
     assert client.get("/ui/sweep?label=sweep").status_code == 422
 
 
+def test_the_progress_of_jobs_with_a_label_is_live(client: TestClient, sqlite_database: Database) -> None:
+    job = submit(client, labels={"team": "a"})
+    run(sqlite_database, job)
+    page = client.get("/ui/sweep?label=team%3Da")
+    assert re.search(rf'sse-connect="/ui/job-changes\?after=\d+&amp;running={job}"', page.text)
+    assert "running 40 %" in text_of(page)
+
+
 def test_jobs_with_a_gate_are_judged_by_it(client: TestClient, sqlite_database: Database) -> None:
     limits = {"perplexity_ratio": {"max": 2.0}}
     made = client.post("/jobs", json={**SMALLEST, "ratio": [0.2, 0.4], "gate": limits}).json()["items"]
