@@ -6,23 +6,43 @@ Imports no SQLAlchemy, which takes half a second: the command line makes its opt
 import json
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 from uuid import uuid4
 
-from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, WrapValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 
 from replaceme_core.ledger.states import DEFAULT_EVENTS, TYPE_PREFIX, EventType, Payload
 from replaceme_core.request.fields import MOST_LABELS, Frozen, Ratio, as_tuple, length, one_of, wrong
 from replaceme_core.request.gate import DeepestCut, number_or_deepest
 from replaceme_core.request.spec import CompressionRequest
+from replaceme_core.validation import Problem, problems
 from replaceme_core.webhooks import LONGEST_URL
 from replaceme_core.wording import json_safe, shorten
+
+Asked = TypeVar("Asked", bound=BaseModel)
 
 
 @cache
 def schema_of(body: Any) -> Mapping[str, object]:
     """The JSON schema of the body of a request, given as the annotation in its route."""
     return TypeAdapter(body).json_schema()
+
+
+def checked(kind: type[Asked], body: Mapping[str, object]) -> tuple[Asked | None, list[Problem]]:
+    """The request of this kind, by the rules of the API; else all that is wrong with it."""
+    try:
+        return kind.model_validate(body), []
+    except ValidationError as error:
+        return None, problems(error.errors(), sent=body, schema=schema_of(kind))
 
 
 def _without_prefix(value: object) -> object:

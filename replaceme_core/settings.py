@@ -285,3 +285,8 @@ class Settings(BaseSettings):
     def uses_embedded_default(self) -> bool:
         """True when neither a database nor a broker was named."""
         return self.database_url is None and self.broker_url is None
+
+    @property
+    def embedded_hub(self) -> Path | None:
+        """The directory that acts as the Hub on the embedded default; `None` where a Hub was named."""
+        return self.resolved_data / "hub" if self.uses_embedded_default and "hub" not in self.model_fields_set else None

@@ -10,7 +10,7 @@ import mmap
 import os
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from multiprocessing.util import Finalize
@@ -201,24 +201,32 @@ def start_sweep(sender: Consumer, **_: object) -> None:
     if _sweeps:
         return
     slots = max(int(getattr(sender.pool, "num_processes", 1) or 1), 1)
-    settings = Settings()
-    heartbeat = Heartbeat(
-        sweep_seconds=settings.sweep_seconds,
-        worker_kinds=served_worker_kinds(),
-        sandbox=confinements[0].sandbox.mode,
+    sweep = make_sweep(
+        served_worker_kinds(),
         process_ids=lambda: _pool_processes(sender),
-    )
-    sweep = Sweep(
-        settings=settings,
-        enqueue=enqueue,
         has_free_slot=lambda: len(state.reserved_requests) < slots and not drain.has_begun,
-        worker_kinds=served_worker_kinds(),
-        heartbeat=heartbeat,
     )
     sweep.block_forks_during_sweep()
     sweep.start()
+
+
+def make_sweep(
+    kinds: Sequence[WorkerKind] | None, *, process_ids: Callable[[], Sequence[int]], has_free_slot: Callable[[], bool]
+) -> Sweep:
+    """The sweep of a worker for jobs of these kinds, which also reports it. `stop_sweep` ends both."""
+    settings = Settings()
+    heartbeat = Heartbeat(
+        sweep_seconds=settings.sweep_seconds,
+        worker_kinds=kinds,
+        sandbox=confinements[0].sandbox.mode,
+        process_ids=process_ids,
+    )
+    sweep = Sweep(
+        settings=settings, enqueue=enqueue, has_free_slot=has_free_slot, worker_kinds=kinds, heartbeat=heartbeat
+    )
     _sweeps.append(sweep)
     _heartbeats.append(heartbeat)
+    return sweep
 
 
 def _pool_processes(consumer: Consumer) -> list[int]:
@@ -260,14 +268,19 @@ def run_job(task: Task, job_id: str) -> None:
 @cache
 def _supervisor(_pid: int) -> Supervisor:
     """One supervisor for each process, because connections to a database do not survive a fork."""
-    settings = Settings()
     telemetry.configure_spans(os.environ, service="worker")  # here: its thread does not survive a fork either
+    return make_supervisor(served_worker_kinds())
+
+
+def make_supervisor(kinds: Sequence[WorkerKind] | None) -> Supervisor:
+    """Of a worker for jobs of these kinds; `None`: all."""
+    settings = Settings()
     return Supervisor(
         settings=settings,
         database=Database(settings.resolved_database_url),
         open_hub=settings.open_hub,
         confinement=confinements[0],
-        worker_kinds=served_worker_kinds(),
+        worker_kinds=kinds,
         enqueue=enqueue,
         must_release=lambda: drain.must_release,
     )

@@ -17,19 +17,17 @@ from replaceme_core import telemetry
 from replaceme_core.broker import QUEUE
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.database import Database
 from replaceme_core.settings import Settings
 from worker.app import (
     app,
     choose_sandbox,
-    confinements,
     drain,
-    enqueue,
+    make_supervisor,
+    make_sweep,
     select_worker_kinds,
+    stop_sweep,
     use_own_temporary_directory,
 )
-from worker.supervisor import Supervisor
-from worker.sweep import Heartbeat, Sweep
 
 logger = logging.getLogger(__name__)
 
@@ -49,23 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     choose_sandbox()
     use_own_temporary_directory()
     signal.signal(signal.SIGTERM, lambda *_: drain.begin(seconds=settings.drain_seconds))
-    heartbeat = Heartbeat(
-        sweep_seconds=settings.sweep_seconds,
-        worker_kinds=kinds,
-        sandbox=confinements[0].sandbox.mode,
-        process_ids=lambda: [os.getpid()],
-    )
-    sweep = Sweep(settings=settings, enqueue=enqueue, has_free_slot=lambda: False, heartbeat=heartbeat)
-    database = Database(settings.resolved_database_url)
-    supervisor = Supervisor(
-        settings=settings,
-        database=database,
-        open_hub=settings.open_hub,
-        confinement=confinements[0],
-        worker_kinds=kinds,
-        enqueue=enqueue,
-        must_release=lambda: drain.must_release,
-    )
+    sweep = make_sweep(kinds, process_ids=lambda: [os.getpid()], has_free_slot=lambda: False)
+    supervisor = make_supervisor(kinds)
     sweep.sweep()
     sweep.start()
     try:
@@ -75,10 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ReplaceMeError as error:  # such as tables of another release: another process would fail as well
         raise SystemExit(f"this worker cannot run a job: {error}") from error
     finally:
-        sweep.stop()
-        heartbeat.end(database)
-        database.close()
-        telemetry.flush_spans()
+        supervisor.database.close()
+        stop_sweep()
     return 0
 
 

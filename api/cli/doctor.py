@@ -145,8 +145,8 @@ _LOOKS: Mapping[str, Look] = {
 
 def look(settings: Settings, environ: Mapping[str, str], *, out: Path | None, as_json: bool) -> bool:
     """Print what is found, and write it to `out`; whether there is no problem. Raises `InvalidInput`."""
-    if settings.uses_embedded_default and "hub" not in settings.model_fields_set:  # as `serve` has it
-        settings = settings.model_copy(update={"hub": f"{DIRECTORY_PREFIX}{settings.resolved_data / 'hub'}"})
+    if (hub := settings.embedded_hub) is not None:
+        settings = settings.model_copy(update={"hub": f"{DIRECTORY_PREFIX}{hub}"})
     found = list(findings(settings, environ))
     is_well = all(one.state is not State.PROBLEM for one in found)
     body = {"ok": is_well, "findings": [asdict(one) for one in found]}

@@ -17,15 +17,15 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 import typer
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from api.cli.exit_codes import InvalidRequest
 from api.cli.output.console import set_parameters
-from api.request_bodies import JobRequest, schema_of
+from api.request_bodies import JobRequest, checked
 from replaceme_core.errors import InvalidInput
 from replaceme_core.request.calibration import SELF_GENERATED, CalibrationSource
 from replaceme_core.request.gate import read_criteria
-from replaceme_core.validation import MOST_PROBLEMS, problems
+from replaceme_core.validation import MOST_PROBLEMS
 
 MOST_BYTES = 64 * 1024
 """What the service reads of a body."""
@@ -330,12 +330,9 @@ def _with_sources(before: Mapping[str, object], sources: Sequence[Mapping[str, o
 
 def check_request(body: Mapping[str, object]) -> None:
     """Raises `InvalidRequest` for a body that does not match the schema of `POST /jobs`."""
-    try:
-        JobRequest.model_validate(body)
-    except ValidationError as error:
-        found: list[Any] = list(error.errors()[:MOST_PROBLEMS])
-        entries = [dict(one) for one in problems(found, sent=body, schema=schema_of(JobRequest))]
-        raise InvalidRequest(entries) from error
+    request, found = checked(JobRequest, body)
+    if request is None:
+        raise InvalidRequest([dict(one) for one in found[:MOST_PROBLEMS]])
 
 
 def read_job_file(name: str) -> dict[str, object]:

@@ -26,6 +26,7 @@ from api.http.callers import check_exposure
 from api.queue import Queue
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.hardware import WorkerKind, count_gpus, local_worker_kinds
+from replaceme_core.hub.port import DIRECTORY_PREFIX
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import DEFAULT_OWNER, Keys, NewKey, Scope, hash_of
 from replaceme_core.ledger.migrate import upgrade
@@ -375,10 +376,9 @@ def child_environment(settings: Settings, environ: Mapping[str, str]) -> dict[st
     environment = {**environ, "REPLACEME_DATA": str(settings.resolved_data), "PYTHONUNBUFFERED": "1"}
     if "log_format" not in settings.model_fields_set and sys.stderr.isatty():
         environment["REPLACEME_LOG_FORMAT"] = LogFormat.TEXT
-    if settings.uses_embedded_default and "hub" not in settings.model_fields_set:
-        hub = settings.resolved_data / "hub"
+    if (hub := settings.embedded_hub) is not None:
         hub.mkdir(exist_ok=True)
-        environment["REPLACEME_HUB"] = f"dir:{hub}"
+        environment["REPLACEME_HUB"] = f"{DIRECTORY_PREFIX}{hub}"
     return environment
 
 

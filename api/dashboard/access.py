@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 
@@ -14,7 +13,7 @@ from api.dashboard.middleware import FormDep, PageRoute
 from api.dashboard.new_job import labels_of
 from api.dashboard.rendering import page
 from api.http.hosts import root_of
-from api.request_bodies import schema_of
+from api.request_bodies import Asked, checked
 from api.routes.deps import CallerDep, KeysDep, ReadingSessionDep, Services, ServicesDep, SessionDep
 from api.routes.webhooks import NewWebhookRequest, WebhookChanges, change_webhook, create_webhook, rotate_secret
 from replaceme_core.errors import InvalidInput
@@ -22,7 +21,6 @@ from replaceme_core.ledger import webhooks
 from replaceme_core.ledger.database import LedgerSession
 from replaceme_core.ledger.keys import CreatedKey, Keys, Scope
 from replaceme_core.ledger.states import DEFAULT_EVENTS, EventType, Payload
-from replaceme_core.validation import problems
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -30,18 +28,14 @@ ON_A_PAGE = 50
 _SHOWN_DELIVERIES = 20
 _DAY = 86_400
 _LIFETIMES = {"": "Never", str(30 * _DAY): "In 30 days", str(90 * _DAY): "In 90 days", str(365 * _DAY): "In a year"}
-Asked = TypeVar("Asked", bound=BaseModel)
 Errors = dict[str, str]
 """What is wrong, by the field of the form."""
 
 
 def read(kind: type[Asked], body: Mapping[str, object]) -> tuple[Asked | None, Errors]:
     """The request, by the rules of the API; else what is wrong with it."""
-    try:
-        return kind.model_validate(body), {}
-    except ValidationError as error:
-        found = problems(error.errors(), sent=body, schema=schema_of(kind))
-        return None, {one["field"].partition(".")[0]: one["message"] for one in reversed(found)}
+    asked, found = checked(kind, body)
+    return asked, {one["field"].partition(".")[0]: one["message"] for one in reversed(found)}
 
 
 def _ticked(form: Mapping[str, str], name: str) -> list[str]:

@@ -12,7 +12,6 @@ from typing import Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
-from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 
@@ -21,7 +20,7 @@ from api.dashboard.rendering import page
 from api.http.callers import caller_of
 from api.http.hosts import root_of
 from api.http.problems import http_error_of
-from api.request_bodies import SWEEP, JobRequest, schema_of
+from api.request_bodies import SWEEP, JobRequest, checked
 from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep
 from api.routes.jobs import JobId
 from api.routes.plans import EstimateBody, PlanBody
@@ -31,7 +30,6 @@ from replaceme_core.request.fields import BUILTIN_TEXTS, MOST_NAMED_BLOCKS
 from replaceme_core.request.gate import read_criteria, written_criteria
 from replaceme_core.request.method import Method
 from replaceme_core.request.spec import CompressionSpec
-from replaceme_core.validation import problems
 
 DEFAULTS: Mapping[str, str] = {
     "ratio": "0.25",
@@ -84,15 +82,13 @@ class FormErrors:
 
 def read_request(body: Mapping[str, object], errors: FormErrors) -> JobRequest | None:
     """The request, by the rules of `POST /jobs`; else `errors` has what is wrong with it."""
-    try:
-        return JobRequest.model_validate(body)
-    except ValidationError as error:
-        for one in problems(error.errors(), sent=body, schema=schema_of(JobRequest)):
-            errors.add(one["field"], one["message"])
-        unread = body.get("gate")
-        if isinstance(unread, str):
-            errors.by_field["gate"] = _gate(unread)[1]
-        return None
+    request, found = checked(JobRequest, body)
+    for one in found:
+        errors.add(one["field"], one["message"])
+    unread = body.get("gate")
+    if request is None and isinstance(unread, str):
+        errors.by_field["gate"] = _gate(unread)[1]
+    return request
 
 
 def _gate(text: str) -> tuple[object, str]:
