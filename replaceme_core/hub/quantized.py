@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Generic, TypeVar
 
 from replaceme_core.errors import BrokenModel, UnsupportedFamily
 from replaceme_core.hub.safetensors_header import TensorPlace
@@ -22,6 +23,7 @@ MXFP4_GROUP = 32
 """Values with one scale, two in each byte."""
 _LARGEST_SQUARE = 4096
 _BYTES_PER_VALUE = {"mxfp4": 17 / 32, "fp8": 1.0}
+Place = TypeVar("Place", bound=TensorPlace)
 
 
 class Method(StrEnum):
@@ -51,12 +53,12 @@ class Scheme:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packed:
+class Packed(Generic[Place]):
     """A tensor that is stored as two: `place` is what it is read as, without a place in a file."""
 
     place: TensorPlace
-    values: TensorPlace
-    scales: TensorPlace
+    values: Place
+    scales: Place
 
 
 def scheme_of(config: Mapping[str, object]) -> Scheme | None:
@@ -84,11 +86,11 @@ def _pair(value: object) -> tuple[int, int] | None:
     return None
 
 
-def unpacked(tensors: Sequence[TensorPlace], scheme: Scheme) -> list[TensorPlace | Packed]:
+def unpacked(tensors: Sequence[Place], scheme: Scheme) -> list[Place | Packed[Place]]:
     """The tensors as they are read, in their order. Raises `BrokenModel` for parts that do not fit together."""
     stored = {one.name: one for one in tensors}
     values, scales = ("_blocks", "_scales") if scheme.method is Method.MXFP4 else ("", "_scale_inv")
-    found: list[TensorPlace | Packed] = []
+    found: list[Place | Packed[Place]] = []
     for one in tensors:
         base = one.name.removesuffix(values)
         is_part = one.name.endswith(values) and f"{base}{scales}" in stored
@@ -107,7 +109,7 @@ def as_read(config: Mapping[str, object], tensors: Sequence[TensorPlace]) -> lis
     return [one.place if isinstance(one, Packed) else one for one in unpacked(tensors, scheme)]
 
 
-def _packed(name: str, values: TensorPlace, scales: TensorPlace, scheme: Scheme) -> Packed:
+def _packed(name: str, values: Place, scales: Place, scheme: Scheme) -> Packed[Place]:
     find = _mxfp4_shape if scheme.method is Method.MXFP4 else _fp8_shape
     shape = find(values, scales, scheme)
     if shape is None:

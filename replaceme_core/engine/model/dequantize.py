@@ -44,20 +44,17 @@ def in_full_precision(directory: Path, *, beside: Path) -> Iterator[Path]:
         (copy / CONFIG).write_text(json.dumps({**plain, "dtype": "bfloat16"}), encoding="utf-8")
         writer = WeightsWriter(directory=copy, limit=FILE_BYTES)
         for one in unpacked(stored, scheme):
-            values = dequantized(one, scheme) if isinstance(one, Packed) else _read(one)
-            writer.add(one.place.name if isinstance(one, Packed) else one.name, values)
+            if isinstance(one, Packed):
+                writer.add(one.place.name, dequantized(one, scheme))
+            else:
+                writer.add(one.name, one.read())
         writer.close()
         yield copy
 
 
-def _read(place: object) -> torch.Tensor:
-    assert isinstance(place, StoredTensor)
-    return place.read()
-
-
-def dequantized(one: Packed, scheme: Scheme) -> torch.Tensor:
+def dequantized(one: Packed[StoredTensor], scheme: Scheme) -> torch.Tensor:
     """The values of a tensor in bfloat16, of the shape `one.place.shape`. Raises as `StoredTensor.read` does."""
-    values, scales = _read(one.values), _read(one.scales)
+    values, scales = one.values.read(), one.scales.read()
     if scheme.method is Method.MXFP4:
         found = torch.empty(one.place.shape, dtype=_DTYPE)
         for number, (packed, exponents) in enumerate(zip(values, scales, strict=True)):  # one expert after the other
