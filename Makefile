@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SIDE_BY_SIDE := --numprocesses 2 --dist worksteal # much of a test is waiting for servers and processes
 
-.PHONY: setup demo test check chaos families images images-test bench clean
+.PHONY: setup demo test check chaos families lock images images-test bench clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,16 @@ chaos: $(STAMP)
 
 families: $(STAMP)
 	$(BIN)/python -m benchmarks.families --check --workers 2
+
+# what the images install, with hashes; UPGRADE=1 takes the newest releases
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+  --custom-compile-command 'make lock' --override docker/locks/without-torch.in $(if $(UPGRADE),--upgrade)
+
+lock: $(STAMP)
+	$(LOCK) docker/locks/build.in --output-file docker/locks/build.txt
+	$(LOCK) pyproject.toml --extra worker --extra plot --extra tasks --extra telemetry --output-file docker/locks/worker.txt
+	$(LOCK) pyproject.toml --extra api --extra telemetry --constraints docker/locks/worker.txt --output-file docker/locks/api.txt
+	$(LOCK) docker/locks/quantized.in --no-deps --output-file docker/locks/quantized.txt
 
 images: $(STAMP)
 	$(BIN)/python -m benchmarks.images build $(if $(WORKER),--worker)

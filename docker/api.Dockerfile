@@ -7,17 +7,24 @@ FROM ${BASE} AS build
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
+# in steps of their own, so that a change of the sources does not download what they need again
+COPY docker/locks/build.txt docker/locks/api.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv /build \
+    && /build/bin/python -m pip install --no-deps --require-hashes --requirement build.txt \
+    && python -m venv --without-pip /opt/replaceme \
+    && python -m pip --python /opt/replaceme/bin/python install --no-compile --no-deps --require-hashes --requirement api.txt
 COPY docker/slim.sh ./
 COPY pyproject.toml README.md LICENSE ./
 COPY api ./api
 COPY migrations ./migrations
 COPY replaceme_core ./replaceme_core
 COPY worker ./worker
-RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m pip wheel --no-deps --wheel-dir /wheels . \
-    && python -m venv --without-pip /opt/replaceme \
-    && python -m pip --python /opt/replaceme/bin/python install --no-compile "$(echo /wheels/replaceme-*.whl)[api,telemetry]" \
-    && sh slim.sh /opt/replaceme api.main api.cli.main migrations.__main__
+RUN /build/bin/python -m pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+    && python -m pip --python /opt/replaceme/bin/python install --no-compile --no-deps /wheels/replaceme-*.whl \
+    && python -m pip --python /opt/replaceme/bin/python check \
+    && sh slim.sh /opt/replaceme api.main api.cli.main migrations.__main__ \
+    && /build/bin/cyclonedx-py environment --output-reproducible --output-file /opt/replaceme/sbom.cdx.json /opt/replaceme/bin/python
 
 FROM ${BASE}
 # the working directory is empty and not writable, because Python looks for modules in it first

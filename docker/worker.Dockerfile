@@ -1,7 +1,7 @@
 # A worker: one job at a time. torch for CPUs unless TORCH_INDEX says otherwise:
 #   --build-arg TORCH_INDEX=https://pypi.org/simple    torch for NVIDIA GPUs (on x86-64 Linux)
 #   --build-arg TORCH=torch==2.13.0                    a release of it
-#   --build-arg EXTRAS=worker,plot,tasks,telemetry,quantized     bitsandbytes too, for compute.quantization
+#   --build-arg LOCK=worker-quantized                bitsandbytes too, for compute.quantization
 #   --build-arg BASE=...    another image of Debian with Python, pip and venv
 ARG BASE=python:3.11-slim-trixie
 
@@ -15,17 +15,24 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
+# in steps of their own, so that a change of the sources does not download what they need again
+COPY docker/locks/*.txt ./
+ARG LOCK=worker
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m venv /build \
+    && /build/bin/python -m pip install --no-deps --require-hashes --requirement build.txt \
+    && python -m pip --python /opt/replaceme/bin/python install --no-compile --no-deps --require-hashes --requirement "${LOCK}.txt"
 COPY docker/slim.sh ./
 COPY pyproject.toml README.md LICENSE ./
 COPY api ./api
 COPY migrations ./migrations
 COPY replaceme_core ./replaceme_core
 COPY worker ./worker
-ARG EXTRAS=worker,plot,tasks,telemetry
-RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m pip wheel --no-deps --wheel-dir /wheels . \
-    && python -m pip --python /opt/replaceme/bin/python install --no-compile "$(echo /wheels/replaceme-*.whl)[${EXTRAS}]" \
-    && sh slim.sh /opt/replaceme worker.app worker.once worker.runner
+RUN /build/bin/python -m pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+    && python -m pip --python /opt/replaceme/bin/python install --no-compile --no-deps /wheels/replaceme-*.whl \
+    && python -m pip --python /opt/replaceme/bin/python check \
+    && sh slim.sh /opt/replaceme worker.app worker.once worker.runner \
+    && /build/bin/cyclonedx-py environment --output-reproducible --output-file /opt/replaceme/sbom.cdx.json /opt/replaceme/bin/python
 
 FROM ${BASE}
 # volumes are mounted on the last three folders of /data and take over their owner; the working directory is empty and

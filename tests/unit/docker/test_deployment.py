@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from api.cli import launch
 from benchmarks.harness.checkout import ROOT
@@ -16,9 +18,9 @@ from replaceme_core.settings import Settings
 from tests.fixtures.service.deployment import (
     DOCKERFILES,
     Image,
-    brought,
     built_services,
     compose,
+    locked,
     project,
     services,
     words,
@@ -141,14 +143,22 @@ def test_what_a_service_builds_exists_and_is_asked_for_as_the_image_says(service
     assert {name for name in said if name.startswith("REPLACEME_")} <= SETTINGS
 
 
-def test_an_image_installs_its_own_extra_and_that_of_the_api_has_no_torch() -> None:
+def test_an_image_installs_what_its_lock_names_and_that_of_the_api_has_no_torch() -> None:
     assert {ROOT / service["build"]["dockerfile"] for service in built_services().values()} == set(DOCKERFILES)
-    assert API.extras() == {"api", "telemetry"}
-    assert WORKER.extras() == {"worker", "plot", "tasks", "telemetry"}
     common, extras = project()["project"]["dependencies"], project()["project"]["optional-dependencies"]
     model_side = {"torch", "transformers", "pyarrow", "safetensors"}
-    assert brought([*common, *extras["api"]]) & model_side == set()
-    assert brought([*common, *extras["worker"]]) >= model_side
+    assert locked("api").keys() & model_side == set()
+    assert locked("worker").keys() & model_side == model_side - {"torch"}
+    for name, own in {"api": ["api", "plot", "telemetry"], "worker": ["worker", "plot", "tasks", "telemetry"]}.items():
+        versions = locked(name)
+        for each in map(Requirement, [*common, *(one for extra in own for one in extras[extra])]):
+            if each.name not in ("replaceme", "torch"):
+                assert each.specifier.contains(versions[canonicalize_name(each.name)]), f"make lock: {each.name}"
+    assert [Requirement(each).name for each in extras["quantized"]] == list(locked("quantized"))
+    assert not {name for name, version in locked("api").items() if locked("worker").get(name, version) != version}
+    for image in (API, WORKER):
+        installs = [one for run in image.all("RUN") for one in run.split("&&") if "install" in one and "pip" in one]
+        assert all("--require-hashes" in one or "--no-deps /wheels/" in one or "${TORCH}" in one for one in installs)
     assert "torch" not in str(API.instructions)
     (installed,) = re.findall(r"^TORCH=(.+)$", "\n".join(WORKER.all("ARG")), flags=re.MULTILINE)
     assert installed in extras["worker"], "in the range of the extra"
@@ -183,12 +193,22 @@ def test_the_engine_is_given_what_is_copied_and_no_more(image: Image) -> None:
     ]
     assert everything == "*"
     given = {rule[1:] for rule in rules if rule.startswith("!")}
-    copied = {
-        source.removeprefix("./") for each in image.all("COPY") if "--from" not in each for source in each.split()[:-1]
-    }
+    named = [source for each in image.all("COPY") if "--from" not in each for source in each.split()[:-1]]
+    copied = {"docker/locks" if source.startswith("docker/locks/") else source.removeprefix("./") for source in named}
     packages = {pattern.rstrip("*") for pattern in project()["tool"]["setuptools"]["packages"]["find"]["include"]}
     about = project()["project"]
-    assert copied == given == packages | {"pyproject.toml", about["readme"], *about["license-files"], "docker/slim.sh"}
+    assert (
+        copied
+        == given
+        == packages
+        | {
+            "pyproject.toml",
+            about["readme"],
+            *about["license-files"],
+            "docker/slim.sh",
+            "docker/locks",
+        }
+    )
     assert all((ROOT / name).exists() for name in given)
 
 
