@@ -102,9 +102,11 @@ class Cache:
 
     def _make_room(self, wanted: Mapping[Path, int], purpose: str) -> None:
         reserved = {**self._reserved(), **wanted}
+        # Downloads go on meanwhile: what is reserved counts whole, and free space is read before what is there of it.
+        free = free_space(self._root)
         coming = sum(max(0, size - received_bytes(blob)) for blob, size in reserved.items())
-        used = sum(_size(blob) for blob in self._root.glob("*/blobs/*"))
-        over, short = used + coming - self._limit, coming - free_space(self._root)
+        others = sum(_size(blob) for blob in self._root.glob("*/blobs/*") if _whole(blob) not in reserved)
+        over, short = sum(reserved.values()) + others - self._limit, coming - free
         for place in self._oldest_first():
             if max(over, short) <= 0:
                 return
@@ -115,8 +117,9 @@ class Cache:
             raise OutOfSpace(f"{purpose} takes {coming:,} bytes, {free:,} are free").because(f"under {self._root}")
         if over > 0:
             raise OutOfSpace(
-                f"{purpose} takes {coming:,} bytes; the cache may have {self._limit:,} "
-                f"(REPLACEME_HUB_CACHE_BYTES), and {used:,} are in use, some of them by other jobs"
+                f"{purpose} takes {sum(wanted.values()):,} bytes; the cache may have {self._limit:,} "
+                f"(REPLACEME_HUB_CACHE_BYTES), and {self._limit + over - sum(wanted.values()):,} are in use or reserved"
+                ", some of them by other jobs"
             )
 
     def _reserved(self) -> dict[Path, int]:
@@ -167,7 +170,11 @@ class Cache:
 
 def received_bytes(blob: Path) -> int:
     """What is there of a blob, also of one that is not complete."""
-    return _size(blob) or _size(blob.with_name(blob.name + PARTIAL))
+    return _size(blob.with_name(blob.name + PARTIAL)) or _size(blob)  # in this order: it is renamed at its end
+
+
+def _whole(blob: Path) -> Path:
+    return blob.with_name(blob.name.removesuffix(PARTIAL))
 
 
 def _size(path: Path) -> int:

@@ -150,6 +150,18 @@ def test_what_others_have_reserved_is_not_given_twice(tmp_path: Path) -> None:
         pass
 
 
+def test_a_download_that_goes_on_meanwhile_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two readings it may be received and get its name: it takes the space that was reserved, no more."""
+    cache = Cache(tmp_path, limit=100)
+    place = cache.place("models--acme--one", "a" * 40)
+    with cache.reserve(place, {"aa": 80}, purpose="one"):
+        place.blob("aa").parent.mkdir(parents=True)
+        place.blob("aa").write_bytes(bytes(80))
+        monkeypatch.setattr("replaceme_core.hub.cache.received_bytes", lambda _: 0)  # as it was a moment before
+        with cache.reserve(place, {"aa": 80}, purpose="the same"):
+            pass
+
+
 def test_a_reservation_ends_with_its_process(tmp_path: Path) -> None:
     script = (
         "import sys, pathlib, os, signal\n"
