@@ -136,6 +136,8 @@ def test(*, with_worker: bool) -> None:
         mounts += [word for name, value in settings.items() for word in ("-e", f"{name}={value}")]
         with container("help", image_of("api"), ["replaceme", "--help"], (), place / "help.log"):
             wait_until(lambda: "Compress language models" in (place / "help.log").read_text(), seconds=30, what="help")
+        with container("bill", image_of("api"), ["cat", "/opt/replaceme/sbom.cdx.json"], (), place / "bill.log"):
+            wait_until(lambda: "fastapi" in _components(place / "bill.log"), seconds=30, what="the bill of materials")
         with container("migrate", image_of("api"), compose["migrate"]["command"], mounts, place / "migrate.log"):
             wait_until(lambda: _is_migrated(url), seconds=60, what="the migration")
         port = free_port()
@@ -190,6 +192,14 @@ def _forwarded(path: str) -> int:
     threading.Thread(target=accept, daemon=True).start()
     port: int = listener.getsockname()[1]
     return port
+
+
+def _components(log: Path) -> set[str]:
+    """The names in a CycloneDX file that was printed, after warnings of the engine."""
+    try:
+        return {one["name"] for one in json.loads("{" + log.read_text().partition("{")[2])["components"]}
+    except (json.JSONDecodeError, KeyError):
+        return set()
 
 
 def _is_ready(client: httpx2.Client) -> bool:
