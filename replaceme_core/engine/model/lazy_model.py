@@ -1,9 +1,9 @@
-"""A lazily loaded model: each block is read from the files when it is called, and only one is in memory at a time.
+"""A lazily loaded model: each block is read from the files when it is called, and two are in memory at a time.
 
-Embeddings, final norm and head are in memory. The weights of a block are on the meta device; a forward pre-hook reads
-them, and they are dropped when another block is called. So any code that runs a model can run this one, with memory
-for one block. It is slow where all blocks run for each batch, and as fast as the disk where one block runs for all
-batches before the next one.
+Embeddings, final norm and head are in memory. The weights of a block are on the meta device; a forward pre-hook puts
+them in place, and they are dropped when another block is called. A thread reads the next block meanwhile. So any code
+that runs a model can run this one, with memory for two blocks. It is slow where all blocks run for each batch; where
+one block runs for all batches before the next one, the disk costs nothing that computing does not hide.
 
 Names and layouts in files may differ from those of the live model (experts are stored one by one, and stacked when they
 are loaded): transformers' own conversion is used wherever more than a name changes.
@@ -11,6 +11,7 @@ are loaded): transformers' own conversion is used wherever more than a name chan
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,6 +147,11 @@ class _ModelFiles:
     converted: dict[int | None, list[StoredTensor]] = field(default_factory=dict)
     """By block: tensors that transformers has to convert."""
     meta: dict[str, nn.Parameter] = field(default_factory=dict)
+    following: dict[int, int] = field(default_factory=dict)
+    """By block: the one that was called after it the last time; the next one, where there was none."""
+    ahead: tuple[int, Future[dict[str, torch.Tensor]]] | None = None
+    """The block that is being read while another one is in use."""
+    reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="read-ahead"))
     owners: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
     """By live name: the module that has the value, and its attribute there. Names change when blocks are removed."""
 
@@ -181,6 +187,10 @@ class _ModelFiles:
         used: list[WeightTransform] = [one for one in self.conversions if one.was_used()]
         vars(self.model)["_weight_conversions"] = used
 
+    @property
+    def pinned(self) -> bool:
+        return torch.device(self.device).type != "cpu"
+
     def load_rest(self) -> None:
         self._load(None)
         self.model.tie_weights()
@@ -193,13 +203,18 @@ class _ModelFiles:
         if block == self.resident:
             return
         if self.resident is not None:
+            self.following[self.resident] = block
             self.forget(self.resident)
-        self._load(block)
+        ahead, self.ahead = self.ahead, None
+        self._load(block, ahead[1].result() if ahead is not None and ahead[0] == block else None)
         for parameter, change in self.changes.get(block, ()):
             module, leaf = self.owners[f"{self.blocks}.{block}.{parameter}"]
             weight = module.get_parameter(leaf)
             weight.data = change(weight.data)
         self.resident = block
+        following = self.following.get(block, block + 1)
+        if following in self.direct or following in self.converted:
+            self.ahead = following, self.reader.submit(self._read, following)
 
     def forget(self, block: int) -> None:
         """Drop the weights of the block, if they are in memory."""
@@ -211,17 +226,24 @@ class _ModelFiles:
                 _put(*self.owners[name], parameter)
         self.resident = None
 
-    def _load(self, block: int | None) -> None:
+    def _read(self, block: int) -> dict[str, torch.Tensor]:
+        """The tensors of a block on the host, by their names in the files."""
+        several = [*self.direct.get(block, {}).values(), *self.converted.get(block, ())]
+        return {stored.name: stored.read(pinned=self.pinned) for stored in several}
+
+    def _load(self, block: int | None, ahead: dict[str, torch.Tensor] | None = None) -> None:
+        """Put the tensors of a block into its modules: from the files, or those that were read `ahead`."""
         for name, stored in self.direct.get(block, {}).items():
             module, leaf = self.owners[name]
-            values = stored.read().to(device=self.device, dtype=getattr(module, leaf).dtype)
+            values = stored.read() if ahead is None else ahead.pop(stored.name)
+            values = values.to(device=self.device, dtype=getattr(module, leaf).dtype, non_blocking=self.pinned)
             _put(module, leaf, nn.Parameter(values, requires_grad=False) if name in self.meta else values)
         several = self.converted.get(block, [])
         if several:
             with _without_bars_and_threads():
                 found, _ = convert_and_load_state_dict_in_model(
                     self.model,
-                    {stored.name: stored for stored in several},
+                    {stored.name: stored if ahead is None else ahead.pop(stored.name) for stored in several},
                     LoadStateDictConfig(
                         device_map={"": self.device},
                         dtype=self.model.dtype,

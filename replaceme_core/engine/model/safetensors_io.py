@@ -45,10 +45,14 @@ class StoredTensor(TensorPlace):
     def __getitem__(self, _: object) -> torch.Tensor:
         return self.read()
 
-    def read(self) -> torch.Tensor:
-        """On the host, in the stored dtype. Raises `BrokenModel`, also for values that are not finite."""
+    def read(self, *, pinned: bool = False) -> torch.Tensor:
+        """On the host, in the stored dtype. Raises `BrokenModel`, also for values that are not finite.
+
+        `pinned`: in memory from which an accelerator copies while other work goes on.
+        """
+        dtype = STORED_DTYPES[self.dtype]
         try:
-            values = read_tensor(self.path, offset=self.offset, shape=self.shape, dtype=STORED_DTYPES[self.dtype])
+            values = read_tensor(self.path, offset=self.offset, shape=self.shape, dtype=dtype, pinned=pinned)
         except EOFError:
             raise damaged(self.path.name, f"the file ends within {self.name}") from None
         if not self.known_finite and values.is_floating_point() and not all_finite(values):
@@ -60,12 +64,14 @@ class StoredTensor(TensorPlace):
         return values
 
 
-def read_tensor(path: Path, *, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def read_tensor(
+    path: Path, *, offset: int, shape: tuple[int, ...], dtype: torch.dtype, pinned: bool = False
+) -> torch.Tensor:
     """The bytes of a file from `offset` on as a tensor on the host.
 
     Read, not mapped, into memory that the allocator has aligned. Raises `OSError`, and `EOFError` where the file ends.
     """
-    values = torch.empty(shape, dtype=dtype)
+    values = torch.empty(shape, dtype=dtype, pin_memory=pinned)
     view = memoryview(values.flatten().view(torch.uint8).numpy().data) if values.numel() else memoryview(b"")
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
