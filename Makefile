@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SIDE_BY_SIDE := --numprocesses 2 --dist worksteal # much of a test is waiting for servers and processes
 
-.PHONY: setup demo test check chaos families lock images images-test bench clean
+.PHONY: setup demo test check chaos families lock images images-test gpu-check bench clean
 
 setup: $(STAMP)
 
@@ -51,6 +51,9 @@ images: $(STAMP)
 
 images-test: images
 	$(BIN)/python -m benchmarks.images test $(if $(WORKER),--worker)
+
+gpu-check: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu_check
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.speed

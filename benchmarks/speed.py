@@ -1,7 +1,7 @@
 """Time and memory of `replaceme compress`: against two dense passes, with a filled cache, and by amount of work.
 
     python -m benchmarks.speed [--model DIR] [--text FILE] [--parts pairs default second cosine growth] [--pairs 3]
-                               [--dtype float32] [--dense-dtype float32] [--json FILE]
+                               [--dtype float32] [--dense-dtype float32] [--device cpu] [--json FILE]
 
 pairs   Time against two dense forward passes with logits over the same tokens. This is the minimum of the reference
         implementation: one pass for the distances and one for the fit, both with logits. The two sides alternate, in
@@ -38,13 +38,18 @@ WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Seconds of a whole `compress` process, of its stages, and of the stages without loading models; and memory."""
+    """Seconds of a whole `compress` process, of its stages, and of the stages without loading models; and memory.
+
+    `peak_bytes` is without imports; `expected_bytes` and `actual_bytes` are the peak of the plan and the whole one.
+    """
 
     process_seconds: float
     stage_seconds: float
     working_seconds: float
     stages: dict[str, float]
     peak_bytes: int
+    expected_bytes: int
+    actual_bytes: int
     dense_block_runs: int
     candidates: int
 
@@ -58,21 +63,25 @@ class Pair:
     allowed_bytes: int
 
 
-def dense(model: Path, *, dtype: str, threads: int, samples: int) -> float:
+def dense(model: Path, *, dtype: str, threads: int, samples: int, device: str) -> float:
     """Seconds of two dense passes over `samples` sequences with logits, without cache and hidden states."""
     import torch
 
+    from replaceme_core.engine.model.device import synchronise
     from replaceme_core.engine.model.load import DTYPES, load_model
 
     torch.set_num_threads(threads)
-    loaded = load_model(model, dtype=DTYPES[dtype], device="cpu")
+    loaded = load_model(model, dtype=DTYPES[dtype], device=device)
     tokens = torch.randint(0, loaded.config.vocab_size, (samples, LENGTH), generator=torch.Generator().manual_seed(0))
+    tokens = tokens.to(device)
     with torch.inference_mode():
         loaded(input_ids=tokens[:1], use_cache=False)
+        synchronise(tokens.device)
         begin = time.perf_counter()
         for _ in range(2):
             for batch in tokens.split(BATCH_SIZE):
                 loaded(input_ids=batch, use_cache=False)
+        synchronise(tokens.device)
         return time.perf_counter() - begin
 
 
@@ -114,7 +123,7 @@ def compress(
         if method is not None:
             command += ["--method", method, "--self-generated", "0"]
         command += ["--max-length", str(LENGTH), "--batch-size", str(BATCH_SIZE), "--dtype", options.dtype]
-        command += ["--threads", str(options.threads), "--device", "cpu", "--no-evaluate", "--json"]
+        command += ["--threads", str(options.threads), "--device", options.device, "--no-evaluate", "--json"]
         if cache is not None:
             command += ["--cache", cache]
         begin = time.perf_counter()
@@ -124,13 +133,15 @@ def compress(
         process_seconds = time.perf_counter() - begin
         report = json.loads((out / "replaceme.json").read_text())
     stages = {stage["name"]: stage["seconds"] for stage in report["stages"]}
-    total = sum(stages.values())
+    total, peak = sum(stages.values()), max(stage["peak_bytes"] for stage in report["stages"])
     return Run(
         process_seconds=process_seconds,
         stage_seconds=total,
         working_seconds=total - report["loading_seconds"],
         stages=stages,
-        peak_bytes=max(stage["peak_bytes"] for stage in report["stages"]) - report["imported_bytes"],
+        peak_bytes=peak - report["imported_bytes"],
+        expected_bytes=max(stage["expected_peak_bytes"] for stage in report["plan"]["stages"]),
+        actual_bytes=peak,
         dense_block_runs=report["captured"]["dense_block_runs"],
         candidates=len(report["candidates"]),
     )
@@ -156,7 +167,7 @@ def _pairs(
     for index in range(count):
         run = compress(model, options, method=method, samples=samples)
         again = [sys.executable, "-m", "benchmarks.speed", "--dense", "--model", model, "--threads"]
-        again += [str(options.threads), "--dense-dtype", options.dense_dtype]
+        again += [str(options.threads), "--dense-dtype", options.dense_dtype, "--device", options.device]
         again += ["--dense-samples", str(samples or CPU_SAMPLES_OF_OPEN_MIX)]
         seconds = float(subprocess.run(again, check=True, capture_output=True).stdout)
         found.append(Pair(compress=run, dense_seconds=seconds, allowed_bytes=allowed))
@@ -247,12 +258,17 @@ def main() -> None:
     parser.add_argument("--dense-dtype", choices=WIDTHS, default="float32")
     parser.add_argument("--dense-samples", type=int, default=SAMPLES, help="sequences of the dense passes")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--json", type=Path, help="write the result to this file, too")
     parser.add_argument("--dense", action="store_true", help="run only the two dense passes and print their seconds")
     options = parser.parse_args()
     if options.dense:
         seconds = dense(
-            options.model, dtype=options.dense_dtype, threads=options.threads, samples=options.dense_samples
+            options.model,
+            dtype=options.dense_dtype,
+            threads=options.threads,
+            samples=options.dense_samples,
+            device=options.device,
         )
         print(seconds)
         return
