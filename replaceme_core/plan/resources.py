@@ -462,16 +462,20 @@ def _changes(shape: ModelShape, work: Workload) -> int:
 
 
 def _logits(shape: ModelShape, work: Workload) -> int:
-    """Those of one batch of the evaluation, of both models, and the probabilities of one."""
-    each = work.length * shape.vocabulary
-    sequences = min(max(1, defaults.LOGITS_AT_ONCE // max(each, 1)), work.measured)
-    return sequences * each * (3 * work.value_bytes + 2 * _FLOAT32)
+    """Those of a part of a batch of the evaluation, of both models; their copy in float32 and their probabilities."""
+    sequences = min(max(1, defaults.LOGITS_AT_ONCE // max(work.length * shape.vocabulary, 1)), work.measured)
+    values = min(_logits_at_once(work), sequences * work.length * shape.vocabulary)
+    return values * (2 * work.value_bytes + 2 * _FLOAT32)
+
+
+def _logits_at_once(work: Workload) -> int:
+    return defaults.LOGITS_AT_ONCE_BY_BLOCK if work.is_lazy else defaults.LOGITS_AT_ONCE
 
 
 def _replayed_logits(shape: ModelShape, work: Workload) -> int:
     """Those of a part of a held-out batch, their copy in float32 and their probabilities."""
     sequences = min(work.spec.compute.batch_size, max(1, work.held_out // defaults.HELD_OUT_BATCHES))
-    values = min(defaults.LOGITS_AT_ONCE, sequences * work.length * shape.vocabulary)
+    values = min(_logits_at_once(work), sequences * work.length * shape.vocabulary)
     return values * (work.value_bytes + 2 * _FLOAT32)
 
 

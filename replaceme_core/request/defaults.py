@@ -69,3 +69,5 @@ MLP_WIDTH: Final = 4
 """Assumed width of an MLP, as a multiple of the width of the stream."""
 LOGITS_AT_ONCE: Final = 2**25
 """Values of logits at a time: 128 MiB in float32."""
+LOGITS_AT_ONCE_BY_BLOCK: Final = 2**21
+"""The same where the model is read block by block: 8 MiB in float32."""

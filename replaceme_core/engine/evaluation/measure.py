@@ -4,8 +4,9 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,10 +16,16 @@ from replaceme_core.engine.activations.cache import tensor_digest
 from replaceme_core.engine.activations.verified_file import Contents
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.speed import ImageSpeed, Speed
-from replaceme_core.engine.model.block_runner import BlockRunner, Hook, record_values
+from replaceme_core.engine.model.block_runner import (
+    BlockRunner,
+    Hook,
+    Stop,
+    record_values,
+)
 from replaceme_core.engine.model.device import synchronise
 from replaceme_core.engine.model.lazy_model import open_model
 from replaceme_core.errors import NumericalFailure
+from replaceme_core.families.layout import Layout, lookup
 from replaceme_core.families.resolve import part_config, resolve
 from replaceme_core.hub.model_files import weight_files
 from replaceme_core.request.defaults import LOGITS_AT_ONCE
@@ -69,68 +76,6 @@ def quantile(degrees: int) -> float:
         return _QUANTILES[degrees - 1]
     z = _NORMAL  # the expansion of Fisher and Cornish, exact to four digits from here on
     return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-
-
-@dataclass(kw_only=True)
-class LastStream:
-    """The streams of one model behind its last block, from which logits follow without any block.
-
-    `stored` has those of an earlier pass, by the number of the batch; `made` those of this pass. Both are `None` where
-    there are none, or none are kept.
-    """
-
-    runner: BlockRunner
-    stored: Mapping[str, torch.Tensor] | None
-    made: dict[str, torch.Tensor] | None
-
-    def logits(self, number: int, batch: torch.Tensor) -> torch.Tensor:
-        """The logits (sequences, length, vocabulary) of a batch from its stored stream."""
-        assert self.stored is not None
-        return self.runner.leave(self.stored[str(number)].to(batch.device), batch)
-
-    def run(self, number: int, batch: torch.Tensor) -> torch.Tensor:
-        """The logits of a batch from the whole model; the stream is kept on the way.
-
-        Where the first one does not give the same logits again, to the bit, none is kept.
-        """
-        if self.made is None:
-            return _logits(self.runner.resolved.model, batch)
-        with record_values(Hook(module=self.runner.blocks[-1], copy=True)) as seen:
-            logits = _logits(self.runner.resolved.model, batch)
-        (stream,) = seen
-        if number == 0 and not torch.equal(self.runner.leave(stream, batch), logits):
-            self.made = None
-        else:
-            self.made[str(number)] = stream.cpu()
-        return logits
-
-
-@contextmanager
-def last_stream(subject: "Subject", batches: Sequence[torch.Tensor]) -> Iterator[LastStream | None]:
-    """What is stored of `subject` on `batches` of token ids (sequences, length); `None` where nothing is kept.
-
-    At the end what is new is kept.
-    """
-    model, results = subject.model, subject.results
-    size = sum(batch.numel() for batch in batches) * part_config(model.config).hidden_size * model.dtype.itemsize
-    if not results.has_room(size):
-        yield None
-        return
-    asked = {"tokens": [tensor_digest(batch) for batch in batches]}
-    found = results.find("text", asked)
-    runner = BlockRunner(resolved=resolve(model))
-    if found is None:
-        kept = LastStream(runner=runner, stored=None, made={})
-    else:
-        kept = LastStream(runner=runner, stored=found.tensors, made=None)
-    yield kept
-    if kept.made is not None:
-        results.keep("text", asked, Contents(record={}, tensors=kept.made))
-
-
-def _logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
-    return logits
 
 
 DIVERGENCE_AT_ONCE = 256
@@ -204,7 +149,8 @@ class Subject:
     """A model to measure on a text, saved in `directory`, with the loss of each sequence in nats and its tokens per
     second so far.
 
-    `name` is for messages. `results` are what is kept of a dense model.
+    `name` is for messages. `results` are what is kept of a dense model: its streams behind the last block, from which
+    logits follow without any block.
     """
 
     name: str
@@ -215,28 +161,58 @@ class Subject:
     results: DenseResults = field(default_factory=DenseResults)
     losses: list[float] = field(default_factory=list)
     speeds: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    """That the present batch has taken."""
 
-    def runs(self, kept: LastStream | None) -> bool:
-        """Whether the model runs for the next batch; else its logits come from what is `kept`.
+    @cached_property
+    def runner(self) -> BlockRunner | None:
+        """`None` for a type that is not compressed: its logits are made all at once."""
+        is_known = isinstance(lookup(self.model.config.model_type), Layout)
+        return BlockRunner(resolved=resolve(self.model)) if is_known else None
+
+    @contextmanager
+    def streams(self, batches: Sequence[torch.Tensor]) -> Iterator["_Streams"]:
+        """Those behind the last block for `batches` of token ids (sequences, length); new ones are kept at the end."""
+        size = sum(batch.numel() for batch in batches) * part_config(self.model.config).hidden_size
+        if self.runner is None or not self.results.has_room(size * self.model.dtype.itemsize):
+            yield _Streams()
+            return
+        asked = {"tokens": [tensor_digest(batch) for batch in batches]}
+        found = self.results.find("text", asked)
+        if found is not None:
+            yield _Streams(stored=found.tensors)
+            return
+        streams = _Streams(made={})
+        yield streams
+        self.results.keep("text", asked, Contents(record={}, tensors=streams.made or {}))
+
+    def runs(self, streams: "_Streams") -> bool:
+        """Whether the model runs for the next batch; else its stream is stored.
 
         The first `TIMED` batches run in any case, since speed belongs to this run.
         """
-        return kept is None or kept.stored is None or len(self.speeds) < min(TIMED, len(kept.stored))
+        return streams.stored is None or len(self.speeds) < min(TIMED, len(streams.stored))
 
-    def run(self, batch: torch.Tensor, number: int, kept: LastStream | None) -> torch.Tensor:
-        """The logits (predictions, vocabulary) for `batch` (sequences, length), the one of this `number`."""
-        if kept is not None and not self.runs(kept):
-            logits = kept.logits(number, batch)
-        else:
-            begin = time.perf_counter()
-            logits = _logits(self.model, batch) if kept is None else kept.run(number, batch)
-            synchronise(self.model.device)
-            self.speeds.append(batch.numel() / (time.perf_counter() - begin))
-        predictions: torch.Tensor = logits[:, :-1].flatten(0, 1)
-        following = batch[:, 1:].flatten()
-        losses = torch.nn.functional.cross_entropy(predictions.float(), following, reduction="none")
-        self.losses += losses.view(len(batch), -1).double().sum(1).tolist()
-        return predictions
+    def stream(self, batch: torch.Tensor) -> torch.Tensor:
+        """Behind the last block, for `batch` (sequences, length); the logits where blocks are not known."""
+        if self.runner is None:
+            logits: torch.Tensor = self.model(input_ids=batch, use_cache=False).logits
+            return logits
+        with record_values(Hook(module=self.runner.blocks[-1]), stop=True) as seen, suppress(Stop):
+            self.model(input_ids=batch, use_cache=False)
+        return seen[0]
+
+    def logits(self, part: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Those (predictions, vocabulary) after tokens `ids` (predictions,), from their `part` of a stream."""
+        return part if self.runner is None else self.runner.leave(part.unsqueeze(0), ids.unsqueeze(0)).flatten(0, 1)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Adds to `seconds`."""
+        begin = time.perf_counter()
+        yield
+        synchronise(self.model.device)
+        self.seconds += time.perf_counter() - begin
 
     def result(self, predictions: int, size: TextSize | None) -> Measurement:
         """The measurement after `predictions` predicted tokens, whose text has this `size`.
@@ -258,6 +234,15 @@ class Subject:
             word_perplexity=None if size is None else _perplexity_over(total, size.words),
             byte_perplexity=None if size is None else _perplexity_over(total, size.bytes),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Streams:
+    """`stored` has those of an earlier pass, by the number of the batch; `made` those of this one. `None` where there
+    are none, or none are kept."""
+
+    stored: Mapping[str, torch.Tensor] | None = None
+    made: dict[str, torch.Tensor] | None = None
 
 
 def open_subject(
@@ -306,30 +291,67 @@ def measure(
 ) -> list[Measurement]:
     """Measure `subjects` on `sequences` (sequences, length): all tokens but the first of each are predicted.
 
-    Each batch runs on all subjects before the next, so that a machine that slows down affects all alike. Speed is the
-    median over batches of whole forward passes with logits, after one warm-up pass. `divergence` gets the predictions
-    of the first two subjects, `size` is that of the text. What is kept of a subject is used.
+    Each batch runs on all subjects before the next, so that a machine that slows down affects all alike. Logits are
+    made in parts. Speed is the median over batches of whole passes with all logits, after one warm-up pass.
+    `divergence` gets the predictions of the first two subjects, `size` is that of the text. What is kept of a subject
+    is used.
     """
     vocabulary = max(part_config(subject.model.config).vocab_size for subject in subjects)
     length = sequences.shape[1]
     batches = sequences.split(max(1, LOGITS_AT_ONCE // (length * vocabulary)))
     with ExitStack() as stack:
-        kept = [stack.enter_context(last_stream(subject, batches)) for subject in subjects]
-        for subject, stream in zip(subjects, kept, strict=True):
-            if subject.runs(stream):
-                _logits(subject.model, batches[0][:1].to(subject.model.device))
+        kept = [stack.enter_context(subject.streams(batches)) for subject in subjects]
+        for subject, streams in zip(subjects, kept, strict=True):
+            if subject.runs(streams):
+                subject.stream(batches[0][:1].to(subject.model.device))
         for number, batch in enumerate(batches):
-            logits = [
-                subject.run(batch.to(subject.model.device), number, stream)
-                for subject, stream in zip(subjects, kept, strict=True)
-            ]
-            if divergence is not None:
-                divergence.add(logits[0], logits[1])
-            del logits
+            _measure_batch(subjects, kept, number, batch, divergence=divergence)
             if advance is not None:
                 advance((number + 1) / len(batches))
     predictions = sequences.shape[0] * (length - 1)
     return [subject.result(predictions, size) for subject in subjects]
+
+
+def _measure_batch(
+    subjects: Sequence[Subject],
+    kept: Sequence[_Streams],
+    number: int,
+    batch: torch.Tensor,
+    *,
+    divergence: Divergence | None,
+) -> None:
+    """Add what all subjects predict for the batch of this `number`, with logits for some positions at a time."""
+    known = [subject.runner for subject in subjects if subject.runner is not None]
+    positions = min((runner.positions_at_once for runner in known), default=batch.numel())
+    before, timed = [], []
+    for subject, streams in zip(subjects, kept, strict=True):
+        if subject.runs(streams):
+            subject.seconds = 0.0
+            timed.append(subject)
+            with subject.timed():
+                stream = subject.stream(batch.to(subject.model.device))
+            if streams.made is not None:
+                streams.made[str(number)] = stream.cpu()
+        else:
+            assert streams.stored is not None
+            stream = streams.stored[str(number)].to(subject.model.device)
+        before.append(stream[:, :-1].flatten(0, 1).split(positions))
+    losses: list[list[torch.Tensor]] = [[] for _ in subjects]
+    read, following = (ids.flatten().split(positions) for ids in (batch[:, :-1], batch[:, 1:]))
+    for place, (ids, wanted) in enumerate(zip(read, following, strict=True)):
+        logits = []
+        for subject, parts, own in zip(subjects, before, losses, strict=True):
+            device = parts[place].device
+            with subject.timed():
+                found = subject.logits(parts[place], ids.to(device))
+            own.append(torch.nn.functional.cross_entropy(found.float(), wanted.to(device), reduction="none").double())
+            logits.append(found)
+        if divergence is not None:
+            divergence.add(logits[0], logits[1])
+    for subject, own in zip(subjects, losses, strict=True):
+        subject.losses += torch.cat(own).view(len(batch), -1).sum(1).tolist()
+        if subject in timed:
+            subject.speeds.append(batch.numel() / subject.seconds)
 
 
 def _perplexity_over(nats: float, count: int) -> float | None:

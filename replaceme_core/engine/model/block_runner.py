@@ -26,13 +26,9 @@ from replaceme_core.families.resolve import (
     first_tensor,
 )
 from replaceme_core.library_errors import is_out_of_memory
-from replaceme_core.request.defaults import LOGITS_AT_ONCE, MLP_WIDTH, PART_BYTES
+from replaceme_core.request.defaults import LOGITS_AT_ONCE, LOGITS_AT_ONCE_BY_BLOCK, MLP_WIDTH, PART_BYTES
 
 logger = logging.getLogger(__name__)
-
-LOGITS_AT_ONCE_BY_BLOCK = 2**21
-"""Values of logits at a time where the model is read block by block: 8 MiB in float32."""
-
 
 ROUTER_LOGITS = "output_router_logits"
 """An argument of models with experts: what routers return while the blocks are not run is not there."""
@@ -207,6 +203,12 @@ class BlockRunner:
     def is_lazy(self) -> bool:
         """Whether blocks are read from disk one at a time, since the model does not fit into memory."""
         return block_reader(self.blocks[0]) is not None
+
+    @property
+    def positions_at_once(self) -> int:
+        """For how many positions logits are made at a time."""
+        values = LOGITS_AT_ONCE_BY_BLOCK if self.is_lazy else LOGITS_AT_ONCE
+        return max(1, values // int(self.resolved.config.vocab_size))
 
     def trim_memory(self) -> None:
         """Return freed memory to the system where blocks are read one at a time; elsewhere it is reused."""
@@ -460,8 +462,7 @@ def summed_loss(
     if block_runner.references is not None:
         wanted = block_runner.references[tokens[:, 0].cpu()].to(stream.device)
         return float(embedding_distances(block_runner.leave(stream, tokens), wanted).sum())
-    vocabulary = block_runner.resolved.config.vocab_size
-    positions = max(1, (LOGITS_AT_ONCE_BY_BLOCK if block_runner.is_lazy else LOGITS_AT_ONCE) // vocabulary)
+    positions = block_runner.positions_at_once
     before, wanted = stream[:, :-1], tokens[:, 1:]
     if scored is None:
         before, wanted = before.flatten(0, 1), wanted.flatten()

@@ -8,7 +8,7 @@ import torch
 
 from replaceme_core.engine import run as run_module
 from replaceme_core.engine.evaluation.compare import Original
-from replaceme_core.engine.evaluation.measure import SOURCE, LastStream, Subject
+from replaceme_core.engine.evaluation.measure import SOURCE, Subject
 from replaceme_core.engine.methods.task import Task
 from replaceme_core.engine.results import checkpoint
 from replaceme_core.errors import NumericalFailure
@@ -107,15 +107,15 @@ def test_bisection_finds_what_brute_force_finds(
 
 
 def batches_run(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The name of the model for each batch that runs from now on, not only its head, while texts are measured."""
+    """The name of the model for each pass over its blocks from now on, while texts are measured."""
     runs: list[str] = []
-    measure = Subject.run
+    stream = Subject.stream
 
-    def counted(self: Subject, batch: torch.Tensor, number: int, kept: LastStream | None) -> torch.Tensor:
-        runs.extend([self.name] * self.runs(kept))
-        return measure(self, batch, number, kept)
+    def counted(self: Subject, batch: torch.Tensor) -> torch.Tensor:
+        runs.append(self.name)
+        return stream(self, batch)
 
-    monkeypatch.setattr(Subject, "run", counted)
+    monkeypatch.setattr(Subject, "stream", counted)
     return runs
 
 

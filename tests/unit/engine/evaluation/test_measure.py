@@ -20,6 +20,8 @@ from replaceme_core.engine.evaluation.measure import (
     measure,
     quantile,
 )
+from replaceme_core.engine.model import block_runner
+from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput, NumericalFailure
 from replaceme_core.families.resolve import resolve
@@ -51,13 +53,32 @@ def test_perplexity_is_that_of_the_models_own_loss(tmp_path: Path, monkeypatch: 
     assert measured.tokens_per_second > 0
 
 
+@pytest.mark.parametrize("lazily", [False, True])
+def test_logits_are_made_in_parts(directory: Path, monkeypatch: pytest.MonkeyPatch, lazily: bool) -> None:
+    """With a large vocabulary those of one sequence take more memory than the model."""
+    monkeypatch.setattr(block_runner, "LOGITS_AT_ONCE_BY_BLOCK" if lazily else "LOGITS_AT_ONCE", 5 * 260)
+    load = load_lazily if lazily else load_model
+    models = [load(directory, dtype=torch.float32, device="cpu") for _ in range(2)]
+    sizes: list[int] = []
+    models[0].get_output_embeddings().register_forward_hook(lambda *seen: sizes.append(seen[2].shape[1]))
+    tokens, apart = token_ids(3, 16), Divergence()
+    first, _ = measure(
+        [Subject(name="tiny", model=model, directory=directory) for model in models], tokens, divergence=apart
+    )
+    with torch.inference_mode():
+        expected = math.exp(float(load_model(directory, dtype=torch.float32, device="cpu")(tokens, labels=tokens).loss))
+    assert first.perplexity == pytest.approx(expected, rel=1e-5)
+    assert (max(sizes), sum(sizes)) == (5, 3 * 15)
+    assert (apart.tokens, apart.agreement, apart.mean_nats) == (3 * 15, 1, 0)
+
+
 def test_models_take_batches_in_turn(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a slow minute of the machine is shared by both sides of a comparison."""
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", 1)
     subjects, order = [], []
     for name in "ab":
         model = load_model(directory, dtype=torch.float32, device="cpu")
-        model.register_forward_hook(lambda *_, name=name: order.append(name))
+        resolve(model).blocks[0].register_forward_hook(lambda *_, name=name: order.append(name))
         subjects.append(Subject(name="tiny", model=model, directory=directory))
     first, second = measure(subjects, token_ids(3, 16))
     assert "".join(order) == "ab" + "ababab"
