@@ -63,3 +63,10 @@ def _one_thread() -> None:
     """A run in this process sets the number of threads, and the next test would begin with it."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cards and pages get no plots, as where matplotlib is not installed: they take half the time of a tiny model."""
+    for module in ("page", "card"):
+        monkeypatch.setattr(f"replaceme_core.report.{module}.can_draw", lambda: False)

@@ -28,6 +28,8 @@ from replaceme_core.hub.model_config import admit_config
 from tests.fixtures.models.images import POSITIONS, SIDE, image_request, make_images, saved_tower
 from tests.fixtures.models.pipeline import run
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 BLOCKS = tiny_models.BLOCKS
 
 

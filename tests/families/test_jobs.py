@@ -19,6 +19,8 @@ from replaceme_core.hub.model_config import admit_config
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import byte_tokenizer
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 BLOCKS = tiny_models.BLOCKS
 
 
