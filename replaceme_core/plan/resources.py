@@ -328,7 +328,8 @@ def _held(shape: ModelShape, work: Workload) -> dict[Stage, _Use]:
     again = 0 if work.value_bytes == shape.item_bytes else _mapped(shape, work)
     stages[Stage.FOLD] = _Use(model=stored, work=changes, host=again)
     after = shape.parameters_after(1 if work.trials else work.removed)
-    verified = _model_bytes(shape, work, value_bytes=_FLOAT32, parameters=after)
+    compared = shape.item_bytes if work.is_lazy else _FLOAT32
+    verified = _model_bytes(shape, work, value_bytes=compared, parameters=after)
     stages[Stage.SAVE] = _Use(model=verified, work=changes, host=_mapped(shape, work, parameters=after))
     if work.measured:
         both = dense + _model_bytes(shape, work, value_bytes=work.value_bytes, parameters=after)

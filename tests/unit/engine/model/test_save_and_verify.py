@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from replaceme_core.engine.model import save
+from replaceme_core.engine.model import lazy_model, save
 from replaceme_core.engine.model.changes import kept_blocks
 from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.engine.model.safetensors_io import all_finite
 from replaceme_core.engine.model.save import complete_or_absent, save_block_by_block, save_model, verify_saved
 from replaceme_core.errors import InvalidInput, OutOfSpace, VerificationFailed
+from replaceme_core.request.spec import Loading
 from tests.fixtures.models.tiny import BLOCKS, save_tiny, token_ids
 
 PROMPT = token_ids(1, 16)[0]
@@ -119,18 +120,35 @@ def test_a_wrong_number_of_blocks_and_a_value_that_is_not_a_number(tmp_path: Pat
         verify_saved(directory, dtype=torch.float32, blocks=BLOCKS, prompt=PROMPT, device="cpu")
 
 
-def test_cache_slots_that_are_not_renumbered_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check that the surgery relies on: two blocks that share a slot read each other's keys (pitfall 2)."""
-    directory = save_tiny(tmp_path / "model")
+@pytest.mark.parametrize(
+    ("loading", "dtype", "opened"),
+    [
+        (Loading.WHOLE, torch.float32, [torch.float32]),
+        (Loading.WHOLE, torch.bfloat16, [torch.float32]),
+        (Loading.BLOCKWISE, torch.bfloat16, [torch.bfloat16]),
+    ],
+)
+def test_cache_slots_that_are_not_renumbered_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loading: Loading, dtype: torch.dtype, opened: list[torch.dtype]
+) -> None:
+    """The check that the surgery relies on: two blocks that share a slot read each other's keys (pitfall 2).
+
+    Block by block in the dtype alone: in float32 the weights take twice the memory.
+    """
+    directory = save_tiny(tmp_path / "model", dtype=dtype)
+    name = "load_model" if loading is Loading.WHOLE else "load_lazily"
+    load, dtypes = getattr(lazy_model, name), list[torch.dtype]()
 
     def load_misnumbered(*arguments: object, **options: object) -> object:
-        model = load_model(*arguments, **options)  # type: ignore[arg-type]
+        model = load(*arguments, **options)
         model.model.layers[3].self_attn.layer_idx = 2
+        dtypes.append(model.dtype)
         return model
 
-    monkeypatch.setattr("replaceme_core.engine.model.lazy_model.load_model", load_misnumbered)
+    monkeypatch.setattr(lazy_model, name, load_misnumbered)
     with pytest.raises(VerificationFailed, match="with and without cache"):
-        verify_saved(directory, dtype=torch.float32, blocks=BLOCKS, prompt=PROMPT, device="cpu")
+        verify_saved(directory, dtype=dtype, blocks=BLOCKS, prompt=PROMPT, device="cpu", loading=loading)
+    assert dtypes == opened
 
 
 @pytest.mark.parametrize(("noise", "passes"), [(0.15, True), (1.2, False)])
