@@ -23,6 +23,8 @@ CGROUP = Path("/sys/fs/cgroup")
 CPU_INFO = Path("/proc/cpuinfo")
 NATIVE_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
 TIMEOUT_SECONDS = 120.0
+_ACCELERATORS = ("nvidia*", "kfd", "dri", "accel", "dxg")
+"""Names under /dev."""
 _GPUS = "import torch; print(torch.cuda.device_count())"
 _ACCELERATOR = "import torch; print(int(torch.accelerator.is_available()))"
 _DEVICE = """
@@ -104,6 +106,16 @@ def look_at_torch(environ: Mapping[str, str]) -> Torch:
     return Torch(**{**found, "devices": tuple(TorchDevice(**one) for one in found["devices"])})
 
 
+def accelerators(dev: Path = Path("/dev")) -> list[Path]:
+    """The devices of GPUs and the like."""
+    return sorted(place for pattern in _ACCELERATORS for place in dev.glob(pattern))
+
+
+def _may_have_one() -> bool:
+    """False on Linux without a device: then torch, which takes seconds to import, need not be asked."""
+    return sys.platform != "linux" or bool(accelerators())
+
+
 def count_gpus(environ: Mapping[str, str]) -> int:
     """The number of GPUs that torch sees in this environment. Raises `InvalidInput` if torch cannot be imported."""
     return int(_output(_GPUS, environ).split()[-1])
@@ -111,6 +123,8 @@ def count_gpus(environ: Mapping[str, str]) -> int:
 
 def find_accelerator(environ: Mapping[str, str]) -> Accelerator | None:
     """The accelerator that torch uses by default; `None` if there is none or torch cannot be asked."""
+    if not _may_have_one():
+        return None
     try:
         name, uuid = _output(_DEVICE, environ).splitlines()[-2:]
     except (InvalidInput, ValueError):
@@ -135,7 +149,7 @@ def local_worker_kinds(environ: Mapping[str, str], *, runner_command: Sequence[s
 
     All kinds if the operator set a runner command of their own: that runner may see other hardware than this process.
     """
-    if runner_command is not None or int(_output(_ACCELERATOR, environ).split()[-1]):
+    if runner_command is not None or (_may_have_one() and int(_output(_ACCELERATOR, environ).split()[-1])):
         return tuple(WorkerKind)
     return (WorkerKind.CPU,)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from replaceme_core.hardware import WorkerKind
+from replaceme_core.hardware import WorkerKind, accelerators
 from replaceme_core.hub.model_config import ModelOutline, check_weights, read_outline
 from replaceme_core.hub.model_files import read_config, weight_files
 from replaceme_core.hub.quantized import as_read, scheme_of
@@ -22,7 +22,6 @@ from replaceme_core.request.removal import check_removal
 from replaceme_core.request.resolve import VALUE_BYTES, Machine, ResolvedSpec, resolve_spec
 from replaceme_core.request.spec import CompressionSpec, Loading
 from replaceme_core.runner.messages import EvaluateRequest, ModelRequest, RunnerRequest, Stage
-from replaceme_core.runner.sandbox import accelerators
 
 RUNNER_BYTES = 400 * 2**20
 """Measured: resident memory of a runner on a CPU with the interpreter and all libraries, before a model is loaded."""

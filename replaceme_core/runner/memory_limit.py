@@ -22,8 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from replaceme_core import hardware
-from replaceme_core.hardware import MemoryGroup, memory_groups, read_number, total_memory
-from replaceme_core.runner.sandbox import accelerators
+from replaceme_core.hardware import MemoryGroup, accelerators, memory_groups, read_number, total_memory
 
 
 @dataclass(frozen=True, kw_only=True)

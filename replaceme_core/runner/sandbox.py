@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from replaceme_core.errors import InvalidInput
+from replaceme_core.hardware import accelerators
 from replaceme_core.runner import launcher
 from replaceme_core.runner.messages import ModelRequest
 
@@ -94,8 +95,6 @@ _CONFIGURATION = (
     "/etc/nsswitch.conf",
     "/etc/passwd",
 )
-_ACCELERATORS = ("nvidia*", "kfd", "dri", "accel", "dxg")
-"""Names under /dev."""
 _CODE = ("replaceme_core", "worker")
 _IN_CACHE = ("models--", "datasets--")
 
@@ -138,11 +137,6 @@ def places_of(path: Path) -> Iterator[Path]:
         shared = real.parent.parent.parent / "blobs"
         if shared.is_dir():
             yield shared
-
-
-def accelerators(dev: Path = Path("/dev")) -> list[Path]:
-    """The devices of GPUs and the like."""
-    return sorted(place for pattern in _ACCELERATORS for place in dev.glob(pattern))
 
 
 def _python(environment: Mapping[str, str]) -> Iterator[Path]:

@@ -1,12 +1,14 @@
 """The accelerator of this machine, asked from a replaced torch and driver's tool."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from replaceme_core.hardware import Accelerator, find_accelerator, gpu_memory
+from replaceme_core.hardware import Accelerator, WorkerKind, find_accelerator, gpu_memory, local_worker_kinds
 
+NVIDIA = [Path("/dev/nvidia0")]
 UUID = "8c6a1f0e-1111-2222-3333-0123456789ab"
 TORCH = """
 class accelerator:
@@ -29,12 +31,23 @@ def test_the_accelerator_has_the_uuid_of_the_driver(tmp_path: Path, monkeypatch:
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "torch.py").write_text("raise SystemExit('imported from the working directory')")
     monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("replaceme_core.hardware.accelerators", lambda: NVIDIA)
     assert find_accelerator(environment(tmp_path)) == Accelerator(name="Some GPU", uuid=UUID)
     assert find_accelerator(environment(tmp_path, kind="mps")) == Accelerator(name="mps", uuid=None)
     assert find_accelerator(environment(tmp_path, uuid="; rm -r")) == Accelerator(name="Some GPU", uuid=None)
     assert find_accelerator(environment(tmp_path, available=False)) is None
     (tmp_path / "torch.py").write_text("raise ImportError")
     assert find_accelerator({**os.environ, "PYTHONPATH": str(tmp_path)}) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="devices are files on Linux")
+def test_torch_is_not_asked_where_there_is_no_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replaceme_core.hardware.accelerators", list)
+    environ = environment(tmp_path)
+    (tmp_path / "torch.py").write_text(f"open({str(tmp_path / 'asked')!r}, 'w'); raise ImportError")
+    assert find_accelerator(environ) is None
+    assert local_worker_kinds(environ, runner_command=None) == (WorkerKind.CPU,)
+    assert not (tmp_path / "asked").exists()
 
 
 def put_tool(place: Path, script: str) -> None:

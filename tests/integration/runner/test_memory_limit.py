@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from replaceme_core.errors import OutOfMemory
-from replaceme_core.hardware import total_memory
+from replaceme_core.hardware import accelerators, total_memory
 from replaceme_core.local.compress import compress
 from replaceme_core.runner import memory_limit, process
 from replaceme_core.runner.memory_limit import (
@@ -20,7 +20,6 @@ from replaceme_core.runner.memory_limit import (
 )
 from replaceme_core.runner.messages import EvaluateRequest
 from replaceme_core.runner.process import Confinement, Runner
-from replaceme_core.runner.sandbox import accelerators
 from tests.fixtures.hostile.files import FUSE, tokenizer_bomb
 from tests.fixtures.models.tiny import save_tiny
 

@@ -4,7 +4,8 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-from replaceme_core.runner.sandbox import accelerators, bubblewrap_arguments, places_of
+from replaceme_core.hardware import accelerators
+from replaceme_core.runner.sandbox import bubblewrap_arguments, places_of
 
 
 def built(place: Path, *, reads: tuple[Path, ...] = (), **environment: str) -> list[str]:

@@ -16,6 +16,12 @@ BOTH = (WorkerKind.CPU, WorkerKind.GPU)
 OURS = Settings(_env_file=None)
 
 
+@pytest.fixture(autouse=True)
+def _with_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch is asked only where there is one."""
+    monkeypatch.setattr("replaceme_core.hardware.accelerators", lambda: [Path("/dev/nvidia0")])
+
+
 @pytest.mark.parametrize(
     ("named", "gpus", "served"),
     [
