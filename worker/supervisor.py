@@ -88,8 +88,10 @@ class Supervisor:
     enqueue: Callable[[str, WorkerKind | None], None] = lambda job_id, worker_kind: None
     must_release: Callable[[], bool] = lambda: False
 
-    def run(self, job_id: str | None) -> None:
-        """Claim the next job in the queue and run it to its end. Errors are logged and written to the job, not raised.
+    def run(self, job_id: str | None) -> bool:
+        """Claim the next job in the queue and run it to its end; whether there was one.
+
+        Errors are logged and written to the job, not raised.
 
         `job_id` is the job that the message was sent for; it is used for the log only. `None`: there was no message.
         """
@@ -99,10 +101,10 @@ class Supervisor:
             found = self._claim()
         except DatabaseUnreachable as error:
             logger.warning("%s: nothing was claimed, the next sweep sends another: %s", why, error)
-            return
+            return False
         if found is None:
             logger.info("%s: no job can start", why)
-            return
+            return False
         job, claim = found
         if job_id is not None and job.id != job_id:
             logger.info("%s: job %s comes first", why, job.id)
@@ -117,6 +119,7 @@ class Supervisor:
             ),
         ):
             self._run(job, claim, claimed_at=claimed_at)
+        return True
 
     def _run(self, job: Job, claim: Claim, *, claimed_at: float) -> None:
         """The attempt at a job that was claimed, to its end."""

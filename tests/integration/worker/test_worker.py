@@ -59,12 +59,12 @@ def test_a_job_runs_from_message_to_publication(site: Site) -> None:
     assert site.runners() == []
 
 
-def test_a_message_for_a_job_that_is_taken_serves_another(embedded_site: Site) -> None:
+def test_one_message_serves_all_jobs_that_can_start(embedded_site: Site) -> None:
+    """That of another one may have come while its key was at a limit, and found nothing."""
     site = embedded_site
     site.extra = {"REPLACEME_SWEEP_SECONDS": "3600"}  # messages alone
     first, second = site.add(enqueue=False), site.add(enqueue=False)
-    site.enqueue(first)
-    site.enqueue(first)
+    site.enqueue(second)
     site.start_worker()
     for job_id in (first, second):
         assert site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
