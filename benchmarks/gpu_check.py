@@ -16,17 +16,20 @@ import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
-from rich import box
-from rich.table import Table
-
-from api.cli.output.console import make_console
+from api.cli.doctor import print_findings
 from benchmarks.harness.checkout import ROOT
 from benchmarks.smollm2 import provide
 
 OK, FAILED = "ok", "failed"
-DEFAULT_DEVICE = "from replaceme_core.engine.model.device import default_device; print(default_device())"
 Row = tuple[str, str, str]
 """What was checked, `OK` or another state, and what was found."""
+
+
+def default_device() -> str:
+    """The accelerator if there is one, else the CPU. In a process that ends: torch stays out of what is measured."""
+    program = "from replaceme_core.engine.model.device import default_device; print(default_device())"
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def look(scratch: Path) -> list[Row]:
@@ -81,8 +84,7 @@ def main() -> int:
     parser.add_argument("--device", help="default: the accelerator")
     parser.add_argument("--model", type=Path, help="model directory (default: SmolLM2-135M-Instruct from its wheel)")
     options = parser.parse_args()
-    asked = subprocess.run([sys.executable, "-c", DEFAULT_DEVICE], cwd=ROOT, check=True, capture_output=True, text=True)
-    device = options.device or asked.stdout.strip()
+    device = options.device or default_device()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         rows = look(scratch)
@@ -92,12 +94,7 @@ def main() -> int:
             rows += run_tests(scratch) if device != "cpu" else []
             model = options.model or provide(Path("data/smollm2"))
             rows += measure(scratch, model.resolve(), device=device)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("", "State", "What was found"):
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*row, style="" if row[1] == OK else "bold")
-    make_console(stderr=False).print(table)
+    print_findings(rows)
     is_well = not any(state in (FAILED, "problem", "above its plan") for _, state, _ in rows)
     fields = ("name", "state", "text")
     body = {"ok": is_well, "device": device, "findings": [dict(zip(fields, row, strict=True)) for row in rows]}

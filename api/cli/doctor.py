@@ -6,7 +6,7 @@ Nothing secret is in its output: it can be attached to an issue.
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -158,10 +158,15 @@ def look(settings: Settings, environ: Mapping[str, str], *, out: Path | None, as
     if as_json:
         print_json(body)
         return is_well
+    print_findings([(one.name, one.state, one.text) for one in found])
+    return is_well
+
+
+def print_findings(rows: Iterable[tuple[str, str, str]]) -> None:
+    """A table of names, states and what was found; what is not ok stands out."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("", "State", "What was found"):
         table.add_column(heading, overflow="fold")
-    for one in found:
-        table.add_row(one.name, one.state, one.text, style="" if one.state is State.OK else "bold")
+    for row in rows:
+        table.add_row(*row, style="" if row[1] == State.OK else "bold")
     make_console(stderr=False).print(table)
-    return is_well

@@ -323,11 +323,10 @@ def _measure_batch(
     """Add what all subjects predict for the batch of this `number`, with logits for some positions at a time."""
     known = [subject.runner for subject in subjects if subject.runner is not None]
     positions = min((runner.positions_at_once for runner in known), default=batch.numel())
-    before, timed = [], []
-    for subject, streams in zip(subjects, kept, strict=True):
-        if subject.runs(streams):
-            subject.seconds = 0.0
-            timed.append(subject)
+    before, have_run = [], [subject.runs(streams) for subject, streams in zip(subjects, kept, strict=True)]
+    for subject, streams, has_run in zip(subjects, kept, have_run, strict=True):
+        subject.seconds = 0.0
+        if has_run:
             with subject.timed():
                 stream = subject.stream(batch.to(subject.model.device))
             if streams.made is not None:
@@ -348,9 +347,9 @@ def _measure_batch(
             logits.append(found)
         if divergence is not None:
             divergence.add(logits[0], logits[1])
-    for subject, own in zip(subjects, losses, strict=True):
+    for subject, own, has_run in zip(subjects, losses, have_run, strict=True):
         subject.losses += torch.cat(own).view(len(batch), -1).sum(1).tolist()
-        if subject in timed:
+        if has_run:
             subject.speeds.append(batch.numel() / subject.seconds)
 
 
