@@ -160,6 +160,7 @@ _WRITINGS = {
     ),
     "drop": Writing(str, "BLOCKS", parse_drop, "Such as 5,12-19."),
     "calibration": Writing(list[str], "NAME[=SHARE]", parse_sources, SEVERAL),
+    "heal.dataset": Writing(str, "NAME", parse_text),
     "evaluation.tasks": Writing(str, "NAME,...", parse_tasks),
     "gate": Writing(
         list[str],
@@ -176,6 +177,8 @@ _NAMES = {
     **{f"calibration.{part}": f"calibration_{part}" for part in ("revision", "config", "split", "column")},
     "method.name": "method",
     "method.time_budget_seconds": "time_budget",
+    **{f"heal.{part}": f"heal_{part}" for part in ("tokens", "dataset", "learning_rate", "weights")},
+    "heal.time_budget_seconds": "heal_time_budget",
     "evaluation.enabled": "evaluate",
     "evaluation.samples": "evaluation_samples",
     "output.repo_id": "output",
@@ -191,6 +194,7 @@ _PANELS = {
     **dict.fromkeys(("model", "ratio", "drop", "compute.pattern_safe"), "Model and blocks to remove"),
     "calibration": "Calibration text",
     "method": "Method",
+    "heal": "Healing",
     "evaluation": "Evaluation",
     "gate": "Gate",
     "output": "Result",
@@ -230,7 +234,7 @@ def _fields(spec: type[BaseModel], path: str = "") -> Iterator[tuple[str, Any, s
         is_part = inspect.isclass(kind) and issubclass(kind, BaseModel)
         if here in _WRITINGS or (not is_part and here not in ("calibration.dataset", "calibration.sources")):
             yield here, kind, _help(field.description or "")
-        if is_part and here != "gate":
+        if is_part and here not in ("gate", "heal.dataset"):
             yield from _fields(kind, f"{here}.")
 
 

@@ -35,7 +35,7 @@ from replaceme_core.shapes import BEGINNING_OF_ID
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
-_COMPARED = (view.both_models, view.texts, view.images, view.tasks)
+_COMPARED = (view.both_models, view.texts, view.images, view.tasks, view.healing)
 _FLAGS = ("chosen",)
 _LISTS = ("texts", "images", "tasks", "candidates")
 _OF_IMAGES = ("embedding_distance", "embedding_distance_low", "embedding_distance_high", "embedding_agreement")

@@ -146,6 +146,10 @@ _PLACES: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "general": ("calibration.general", _number),
     "repeated": ("calibration.repeated", _number),
     "method": ("method", str),
+    "heal_tokens": ("heal.tokens", _number),
+    "heal_dataset": ("heal.dataset", str),
+    "heal_learning_rate": ("heal.learning_rate", _number),
+    "heal_time_budget": ("heal.time_budget_seconds", _number),
     "output": ("output.repo_id", str),
     "private": ("output.private", bool),
     "device": ("compute.device", str),
@@ -208,6 +212,7 @@ def to_values(spec: CompressionSpec) -> dict[str, str]:
     sources = spec.calibration.sources or ()
     found["calibration"] = ", ".join(one.name for one in sources) or found["calibration"]
     found["method"] = _as_typed(body["method"]["name"])
+    found["heal_dataset"] = "" if spec.heal is None or spec.heal.source is None else spec.heal.source.name
     found["gate"] = ", ".join(written_criteria(spec.gate))
     if spec.searches:
         found["ratio"], found["deepest"] = _as_typed(spec.greatest_ratio), "on"

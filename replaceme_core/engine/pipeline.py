@@ -5,6 +5,7 @@ calibrate  the model is loaded and checked; its activations on the calibration t
 select     the blocks to remove are chosen by the residual and the loss after the fit
 solve      what compensates for them is solved in closed form, from all calibration tokens
 fold       the solution is folded into the weights that stay, and the blocks are removed
+heal       where it is asked for: the rest is trained toward what the original predicts
 save       in the model's own dtype; loaded again and checked
 evaluate   before and after, in the same run
 
@@ -20,6 +21,8 @@ import torch
 from replaceme_core.engine.activations.cache import open_cache
 from replaceme_core.engine.evaluation.compare import Unmeasured
 from replaceme_core.engine.evaluation.tasks import load_tasks
+from replaceme_core.engine.healing.heal import heal, require_training
+from replaceme_core.engine.healing.targets import HealingText
 from replaceme_core.engine.images import image_tokens, load_processor
 from replaceme_core.engine.model.changes import kept_blocks
 from replaceme_core.engine.model.dequantize import in_full_precision
@@ -73,7 +76,11 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
     )
     spec = resolve_spec(spec, machine, values=stored.values, positions=outline.positions)
     paths = [None if path is None else Path(path) for path in request.calibration_paths]
+    of_healing = paths[len(request.spec.calibration.mix) :]
+    del paths[len(request.spec.calibration.mix) :]
     paths += [None] * (len(spec.calibration.mix) - len(paths))  # a text that was added here is a built-in one
+    if spec.heal is not None:
+        require_training()
     images = None
     if tokenizer is not None:
         spec = sized_to_text(spec, tokenizer, requested=request.spec.calibration, paths=paths)
@@ -109,6 +116,9 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
         clock.begin(Stage.CALIBRATE)
         with run.opened(depths[-1], allows=allows) as task:
             tokens = task.tokens
+            text = None
+            if spec.heal is not None and tokenizer is not None:  # read early: it may be too short
+                text = HealingText.of(spec, tokens, tokenizer, path=next(iter(of_healing), None))
             structure, loss_unit = task.block_runner.resolved.structure, task.block_runner.loss_unit
             known, trials = None, list[Trial]()
             if spec.searches:
@@ -134,9 +144,14 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
             pruning=pruning,
             source=source,
             is_lazy=run.is_lazy,
-            begin_saving=lambda: clock.begin(Stage.SAVE),
+            begin_saving=lambda: clock.begin(Stage.SAVE if text is None else Stage.HEAL),
         )
         run.release()
+        healing = None
+        if text is not None:
+            healing = heal(run, output, tokens, text=text, removed=removed)
+            clock.begin(Stage.SAVE)
+            known = None if healing.is_kept else known
         difference = verify_saved(
             output,
             dtype=stored.dtype,
@@ -160,7 +175,13 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
         clock.end()
         original = Path(request.model_directory)
         provenance = provenance_of(
-            spec, tokens, hub=request.hub, original=original, source=source, paths=paths, stored=stored.dtype
+            spec,
+            tokens,
+            hub=request.hub,
+            original=original,
+            source=source,
+            paths=[*paths, *of_healing],
+            stored=stored.dtype,
         )
         report = write_report(
             output,
@@ -173,6 +194,7 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
             structure=structure,
             planned=planned,
             trials=trials,
+            healing=healing,
             provenance=provenance,
             job_id=request.job_id,
             imported_bytes=imported_bytes,

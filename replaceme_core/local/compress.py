@@ -3,12 +3,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from replaceme_core.local.evaluate import Measured
 from replaceme_core.local.inputs import Text, admit, named_texts, validated
-from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, absolute, check_absent, show_nothing
+from replaceme_core.local.run import (
+    Machine,
+    ShownCourse,
+    ShowProgress,
+    absolute,
+    check_absent,
+    check_installed,
+    show_nothing,
+)
 from replaceme_core.plan.eta import weights_of
-from replaceme_core.request.admission import resolve_calibration
+from replaceme_core.request.admission import resolve_texts
 from replaceme_core.request.gate import GateResult
 from replaceme_core.request.removal import check_removal
 from replaceme_core.request.resolve import check_inputs
@@ -51,6 +60,7 @@ def compress(
     ratio: float | Fields | None = None,
     drop: Sequence[int] | None = None,
     method: str | Fields | None = None,
+    heal: Mapping[str, Any] | None = None,
     evaluation: Fields | None = None,
     gate: Fields | None = None,
     compute: Fields | None = None,
@@ -62,7 +72,7 @@ def compress(
     """Compress `model`, a directory or `org/name[@revision]` on the Hub, into the new directory `out`.
 
     `calibration` is a built-in text, a .txt or .jsonl file, a data set on the Hub as org/name, one of these with its
-    options, or several. It, `ratio`, `drop`, `method`, `evaluation`, `gate` and `compute` are the fields of
+    options, or several. It, `ratio`, `drop`, `method`, `heal`, `evaluation`, `gate` and `compute` are the fields of
     `POST /jobs`. `tasks_directory` holds the data of tasks, `cache` what later calls on the same model can use.
     `settings` are by default those of the environment: the Hub, its token, the sandbox.
 
@@ -72,9 +82,12 @@ def compress(
     Raises `InvalidInput` for what is wrong in the call, `AccessDenied` and `HubUnreachable` for the Hub, and any other
     error of `replaceme_core.errors` with which the run fails; then `out` does not exist.
     """
-    machine = Machine.of(settings, command="compress")
-    (texts, paths), out = named_texts(calibration), Path(out)
-    given = {"method": method, "evaluation": evaluation, "gate": gate, "compute": compute}
+    machine, out = Machine.of(settings, command="compress"), Path(out)
+    if heal is not None:
+        check_installed("compress --heal-tokens", "local", "heal")
+    texts, healing, paths = named_texts(calibration, None if heal is None else heal.get("dataset"))
+    heal = heal if healing is None else {**(heal or {}), "dataset": healing}
+    given = {"heal": heal, "method": method, "evaluation": evaluation, "gate": gate, "compute": compute}
     spec = validated(
         CompressionRequest,
         {
@@ -90,10 +103,10 @@ def compress(
     source = admit(model, machine.hub)
     check_removal(spec, source.outline)
     check_inputs(spec, source.outline)
-    resolved, _ = resolve_calibration(spec.calibration, machine.hub, find_file=paths.__getitem__)
-    spec = spec.model_copy(update={"model": source.ref, "calibration": resolved})
+    pinned, healed, _ = resolve_texts(spec.calibration, spec.heal, machine.hub, find_file=paths.__getitem__)
+    spec = spec.model_copy(update={"model": source.ref, "calibration": pinned, "heal": healed})
     snapshot = source.files.snapshot
-    files = (source.files, *(pin_text(one, machine.hub, paths.__getitem__) for one in spec.calibration.mix))
+    files = (source.files, *(pin_text(one, machine.hub, paths.__getitem__) for one in spec.texts))
     course = ShownCourse(weights_of(spec, blocks=source.outline.blocks), on_progress, files=files)
     finished = machine.make(
         spec,

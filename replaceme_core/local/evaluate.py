@@ -7,7 +7,7 @@ from pathlib import Path
 from replaceme_core.hub.port import Hub
 from replaceme_core.local.inputs import Text, admit, named_texts, validated
 from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, absolute, show_nothing
-from replaceme_core.request.admission import resolve_calibration
+from replaceme_core.request.admission import resolve_texts
 from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.tasks import check_tasks
 from replaceme_core.runner.inputs import Pinned, pin_text
@@ -173,10 +173,10 @@ def ask(
 
 def _pin_text(text: Text, hub: Callable[[], Hub]) -> tuple[Mapping[str, object], Pinned]:
     """The source as it is resolved, and its files. Raises `InvalidInput`."""
-    named, paths = named_texts(text)
+    named, _, paths = named_texts(text)
     split = {} if paths else {"split": SPLIT}
     spec = validated(CalibrationSpec, {**split, **named})
-    spec, _ = resolve_calibration(spec, hub, find_file=paths.__getitem__)
+    spec, _, _ = resolve_texts(spec, None, hub, find_file=paths.__getitem__)
     (source, *_) = spec.mix
     names = ("dataset", "revision", "config", "split", "column", "template")
     return {name: getattr(source, name) for name in names}, pin_text(source, hub, paths.__getitem__)

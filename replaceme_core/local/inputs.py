@@ -122,8 +122,10 @@ Text = str | Path | Mapping[str, object]
 """The name of a text, or a source with its options as in `POST /jobs`."""
 
 
-def named_texts(calibration: Text | Sequence[Text]) -> tuple[Mapping[str, object], Mapping[str, Path]]:
-    """The field `calibration` of a request, in which files are named `file:NAME`, and the paths of these names.
+def named_texts(
+    calibration: Text | Sequence[Text], healing: Text | None = None
+) -> tuple[Mapping[str, object], Mapping[str, object] | None, Mapping[str, Path]]:
+    """The fields `calibration` and `heal.dataset` of a request, in which files are `file:NAME`, and their paths.
 
     `calibration` is one text, several, or the field in its long form; files are named as files on this machine are. In
     the request a file has as much of its path as makes the names different. Raises `InvalidInput` for a file that
@@ -133,7 +135,8 @@ def named_texts(calibration: Text | Sequence[Text]) -> tuple[Mapping[str, object
         calibration = {"dataset": calibration}
     body = calibration if isinstance(calibration, Mapping) else {"sources": calibration}
     several = body.get("sources")
-    given = several if isinstance(several, Sequence) else [body]
+    given = [*several] if isinstance(several, Sequence) else [body]
+    given += [] if healing is None else [healing]
     sources = [one if isinstance(one, Mapping) else {"dataset": one} for one in given]
     texts = [one.get("dataset") for one in sources]
     files = [find_text_file(text) if isinstance(text, str | Path) else None for text in texts]
@@ -144,8 +147,9 @@ def named_texts(calibration: Text | Sequence[Text]) -> tuple[Mapping[str, object
     renamed = [
         one if path is None else {**one, "dataset": names[path]} for one, path in zip(sources, paths, strict=True)
     ]
-    named = {**body, "sources": renamed} if given is several else renamed[0]
-    return named, {name: path for path, name in names.items()}
+    heal = None if healing is None else renamed.pop()
+    named = {**body, "sources": renamed} if isinstance(several, Sequence) else renamed[0]
+    return named, heal, {name: path for path, name in names.items()}
 
 
 def _tail(path: Path, depth: int) -> str:

@@ -168,7 +168,7 @@ def _pin_texts(spec: CompressionSpec, *, given: Sequence[Path], hub: Callable[[]
             raise InvalidInput(f"there is no file {path}", field="calibration", value=str(path))
         return path.resolve()
 
-    pinned = [pin_text(source, hub, next_file) for source in spec.calibration.mix]
+    pinned = [pin_text(source, hub, next_file) for source in spec.texts]
     if next(files, None) is not None:
         raise InvalidInput("--text is given more often than the result has texts in files", field="calibration")
     return pinned

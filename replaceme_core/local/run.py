@@ -41,6 +41,7 @@ _OF_A_SERVICE = (Stage.RESOLVE, Stage.PUBLISH)
 _OF_A_MODEL = ("torch", "transformers", "safetensors", "psutil")
 LIBRARIES = {
     "api": ("fastapi", "fastapi_offline", "limits", "prometheus_client", "uvicorn"),
+    "heal": ("accelerate",),
     "local": _OF_A_MODEL,
     "worker": _OF_A_MODEL,
 }

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.plan.eta import MODELS, weights_of_one_cut, with_tasks_and_trials, writing_part
 from replaceme_core.plan.resources import ModelShape, Workload
+from replaceme_core.request import defaults
 from replaceme_core.request.calibration import SELF_GENERATED
 from replaceme_core.request.method import Method
 from replaceme_core.request.spec import CompressionSpec
@@ -35,6 +36,7 @@ FIXED_SECONDS: Mapping[Stage, float] = {
     Stage.SELECT: 0.5,
     Stage.SOLVE: 0.5,
     Stage.FOLD: 0.1,
+    Stage.HEAL: 5.0,
     Stage.SAVE: 0.5,
     Stage.EVALUATE: 8.0,
     Stage.PUBLISH: 0.5,
@@ -44,6 +46,8 @@ libraries then."""
 MODELLED = "modelled_seconds"
 """The name of the metric with the time that the model expects of a stage."""
 
+_WRITING = 1.5
+"""What generating a token takes, as a multiple of reading it."""
 _FADING = 0.95
 """The weight of a job, of that of the job after it: a machine or a release may change."""
 _LIKE_SIZE = math.log(4)
@@ -130,6 +134,8 @@ def modelled_seconds(
         found |= {stage: found[stage] * share for stage in (Stage.SELECT, Stage.SOLVE)}
     if Stage.EVALUATE in found:  # on its own number of tokens, whatever the calibration has
         found[Stage.EVALUATE] *= max(1, work.measured) * 4 / work.sequences
+    if Stage.HEAL in found:
+        found[Stage.HEAL] = _healing_flop(shape, work) / FLOP_PER_SECOND[work.machine.kind]
     reading = shape.parameters * shape.item_bytes / DISK_BYTES_PER_SECOND
     found[Stage.CALIBRATE] += reading
     found[Stage.SAVE] += 3 * write / DISK_BYTES_PER_SECOND
@@ -141,6 +147,18 @@ def modelled_seconds(
     for stage, size in ((Stage.DOWNLOAD, download), (Stage.PUBLISH, write)):
         found[stage] = modelled_copy(stage, size, is_remote=is_remote)
     return {stage: found[stage] for stage in Stage if stage in found}
+
+
+def _healing_flop(shape: ModelShape, work: Workload) -> float:
+    """Of generating the text, running the original on it, and training: forward, backward, and judging in between."""
+    heal = work.spec.heal
+    assert heal is not None
+    head = 2.0 * shape.vocabulary * shape.width
+    original = 2.0 * sum(shape.block_values) + head
+    pruned = original - 2.0 * (shape.parameters - shape.parameters_after(work.removed))
+    generated = 0 if heal.dataset is not None else max(0, heal.tokens - work.samples * work.length)
+    judged = (defaults.HEAL_JUDGED + 3) * work.held_out_sequences * work.length
+    return original * (heal.tokens + _WRITING * generated) + pruned * (3 * heal.tokens + judged)
 
 
 def _pass_weight(weights: Mapping[Stage, float], spec: CompressionSpec) -> float:

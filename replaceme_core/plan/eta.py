@@ -21,6 +21,7 @@ _WEIGHTS: Mapping[Stage, float] = MappingProxyType(
         Stage.SELECT: 17,
         Stage.SOLVE: 1,
         Stage.FOLD: 1,
+        Stage.HEAL: 0,
         Stage.SAVE: 4,
         Stage.EVALUATE: 35,
         Stage.PUBLISH: 3,
@@ -40,6 +41,9 @@ LEAST_ERROR = 0.15
 """Of an estimate, as a part of it."""
 _MOST_ESTIMATES = 256
 
+HEAL_PASSES = 6
+"""What healing takes for each token, in passes of the calibration over one token: generating, running the original,
+and training."""
 _GENERATION = 120.0
 """The weight of generating all samples, which is done before they calibrate."""
 
@@ -73,6 +77,11 @@ def weights_of_one_cut(spec: CompressionSpec) -> dict[Stage, float]:
         weights[Stage.SOLVE] /= 2  # where it chooses them, it refits several sets of blocks on a part of the text
     if not spec.evaluation.enabled:
         del weights[Stage.EVALUATE]
+    if spec.heal is None:
+        del weights[Stage.HEAL]
+    else:
+        samples, length = usual_size(spec, on_cpu=True)
+        weights[Stage.HEAL] = _WEIGHTS[Stage.CALIBRATE] * HEAL_PASSES * spec.heal.tokens / (samples * length)
     return weights
 
 

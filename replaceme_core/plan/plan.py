@@ -39,7 +39,7 @@ from replaceme_core.request.admission import (
 from replaceme_core.request.calibration import held_out_samples
 from replaceme_core.request.method import Method
 from replaceme_core.request.removal import check_removal, methods_of, structures_of, with_pattern_kept
-from replaceme_core.request.resolve import Machine
+from replaceme_core.request.resolve import HEALED_BYTES, Machine
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec, Dtype, Loading
 from replaceme_core.runner.messages import PastJob, Stage
 from replaceme_core.shapes import Notice, WorkerPlan
@@ -133,7 +133,7 @@ def estimate(
         download=download,
         write=write,
         weights=weights,
-        disk=(download if is_remote else 0) + unpacked + 2 * largest + _kept_on_disk(shape, work),
+        disk=(download if is_remote else 0) + unpacked + 2 * largest + _kept_on_disk(shape, work, after=after),
         memory=peaks_of(shape, work),
         duration=expected_duration(modelled, history, method=work.method, inputs=inputs_of(work.spec)),
         trials=work.trials,
@@ -146,9 +146,11 @@ def written_bytes(shape: ModelShape, *, after: int, removed: int) -> int:
     return after * shape.item_bytes + tensors * _HEADER_BYTES
 
 
-def _kept_on_disk(shape: ModelShape, work: Workload) -> int:
-    """The streams, in the activation cache or beside the output."""
-    return min(store_bytes(shape, work), defaults.CHOICE_STREAM_BYTES) if keeps_streams(work) else 0
+def _kept_on_disk(shape: ModelShape, work: Workload, *, after: int) -> int:
+    """The streams, in the activation cache or beside the output; of a healing its targets and two checkpoints."""
+    kept = min(store_bytes(shape, work), defaults.CHOICE_STREAM_BYTES) if keeps_streams(work) else 0
+    heal = work.spec.heal
+    return kept if heal is None else kept + heal.tokens * defaults.TARGET_BYTES + 2 * HEALED_BYTES * after
 
 
 @dataclass(frozen=True, kw_only=True)

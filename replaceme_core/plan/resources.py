@@ -19,8 +19,8 @@ from replaceme_core.request.calibration import held_out_samples
 from replaceme_core.request.gate import most_trials
 from replaceme_core.request.method import Method, Selection
 from replaceme_core.request.removal import check_removal
-from replaceme_core.request.resolve import VALUE_BYTES, Machine, ResolvedSpec, resolve_spec
-from replaceme_core.request.spec import CompressionSpec, Loading
+from replaceme_core.request.resolve import HEALED_BYTES, VALUE_BYTES, Machine, ResolvedSpec, resolve_spec
+from replaceme_core.request.spec import CompressionSpec, HealedWeights, Loading
 from replaceme_core.runner.messages import EvaluateRequest, ModelRequest, RunnerRequest, Stage
 
 RUNNER_BYTES = 400 * 2**20
@@ -207,6 +207,12 @@ class Workload:
         return held_out_samples(self.samples)
 
     @property
+    def held_out_sequences(self) -> int:
+        """All that judge, those beside the samples included."""
+        calibration = self.spec.calibration
+        return self.held_out + calibration.beside_samples - calibration.repeating
+
+    @property
     def batch_tokens(self) -> int:
         return min(self.spec.compute.batch_size, self.samples) * self.length
 
@@ -327,6 +333,8 @@ def _held(shape: ModelShape, work: Workload) -> dict[Stage, _Use]:
     again = 0 if work.value_bytes == shape.item_bytes else _mapped(shape, work)
     stages[Stage.FOLD] = _Use(model=stored, work=changes, host=again)
     after = shape.parameters_after(1 if work.trials else work.removed)
+    if work.spec.heal is not None:
+        stages[Stage.HEAL] = _healing(shape, work, after=after)
     compared = shape.item_bytes if work.is_lazy else _FLOAT32
     verified = _model_bytes(shape, work, value_bytes=compared, parameters=after)
     stages[Stage.SAVE] = _Use(model=verified, work=changes, host=_mapped(shape, work, parameters=after))
@@ -340,6 +348,29 @@ def _held(shape: ModelShape, work: Workload) -> dict[Stage, _Use]:
     if work.trials:
         stages[Stage.SELECT] = _of_trials(stages, dense=dense, more=0 if quantized == dense else dense)
     return stages
+
+
+def _healing(shape: ModelShape, work: Workload, *, after: int) -> _Use:
+    """The original beside the logits of a sequence; then the pruned model in training, in float32."""
+    heal = work.spec.heal
+    assert heal is not None
+    dense = _model_bytes(shape, work, value_bytes=work.value_bytes)
+    logits = work.length * shape.vocabulary
+    frozen = shape.vocabulary * shape.width
+    trained = after - frozen
+    if heal.weights is HealedWeights.SOME:  # two cuts
+        trained = min(trained, (4 * defaults.HEAL_AROUND + defaults.HEAL_LAST) * shape.largest_block)
+    at_once = next(size for size in (8, 4, 2, 1) if size * logits <= defaults.LOGITS_AT_ONCE or size == 1)
+    positions = at_once * work.length
+    kept = positions * (shape.blocks - work.removed) * (10 * shape.width + 4 * shape.inner) * work.value_bytes
+    copies = after * work.value_bytes if work.value_bytes < _FLOAT32 else 0
+    training = copies + kept + at_once * logits * (work.value_bytes + 3 * _FLOAT32)
+    state = _FLOAT32 * after + (HEALED_BYTES - _FLOAT32) * trained
+    return _most(
+        _Use(model=dense, host=_mapped(shape, work)),
+        _Use(model=dense, work=max(logits * (work.value_bytes + _FLOAT32), _generation(shape, work, sequences=64))),
+        _Use(model=state, work=training),
+    )
 
 
 def _of_trials(stages: Mapping[Stage, _Use], *, dense: int, more: int) -> _Use:

@@ -31,6 +31,7 @@ from replaceme_core.report.plots import can_draw, rendered
 from replaceme_core.report.reading import Report, Shown
 from replaceme_core.report.view import Table, markdown_table
 from replaceme_core.request.calibration import SELF_GENERATED, CalibrationSource, MixedSource
+from replaceme_core.request.defaults import HEAL_LIKELIEST
 from replaceme_core.request.fields import BUILTIN_PREFIX, FILE_PREFIX
 from replaceme_core.request.gate import written_criteria
 from replaceme_core.request.method import TRAITS, Method
@@ -56,6 +57,8 @@ _NOT_DECIDING = {"labels", "output", "priority", "max_queue_seconds", "max_runti
 _OPTIONS = {
     "method.name": "method",
     "method.time_budget_seconds": "time_budget",
+    **{f"heal.{name}": f"heal_{name}" for name in ("tokens", "learning_rate", "weights")},
+    "heal.time_budget_seconds": "heal_time_budget",
     "evaluation.enabled": "evaluate",
     "evaluation.samples": "evaluation_samples",
 }
@@ -273,6 +276,7 @@ def _template() -> Template:
     environment.globals |= {
         "answer": ANSWER_CHARACTERS,
         "counted": lambda number, things: Markup(counted(number, things)),
+        "likeliest": HEAL_LIKELIEST,
         "link": lambda text, address: Markup(f"[{markdown(text)}]({quote(printable(address), safe='/:')})"),
         "other": OTHER,
         "perplexity": PERPLEXITY,
@@ -334,10 +338,12 @@ def as_command(spec: ResolvedSpec, *, of_images: bool = False) -> str:
         options += [("calibration", _named(source, share=source.share)) for source in given]
     options += [
         (_OPTIONS.get(f"{part}.{name}", name), value)
-        for part in ("method", "calibration", "evaluation", "compute")
+        for part in ("method", "calibration", "heal", "evaluation", "compute")
         for name, value in body.get(part, {}).items()
-        if part != "calibration" or name not in ("sources", "dataset", *_OWN)
+        if part not in ("calibration", "heal") or name not in ("sources", "dataset", *_OWN)
     ]
+    if spec.heal is not None and spec.heal.source is not None:
+        options.append(("heal-dataset", _named(spec.heal.source)))
     if spec.evaluation.tasks:
         options.append(("tasks-dir", "TASKS_DIR"))
     options += [("gate", criterion) for criterion in written_criteria(spec.gate)]

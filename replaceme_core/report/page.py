@@ -99,6 +99,7 @@ def sections_of(report: Report) -> list[Section]:
         _section("gate", "Gate", view.gate(report), note=gate),
         _section("trials", "Search for the deepest cut", view.trials(report), plots.trials(report)),
         _section("quality", "Quality before and after", *measured, note=quality),
+        _section("healing", "Training", view.healing(report), plots.healing(report), note=_TRAINED),
         _section("size", "Size and speed", view.both_models(report)),
         _section("answers", "Answers side by side", *_answers(report), note=answers),
         _section("choice", "Which blocks, and why", *basis),
@@ -106,6 +107,9 @@ def sections_of(report: Report) -> list[Section]:
         _section("origin", "Where it comes from", *_origin(report), _checksums(report), _spec(report)),
     )
     return [one for one in found if one.parts]
+
+
+_TRAINED = "After the blocks were removed, what stays was trained toward the original's distribution of the next token."
 
 
 def _section(id: str, title: str, *parts: Part | None, note: str = "") -> Section:

@@ -449,6 +449,49 @@ def stages(report: Report, of: Literal["seconds", "peak_bytes"]) -> Plot | None:
     )
 
 
+def healing(report: Report) -> Plot | None:
+    """The loss of the training above, and that on the panel below, over the tokens that were trained on."""
+    losses = [
+        (tokens, loss)
+        for base in report.places("healing", "losses", most=_MOST_SAMPLES)
+        if (tokens := report.number(*base, 0)) is not None and (loss := report.number(*base, 1)) is not None
+    ]
+    judged = report.places("healing", "judged", most=_MOST_SAMPLES)
+    sources = report.names(*judged[0], "sources")[: view.MOST_SOURCES] if judged else []
+    if len(losses) < 2 or len(judged) < 2:
+        return None
+    inches = 4.6
+
+    def draw() -> "Figure":
+        figure, (above, below) = _frame(
+            inches, across="tokens trained on", up=["divergence (nats)", "loss on the panel (nats)"]
+        )
+        above.plot(*zip(*losses, strict=True), color=_DARK, linewidth=1.3)
+        for source, shape in zip(sources, "osD^vX", strict=False):
+            known = [
+                (tokens, loss)
+                for base in judged
+                if (tokens := report.number(*base, "tokens")) is not None
+                and (loss := report.number(*base, "sources", source)) is not None
+            ]
+            (line,) = below.plot(*zip(*known, strict=True), f"-{shape}", color=_ACCENT, markerfacecolor=_LIGHT)
+            line.set_label(shortened(source, 20))
+        below.legend(frameon=False, fontsize=8)
+        above.set_ylim(bottom=0)
+        return figure
+
+    return Plot(
+        name="healing",
+        inches=inches,
+        title="The course of the training",
+        alt=f"A line through {len(losses)} losses of the training, and one with {len(judged)} marks for each of "
+        f"{len(sources)} held-out texts; the values are in replaceme.json.",
+        reading="Above: how far the next token's distribution is from the original's, on the text of the training. "
+        "Below: the loss on each text of the panel, which nothing is trained on. The best state on average is kept.",
+        draw=draw,
+    )
+
+
 def memory(report: Report) -> Plot | None:
     """A line over the time of the run; each stage begins at a dashed line with its name."""
     samples = [

@@ -345,6 +345,28 @@ def tasks(report: Report) -> Table | None:
     )
 
 
+def healing(report: Report) -> Table | None:
+    """What training after the removal came to, on held-out text; the last column is empty where it changed nothing."""
+    base = ("healing",)
+    if report.at(*base) is None:
+        return None
+    trained = [
+        plain((report.figure(*base, name, as_=WHOLE), f" {what}"))
+        for name, what in (("tokens", "tokens"), ("parameters", "parameters"))
+    ]
+    kept = "" if report.is_true(*base, "is_kept") else " The trained model is not the result."
+    return table_of(
+        "Before and after training",
+        report.places(*base, "panel"),
+        (Column("name", "Held-out text"), words(report, "name")),
+        (Column("original", "Original (nats)"), figures(report, "original", as_=LOSS)),
+        (Column("closed_form", "Without training (nats)"), figures(report, "closed_form", as_=LOSS)),
+        (Column("healed", "Trained (nats)"), figures(report, "healed", as_=LOSS)),
+        fixed=("original", "closed_form"),
+        about=f"Loss for each token; less is better. Trained on {trained[0]}: {trained[1]}.{kept}",
+    )
+
+
 _OF_IMAGES = (
     "Linear probe: a ridge regression on the embeddings of four fifths of the images classifies the others. Zero-shot: "
     "the label whose name is most alike. Retrieval: the caption that is most alike. Intervals are Wilson's."

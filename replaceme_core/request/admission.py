@@ -29,7 +29,7 @@ from replaceme_core.request.calibration import CalibrationSpec, MixedSource, err
 from replaceme_core.request.fields import FILE_PREFIX, ending_of
 from replaceme_core.request.removal import check_removal
 from replaceme_core.request.resolve import check_inputs, usual_size
-from replaceme_core.request.spec import CompressionRequest, CompressionSpec, ModelRef, OutputSpec
+from replaceme_core.request.spec import CompressionRequest, CompressionSpec, HealSpec, ModelRef, OutputSpec
 from replaceme_core.request.tasks import check_tasks
 
 _WEIGHTS = (".safetensors",)
@@ -54,7 +54,10 @@ class SizeLimits:
             )
 
     def check_tokens(self, spec: CompressionSpec) -> None:
-        """Raises `LimitExceeded` (field `calibration.samples`). Where no device is named, that with more counts."""
+        """Raises `LimitExceeded` (field `calibration.samples` or `heal.tokens`).
+
+        Where no device is named, that with more tokens counts.
+        """
         samples, length = usual_size(spec, on_cpu=worker_kind_of(spec.compute.device) is WorkerKind.CPU)
         tokens = samples * length
         if self.tokens is not None and tokens > self.tokens:
@@ -63,6 +66,12 @@ class SizeLimits:
                 "fewer samples, or a smaller max_length",
                 field="calibration.samples",
                 value=spec.calibration.samples,
+            )
+        if spec.heal is not None and self.tokens is not None and spec.heal.tokens > self.tokens:
+            raise LimitExceeded(
+                f"this caller may use at most {self.tokens:,} tokens: heal with fewer",
+                field="heal.tokens",
+                value=spec.heal.tokens,
             )
 
 
@@ -207,15 +216,15 @@ def resolve_request(
     removed = check_removal(spec, outline)
     check_inputs(spec, outline)
     check_tasks(spec.evaluation.tasks, tasks_directory)
-    calibration, data_sets = resolve_calibration(
-        spec.calibration, lambda: hub, find_file=partial(find_text, root=calibration_root)
+    calibration, heal, data_sets = resolve_texts(
+        spec.calibration, spec.heal, lambda: hub, find_file=partial(find_text, root=calibration_root)
     )
     output = _name_output(spec, hub, rules, kept=outline.blocks - removed, blocks=outline.blocks, job_id=job_id)
     private = next((source.repo_id for source in (model.snapshot, *data_sets) if source.private), None)
     with _not_found_is_invalid("output.repo_id", str(output.repo_id)):
         check_output(output, hub, rules=rules, private_source=private)
     model_ref = ModelRef(repo_id=spec.model.repo_id, revision=model.snapshot.revision)
-    return spec.model_copy(update={"model": model_ref, "calibration": calibration, "output": output})
+    return spec.model_copy(update={"model": model_ref, "calibration": calibration, "heal": heal, "output": output})
 
 
 def find_model(model: ModelRef, hub: Hub) -> Snapshot:
@@ -235,10 +244,14 @@ def admit_model(snapshot: Snapshot, hub: Hub) -> AdmittedModel:
     return AdmittedModel(snapshot=snapshot, outline=admit_config(config), config=config)
 
 
-def resolve_calibration(
-    calibration: CalibrationSpec, hub: Callable[[], Hub], *, find_file: Callable[[str], object]
-) -> tuple[CalibrationSpec, list[Snapshot]]:
-    """The texts with their revisions, and the data sets on the Hub that they come from.
+def resolve_texts(
+    calibration: CalibrationSpec,
+    heal: HealSpec | None,
+    hub: Callable[[], Hub],
+    *,
+    find_file: Callable[[str], object],
+) -> tuple[CalibrationSpec, HealSpec | None, list[Snapshot]]:
+    """The texts of both with their revisions, and the data sets on the Hub that they come from.
 
     `hub` is called where there are any; `find_file` is called with the name of each text in a file, and raises
     `InvalidInput` for one that is not there.
@@ -253,7 +266,11 @@ def resolve_calibration(
             field=mix[twice].name_field,
             value=mix[twice].name,
         )
-    return pinned, [one for one in found if one is not None]
+    if heal is not None and heal.dataset is not None and heal.source is not None:
+        found.append(_resolve_source(heal.source, hub, find_file))
+        revision = None if found[-1] is None else found[-1].revision
+        heal = heal.model_copy(update={"dataset": heal.dataset.model_copy(update={"revision": revision})})
+    return pinned, heal, [one for one in found if one is not None]
 
 
 def _resolve_source(source: MixedSource, hub: Callable[[], Hub], find_file: Callable[[str], object]) -> Snapshot | None:

@@ -43,6 +43,24 @@ FOLD_RIDGE: Final = 1e-2
 REACH: Final = 0.5
 """Of the blocks after the last one that is removed. Solutions in the last ones are fitted to noise."""
 
+# Healing, where it is asked for
+
+HEAL_LEARNING_RATE: Final = 1e-4
+HEAL_BATCH: Final = 8
+"""Sequences of a step of the optimiser."""
+HEAL_WARM_UP: Final = 0.05
+"""Of the steps, in which the learning rate rises."""
+HEAL_LIKELIEST: Final = 100
+"""Tokens whose probability by the original is known at each position; all others are one class."""
+TARGET_BYTES: Final = 6 * (HEAL_LIKELIEST + 1)
+"""Of these on disk, for each token."""
+HEAL_JUDGED: Final = 8
+HEAL_PATIENCE: Final = 3
+"""How often the panel judges, and how often in a row without a better state before the training ends."""
+HEAL_AROUND: Final = 2
+HEAL_LAST: Final = 3
+"""Where not all weights are trained: blocks before and after each cut, and the last ones."""
+
 # Sizes
 
 BATCH_SIZE: Final = 8

@@ -24,7 +24,7 @@ from replaceme_core.request.calibration import (
 )
 from replaceme_core.request.fields import one_of, wrong
 from replaceme_core.request.method import Method, MethodSpec
-from replaceme_core.request.spec import CompressionSpec, ComputeSpec, Dtype, Loading
+from replaceme_core.request.spec import CompressionSpec, ComputeSpec, Dtype, HealedWeights, HealSpec, Loading
 
 FITTED_TOKENS = 20_480
 JUDGING_TOKENS = 12_000
@@ -38,6 +38,8 @@ LONG_LIMIT_SECONDS = 86_400.0
 """Longer limits are against jobs that hang, and leave `auto` alone."""
 
 VALUE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+HEALED_BYTES = 16
+"""Of a value that is trained: the weight, its gradient and two means of that, in float32."""
 MARGIN = 1.25
 """Factor on the bytes of the weights, for temporary tensors while the model is loaded and run."""
 
@@ -143,12 +145,20 @@ class ResolvedCompute(ComputeSpec):
     threads: int
 
 
+class ResolvedHeal(HealSpec):
+    """With everything that decides how it trains."""
+
+    learning_rate: float
+    weights: Annotated[HealedWeights, one_of(HealedWeights)]
+
+
 class ResolvedSpec(CompressionSpec):
     """What is carried out: every default filled in, on the machine that does the work. Its JSON is that of its base."""
 
     calibration: ResolvedCalibration
     method: ResolvedMethod
     compute: ResolvedCompute
+    heal: ResolvedHeal | None = None
 
     @classmethod
     def of(cls, spec: CompressionSpec) -> Self:
@@ -174,8 +184,31 @@ def resolve_spec(spec: CompressionSpec, machine: Machine, *, values: int, positi
             if positions is None
             else _resolve_images(spec, on_cpu=on_cpu, positions=positions),
             "method": _resolve_method(spec, loading=compute.loading),
+            "heal": _resolve_heal(spec, machine, values=values, loading=compute.loading),
         }
     )
+
+
+def _resolve_heal(spec: CompressionSpec, machine: Machine, *, values: int, loading: Loading) -> ResolvedHeal | None:
+    """All weights are trained where they fit, with the state of the optimiser, into the memory that is free.
+
+    Raises `InvalidInput` where the model does not fit as a whole.
+    """
+    asked, free = spec.heal, machine.model_bytes
+    if asked is None:
+        return None
+    if loading is Loading.BLOCKWISE:
+        raise InvalidInput(
+            f"healing trains the whole model in memory, and a model of {values:,} values does not fit into what is "
+            "free: leave heal out",
+            field="heal",
+        )
+    fits = free is None or MARGIN * HEALED_BYTES * values <= free
+    filled = {
+        "learning_rate": asked.learning_rate or defaults.HEAL_LEARNING_RATE,
+        "weights": asked.weights or (HealedWeights.ALL if fits else HealedWeights.SOME),
+    }
+    return ResolvedHeal.model_validate(dict(asked) | filled)
 
 
 def _resolve_images(spec: CompressionSpec, *, on_cpu: bool, positions: int) -> ResolvedCalibration:
@@ -233,6 +266,8 @@ def check_inputs(spec: CompressionSpec, outline: ModelOutline) -> None:
             field="evaluation.tasks",
             value=list(spec.evaluation.tasks),
         )
+    if spec.heal is not None:
+        raise InvalidInput("healing is for language models; leave heal out", field="heal")
     if spec.compute.loading is Loading.BLOCKWISE:
         raise InvalidInput(
             "models of images are loaded as a whole; leave loading out", field="compute.loading", value="blockwise"

@@ -14,8 +14,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from replaceme_core.request.calibration import CalibrationSource, CalibrationSpec
+from replaceme_core.request.calibration import CalibrationSource, CalibrationSpec, MixedSource, Source
 from replaceme_core.request.fields import (
+    LONGEST_SECONDS,
     BlockIndices,
     CredentialName,
     Frozen,
@@ -150,6 +151,50 @@ class ComputeSpec(Frozen):
         return {name: value for name, value in given.items() if name != "shards"}
 
 
+class HealedWeights(StrEnum):
+    """What healing trains; input embeddings, and a head that is tied to them, stay as they are."""
+
+    ALL = "all"
+    """All other weights."""
+    SOME = "some"
+    """The blocks around each cut, the last three, and the final norm."""
+
+
+class HealSpec(Frozen):
+    """Training after the blocks are removed: the result is distilled from the original model.
+
+    Without it nothing is trained.
+    """
+
+    tokens: int = Field(ge=1, le=10**10)
+    """Number of tokens to train on, each read once. The original model's likeliest tokens take 600 bytes for each."""
+    dataset: Source | None = None
+    """Text to train on, without what judges or measures the result. Default: the calibration sequences, and for the
+    rest of the tokens text that the original model generates."""
+    learning_rate: float | None = Field(default=None, gt=0, le=1)
+    """Highest learning rate; it rises over the first steps, and falls along a cosine. Default: 0.0001."""
+    time_budget_seconds: float | None = Field(default=None, ge=1, le=LONGEST_SECONDS)
+    """End the training after this many seconds, with the best state so far. Default: no limit."""
+    weights: Annotated[HealedWeights, one_of(HealedWeights)] | None = None
+    """Which weights are trained. Default: all if they fit into memory with the state of the optimiser, else some."""
+
+    @model_validator(mode="after")
+    def _one_text(self) -> Self:
+        if self.dataset is not None and self.dataset.self_generated:
+            raise wrong("dataset", "leave dataset out for text that the model generates itself")
+        if self.dataset is not None and self.dataset.share is not None:
+            raise wrong("dataset.share", "share is for a mix of texts; leave it out here")
+        return self
+
+    @property
+    def source(self) -> MixedSource | None:
+        """The named text; errors about it name the field of the request."""
+        if self.dataset is None:
+            return None
+        place = "heal.dataset"
+        return MixedSource.model_construct(**dict(self.dataset) | {"share": 1.0, "field": place, "name_field": place})
+
+
 class CompressionSpec(Frozen):
     """A job in its long form. Either `ratio` or `drop` is set."""
 
@@ -166,6 +211,8 @@ class CompressionSpec(Frozen):
     """What activations are captured on."""
     method: MethodSpec = MethodSpec()
     """How blocks are chosen, and what replaces them. Default: the worker decides."""
+    heal: HealSpec | None = None
+    """Train the result afterwards. Default: no."""
     evaluation: EvaluationSpec = EvaluationSpec()
     """What is measured before and after."""
     gate: GateSpec | None = None
@@ -228,6 +275,18 @@ class CompressionSpec(Frozen):
                 f"4 and 8 bits are for {allowed}; {possible[0]} tries changes of the weights themselves",
             )
         return self
+
+    @model_validator(mode="after")
+    def _what_is_healed_is_in_memory(self) -> Self:
+        if self.heal is not None and self.compute.loading is Loading.BLOCKWISE:
+            raise wrong("heal", "healing trains the whole model in memory; leave compute.loading out, or heal")
+        return self
+
+    @property
+    def texts(self) -> tuple[MixedSource, ...]:
+        """All that a run reads: the mix of the calibration, and the text of the healing."""
+        healing = None if self.heal is None else self.heal.source
+        return (*self.calibration.mix, *(() if healing is None else (healing,)))
 
     @property
     def searches(self) -> bool:

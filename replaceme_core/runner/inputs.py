@@ -68,7 +68,7 @@ def resolve(
     snapshot = hub.resolve(resolved.model.repo_id, kind=RepositoryKind.MODEL, revision=resolved.model.revision)
     model = Pinned(snapshot=snapshot, names=files_to_download(snapshot, hub))
     find_file = partial(find_text, root=calibration_root)
-    texts = (pin_text(source, lambda: hub, find_file) for source in resolved.calibration.mix)
+    texts = (pin_text(source, lambda: hub, find_file) for source in resolved.texts)
     return PinnedInputs(spec=resolved, files=(model, *texts))
 
 

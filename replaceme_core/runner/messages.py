@@ -32,6 +32,7 @@ class Stage(StrEnum):
     SELECT = "select"
     SOLVE = "solve"
     FOLD = "fold"
+    HEAL = "heal"
     SAVE = "save"
     EVALUATE = "evaluate"
     PUBLISH = "publish"
@@ -169,7 +170,7 @@ class RunnerRequest(ModelRequest):
 
     spec: CompressionSpec
     calibration_paths: tuple[AbsolutePath | None, ...]
-    """One for each source of `spec.calibration.mix`: a file, or a directory holding a snapshot of a data set; `None`
+    """One for each of `spec.texts`: a file, or a directory holding a snapshot of a data set; `None`
     for a built-in text and for what the model generates."""
     output_directory: AbsolutePath
     """Must not exist. The runner creates it when the result is complete."""

@@ -10,6 +10,7 @@ from replaceme_core.engine.activations.cache import file_digest
 from replaceme_core.engine.activations.capture import CaptureRecord
 from replaceme_core.engine.evaluation.compare import Comparison, judge
 from replaceme_core.engine.evaluation.speed import speed_changes
+from replaceme_core.engine.healing.heal import Healing
 from replaceme_core.engine.methods.task import Candidate, Pruning
 from replaceme_core.engine.model.changes import kept_blocks
 from replaceme_core.engine.model.load import load_config
@@ -44,6 +45,8 @@ _LEFT_OUT = (
     "the time budget did not allow {}, which may give a better model: raise or leave out method.time_budget_seconds "
     "(--time-budget)"
 )
+
+_NOT_HEALED = "healing changed nothing, and this is the model without it: {}"
 
 
 def warnings_of(comparison: Comparison | None) -> Iterator[tuple[str, str]]:
@@ -150,6 +153,7 @@ def write_report(
     structure: MapStructure,
     planned: Estimate,
     trials: Sequence[Trial],
+    healing: Healing | None,
     provenance: Mapping[str, object],
     job_id: str | None,
     imported_bytes: int,
@@ -158,7 +162,8 @@ def write_report(
 
     `original` has the model as it was given, `structure` is that of the maps that it takes. `comparison` is `None`
     where nothing was measured, `angles` where they were not computed. `trials` are those of a search for the deepest
-    cut. `imported_bytes` is the resident memory before anything was loaded.
+    cut, `healing` is what a training came to, where one was asked for. `imported_bytes` is the resident memory before
+    anything was loaded.
     """
     spec, clock = run.spec, run.clock
     texts = comparison.texts if comparison else ()
@@ -172,6 +177,8 @@ def write_report(
         warnings.append((DEQUANTIZED, scheme.note))
     if irregular:
         warnings.append(("irregular_pattern", _IRREGULAR.format(", ".join(irregular))))
+    if healing is not None and healing.problem is not None:
+        warnings.append(("not_healed", _NOT_HEALED.format(healing.problem)))
     if pruning.left_out:
         warnings.append(("time_budget", _LEFT_OUT.format(" and ".join(pruning.left_out))))
     report: dict[str, object] = {
@@ -202,6 +209,7 @@ def write_report(
         "reused": list(comparison.reused) if comparison else [],
         "gate": None if gate is None else gate.model_dump(mode="json"),
         "answers": _answers(comparison) if comparison else [],
+        "healing": None if healing is None else healing.as_dict(),
         "warnings": [{"code": code, "message": message} for code, message in warnings],
         "layers": [{"block": block, "distance": one} for block, one in enumerate(angles.blocks)] if angles else [],
         "windows": {"tokens": angles.tokens, "distances": angles.windows} if angles else None,

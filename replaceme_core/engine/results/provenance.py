@@ -93,7 +93,7 @@ def provenance_of(
         "hub": hub,
         # all that decides the result: config, weights and tokenizer
         "model": {path.name: file_digest(path) for path in sorted([*weight_files(original), *beside])},
-        "calibration_texts": [_text(one, path) for one, path in zip(spec.calibration.mix, paths, strict=True)],
+        "calibration_texts": [_text(one, path) for one, path in zip(spec.texts, paths, strict=True)],
         "tokens": {
             name: tensor_digest(values)
             for name in ("fit", "held_out", "measure", "pixels")

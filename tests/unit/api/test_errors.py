@@ -158,8 +158,9 @@ def test_a_message_names_what_is_expected(client: TestClient) -> None:
         "ratio": 'expected a number greater than 0 and less than 1, got "0.25"',
         "method": "expected a string or an object, got 5",
         "labels": "expected an object, got []",
-        "colour": "unknown field; the known ones are model, ratio, drop, calibration, method, evaluation, gate, "
-        "output, compute, labels, priority, max_queue_seconds, max_runtime_seconds, credential, webhook, validate_only",
+        "colour": "unknown field; the known ones are model, ratio, drop, calibration, method, heal, evaluation, "
+        "gate, output, compute, labels, priority, max_queue_seconds, max_runtime_seconds, credential, webhook, "
+        "validate_only",
     }
 
 

@@ -57,6 +57,13 @@ EVERYTHING = {
         "judged_on": "none",
     },
     "method": {"name": "auto", "ridge_later": 0.5, "replays": 2, "time_budget_seconds": 60.0},
+    "heal": {
+        "tokens": 2000,
+        "dataset": {"dataset": "org/other", "split": "test"},
+        "learning_rate": 0.001,
+        "time_budget_seconds": 60.0,
+        "weights": "some",
+    },
     "evaluation": {"samples": 4, "tasks": ["piqa", "sciq"], "task_limit": 10, "few_shot": 2},
     "gate": {"perplexity_ratio": {"max": 1.6}, "tasks": {"piqa": {"min_kept": 0.9}}},
     "output": {"repo_id": "org/small", "private": False, "overwrite": True, "create_pr": False},
@@ -72,7 +79,9 @@ AS_OPTIONS = (
     "--model org/name --revision v1 --ratio 0.25 --calibration org/data --calibration-revision v2 "
     "--calibration-config c --calibration-split test --calibration-column words --samples 64 --max-length 128 --seed 3 "
     "--template plain --self-generated 0.25 --general 0.125 --repeated 0.25 --judged-on none --method auto "
-    "--ridge-later 0.5 --replays 2 --time-budget 60 --evaluation-samples 4 --output org/small --public "
+    "--ridge-later 0.5 --replays 2 --time-budget 60 --heal-tokens 2000 "
+    '--heal-dataset {"dataset":"org/other","split":"test"} --heal-learning-rate 0.001 --heal-time-budget 60 '
+    "--heal-weights some --evaluation-samples 4 --output org/small --public "
     "--overwrite --no-create-pr --device cpu --dtype float32 --batch-size 2 --threads 1 --loading whole "
     "--label team=nlp --priority 7 --max-queue-seconds 10 --max-runtime-seconds 20 --credential mine "
     "--tasks piqa,sciq --task-limit 10 --few-shot 2 --gate perplexity_ratio<=1.6 --gate tasks.piqa>=0.9 "

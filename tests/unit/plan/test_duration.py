@@ -14,7 +14,7 @@ from replaceme_core.request.spec import CompressionRequest, Loading
 from replaceme_core.runner.messages import PastJob, Stage
 from tests.fixtures.models.headers import SMOLLM2, HeaderHub, LlamaSize, planner
 
-STAGES = tuple(stage for stage in Stage if stage is not Stage.RESOLVE)
+STAGES = tuple(stage for stage in Stage if stage not in (Stage.RESOLVE, Stage.HEAL))
 SIZES = {
     "org/tiny": LlamaSize(blocks=8, width=64, inner=128, key_values=64, heads=4, vocabulary=300),
     "org/small": SMOLLM2,

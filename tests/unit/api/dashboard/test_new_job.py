@@ -73,6 +73,9 @@ WRONG: tuple[tuple[dict[str, str], str, str], ...] = (
     ({"deepest": "on", "gate": "size_ratio<=0.9", "ratio": "2"}, "ratio", "greater than 0 and less than 1"),
     ({"tasks": "piqa", "evaluate": ""}, "tasks", "turn enabled on"),
     ({"output": "elsewhere/x"}, "output", "under local only"),
+    ({"heal_tokens": "many"}, "heal_tokens", "expected a whole number"),
+    ({"heal_learning_rate": "0.001"}, "heal_tokens", "required: a whole number"),
+    ({"heal_tokens": "9", "heal_dataset": "org/none"}, "heal_dataset", "org/none"),
 )
 
 
@@ -106,6 +109,10 @@ SENT: tuple[tuple[dict[str, str], dict[str, object]], ...] = (
             "labels": "team=search, run=1",
             "max_runtime_seconds": "600",
             "evaluate": "",
+            "heal_tokens": "2000",
+            "heal_dataset": "builtin:prose",
+            "heal_learning_rate": ".001",
+            "heal_time_budget": "60",
         },
         {
             "drop": [3, 12, 13, 14],
@@ -121,6 +128,12 @@ SENT: tuple[tuple[dict[str, str], dict[str, object]], ...] = (
             "labels": {"team": "search", "run": "1"},
             "max_runtime_seconds": 600,
             "evaluation": {"enabled": False},
+            "heal": {
+                "tokens": 2000,
+                "dataset": "builtin:prose",
+                "learning_rate": 0.001,
+                "time_budget_seconds": 60,
+            },
         },
     ),
     (
@@ -185,7 +198,7 @@ def test_any_text_in_any_field_is_a_request_or_an_explanation() -> None:
             errors = FormErrors()
             found = read_request(to_body({**GOOD, field: text}), errors)
             assert (found is None) == bool(errors)
-            assert errors.by_field.keys() <= {field, "ratio", "gate"}
+            assert errors.by_field.keys() <= {field, "ratio", "gate", "heal_tokens"}
 
 
 def test_no_more_blocks_are_written_out_than_can_be_named() -> None:

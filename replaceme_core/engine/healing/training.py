@@ -1,0 +1,331 @@
+"""Train a pruned model toward what the original predicts (distillation), and keep it where it is better.
+
+The loss is the divergence from the original's next-token distribution (`targets`). Every so often the model is judged
+on the panel, which nothing is trained on; the best state is kept. Weights are in float32 while they are trained, and
+computed with in the dtype of the job.
+"""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from replaceme_core.engine.activations.capture import Losses
+from replaceme_core.engine.activations.cut_sums import Batch
+from replaceme_core.engine.healing.targets import Targets, loss_of
+from replaceme_core.engine.methods.panel import Panel
+from replaceme_core.engine.model.device import free_bytes
+from replaceme_core.engine.text.drawing import TokenSet
+from replaceme_core.families.resolve import ResolvedModel
+from replaceme_core.request.defaults import (
+    HEAL_AROUND,
+    HEAL_BATCH,
+    HEAL_JUDGED,
+    HEAL_LAST,
+    HEAL_PATIENCE,
+    HEAL_WARM_UP,
+    LOGITS_AT_ONCE,
+)
+from replaceme_core.request.resolve import ResolvedHeal
+from replaceme_core.request.spec import HealedWeights
+
+CHECKPOINT_SECONDS = 120.0
+"""Between two checkpoints: a lost worker costs at most so much."""
+CURVE = 50
+"""Points of the curve of the loss."""
+KEPT_OF_BLOCK = 34
+"""Values that a block keeps for its gradients, for each of the stream, about (arXiv 2205.05198, section 4)."""
+CHECKPOINTING_FROM = 0.25
+"""Part of the free memory: where a pass would keep more, blocks are computed a second time."""
+COMPLETE = "complete.json"
+"""Written last into a checkpoint: the size of each of its files."""
+_BEST = "best.safetensors"
+_PANEL = "panel"
+_BETAS = (0.9, 0.95)
+_LARGEST_NORM = 1.0
+
+
+@torch.inference_mode()
+def panel_of(model: PreTrainedModel, tokens: TokenSet) -> tuple[Panel, Losses]:
+    """The panel of the held-out sequences of `tokens`, each a batch of its own, and the losses of `model` on it."""
+    scored = tokens.held_out_scored
+    batches, losses = {}, {}
+    for number, row in enumerate(tokens.held_out):
+        batch = Batch(
+            tokens=row.unsqueeze(0),
+            held_out=True,
+            source=int(tokens.held_out_sources[number]),
+            scored=None if scored is None else scored[number].unsqueeze(0),
+        )
+        logits = model(input_ids=batch.tokens.to(model.device), use_cache=False).logits[0, :-1]
+        known = nn.functional.cross_entropy(logits.float(), row[1:].to(logits.device), reduction="none").cpu()
+        counts = torch.ones_like(known) if batch.scored is None else batch.scored[0, 1:]
+        batches[number], losses[number] = batch, float((known.double() * counts).sum())
+    return Panel(batches=batches, names=tokens.sources), losses
+
+
+def choose_weights(resolved: ResolvedModel, weights: HealedWeights, *, cuts: Sequence[int]) -> list[str]:
+    """Have only the weights that are trained take gradients, and return their names.
+
+    `cuts` are the blocks, as they are numbered now, that follow removed ones.
+    """
+    model, blocks = resolved.model, len(resolved.blocks)
+    inside = set(range(blocks - HEAL_LAST, blocks))
+    for cut in cuts:
+        inside |= set(range(cut - HEAL_AROUND, cut + HEAL_AROUND))
+    parts: list[nn.Module] = [model]
+    if weights is HealedWeights.SOME:
+        parts = [resolved.blocks[number] for number in sorted(inside) if 0 <= number < blocks]
+        parts += [] if resolved.final_norm is None else [resolved.final_norm]
+    trained = {id(parameter) for part in parts for parameter in part.parameters()}
+    trained -= {id(one) for one in model.get_input_embeddings().parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """The panel after `tokens` of training: the mean loss in nats, and that on each source by name.
+
+    `seconds` is the time of training until then.
+    """
+
+    tokens: int
+    seconds: float
+    mean: float
+    sources: Mapping[str, float]
+
+
+@dataclass(kw_only=True)
+class Course:
+    """What a training came to. `losses` are pairs of tokens and the mean loss in nats since the pair before it."""
+
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    judged: list[Judged] = field(default_factory=list)
+    tokens_per_second: float | None = None
+    """Of this attempt; `None` where an earlier one has done all."""
+    ended_early: str | None = None
+    """Why it ended before all tokens were read, as the end of a sentence."""
+
+    @property
+    def best(self) -> int:
+        """The number of the best of `judged`, the first of several."""
+        return min(range(len(self.judged)), key=lambda number: self.judged[number].mean)
+
+
+@dataclass(kw_only=True)
+class Training:
+    """Trains the weights `trained` of `model` (float32) on `targets`; checkpoints are in the directory `place`.
+
+    `dtype` is that of the computation. `tokens` have the panel that judges. `advance` gets the part that is done, and
+    `metric` each loss with its number of tokens.
+    """
+
+    model: PreTrainedModel
+    trained: Sequence[str]
+    targets: Targets
+    tokens: TokenSet
+    heal: ResolvedHeal
+    dtype: torch.dtype
+    seed: int
+    place: Path
+    advance: Callable[[float], None]
+    metric: Callable[[str, float, int], None]
+
+    def run(self) -> Course:
+        """Train, from the last checkpoint if there is one, and leave the best state in `model`.
+
+        It is judged before the first step, too: where nothing is better, it stays as it was.
+        """
+        steps, device = math.ceil(len(self.targets) / HEAL_BATCH), self.model.device
+        values = self.model.config.get_text_config().vocab_size * self.targets.length
+        at_once = next(size for size in (HEAL_BATCH, 4, 2, 1) if size * values <= LOGITS_AT_ONCE or size == 1)
+        arguments = TrainingArguments(
+            output_dir=str(self.place),
+            max_steps=steps,
+            per_device_train_batch_size=at_once,
+            gradient_accumulation_steps=HEAL_BATCH // at_once,
+            learning_rate=self.heal.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=math.ceil(HEAL_WARM_UP * steps),
+            adam_beta1=_BETAS[0],
+            adam_beta2=_BETAS[1],
+            weight_decay=0.0,
+            max_grad_norm=_LARGEST_NORM,
+            bf16=self.dtype is torch.bfloat16,
+            fp16=self.dtype is torch.float16,
+            use_cpu=device.type == "cpu",
+            seed=self.seed,
+            save_strategy="no",
+            save_total_limit=1,
+            logging_steps=max(1, steps // CURVE),
+            logging_nan_inf_filter=False,
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=device.type != "cpu",
+        )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # else it would divide a batch among all that the machine has
+        if self._activation_bytes(at_once) > CHECKPOINTING_FROM * free_bytes(device):
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})  # inputs need no gradient
+        watch, config = _Watch(self, steps=steps), deepcopy(self.model.config)
+        trainer = _Distillation(model=self.model, args=arguments, train_dataset=self.targets, callbacks=[watch])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=_last_checkpoint(self.place))
+        self.model.config = config  # the library turns the cache off in it
+        course = watch.course
+        if course.best > 0:
+            best = load_file(self.place / _BEST, device=str(device))
+            with torch.no_grad():
+                for name, values_of_it in best.items():
+                    self.model.get_parameter(name).copy_(values_of_it)
+        return course
+
+    def _activation_bytes(self, sequences: int) -> int:
+        """What a pass keeps for its gradients, about."""
+        config = self.model.config.get_text_config()
+        values: int = sequences * self.targets.length * config.num_hidden_layers * KEPT_OF_BLOCK * config.hidden_size
+        return 2 * values
+
+    def judge(self) -> tuple[float, dict[str, float]]:
+        """The mean loss on the panel, in nats, and that on each source by name."""
+        self.model.eval()  # a step puts it into training mode itself
+        is_mixed = self.dtype is not torch.float32
+        with torch.autocast(self.model.device.type, self.dtype, enabled=is_mixed):
+            panel, losses = panel_of(self.model, self.tokens)
+        return panel.mean(losses), dict(panel.by_source(losses))
+
+    def keep(self) -> None:
+        """Keep the present state as the best one."""
+        draft = self.place / f"draft.{_BEST}"
+        save_file({name: self.model.get_parameter(name).detach().contiguous() for name in self.trained}, draft)
+        draft.replace(self.place / _BEST)
+
+
+class _Distillation(Trainer):
+    loss_is_scaled_for_ga = False
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """The divergence from the original, on a part of a batch."""
+        return loss_of(model(input_ids=inputs["tokens"].long(), use_cache=False).logits, inputs)
+
+
+class _Watch(TrainerCallback):
+    """Judges the model, keeps its best state, asks for checkpoints, and ends a training that does not help.
+
+    What it knows is in the library's history of the training, which a checkpoint has.
+    """
+
+    def __init__(self, training: Training, *, steps: int) -> None:
+        self._training, self._steps = training, steps
+        self._of_step = HEAL_BATCH * training.targets.length
+        self._between = math.ceil(steps / HEAL_JUDGED)
+        self._before, self._first_step, self._judging = 0.0, 0, 0.0
+        self._began = self._saved = time.monotonic()
+        self.course = Course()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        self._first_step = state.global_step
+        self._read(state)
+        self._before = self.course.judged[-1].seconds if self.course.judged else 0.0
+        if not self.course.judged:
+            self._judge(state)
+        self._began = self._saved = time.monotonic()
+        self._judging = 0.0
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        budget, seconds = self._training.heal.time_budget_seconds, self._seconds
+        self._training.advance(state.global_step / self._steps)
+        if budget is not None and seconds >= budget and state.global_step < self._steps:
+            self._end(control, f"its time budget of {budget:g} seconds was used up")
+        is_last = control.should_training_stop or state.global_step >= self._steps
+        if is_last or state.global_step % self._between == 0:
+            self._judge(state)
+            if len(self.course.judged) - 1 - self.course.best >= HEAL_PATIENCE and not is_last:
+                self._end(control, f"the panel had not become better {HEAL_PATIENCE} times in a row")
+        if control.should_training_stop or is_last or time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
+            control.should_save, self._saved = True, time.monotonic()
+        done = (state.global_step - self._first_step) * self._of_step
+        self.course.tokens_per_second = done / max(time.monotonic() - self._began - self._judging, 1e-9)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        loss = more["logs"].get("loss")
+        if loss is None:
+            return
+        self.course.losses.append((state.global_step * self._of_step, float(loss)))
+        self._training.metric("heal_loss", float(loss), state.global_step * self._of_step)
+        if not math.isfinite(float(loss)):
+            self._end(control, "its loss was no number")
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        place = self._training.place / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        sizes = {path.name: path.stat().st_size for path in place.iterdir()}
+        (place / COMPLETE).write_text(json.dumps(sizes))
+
+    @property
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+    def _end(self, control: TrainerControl, why: str) -> None:
+        control.should_training_stop, self.course.ended_early = True, why
+
+    def _read(self, state: TrainerState) -> None:
+        """What a checkpoint knows."""
+        history: list[dict[str, Any]] = state.log_history
+        for row in history:
+            if "loss" in row:
+                self.course.losses.append((int(row["step"]) * self._of_step, float(row["loss"])))
+            elif _PANEL in row:
+                self.course.judged.append(Judged(**row[_PANEL]))
+
+    def _judge(self, state: TrainerState) -> None:
+        began = time.monotonic()
+        mean, sources = self._training.judge()
+        tokens = state.global_step * self._of_step
+        found = Judged(tokens=tokens, seconds=self._seconds, mean=mean, sources=sources)
+        self.course.judged.append(found)
+        history: list[dict[str, Any]] = state.log_history
+        history.append({_PANEL: asdict(found), "step": state.global_step})
+        self._training.metric("heal_panel_loss", mean, tokens)
+        if state.global_step and self.course.best == len(self.course.judged) - 1:
+            self._training.keep()
+        self._judging += time.monotonic() - began
+
+
+def _last_checkpoint(place: Path) -> str | None:
+    """The newest checkpoint whose files are all there, in full. Others are removed."""
+    found = sorted(place.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    complete = [path for path in found if _is_complete(path)]
+    for path in found:
+        if path not in complete[-1:]:
+            shutil.rmtree(path)
+    return str(complete[-1]) if complete else None
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        sizes = json.loads((checkpoint / COMPLETE).read_text())
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False

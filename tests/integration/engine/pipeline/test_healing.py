@@ -1,0 +1,238 @@
+"""A result is trained toward the original where that is asked for: it gains, or stays as it was."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from replaceme_core.engine.healing import training
+from replaceme_core.engine.healing.targets import PASSAGE, HealingText
+from replaceme_core.engine.pipeline import compress
+from replaceme_core.errors import CalibrationTooSmall, InvalidInput
+from replaceme_core.runner.messages import RunnerRequest, Stage
+from tests.fixtures.models.pipeline import TEXT, request, run
+from tests.fixtures.models.recorder import Recorder
+from tests.fixtures.models.tiny import save_trained
+
+SEQUENCES = 96
+HEAL = {"tokens": 32 * SEQUENCES, "learning_rate": 3e-3}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_trained(tmp_path_factory.mktemp("trained") / "source", TEXT)
+
+
+@pytest.fixture
+def source(trained: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trained, tmp_path / "source")
+
+
+def asked(source: Path, *, out: str = "out", heal: object = HEAL, **fields: object) -> RunnerRequest:
+    """Blocks are removed and nothing compensates for them, so that there is something to win back."""
+    one = request(source, method={"name": "drop"}, **{"evaluation": {"enabled": False}, "heal": heal, **fields})
+    return one.model_copy(update={"output_directory": str(source.parent / out)})
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_healed_model_is_better_and_says_that_it_was_trained(source: Path) -> None:
+    finished, progress, out = run(asked(source, evaluation={"samples": 4}))
+    assert progress.stages[-4:] == [Stage.FOLD, Stage.HEAL, Stage.SAVE, Stage.EVALUATE]
+    healing = finished.report["healing"]
+    assert isinstance(healing, dict)
+    assert (healing["is_kept"], healing["problem"], healing["tokens"]) == (True, None, HEAL["tokens"])
+    assert healing["parameters"] == sum(
+        values.numel() for name, values in weights(out).items() if name != "model.embed_tokens.weight"
+    )
+    for row in healing["panel"]:
+        assert row["healed"] < row["closed_form"] - 0.02
+        assert row["original"] < row["closed_form"]
+    assert healing["losses"][-1][1] < 0.5 * healing["losses"][0][1]
+    assert progress.values("heal_loss") == [loss for _, loss in healing["losses"]]
+    card, page = ((out / name).read_text() for name in ("README.md", "report.html"))
+    assert "were trained afterwards" in card
+    assert "distillation of its 100 likeliest tokens" in card
+    assert "--heal-tokens 3072" in card
+    for text in (card, page):
+        assert "raining-free" not in text
+        assert "othing was trained" not in text
+    assert "Without training (nats)" in page
+    _, _, plain = run(asked(source, out="plain", heal=None))
+    assert (plain / "config.json").read_text() == (out / "config.json").read_text()
+    assert "nothing was trained" in (plain / "README.md").read_text()
+    embeddings = "model.embed_tokens.weight"
+    assert torch.equal(weights(out)[embeddings], weights(plain)[embeddings])
+
+
+class Killed(BaseException):
+    """In place of kill -9."""
+
+
+class Mortal(Recorder):
+    """Dies when so much of the stage `heal` is done."""
+
+    def __init__(self, end: float) -> None:
+        super().__init__()
+        self.end = end
+
+    def advance(self, fraction: float) -> None:
+        super().advance(fraction)
+        if self.stages[-1] is Stage.HEAL and fraction >= self.end:
+            raise Killed
+
+
+@pytest.mark.parametrize("deaths", [(0.1, 0.6), (0.55, 0.7)], ids=["while the original runs", "while it trains"])
+def test_killed_twice_it_gives_the_same_bytes(
+    source: Path, deaths: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    mixed = {"calibration": {"dataset": "file:text.txt", "samples": 16, "max_length": 32, "self_generated": 0.25}}
+    _, _, undisturbed = run(asked(source, out="undisturbed", **mixed))
+    place = {"checkpoint_directory": str(source.parent / "checkpoints")}
+    for life, end in enumerate(deaths):
+        with pytest.raises(Killed):
+            compress(asked(source, out=f"killed-{life}", **mixed).model_copy(update=place), Mortal(end))
+    finished, _, out = run(asked(source, **mixed).model_copy(update=place))
+    assert (out / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+    again, before = (json.loads((where / "replaceme.json").read_text())["healing"] for where in (out, undisturbed))
+    assert again["losses"] == before["losses"]
+    assert [row["mean"] for row in again["judged"]] == [row["mean"] for row in before["judged"]]
+    assert sorted(path.name for path in source.parent.iterdir() if path.name.startswith(".")) == []
+    assert finished.kept_blocks
+
+
+def test_half_a_checkpoint_is_not_used(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    place = {"checkpoint_directory": str(source.parent / "checkpoints")}
+    with pytest.raises(Killed):
+        compress(asked(source, out="killed").model_copy(update=place), Mortal(0.6))
+    (checkpoint,) = (source.parent / "checkpoints").glob("heal-*/checkpoint-*")
+    (checkpoint / "optimizer.pt").write_bytes(b"half of it")
+    _, _, out = run(asked(source).model_copy(update=place))
+    _, _, undisturbed = run(asked(source, out="undisturbed"))
+    assert same(weights(out), weights(undisturbed))
+
+
+@pytest.fixture
+def plain(source: Path) -> dict[str, torch.Tensor]:
+    """The weights without training."""
+    return weights(run(asked(source, out="plain", heal=None))[2])
+
+
+def unhealed(source: Path, plain: dict[str, torch.Tensor], heal: object = HEAL) -> str:
+    """Why nothing came of a training; the result is the model without it."""
+    finished, _, out = run(asked(source, heal=heal))
+    assert same(weights(out), plain)
+    healing, (warning,) = finished.report["healing"], finished.report["warnings"]  # type: ignore[misc]
+    assert isinstance(healing, dict)
+    assert healing["is_kept"] is False
+    assert warning["code"] == "not_healed"
+    assert healing["problem"] in warning["message"]
+    card = (out / "README.md").read_text()
+    assert "nothing was trained" in card
+    assert "was tried, and did not help" in card
+    return f"{healing['problem']} {healing['ended_early']}"
+
+
+def test_a_training_that_makes_it_worse_changes_nothing(source: Path, plain: dict[str, torch.Tensor]) -> None:
+    assert "no state of the training was better" in unhealed(source, plain, {**HEAL, "learning_rate": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "memory ran out"),
+        (None, "its loss was no number"),
+    ],
+    ids=["memory", "NaN"],
+)
+def test_a_training_that_fails_changes_nothing(
+    source: Path, plain: dict[str, torch.Tensor], error: Exception | None, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = training.loss_of
+
+    def failing(logits: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor:
+        if error is not None:
+            raise error
+        return known(logits, targets) * torch.nan
+
+    monkeypatch.setattr(training, "loss_of", failing)
+    assert why in unhealed(source, plain)
+
+
+def test_a_budget_of_time_ends_the_training(source: Path) -> None:
+    finished, _, _ = run(asked(source, heal={"tokens": 32 * 2000, "time_budget_seconds": 1.0, "learning_rate": 3e-3}))
+    healing = finished.report["healing"]
+    assert isinstance(healing, dict)
+    assert 0 < healing["tokens"] < 32 * 2000
+    assert "time budget of 1 seconds" in healing["ended_early"]
+
+
+def texts(source: Path, other: str) -> tuple[RunnerRequest, Path]:
+    """A request that trains on another file."""
+    path = source.parent / "other.txt"
+    path.write_text(other, encoding="utf-8")
+    one = asked(source, heal={**HEAL, "dataset": {"dataset": "file:other.txt"}})
+    return one.model_copy(update={"calibration_paths": (*one.calibration_paths, str(path))}), path
+
+
+def test_it_trains_on_another_text(source: Path) -> None:
+    one, _ = texts(source, TEXT.replace("sheep", "goats"))
+    finished, _, _ = run(one)
+    (_, text) = finished.report["calibration_texts"]  # type: ignore[misc]
+    assert (text["name"], list(text["files"])) == ("file:other.txt", ["other.txt"])
+
+
+def test_a_text_that_is_too_short_is_refused_before_anything_is_computed(source: Path) -> None:
+    one, _ = texts(source, "".join(TEXT.splitlines(keepends=True)[:20]))
+    progress = Recorder()
+    with pytest.raises(
+        CalibrationTooSmall, match=r"file:other.txt has [\d,]+ tokens .* 3,072 are to be trained on"
+    ) as caught:
+        compress(one, progress)
+    assert caught.value.field == "heal.tokens"
+    assert progress.stages == [Stage.CALIBRATE]
+    assert not Path(one.output_directory).exists()
+
+
+def test_documents_that_judge_or_measure_are_not_trained_on(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[HealingText] = []
+    tokens = []
+    known = HealingText.of.__func__  # type: ignore[attr-defined]
+
+    def spied(cls: type[HealingText], spec: object, given: object, *rest: object, **more: object) -> HealingText:
+        tokens.append(given)
+        seen.append(known(cls, spec, given, *rest, **more))
+        return seen[-1]
+
+    monkeypatch.setattr(HealingText, "of", classmethod(spied))
+    one, _ = texts(source, "".join(f"{line}\n\n" for line in TEXT.splitlines()))
+    text = source.parent / "text.txt"
+    text.write_text("".join(f"{line}\n\n" for line in TEXT.splitlines()), encoding="utf-8")
+    run(one)
+
+    def passages(rows: torch.Tensor) -> Iterator[tuple[int, ...]]:
+        for row in rows.tolist():
+            yield from (tuple(row[start : start + PASSAGE + 8]) for start in range(len(row) - PASSAGE - 7))
+
+    judged = {*passages(tokens[0].held_out), *passages(tokens[0].measure)}
+    assert seen[0].read is not None
+    assert judged
+    assert judged.isdisjoint(passages(seen[0].read))
+
+
+def test_without_the_library_that_trains_it_says_what_to_install(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replaceme_core.engine.healing.heal.find_spec", lambda name: None)
+    with pytest.raises(InvalidInput, match=r"pip install 'replaceme\[heal\]'"):
+        run(asked(source))
