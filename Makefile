@@ -43,7 +43,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
 
 lock: $(STAMP)
 	$(LOCK) docker/locks/build.in --output-file docker/locks/build.txt
-	$(LOCK) pyproject.toml --extra worker --extra plot --extra tasks --extra telemetry --output-file docker/locks/worker.txt
+	$(LOCK) pyproject.toml --extra worker --extra plot --extra heal --extra tasks --extra telemetry --output-file docker/locks/worker.txt
 	$(LOCK) pyproject.toml --extra api --extra telemetry --constraints docker/locks/worker.txt --output-file docker/locks/api.txt
 	$(LOCK) docker/locks/quantized.in --no-deps --output-file docker/locks/quantized.txt
 

@@ -17,10 +17,12 @@ from api.cli.output.ci import Ended, Junit, write_for_pipeline
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
 from api.cli.output.progress import progress_display
 from api.cli.output.report import differences_table, models_table, print_asked, print_report, print_warnings
+from replaceme_core.local.compress import Outcome
 from replaceme_core.local.compress import compress as compress_here
 from replaceme_core.local.evaluate import EvaluatedModel
 from replaceme_core.local.evaluate import ask as ask_here
 from replaceme_core.local.evaluate import evaluate as evaluate_here
+from replaceme_core.local.heal import heal as heal_here
 from replaceme_core.local.reproduce import reproduce as reproduce_here
 from replaceme_core.local.run import ShowProgress
 from replaceme_core.report.reading import Report
@@ -60,6 +62,7 @@ def shown_run() -> Iterator[ShowProgress]:
         signal.signal(signal.SIGTERM, before)
 
 
+_OF_HEALING = tuple(f"heal.{name}" for name in ("dataset", "learning_rate", "time_budget_seconds", "weights"))
 _JSON_FIELDS = ("removed_blocks", "kept_blocks", "method", "candidates", "stages", "before", "after", "warnings")
 
 
@@ -93,21 +96,25 @@ def compress(
             cache=cache,
             on_progress=show,
         )
+    _print_outcome(outcome, as_json=as_json)
+    write_for_pipeline(Ended.of_run(outcome, model=model), junit=junit)
+    if outcome.rejection is not None:
+        print_note(f"error: {outcome.rejection}; the result is kept in {out}")
+        raise typer.Exit(int(ExitCode.GATE_REJECTED))
+
+
+def _print_outcome(outcome: Outcome, *, as_json: bool) -> None:
     warnings = [one.model_dump() for one in outcome.warnings]
     if as_json:
         found = {**outcome.report, "warnings": warnings}
-        fields = (*_JSON_FIELDS, "gate") if outcome.gate else _JSON_FIELDS
-        print_json({name: found.get(name) for name in fields})
+        more = [name for name in ("gate", "healing") if outcome.report.get(name) is not None]
+        print_json({name: found.get(name) for name in (*_JSON_FIELDS, *more)})
     else:
         console = make_console(stderr=False)
         print_report(console, Report(outcome.report))
         console.print(f"written to {outcome.directory}")
         print_note("load it with AutoModelForCausalLM.from_pretrained")
     print_warnings(make_console(stderr=True), Report({"warnings": warnings}))
-    write_for_pipeline(Ended.of_run(outcome, model=model), junit=junit)
-    if outcome.rejection is not None:
-        print_note(f"error: {outcome.rejection}; the result is kept in {out}")
-        raise typer.Exit(int(ExitCode.GATE_REJECTED))
 
 
 def ask(
@@ -191,6 +198,41 @@ def _short_names(models: Sequence[str]) -> list[str]:
     """The last parts of the paths, where these are different: a whole path takes the column of a table apart."""
     names = [Path(model).resolve().name for model in models]
     return names if len(set(names)) == len(names) else list(models)
+
+
+@with_job_options(only=_OF_HEALING)
+def heal(
+    result: Annotated[
+        str, typer.Argument(metavar="REPO|DIR", help="A result: a repository on the Hub, or a directory.")
+    ],
+    *,
+    out: Annotated[Path, typer.Option(help="Directory for the trained model; must not exist.")],
+    heal_tokens: Annotated[int, typer.Option("--heal-tokens", min=1, help="Number of tokens to train on.")],
+    teacher: Annotated[
+        Path | None, typer.Option(help="Directory of the original model. Default: the recorded revision on the Hub.")
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="Calibration text that was a file. Repeatable, in the order of the calibration."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the result. Default: the newest.")] = None,
+    device: Device = None,
+    as_json: JsonFlag = False,
+    **options: Any,
+) -> None:
+    body = request_body({**options, "heal_tokens": heal_tokens})
+    with shown_run() as show:
+        outcome = heal_here(
+            result,
+            out=out,
+            heal=body["heal"],  # type: ignore[arg-type]
+            teacher=teacher,
+            texts=text or (),
+            revision=revision,
+            device=device,
+            on_progress=show,
+        )
+    _print_outcome(outcome, as_json=as_json)
 
 
 def reproduce(

@@ -59,6 +59,7 @@ COMMANDS: Final = MappingProxyType(
             "Measure perplexity, size and speed of one model, or of several beside each other.",
         ),
         "ask": (_HERE, "local.ask", "Ask a model, or several beside each other, and print what they answer."),
+        "heal": (_HERE, "local.heal", "Train a result toward its original; nothing is removed again."),
         "reproduce": (
             _HERE,
             "local.reproduce",

@@ -14,6 +14,7 @@ deepest cut that passes the gate is asked for, `select` is a search, each trial 
 (`run.py`).
 """
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from replaceme_core.engine.evaluation.tasks import load_tasks
 from replaceme_core.engine.healing.heal import heal, require_training
 from replaceme_core.engine.healing.targets import HealingText
 from replaceme_core.engine.images import image_tokens, load_processor
+from replaceme_core.engine.methods.task import Pruning
 from replaceme_core.engine.model.changes import kept_blocks
 from replaceme_core.engine.model.dequantize import in_full_precision
 from replaceme_core.engine.model.device import make_deterministic, this_machine
@@ -40,6 +42,7 @@ from replaceme_core.engine.text.tokens import sized_to_text
 from replaceme_core.families.layout import first_blocks
 from replaceme_core.families.resolve import part_config
 from replaceme_core.hub.model_config import read_outline
+from replaceme_core.hub.model_files import side_files, weight_files
 from replaceme_core.plan.resources import Workload
 from replaceme_core.request.gate import Trial
 from replaceme_core.request.removal import depths_of, keep_pattern
@@ -92,6 +95,7 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
     clock = StageClock(progress=progress, device=torch.device(spec.compute.device), modelled=planned.duration.modelled)
     progress.resolved(spec, expected=planned.duration.stages)
     asked = spec.evaluation
+    pruned = None if request.pruned_directory is None else Path(request.pruned_directory)
     run = Run(
         spec=spec,
         source=source,
@@ -118,7 +122,7 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
             tokens = task.tokens
             text = None
             if spec.heal is not None and tokenizer is not None:  # read early: it may be too short
-                text = HealingText.of(spec, tokens, tokenizer, path=next(iter(of_healing), None))
+                text = HealingText.of(spec, tokens, tokenizer, paths=[*paths, *of_healing])
             structure, loss_unit = task.block_runner.resolved.structure, task.block_runner.loss_unit
             known, trials = None, list[Trial]()
             if spec.searches:
@@ -127,6 +131,8 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
                 found, trials = find_deepest_cut(run, task, depths)
                 pruning, known = found.pruning, found.comparison
                 clock.begin(Stage.SOLVE)  # the solution is that of the trial
+            elif pruned is not None:
+                pruning = Pruning(removed=spec.drop or ())
             else:
                 pruning = decide(task, run.checkpoints)
             captured = task.activations.record()
@@ -138,14 +144,19 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
         removed = list(pruning.removed)
         kept = kept_blocks(outline.blocks, removed)
         clock.begin(Stage.FOLD)
-        write_pruned(
-            run.model_as_stored(),
-            output,
-            pruning=pruning,
-            source=source,
-            is_lazy=run.is_lazy,
-            begin_saving=lambda: clock.begin(Stage.SAVE if text is None else Stage.HEAL),
-        )
+        if pruned is None:
+            write_pruned(
+                run.model_as_stored(),
+                output,
+                pruning=pruning,
+                source=source,
+                is_lazy=run.is_lazy,
+                begin_saving=lambda: clock.begin(Stage.SAVE if text is None else Stage.HEAL),
+            )
+        else:
+            for path in (*weight_files(pruned), *side_files(pruned)):
+                shutil.copyfile(path, output / path.name)
+            clock.begin(Stage.HEAL)
         run.release()
         healing = None
         if text is not None:

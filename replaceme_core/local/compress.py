@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from replaceme_core.local.evaluate import Measured
 from replaceme_core.local.inputs import Text, admit, named_texts, validated
@@ -21,9 +21,10 @@ from replaceme_core.request.admission import resolve_texts
 from replaceme_core.request.gate import GateResult
 from replaceme_core.request.removal import check_removal
 from replaceme_core.request.resolve import check_inputs
-from replaceme_core.request.spec import CompressionRequest, ModelRef
+from replaceme_core.request.spec import CompressionRequest, CompressionSpec, ModelRef
 from replaceme_core.request.tasks import check_tasks
 from replaceme_core.runner.inputs import pin_text
+from replaceme_core.runner.messages import Finished
 from replaceme_core.settings import Settings
 from replaceme_core.shapes import JobWarning
 
@@ -50,6 +51,32 @@ class Outcome:
     rejection: str | None
     warnings: Sequence[JobWarning]
     report: Mapping[str, object]
+
+    @classmethod
+    def of(
+        cls, finished: Finished, *, spec: CompressionSpec, directory: Path, warnings: Sequence[JobWarning] = ()
+    ) -> Self:
+        """From the final message of a run of `spec`; `warnings` come before its own."""
+        report, judged = finished.report, GateResult.in_report(finished.report)
+        rejection = None
+        if spec.gate is not None and (judged is None or not judged.passed):
+            rejection = "the runner did not judge the gate" if judged is None else str(judged)
+        sides = (report.get(side) for side in ("before", "after"))
+        before, after = (None if row is None else Measured.model_validate(row) for row in sides)
+        rows = report.get("warnings")
+        return cls(
+            directory=directory,
+            model=spec.model,
+            removed_blocks=tuple(finished.removed_blocks),
+            kept_blocks=tuple(finished.kept_blocks),
+            method=str(report.get("chosen_method", report.get("method"))),
+            before=before,
+            after=after,
+            gate=judged,
+            rejection=rejection,
+            warnings=[*warnings, *(JobWarning.model_validate(row) for row in (rows if isinstance(rows, list) else []))],
+            report=report,
+        )
 
 
 def compress(
@@ -118,27 +145,8 @@ def compress(
         cache_directory=absolute(cache),
         cache_bytes=machine.settings.statistics_cache_bytes,
     )
-    report, judged = finished.report, GateResult.in_report(finished.report)
-    rejection = None
-    if spec.gate is not None and (judged is None or not judged.passed):
-        rejection = "the runner did not judge the gate" if judged is None else str(judged)
-    sides = (report.get(side) for side in ("before", "after"))
-    before, after = (None if row is None else Measured.model_validate(row) for row in sides)
-    rows = report.get("warnings")
-    warnings = [JobWarning.model_validate(row) for row in (rows if isinstance(rows, list) else [])]
+    warnings = []
     if snapshot is not None and snapshot.gated:
         gated = f"{source.name} is gated: those who made it set conditions for its use, which hold for the result too"
-        warnings.insert(0, JobWarning(code="gated", message=gated))
-    return Outcome(
-        directory=out,
-        model=spec.model,
-        removed_blocks=tuple(finished.removed_blocks),
-        kept_blocks=tuple(finished.kept_blocks),
-        method=str(report.get("chosen_method", report.get("method"))),
-        before=before,
-        after=after,
-        gate=judged,
-        rejection=rejection,
-        warnings=warnings,
-        report=report,
-    )
+        warnings.append(JobWarning(code="gated", message=gated))
+    return Outcome.of(finished, spec=spec, directory=out, warnings=warnings)

@@ -50,9 +50,9 @@ def reproduce(
     files, in their order. `out` keeps what comes out. Raises as `compress` does.
     """
     machine = Machine.of(settings, command="reproduce")
-    recorded = _read_recorded(result, revision=revision, hub=machine.hub)
+    recorded = read_recorded(result, revision=revision, hub=machine.hub)
     spec = recorded.spec
-    files = (_pin_model(spec, given=model, hub=machine.hub), *_pin_texts(spec, given=texts, hub=machine.hub))
+    files = (pin_model(spec, given=model, hub=machine.hub), *pin_texts(spec, given=texts, hub=machine.hub))
     if device is not None:
         spec = spec.model_copy(update={"compute": spec.compute.model_copy(update={"device": device})})
     warnings = _version_differences(recorded)
@@ -128,7 +128,7 @@ class Recorded:
                 raise _changed(path.name, field="calibration")
 
 
-def _read_recorded(result: str, *, revision: str | None, hub: Callable[[], Hub]) -> Recorded:
+def read_recorded(result: str, *, revision: str | None, hub: Callable[[], Hub]) -> Recorded:
     """The result in a directory, or in the repository of that name. Raises `InvalidInput`, and what a Hub raises."""
     directory = Path(result).expanduser()
     if not directory.is_dir():
@@ -141,7 +141,7 @@ def _read_recorded(result: str, *, revision: str | None, hub: Callable[[], Hub])
     return Recorded(directory=directory.resolve(), report=read_json_file(directory / REPORT, REPORT))
 
 
-def _pin_model(spec: CompressionSpec, *, given: Path | None, hub: Callable[[], Hub]) -> Pinned:
+def pin_model(spec: CompressionSpec, *, given: Path | None, hub: Callable[[], Hub]) -> Pinned:
     """The source: the directory that is `given`, or the recorded revision on the Hub."""
     if given is not None:
         return Pinned(path=given.resolve())
@@ -153,7 +153,7 @@ def _pin_model(spec: CompressionSpec, *, given: Path | None, hub: Callable[[], H
     return Pinned(snapshot=snapshot, names=files_to_download(snapshot, hub()))
 
 
-def _pin_texts(spec: CompressionSpec, *, given: Sequence[Path], hub: Callable[[], Hub]) -> list[Pinned]:
+def pin_texts(spec: CompressionSpec, *, given: Sequence[Path], hub: Callable[[], Hub]) -> list[Pinned]:
     """The sources of the calibration text. `given` are those that are files, in their order.
 
     Raises `InvalidInput` where a file is missing, or is too many.

@@ -55,7 +55,7 @@ HEAL_LIKELIEST: Final = 100
 TARGET_BYTES: Final = 6 * (HEAL_LIKELIEST + 1)
 """Of these on disk, for each token."""
 HEAL_JUDGED: Final = 8
-HEAL_PATIENCE: Final = 3
+HEAL_MISSES: Final = 3
 """How often the panel judges, and how often in a row without a better state before the training ends."""
 HEAL_AROUND: Final = 2
 HEAL_LAST: Final = 3

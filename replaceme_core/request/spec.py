@@ -169,8 +169,8 @@ class HealSpec(Frozen):
     tokens: int = Field(ge=1, le=10**10)
     """Number of tokens to train on, each read once. The original model's likeliest tokens take 600 bytes for each."""
     dataset: Source | None = None
-    """Text to train on, without what judges or measures the result. Default: the calibration sequences, and for the
-    rest of the tokens text that the original model generates."""
+    """Text to train on, without what judges or measures the result. Default: that of the calibration by its shares,
+    as far as it goes, and text that the original model generates."""
     learning_rate: float | None = Field(default=None, gt=0, le=1)
     """Highest learning rate; it rises over the first steps, and falls along a cosine. Default: 0.0001."""
     time_budget_seconds: float | None = Field(default=None, ge=1, le=LONGEST_SECONDS)

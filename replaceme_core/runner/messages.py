@@ -189,12 +189,14 @@ class RunnerRequest(ModelRequest):
     """Where this job's attempts save checkpoints; need not exist. `None`: no checkpoints."""
     tasks_directory: AbsolutePath | None = None
     """With the YAML files and the data of tasks; `None`: none."""
+    pruned_directory: AbsolutePath | None = None
+    """An earlier result, without the blocks that `spec.drop` names, which is healed; `None`: blocks are removed."""
     compare_with: AbsolutePath | None = None
     """A directory with the weights that should come out: the final report also has the `comparison` with these."""
 
     @property
     def reads(self) -> tuple[str, ...]:
-        others = (*self.calibration_paths, self.compare_with, self.tasks_directory)
+        others = (*self.calibration_paths, self.compare_with, self.pruned_directory, self.tasks_directory)
         return (self.model_directory, *(path for path in others if path is not None))
 
     @property

@@ -180,7 +180,6 @@ class _Stage:
         return write_targets(
             self.place,
             self.text,
-            fitted=self.tokens.fit,
             open_original=self._original,
             tokenizer=run.tokenizer,
             vocabulary=part_config(load_config(run.source)).vocab_size,

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from replaceme_core.engine.text.documents import documents, is_running_text
 from replaceme_core.engine.text.drawing import TokenSet
+from replaceme_core.engine.text.panel import REPEATED
 from replaceme_core.engine.text.self_generated import generate_sequences
 from replaceme_core.engine.text.tokens import encode, pack
 from replaceme_core.errors import CalibrationTooSmall
@@ -87,44 +88,61 @@ def loss_of(logits: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Ten
     return divergence.mean()
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class HealingText:
-    """The sequences to train on: those of a text, or of the calibration and then what the original generates."""
+    """The `count` sequences of `length` tokens to train on: those `read` from texts, then those that are generated."""
 
     count: int
     length: int
     seed: int
-    read: torch.Tensor | None = None
-    """The sequences (count, length) of a named text; `None` where none is named."""
+    read: torch.Tensor
 
     @classmethod
     def of(
-        cls, spec: ResolvedSpec, tokens: TokenSet, tokenizer: PreTrainedTokenizerBase, *, path: Path | None
+        cls,
+        spec: ResolvedSpec,
+        tokens: TokenSet,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        paths: Sequence[Path | None],
     ) -> "HealingText":
-        """Read the text that the resolved `spec` names, if it does; `path` is where it lies.
+        """Read the text that the resolved `spec` names, if it does; `paths` has one for each of its texts.
 
-        What shares a `PASSAGE` with text of `tokens` that judges or measures is left out. Raises `CalibrationTooSmall`
-        where the rest is too short.
+        Else the sequences of the calibration that repeat passages, and the sources of its mix by their shares, as far
+        as they go. What shares a `PASSAGE` with text of `tokens` that judges or measures is left out. Raises
+        `CalibrationTooSmall` where a named text is too short.
         """
         assert spec.heal is not None
-        length = spec.calibration.max_length
-        found = cls(count=max(1, spec.heal.tokens // length), length=length, seed=spec.calibration.seed)
-        source = spec.heal.source
-        if source is not None:
-            with errors_of(source):
-                found.read = _read(source, path, tokenizer, found, apart_from=[tokens.held_out, tokens.measure])
-        return found
+        length, seed = spec.calibration.max_length, spec.calibration.seed
+        count, named = max(1, spec.heal.tokens // length), spec.heal.source
+        reader = _Reader(tokenizer=tokenizer, length=length, seed=seed, apart_from=[tokens.held_out, tokens.measure])
+        if named is not None:
+            read = reader.read(named, paths[-1], count)
+            if len(read) < count:
+                raise CalibrationTooSmall(
+                    f"{named.name} has {counted(read.numel(), 'tokens')} beside what judges or measures the result, "
+                    f"and {count * length:,} are to be trained on: ask for fewer, or name a longer text",
+                    field="heal.tokens",
+                    value=count * length,
+                )
+            return cls(count=count, length=length, seed=seed, read=read)
+        repeats = [number for number, name in enumerate(tokens.sources) if name == REPEATED]
+        parts = [tokens.fit[torch.isin(tokens.fit_sources, torch.tensor(repeats, dtype=torch.long))]]
+        for source, path in zip(spec.calibration.mix, paths, strict=False):
+            if not source.self_generated and source.share > 0:
+                parts.append(reader.read(source, path, math.ceil(source.share * count)))
+        read = torch.cat(parts)
+        order = torch.randperm(len(read), generator=torch.Generator().manual_seed(seed))
+        return cls(count=count, length=length, seed=seed, read=read[order[:count]])
 
-    def parts(self, fitted: torch.Tensor) -> Iterator[tuple[int, Callable[..., torch.Tensor]]]:
+    def parts(self) -> Iterator[tuple[int, Callable[..., torch.Tensor]]]:
         """The parts in order, each with its number of sequences and what makes them.
 
-        `fitted` (sequences, length) are those of the calibration. What makes a part is given the original model, its
-        tokenizer and what to report progress to.
+        That is given the original model, its tokenizer and what to report progress to.
         """
-        given = self.read if self.read is not None else fitted[: self.count]
-        for some in given.split(GENERATED_AT_ONCE):
+        for some in self.read.split(GENERATED_AT_ONCE):
             yield len(some), partial(_given, some)
-        for start in range(len(given), self.count, GENERATED_AT_ONCE):
+        for start in range(len(self.read), self.count, GENERATED_AT_ONCE):
             count = min(GENERATED_AT_ONCE, self.count - start)
             # not the seeds of the calibration and the evaluation, which are the first two
             yield count, partial(generate_sequences, count=count, length=self.length, seed=self.seed + 2 + start)
@@ -134,29 +152,25 @@ def _given(some: torch.Tensor, model: object, tokenizer: object, **_: object) ->
     return some
 
 
-def _read(
-    source: MixedSource,
-    path: Path | None,
-    tokenizer: PreTrainedTokenizerBase,
-    text: HealingText,
-    *,
-    apart_from: Sequence[torch.Tensor],
-) -> torch.Tensor:
-    taken = {passage for tokens in apart_from for row in tokens.tolist() for passage in _passages(row)}
-    runs = is_running_text(path)
-    encoded = encode(documents(source, path), tokenizer, template=source.template, running_text=runs)
-    usable = (ids for ids in encoded if runs or taken.isdisjoint(_passages(ids)))
-    packed = pack(usable, tokenizer, length=text.length, limit=READ_FOR_EACH * text.count).sequences
-    packed = packed[[taken.isdisjoint(_passages(row)) for row in packed.tolist()]]
-    if len(packed) < text.count:
-        raise CalibrationTooSmall(
-            f"{source.name} has {counted(packed.numel(), 'tokens')} beside what judges or measures the result, and "
-            f"{text.count * text.length:,} are to be trained on: ask for fewer, or name a longer text",
-            field="heal.tokens",
-            value=text.count * text.length,
-        )
-    order = torch.randperm(len(packed), generator=torch.Generator().manual_seed(text.seed))
-    return packed[order[: text.count]]
+class _Reader:
+    """Reads sequences of texts that share no passage with those in `apart_from`."""
+
+    def __init__(
+        self, *, tokenizer: PreTrainedTokenizerBase, length: int, seed: int, apart_from: Sequence[torch.Tensor]
+    ) -> None:
+        self._tokenizer, self._length, self._seed = tokenizer, length, seed
+        self._taken = {passage for tokens in apart_from for row in tokens.tolist() for passage in _passages(row)}
+
+    def read(self, source: MixedSource, path: Path | None, count: int) -> torch.Tensor:
+        """At most `count` sequences, of about twice as much text."""
+        runs = is_running_text(path)
+        with errors_of(source):
+            encoded = encode(documents(source, path), self._tokenizer, template=source.template, running_text=runs)
+            usable = (ids for ids in encoded if runs or self._taken.isdisjoint(_passages(ids)))
+            found = pack(usable, self._tokenizer, length=self._length, limit=READ_FOR_EACH * count).sequences
+        found = found[[self._taken.isdisjoint(_passages(row)) for row in found.tolist()]]
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(self._seed))
+        return found[order[:count]]
 
 
 def _passages(ids: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -167,7 +181,6 @@ def write_targets(
     place: Path,
     text: HealingText,
     *,
-    fitted: torch.Tensor,
     open_original: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     vocabulary: int,
@@ -179,7 +192,7 @@ def write_targets(
     progress = place / "written"
     done = int(progress.read_text()) if progress.exists() else 0
     model, start = None, 0
-    for size, make in text.parts(fitted):
+    for size, make in text.parts():
         end = start + size
         if end > done:
             model = open_original() if model is None else model

@@ -34,7 +34,7 @@ from replaceme_core.request.defaults import (
     HEAL_BATCH,
     HEAL_JUDGED,
     HEAL_LAST,
-    HEAL_PATIENCE,
+    HEAL_MISSES,
     HEAL_WARM_UP,
     LOGITS_AT_ONCE,
 )
@@ -262,8 +262,8 @@ class _Watch(TrainerCallback):
         is_last = control.should_training_stop or state.global_step >= self._steps
         if is_last or state.global_step % self._between == 0:
             self._judge(state)
-            if len(self.course.judged) - 1 - self.course.best >= HEAL_PATIENCE and not is_last:
-                self._end(control, f"the panel had not become better {HEAL_PATIENCE} times in a row")
+            if len(self.course.judged) - 1 - self.course.best >= HEAL_MISSES and not is_last:
+                self._end(control, f"the panel had not become better {HEAL_MISSES} times in a row")
         if control.should_training_stop or is_last or time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
             control.should_save, self._saved = True, time.monotonic()
         done = (state.global_step - self._first_step) * self._of_step

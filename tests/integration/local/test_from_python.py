@@ -22,7 +22,8 @@ from replaceme_core.local.evaluate import ask, evaluate
 from replaceme_core.settings import Settings
 from tests.fixtures.cli.local import runner
 from tests.fixtures.evaluation.local_tasks import offline
-from tests.fixtures.models.tiny import BLOCKS, save_tiny
+from tests.fixtures.models.pipeline import TEXT
+from tests.fixtures.models.tiny import BLOCKS, save_tiny, save_trained
 
 HOW_TO = ROOT / "docs" / "how-to"
 CODE = re.findall(
@@ -34,6 +35,7 @@ COMMANDS = re.findall(
     re.MULTILINE | re.DOTALL,
 )
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+OFF = {"enabled": False}
 COMPUTE = {"threads": 1, "device": "cpu", "dtype": "float32"}
 
 
@@ -135,3 +137,29 @@ def test_models_are_asked_beside_each_other(model: Path, tmp_path: Path) -> None
     assert (done.exit_code, "\x1b" in done.stdout) == (0, False), done.stderr
     assert done.stdout.count("Why") == 1 and done.stdout.count(f"  {other}") == 2
     assert CliRunner().invoke(app, ["ask", str(tmp_path), "Why?"]).exit_code == 2
+
+
+def test_a_result_is_healed_without_removing_anything_again(tmp_path: Path) -> None:
+    """Through the real runner, with the original and the text in files, and another text to train on."""
+    original, (small, healed) = save_trained(tmp_path / "original", TEXT), (tmp_path / "small", tmp_path / "healed")
+    (text := tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    (other := tmp_path / "other.txt").write_text(TEXT[len(TEXT) // 2 :] + TEXT, encoding="utf-8")
+    calibration = {"dataset": str(text), "samples": 16, "max_length": 32, "self_generated": 0.0}
+    before = compress(
+        original, ratio=0.34, calibration=calibration, method="drop", compute=COMPUTE, out=small, evaluation=OFF
+    )
+    options = ["--out", healed, "--teacher", original, "--text", text, "--heal-tokens", "6400", "--heal-dataset", other]
+    words = ["heal", small, *options, "--heal-learning-rate", "0.003", "--json"]
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert shown["healing"]["is_kept"] is True
+    assert shown["healing"]["tokens"] == 6400
+    assert shown["removed_blocks"] == list(before.removed_blocks)
+    report = json.loads((healed / "replaceme.json").read_text())
+    assert [one["name"] for one in report["calibration_texts"]] == ["file:text.txt", "file:other.txt"]
+    assert "were trained afterwards" in (healed / "README.md").read_text()
+    again = ["heal", healed, "--out", tmp_path / "twice", *options[2:]]
+    refused = CliRunner().invoke(app, [str(word) for word in again])
+    assert refused.exit_code == 2
+    assert "was trained already" in refused.stderr

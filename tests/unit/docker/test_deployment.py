@@ -149,7 +149,10 @@ def test_an_image_installs_what_its_lock_names_and_that_of_the_api_has_no_torch(
     model_side = {"torch", "transformers", "pyarrow", "safetensors"}
     assert locked("api").keys() & model_side == set()
     assert locked("worker").keys() & model_side == model_side - {"torch"}
-    for name, own in {"api": ["api", "plot", "telemetry"], "worker": ["worker", "plot", "tasks", "telemetry"]}.items():
+    for name, own in {
+        "api": ["api", "plot", "telemetry"],
+        "worker": ["worker", "plot", "heal", "tasks", "telemetry"],
+    }.items():
         versions = locked(name)
         for each in map(Requirement, [*common, *(one for extra in own for one in extras[extra])]):
             if each.name not in ("replaceme", "torch"):

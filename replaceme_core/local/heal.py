@@ -1,0 +1,68 @@
+"""`heal`: train the result of an earlier job toward its original, without removing anything again.
+
+The command `replaceme heal` calls this.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from replaceme_core.errors import InvalidInput
+from replaceme_core.local.compress import Outcome
+from replaceme_core.local.inputs import named_texts, validated
+from replaceme_core.local.reproduce import pin_model, pin_texts, read_recorded
+from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, check_absent, check_installed, show_nothing
+from replaceme_core.plan.eta import weights_of
+from replaceme_core.request.admission import resolve_texts
+from replaceme_core.request.method import MethodSpec
+from replaceme_core.request.spec import EvaluationSpec, HealSpec
+from replaceme_core.runner.inputs import pin_text
+from replaceme_core.settings import Settings
+
+
+def heal(
+    result: str | Path,
+    *,
+    out: str | Path,
+    heal: Mapping[str, Any],
+    teacher: Path | None = None,
+    texts: Sequence[Path] = (),
+    revision: str | None = None,
+    device: str | None = None,
+    settings: Settings | None = None,
+    on_progress: ShowProgress = show_nothing,
+) -> Outcome:
+    """Train `result`, a directory or a repository of the Hub, into the new directory `out`; it has a `replaceme.json`.
+
+    `heal` is the field of `POST /jobs`. `teacher` is the directory of the original, by default the recorded revision on
+    the Hub; `texts` are those of the calibration that were files, in their order. Raises as `compress` does.
+    """
+    machine, out = Machine.of(settings, command="heal"), Path(out)
+    check_installed("heal", "local", "heal")
+    check_absent(out)
+    _, named, paths = named_texts("builtin:general", heal.get("dataset"))
+    asked = validated(HealSpec, heal if named is None else {**heal, "dataset": named})
+    recorded = read_recorded(str(result), revision=revision, hub=machine.hub)
+    removed = recorded.report.get("removed_blocks")
+    if not isinstance(removed, list) or recorded.spec.heal is not None:
+        raise InvalidInput(f"{result} was trained already, or does not say which blocks are gone", field="result")
+    before = recorded.spec
+    _, found, _ = resolve_texts(before.calibration, asked, machine.hub, find_file=paths.get)
+    method, compute = MethodSpec(name=before.method.name), before.compute
+    if device is not None:
+        compute = compute.model_copy(update={"device": device})
+    changes = {"ratio": None, "drop": tuple(removed), "method": method, "compute": compute, "heal": found}
+    spec = before.model_copy(update={**changes, "evaluation": EvaluationSpec()})
+    files = (pin_model(spec, given=teacher, hub=machine.hub), *pin_texts(before, given=texts, hub=machine.hub))
+    if found is not None and found.source is not None:
+        files = (*files, pin_text(found.source, machine.hub, paths.__getitem__))
+    finished = machine.make(
+        spec,
+        files,
+        out=out,
+        course=ShownCourse(weights_of(spec), on_progress, files=files),
+        check=recorded.check_model,
+        check_texts=recorded.check_texts,
+        pruned_directory=str(recorded.directory),
+    )
+    return Outcome.of(finished, spec=spec, directory=out)
