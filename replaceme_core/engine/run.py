@@ -159,6 +159,8 @@ class Run:
         """The tokens of the texts that the request names."""
         assert self.tokenizer is not None
         spec, config = self.spec, load_config(self.source)
+        if spec.heal is not None:  # what may not be trained on is the same without an evaluation
+            spec = spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"enabled": True})})
         check_positions(config, longest=max(spec.calibration.max_length, PROMPT_TOKENS + NEW_TOKENS))
         vocabulary = part_config(config).vocab_size
         return calibration_tokens(spec, self.tokenizer, paths=self.text_paths, vocabulary=vocabulary)
@@ -223,6 +225,7 @@ class Run:
             seed=self.spec.calibration.seed,
             tasks=self.tasks,
             unmeasured=self.unmeasured,
+            trained_on=[source.name for source in self.spec.texts[len(self.spec.calibration.mix) :]],
         )
 
     def evaluate(

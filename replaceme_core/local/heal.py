@@ -51,8 +51,9 @@ def heal(
     method, compute = MethodSpec(name=before.method.name), before.compute
     if device is not None:
         compute = compute.model_copy(update={"device": device})
+    evaluation = EvaluationSpec(samples=before.evaluation.samples)
     changes = {"ratio": None, "drop": tuple(removed), "method": method, "compute": compute, "heal": found}
-    spec = before.model_copy(update={**changes, "evaluation": EvaluationSpec()})
+    spec = before.model_copy(update={**changes, "evaluation": evaluation})
     files = (pin_model(spec, given=teacher, hub=machine.hub), *pin_texts(before, given=texts, hub=machine.hub))
     if found is not None and found.source is not None:
         files = (*files, pin_text(found.source, machine.hub, paths.__getitem__))

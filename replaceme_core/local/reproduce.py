@@ -58,6 +58,8 @@ def reproduce(
     warnings = _version_differences(recorded)
     if spec.method.time_budget_seconds is not None:
         warnings.append("its method had a limit of time, so it may choose otherwise at another speed")
+    if spec.heal is not None and spec.heal.time_budget_seconds is not None:
+        warnings.append("its training had a limit of time, so it may end elsewhere at another speed")
     for warning in warnings:
         on_warning(warning)
     course = ShownCourse(weights_of(spec), on_progress, files=files)
@@ -100,9 +102,8 @@ class Recorded:
         removed, kept = (self.report.get(name) for name in ("removed_blocks", "kept_blocks"))
         if spec.searches and isinstance(removed, list) and isinstance(kept, list):
             spec = spec.at_ratio(ratio_of(len(removed), len(removed) + len(kept)))  # the depth that was found
-        return spec.model_copy(
-            update={"evaluation": EvaluationSpec(enabled=False), "gate": None, "output": OutputSpec(), "labels": {}}
-        )
+        evaluation = EvaluationSpec(enabled=False, samples=spec.evaluation.samples)
+        return spec.model_copy(update={"evaluation": evaluation, "gate": None, "output": OutputSpec(), "labels": {}})
 
     def part(self, name: str) -> Mapping[str, object]:
         """An object in the report; empty if there is none."""

@@ -276,6 +276,8 @@ class Original:
     seed: int
     tasks: LoadedTasks | None = None
     unmeasured: Unmeasured = field(default_factory=Unmeasured)
+    trained_on: Sequence[str] = ()
+    """Texts beside those of the calibration that the result was trained on."""
     _speeds: dict[int, list[float]] = field(default_factory=dict)
     """Tokens per second of the source model so far, by the number of the text."""
 
@@ -290,7 +292,7 @@ class Original:
         name = self.tokens.sources[int(self.tokens.measure_sources[0])]
         (before, pruned), result = self._measure(0, name, home, after, advance=lambda part: advance(of_first * part))
         found = [result]
-        if not {GENERAL, *PARTS_OF_GENERAL}.intersection(self.tokens.sources):
+        if not {GENERAL, *PARTS_OF_GENERAL}.intersection((*self.tokens.sources, *self.trained_on)):
             with self._on_text(GENERAL):
                 texts[GENERAL] = self._general_text()
         if self.generates:

@@ -194,3 +194,18 @@ def test_parameters_are_those_of_the_model(variant: Variant, tmp_path: Path) -> 
     assert (shape.width, shape.item_bytes, shape.vocabulary) == (WIDTH, 4, 260)
     assert shape.parameters_after([1, 2]) == shape.parameters - sum(shape.block_values[1:3])
     assert shape.parameters_after(2) == pytest.approx(shape.parameters_after([3, 4]), rel=0.2)
+
+
+def test_healing_is_in_the_plan() -> None:
+    """Of SmolLM2 on two cores it took about twenty minutes; all weights but 28 million of embeddings are trained."""
+    hub = HeaderHub(size=SMOLLM2)
+    without, found, some = (
+        estimate_of(hub, heal=heal) for heal in (None, {"tokens": 200_000}, {"tokens": 200_000, "weights": "some"})
+    )
+    names = list(found.duration.stages)
+    assert names[names.index(Stage.FOLD) :][:3] == [Stage.FOLD, Stage.HEAL, Stage.SAVE]
+    assert 900 < found.duration.stages[Stage.HEAL] < 1800
+    assert found.memory[Stage.HEAL].host > some.memory[Stage.HEAL].host > without.memory[Stage.SAVE].host
+    assert found.disk - without.disk == pytest.approx(200_000 * 606 + 32 * found.parameters.after)
+    small = planner(hub, machine=replace(CPU, memory_bytes=5 * 10**8)).plan(request(heal={"tokens": 9}))
+    assert [one.field for one in small.refusals] == ["heal"]

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from replaceme_core.errors import CalibrationTooSmall, InvalidInput
+from replaceme_core.errors import CalibrationTooSmall, InvalidInput, LimitExceeded
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.port import ExistingOutput
-from replaceme_core.request.admission import OutputRules, check_output, find_text, resolve_request
-from replaceme_core.request.spec import CompressionRequest, CompressionSpec, OutputSpec
+from replaceme_core.request.admission import OutputRules, SizeLimits, check_output, find_text, resolve_request
+from replaceme_core.request.spec import CompressionRequest, CompressionSpec, HealSpec, OutputSpec
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, put_dataset, put_model
 from tests.fixtures.servers.hub import SocketSide
@@ -71,6 +71,18 @@ def test_each_source_of_a_mix_is_pinned(root: Path, texts: Path) -> None:
     assert revisions[0] == resolve(root, calibration="org/data").calibration.revision
 
 
+def test_a_text_to_train_on_is_pinned_and_limited(root: Path) -> None:
+    heal = {"tokens": 5000, "dataset": {"dataset": "org/data"}}
+    found = resolve(root, heal=heal)
+    data = resolve(root, calibration="org/data").calibration
+    assert [source.revision for source in found.texts] == [None, data.revision]
+    request = CompressionRequest.model_validate({**SMALLEST, "heal": heal})
+    SizeLimits(tokens=2_000_000).check_tokens(request)
+    with pytest.raises(LimitExceeded) as caught:
+        SizeLimits(tokens=2_000_000).check_tokens(request.model_copy(update={"heal": HealSpec(tokens=2_000_001)}))
+    assert caught.value.field == "heal.tokens"
+
+
 def test_a_result_is_named_after_what_is_left(root: Path) -> None:
     assert resolve(root).output.repo_id == "local/name-22of30-0123abcd"
     assert resolve(root, ratio=None, drop=[4, 9]).output.repo_id == "local/name-28of30-0123abcd"
@@ -99,6 +111,9 @@ def test_a_result_is_named_after_what_is_left(root: Path) -> None:
         ({"calibration": ["org/data", {"dataset": "builtin:code", "config": "en"}]}, "calibration.sources.1.config"),
         ({"calibration": ["org/data", {"dataset": "org/data", "revision": "main"}]}, "calibration.sources.1.dataset"),
         ({"output": "ORG/name"}, "output.repo_id"),
+        ({"heal": {"tokens": 9, "dataset": "org/none"}}, "heal.dataset"),
+        ({"heal": {"tokens": 9, "dataset": {"dataset": "org/data", "split": "test"}}}, "heal.dataset.split"),
+        ({"heal": {"tokens": 9, "dataset": "file:some.txt"}}, "heal.dataset"),
     ],
 )
 def test_what_the_client_can_fix_names_its_field(root: Path, changes: dict[str, object], field: str) -> None:

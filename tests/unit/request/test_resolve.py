@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from replaceme_core.engine.text.drawing import sequence_counts
+from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.method import Method, MethodSpec
@@ -12,6 +13,8 @@ from replaceme_core.request.spec import (
     CompressionSpec,
     ComputeSpec,
     EvaluationSpec,
+    HealedWeights,
+    HealSpec,
     Loading,
     ModelRef,
     Quantization,
@@ -163,3 +166,27 @@ def test_a_stored_specification_is_resolved_where_nothing_is_open(missing: str |
         return
     with pytest.raises(ValidationError, match=missing):
         ResolvedSpec.of(spec)
+
+
+@pytest.mark.parametrize(
+    ("memory", "asked", "weights"),
+    [(None, None, "all"), (20_000, None, "all"), (19_000, None, "some"), (1, "all", "all"), (None, "some", "some")],
+)
+def test_all_weights_are_trained_where_their_optimiser_fits(
+    memory: int | None, asked: str | None, weights: str
+) -> None:
+    """A thousand values: 16 bytes for each, and a quarter more."""
+    compute = ComputeSpec(loading=Loading.WHOLE)
+    heal = HealSpec(tokens=5000, weights=None if asked is None else HealedWeights(asked))
+    found = resolved(memory=memory, heal=heal, compute=compute).heal
+    assert found is not None
+    assert (str(found.weights), found.tokens, found.learning_rate) == (weights, 5000, 1e-4)
+    again = found.model_copy(update={"learning_rate": 0.01})
+    assert resolved(heal=again).heal == again, "what was resolved stays"
+    assert resolved().heal is None
+
+
+def test_a_model_that_does_not_fit_as_a_whole_cannot_be_healed() -> None:
+    with pytest.raises(InvalidInput, match="leave heal out") as caught:
+        resolved(memory=100, heal=HealSpec(tokens=5000))
+    assert caught.value.field == "heal"

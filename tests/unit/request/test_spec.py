@@ -119,6 +119,10 @@ def test_calibration_text_that_is_taken(text: str) -> None:
         ({"evaluation": {"tasks": ["../piqa"]}}, "evaluation.tasks.0"),
         ({"evaluation": {"tasks": ["piqa"], "enabled": False}}, "evaluation.tasks"),
         ({"evaluation": {"tasks": ["piqa"], "task_limit": 0}}, "evaluation.task_limit"),
+        ({"heal": {}}, "heal.tokens"),
+        ({"heal": {"tokens": 9, "dataset": {"self_generated": True}}}, "heal.dataset"),
+        ({"heal": {"tokens": 9, "dataset": {"dataset": "org/a", "share": 0.5}}}, "heal.dataset.share"),
+        ({"heal": {"tokens": 9}, "compute": {"loading": "blockwise"}}, "heal"),
     ],
     ids=str,
 )

@@ -18,7 +18,7 @@ from tests.fixtures.models.pipeline import TEXT, request, run
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tiny import save_trained
 
-SEQUENCES = 96
+SEQUENCES = 160
 HEAL = {"tokens": 32 * SEQUENCES, "learning_rate": 3e-3}
 
 
@@ -34,7 +34,9 @@ def source(trained: Path, tmp_path: Path) -> Path:
 
 def asked(source: Path, *, out: str = "out", heal: object = HEAL, **fields: object) -> RunnerRequest:
     """Blocks are removed and nothing compensates for them, so that there is something to win back."""
-    one = request(source, method={"name": "drop"}, **{"evaluation": {"enabled": False}, "heal": heal, **fields})
+    text = {"dataset": "file:text.txt", "samples": 48, "max_length": 32}
+    usual = {"evaluation": {"enabled": False, "samples": 4}, "calibration": text, "heal": heal}
+    one = request(source, method={"name": "drop"}, **{**usual, **fields})
     return one.model_copy(update={"output_directory": str(source.parent / out)})
 
 
@@ -51,7 +53,7 @@ def test_a_healed_model_is_better_and_says_that_it_was_trained(source: Path) -> 
     assert progress.stages[-4:] == [Stage.FOLD, Stage.HEAL, Stage.SAVE, Stage.EVALUATE]
     healing = finished.report["healing"]
     assert isinstance(healing, dict)
-    assert (healing["is_kept"], healing["problem"], healing["tokens"]) == (True, None, HEAL["tokens"])
+    assert (healing["is_kept"], healing["problem"], healing["sequences"]) == (True, None, SEQUENCES)
     assert healing["parameters"] == sum(
         values.numel() for name, values in weights(out).items() if name != "model.embed_tokens.weight"
     )
@@ -63,11 +65,13 @@ def test_a_healed_model_is_better_and_says_that_it_was_trained(source: Path) -> 
     card, page = ((out / name).read_text() for name in ("README.md", "report.html"))
     assert "were trained afterwards" in card
     assert "distillation of its 100 likeliest tokens" in card
-    assert "--heal-tokens 3072" in card
+    assert "--heal-tokens 5120" in card
     for text in (card, page):
         assert "raining-free" not in text
         assert "othing was trained" not in text
     assert "Without training (nats)" in page
+    _, _, unmeasured = run(asked(source, out="unmeasured"))
+    assert same(weights(unmeasured), weights(out)), "the evaluation decides nothing"
     _, _, plain = run(asked(source, out="plain", heal=None))
     assert (plain / "config.json").read_text() == (out / "config.json").read_text()
     assert "nothing was trained" in (plain / "README.md").read_text()
@@ -97,7 +101,7 @@ def test_killed_twice_it_gives_the_same_bytes(
     source: Path, deaths: tuple[float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    mixed = {"calibration": {"dataset": "file:text.txt", "samples": 16, "max_length": 32, "self_generated": 0.25}}
+    mixed = {"calibration": {"dataset": "file:text.txt", "samples": 48, "max_length": 32, "self_generated": 0.25}}
     _, _, undisturbed = run(asked(source, out="undisturbed", **mixed))
     place = {"checkpoint_directory": str(source.parent / "checkpoints")}
     for life, end in enumerate(deaths):
@@ -198,7 +202,7 @@ def test_a_text_that_is_too_short_is_refused_before_anything_is_computed(source:
     one, _ = texts(source, "".join(TEXT.splitlines(keepends=True)[:20]))
     progress = Recorder()
     with pytest.raises(
-        CalibrationTooSmall, match=r"file:other.txt has [\d,]+ tokens .* 3,072 are to be trained on"
+        CalibrationTooSmall, match=r"file:other.txt has [\d,]+ tokens .* 5,120 are to be trained on"
     ) as caught:
         compress(one, progress)
     assert caught.value.field == "heal.tokens"
