@@ -364,12 +364,12 @@ def _healing(shape: ModelShape, work: Workload, *, after: int) -> _Use:
     positions = at_once * work.length
     kept = positions * (shape.blocks - work.removed) * (10 * shape.width + 4 * shape.inner) * work.value_bytes
     copies = after * work.value_bytes if work.value_bytes < _FLOAT32 else 0
-    training = copies + kept + at_once * logits * (work.value_bytes + 3 * _FLOAT32)
+    training = copies + kept + at_once * logits * (work.value_bytes + 4 * _FLOAT32)
     state = _FLOAT32 * after + (HEALED_BYTES - _FLOAT32) * trained
     return _most(
         _Use(model=dense, host=_mapped(shape, work)),
         _Use(model=dense, work=max(logits * (work.value_bytes + _FLOAT32), _generation(shape, work, sequences=64))),
-        _Use(model=state, work=training),
+        _Use(model=state, work=training, host=heal.tokens * defaults.TARGET_BYTES),
     )
 
 

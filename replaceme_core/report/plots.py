@@ -454,7 +454,7 @@ def healing(report: Report) -> Plot | None:
     losses = [
         (tokens, loss)
         for base in report.places("healing", "losses", most=_MOST_SAMPLES)
-        if (tokens := report.number(*base, 0)) is not None and (loss := report.number(*base, 1)) is not None
+        if (tokens := report.number(*base, "tokens")) is not None and (loss := report.number(*base, "loss")) is not None
     ]
     judged = report.places("healing", "judged", most=_MOST_SAMPLES)
     sources = report.names(*judged[0], "sources")[: view.MOST_SOURCES] if judged else []
@@ -464,19 +464,22 @@ def healing(report: Report) -> Plot | None:
 
     def draw() -> "Figure":
         figure, (above, below) = _frame(
-            inches, across="tokens trained on", up=["divergence (nats)", "loss on the panel (nats)"]
+            inches, across="tokens trained on", up=["divergence (nats)", "change of loss (nats)"]
         )
         above.plot(*zip(*losses, strict=True), color=_DARK, linewidth=1.3)
         for source, shape in zip(sources, "osD^vX", strict=False):
+            first = report.number(*judged[0], "sources", source)
             known = [
-                (tokens, loss)
+                (tokens, loss - first)
                 for base in judged
-                if (tokens := report.number(*base, "tokens")) is not None
+                if first is not None
+                and (tokens := report.number(*base, "tokens")) is not None
                 and (loss := report.number(*base, "sources", source)) is not None
             ]
             (line,) = below.plot(*zip(*known, strict=True), f"-{shape}", color=_ACCENT, markerfacecolor=_LIGHT)
             line.set_label(shortened(source, 20))
-        below.legend(frameon=False, fontsize=8)
+        below.axhline(0, color=_ACCENT, linestyle="--", linewidth=1)
+        _legend(below)
         above.set_ylim(bottom=0)
         return figure
 
@@ -487,7 +490,8 @@ def healing(report: Report) -> Plot | None:
         alt=f"A line through {len(losses)} losses of the training, and one with {len(judged)} marks for each of "
         f"{len(sources)} held-out texts; the values are in replaceme.json.",
         reading="Above: how far the next token's distribution is from the original's, on the text of the training. "
-        "Below: the loss on each text of the panel, which nothing is trained on. The best state on average is kept.",
+        "Below: how much the loss on each text of the panel has changed, which nothing is trained on; less is better. "
+        "The best state on average is kept.",
         draw=draw,
     )
 

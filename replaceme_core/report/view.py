@@ -356,14 +356,14 @@ def healing(report: Report) -> Table | None:
     ]
     kept = "" if report.is_true(*base, "is_kept") else " The trained model is not the result."
     return table_of(
-        "Before and after training",
+        "Loss before and after training, in nats",
         report.places(*base, "panel"),
         (Column("name", "Held-out text"), words(report, "name")),
-        (Column("original", "Original (nats)"), figures(report, "original", as_=LOSS)),
-        (Column("closed_form", "Without training (nats)"), figures(report, "closed_form", as_=LOSS)),
-        (Column("healed", "Trained (nats)"), figures(report, "healed", as_=LOSS)),
+        (Column("original", "Original"), figures(report, "original", as_=LOSS)),
+        (Column("closed_form", "Untrained"), figures(report, "closed_form", as_=LOSS)),
+        (Column("healed", "Trained"), figures(report, "healed", as_=LOSS)),
         fixed=("original", "closed_form"),
-        about=f"Loss for each token; less is better. Trained on {trained[0]}: {trained[1]}.{kept}",
+        about=f"On text that nothing was trained on; less is better. Trained on {trained[0]}: {trained[1]}.{kept}",
     )
 
 

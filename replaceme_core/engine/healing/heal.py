@@ -55,7 +55,7 @@ class Healing:
     """What healing came to. `is_kept`: the trained model is the result; else `problem` says why it is not.
 
     `tokens` were trained on, of `sequences`; `parameters` is the number of values that were trained, `weights` says
-    which. `losses` are pairs of tokens and the loss of the training, in nats. `judged` has the panel each time, and
+    which. `losses` are those of the training, each after so many `tokens`. `judged` has the panel each time, and
     `panel` the loss of the three models on each of its sources, both in nats.
     """
 
@@ -68,7 +68,7 @@ class Healing:
     weights: str
     learning_rate: float
     tokens_per_second: float | None
-    losses: Sequence[tuple[int, float]]
+    losses: Sequence[Mapping[str, float]]
     judged: Sequence[Mapping[str, object]]
     panel: Sequence[Mapping[str, object]]
 

@@ -7,11 +7,13 @@ computed with in the dtype of the job.
 
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,7 @@ COMPLETE = "complete.json"
 """Written last into a checkpoint: the size of each of its files."""
 _BEST = "best.safetensors"
 _PANEL = "panel"
+_DEVICE = "ACCELERATE_TORCH_DEVICE"
 _BETAS = (0.9, 0.95)
 _LARGEST_NORM = 1.0
 
@@ -111,9 +114,9 @@ class Judged:
 
 @dataclass(kw_only=True)
 class Course:
-    """What a training came to. `losses` are pairs of tokens and the mean loss in nats since the pair before it."""
+    """What a training came to. Each of `losses` has the `tokens` so far and the mean `loss` since the one before."""
 
-    losses: list[tuple[int, float]] = field(default_factory=list)
+    losses: list[dict[str, float]] = field(default_factory=list)
     judged: list[Judged] = field(default_factory=list)
     tokens_per_second: float | None = None
     """Of this attempt; `None` where an earlier one has done all."""
@@ -153,7 +156,8 @@ class Training:
         steps, device = math.ceil(len(self.targets) / HEAL_BATCH), self.model.device
         values = self.model.config.get_text_config().vocab_size * self.targets.length
         at_once = next(size for size in (HEAL_BATCH, 4, 2, 1) if size * values <= LOGITS_AT_ONCE or size == 1)
-        arguments = TrainingArguments(
+        os.environ[_DEVICE] = str(device)
+        arguments = _Arguments(
             output_dir=str(self.place),
             max_steps=steps,
             per_device_train_batch_size=at_once,
@@ -178,7 +182,6 @@ class Training:
             remove_unused_columns=False,
             dataloader_pin_memory=device.type != "cpu",
         )
-        arguments._n_gpu = min(arguments.n_gpu, 1)  # else it would divide a batch among all that the machine has
         if self._activation_bytes(at_once) > CHECKPOINTING_FROM * free_bytes(device):
             self.model.gradient_checkpointing_enable({"use_reentrant": False})  # inputs need no gradient
         watch, config = _Watch(self, steps=steps), deepcopy(self.model.config)
@@ -213,6 +216,18 @@ class Training:
         draft = self.place / f"draft.{_BEST}"
         save_file({name: self.model.get_parameter(name).detach().contiguous() for name in self.trained}, draft)
         draft.replace(self.place / _BEST)
+
+
+class _Arguments(TrainingArguments):
+    """On the device of the job: the library would take the first GPU, and divide a batch among all that there are."""
+
+    @cached_property
+    def _setup_devices(self) -> torch.device:
+        _ = super()._setup_devices
+        self._n_gpu, device = min(self._n_gpu, 1), torch.device(os.environ[_DEVICE])
+        if device.type != "cpu":
+            torch.get_device_module(device).set_device(device)
+        return device
 
 
 class _Distillation(Trainer):
@@ -273,8 +288,9 @@ class _Watch(TrainerCallback):
         loss = more["logs"].get("loss")
         if loss is None:
             return
-        self.course.losses.append((state.global_step * self._of_step, float(loss)))
-        self._training.metric("heal_loss", float(loss), state.global_step * self._of_step)
+        tokens = state.global_step * self._of_step
+        self.course.losses.append({"tokens": tokens, "loss": float(loss)})
+        self._training.metric("heal_loss", float(loss), tokens)
         if not math.isfinite(float(loss)):
             self._end(control, "its loss was no number")
 
@@ -295,7 +311,8 @@ class _Watch(TrainerCallback):
         history: list[dict[str, Any]] = state.log_history
         for row in history:
             if "loss" in row:
-                self.course.losses.append((int(row["step"]) * self._of_step, float(row["loss"])))
+                tokens = int(row["step"]) * self._of_step
+                self.course.losses.append({"tokens": tokens, "loss": float(row["loss"])})
             elif _PANEL in row:
                 self.course.judged.append(Judged(**row[_PANEL]))
 
