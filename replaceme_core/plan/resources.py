@@ -360,7 +360,9 @@ def _healing(shape: ModelShape, work: Workload, *, after: int) -> _Use:
     trained = after - frozen
     if heal.weights is HealedWeights.SOME:  # two cuts
         trained = min(trained, (4 * defaults.HEAL_AROUND + defaults.HEAL_LAST) * shape.largest_block)
-    at_once = next(size for size in (8, 4, 2, 1) if size * logits <= defaults.LOGITS_AT_ONCE or size == 1)
+    at_once = next(
+        size for size in (defaults.HEAL_BATCH, 2, 1) if size * logits <= defaults.LOGITS_AT_ONCE or size == 1
+    )
     positions = at_once * work.length
     kept = positions * (shape.blocks - work.removed) * (10 * shape.width + 4 * shape.inner) * work.value_bytes
     copies = after * work.value_bytes if work.value_bytes < _FLOAT32 else 0

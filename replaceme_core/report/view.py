@@ -363,7 +363,7 @@ def healing(report: Report) -> Table | None:
         (Column("closed_form", "Untrained"), figures(report, "closed_form", as_=LOSS)),
         (Column("healed", "Trained"), figures(report, "healed", as_=LOSS)),
         fixed=("original", "closed_form"),
-        about=f"On text that nothing was trained on; less is better. Trained on {trained[0]}: {trained[1]}.{kept}",
+        about=f"On text that no training saw; less is better. Trained on {trained[0]}: {trained[1]}.{kept}",
     )
 
 

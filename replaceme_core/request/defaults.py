@@ -45,8 +45,11 @@ REACH: Final = 0.5
 
 # Healing, where it is asked for
 
-HEAL_LEARNING_RATE: Final = 1e-4
-HEAL_BATCH: Final = 8
+HEAL_LEARNING_RATE: Final = 4e-4
+HEAL_RATE_VALUES: Final = 1.35e8
+"""The learning rate of a model of so many values; of others it falls with the cube root of their number, about as those
+that GPT-3 was trained with (arXiv 2005.14165, table 2.1)."""
+HEAL_BATCH: Final = 4
 """Sequences of a step of the optimiser."""
 HEAL_WARM_UP: Final = 0.05
 """Of the steps, in which the learning rate rises."""

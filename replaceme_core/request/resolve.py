@@ -205,10 +205,19 @@ def _resolve_heal(spec: CompressionSpec, machine: Machine, *, values: int, loadi
         )
     fits = free is None or MARGIN * HEALED_BYTES * values <= free
     filled = {
-        "learning_rate": asked.learning_rate or defaults.HEAL_LEARNING_RATE,
+        "learning_rate": asked.learning_rate or _healing_rate(values),
         "weights": asked.weights or (HealedWeights.ALL if fits else HealedWeights.SOME),
     }
     return ResolvedHeal.model_validate(dict(asked) | filled)
+
+
+def _healing_rate(values: int) -> float:
+    """
+    >>> _healing_rate(135_000_000), _healing_rate(8_000_000_000)
+    (0.0004, 0.000103)
+    """
+    rate = defaults.HEAL_LEARNING_RATE * (defaults.HEAL_RATE_VALUES / values) ** (1 / 3)
+    return float(f"{min(rate, 0.01):.3g}")
 
 
 def _resolve_images(spec: CompressionSpec, *, on_cpu: bool, positions: int) -> ResolvedCalibration:

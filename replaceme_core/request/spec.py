@@ -172,7 +172,8 @@ class HealSpec(Frozen):
     """Text to train on, without what judges or measures the result. Default: that of the calibration by its shares,
     as far as it goes, and text that the original model generates."""
     learning_rate: float | None = Field(default=None, gt=0, le=1)
-    """Highest learning rate; it rises over the first steps, and falls along a cosine. Default: 0.0001."""
+    """Highest learning rate; it rises over the first steps, and falls along a cosine. Default: 0.0004 for a model of
+    135 million parameters, less for a larger one."""
     time_budget_seconds: float | None = Field(default=None, ge=1, le=LONGEST_SECONDS)
     """End the training after this many seconds, with the best state so far. Default: no limit."""
     weights: Annotated[HealedWeights, one_of(HealedWeights)] | None = None

@@ -155,7 +155,7 @@ class Training:
         """
         steps, device = math.ceil(len(self.targets) / HEAL_BATCH), self.model.device
         values = self.model.config.get_text_config().vocab_size * self.targets.length
-        at_once = next(size for size in (HEAL_BATCH, 4, 2, 1) if size * values <= LOGITS_AT_ONCE or size == 1)
+        at_once = next(size for size in (HEAL_BATCH, 2, 1) if size * values <= LOGITS_AT_ONCE or size == 1)
         os.environ[_DEVICE] = str(device)
         arguments = _Arguments(
             output_dir=str(self.place),
