@@ -47,8 +47,8 @@ REACH: Final = 0.5
 
 HEAL_LEARNING_RATE: Final = 4e-4
 HEAL_RATE_VALUES: Final = 1.35e8
-"""The learning rate of a model of so many values; of others it falls with the cube root of their number, about as those
-that GPT-3 was trained with (arXiv 2005.14165, table 2.1)."""
+"""The learning rate is that of a model of this number of values; it falls with the cube root of the number, about as
+those that GPT-3 was trained with (arXiv 2005.14165, table 2.1)."""
 HEAL_BATCH: Final = 4
 """Sequences of a step of the optimiser."""
 HEAL_WARM_UP: Final = 0.05
