@@ -73,8 +73,8 @@ _OTHERS = (
     "`embedding_distance_high`, `embedding_distance_low`, `experts_changed`, `final_scale`, `gate_max`, `gate_min`, "
     "`gate_passed`, `gate_value`, `heal_loss`, `heal_panel_loss`, `held_out_loss`, `influence`, `modelled_seconds`, "
     "`peak_memory`, `plain_held_out_loss`, `residual`, `residual_check_error`, `result_held_out_loss`, `seconds`, "
-    "`sink_tokens`, `statistics_bytes`, `stream_bytes`, `task_kept`, `text_agreement`, `text_divergence`, `text_ratio_high`, "
-    "`text_ratio_low`, `tokens`, `trial_met`, `trial_passed`, `trial_seconds`, `trial_value`, "
+    "`sink_tokens`, `statistics_bytes`, `stream_bytes`, `task_kept`, `text_agreement`, `text_divergence`, "
+    "`text_ratio_high`, `text_ratio_low`, `tokens`, `trial_met`, `trial_passed`, `trial_seconds`, `trial_value`, "
     "`unscaled_held_out_loss`"
 )
 _OF_BOTH = sorted(f"`{side}.{name}`" for side in ("before", "after") for name in _OF_A_MODEL)

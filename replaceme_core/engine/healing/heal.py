@@ -55,8 +55,8 @@ class Healing:
     """What healing came to. `is_kept`: the trained model is the result; else `problem` says why it is not.
 
     `tokens` were trained on, of `sequences`; `parameters` is the number of values that were trained, `weights` says
-    which. `losses` are those of the training, each with the number of `tokens` until then. `judged` has the panel each time, and
-    `panel` the loss of the three models on each of its sources, both in nats.
+    which. `losses` are those of the training, each with the number of `tokens` until then. `judged` has the panel each
+    time, and `panel` the loss of the three models on each of its sources, both in nats.
     """
 
     is_kept: bool
