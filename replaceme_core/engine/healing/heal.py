@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from replaceme_core.engine.activations.cache import code_digest, file_digest
 from replaceme_core.engine.activations.capture import Losses
 from replaceme_core.engine.activations.verified_file import content_digest
-from replaceme_core.engine.healing.targets import HealingText, Targets, write_targets
+from replaceme_core.engine.healing.targets import HealingText, Targets, write_targets, write_whole
 from replaceme_core.engine.methods.panel import Panel
 from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.lazy_model import open_model
@@ -33,7 +33,7 @@ from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.resolve import part_config, resolve
 from replaceme_core.hub.model_files import weight_files
-from replaceme_core.library_errors import is_out_of_memory, require_space
+from replaceme_core.library_errors import is_out_of_memory, is_out_of_space, require_space
 from replaceme_core.request.defaults import TARGET_BYTES
 from replaceme_core.request.removal import runs_of
 from replaceme_core.request.resolve import HEALED_BYTES
@@ -142,9 +142,9 @@ class _Stage:
             try:
                 course, parameters = self._train(targets, healed)
             except Exception as error:
-                if not is_out_of_memory(error):
+                if not (is_out_of_memory(error) or is_out_of_space(error)):
                     raise
-                problem = f"memory ran out ({describe(error).message})"
+                problem = describe(error).message
             release_memory()
             progress.advance(TARGETS_PART + TRAINING_PART)
             panel, before = panel_of(self._opened(self.output), self.tokens)
@@ -197,7 +197,7 @@ class _Stage:
         known = self.place / "original.json"
         if not known.exists():
             panel, losses = panel_of(self._original(), self.tokens)
-            known.write_text(json.dumps(dict(panel.by_source(losses))))
+            write_whole(known, json.dumps(dict(panel.by_source(losses))))
         found: Mapping[str, float] = json.loads(known.read_text())
         return found
 

@@ -202,12 +202,17 @@ def write_targets(
 
             targets.tokens[start:end] = make(model, tokenizer, advance=partial(half, 0.0)).int()
             _write(targets, range(start, end), model, advance=partial(half, 0.5))
-            draft = progress.with_suffix(".draft")
-            draft.write_text(str(end))
-            draft.replace(progress)
+            write_whole(progress, str(end))
         start = end
         advance(end / text.count)
     return targets
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is complete wherever it exists."""
+    draft = path.with_suffix(".draft")
+    draft.write_text(text)
+    draft.replace(path)
 
 
 @torch.inference_mode()

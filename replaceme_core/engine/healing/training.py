@@ -26,7 +26,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from replaceme_core.engine.activations.capture import Losses
 from replaceme_core.engine.activations.cut_sums import Batch
-from replaceme_core.engine.healing.targets import Targets, loss_of
+from replaceme_core.engine.healing.targets import Targets, loss_of, write_whole
 from replaceme_core.engine.methods.panel import Panel
 from replaceme_core.engine.model.device import free_bytes
 from replaceme_core.engine.text.drawing import TokenSet
@@ -297,7 +297,7 @@ class _Watch(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         place = self._training.place / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         sizes = {path.name: path.stat().st_size for path in place.iterdir()}
-        (place / COMPLETE).write_text(json.dumps(sizes))
+        write_whole(place / COMPLETE, json.dumps(sizes))
 
     @property
     def _seconds(self) -> float:

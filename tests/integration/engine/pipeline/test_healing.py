@@ -1,5 +1,6 @@
 """A result is trained toward the original where that is asked for: it gains, or stays as it was."""
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -159,10 +160,11 @@ def test_a_training_that_makes_it_worse_changes_nothing(source: Path, plain: dic
 @pytest.mark.parametrize(
     ("error", "why"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "memory ran out"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "out of memory: 2.00 GiB"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left"),
         (None, "its loss was no number"),
     ],
-    ids=["memory", "NaN"],
+    ids=["memory", "disk", "NaN"],
 )
 def test_a_training_that_fails_changes_nothing(
     source: Path, plain: dict[str, torch.Tensor], error: Exception | None, why: str, monkeypatch: pytest.MonkeyPatch
