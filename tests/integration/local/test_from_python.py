@@ -144,7 +144,7 @@ def test_a_result_is_healed_without_removing_anything_again(tmp_path: Path) -> N
     original, (small, healed) = save_trained(tmp_path / "original", TEXT), (tmp_path / "small", tmp_path / "healed")
     (text := tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     (other := tmp_path / "other.txt").write_text(TEXT[len(TEXT) // 2 :] + TEXT, encoding="utf-8")
-    calibration = {"dataset": str(text), "samples": 16, "max_length": 32, "self_generated": 0.0}
+    calibration = {"dataset": str(text), "samples": 64, "max_length": 32, "self_generated": 0.0}
     before = compress(
         original, ratio=0.34, calibration=calibration, method="drop", compute=COMPUTE, out=small, evaluation=OFF
     )
