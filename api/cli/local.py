@@ -46,6 +46,15 @@ TasksDirectory = Annotated[
     ),
 ]
 
+ResultName = Annotated[
+    str, typer.Argument(metavar="REPO|DIR", help="A result: a repository on the Hub, or a directory.")
+]
+ResultRevision = Annotated[str | None, typer.Option(help="Revision of the result. Default: the newest.")]
+TextFiles = Annotated[
+    list[Path] | None,
+    typer.Option(help="Calibration text that was a file. Repeatable, in the order of the calibration."),
+]
+
 
 @contextmanager
 def shown_run() -> Iterator[ShowProgress]:
@@ -202,20 +211,15 @@ def _short_names(models: Sequence[str]) -> list[str]:
 
 @with_job_options(only=_OF_HEALING)
 def heal(
-    result: Annotated[
-        str, typer.Argument(metavar="REPO|DIR", help="A result: a repository on the Hub, or a directory.")
-    ],
+    result: ResultName,
     *,
     out: Annotated[Path, typer.Option(help="Directory for the trained model; must not exist.")],
     heal_tokens: Annotated[int, typer.Option("--heal-tokens", min=1, help="Number of tokens to train on.")],
     teacher: Annotated[
         Path | None, typer.Option(help="Directory of the original model. Default: the recorded revision on the Hub.")
     ] = None,
-    text: Annotated[
-        list[Path] | None,
-        typer.Option(help="Calibration text that was a file. Repeatable, in the order of the calibration."),
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of the result. Default: the newest.")] = None,
+    text: TextFiles = None,
+    revision: ResultRevision = None,
     device: Device = None,
     as_json: JsonFlag = False,
     **options: Any,
@@ -236,19 +240,14 @@ def heal(
 
 
 def reproduce(
-    result: Annotated[
-        str, typer.Argument(metavar="REPO|DIR", help="A result: a repository on the Hub, or a directory.")
-    ],
+    result: ResultName,
     *,
     out: Annotated[Path | None, typer.Option(help="Keep what comes out in this directory; must not exist.")] = None,
     model: Annotated[
         Path | None, typer.Option(help="Directory of the original model. Default: the recorded revision on the Hub.")
     ] = None,
-    text: Annotated[
-        list[Path] | None,
-        typer.Option(help="Calibration text that was a file. Repeatable, in the order of the calibration."),
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of the result. Default: the newest.")] = None,
+    text: TextFiles = None,
+    revision: ResultRevision = None,
     device: Device = None,
     as_json: JsonFlag = False,
 ) -> None:

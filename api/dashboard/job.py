@@ -35,7 +35,6 @@ from replaceme_core.shapes import BEGINNING_OF_ID
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
-_COMPARED = (view.both_models, view.texts, view.images, view.tasks, view.healing)
 _FLAGS = ("chosen",)
 _LISTS = ("texts", "images", "tasks", "candidates")
 _OF_IMAGES = ("embedding_distance", "embedding_distance_low", "embedding_distance_high", "embedding_agreement")
@@ -176,7 +175,7 @@ def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str
         "answers": view.answers(measured, longest=_LONGEST_ANSWER),
         "loads_with": measured.text("auto_class"),
         "is_on_hub": bool(measured.text("hub")),
-        "compared": [table for make in _COMPARED if (table := make(measured)) is not None],
+        "compared": [table for make in view.COMPARED if (table := make(measured)) is not None],
         "candidates": view.candidates(measured),
         "others": others,
         "has_report": report is not None,

@@ -19,7 +19,14 @@ from replaceme_core.request.calibration import held_out_samples
 from replaceme_core.request.gate import most_trials
 from replaceme_core.request.method import Method, Selection
 from replaceme_core.request.removal import check_removal
-from replaceme_core.request.resolve import HEALED_BYTES, VALUE_BYTES, Machine, ResolvedSpec, resolve_spec
+from replaceme_core.request.resolve import (
+    HEALED_BYTES,
+    VALUE_BYTES,
+    Machine,
+    ResolvedSpec,
+    healed_at_once,
+    resolve_spec,
+)
 from replaceme_core.request.spec import CompressionSpec, HealedWeights, Loading
 from replaceme_core.runner.messages import EvaluateRequest, ModelRequest, RunnerRequest, Stage
 
@@ -360,9 +367,7 @@ def _healing(shape: ModelShape, work: Workload, *, after: int) -> _Use:
     trained = after - frozen
     if heal.weights is HealedWeights.SOME:  # two cuts
         trained = min(trained, (4 * defaults.HEAL_AROUND + defaults.HEAL_LAST) * shape.largest_block)
-    at_once = next(
-        size for size in (defaults.HEAL_BATCH, 2, 1) if size * logits <= defaults.LOGITS_AT_ONCE or size == 1
-    )
+    at_once = healed_at_once(logits)
     positions = at_once * work.length
     kept = positions * (shape.blocks - work.removed) * (10 * shape.width + 4 * shape.inner) * work.value_bytes
     copies = after * work.value_bytes if work.value_bytes < _FLOAT32 else 0
@@ -370,7 +375,12 @@ def _healing(shape: ModelShape, work: Workload, *, after: int) -> _Use:
     state = _FLOAT32 * after + (HEALED_BYTES - _FLOAT32) * trained
     return _most(
         _Use(model=dense, host=_mapped(shape, work)),
-        _Use(model=dense, work=max(logits * (work.value_bytes + _FLOAT32), _generation(shape, work, sequences=64))),
+        _Use(
+            model=dense,
+            work=max(
+                logits * (work.value_bytes + _FLOAT32), _generation(shape, work, sequences=defaults.HEAL_GENERATED)
+            ),
+        ),
         _Use(model=state, work=training, host=heal.tokens * defaults.TARGET_BYTES),
     )
 

@@ -109,7 +109,7 @@ def sections_of(report: Report) -> list[Section]:
     return [one for one in found if one.parts]
 
 
-_TRAINED = "After the blocks were removed, what stays was trained toward the original's distribution of the next token."
+_TRAINED = "Training of what stays toward the original's distribution of the next token, after the blocks were removed."
 
 
 def _section(id: str, title: str, *parts: Part | None, note: str = "") -> Section:

@@ -367,6 +367,8 @@ def healing(report: Report) -> Table | None:
     )
 
 
+COMPARED = (both_models, texts, images, tasks, healing)
+"""What a result is worth beside its original, in the order in which terminal and dashboard show it."""
 _OF_IMAGES = (
     "Linear probe: a ridge regression on the embeddings of four fifths of the images classifies the others. Zero-shot: "
     "the label whose name is most alike. Retrieval: the caption that is most alike. Intervals are Wilson's."

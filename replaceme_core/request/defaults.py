@@ -55,6 +55,8 @@ HEAL_WARM_UP: Final = 0.05
 """Of the steps, in which the learning rate rises."""
 HEAL_LIKELIEST: Final = 100
 """Tokens whose probability by the original is known at each position; all others are one class."""
+HEAL_GENERATED: Final = 64
+"""Sequences that the original generates, and whose targets are written, together."""
 TARGET_BYTES: Final = 6 * (HEAL_LIKELIEST + 1)
 """Of these on disk, for each token."""
 HEAL_JUDGED: Final = 8

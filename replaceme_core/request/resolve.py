@@ -211,6 +211,11 @@ def _resolve_heal(spec: CompressionSpec, machine: Machine, *, values: int, loadi
     return ResolvedHeal.model_validate(dict(asked) | filled)
 
 
+def healed_at_once(logits: int) -> int:
+    """Sequences of a step that are computed together, of this number of logits each."""
+    return next(size for size in (defaults.HEAL_BATCH, 2, 1) if size * logits <= defaults.LOGITS_AT_ONCE or size == 1)
+
+
 def _healing_rate(values: int) -> float:
     """
     >>> _healing_rate(135_000_000), _healing_rate(8_000_000_000)

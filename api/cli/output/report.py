@@ -29,8 +29,7 @@ def print_report(console: Console, report: Report) -> None:
         ranges = block_ranges(report.blocks("removed_blocks"))
         console.print(f"removed {removed} of {removed + kept} blocks: {ranges}")
     print_candidates(console, report)
-    shown = (view.both_models, view.texts, view.images, view.tasks, view.healing)
-    print_tables(console, *(table(report) for table in shown))
+    print_tables(console, *(table(report) for table in view.COMPARED))
     print_answers(console, report)
     print_gate(console, report)
 

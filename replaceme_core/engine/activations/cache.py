@@ -32,6 +32,7 @@ import transformers
 
 import replaceme_core
 from replaceme_core.engine.activations.tensor_store import DamagedStore, FileStore, TensorStore, pieces_of
+from replaceme_core.engine.activations.verified_file import content_digest
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.hub.files import lock_file, locked, sha256_of, try_locked
 from replaceme_core.hub.model_files import CONFIG, admit_file, weight_files
@@ -275,7 +276,7 @@ def entry_key(directory: Path, *, tokens: TokenSet, compute: ResolvedCompute) ->
         "versions": [str(torch.__version__), transformers.__version__],
         "code": code_digest(),
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return content_digest(facts, [])
 
 
 @dataclass(kw_only=True)

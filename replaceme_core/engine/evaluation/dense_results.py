@@ -6,8 +6,6 @@ rounding, the code and its libraries, and what was asked. A damaged file is not 
 (docs/decisions/0012-activation-cache.md).
 """
 
-import hashlib
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +20,7 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from replaceme_core.engine.activations.cache import ActivationCache, code_digest, device_name, file_digest, model_digest
-from replaceme_core.engine.activations.verified_file import Contents, read_contents, write_verified
+from replaceme_core.engine.activations.verified_file import Contents, content_digest, read_contents, write_verified
 from replaceme_core.engine.text.self_generated import generate_sequences
 from replaceme_core.hub.model_files import CARD, is_terms, side_files
 from replaceme_core.request.calibration import SELF_GENERATED
@@ -128,7 +126,7 @@ class DenseResults:
 
     def _key(self, name: str, asked: Mapping[str, object]) -> str:
         facts = {**self.facts, "result": name, "asked": asked}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return content_digest(facts, [])
 
 
 def _read(cache: ActivationCache, key: str, name: str) -> Contents | None:

@@ -4,7 +4,6 @@ The result is never worse than without: the pruned model that came out of the cl
 is better on the panel by more than a standard error.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -100,14 +99,13 @@ def _place(run: Run, output: Path, tokens: TokenSet, text: HealingText) -> Itera
     """Where targets and checkpoints are: beside those of the job, for its next attempt, if there is such a place."""
     facts = {
         "spec": run.spec.model_dump(mode="json", include={"model", "heal", "calibration", "compute"}),
-        "tokens": [content_digest({}, [("tokens", each)]) for each in (tokens.fit, tokens.held_out, tokens.measure)],
         "weights": [file_digest(path) for path in weight_files(output)],
         "code": code_digest(),
         "versions": [version(one) for one in ("replaceme", "torch", "transformers", "accelerate")],
     }
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    decisive = [("fit", tokens.fit), ("held_out", tokens.held_out), ("measure", tokens.measure)]
     if run.checkpoints is not None:
-        place = run.checkpoints / f"heal-{digest}"
+        place = run.checkpoints / f"heal-{content_digest(facts, decisive)[:16]}"
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -21,7 +21,7 @@ from replaceme_core.engine.text.self_generated import generate_sequences
 from replaceme_core.engine.text.tokens import encode, pack
 from replaceme_core.errors import CalibrationTooSmall
 from replaceme_core.request.calibration import MixedSource, errors_of
-from replaceme_core.request.defaults import HEAL_LIKELIEST, LOGITS_AT_ONCE
+from replaceme_core.request.defaults import HEAL_GENERATED, HEAL_LIKELIEST, LOGITS_AT_ONCE
 from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.wording import counted
 
@@ -30,8 +30,6 @@ READ_FOR_EACH = 2
 PASSAGE = 24
 """Tokens. A document that shares a passage of this length with text that judges or measures is not trained on; of a
 running text, whose documents are not known, a sequence."""
-GENERATED_AT_ONCE = 64
-"""Sequences that are generated, and written, together."""
 POSITIONS_AT_ONCE = 256
 """Whose logits are in float32 at a time."""
 LEAST_REST = 1e-6
@@ -140,10 +138,10 @@ class HealingText:
 
         That is given the original model, its tokenizer and what to report progress to.
         """
-        for some in self.read.split(GENERATED_AT_ONCE):
+        for some in self.read.split(HEAL_GENERATED):
             yield len(some), partial(_given, some)
-        for start in range(len(self.read), self.count, GENERATED_AT_ONCE):
-            count = min(GENERATED_AT_ONCE, self.count - start)
+        for start in range(len(self.read), self.count, HEAL_GENERATED):
+            count = min(HEAL_GENERATED, self.count - start)
             # not the seeds of the calibration and the evaluation, which are the first two
             yield count, partial(generate_sequences, count=count, length=self.length, seed=self.seed + 2 + start)
 

@@ -38,13 +38,12 @@ from replaceme_core.request.defaults import (
     HEAL_LAST,
     HEAL_MISSES,
     HEAL_WARM_UP,
-    LOGITS_AT_ONCE,
 )
-from replaceme_core.request.resolve import ResolvedHeal
+from replaceme_core.request.resolve import ResolvedHeal, healed_at_once
 from replaceme_core.request.spec import HealedWeights
 
 CHECKPOINT_SECONDS = 120.0
-"""Between two checkpoints: a lost worker costs at most so much."""
+"""Between two checkpoints: a lost worker costs at most that time."""
 CURVE = 50
 """Points of the curve of the loss."""
 KEPT_OF_BLOCK = 34
@@ -154,8 +153,7 @@ class Training:
         It is judged before the first step, too: where nothing is better, it stays as it was.
         """
         steps, device = math.ceil(len(self.targets) / HEAL_BATCH), self.model.device
-        values = self.model.config.get_text_config().vocab_size * self.targets.length
-        at_once = next(size for size in (HEAL_BATCH, 2, 1) if size * values <= LOGITS_AT_ONCE or size == 1)
+        at_once = healed_at_once(self.model.config.get_text_config().vocab_size * self.targets.length)
         os.environ[_DEVICE] = str(device)
         arguments = _Arguments(
             output_dir=str(self.place),
@@ -193,8 +191,8 @@ class Training:
         if course.best > 0:
             best = load_file(self.place / _BEST, device=str(device))
             with torch.no_grad():
-                for name, values_of_it in best.items():
-                    self.model.get_parameter(name).copy_(values_of_it)
+                for name, weight in best.items():
+                    self.model.get_parameter(name).copy_(weight)
         return course
 
     def _activation_bytes(self, sequences: int) -> int:

@@ -6,8 +6,6 @@ whether it was interrupted or not. Nothing in the file is executed: tensors are 
 are JSON in its header.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -67,7 +65,7 @@ def checkpoint_key(task: Task) -> str:
         "code": code_digest(),
         "versions": [version("replaceme"), str(torch.__version__), version("transformers")],
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return content_digest(facts, [])
 
 
 def _keep(pruning: Pruning, path: Path, *, device: torch.device) -> Pruning:

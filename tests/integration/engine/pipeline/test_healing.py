@@ -88,7 +88,7 @@ class Killed(BaseException):
 
 
 class Mortal(Recorder):
-    """Dies when so much of the stage `heal` is done."""
+    """Dies when this part of the stage `heal` is done."""
 
     def __init__(self, end: float) -> None:
         super().__init__()
