@@ -21,7 +21,8 @@ from tests.fixtures.fuzzing.site import SETTINGS, Fuzzed, fuzzed_site
 
 EXAMPLES = int(os.environ.get("REPLACEME_TEST_API_EXAMPLES", "0"))
 FOLDER = Path(__file__).parents[2] / "fixtures" / "fuzzing"
-LEAST_ACCEPTED = 0.1
+LEAST_ACCEPTED = 40
+"""Half of the right bodies that `schemathesis.toml` asks for. How many wrong ones there are depends on the fields."""
 KEYS = re.compile("[A-Z]+ /keys")
 
 
@@ -99,5 +100,5 @@ def test_the_service_holds_what_its_description_says(site: Site, tmp_path: Path,
     assert not [name for name, counts in statuses.items() if any(status >= 500 for status in counts)], statuses
     submitted = statuses["POST /jobs"]
     accepted = sum(count for status, count in submitted.items() if status < 300)
-    assert accepted >= LEAST_ACCEPTED * submitted.total(), submitted
+    assert accepted >= LEAST_ACCEPTED, submitted
     assert sum(counts.total() for counts in statuses.values()) >= EXAMPLES
