@@ -157,7 +157,8 @@ def _healing_flop(shape: ModelShape, work: Workload) -> float:
     original = 2.0 * sum(shape.block_values) + head
     pruned = original - 2.0 * (shape.parameters - shape.parameters_after(work.removed))
     generated = 0 if heal.dataset is not None else max(0, heal.tokens - work.samples * work.length)
-    judged = (defaults.HEAL_JUDGED + 3) * work.held_out_sequences * work.length
+    often = min(defaults.HEAL_JUDGED, heal.tokens / defaults.HEAL_JUDGED_TOKENS) + 4
+    judged = often * work.held_out_sequences * work.length
     return original * (heal.tokens + _WRITING * generated) + pruned * (3 * heal.tokens + judged)
 
 

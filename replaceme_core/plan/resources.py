@@ -25,6 +25,7 @@ from replaceme_core.request.resolve import (
     Machine,
     ResolvedSpec,
     healed_at_once,
+    kept_for_gradients,
     resolve_spec,
 )
 from replaceme_core.request.spec import CompressionSpec, HealedWeights, Loading
@@ -368,8 +369,9 @@ def _healing(shape: ModelShape, work: Workload, *, after: int) -> _Use:
     if heal.weights is HealedWeights.SOME:  # two cuts
         trained = min(trained, (4 * defaults.HEAL_AROUND + defaults.HEAL_LAST) * shape.largest_block)
     at_once = healed_at_once(logits)
-    positions = at_once * work.length
-    kept = positions * (shape.blocks - work.removed) * (10 * shape.width + 4 * shape.inner) * work.value_bytes
+    kept, _ = kept_for_gradients(
+        at_once * work.length, blocks=shape.blocks - work.removed, width=shape.width, free=work.machine.model_bytes
+    )
     copies = after * work.value_bytes if work.value_bytes < _FLOAT32 else 0
     training = copies + kept + at_once * logits * (work.value_bytes + 4 * _FLOAT32)
     state = _FLOAT32 * after + (HEALED_BYTES - _FLOAT32) * trained

@@ -148,7 +148,6 @@ class ResolvedCompute(ComputeSpec):
 class ResolvedHeal(HealSpec):
     """With everything that decides how it trains."""
 
-    learning_rate: float
     weights: Annotated[HealedWeights, one_of(HealedWeights)]
 
 
@@ -204,11 +203,8 @@ def _resolve_heal(spec: CompressionSpec, machine: Machine, *, values: int, loadi
             field="heal",
         )
     fits = free is None or MARGIN * HEALED_BYTES * values <= free
-    filled = {
-        "learning_rate": asked.learning_rate or _healing_rate(values),
-        "weights": asked.weights or (HealedWeights.ALL if fits else HealedWeights.SOME),
-    }
-    return ResolvedHeal.model_validate(dict(asked) | filled)
+    weights = asked.weights or (HealedWeights.ALL if fits else HealedWeights.SOME)
+    return ResolvedHeal.model_validate(dict(asked) | {"weights": weights})
 
 
 def healed_at_once(logits: int) -> int:
@@ -216,13 +212,14 @@ def healed_at_once(logits: int) -> int:
     return next(size for size in (defaults.HEAL_BATCH, 2, 1) if size * logits <= defaults.LOGITS_AT_ONCE or size == 1)
 
 
-def _healing_rate(values: int) -> float:
-    """
-    >>> _healing_rate(135_000_000), _healing_rate(8_000_000_000)
-    (0.0004, 0.000103)
-    """
-    rate = defaults.HEAL_LEARNING_RATE * (defaults.HEAL_RATE_VALUES / values) ** (1 / 3)
-    return float(f"{min(rate, 0.01):.3g}")
+def kept_for_gradients(tokens: int, *, blocks: int, width: int, free: int | None) -> tuple[int, bool]:
+    """The bytes that a pass over `tokens` keeps for its gradients, about, and whether blocks are computed a second
+    time instead, because they would be more than a part of the `free` ones; `None`: enough are free."""
+    stream = 2 * tokens * width
+    kept = blocks * defaults.HEAL_KEPT * stream
+    if free is None or kept <= defaults.HEAL_CHECKPOINTING_FROM * free:
+        return kept, False
+    return (blocks + defaults.HEAL_KEPT) * stream, True
 
 
 def _resolve_images(spec: CompressionSpec, *, on_cpu: bool, positions: int) -> ResolvedCalibration:

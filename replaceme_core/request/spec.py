@@ -15,6 +15,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from replaceme_core.request.calibration import CalibrationSource, CalibrationSpec, MixedSource, Source
+from replaceme_core.request.defaults import HEAL_LEARNING_RATE
 from replaceme_core.request.fields import (
     LONGEST_SECONDS,
     BlockIndices,
@@ -171,9 +172,9 @@ class HealSpec(Frozen):
     dataset: Source | None = None
     """Text to train on, without what judges or measures the result. Default: that of the calibration by its shares,
     as far as it goes, and text that the original model generates."""
-    learning_rate: float | None = Field(default=None, gt=0, le=1)
-    """Highest learning rate; it rises over the first steps, and falls along a cosine. Default: 0.0004 for a model of
-    135 million parameters, less for a larger one."""
+    learning_rate: float = Field(default=HEAL_LEARNING_RATE, gt=0, le=1)
+    """Highest learning rate, for a weight whose values have the root mean square 0.02; that of others is in proportion
+    to theirs. It rises over the first steps, and falls along a cosine."""
     time_budget_seconds: float | None = Field(default=None, ge=1, le=LONGEST_SECONDS)
     """End the training after this many seconds, with the best state so far. Default: no limit."""
     weights: Annotated[HealedWeights, one_of(HealedWeights)] | None = None

@@ -35,21 +35,19 @@ from replaceme_core.request.defaults import (
     HEAL_AROUND,
     HEAL_BATCH,
     HEAL_JUDGED,
+    HEAL_JUDGED_TOKENS,
     HEAL_LAST,
     HEAL_MISSES,
     HEAL_WARM_UP,
+    HEAL_WEIGHT_SIZE,
 )
-from replaceme_core.request.resolve import ResolvedHeal, healed_at_once
+from replaceme_core.request.resolve import ResolvedHeal, healed_at_once, kept_for_gradients
 from replaceme_core.request.spec import HealedWeights
 
 CHECKPOINT_SECONDS = 120.0
 """Between two checkpoints: a lost worker costs at most that time."""
 CURVE = 50
 """Points of the curve of the loss."""
-KEPT_OF_BLOCK = 34
-"""Values that a block keeps for its gradients, for each of the stream, about (arXiv 2205.05198, section 4)."""
-CHECKPOINTING_FROM = 0.25
-"""Part of the free memory: where a pass would keep more, blocks are computed a second time."""
 COMPLETE = "complete.json"
 """Written last into a checkpoint: the size of each of its files."""
 _BEST = "best.safetensors"
@@ -57,6 +55,8 @@ _PANEL = "panel"
 _DEVICE = "ACCELERATE_TORCH_DEVICE"
 _BETAS = (0.9, 0.95)
 _LARGEST_NORM = 1.0
+_LEAST_SIZE = 1e-3
+"""A weight that is zero is trained as if it had this size."""
 
 
 @torch.inference_mode()
@@ -94,7 +94,7 @@ def choose_weights(resolved: ResolvedModel, weights: HealedWeights, *, cuts: Seq
     trained = {id(parameter) for part in parts for parameter in part.parameters()}
     trained -= {id(one) for one in model.get_input_embeddings().parameters()}
     for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in trained)
+        parameter.requires_grad_(id(parameter) in trained and parameter.ndim > 1)
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
@@ -163,9 +163,6 @@ class Training:
             learning_rate=self.heal.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=math.ceil(HEAL_WARM_UP * steps),
-            adam_beta1=_BETAS[0],
-            adam_beta2=_BETAS[1],
-            weight_decay=0.0,
             max_grad_norm=_LARGEST_NORM,
             bf16=self.dtype is torch.bfloat16,
             fp16=self.dtype is torch.float16,
@@ -180,7 +177,11 @@ class Training:
             remove_unused_columns=False,
             dataloader_pin_memory=device.type != "cpu",
         )
-        if self._activation_bytes(at_once) > CHECKPOINTING_FROM * free_bytes(device):
+        part, tokens = self.model.config.get_text_config(), at_once * self.targets.length
+        _, computed_twice = kept_for_gradients(
+            tokens, blocks=part.num_hidden_layers, width=part.hidden_size, free=free_bytes(device)
+        )
+        if computed_twice:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})  # inputs need no gradient
         watch, config = _Watch(self, steps=steps), deepcopy(self.model.config)
         trainer = _Distillation(model=self.model, args=arguments, train_dataset=self.targets, callbacks=[watch])
@@ -194,12 +195,6 @@ class Training:
                 for name, weight in best.items():
                     self.model.get_parameter(name).copy_(weight)
         return course
-
-    def _activation_bytes(self, sequences: int) -> int:
-        """What a pass keeps for its gradients, about."""
-        config = self.model.config.get_text_config()
-        values: int = sequences * self.targets.length * config.num_hidden_layers * KEPT_OF_BLOCK * config.hidden_size
-        return 2 * values
 
     def judge(self) -> tuple[float, dict[str, float]]:
         """The mean loss on the panel, in nats, and that on each source by name."""
@@ -231,6 +226,15 @@ class _Arguments(TrainingArguments):
 class _Distillation(Trainer):
     loss_is_scaled_for_ga = False
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW, whose step does not know how large a weight is: each gets a learning rate in proportion to its size
+        (as arXiv 1804.04235, section 8)."""
+        rate = self.args.learning_rate / HEAL_WEIGHT_SIZE
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        groups = [{"params": [weight], "lr": rate * max(_size(weight), _LEAST_SIZE)} for weight in trained]
+        self.optimizer = torch.optim.AdamW(groups, betas=_BETAS, weight_decay=0.0)
+        return self.optimizer
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -242,6 +246,11 @@ class _Distillation(Trainer):
         return loss_of(model(input_ids=inputs["tokens"].long(), use_cache=False).logits, inputs)
 
 
+def _size(weight: torch.Tensor) -> float:
+    """The root mean square of the values."""
+    return float(weight.detach().square().mean().sqrt())
+
+
 class _Watch(TrainerCallback):
     """Judges the model, keeps its best state, asks for checkpoints, and ends a training that does not help.
 
@@ -251,7 +260,7 @@ class _Watch(TrainerCallback):
     def __init__(self, training: Training, *, steps: int) -> None:
         self._training, self._steps = training, steps
         self._of_step = HEAL_BATCH * training.targets.length
-        self._between = math.ceil(steps / HEAL_JUDGED)
+        self._between = math.ceil(max(steps / HEAL_JUDGED, HEAL_JUDGED_TOKENS / self._of_step))
         self._before, self._first_step, self._judging = 0.0, 0, 0.0
         self._began = self._saved = time.monotonic()
         self.course = Course()
