@@ -45,7 +45,7 @@ REACH: Final = 0.5
 
 # Healing, where it is asked for
 
-HEAL_LEARNING_RATE: Final = 4e-5
+HEAL_LEARNING_RATE: Final = 2e-5
 HEAL_WEIGHT_SIZE: Final = 0.02
 """The learning rate is that of a weight whose values have this root mean square; that of others is in proportion to
 theirs. With one rate for all, the weights of SmolLM2 (0.19) wanted ten times what Gemma 3 270M (0.02 to 0.04) bears."""

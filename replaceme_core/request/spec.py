@@ -153,12 +153,12 @@ class ComputeSpec(Frozen):
 
 
 class HealedWeights(StrEnum):
-    """What healing trains; input embeddings, and a head that is tied to them, stay as they are."""
+    """What healing trains; norms, biases, input embeddings, and a head that is tied to them, stay as they are."""
 
     ALL = "all"
-    """All other weights."""
+    """All other matrices."""
     SOME = "some"
-    """The blocks around each cut, the last three, and the final norm."""
+    """Those of the blocks around each cut, and of the last three."""
 
 
 class HealSpec(Frozen):

@@ -79,7 +79,8 @@ def panel_of(model: PreTrainedModel, tokens: TokenSet) -> tuple[Panel, Losses]:
 
 
 def choose_weights(resolved: ResolvedModel, weights: HealedWeights, *, cuts: Sequence[int]) -> list[str]:
-    """Have only the weights that are trained take gradients, and return their names.
+    """Have only the weights that are trained take gradients, and return their names. They are matrices: the values of
+    a norm may differ by thousands, and no step suits them all.
 
     `cuts` are the blocks, as they are numbered now, that follow removed ones.
     """
@@ -90,7 +91,6 @@ def choose_weights(resolved: ResolvedModel, weights: HealedWeights, *, cuts: Seq
     parts: list[nn.Module] = [model]
     if weights is HealedWeights.SOME:
         parts = [resolved.blocks[number] for number in sorted(inside) if 0 <= number < blocks]
-        parts += [] if resolved.final_norm is None else [resolved.final_norm]
     trained = {id(parameter) for part in parts for parameter in part.parameters()}
     trained -= {id(one) for one in model.get_input_embeddings().parameters()}
     for parameter in model.parameters():
@@ -230,6 +230,7 @@ class _Distillation(Trainer):
         """AdamW, whose step does not know how large a weight is: each gets a learning rate in proportion to its size
         (as arXiv 1804.04235, section 8)."""
         rate = self.args.learning_rate / HEAL_WEIGHT_SIZE
+        assert self.model is not None
         trained = [weight for weight in self.model.parameters() if weight.requires_grad]
         groups = [{"params": [weight], "lr": rate * max(_size(weight), _LEAST_SIZE)} for weight in trained]
         self.optimizer = torch.optim.AdamW(groups, betas=_BETAS, weight_decay=0.0)

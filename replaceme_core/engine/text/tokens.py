@@ -49,8 +49,7 @@ def encode(
     """Token ids of each document. `template`: "auto", "chat" or "plain".
 
     The end-of-text token follows each, unless they are the paragraphs of one `running_text`. Conversations go through
-    the chat template of the tokenizer; where it has none, as in base models, they become plain text. What the
-    tokenizer does not know is left out: no model learned to predict the token that stands for it.
+    the chat template of the tokenizer; where it has none, as in base models, they become plain text.
     """
     has_template = tokenizer.chat_template is not None
     if template == "chat" and not has_template:
@@ -61,7 +60,6 @@ def encode(
         )
     ends = isinstance(tokenizer.eos_token_id, int) and not running_text
     end = [tokenizer.eos_token_id] if ends else []
-    unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id}
     for document in documents:
         if isinstance(document, str):
             text = document
@@ -71,7 +69,7 @@ def encode(
             text = "\n\n".join(turn["content"] for turn in document)
         with library_errors("the model's tokenizer cannot read the calibration text"):
             ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        yield [*(one for one in ids if one not in unknown), *end]
+        yield [*ids, *end]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,14 +51,6 @@ def test_sequences_are_packed_full(
     assert [text_of(row.tolist()) for row in packed] == expected
 
 
-@pytest.mark.parametrize(("unknown", "expected"), [("<unk>", "abc<|end|>"), ("<|end|>", "ab<|end|>c<|end|>")])
-def test_what_the_tokenizer_does_not_know_is_left_out_unless_it_ends_texts(unknown: str, expected: str) -> None:
-    tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"unk_token": unknown})
-    (ids,) = encode([f"ab{unknown}c"], tokenizer)
-    assert text_of(ids) == expected
-
-
 def test_a_beginning_token_leads_each_sequence_where_the_tokenizer_adds_one() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
