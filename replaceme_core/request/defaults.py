@@ -48,7 +48,7 @@ REACH: Final = 0.5
 HEAL_LEARNING_RATE: Final = 2e-5
 HEAL_WEIGHT_SIZE: Final = 0.02
 """The learning rate is that of a weight whose values have this root mean square; that of others is in proportion to
-theirs. With one rate for all, the weights of SmolLM2 (0.19) wanted ten times what Gemma 3 270M (0.02 to 0.04) bears."""
+theirs. With one rate for all, the weights of SmolLM2 (0.19) needed ten times what Gemma 3 270M (0.02 to 0.04) bears."""
 HEAL_BATCH: Final = 4
 """Sequences of a step of the optimiser."""
 HEAL_WARM_UP: Final = 0.05

@@ -153,7 +153,8 @@ class Training:
         It is judged before the first step, too: where nothing is better, it stays as it was.
         """
         steps, device = math.ceil(len(self.targets) / HEAL_BATCH), self.model.device
-        at_once = healed_at_once(self.model.config.get_text_config().vocab_size * self.targets.length)
+        of_text = self.model.config.get_text_config()
+        at_once = healed_at_once(of_text.vocab_size * self.targets.length)
         os.environ[_DEVICE] = str(device)
         arguments = _Arguments(
             output_dir=str(self.place),
@@ -177,9 +178,11 @@ class Training:
             remove_unused_columns=False,
             dataloader_pin_memory=device.type != "cpu",
         )
-        part, tokens = self.model.config.get_text_config(), at_once * self.targets.length
         _, computed_twice = kept_for_gradients(
-            tokens, blocks=part.num_hidden_layers, width=part.hidden_size, free=free_bytes(device)
+            at_once * self.targets.length,
+            blocks=of_text.num_hidden_layers,
+            width=of_text.hidden_size,
+            free=free_bytes(device),
         )
         if computed_twice:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})  # inputs need no gradient
