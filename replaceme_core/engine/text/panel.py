@@ -31,7 +31,8 @@ def with_panel(
     """`tokens` with the sequences of repeated passages that `calibration` asks for, and those that judge.
 
     Fitted ones are made of fitted sequences, held-out ones of held-out sequences of every source in turn. Each begins
-    with the first `prefix` tokens of the sequence that it is made of.
+    with the first `prefix` tokens of the sequence that it is made of. Of a sequence with other tokens, the tokenizer's
+    unknown token does not count: no model was trained to predict it.
     """
     scored = torch.zeros_like(tokens.held_out, dtype=torch.bool)
     scored[:, 1:PANEL_POSITIONS:PANEL_STEP] = True
@@ -49,7 +50,11 @@ def with_panel(
     if len(questions):
         nothing = tokens.fit[:0]
         tokens = with_source(tokens, QUESTIONS, fit=nothing, held_out=questions, scored=answers, seed=calibration.seed)
-    return tokens
+    scored, unknown = tokens.held_out_scored, tokenizer.unk_token_id
+    if scored is None or unknown in (None, tokenizer.eos_token_id, tokenizer.bos_token_id):
+        return tokens
+    known = scored & (tokens.held_out != unknown)
+    return replace(tokens, held_out_scored=torch.where(known.any(dim=1, keepdim=True), known, scored))
 
 
 def _in_turn(sequences: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:

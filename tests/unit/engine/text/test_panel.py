@@ -93,6 +93,23 @@ def test_what_counts_is_text_at_its_beginning_what_repeats_and_what_answers() ->
                 assert any(scored)
 
 
+def test_tokens_that_the_tokenizer_does_not_know_do_not_count_beside_others() -> None:
+    tokens, tokenizer = numbered(fit=56, held_out=8), byte_tokenizer()
+    tokenizer.add_special_tokens({"unk_token": "<unk>"})
+    unknown = tokenizer.unk_token_id
+    tokens.held_out[0, 1 : 1 + 2 * PANEL_STEP] = unknown
+    tokens.held_out[1] = unknown
+    found = with_panel(tokens, calibration(64, 0.375), tokenizer, prefix=1)
+    scored, usual = found.held_out_scored, made(tokens).held_out_scored
+    assert scored is not None and usual is not None
+    different = scored != usual
+    assert different.any(), "the unknown tokens count without this"
+    assert (found.held_out[different] == unknown).all()
+    mixed = (found.held_out != unknown).any(dim=1)
+    assert not (scored & (found.held_out == unknown))[mixed].any()
+    assert scored.any(dim=1).all(), "a sequence without any other token is judged by these"
+
+
 @pytest.mark.parametrize(("samples", "share"), [(64, None), (64, 0.0), (2, 0.375)])
 def test_without_repeated_passages_only_the_text_judges(samples: int, share: float | None) -> None:
     tokens = numbered(fit=4, held_out=2)
