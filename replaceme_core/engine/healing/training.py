@@ -263,8 +263,7 @@ class _Watch(TrainerCallback):
 
     def __init__(self, training: Training, *, steps: int) -> None:
         self._training, self._steps = training, steps
-        self._of_step = HEAL_BATCH * training.targets.length
-        self._between = math.ceil(max(steps / HEAL_JUDGED, HEAL_JUDGED_TOKENS / self._of_step))
+        self._between = math.ceil(max(steps / HEAL_JUDGED, HEAL_JUDGED_TOKENS / (HEAL_BATCH * training.targets.length)))
         self._before, self._first_step, self._judging = 0.0, 0, 0.0
         self._began = self._saved = time.monotonic()
         self.course = Course()
@@ -292,14 +291,14 @@ class _Watch(TrainerCallback):
                 self._end(control, f"the panel had not become better {HEAL_MISSES} times in a row")
         if control.should_training_stop or is_last or time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
             control.should_save, self._saved = True, time.monotonic()
-        done = (state.global_step - self._first_step) * self._of_step
+        done = self._tokens(state.global_step) - self._tokens(self._first_step)
         self.course.tokens_per_second = done / max(time.monotonic() - self._began - self._judging, 1e-9)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         loss = more["logs"].get("loss")
         if loss is None:
             return
-        tokens = state.global_step * self._of_step
+        tokens = self._tokens(state.global_step)
         self.course.losses.append({"tokens": tokens, "loss": float(loss)})
         self._training.metric("heal_loss", float(loss), tokens)
         if not math.isfinite(float(loss)):
@@ -309,6 +308,10 @@ class _Watch(TrainerCallback):
         place = self._training.place / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         sizes = {path.name: path.stat().st_size for path in place.iterdir()}
         write_whole(place / COMPLETE, json.dumps(sizes))
+
+    def _tokens(self, step: int) -> int:
+        """Tokens that were read by the end of a step; the last one may have fewer sequences."""
+        return min(step * HEAL_BATCH, len(self._training.targets)) * self._training.targets.length
 
     @property
     def _seconds(self) -> float:
@@ -322,7 +325,7 @@ class _Watch(TrainerCallback):
         history: list[dict[str, Any]] = state.log_history
         for row in history:
             if "loss" in row:
-                tokens = int(row["step"]) * self._of_step
+                tokens = self._tokens(int(row["step"]))
                 self.course.losses.append({"tokens": tokens, "loss": float(row["loss"])})
             elif _PANEL in row:
                 self.course.judged.append(Judged(**row[_PANEL]))
@@ -330,7 +333,7 @@ class _Watch(TrainerCallback):
     def _judge(self, state: TrainerState) -> None:
         began = time.monotonic()
         mean, sources = self._training.judge()
-        tokens = state.global_step * self._of_step
+        tokens = self._tokens(state.global_step)
         found = Judged(tokens=tokens, seconds=self._seconds, mean=mean, sources=sources)
         self.course.judged.append(found)
         history: list[dict[str, Any]] = state.log_history
