@@ -206,9 +206,10 @@ class BlockRunner:
 
     @property
     def positions_at_once(self) -> int:
-        """For how many positions logits are made at a time."""
-        values = LOGITS_AT_ONCE_BY_BLOCK if self.is_lazy else LOGITS_AT_ONCE
-        return max(1, values // int(self.resolved.config.vocab_size))
+        """For how many positions logits are made at a time: for the model they are one sequence, which it must take."""
+        config, values = self.resolved.config, LOGITS_AT_ONCE_BY_BLOCK if self.is_lazy else LOGITS_AT_ONCE
+        longest = int(config.max_position_embeddings) if self.resolved.layout.learned_positions else values
+        return max(1, min(longest, values // int(config.vocab_size)))
 
     def trim_memory(self) -> None:
         """Return freed memory to the system where blocks are read one at a time; elsewhere it is reused."""

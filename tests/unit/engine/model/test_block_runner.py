@@ -150,3 +150,16 @@ def test_parts_of_the_logits_are_smaller_for_a_lazily_loaded_model(
         pieces.append(positions)
     assert pieces == [[8, 8], [2] * 8]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_parts_of_the_logits_fit_a_table_of_positions(name: str) -> None:
+    """The predictions of a batch may be more than a sequence of the model can have."""
+    model, tokens = tiny_model(BY_NAME[name], max_position_embeddings=16), token_ids(5, 16)
+    block_runner = BlockRunner(resolved=resolve(model))
+    stream = block_runner.enter(tokens)
+    for block in range(BLOCKS):
+        stream = block_runner.run(block, stream)
+    found = summed_loss(block_runner, stream, tokens)
+    assert found == pytest.approx(5 * 15 * float(model(input_ids=tokens, labels=tokens).loss), rel=1e-5)
