@@ -42,7 +42,7 @@ from replaceme_core.engine.text.tokens import sized_to_text
 from replaceme_core.families.layout import first_blocks
 from replaceme_core.families.resolve import part_config
 from replaceme_core.hub.model_config import read_outline
-from replaceme_core.hub.model_files import side_files, weight_files
+from replaceme_core.hub.model_files import INDEX, side_files, weight_files
 from replaceme_core.plan.resources import Workload
 from replaceme_core.request.gate import Trial
 from replaceme_core.request.removal import depths_of, keep_pattern
@@ -154,7 +154,10 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
                 begin_saving=lambda: clock.begin(Stage.SAVE if text is None else Stage.HEAL),
             )
         else:
-            for path in (*weight_files(pruned), *side_files(pruned)):
+            files = [*weight_files(pruned), *side_files(pruned)]
+            if (pruned / INDEX).exists():
+                files.append(pruned / INDEX)
+            for path in files:
                 shutil.copyfile(path, output / path.name)
             clock.begin(Stage.HEAL)
         run.release()

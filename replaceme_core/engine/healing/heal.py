@@ -31,7 +31,7 @@ from replaceme_core.engine.run import Run
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.resolve import part_config, resolve
-from replaceme_core.hub.model_files import weight_files
+from replaceme_core.hub.model_files import INDEX, weight_files
 from replaceme_core.library_errors import is_out_of_memory, is_out_of_space, require_space
 from replaceme_core.request.defaults import TARGET_BYTES
 from replaceme_core.request.removal import runs_of
@@ -154,6 +154,8 @@ class _Stage:
                 if panel.mean(before) - panel.mean(after) <= panel.error(after, before):
                     problem = "the trained model is not better on the panel by more than a standard error"
             if problem is None:
+                for path in (*weight_files(self.output), self.output / INDEX):
+                    path.unlink(missing_ok=True)  # the new weights may be split into other files
                 for path in healed.iterdir():
                     path.replace(self.output / path.name)
         release_memory()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from replaceme_core.engine.healing import training
 from replaceme_core.engine.healing.targets import PASSAGE, HealingText
@@ -99,6 +100,19 @@ def test_how_large_the_weights_of_a_model_are_does_not_matter(source: Path) -> N
             values *= 16.0 if ".up_proj." in name else 1 / 16 if ".down_proj." in name else 1.0
         save_file(found, source / "model.safetensors", metadata={"format": "pt"})
     assert losses[1] == pytest.approx(losses[0], rel=0.2), "with one rate for all weights it is three times as large"
+
+
+def test_an_earlier_result_in_several_files_is_healed_into_one(source: Path) -> None:
+    finished, _, plain = run(asked(source, out="plain", heal=None))
+    split = source.parent / "split"
+    AutoModelForCausalLM.from_pretrained(plain).save_pretrained(split, max_shard_size="20KB")
+    assert len(list(split.glob("*.safetensors"))) > 1
+    given = {"pruned_directory": str(split)}
+    again, _, out = run(asked(source, drop=finished.removed_blocks).model_copy(update=given))
+    assert again.report["healing"]["is_kept"]  # type: ignore[index]
+    assert [path.name for path in out.glob("*.safetensors*")] == ["model.safetensors"]
+    _, _, at_once = run(asked(source, out="at once"))
+    assert same(weights(out), weights(at_once))
 
 
 class Killed(BaseException):
