@@ -89,7 +89,8 @@ class CalibrationSource(Frozen):
         return not (self.self_generated or self.is_builtin or self.is_file)
 
 
-_OPTIONS_OF_A_TEXT = ("revision", "config", "split", "column", "template")
+_WHICH_TEXT = ("revision", "config", "split", "column")
+_OPTIONS_OF_A_TEXT = (*_WHICH_TEXT, "template")
 
 
 class MixedSource(CalibrationSource):
@@ -220,6 +221,24 @@ class CalibrationSpec(Frozen):
         return (*given, MixedSource(dataset=self.judged_on, share=0))
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each source of the mix in reports, where results are by name: no two are the same.
+
+        Those of one data set are followed by the options that differ: "org/x (config de)".
+        """
+        mix, found = self.mix, list[str]()
+        for source in mix:
+            alike = [other for other in mix if other.name == source.name]
+            own = [
+                f"{option} {value}"
+                for option in _WHICH_TEXT
+                if (value := getattr(source, option)) is not None
+                and any(getattr(other, option) != value for other in alike)
+            ]
+            found.append(f"{source.name} ({', '.join(own)})" if own else source.name)
+        return tuple(found)
+
+    @property
     def _given_mix(self) -> tuple[MixedSource, ...]:
         if self.sources is not None:
             given = [source.share for source in self.sources if source.share is not None]
@@ -261,7 +280,7 @@ def find_repeated(sources: Sequence[CalibrationSource]) -> int | None:
     """The number of the first source that is the same text as one before it; `None` if there is none."""
     seen = set()
     for number, source in enumerate(sources):
-        text = (source.name, source.revision, source.config, source.split, source.column)
+        text = (source.name, *(getattr(source, option) for option in _WHICH_TEXT))
         if text in seen:
             return number
         seen.add(text)

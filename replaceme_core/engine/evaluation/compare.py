@@ -278,8 +278,8 @@ class Original:
     unmeasured: Unmeasured = field(default_factory=Unmeasured)
     trained_on: Sequence[str] = ()
     """Texts beside those of the calibration that the result was trained on."""
-    _speeds: dict[int, list[float]] = field(default_factory=dict)
-    """Tokens per second of the source model so far, by the number of the text."""
+    _speeds: dict[str, list[float]] = field(default_factory=dict)
+    """Tokens per second of the source model so far, by the name of the text."""
 
     def compare(self, after: Subject, *, advance: Advance) -> Comparison:
         """Both on every text apart, and in the tasks. Raises `NumericalFailure` where the first perplexity is infinite.
@@ -290,7 +290,7 @@ class Original:
         of_first = FIRST_PART * of_texts
         home, texts = self.tokens.measure_of_first_text(), _other_texts(self.tokens)
         name = self.tokens.sources[int(self.tokens.measure_sources[0])]
-        (before, pruned), result = self._measure(0, name, home, after, advance=lambda part: advance(of_first * part))
+        (before, pruned), result = self._measure(name, home, after, advance=lambda part: advance(of_first * part))
         found = [result]
         if not {GENERAL, *PARTS_OF_GENERAL}.intersection((*self.tokens.sources, *self.trained_on)):
             with self._on_text(GENERAL):
@@ -308,7 +308,7 @@ class Original:
             if len(sequences) == 0:  # the built-in text fills none
                 continue
             with self._on_text(name):
-                found.append(self._measure(number, name, sequences, after)[1])
+                found.append(self._measure(name, sequences, after)[1])
             advance(of_first + (of_texts - of_first) * number / len(texts))
         pairs: Sequence[TaskPair] = ()
         if self.tasks is not None:
@@ -335,10 +335,10 @@ class Original:
         return replace(found, reused=list(dict.fromkeys([*found.reused, *self.subject.results.reused])))
 
     def _measure(
-        self, number: int, name: str, sequences: torch.Tensor, after: Subject, *, advance: Advance | None = None
+        self, name: str, sequences: torch.Tensor, after: Subject, *, advance: Advance | None = None
     ) -> tuple[list[Measurement], TextResult]:
-        """Both on the text of this number; names of texts may be the same."""
-        speeds = self._speeds.setdefault(number, [])
+        """Both on the text of this name."""
+        speeds = self._speeds.setdefault(name, [])
         pair = replace(self.subject, losses=[], speeds=speeds), replace(after, losses=[], speeds=[])
         size, apart = TextSize.of(sequences, self.tokenizer), Divergence()
         old, new = measured = measure(pair, sequences, size=size, divergence=apart, advance=advance)

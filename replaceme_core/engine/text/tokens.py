@@ -184,7 +184,7 @@ def _joined(drawn: Sequence[Drawn], numbers: Sequence[int], calibration: Resolve
         fit=torch.cat(fits)[order],
         held_out=torch.cat(held_outs)[turns],
         measure=torch.cat(measures),
-        sources=tuple(source.name for source in calibration.mix),
+        sources=calibration.names,
         fit_sources=fit_sources[order],
         held_out_sources=held_out_sources[turns],
         measure_sources=sources_of(measures),

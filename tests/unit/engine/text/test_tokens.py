@@ -157,6 +157,22 @@ def test_sequences_of_several_texts_know_their_source(paths: list[Path]) -> None
         assert torch.equal(getattr(tokens, name), getattr(again, name)), "the same seed gives the same"
 
 
+def test_sources_of_one_data_set_have_names_of_their_own(paths: list[Path]) -> None:
+    """Results are by name: one text would take the place of another."""
+    of_x = [{"config": "en"}, {"config": "de"}, {"config": "de", "split": "test"}, {}]
+    sources = [{"dataset": "org/y"}, *({"dataset": "org/x", **options} for options in of_x)]
+    tokens = tokens_of(resolved({"sources": sources, "samples": 64}), [*paths, *paths[:2]])
+    assert tokens.sources == (
+        "org/y",
+        "org/x (config en, split train)",
+        "org/x (config de, split train)",
+        "org/x (config de, split test)",
+        "org/x (split train)",
+    )
+    two = [{"dataset": "org/x"}, {"dataset": "org/x", "config": "de"}]
+    assert tokens_of(resolved({"sources": two, "samples": 64}), paths[:2]).sources == ("org/x", "org/x (config de)")
+
+
 def test_a_source_that_is_added_does_not_change_the_draw_of_another(paths: list[Path], tmp_path: Path) -> None:
     for number, path in enumerate(paths):
         path.write_text("\n".join(json.dumps({"text": f"{number} document {index} " * 3}) for index in range(300)))
