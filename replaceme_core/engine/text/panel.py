@@ -50,11 +50,11 @@ def with_panel(
     if len(questions):
         nothing = tokens.fit[:0]
         tokens = with_source(tokens, QUESTIONS, fit=nothing, held_out=questions, scored=answers, seed=calibration.seed)
-    scored, unknown = tokens.held_out_scored, tokenizer.unk_token_id
-    if scored is None or unknown in (None, tokenizer.eos_token_id, tokenizer.bos_token_id):
+    counted, unknown = tokens.held_out_scored, tokenizer.unk_token_id
+    if counted is None or unknown in (None, tokenizer.eos_token_id, tokenizer.bos_token_id):
         return tokens
-    known = scored & (tokens.held_out != unknown)
-    return replace(tokens, held_out_scored=torch.where(known.any(dim=1, keepdim=True), known, scored))
+    known = counted & (tokens.held_out != unknown)
+    return replace(tokens, held_out_scored=torch.where(known.any(dim=1, keepdim=True), known, counted))
 
 
 def _in_turn(sequences: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
