@@ -169,7 +169,6 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=10, ge=0)
     cancel_grace_seconds: float = Field(default=2, ge=0)
     hub_patience_seconds: float = Field(default=120, ge=0)
-    kept_result_seconds: float = Field(default=604_800, ge=0)
     runner_command: tuple[str, ...] | None = None
     sandbox: SandboxMode = SandboxMode.AUTO
     sandbox_user: str | None = Field(default=None, min_length=1)

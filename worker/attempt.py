@@ -22,8 +22,6 @@ from replaceme_core.errors import (
     DatabaseUnreachable,
     GateRejected,
     HubUnreachable,
-    LeaseLost,
-    OutOfTime,
     RateLimited,
     ReplaceMeError,
     RepositoryNotFound,
@@ -51,13 +49,12 @@ from replaceme_core.runner.messages import (
     RunnerRequest,
     Stage,
     StageStarted,
-    describe,
     without_paths,
 )
 from replaceme_core.runner.process import RUNNER_COMMAND, Confinement, PerhapsOutOfMemory, Runner, RunnerKilled
 from replaceme_core.settings import Settings
 from replaceme_core.wording import counted
-from worker.lease import Lease, ShutDown, retry_under_lease
+from worker.lease import Lease, retry_under_lease
 from worker.progress_writer import ProgressWriter
 from worker.workspace import KeptResult, checkpoints_of, find_result, keep_result
 
@@ -273,21 +270,8 @@ class Attempt:
                 self.lease.commit_refused()
                 raise
 
-        try:
-            revision = self._retry(publish, retry_on=(HubUnreachable, StaleParent, DatabaseUnreachable))
-        except (LeaseLost, Cancelled, OutOfTime, ShutDown):
-            raise
-        except ReplaceMeError as error:
-            return self._not_published(error)
+        revision = self._retry(publish, retry_on=(HubUnreachable, StaleParent, DatabaseUnreachable))
         return self._success(repo_id, revision, finished)
-
-    def _not_published(self, error: ReplaceMeError) -> Write:
-        logger.warning("job %s: its result was not published: %s", self.job.id, error.explained)
-        failed = describe(error)
-        days = self.settings.kept_result_seconds / 86_400
-        kept = counted(days, "days", shown=f"{days:.3g}")
-        message = f"{failed.message}; the result is kept for {kept} and need not be computed again"
-        return lambda session: attempts.fail(session, self.lease.claim, code=failed.code, message=message)
 
     def _earlier_result(self) -> Write | None:
         """The write for a result that an earlier attempt published before its worker died; `None` if there is none."""

@@ -32,7 +32,7 @@ from replaceme_core.ledger import attempts, reading
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import Owners, owner_hub
 from replaceme_core.ledger.records import Claim, Job, JobEvent
-from replaceme_core.ledger.states import EventType, JobStatus
+from replaceme_core.ledger.states import EventType
 from replaceme_core.plan.eta import Course, weights_of
 from replaceme_core.request.admission import OutputRules
 from replaceme_core.runner.messages import PastJob, describe, is_mistake
@@ -42,7 +42,7 @@ from replaceme_core.telemetry import OUTCOME, bound, mark_failed, origin
 from worker.attempt import Attempt, Write
 from worker.lease import Lease, ShutDown, retry_under_lease
 from worker.progress_writer import ProgressWriter, Redaction, StageSpans
-from worker.workspace import remove_all_but_result, remove_checkpoints, workspace
+from worker.workspace import remove_checkpoints, workspace
 
 _SHOWN = ("code", "message", "reason", "repo_id", "revision")
 
@@ -142,10 +142,7 @@ class Supervisor:
             raise
         else:
             ended = self._write_end(claim, progress, write)
-            # what was for further attempts, if there are none; the result of a failed job stays for some time
-            if ended is not None and ended.status is JobStatus.FAILED:
-                remove_all_but_result(self.settings.workspace, job_id)
-            elif ended is not None and ended.is_terminal:
+            if ended is not None and ended.is_terminal:  # what was for further attempts, of which there are none
                 remove_checkpoints(self.settings.workspace, job_id)
 
     def _release(self, claim: Claim, progress: ProgressWriter, *, reason: str) -> None:

@@ -2,8 +2,8 @@
 
 A sweep sends another message for jobs that have waited too long, requeues those whose lease has expired,
 fails jobs whose time limit has passed, deletes old idempotency keys and old jobs, gives events their position, and
-removes abandoned workspaces, the checkpoints of jobs that have ended, and results that were kept for long enough. It
-also reports the worker. Any number of sweeps may run at once. Outages of database and broker do not stop it.
+removes abandoned workspaces and the checkpoints of jobs that have ended. It also reports the worker. Any number of
+sweeps may run at once. Outages of database and broker do not stop it.
 """
 
 import logging
@@ -14,14 +14,15 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 
 import psutil
 
 from replaceme_core.errors import Unavailable
 from replaceme_core.hardware import Accelerator, WorkerKind, find_accelerator, gpu_memory, total_memory
 from replaceme_core.ledger.database import Database
-from replaceme_core.ledger.records import WakeUp, WorkerMemory, WorkerReport
-from replaceme_core.ledger.states import ACTIVE, JobStatus
+from replaceme_core.ledger.records import WorkerMemory, WorkerReport
+from replaceme_core.ledger.states import ACTIVE
 from replaceme_core.ledger.sweep import (
     collect_wake_ups,
     delete_expired_keys,
@@ -34,14 +35,7 @@ from replaceme_core.ledger.watching import Workers, number_all
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import Settings
 from replaceme_core.wording import counted
-from worker.workspace import (
-    TEMPORARY,
-    jobs_with_checkpoints,
-    kept_results,
-    remove_abandoned,
-    remove_all_but_result,
-    remove_checkpoints,
-)
+from worker.workspace import TEMPORARY, jobs_with_checkpoints, remove_abandoned, remove_checkpoints
 
 LIMIT = 16  # jobs expired or enqueued again in one sweep
 KEYS_LIMIT = 1000  # idempotency keys deleted in one sweep
@@ -135,6 +129,11 @@ class Heartbeat:
         self._accelerator = find_accelerator(os.environ)
 
 
+def _log_failure(step: str, error: Exception) -> None:
+    # an error of the file system, such as a full disk, says all in its text
+    logger.error("sweep: %s failed: %s", step, error, exc_info=not isinstance(error, OSError))
+
+
 class Sweep(threading.Thread):
     """Sweeps every `sweep_seconds`, plus or minus a fifth, until `stop`.
 
@@ -180,8 +179,7 @@ class Sweep(threading.Thread):
             except Unavailable as error:
                 logger.warning("sweep: %s", error.explained)
             except Exception as error:
-                # an error of the file system, such as a full disk, says all in its text
-                logger.error("sweep: %s failed: %s", part.__name__, error, exc_info=not isinstance(error, OSError))
+                _log_failure(part.__name__, error)
 
     def block_forks_during_sweep(self) -> None:
         """Let this process fork only between two sweeps.
@@ -203,56 +201,58 @@ class Sweep(threading.Thread):
     def _repair_jobs(self) -> None:
         # opened for each sweep, so that a fork between two sweeps inherits no connection
         database = Database(self._settings.resolved_database_url)
+        steps: dict[str, Callable[[Database], None]] = {
+            "heartbeat": self._heartbeat,
+            "expired leases": self._requeue_expired,
+            "overdue jobs": self._fail_overdue,
+            "old idempotency keys": self._delete_expired_keys,
+            "old jobs": self._delete_old_jobs,
+            "positions of events": partial(number_all, most=NUMBERINGS_LIMIT),
+            "checkpoints": self._remove_checkpoints,
+            "wake-up messages": self._enqueue_due,
+        }
         try:
-            self._heartbeat(database)
-            with database.session() as session:
-                expired = requeue_expired(
-                    session,
-                    max_attempts=self._settings.max_attempts,
-                    limit=LIMIT,
-                    backoff_seconds=self._settings.sweep_seconds,
-                )
-            if expired:
-                logger.warning("sweep: the leases of %s had expired", ", ".join(expired))
-            with database.session() as session:
-                overdue = fail_overdue(session, limit=LIMIT)
-            if overdue:
-                logger.warning("sweep: out of time: %s", ", ".join(overdue))
-            with database.session() as session:
-                delete_expired_keys(session, limit=KEYS_LIMIT)
-            self._delete_old_jobs(database)
-            number_all(database, most=NUMBERINGS_LIMIT)
-            self._remove_checkpoints(database)
-            due: list[WakeUp] = []
-            if self._has_free_slot():
-                with database.session() as session:
-                    due = collect_wake_ups(
-                        session,
-                        older_than_seconds=WAKE_UP_AFTER_SWEEPS * self._settings.sweep_seconds,
-                        limit=LIMIT,
-                        worker_kinds=self._worker_kinds,
-                    )
+            for name, step in steps.items():
+                try:
+                    step(database)
+                except Unavailable:  # the steps after it would wait for the same service
+                    raise
+                except Exception as error:
+                    _log_failure(name, error)
         finally:
             database.close()
-        for job in due:
-            self._enqueue(job.job_id, job.worker_kind)
+
+    def _requeue_expired(self, database: Database) -> None:
+        with database.session() as session:
+            expired = requeue_expired(
+                session,
+                max_attempts=self._settings.max_attempts,
+                limit=LIMIT,
+                backoff_seconds=self._settings.sweep_seconds,
+            )
+        if expired:
+            logger.warning("sweep: the leases of %s had expired", ", ".join(expired))
+
+    def _fail_overdue(self, database: Database) -> None:
+        with database.session() as session:
+            overdue = fail_overdue(session, limit=LIMIT)
+        if overdue:
+            logger.warning("sweep: out of time: %s", ", ".join(overdue))
+
+    def _delete_expired_keys(self, database: Database) -> None:
+        with database.session() as session:
+            delete_expired_keys(session, limit=KEYS_LIMIT)
 
     def _remove_checkpoints(self, database: Database) -> None:
-        """Remove those of jobs that have ended, except the results of failed jobs that are not too old."""
+        """Remove those of jobs that have ended."""
         workspace = self._settings.workspace
-        ended = jobs_with_checkpoints(workspace)
-        if not ended:
+        kept = jobs_with_checkpoints(workspace)
+        if not kept:
             return
-        ages = kept_results(workspace)
         with database.session(read_only=True) as session:
-            found = statuses(session, ended)
-        for job_id in ended:
-            if found.get(job_id) in ACTIVE:
-                continue
-            has_failed = found.get(job_id) is JobStatus.FAILED
-            if has_failed and ages[job_id] <= self._settings.kept_result_seconds:
-                remove_all_but_result(workspace, job_id)
-            else:
+            found = statuses(session, kept)
+        for job_id in kept:
+            if found.get(job_id) not in ACTIVE:
                 remove_checkpoints(workspace, job_id)
 
     def _delete_old_jobs(self, database: Database) -> None:
@@ -263,6 +263,19 @@ class Sweep(threading.Thread):
             deleted = delete_finished(session, older_than_seconds=seconds, limit=RETENTION_LIMIT)
         if deleted:
             logger.info("sweep: deleted %s jobs that finished more than %g seconds ago", deleted, seconds)
+
+    def _enqueue_due(self, database: Database) -> None:
+        if not self._has_free_slot():
+            return
+        with database.session() as session:
+            due = collect_wake_ups(
+                session,
+                older_than_seconds=WAKE_UP_AFTER_SWEEPS * self._settings.sweep_seconds,
+                limit=LIMIT,
+                worker_kinds=self._worker_kinds,
+            )
+        for job in due:
+            self._enqueue(job.job_id, job.worker_kind)
 
     def _remove_abandoned(self) -> None:
         for root in (self._settings.workspace, self._settings.workspace / TEMPORARY):

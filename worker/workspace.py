@@ -6,17 +6,16 @@ SIGKILL. A worker's main process locks a directory under `ROOT/tmp/` in the same
 
 `ROOT/checkpoints/JOB/` is kept between attempts and removed with its job. Where ROOT is shared between machines, so are
 the checkpoints. A result that has been computed and not yet published is in `result/` there. An attempt whose worker is
-lost, or whose publication fails, leaves it to the next attempt at the job, which publishes it and computes nothing.
-`result.json` is written last: without it there is no result.
+lost or shut down leaves it to the next attempt at the job, which publishes it and computes nothing. `result.json` is
+written last: without it there is no result.
 """
 
 import logging
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,19 +70,6 @@ def jobs_with_checkpoints(root: Path) -> set[str]:
 def remove_checkpoints(root: Path, job_id: str) -> None:
     """Remove the checkpoints of this job. What cannot be removed now is left to the next sweep."""
     shutil.rmtree(checkpoints_of(root, job_id), ignore_errors=True)
-
-
-def remove_all_but_result(root: Path, job_id: str) -> None:
-    """As `remove_checkpoints`, for a job that failed: a result that was computed stays."""
-    place = checkpoints_of(root, job_id)
-    if not (place / RESULT).is_dir():
-        remove_checkpoints(root, job_id)
-        return
-    for entry in place.iterdir():
-        if entry.name != RESULT and entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
-        elif entry.name != RESULT:
-            entry.unlink(missing_ok=True)
 
 
 def remove_abandoned(root: Path) -> list[str]:
@@ -158,15 +144,6 @@ def find_result(root: Path, job_id: str) -> KeptResult | None:
         logger.warning("job %s: the result that was kept cannot be used: %s", job_id, error)
         return None
     return KeptResult(folder=place / _MODEL, spec=record.spec, finished=record.finished)
-
-
-def kept_results(root: Path) -> dict[str, float]:
-    """How many seconds ago each of them was kept, by job."""
-    found: dict[str, float] = {}
-    for job_id in jobs_with_checkpoints(root):
-        with suppress(FileNotFoundError):  # the job has none, or it has just been removed
-            found[job_id] = time.time() - _place(root, job_id).stat().st_mtime
-    return found
 
 
 def _place(root: Path, job_id: str) -> Path:

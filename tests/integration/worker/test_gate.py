@@ -15,7 +15,7 @@ from replaceme_core.request.gate import GateSpec, Limits
 from replaceme_core.runner.process import RUNNER_COMMAND
 from tests.fixtures.models.tiny import save_tiny
 from tests.fixtures.worker.supervisor import OUTPUT, Bench, commits
-from worker.workspace import kept_results
+from worker.workspace import jobs_with_checkpoints
 
 GATE = GateSpec(perplexity_ratio=Limits(max=1.6))
 
@@ -34,7 +34,7 @@ def test_it_is_neither_published_nor_kept(hub_bench: Bench, fake_hub: FakeHub, r
     assert message in job.error.message
     assert (job.result, job.gate is None) == (None, ratio == "none")
     assert commits(fake_hub) == 0
-    assert kept_results(hub_bench.settings.workspace) == {}
+    assert jobs_with_checkpoints(hub_bench.settings.workspace) == set()
     assert report_of(hub_bench.database, job_id)["removed_blocks"] == [2]
     hub_bench.queue_again(job_id)
     again = hub_bench.run(job_id)

@@ -1,6 +1,6 @@
 """What goes wrong while a job reads from the Hub, and while its result is published.
 
-One commit or none, a code of its own, nothing left and nothing computed twice; and then a success.
+One commit or none, a code of its own, nothing left; after a lost worker nothing is computed twice.
 """
 
 import time
@@ -18,10 +18,8 @@ from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.sweep import requeue_expired
 from replaceme_core.ledger.tables import JobRow
 from replaceme_core.request.spec import OutputSpec
-from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.worker.supervisor import COMMIT, FILES, INFO, OUTPUT, UPLOAD, Bench, Case, commits
-from worker.sweep import Sweep
-from worker.workspace import find_result, kept_results
+from worker.workspace import find_result, jobs_with_checkpoints
 
 READING = {
     "403": Case(Fault.STATUS, INFO, "access_denied", 403),
@@ -44,7 +42,7 @@ def test_a_fault_while_reading(hub_bench: Bench, fake_hub: FakeHub, name: str, m
     job = hub_bench.run(hub_bench.add())
     assert (job.error.code if job.error else None) == case.code, job.error
     assert commits(fake_hub) == (1 if case.code is None else 0)
-    assert kept_results(hub_bench.settings.workspace) == {}
+    assert jobs_with_checkpoints(hub_bench.settings.workspace) == set()
     assert [path.name for path in hub_bench.remaining if path.name != "checkpoints"] == []
     fake_hub.faults.clear()
     again = hub_bench.run(hub_bench.add())
@@ -94,19 +92,10 @@ PUBLISHING = {
 def test_a_fault_while_publishing(hub_bench: Bench, fake_hub: FakeHub, name: str) -> None:
     case = PUBLISHING[name]
     case.begin(fake_hub)
-    job_id = hub_bench.add()
-    job = hub_bench.run(job_id)
+    job = hub_bench.run(hub_bench.add())
     assert (job.error.code if job.error else None) == case.code, job.error
     assert commits(fake_hub) == (1 if case.code is None else 0)
-    if job.error is not None:
-        assert "is kept for 7 days" in job.error.message
-        assert list(kept_results(hub_bench.settings.workspace)) == [job_id]
-        fake_hub.faults.clear()
-        hub_bench.queue_again(job_id)
-        job = hub_bench.run(job_id, runner_command=NO_RUNNER)
-    assert job.status is JobStatus.SUCCEEDED, job.error
-    assert commits(fake_hub) == 1
-    assert kept_results(hub_bench.settings.workspace) == {}
+    assert jobs_with_checkpoints(hub_bench.settings.workspace) == set()
 
 
 def test_the_commit_names_the_job_and_its_specification(hub_bench: Bench, fake_hub: FakeHub) -> None:
@@ -136,7 +125,7 @@ def test_a_cancel_during_the_upload_leaves_no_commit(hub_bench: Bench, fake_hub:
         hub_bench.cancel(job_id)
     held.release()
     assert hub_bench.job(job_id).status is JobStatus.CANCELLED
-    assert kept_results(hub_bench.settings.workspace) == {}
+    assert jobs_with_checkpoints(hub_bench.settings.workspace) == set()
     wait_until(lambda: fake_hub.count("POST", "/lfs-verify") == 1, seconds=20, what="the end of the upload")
     time.sleep(0.5)
     assert commits(fake_hub) == 0
@@ -167,24 +156,6 @@ def test_a_worker_that_is_lost_while_it_publishes_leaves_its_result(hub_bench: B
     job = hub_bench.run(job_id, runner_command=NO_RUNNER)
     assert job.status is JobStatus.SUCCEEDED, job.error
     assert (job.attempt, commits(fake_hub)) == (2, 1)
-
-
-def test_a_kept_result_has_a_lifetime_and_that_of_a_running_job_is_left_alone(
-    hub_bench: Bench, fake_hub: FakeHub
-) -> None:
-    def sweep(**settings: object) -> list[str]:
-        changed = hub_bench.settings.model_copy(update=settings)
-        Sweep(settings=changed, enqueue=lambda *_: None, has_free_slot=lambda: False).sweep()
-        return sorted(kept_results(changed.workspace))
-
-    fake_hub.fail(Fault.STATUS, COMMIT, value=403)
-    failed, running = hub_bench.add(), hub_bench.add()
-    hub_bench.error_of(failed)
-    Ledger(hub_bench.database).claim(running)
-    for name in (running, "00000000-0000-4000-8000-000000000000"):
-        (hub_bench.settings.workspace / "checkpoints" / name / "result").mkdir(parents=True)
-    assert {failed, running} <= set(sweep())
-    assert sweep(kept_result_seconds=0) == [running]
 
 
 def test_a_pull_request_is_proposed_once(hub_bench: Bench, fake_hub: FakeHub) -> None:

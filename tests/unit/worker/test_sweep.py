@@ -9,7 +9,7 @@ from benchmarks.harness.servers import free_port
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import DatabaseFull, QueueUnreachable
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.database import now
+from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.records import IdempotencyKey
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import IdempotencyKeyRow, JobRow
@@ -113,10 +113,30 @@ def test_a_broker_that_is_unreachable_does_not_stop_it(settings: Settings, ledge
     assert not sweep.is_alive()
 
 
+def test_a_step_that_fails_does_not_stop_the_steps_after_it(
+    settings: Settings, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    enqueued: list[str] = []
+
+    def fail(_: Database) -> None:
+        raise KeyError("a mistake")
+
+    job_id = old_job(ledger)
+    Sweep(
+        settings=settings,
+        enqueue=lambda job_id, worker_kind: enqueued.append(job_id),
+        has_free_slot=lambda: True,
+        heartbeat=fail,
+    ).sweep()
+    assert enqueued == [job_id]
+    assert ["a mistake" in message for message in caplog.messages] == [True]
+
+
 def test_it_removes_the_checkpoints_of_jobs_that_have_ended(settings: Settings, ledger: Ledger) -> None:
-    waiting, cancelled = ledger.add(), ledger.add()
+    waiting, cancelled, failed = ledger.add(), ledger.add(), ledger.add()
     ledger.cancel(cancelled)
-    for job_id in (waiting, cancelled, "of-a-ledger-that-is-gone"):
+    ledger.fail(failed)
+    for job_id in (waiting, cancelled, failed, "of-a-ledger-that-is-gone"):
         checkpoints_of(settings.workspace, job_id).mkdir(parents=True)
     sweep_of(settings, free=False).sweep()
     assert jobs_with_checkpoints(settings.workspace) == {waiting}
