@@ -16,10 +16,11 @@ from datetime import datetime
 from typing import Self
 
 import httpx2
+from pydantic import ValidationError
 
-from api.client.connection import POLL_SECONDS, Connection, T, given, path_of, retry_after
-from api.client.event_stream import follow_events
-from api.client.models import Job, JobEvent, Webhook
+from api.client.connection import POLL_SECONDS, Connection, T, given, path_of, pause_while_down, retry_after
+from api.client.errors import NotTheService, ServiceError
+from api.client.models import TERMINAL, Job, JobEvent, Webhook
 from replaceme_core.shapes import (
     ApiKey,
     CancelledJob,
@@ -163,7 +164,32 @@ class Client:
         Those of a job begin behind the `seq` `after` (all of them) and end with the job. Those of all jobs begin behind
         the position `after` (from now on), and do not end.
         """
-        return follow_events(self._connection, job_id, after=after)
+        path = "/events" if job_id is None else path_of("jobs", job_id, "events")
+        last, seen_at = "" if after is None else str(after), time.monotonic()
+        while True:
+            least = 0.0
+            headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last} if last else {})}
+            try:
+                with self._connection.opened("GET", path, headers=headers) as response:
+                    if response.status_code == httpx2.codes.NO_CONTENT:
+                        return  # the job has ended, and there is nothing behind the last event
+                    seen_at = time.monotonic()
+                    try:
+                        for message in httpx2.EventSource(response):
+                            least = least if message.retry is None else message.retry / 1000
+                            last = message.id or last  # of one without data too: it is where a stream begins
+                            if message.data:
+                                event = _event(message.data)
+                                yield event
+                                if job_id is not None and event.type in TERMINAL:
+                                    return
+                    finally:
+                        if response.num_bytes_downloaded:  # comments too, which are no messages
+                            seen_at = time.monotonic()
+                pause = POLL_SECONDS
+            except ServiceError as error:
+                pause = pause_while_down(error, down_since=seen_at)
+            time.sleep(max(pause, least))
 
     def log(self, job_id: str) -> Iterator[LogLine]:
         """The last lines that the runners of a job have written, oldest first."""
@@ -229,6 +255,13 @@ class Client:
         """The job once it has ended. Raises `TimeoutError`; the job continues."""
         *_, last = self.watch(job_id, timeout=timeout)
         return last
+
+
+def _event(data: str) -> JobEvent:
+    try:
+        return JobEvent.model_validate_json(data)
+    except ValidationError as error:
+        raise NotTheService(f"an event is not one of this service: {error.errors()[0]['msg']}") from error
 
 
 def _with_zone(at: datetime | None) -> str | None:

@@ -141,6 +141,8 @@ class Connection:
                 yield response
             finally:
                 response.close()
+        except httpx2.SSEError as error:  # a page of HTML in place of a stream, for one
+            raise NotTheService(f"the response of {self.url} is not one of this service: {error}") from error
         except httpx2.TimeoutException as error:
             raise ServiceUnreachable(f"the service at {self.url} did not respond in time") from error
         except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as error:

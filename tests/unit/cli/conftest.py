@@ -55,5 +55,5 @@ def service() -> Iterator[StubService]:
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between repetitions of a request, which are three in any case, and between reads that wait."""
     monkeypatch.setattr("api.client.connection.PAUSES_SECONDS", (0.01, 0.01, 0.01))
-    for module in ("client", "connection", "event_stream"):
+    for module in ("client", "connection"):
         monkeypatch.setattr(f"api.client.{module}.POLL_SECONDS", 0.01)

@@ -2,9 +2,11 @@
 
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
+import httpx2
 import pytest
 
 from api.cli.exit_codes import ExitCode
@@ -20,7 +22,6 @@ from api.client.errors import (
     ServiceUnreachable,
     TooMany,
 )
-from api.client.event_stream import EventParser, Message
 from tests.fixtures.cli.stub_service import JOB_ID, StubService, a_job, a_problem, an_event, run_at
 
 HERE = f"GET /jobs/{JOB_ID}"
@@ -156,35 +157,63 @@ def sse(*events: dict[str, object], rest: bytes = b"") -> bytes:
     return b"retry: 1\n\n: nothing\n\n" + "".join(lines).encode() + rest
 
 
-def test_a_stream_resumes_where_it_was_cut(service: StubService, client: Client) -> None:
+@pytest.fixture
+def streaming(service: StubService) -> StubService:
+    service.headers["content-type"] = "text/event-stream"
+    return service
+
+
+def test_a_stream_resumes_where_it_was_cut(streaming: StubService, client: Client) -> None:
     cut = sse(an_event(1, "created"), an_event(2, "claimed"), rest=b'data: {"seq": 3, "ty')
-    service.answers[STREAM] = [
+    streaming.answers[STREAM] = [
         (200, cut),
         (503, a_problem(503)),
+        (200, sse()),
         (200, sse(an_event(3, "stage"), an_event(4, "failed"))),
     ]
     assert [event.seq for event in client.stream(JOB_ID)] == [1, 2, 3, 4]
-    assert service.known == [None, "2", "2"]
-    service.answers[STREAM] = [(204, b"")]
+    assert streaming.known == [None, "2", "2", "2"]
+    streaming.answers[STREAM] = [(204, b"")]
     assert list(client.stream(JOB_ID, after=7)) == []
-    assert service.known[-1] == "7"
+    assert streaming.known[-1] == "7"
 
 
-def test_a_stream_that_fails(service: StubService, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_is_cut_before_its_first_event_resumes_where_it_began(
+    streaming: StubService, client: Client
+) -> None:
+    streaming.answers["GET /events"] = [(200, sse(rest=b"id: 7\n\n")), (200, sse(an_event(8, "created")))]
+    assert next(client.stream()).seq == 8
+    assert streaming.known == [None, "7"]
+
+
+def test_a_stream_that_fails(streaming: StubService, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.client.connection.DOWN_SECONDS", 0.2)
     for answer, kind in (((200, b"data: hello\n\n"), NotTheService), ((503, a_problem(503)), ServiceBroken)):
-        service.answers[STREAM] = [answer]
+        streaming.answers[STREAM] = [answer]
         with pytest.raises(kind):
             list(client.stream(JOB_ID))
 
 
-WHOLE = "id: 1\r\ndata: a\u2028b\r\ndata: c\r\n\r\nid: 2\rdata:d\r\rdata\n\n: x\n\n".encode()
+def test_a_page_in_place_of_a_stream_is_not_the_service(service: StubService, client: Client) -> None:
+    service.headers["content-type"] = "text/html"
+    service.answers[STREAM] = [(200, b"<html>hello</html>")]
+    with pytest.raises(NotTheService, match="text/event-stream"):
+        list(client.stream(JOB_ID))
 
 
-def test_events_in_chunks_of_any_size() -> None:
-    expected = [Message(id="1", data="a\u2028b\nc"), Message(id="2", data="d"), Message(id="2", data="")]
-    for size in range(1, len(WHOLE) + 1):
-        parser, found = EventParser(), list[Message]()
-        for start in range(0, len(WHOLE), size):
-            found += parser.feed(WHOLE[start : start + size])
-        assert found == expected, size
+def test_a_stream_that_was_kept_alive_tolerates_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The outage begins when the stream is lost, not with its last event."""
+    monkeypatch.setattr("api.client.connection.DOWN_SECONDS", 0.2)
+
+    def kept_alive() -> Iterator[bytes]:
+        yield b": keep-alive\n\n"
+        time.sleep(0.3)
+        raise httpx2.ReadError("cut")
+
+    bodies = [kept_alive(), sse(an_event(1, "failed"))]
+
+    def answer(_: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=bodies.pop(0))
+
+    with Client(transport=httpx2.MockTransport(answer)) as client:
+        assert [event.seq for event in client.stream(JOB_ID)] == [1]
