@@ -78,6 +78,8 @@ def _pydoc() -> Iterator[str]:
 
 MOST_ROWS = 2_000_000
 MOST_CHARACTERS = 2**31
+LONGEST_PARAGRAPH = 2**16
+"""Characters, some 16,000 tokens: else a file of a line per sentence, without blank lines, is read whole for a few."""
 _INSTRUCTION, _INPUT, _ANSWER = "instruction", "input", "output"
 """Columns of Alpaca."""
 _TEXT_COLUMNS = ("text", "content", "document")
@@ -121,14 +123,19 @@ def is_title(document: Document) -> bool:
 
 
 def _text(path: Path) -> Iterator[str]:
-    """Yield paragraphs, each with its blank line, so that a file of any size takes little memory."""
+    """Yield paragraphs, each with its blank line, so that a file of any size takes little memory.
+
+    A long one is divided at the end of a line.
+    """
     with path.open(encoding="utf-8-sig") as stream:
         paragraph: list[str] = []
+        size = 0
         for line in lines_of(stream, path):
             paragraph.append(line)
-            if not line.strip():
+            size += len(line)
+            if not line.strip() or size >= LONGEST_PARAGRAPH:
                 yield "".join(paragraph)
-                paragraph = []
+                paragraph, size = [], 0
         if paragraph:
             yield "".join(paragraph)
 

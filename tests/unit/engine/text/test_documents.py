@@ -126,6 +126,13 @@ def test_a_text_file_comes_whole_whatever_its_paragraphs(tmp_path: Path) -> None
     assert "".join(map(str, parts)) == text
 
 
+def test_a_text_file_without_blank_lines_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONGEST_PARAGRAPH", 8)
+    (tmp_path / "a.txt").write_text("one\ntwo\nthree\n\nfour five six\nseven", encoding="utf-8")
+    parts = list(documents(spec("file:a.txt"), tmp_path / "a.txt"))
+    assert parts == ["one\ntwo\n", "three\n\n", "four five six\n", "seven"], "a line is never divided"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
