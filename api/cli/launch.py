@@ -96,6 +96,7 @@ def work(
 
     Raises `InvalidInput`, `QueueUnreachable`, and `ServiceStopped` if a worker does not start.
     """
+    check_directory(Path.cwd())
     workers = plan_workers(gpus, environ, count=lambda: count_gpus(environ))
     kind = WorkerKind.CPU if gpus is None else WorkerKind.GPU
     prepare_data(settings.resolved_data)
@@ -115,6 +116,7 @@ def work(
 
 def work_once(*, gpus: str | None, settings: Settings, environ: Mapping[str, str]) -> NoReturn:
     """Become a process that runs at most one job (`worker/once.py`). Raises `InvalidInput`, also for several GPUs."""
+    check_directory(Path.cwd())
     visible, *others = plan_workers(gpus, environ, count=lambda: count_gpus(environ)).values()
     if others:
         raise InvalidInput("one job needs one GPU: name it, such as --gpus 0", field="gpus", value=gpus)

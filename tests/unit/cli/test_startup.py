@@ -1,11 +1,13 @@
 """What `replaceme serve` and `worker` decide before they start a process: addresses, the key of this machine, GPUs."""
 
 import stat
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from api.cli.launch import answered_hosts, check_exposure, plan_workers, provide_api_key
+from api.cli.launch import answered_hosts, check_exposure, plan_workers, provide_api_key, work, work_once
 from replaceme_core.errors import InvalidInput
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import Keys, NewKey, Scope, hash_of, new_key
@@ -123,3 +125,13 @@ def test_one_worker_for_each_of_three_gpus(gpus: str | None, visible: str | None
 def test_all_gpus_where_there_is_none() -> None:
     with pytest.raises(InvalidInput, match="torch sees no GPU"):
         plan_workers("all", {}, count=lambda: 0)
+
+
+@pytest.mark.parametrize("run", [partial(work, announce=print, warn=print), work_once])
+def test_no_worker_where_another_module_would_be_imported(
+    run: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "worker.py").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInput, match=r"worker\.py would be imported in place of the service's own module"):
+        run(gpus="none", settings=settings(), environ={})  # that would be refused too, so that no process starts
