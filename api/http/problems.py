@@ -209,8 +209,8 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
             allowed = list(error.allowed) if isinstance(error, MethodRefused) else _allowed_methods(request)
             if "GET" in allowed:
                 allowed.insert(1, "HEAD")
-            headers["Allow"] = ", ".join(allowed)
-            detail = f"{request.method} is not allowed at {path}; allowed: {', '.join(allowed)}"
+            headers["Allow"] = ", ".join(allowed) or headers.get("Allow", "")  # a mount of files is no route
+            detail = f"{request.method} is not allowed at {path}; allowed: {headers['Allow']}"
     return problem_response(
         status=status, code=FRAMEWORK_CODES.get(status, "http_error"), detail=detail, headers=headers
     )

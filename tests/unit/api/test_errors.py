@@ -76,6 +76,7 @@ def test_the_frameworks_own_errors_are_problems(client: TestClient) -> None:
     for method, path, allowed in (
         *(("DELETE", "/jobs", "GET, HEAD, POST"), ("BREW", "/jobs", "GET, HEAD, POST")),
         *((method, "/jobs/cancel", "POST") for method in ("GET", "DELETE", "PUT")),  # `cancel` is no id of a job
+        ("POST", "/static-offline-docs/swagger-ui.css", "GET, HEAD"),
     ):
         response = client.request(method, path)
         assert_problem(response, status=405, code="method_not_allowed")
