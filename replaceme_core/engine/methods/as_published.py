@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 
 from replaceme_core.engine.activations.capture import Activations
+from replaceme_core.engine.methods.candidates import allowed_windows
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
-from replaceme_core.engine.model.changes import Cut, FittedCut, runs, windows
+from replaceme_core.engine.model.changes import Cut, FittedCut, runs
 from replaceme_core.engine.numerics.stream import Stream
 from replaceme_core.engine.numerics.sums import SOLVE_DTYPE, Moments
 from replaceme_core.errors import NumericalFailure
@@ -27,9 +28,7 @@ def as_published(task: Task) -> Pruning:
         cuts = runs(task.spec.drop)
         candidates = [Candidate(start=cut.start, end=cut.end, ridge=ridge, chosen=True) for cut in cuts]
     else:
-        distances = last_token_distances(
-            task.activations, task.activations.allowed(windows(len(task.block_runner.blocks), task.remove))
-        )
+        distances = last_token_distances(task.activations, allowed_windows(task))
         task.begin(Stage.SELECT)
         cuts = [min(distances, key=lambda cut: distances[cut])]
         candidates = [

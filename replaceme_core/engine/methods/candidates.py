@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from heapq import nsmallest
+from typing import TypeVar
 
 from replaceme_core.engine.activations.capture import Activations, Losses
 from replaceme_core.engine.activations.cut_sums import CutStatistics
@@ -27,6 +28,7 @@ WELL_DETERMINED = 3
 
 Blocks = tuple[int, ...]
 """Blocks that are removed together, in order."""
+Removable = TypeVar("Removable", int, Cut, Blocks)
 
 
 def blocks_of(cuts: Iterable[Cut]) -> Blocks:
@@ -142,8 +144,8 @@ class MappedSets:
 
     @property
     def best(self) -> Blocks:
-        """The set of least loss."""
-        return self.best_first[0]
+        """The set of least loss. Raises `InvalidInput` where none may go."""
+        return some_of(self.best_first)[0]
 
     def rows_of(self, blocks: Blocks) -> list[Candidate]:
         """A row for each cut of a set that was tried."""
@@ -254,14 +256,20 @@ def choose_one_by_one(task: Task) -> tuple[Blocks, list[Candidate]]:
     return removed, table
 
 
-def some_of(blocks: Sequence[int]) -> Sequence[int]:
-    """The `blocks` that may go next. Raises `InvalidInput` if there are none."""
-    if not blocks:
+def allowed_windows(task: Task) -> Sequence[Cut]:
+    """The windows that the task may remove. Raises `InvalidInput` if there are none."""
+    return some_of(task.activations.allowed(windows(len(task.block_runner.blocks), task.remove)))
+
+
+def some_of(candidates: Sequence[Removable]) -> Sequence[Removable]:
+    """The `candidates` that may go. Raises `InvalidInput` if there are none."""
+    if not candidates:
         raise InvalidInput(
-            "more blocks are to be removed than this model can lose: its caches need the others; remove fewer",
+            "more blocks are to be removed than this model can lose: some must stay, for the caches of others, for "
+            "what is added to the first ones, or for the pattern of their kinds; remove fewer",
             field="ratio",
         )
-    return blocks
+    return candidates
 
 
 def lengths(*, remove: int, groups: int, slack: int) -> list[int]:

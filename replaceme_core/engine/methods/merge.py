@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from torch import nn
 
 from replaceme_core.engine.activations.capture import Losses, capture_distances
-from replaceme_core.engine.methods.candidates import blocks_of, store_streams
+from replaceme_core.engine.methods.candidates import allowed_windows, blocks_of, store_streams
 from replaceme_core.engine.methods.panel import Panel, variant_losses
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.changes import Cut, Variant, WeightChange, runs, try_changes, windows
+from replaceme_core.engine.model.changes import Cut, Variant, WeightChange, runs, try_changes
 from replaceme_core.engine.numerics.sums import SOLVE_DTYPE
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.resolve import kind
@@ -53,7 +53,7 @@ def _named(task: Task, cuts: list[Cut]) -> tuple[list[Cut], list[Candidate]]:
 def _best_window(task: Task) -> tuple[list[Cut], list[Candidate]]:
     """Of those of least distance across them the one of least held-out loss when merged."""
     blocks = task.block_runner.blocks
-    possible = [cut for cut in task.activations.allowed(windows(len(blocks), task.remove)) if mergeable(blocks, cut)]
+    possible = [cut for cut in allowed_windows(task) if mergeable(blocks, cut)]
     if not possible:
         raise InvalidInput(
             f"no {task.remove + 1} neighbouring blocks of this model are of one kind, so none can be merged; remove "

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 
 from replaceme_core.engine.activations.capture import capture_distances
-from replaceme_core.engine.methods.candidates import blocks_of, some_of
+from replaceme_core.engine.methods.candidates import allowed_windows, blocks_of, some_of
 from replaceme_core.engine.methods.panel import Panel, losses_without_each, variant_losses
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
-from replaceme_core.engine.model.changes import Cut, Variant, runs, windows
+from replaceme_core.engine.model.changes import Cut, Variant, runs
 from replaceme_core.runner.messages import Stage
 
 EVIDENCE_TOKENS = 8_192
@@ -18,8 +18,8 @@ blocks costs about n L / 4 dense passes over them, and a smaller difference betw
 
 def drop(task: Task) -> Pruning:
     """Remove the window of least angular distance (UIDL, arXiv 2403.17887), or the named blocks."""
-    named, blocks = task.spec.drop, len(task.block_runner.blocks)
-    cuts = task.activations.allowed(windows(blocks, task.remove)) if named is None else runs(named)
+    named = task.spec.drop
+    cuts = allowed_windows(task) if named is None else runs(named)
     angles = capture_distances(task.activations, cuts)
     task.progress.metric("tokens", task.calibration_tokens, "tokens")
     task.begin(Stage.SELECT)
@@ -78,13 +78,14 @@ def perplexity_greedy(task: Task) -> Pruning:
     candidates: list[Candidate] = []
     for step in range(1, task.remove + 1):
         blocks = range(1, len(task.block_runner.blocks))
-        remaining = [block for block in blocks if block not in removed and task.activations.may_go([*removed, block])]
+        left = [block for block in blocks if block not in removed and task.activations.may_go([*removed, block])]
+        remaining = some_of(left)
         losses = dict.fromkeys(remaining, 0.0)
         for number, batch in enumerate(batches, start=1):
             for block, loss in losses_without_each(task.block_runner, batch, removed=removed, tried=remaining).items():
                 losses[block] += loss
             task.progress.advance((step - 1 + number / len(batches)) / task.remove)
-        best = min(some_of(remaining), key=lambda block: losses[block])
+        best = min(remaining, key=lambda block: losses[block])
         candidates += [
             Candidate(
                 start=block, end=block, held_out_loss=losses[block] / predictions, chosen=block == best, step=step

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
+from replaceme_core.errors import InvalidInput
 from replaceme_core.request.method import Method
 from replaceme_core.runner.messages import Stage
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate
@@ -70,3 +71,14 @@ def test_a_value_that_is_not_finite_is_not_known() -> None:
     shown = json.loads(json.dumps(row.as_dict(), allow_nan=False))
     assert (shown["distance"], shown["residual"], shown["held_out_loss"]) == (None, None, 3.5)
     assert (shown["start"], shown["end"], shown["chosen"]) == (2, 4, True)
+
+
+@pytest.mark.parametrize(
+    "method", [*({"name": str(method)} for method in Method), {"name": "least_squares", "as_published": True}], ids=str
+)
+def test_more_blocks_than_may_go_are_refused(method: dict[str, object]) -> None:
+    """As an error of the request: a search for the deepest cut then tries fewer."""
+    task, _ = make_task(tiny_model(), remove=4, fit=FIT, held_out=HELD_OUT, method=method)
+    task.activations.allows = lambda blocks: not {1, 2}.intersection(blocks)
+    with pytest.raises(InvalidInput, match="remove fewer"):
+        carry_out(task)
