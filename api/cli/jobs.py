@@ -244,12 +244,12 @@ def delete(
     service: Service,
     job_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="IDs of jobs that have ended.")],
 ) -> None:
-    for job_id in map(service.whole_id, job_ids):
+    found = [service.whole_id(given) for given in job_ids]
+    for job_id in found:
         service.client.delete(job_id)
-        if not service.as_json:
-            print_note(f"job {job_id} is deleted")
+        print_note(f"job {job_id} is deleted")  # with --json too: the next one may fail
     if service.as_json:
-        print_json({"deleted": job_ids})
+        print_json({"deleted": found})
 
 
 @asks_service()

@@ -136,6 +136,16 @@ def test_a_job_is_named_by_the_beginning_of_its_id(service: StubService) -> None
     assert service.received[0][0] == f"GET /jobs?id_prefix={beginning}&limit=2"
 
 
+def test_delete_names_each_job_that_is_deleted(service: StubService) -> None:
+    service.answers["GET /jobs"] = [(200, {"items": [a_job()], "next_cursor": None})]
+    service.answers[f"DELETE /jobs/{JOB_ID}"] = [(204, b"")]
+    done = run_at(service, "delete", JOB_ID[:8], "--json")
+    assert json.loads(done.stdout) == {"deleted": [JOB_ID]}
+    failed = run_at(service, "delete", JOB_ID, NEW_ID, "--json")
+    assert failed.exit_code == ExitCode.BAD_INPUT
+    assert f"job {JOB_ID} is deleted" in failed.stderr
+
+
 def test_a_sweep_is_submitted_and_waited_for(service: StubService) -> None:
     jobs = [a_job(id=one, status="queued", labels={"sweep": "ab"}) for one in (JOB_ID, NEW_ID)]
     service.answers["POST /jobs"] = [(202, {"items": jobs, "next_cursor": None})]
