@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Request, Response
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 
@@ -26,6 +27,7 @@ from api.routes.jobs import JobId
 from api.routes.plans import EstimateBody, PlanBody
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.ledger import reading
+from replaceme_core.request.calibration import CalibrationSource
 from replaceme_core.request.fields import BUILTIN_TEXTS, MOST_NAMED_BLOCKS
 from replaceme_core.request.gate import read_criteria, written_criteria
 from replaceme_core.request.method import Method
@@ -39,7 +41,7 @@ DEFAULTS: Mapping[str, str] = {
     "priority": "5",
 }
 """What a new form holds; a field that is not here is empty."""
-_WHOLE, _DECIMAL = re.compile(r"-?\d{1,18}"), re.compile(r"-?\d{0,18}\.\d{1,18}|-?\d{1,18}(\.\d{1,18})?")
+_WHOLE, _DECIMAL = re.compile(r"-?\d{1,18}"), re.compile(r"-?(\d{1,18}|\d{0,18}\.\d{1,18})(e[+-]?\d{1,2})?")
 _MOST_MODELS = 50
 _SAME = 1e-6
 _RANGE = re.compile(r"(\d{1,5})\s*-\s*(\d{1,5})")
@@ -166,27 +168,56 @@ _PLACES: Mapping[str, tuple[str, Callable[[str], object]]] = {
 _ALWAYS, _USUALLY = ("model", "ratio", "calibration"), ("private", "evaluate")
 """What is in the body though it is empty; and what is checked by default, and left out where it is."""
 FIELDS = (*_PLACES, "deepest")
+_PARTLY_SHOWN = ("calibration", "method", "heal_dataset")
+"""Fields that show a name alone of what may have options, such as the shares of a mix."""
 
 
 def to_body(form: Mapping[str, str]) -> dict[str, object]:
-    """The body of `POST /jobs`. What should be a number and is not stays a text, which the validation then explains."""
+    """The body of `POST /jobs`. What should be a number and is not stays a text, which the validation then explains.
+
+    A form that was filled in from a job has its specification as `base`: what no field shows is taken from there.
+    """
     given = {name: form.get(name, "").strip() for name in FIELDS}
     filled = [name for name in _PLACES if name in _ALWAYS or bool(given[name]) != (name in _USUALLY)]
     if given["drop"]:
         filled.remove("ratio")
-    body: dict[str, Any] = {}
+    body = _not_shown(form.get("base", ""), given)
     for name in filled:
         path, read = _PLACES[name]
         *places, last = path.split(".")
         inner = body
         for place in places:
             inner = inner.setdefault(place, {})
-        inner[last] = read(given[name])
+        inner.setdefault(last, read(given[name]))
     if given["deepest"] and "ratio" in body:
         body["ratio"] = {"max": body["ratio"]}
-    if "," in given["calibration"]:  # an equal mix
-        names = body["calibration"].pop("dataset").split(",")
-        body["calibration"]["sources"] = [{"dataset": name.strip()} for name in names]
+    if "," in given["calibration"] and "sources" not in body["calibration"]:  # an equal mix
+        body["calibration"]["sources"] = [{"dataset": name} for name in _parts(given["calibration"])]
+    if "sources" in body["calibration"]:
+        del body["calibration"]["dataset"]
+    return body
+
+
+def _not_shown(base: str, given: Mapping[str, str]) -> dict[str, Any]:
+    """What a form with the values `given` does not show of the specification `base`, in JSON; empty: of none."""
+    try:
+        spec = CompressionSpec.model_validate_json(base)
+    except ValidationError:
+        return {}
+    body = spec.model_dump(mode="json", exclude_defaults=True, exclude={"output"})
+    before = to_values(spec)
+    if given["calibration"] != before["calibration"]:
+        of_text = (*CalibrationSource.model_fields, "sources")
+        body["calibration"] = {name: value for name, value in body["calibration"].items() if name not in of_text}
+    for name, (path, _) in _PLACES.items():
+        if name not in _PARTLY_SHOWN or given[name] != before[name]:
+            *places, last = path.split(".")
+            inner: Any = body
+            for place in places:
+                inner = inner.get(place, {})
+            inner.pop(last, None)
+    if not given["heal_tokens"]:
+        body.pop("heal", None)
     return body
 
 
@@ -202,7 +233,7 @@ def field_of(path: str) -> str | None:
 
 
 def to_values(spec: CompressionSpec) -> dict[str, str]:
-    """What the form holds for the specification of a job: `to_body` of it asks for the same."""
+    """What the form holds for the specification of a job: `to_body` of it and its `base` asks for the same."""
     found, body = dict.fromkeys(FIELDS, ""), spec.model_dump(mode="json")
     for name, (path, _) in _PLACES.items():
         value: Any = body
@@ -241,7 +272,8 @@ def ask(session: ReadingSessionDep, caller: CallerDep, request: Request, job: Jo
     """The form, with what is usual filled in, or what a `job` was asked for, but its output."""
     values = DEFAULTS
     if job is not None:
-        values = {**to_values(reading.get(session, job, owner=caller).spec), "output": ""}
+        spec = reading.get(session, job, owner=caller).spec
+        values = {**to_values(spec), "output": "", "base": spec.model_dump_json(exclude_defaults=True)}
     return _form(request, values, FormErrors(), models=reading.models(session, owner=caller, limit=_MOST_MODELS))
 
 
@@ -305,7 +337,7 @@ def _form(request: Request, values: Mapping[str, str], errors: FormErrors, *, mo
         "new_job.html",
         request.scope,
         status=errors.status if errors else HTTPStatus.OK,
-        values={name: values.get(name, "") for name in FIELDS},
+        values={name: values.get(name, "") for name in (*FIELDS, "base")},
         errors=errors,
         key=str(uuid4()),
         models=models,

@@ -1,6 +1,7 @@
 """The form of a new job: the plan while one types, errors beside their fields, submission."""
 
 import re
+from html import unescape
 
 import pytest
 from httpx2 import Response
@@ -10,6 +11,7 @@ from api.dashboard.new_job import DEFAULTS, FIELDS, FormErrors, read_request, to
 from api.request_bodies import JobRequest
 from replaceme_core.errors import HubUnreachable
 from replaceme_core.report.figures import time_range
+from replaceme_core.request.calibration import CalibrationSource
 from replaceme_core.request.spec import CompressionSpec
 from tests.fixtures.api.pages import text_of, token_of
 from tests.fixtures.api.requests import SMALLEST
@@ -222,8 +224,6 @@ def test_a_form_that_is_filled_in_from_a_job_asks_for_the_same(client: TestClien
     }
     job = client.post("/jobs", json=asked).json()
     spec = CompressionSpec.model_validate(client.get(f"/jobs/{job['id']}").json()["spec"])
-    again = JobRequest.model_validate(to_body(to_values(spec))).to_spec()
-    assert again.fingerprint() == spec.fingerprint()
     page = client.get("/ui/new", params={"job": job["id"]})
     for name, value in (
         ("ratio", "0.5"),
@@ -234,7 +234,49 @@ def test_a_form_that_is_filled_in_from_a_job_asks_for_the_same(client: TestClien
         found = re.search(rf'name="{name}"[^>]* value="([^"]*)"', page.text)
         assert found is not None and found[1].startswith(value), name
     assert '<option value="org/name">' in page.text, "a model that was used before"
+    again = JobRequest.model_validate(to_body({**to_values(spec), "base": base_of(page)})).to_spec()
+    assert again.fingerprint() == spec.fingerprint()
     assert client.get("/ui/new", params={"job": "0" * 8 + "-0000-0000-0000-" + "0" * 12}).status_code == 404
+
+
+def base_of(page: Response) -> str:
+    found = re.search(r'name="base" value="([^"]*)"', page.text)
+    assert found is not None
+    return unescape(found[1])
+
+
+def test_what_the_form_does_not_show_of_a_job_stays_as_it_was() -> None:
+    mix = [
+        {"dataset": "org/data", "config": "raw", "share": 0.5},
+        {"dataset": "builtin:prose"},
+        {"self_generated": True},
+    ]
+    asked = {
+        "model": "org/name",
+        "ratio": 0.25,
+        "method": {"name": "least_squares", "ridge": 0.1},
+        "calibration": {"sources": mix, "seed": 3},
+        "heal": {"tokens": 10**6, "dataset": {"dataset": "org/data", "split": "test"}, "weights": "some"},
+        "evaluation": {"tasks": [], "samples": 8},
+        "compute": {"threads": 2},
+        "output": "local/mine",
+    }
+    spec = JobRequest.model_validate(asked).to_spec()
+    form = {**to_values(spec), "base": spec.model_dump_json(exclude_defaults=True)}
+
+    def asks(**changes: str) -> CompressionSpec:
+        return JobRequest.model_validate(to_body({**form, **changes})).to_spec()
+
+    assert asks().fingerprint() == spec.fingerprint()
+    assert asks(ratio="0.5") == spec.model_copy(update={"ratio": 0.5})
+    assert asks(ratio="", drop="3-5") == spec.model_copy(update={"ratio": None, "drop": (3, 4, 5)})
+    other = asks(calibration="builtin:code", method="refit", heal_tokens="", heal_dataset="", heal_learning_rate="")
+    assert (other.calibration.dataset, other.calibration.sources, other.calibration.seed) == ("builtin:code", None, 3)
+    assert (other.method.ridge, other.heal, other.compute.threads) == (None, None, 2)
+    assert asks(calibration="org/data, builtin:code").calibration.sources == tuple(
+        CalibrationSource(dataset=name) for name in ("org/data", "builtin:code")
+    )
+    assert to_body({**form, "base": "{"})["ratio"] == 0.25, "not from a page of ours"
 
 
 def test_a_fraction_that_is_not_of_whole_blocks_is_explained(client: TestClient) -> None:
