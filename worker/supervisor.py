@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from opentelemetry.trace import SpanKind, get_current_span
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from replaceme_core import telemetry
 from replaceme_core.errors import (
     Cancelled,
     DatabaseUnreachable,
+    InvalidInput,
     LeaseLost,
     QueueUnreachable,
     ReplaceMeError,
@@ -156,14 +158,24 @@ class Supervisor:
                 logger.warning("job %s was released; the next sweep sends its message: %s", released.id, error)
 
     def _claim(self) -> tuple[Job, Claim] | None:
-        with self.database.session() as session:
-            claim = attempts.claim_next(
-                session,
-                worker=f"{socket.gethostname()}:{os.getpid()}",
-                lease_seconds=self.settings.lease_seconds,
-                worker_kinds=self.worker_kinds,
-            )
-            return None if claim is None else (attempts.job_of(session, claim), claim)
+        """The next job. One whose specification this release cannot read fails: it would stop all jobs behind it."""
+        while True:
+            with self.database.session() as session:
+                claim = attempts.claim_next(
+                    session,
+                    worker=f"{socket.gethostname()}:{os.getpid()}",
+                    lease_seconds=self.settings.lease_seconds,
+                    worker_kinds=self.worker_kinds,
+                )
+                if claim is None:
+                    return None
+                try:
+                    return attempts.job_of(session, claim), claim
+                except ValidationError as error:
+                    fields = ", ".join(".".join(map(str, one["loc"])) for one in error.errors(include_url=False))
+                    message = f"this worker cannot read the specification, perhaps that of another release: {fields}"
+                    attempts.fail(session, claim, code=InvalidInput.code, message=message)
+            logger.error("job %s: %s", claim.job_id, message)
 
     def _run_attempt(self, job: Job, claim: Claim, progress: ProgressWriter, *, claimed_at: float) -> Write:
         """Do the work; returns the write that ends the attempt. Raises `LeaseLost` if nothing may be written."""

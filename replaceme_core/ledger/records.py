@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeVar
 
+from pydantic import ValidationError
+
 from replaceme_core import shapes
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.states import TERMINAL, EventType, JobStatus
@@ -201,20 +203,33 @@ def to_spec(row: JobRow) -> CompressionSpec:
 
 
 def to_job(row: JobRow) -> Job:
-    """The record of a row. The version before stores no summary, and clears of the estimate `eta_seconds` only."""
-    spec, stored = to_spec(row), row.result or {}
-    return Job.of(
-        row,
-        spec=spec,
-        labels=spec.labels,
-        route=row.worker_kind,
-        progress=shapes.JobProgress(
+    """The record of a row."""
+    spec = to_spec(row)
+    return Job.of(row, spec=spec, labels=spec.labels, **_state(row))
+
+
+def to_shown_job(row: JobRow) -> shapes.Job:
+    """The same for messages. A specification of another release, which this one cannot read, is shown as it is stored:
+    the job can be failed, requeued and cancelled all the same.
+    """
+    try:
+        return to_job(row)
+    except ValidationError:
+        return shapes.Job.of(row, spec=row.spec, labels=row.spec.get("labels", {}), **_state(row))
+
+
+def _state(row: JobRow) -> dict[str, object]:
+    """The version before stores no summary, and clears of the estimate `eta_seconds` only."""
+    stored = row.result or {}
+    return {
+        "route": row.worker_kind,
+        "progress": shapes.JobProgress(
             overall=row.overall,
             stage=row.stage_fraction,
             eta_seconds=row.eta_seconds,
             eta_error_seconds=None if row.eta_seconds is None else row.eta_error_seconds,
         ),
-        error=None if row.error_code is None else {"code": row.error_code, "message": row.error_message or ""},
-        result={name: stored[name] for name in shapes.JobResult.model_fields if name in stored} or None,
-        summary=stored.get("summary"),
-    )
+        "error": None if row.error_code is None else {"code": row.error_code, "message": row.error_message or ""},
+        "result": {name: stored[name] for name in shapes.JobResult.model_fields if name in stored} or None,
+        "summary": stored.get("summary"),
+    }

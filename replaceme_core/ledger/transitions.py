@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from replaceme_core.errors import JobNotFound, StaleTransition
 from replaceme_core.ledger.database import now
-from replaceme_core.ledger.records import JobEvent, to_job
+from replaceme_core.ledger.records import JobEvent, to_shown_job
 from replaceme_core.ledger.states import DeliveryState, EventType, JobStatus, is_allowed
 from replaceme_core.ledger.tables import DeliveryRow, JobEventRow, JobRow, WebhookRow, is_uuid
 from replaceme_core.ledger.webhooks import body_of
@@ -123,7 +123,7 @@ def _write_messages(session: Session, row: JobRow, events: Sequence[JobEvent]) -
     webhooks = session.scalars(_WEBHOOKS, asked, execution_options={"populate_existing": True}).all()
     if not webhooks:
         return
-    job = to_job(row)
+    job = to_shown_job(row)
     for webhook in webhooks:
         if not webhook.labels.items() <= job.labels.items():
             continue

@@ -22,7 +22,7 @@ from replaceme_core import shapes
 from replaceme_core.errors import Conflict, InvalidInput, NotFound
 from replaceme_core.ledger.database import delete_oldest, now
 from replaceme_core.ledger.keys import OF_WEBHOOKS, Keys
-from replaceme_core.ledger.records import Job, JobEvent, Page, from_cursor, page_of, to_cursor
+from replaceme_core.ledger.records import JobEvent, Page, from_cursor, page_of, to_cursor
 from replaceme_core.ledger.states import (
     ACTIVE,
     DEFAULT_EVENTS,
@@ -460,7 +460,7 @@ def _to_deliveries(session: Session, rows: Sequence[DeliveryRow]) -> list[WholeD
     ]
 
 
-def body_of(payload: Payload, job: Job, event: JobEvent) -> str:
+def body_of(payload: Payload, job: shapes.Job, event: JobEvent) -> str:
     """The JSON text of a message about one event. `job` is as it is right after the event."""
     is_full = payload is Payload.FULL
     data = shapes.MessageData(

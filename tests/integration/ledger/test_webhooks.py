@@ -8,7 +8,7 @@ from itertools import chain
 
 import jsonschema_rs
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import select, text, update
 
 from api.bodies import JobBody, LinksBody
 from api.main import create_app
@@ -16,7 +16,7 @@ from replaceme_core.errors import Conflict, NotFound
 from replaceme_core.ledger import webhooks
 from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.states import DeliveryState, DisabledBy, EventType, Payload
-from replaceme_core.ledger.tables import DeliveryRow, WebhookRow
+from replaceme_core.ledger.tables import DeliveryRow, JobRow, WebhookRow
 from replaceme_core.ledger.webhooks import MOST_AT_ONCE, MOST_STANDING, ClaimedDelivery, Webhook, message_id
 from tests.fixtures.jobs.ledger import Ledger, at_once
 from tests.fixtures.webhooks.outbox import Outbox
@@ -61,6 +61,19 @@ def test_only_what_was_asked_for_is_sent(ledger: Ledger, outbox: Outbox) -> None
     assert outbox.types(of_job.id) == ["cancel_requested", "cancelled"]
     assert {delivery.job_id for delivery in outbox.deliveries(of_job.id)} == {plain}
     assert Outbox(outbox.database, owner="another").deliveries(foreign.id) == ()
+
+
+def test_a_job_whose_specification_cannot_be_read_has_its_messages(ledger: Ledger, outbox: Outbox) -> None:
+    """A later release has stored it. The sweep requeues and fails it like any other."""
+    webhook = outbox.add(events=(EventType.LEASE_LAPSED,), labels={"team": "red"}, payload=Payload.FULL)
+    job_id = ledger.add(labels={"team": "red"})
+    ledger.claim(job_id, lease_seconds=-1)
+    with ledger.database.session() as session:
+        row = session.scalars(select(JobRow)).one()
+        row.spec = {**row.spec, "later": 1}
+    assert ledger.requeue_expired() == [job_id]
+    job = json.loads(outbox.deliveries(webhook.id)[0].body)["data"]["job"]
+    assert (job["id"], job["status"], job["spec"]["later"]) == (job_id, "queued", 1)
 
 
 def test_a_full_message_has_the_job_as_the_api_shows_it(ledger: Ledger, outbox: Outbox) -> None:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from benchmarks.harness.jobs import report_of
 from replaceme_core.hardware import WorkerKind
@@ -97,6 +97,21 @@ def test_a_shutdown_in_the_middle_releases_the_job(bench: Bench) -> None:
     with pytest.raises(SystemExit):
         Supervisor(settings=bench.settings, database=bench.database, open_hub=shut_down).run(job_id)
     assert bench.job(job_id).status is JobStatus.QUEUED
+
+
+def test_a_job_whose_specification_cannot_be_read_fails_and_the_next_one_runs(bench: Bench) -> None:
+    """It was stored by a later release, before a rollback."""
+    unreadable, next_one = bench.add(), bench.add()
+    with bench.database.session() as session:
+        later = select(JobRow).where(JobRow.id == unreadable)
+        row = session.scalars(later).one()
+        row.spec = {**row.spec, "later": 1}
+    assert bench.run(next_one).status is JobStatus.SUCCEEDED
+    with bench.database.session(read_only=True) as session:
+        row = session.scalars(later).one()
+        assert (row.status, row.error_code) == (JobStatus.FAILED, "invalid_input")
+        assert row.error_message is not None
+        assert row.error_message.endswith("release: later")
 
 
 def said_by(bench: Bench, expression: str, job_id: str) -> str:
