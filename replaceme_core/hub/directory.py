@@ -367,9 +367,10 @@ def _copy(folder: Path, to: Path) -> None:
 
 def _remove_abandoned(target: Path) -> None:
     """Remove what killed publishers left beside the target. Call it with the repository locked for writing."""
-    for replaced in target.parent.glob(f".{target.name}.*.old"):
+    own = f".{target.name}.{'[0-9a-f]' * 32}"  # and not those of a repository whose name only begins with this one
+    for replaced in target.parent.glob(f"{own}.old"):
         shutil.rmtree(replaced, ignore_errors=True)
-    for staged in target.parent.glob(f".{target.name}.*.new"):
+    for staged in target.parent.glob(f"{own}.new"):
         with try_locked(staged) as is_abandoned:
             if is_abandoned:
                 shutil.rmtree(staged, ignore_errors=True)

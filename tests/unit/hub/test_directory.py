@@ -48,7 +48,7 @@ def before_commit():
 
 hub = DirectoryHub(pathlib.Path(sys.argv[1]))
 hub.publish(
-    Publication(folder=pathlib.Path(sys.argv[2]), repo_id="tester/out", private=True, title="t", trailer="Job: new"),
+    Publication(folder=pathlib.Path(sys.argv[2]), repo_id=sys.argv[4], private=True, title="t", trailer="Job: new"),
     before_commit=before_commit,
     may_replace=lambda existing: None,
 )
@@ -177,6 +177,23 @@ def test_a_deleted_result_may_be_published_again(directory_side: DirectorySide, 
     assert directory_side.hub.find_publication(OUT, NEW) == revision
 
 
+def publish_and_crash(
+    side: DirectorySide, result: Publication, crash: str, repo_id: str
+) -> subprocess.CompletedProcess[bytes]:
+    arguments = [sys.executable, "-c", CRASH, str(side.root), str(result.folder), crash, repo_id]
+    return subprocess.run(arguments, check=False, timeout=60)
+
+
+def test_what_a_killed_publisher_left_of_another_repository_is_not_removed(
+    directory_side: DirectorySide, result: Publication
+) -> None:
+    longer = f"{OUT}.b"
+    assert publish_and_crash(directory_side, result, "rename:1", longer).returncode == -signal.SIGKILL
+    directory_side.hub.publish(result, before_commit=nothing)
+    assert directory_side.hub.find_publication(longer, NEW) is not None
+    assert directory_side.files(longer) == RESULT
+
+
 @pytest.mark.parametrize("there_before", [False, True])
 @pytest.mark.parametrize("crash", ["before_commit:0", "rename:1", "rename:2", "unlink:1"])
 def test_a_killed_publisher_leaves_the_old_or_the_new(
@@ -185,8 +202,7 @@ def test_a_killed_publisher_leaves_the_old_or_the_new(
     hub = directory_side.hub
     if there_before:
         hub.publish(publication(tmp_path / "old", {"old.txt": b"old"}, trailer="Job: old"), before_commit=nothing)
-    arguments = [sys.executable, "-c", CRASH, str(directory_side.root), str(result.folder), crash]
-    ended = subprocess.run(arguments, check=False, timeout=60)
+    ended = publish_and_crash(directory_side, result, crash, OUT)
     if ended.returncode == 0:  # with nothing to move aside there is no second rename
         assert (crash, there_before) == ("rename:2", False)
     else:
