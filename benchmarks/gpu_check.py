@@ -32,14 +32,13 @@ def default_device() -> str:
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def look(scratch: Path) -> list[Row]:
+def look() -> list[Row]:
     """What `replaceme doctor` finds."""
-    found = scratch / "doctor.json"
-    command = [Path(sys.executable).with_name("replaceme"), "doctor", "--out", found]
-    subprocess.run(command, check=False, capture_output=True)
-    if not found.exists():
+    command = [Path(sys.executable).with_name("replaceme"), "doctor", "--json"]
+    found = subprocess.run(command, check=False, capture_output=True).stdout
+    if not found:
         return [("doctor", FAILED, "it ended without a result; run `replaceme doctor`")]
-    return [(one["name"], one["state"], one["text"]) for one in json.loads(found.read_text())["findings"]]
+    return [(one["name"], one["state"], one["text"]) for one in json.loads(found)["findings"]]
 
 
 def run_tests(scratch: Path) -> list[Row]:
@@ -87,7 +86,7 @@ def main() -> int:
     device = options.device or default_device()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        rows = look(scratch)
+        rows = look()
         if options.device is None and device == "cpu":
             rows.append(("accelerator", FAILED, "torch finds none on this machine: see the line of torch above"))
         else:

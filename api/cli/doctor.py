@@ -3,7 +3,6 @@
 Nothing secret is in its output: it can be attached to an issue.
 """
 
-import json
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -143,22 +142,16 @@ _LOOKS: Mapping[str, Look] = {
 }
 
 
-def look(settings: Settings, environ: Mapping[str, str], *, out: Path | None, as_json: bool) -> bool:
-    """Print what is found, and write it to `out`; whether there is no problem. Raises `InvalidInput`."""
+def look(settings: Settings, environ: Mapping[str, str], *, as_json: bool) -> bool:
+    """Print what is found; whether there is no problem."""
     if (hub := settings.embedded_hub) is not None:
         settings = settings.model_copy(update={"hub": f"{DIRECTORY_PREFIX}{hub}"})
     found = list(findings(settings, environ))
     is_well = all(one.state is not State.PROBLEM for one in found)
-    body = {"ok": is_well, "findings": [asdict(one) for one in found]}
-    if out is not None:
-        try:
-            out.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InvalidInput(f"{out} cannot be written: {error.strerror}") from error
     if as_json:
-        print_json(body)
-        return is_well
-    print_findings([(one.name, one.state, one.text) for one in found])
+        print_json({"ok": is_well, "findings": [asdict(one) for one in found]})
+    else:
+        print_findings([(one.name, one.state, one.text) for one in found])
     return is_well
 
 

@@ -9,7 +9,6 @@ import typer
 
 from api.cli.exit_codes import ExitCode
 from api.cli.output.console import JsonFlag, print_note
-from replaceme_core.errors import InvalidInput
 from replaceme_core.local.run import check_installed, read_settings
 from replaceme_core.settings import Settings
 
@@ -51,37 +50,21 @@ def worker(
 
 def doctor(
     *,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="File to write the JSON to, too.", show_default=False),
-    ] = None,
     data: DataDirectory = None,
     as_json: JsonFlag = False,
 ) -> None:
     settings = read_settings() if data is None else read_settings(data=data)
     from api.cli.doctor import look
 
-    if not look(settings, os.environ, out=out, as_json=as_json):
+    if not look(settings, os.environ, as_json=as_json):
         raise typer.Exit(int(ExitCode.BAD_INPUT))
 
 
-def openapi(
-    *,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File to write. Default: standard output.", show_default=False)
-    ] = None,
-) -> None:
+def openapi() -> None:
     _prepare("openapi", "api")
     from api.main import create_app
 
-    text = json.dumps(create_app().openapi(), indent=2, ensure_ascii=False)
-    if out is None:
-        typer.echo(text)
-        return
-    try:
-        out.write_text(f"{text}\n", encoding="utf-8")
-    except OSError as error:
-        raise InvalidInput(f"{out} cannot be written: {error.strerror}") from error
+    typer.echo(json.dumps(create_app().openapi(), indent=2, ensure_ascii=False))
 
 
 def _prepare(command: str, *extras: str, data: Path | None = None) -> Settings:
