@@ -17,7 +17,7 @@ from replaceme_core.engine.model.load import stored_weights
 from replaceme_core.engine.model.save import save_model, verify_saved
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.families.layout import FAMILIES, Layout, MapStructure, Write
-from replaceme_core.families.resolve import ResolvedModel, kind, resolve
+from replaceme_core.families.resolve import ResolvedModel, check_residual, kind, resolve
 from tests.fixtures.models.activations import activations_of
 from tests.fixtures.models.tiny import (
     BLOCKS,
@@ -47,6 +47,18 @@ def test_the_stream_is_the_sum_of_its_writes(variant: Variant) -> None:
         for block in range(BLOCKS):
             stream = block_runner.run(block, stream)
         assert torch.equal(block_runner.leave(stream, tokens), model(input_ids=tokens, use_cache=False).logits)
+
+
+def test_a_block_that_writes_nothing_is_as_good_as_any() -> None:
+    """Such as those that mergekit inserts, their writes scaled by 0."""
+    model, tokens = tiny_model(), token_ids(2, 24)
+    with torch.inference_mode():
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            model.get_submodule(f"model.layers.3.{name}").weight.zero_()
+        assert BlockRunner(resolved=resolve(model)).prove(tokens) < 1e-5
+        stream = torch.ones(4, WIDTH)
+        with pytest.raises(NumericalFailure, match="block 3"):
+            check_residual(block=3, before=stream, after=2 * stream, writes=[0 * stream])
 
 
 @every_variant
