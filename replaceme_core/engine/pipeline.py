@@ -15,11 +15,13 @@ deepest cut that passes the gate is asked for, `select` is a search, each trial 
 """
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from replaceme_core.engine.activations.cache import open_cache
+from replaceme_core.engine.activations.capture import with_intact_streams
 from replaceme_core.engine.evaluation.compare import Unmeasured
 from replaceme_core.engine.evaluation.tasks import load_tasks
 from replaceme_core.engine.healing.heal import heal, require_training
@@ -136,7 +138,7 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
             else:
                 pruning = decide(task, run.checkpoints)
             captured = task.activations.record()
-            angles = layer_angles(task.activations)
+            angles = with_intact_streams(partial(layer_angles, task.activations))
         del task
         report_capture(progress, captured)
         report_candidates(progress, pruning.candidates, unit=loss_unit)

@@ -10,7 +10,7 @@ not stored is run again when it is read, to the same bit.
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -33,6 +33,7 @@ from replaceme_core.request.defaults import CHOICE_STREAM_BYTES
 
 logger = logging.getLogger(__name__)
 
+Found = TypeVar("Found")
 Losses = Mapping[int, float]
 """Summed losses in nats, by the number of the held-out batch."""
 
@@ -204,19 +205,15 @@ class Activations:
             self.capture()
 
     def _read(self, name: str, batch: int) -> torch.Tensor:
-        """A stored value of a batch that is stored."""
+        """A stored value of a batch that is stored. Raises `DamagedStore`; then nothing is stored any more."""
         assert self.store is not None
         try:
-            values = self.store.get(name, self.stored.index(batch))
-        except DamagedStore as error:
-            if self.cached is None:
-                raise
-            logger.warning("the cached activations are damaged (%s); the dense model runs again", error)
-            self.cached.discard()
+            return self.store.get(name, self.stored.index(batch)).to(self.device)
+        except DamagedStore:
+            if self.cached is not None:
+                self.cached.discard()
             self.stored = ()
-            self.capture()
-            values = self.store.get(name, self.stored.index(batch))
-        return values.to(self.device)
+            raise
 
     # Streams: read where they are stored, else computed; then nothing is stored.
 
@@ -336,6 +333,18 @@ class Activations:
             batch_halvings=self.block_runner.halvings,
             kept_bytes=0 if self.store is None else self.store.nbytes,
         )
+
+
+def with_intact_streams(action: Callable[[], Found]) -> Found:
+    """What `action` returns. Where stored streams are damaged it begins anew, once: they are captured again.
+
+    Not where the damage is found: a method may have changed weights on trial there.
+    """
+    try:
+        return action()
+    except DamagedStore as error:
+        logger.warning("stored activations are damaged (%s); the dense model runs again", error)
+        return action()
 
 
 def capture_distances(activations: Activations, cuts: Sequence[Cut]) -> dict[Cut, MeanAngle]:

@@ -17,6 +17,7 @@ from typing import Final
 import torch
 
 from replaceme_core.engine.activations.cache import code_digest
+from replaceme_core.engine.activations.capture import with_intact_streams
 from replaceme_core.engine.activations.verified_file import (
     content_digest,
     delete_file,
@@ -43,16 +44,20 @@ def decide(task: Task, directory: Path | None) -> Pruning:
 
     It is left in `directory`, if there is one; where it cannot be written, it is not kept.
     """
-    method = find_method(task.spec.method.name)
     if directory is None:
-        return method(task)
+        return with_intact_streams(partial(_carry_out, task))
     path = directory / f"{checkpoint_key(task)}.safetensors"
     device = torch.device(task.spec.compute.device)
     restored = _read(path, device=device)
     if restored is not None:
         task.begin(Stage.SOLVE, resumed_from=Stage.SOLVE)
         return restored
-    return _keep(method(task), path, device=device)
+    return _keep(with_intact_streams(partial(_carry_out, task)), path, device=device)
+
+
+def _carry_out(task: Task) -> Pruning:
+    task.activations.prepare()  # before the method changes weights on trial: streams are those of the dense model
+    return find_method(task.spec.method.name)(task)
 
 
 def checkpoint_key(task: Task) -> str:

@@ -9,8 +9,8 @@ import torch
 
 from replaceme_core.engine.evaluation.evaluate import evaluate
 from replaceme_core.runner.messages import EvaluateRequest, Finished, RunnerRequest
-from tests.fixtures.models.pipeline import request, run
-from tests.fixtures.models.tiny import BLOCKS, save_tiny
+from tests.fixtures.models.pipeline import TEXT, request, run
+from tests.fixtures.models.tiny import BLOCKS, save_tiny, save_trained
 
 DENSE_RUNS = BLOCKS * (2 + 2 + 1)  # batches of 8: 14 fit sequences in two, 2 held-out ones in two, and the proof
 
@@ -86,6 +86,12 @@ def test_other_data_or_rounding_is_another_entry(source: Path, fields: dict[str,
     assert activations(third)["cached"] is False
 
 
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[100] ^= 4
+    path.write_bytes(data)
+
+
 @pytest.mark.parametrize("harm", ["flip", "index"])
 def test_a_damaged_entry_is_made_anew(source: Path, harm: str) -> None:
     _, _, out = run(cached(source, "first"))
@@ -94,14 +100,30 @@ def test_a_damaged_entry_is_made_anew(source: Path, harm: str) -> None:
         path = entry / "entry.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "index": {"stream-0": [{}]}}))
     else:
-        data = bytearray((entry / "write-1").read_bytes())
-        data[100] ^= 4
-        (entry / "write-1").write_bytes(data)
+        flip(entry / "write-1")
     second, _, other = run(cached(source, "second"))
     assert int(str(activations(second)["dense_block_runs"])) >= DENSE_RUNS - BLOCKS
     assert weights(out) == weights(other)
     third, *_ = run(cached(source, "third"))
     assert activations(third)["dense_block_runs"] == 0
+
+
+def test_damage_found_while_weights_are_changed_on_trial_leads_to_the_same_bytes(tmp_path: Path) -> None:
+    """`stream-4` is read once block 1 is changed on trial."""
+    source, refit = save_trained(tmp_path / "source", TEXT), {"method": {"name": "refit"}, "drop": [2]}
+    _, _, out = run(cached(source, "first", **refit))
+    (entry,) = entries(source)
+    flip(entry / "stream-4")
+    later = [run(cached(source, name, **refit))[2] for name in ("second", "third")]
+    assert [weights(other) == weights(out) for other in later] == [True, True]
+
+
+def test_streams_are_not_those_of_blocks_that_are_merged_on_trial(source: Path) -> None:
+    run(cached(source, "merged", method={"name": "merge"}, drop=[2]))
+    second, _, out = run(cached(source, "second"))
+    assert activations(second)["cached"] is True
+    _, _, other = run(cached(source, "plain").model_copy(update={"cache_directory": None}))
+    assert weights(out) == weights(other)
 
 
 def test_a_failed_run_leaves_no_draft(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
