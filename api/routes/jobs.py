@@ -27,7 +27,7 @@ from api.http import deadline
 from api.http.callers import caller_of
 from api.http.hosts import root_of
 from api.http.problems import MethodRefused
-from api.http.requests import StrictRoute, prefers_html, wait_seconds
+from api.http.requests import StrictRoute, wait_seconds
 from api.http.responses import (
     CHECKED,
     NO_STORE,
@@ -418,7 +418,7 @@ async def get_report(
     With `Accept: text/html` it is one HTML page with tables and plots, which needs nothing else.
     """
     report = await run_in_threadpool(read_report, services.database, job_id, owner=caller)
-    if prefers_html(request.headers.get("accept", "")):
+    if request.headers.get("accept", "").lstrip().startswith("text/html"):  # as browsers do
         return page_response(await services.report_pages.page(report))
     response.headers["Vary"] = "Accept"
     return report
