@@ -1,6 +1,5 @@
 """`report`: what a job has found, for people, as JSON, as a page, and as pictures."""
 
-import json
 import tempfile
 import webbrowser
 from pathlib import Path
@@ -12,6 +11,7 @@ from api.cli.output.console import make_console, print_json, print_note
 from api.cli.output.report import print_report
 from api.cli.service import Service, asks_service
 from replaceme_core.errors import InvalidInput
+from replaceme_core.hub.files import read_json_file
 from replaceme_core.hub.port import REPORT
 from replaceme_core.report.page import PAGE, plots_of, render_page
 from replaceme_core.report.plots import FORMATS, can_draw, rendered
@@ -36,8 +36,12 @@ def report(
 ) -> None:
     if plots is not None and not can_draw():
         raise InvalidInput(f"the plots cannot be drawn; {_NO_PICTURES}")
-    if (Path(job) / REPORT).is_file():
-        found = _read_report(Path(job) / REPORT)
+    file = Path(job) / REPORT
+    if file.is_file():
+        try:
+            found = read_json_file(file, str(file))
+        except OSError as error:
+            raise InvalidInput(f"{file} cannot be read: {error.strerror}") from error
     elif Path(job).is_dir():
         raise InvalidInput(f"{job} has no {REPORT}, so it is no result")
     else:
@@ -68,13 +72,3 @@ def _write(found: dict[str, object], *, html: Path | None, plots: Path | None, o
     print_note(f"wrote {html}" + ("" if can_draw() else f", without pictures; {_NO_PICTURES}"))
     if open_page and not webbrowser.open(html.resolve().as_uri()):
         print_note(f"no browser was found; open {html} in one")
-
-
-def _read_report(path: Path) -> dict[str, object]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise InvalidInput(f"{path} is not a report")
-    return found

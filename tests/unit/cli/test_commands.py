@@ -246,7 +246,7 @@ def test_a_report_that_cannot_be_read_or_written_is_bad_input(
         page = str(result / "page.html")
         assert "without pictures" in run_at(service, "report", str(result), "--html", page).stderr
     file.write_text("[]")
-    require("is not a report", result)
+    require("must hold a JSON object", result)
     require("has no replaceme.json", tmp_path)
 
 
