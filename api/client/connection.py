@@ -11,8 +11,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Final, TypedDict, TypeVar, Unpack
 from urllib.parse import quote, urlsplit
@@ -41,6 +39,7 @@ DOWN_SECONDS = 30.0
 POLL_SECONDS = 0.5
 KEY_VARIABLE: Final = "REPLACEME_API_KEY"
 KEY_FILE: Final = "api-key"
+_SECONDS = re.compile("[0-9]{1,9}")
 _HEADER_TEXT = re.compile("[!-~]+")  # visible ASCII
 _TOO_MANY_JOBS = "too_many_jobs"
 
@@ -187,16 +186,9 @@ def given(**fields: object) -> dict[str, object]:
 
 
 def retry_after(response: httpx2.Response) -> float | None:
-    """Seconds, from a number or a date; `None` if there is none that can be read."""
-    text = response.headers.get("retry-after", "").strip()
-    try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return None
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
+    """Whole seconds, as the service sends them; `None` for anything else."""
+    text = response.headers.get("retry-after", "")
+    return float(text) if _SECONDS.fullmatch(text) else None
 
 
 def pause_while_down(error: ServiceError, *, down_since: float, until: float = math.inf) -> float:
