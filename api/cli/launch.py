@@ -407,7 +407,8 @@ def provide_api_key(settings: Settings) -> None:
             keys.revoke_local()
             new = NewKey(owner=DEFAULT_OWNER, name=LOCAL_KEY_NAME, scopes=frozenset(Scope), is_local=True)
             # before the commit: a key that nobody knows would be worse than a file with a key that is not known yet
-            _write(path, keys.create(new).key)
+            path.touch(mode=_OWNER_ONLY)
+            path.write_text(f"{keys.create(new).key}\n", encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path} cannot be used: {error}", field="data", value=str(path)) from error
     finally:
@@ -422,14 +423,3 @@ def _read(path: Path) -> str:
         return ""
     path.chmod(_OWNER_ONLY)
     return text
-
-
-def _write(path: Path, text: str) -> None:
-    """Write the whole file at once."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # for its owner only
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
