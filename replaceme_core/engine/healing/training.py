@@ -21,12 +21,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from replaceme_core.engine.activations.capture import Losses
 from replaceme_core.engine.activations.cut_sums import Batch
-from replaceme_core.engine.healing.targets import Targets, loss_of, write_whole
+from replaceme_core.engine.healing.targets import Targets, loss_of
 from replaceme_core.engine.methods.panel import Panel
 from replaceme_core.engine.model.device import free_bytes
 from replaceme_core.engine.text.drawing import TokenSet
@@ -48,8 +49,6 @@ CHECKPOINT_SECONDS = 120.0
 """Between two checkpoints: a lost worker costs at most that time."""
 CURVE = 50
 """Points of the curve of the loss."""
-COMPLETE = "complete.json"
-"""Written last into a checkpoint: the size of each of its files."""
 _BEST = "best.safetensors"
 _PANEL = "panel"
 _DEVICE = "ACCELERATE_TORCH_DEVICE"
@@ -304,11 +303,6 @@ class _Watch(TrainerCallback):
         if not math.isfinite(float(loss)):
             self._end(control, "its loss was no number")
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        place = self._training.place / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        sizes = {path.name: path.stat().st_size for path in place.iterdir()}
-        write_whole(place / COMPLETE, json.dumps(sizes))
-
     def _tokens(self, step: int) -> int:
         """Tokens that were read by the end of a step; the last one may have fewer sequences."""
         return min(step * HEAL_BATCH, len(self._training.targets)) * self._training.targets.length
@@ -345,7 +339,7 @@ class _Watch(TrainerCallback):
 
 
 def _last_checkpoint(place: Path) -> str | None:
-    """The newest checkpoint whose files are all there, in full. Others are removed."""
+    """The newest complete checkpoint. Others are removed."""
     found = sorted(place.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     complete = [path for path in found if _is_complete(path)]
     for path in found:
@@ -355,8 +349,9 @@ def _last_checkpoint(place: Path) -> str | None:
 
 
 def _is_complete(checkpoint: Path) -> bool:
+    """Whether the last of its files is there in full. The library removes the checkpoint before it only then."""
     try:
-        sizes = json.loads((checkpoint / COMPLETE).read_text())
-        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    return True

@@ -2,20 +2,23 @@
 
 import errno
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, trainer
 
 from replaceme_core.engine.healing import training
 from replaceme_core.engine.healing.targets import PASSAGE, HealingText
 from replaceme_core.engine.pipeline import compress
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.report.page import plots_of
+from replaceme_core.request.defaults import HEAL_BATCH
 from replaceme_core.runner.messages import RunnerRequest, Stage
 from tests.fixtures.models.pipeline import TEXT, request, run
 from tests.fixtures.models.recorder import Recorder
@@ -158,10 +161,36 @@ def test_half_a_checkpoint_is_not_used(source: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(Killed):
         compress(asked(source, out="killed").model_copy(update=place), Mortal(0.6))
     (checkpoint,) = (source.parent / "checkpoints").glob("heal-*/checkpoint-*")
-    (checkpoint / "optimizer.pt").write_bytes(b"half of it")
+    (checkpoint / "trainer_state.json").write_text('{"epoch": 0.')
     _, _, out = run(asked(source).model_copy(update=place))
     _, _, undisturbed = run(asked(source, out="undisturbed"))
     assert same(weights(out), weights(undisturbed))
+
+
+def test_killed_while_an_old_checkpoint_is_removed_it_goes_on_from_the_new_one(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    lives, known, remove = [0], training.loss_of, trainer.rotate_checkpoints
+
+    def counted(*given: Any) -> torch.Tensor:
+        lives[-1] += 1
+        return known(*given)
+
+    def killed(**given: Any) -> None:
+        remove(**given)
+        if Path(given["output_dir"], "checkpoint-8").exists():
+            raise Killed
+
+    monkeypatch.setattr(training, "loss_of", counted)
+    monkeypatch.setattr(trainer, "rotate_checkpoints", killed)
+    place = {"checkpoint_directory": str(source.parent / "checkpoints")}
+    with pytest.raises(Killed):
+        run(asked(source, out="killed").model_copy(update=place))
+    monkeypatch.setattr(trainer, "rotate_checkpoints", remove)
+    lives.append(0)
+    run(asked(source).model_copy(update=place))
+    assert lives == [8, math.ceil(SEQUENCES / HEAL_BATCH) - 8]
 
 
 @pytest.fixture
