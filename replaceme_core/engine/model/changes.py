@@ -19,6 +19,7 @@ from replaceme_core.engine.numerics.sums import PRODUCT_DTYPE, SOLVE_DTYPE
 from replaceme_core.errors import InvalidInput, NumericalFailure
 from replaceme_core.families.layout import Weight, follow_blocks
 from replaceme_core.families.resolve import ResolvedModel, along
+from replaceme_core.request.removal import runs_of
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -66,13 +67,7 @@ def runs(drop: Sequence[int]) -> list[Cut]:
     >>> [str(cut) for cut in runs([3, 12, 13])]
     ['3-3', '12-13']
     """
-    cuts: list[Cut] = []
-    for block in sorted(drop):
-        if cuts and cuts[-1].end == block - 1:
-            cuts[-1] = Cut(start=cuts[-1].start, end=block)
-        else:
-            cuts.append(Cut(start=block, end=block))
-    return cuts
+    return [Cut(start=first, end=last) for first, last in runs_of(drop)]
 
 
 def compensate(stream: torch.Tensor, write: torch.Tensor, *, delta: torch.Tensor) -> torch.Tensor:
