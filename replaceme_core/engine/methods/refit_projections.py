@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from replaceme_core.engine.activations.capture import Activations, DenseTargets, Targets
-from replaceme_core.engine.model.block_runner import BlockRunner, ProjectionValues
+from replaceme_core.engine.model.block_runner import BlockRunner, ProjectionValues, flat
 from replaceme_core.engine.model.changes import (
     Change,
     Cut,
@@ -168,7 +168,7 @@ class _Pruned:
         moments: Moments | None = None
         for batch in self.fit:
             inputs, reached, target = rows(batch)
-            kept, end = Stream(_flat(reached)), Stream(_flat(target))
+            kept, end = Stream(flat(reached)), Stream(flat(target))
             if moments is None:
                 moments = Moments.zeros(kept.values.shape[1], inputs=inputs.shape[1], device=inputs.device)
             moments.add(inputs, kept=kept, end=end, weights=weigh(end))
@@ -247,7 +247,7 @@ class _Pruned:
             found = values(batch)
             assert weight is not None
             size = self._norm(block, weight)  # in memory: it has just run
-            wanted = (found.written + _flat(targets(batch) - found.stream)).to(PRODUCT_DTYPE) / write.scale
+            wanted = (found.written + flat(targets(batch) - found.stream)).to(PRODUCT_DTYPE) / write.scale
             target = target_before_norm(wanted, given=found.output.to(PRODUCT_DTYPE), weight=size.to(PRODUCT_DTYPE))
             return found.inputs, found.output, target
 
@@ -278,15 +278,10 @@ class _Pruned:
             reached, write = self.block_runner.run_with_last_write(
                 block, self.streams[batch], written=self.written[batch]
             )
-            return _flat(write), reached, targets(batch)
+            return flat(write), reached, targets(batch)
 
         diagonal = self.block_runner.resolved.structure is MapStructure.DIAGONAL
         return solve_delta(self._sums(rows), ridge=self.strength.fold, diagonal=diagonal)
-
-
-def _flat(values: torch.Tensor) -> torch.Tensor:
-    """As (tokens, width)."""
-    return values.reshape(-1, values.shape[-1])
 
 
 def may_keep(projection: Projection, block: nn.Module, *, tokens: int) -> bool:

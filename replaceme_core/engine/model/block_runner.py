@@ -357,7 +357,7 @@ class BlockRunner:
         scaled = _scaled(added, write).reshape(stream.shape)
         if after is None:
             after = self.with_writes(block, stream, [*written, added])
-        return ProjectionValues(inputs=_flat(inputs), output=_flat(output), written=_flat(scaled), stream=after)
+        return ProjectionValues(inputs=flat(inputs), output=flat(output), written=flat(scaled), stream=after)
 
     def with_writes(self, block: int, stream: torch.Tensor, outputs: Written) -> torch.Tensor:
         """`stream` (batch, positions, d) plus the first writes of `block`, whose `outputs` are not scaled.
@@ -373,13 +373,13 @@ class BlockRunner:
     def input_of(self, block: int, stream: torch.Tensor, reader: nn.Module, *, written: Written = ()) -> torch.Tensor:
         """The input of `reader`, a module of `block` (tokens, f); nothing after it is run."""
         hooks = [Hook(module=reader, on_input=True)]
-        return _flat(self._in_parts(block, stream, hooks=hooks, written=written, stop=True)[1][0])
+        return flat(self._in_parts(block, stream, hooks=hooks, written=written, stop=True)[1][0])
 
     def run_with_writes(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The stream after `block` (batch, positions, d), and all its writes, (tokens, d) each."""
         writes = self.writes(block)
         after, seen = self._run(block, stream, hooks=[self._hook(write) for write in writes], written=())
-        return after, [_flat(_scaled(output, write)) for output, write in zip(seen, writes, strict=True)]
+        return after, [flat(_scaled(output, write)) for output, write in zip(seen, writes, strict=True)]
 
     def _hook(self, write: BlockWrite) -> Hook:
         return Hook(module=write.module, copy=self.resolved.layout.added_in_place)
@@ -409,10 +409,10 @@ class BlockRunner:
                 module = self.writes(index)[-1].module
                 with module.register_forward_hook(lambda _module, _inputs, output: output * 2):
                     more = self.run(index, stream)
-                error = check_residual(block=index, before=_flat(after), after=_flat(more), writes=[_flat(write)])
+                error = check_residual(block=index, before=flat(after), after=flat(more), writes=[flat(write)])
             else:
                 after, writes = self.run_with_writes(index, stream)
-                error = check_residual(block=index, before=_flat(stream), after=_flat(after), writes=writes)
+                error = check_residual(block=index, before=flat(stream), after=flat(after), writes=writes)
             worst, stream = max(worst, error), after
         return worst
 
@@ -441,7 +441,7 @@ def _scaled(output: torch.Tensor, write: BlockWrite) -> torch.Tensor:
     return output if write.scale == 1 else output * write.scale
 
 
-def _flat(values: torch.Tensor) -> torch.Tensor:
+def flat(values: torch.Tensor) -> torch.Tensor:
     """As (tokens, width)."""
     return values.reshape(-1, values.shape[-1])
 
