@@ -32,7 +32,7 @@ from replaceme_core.engine.model.block_runner import without_side_outputs
 from replaceme_core.engine.text.documents import builtin_documents
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.engine.text.limits import render
-from replaceme_core.engine.text.tokens import encode, pack
+from replaceme_core.engine.text.tokens import encode, end_tokens, pack
 from replaceme_core.errors import GateRejected, NumericalFailure
 from replaceme_core.families.resolve import resolve
 from replaceme_core.request.calibration import GENERAL, PARTS_OF_GENERAL, SELF_GENERATED
@@ -86,7 +86,7 @@ def answer(
     # padded on the left, so that every answer begins at the same position; padded positions are masked
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     model.generation_config = GenerationConfig()  # the model's own may ask for sampling
     output = model.generate(  # type: ignore[operator]  # of GenerationMixin, which the type does not tell
         ids,
@@ -129,13 +129,6 @@ def _ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     chats = tokenizer.chat_template is not None
     text = render(tokenizer, [{"role": "user", "content": prompt}], asks=True) if chats else prompt
     return list(tokenizer(text, add_special_tokens=not chats, verbose=False)["input_ids"]) or [0]
-
-
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens with which a model ends a text."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    found = configured if isinstance(configured, list) else [configured]
-    return sorted({token for token in [*found, tokenizer.eos_token_id] if isinstance(token, int)})
 
 
 ROUTED = 4

@@ -17,7 +17,7 @@ from transformers.cache_utils import StaticLayer
 
 from replaceme_core.engine.model.decoding import Decoding
 from replaceme_core.engine.text.limits import render
-from replaceme_core.engine.text.tokens import beginning_of_text
+from replaceme_core.engine.text.tokens import beginning_of_text, end_tokens
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.request.defaults import BATCH_TEXTS, TEXT_TOKENS
 
@@ -111,7 +111,7 @@ def generate_sequences(
     rows_wanted, text_length = count * each, math.ceil(length / each)
     texts = openings(tokenizer)
     rows = [_Row(texts.of(row)) for row in range(rows_wanted)]
-    ends = _end_tokens(model, tokenizer, texts)
+    ends = {*end_tokens(model, tokenizer), *texts.document}  # the start of a document ends the one before it
     generator = torch.Generator().manual_seed(seed)
     # batches of one size: a small one costs as much time
     at_once = math.ceil(rows_wanted / math.ceil(rows_wanted / BATCH_TEXTS))
@@ -207,11 +207,3 @@ def _draw(logits: torch.Tensor, *, generator: torch.Generator) -> list[int]:
     likely[likely.cumsum(-1) - likely > MASS] = 0  # the likeliest token always stays
     places = torch.multinomial(likely, 1, generator=generator)
     return [int(token) for token in indices.cpu().gather(1, places).squeeze(1)]
-
-
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Openings) -> frozenset[int]:
-    """Tokens that end a turn or a text; the start of a document also ends the one before it."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    found = configured if isinstance(configured, list) else [configured]
-    found = [*found, tokenizer.eos_token_id, *texts.document]
-    return frozenset(token for token in found if isinstance(token, int))

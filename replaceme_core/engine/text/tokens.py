@@ -10,7 +10,7 @@ from itertools import tee
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from replaceme_core.engine.text.documents import Document, documents, is_running_text, is_title
 from replaceme_core.engine.text.drawing import (
@@ -107,6 +107,13 @@ def beginning_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The beginning-of-text token where this tokenizer puts it before a text, else nothing."""
     ids = tokenizer("a", verbose=False)["input_ids"]
     return [ids[0]] if ids and ids[0] == tokenizer.bos_token_id else []
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens with which a model ends a turn or a text."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    found = configured if isinstance(configured, list) else [configured]
+    return sorted({token for token in [*found, tokenizer.eos_token_id] if isinstance(token, int)})
 
 
 def calibration_tokens(
