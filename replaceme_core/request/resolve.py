@@ -159,11 +159,6 @@ class ResolvedSpec(CompressionSpec):
     compute: ResolvedCompute
     heal: ResolvedHeal | None = None
 
-    @classmethod
-    def of(cls, spec: CompressionSpec) -> Self:
-        """A stored specification that was resolved before. Raises `ValueError` where something is still open."""
-        return cls.model_validate(spec.model_dump())
-
 
 def resolve_spec(spec: CompressionSpec, machine: Machine, *, values: int, positions: int | None = None) -> ResolvedSpec:
     """`spec` with every default filled in for a model of `values` values on `machine`; what it names stays.

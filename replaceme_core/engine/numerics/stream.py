@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
 
 import torch
 
@@ -69,12 +68,6 @@ class MeanAngle:
         self.total += float((cosine.arccos() / torch.pi * mask).sum(dtype=torch.float64))
         self.cosines += float((cosine * mask).sum(dtype=torch.float64))
         self.tokens += int(mask.sum())
-
-    def include(self, other: Self) -> None:
-        """Add the sums over other tokens."""
-        self.total += other.total
-        self.cosines += other.cosines
-        self.tokens += other.tokens
 
     @property
     def value(self) -> float:

@@ -14,7 +14,6 @@ from replaceme_core.engine.text.rows import json_rows, lines_of, rows_of
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.data_files import local_data_files
 from replaceme_core.request.calibration import CalibrationSource
-from replaceme_core.request.fields import BUILTIN_TEXTS
 
 Conversation = list[dict[str, str]]
 """Turns with `role` and `content`."""
@@ -37,22 +36,16 @@ _TURN = re.compile(r"^### (user|assistant)\n", re.MULTILINE)
 def builtin_documents(name: str) -> Iterator[Document]:
     """The documents of a built-in text in a fixed order, in which those of its files alternate.
 
-    So every part of the text has documents of every kind, each in proportion. Raises `InvalidInput` for another name.
+    So every part of the text has documents of every kind, each in proportion.
     """
     if name == PYDOC:
         yield from _pydoc()
-    elif name in PARTS:
-        files = [read_text_file(part) for part in PARTS[name]]
-        sizes = enumerate(map(len, files))
-        places = [((index + 0.5) / size, kind, index) for kind, size in sizes for index in range(size)]
-        for _, kind, index in sorted(places):
-            yield files[kind][index]
-    else:
-        raise InvalidInput(
-            f"there is no built-in text {name!r}; available: {', '.join(BUILTIN_TEXTS)}",
-            field="calibration.dataset",
-            value=name,
-        )
+        return
+    files = [read_text_file(part) for part in PARTS[name]]
+    sizes = enumerate(map(len, files))
+    places = [((index + 0.5) / size, kind, index) for kind, size in sizes for index in range(size)]
+    for _, kind, index in sorted(places):
+        yield files[kind][index]
 
 
 def read_text_file(part: str) -> list[Document]:

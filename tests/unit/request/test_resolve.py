@@ -162,10 +162,10 @@ def test_a_stored_specification_is_resolved_where_nothing_is_open(missing: str |
         }
     )
     if missing is None:
-        assert ResolvedSpec.of(spec).model_dump_json() == spec.model_dump_json()
+        assert ResolvedSpec.model_validate(spec.model_dump()).model_dump_json() == spec.model_dump_json()
         return
     with pytest.raises(ValidationError, match=missing):
-        ResolvedSpec.of(spec)
+        ResolvedSpec.model_validate(spec.model_dump())
 
 
 @pytest.mark.parametrize(

@@ -104,11 +104,6 @@ def test_each_part_of_a_mixed_text_has_documents_of_every_kind(name: str) -> Non
         assert set(kinds[start : start + tenth + 2]) == set(PARTS[name]), start
 
 
-def test_another_name_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(InvalidInput, match=r"no built-in text 'builtin:other'; available: .*builtin:code"):
-        list(builtin_documents("builtin:other"))
-
-
 def spec(dataset: str = "file:text.jsonl", **fields: object) -> CalibrationSource:
     return CalibrationSource.model_validate({"dataset": dataset, **fields})
 
