@@ -266,7 +266,7 @@ class Attempt:
                     before_commit=self.lease.last_check,
                     may_replace=lambda existing: self.rules.check_replacement(spec.output, existing),
                 )
-            except RateLimited:
+            except (RateLimited, StaleParent):
                 self.lease.commit_refused()
                 raise
 

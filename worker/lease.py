@@ -117,6 +117,7 @@ class Lease:
 
         Raises what `check` raises; `LeaseLost` also when the database cannot be reached.
         """
+        self.commit_refused()  # who checks again has found no commit of this job on the Hub
         self._renew(only_if_valid=True)
         with self._state:
             self.check()

@@ -75,6 +75,7 @@ def test_a_branch_that_moves_during_the_download(hub_bench: Bench, fake_hub: Fak
     assert commits(fake_hub) == 1
 
 
+PREPARE = "/preupload/main$"
 NO_RUNNER = ("/bin/false",)
 """A runner that computes nothing: what is published with it was computed before."""
 PUBLISHING = {
@@ -138,6 +139,25 @@ def test_a_cancel_while_the_hub_asks_to_wait_leaves_no_commit(hub_bench: Bench, 
     with hub_bench.running(job_id):
         wait_until(lambda: fake_hub.count("POST", COMMIT) == 1, seconds=20, what="the commit")
         hub_bench.cancel(job_id)
+    assert hub_bench.job(job_id).status is JobStatus.CANCELLED
+    assert commits(fake_hub) == 0
+
+
+@pytest.mark.parametrize(("status", "waits"), [(412, False), (500, True)])
+def test_a_cancel_while_a_commit_is_repeated_leaves_no_commit(
+    hub_bench: Bench, fake_hub: FakeHub, status: int, waits: bool
+) -> None:
+    """After a refusal it counts at once; where the commit may have been made, at the next check."""
+    fake_hub.fail(Fault.STATUS, COMMIT, value=status)
+    fake_hub.fail(Fault.DELAY, PREPARE)  # the first one
+    held = fake_hub.fail(Fault.HOLD, PREPARE)
+    job_id = hub_bench.add()
+    with hub_bench.running(job_id):
+        wait_until(held.reached.is_set, seconds=20, what="the second publication")
+        hub_bench.cancel(job_id)
+        if waits:
+            held.release()
+    held.release()
     assert hub_bench.job(job_id).status is JobStatus.CANCELLED
     assert commits(fake_hub) == 0
 
