@@ -35,7 +35,7 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 FEWEST, MOST = 2, 5
 _MOST_GIVEN = 200
-_MOST_OF_A_LABEL = 60
+_MOST_OF_A_LABEL, _MOST_IN_A_FILE = 60, 1000
 _MORE_IS_BETTER = [one.label for one in view.QUANTITIES if one.unit.endswith("/s") or one.name == "distinct_4grams"]
 _SIZE = next(one.label for one in view.QUANTITIES if one.name == "bytes")
 _SPEEDS = [one.label for one in view.QUANTITIES if one.name in view.SPEEDS]
@@ -255,7 +255,9 @@ def download_sweep(
     query: Annotated[OfLabel, Query()], services: ServicesDep, caller: CallerDep, request: Request
 ) -> Response:
     """A row per job; of each quantity the value of the original and of the result."""
-    found, _ = _of_label(query.label, services.database, caller, request)
+    found, more = _of_label(query.label, services.database, caller, request, most=_MOST_IN_A_FILE)
+    if more:
+        raise InvalidInput(f"more than {_MOST_IN_A_FILE} jobs have this label: GET /jobs lists them", field="label")
     labels = list(dict.fromkeys(label for one in found for label in one.quantities))
     written = io.StringIO()
     rows = csv.writer(written)
@@ -272,7 +274,9 @@ def download_sweep(
     return Response(written.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
 
 
-def _of_label(label: str, database: Database, owner: str, request: Request) -> tuple[list[Compared], bool]:
+def _of_label(
+    label: str, database: Database, owner: str, request: Request, *, most: int = _MOST_OF_A_LABEL
+) -> tuple[list[Compared], bool]:
     """The jobs with this label, the least cut first, and whether there are more. Raises `NotFound`, `InvalidInput`."""
     try:
         filters = Filters(label=label).query().filters()
@@ -281,9 +285,7 @@ def _of_label(label: str, database: Database, owner: str, request: Request) -> t
     if not filters.labels:
         raise NotFound("no label is given")
     with database.session(read_only=True) as session:
-        found = reading.page(
-            session, owner=owner, filters=filters, sort=reading.Sort.NEWEST, limit=_MOST_OF_A_LABEL, cursor=None
-        )
+        found = reading.page(session, owner=owner, filters=filters, sort=reading.Sort.NEWEST, limit=most, cursor=None)
         jobs = [job_body(snapshot.job(), request) for snapshot in found.items]
     if not jobs:
         raise NotFound(f"no job has the label {label!r}")

@@ -111,6 +111,7 @@ async def show_job(job_id: str, services: ServicesDep, caller: CallerDep, reques
         "job.html",
         request.scope,
         job=job,
+        origin=f"{request.url.scheme}://{request.url.netloc}",
         **history,
         gate=view.gate(judged),
         trials=view.trials(judged),

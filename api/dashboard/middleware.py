@@ -8,7 +8,6 @@ import hmac
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from http.cookies import CookieError, SimpleCookie
 from typing import Annotated
 from urllib.parse import parse_qsl, urlencode
 
@@ -50,7 +49,7 @@ class Pages:
             return
         is_new = False
         if not path.startswith(_STATIC):
-            known = self._sessions().open(_cookie_of(scope))
+            known = self._sessions().open(Request(scope).cookies.get(COOKIE, ""))
             is_new = known is None
             set_session(scope, known or Session.start())
         problem: _Problem | None = None
@@ -123,15 +122,6 @@ def cookie(value: str, scope: Scope, *, seconds: int = SESSION_SECONDS) -> str:
     secure = "; Secure" if scope.get("scheme") == "https" else ""
     path = f"{root_of(scope)}/ui"
     return f"{COOKIE}={value}; Max-Age={seconds}; Path={path}; HttpOnly; SameSite=Strict{secure}"
-
-
-def _cookie_of(scope: Scope) -> str:
-    found: SimpleCookie = SimpleCookie()
-    try:
-        found.load(Headers(scope=scope).get("cookie", ""))
-    except CookieError:
-        return ""
-    return found[COOKIE].value if COOKIE in found else ""
 
 
 class PageRoute(APIRoute):

@@ -40,10 +40,7 @@ class ReportPages:
 
     async def plot(self, report: Mapping[str, object], name: str, kind: Format) -> bytes | None:
         """The plot of that name; `None` where the report has none, and without matplotlib."""
-        plot = next((one for one in plots_of(report) if one.name == name), None) if can_draw() else None
-        if plot is None:
-            return None
-        return await self._found(report, f"{name}.{kind}", lambda: rendered(plot, kind))
+        return await self._found(report, f"{name}.{kind}", lambda: _drawn(report, name, kind)) or None
 
     async def _found(self, report: Mapping[str, object], name: str, make: Callable[[], bytes]) -> bytes:
         digest = hashlib.sha256(json.dumps(report, sort_keys=True).encode()).hexdigest()
@@ -74,3 +71,9 @@ class ReportPages:
         self._kept[key] = made
         while len(self._kept) > 1 and sum(map(len, self._kept.values())) > self._most_bytes:
             self._kept.popitem(last=False)
+
+
+def _drawn(report: Mapping[str, object], name: str, kind: Format) -> bytes:
+    """The plot of that name; empty where there is none."""
+    plot = next((one for one in plots_of(report) if one.name == name), None) if can_draw() else None
+    return b"" if plot is None else rendered(plot, kind)

@@ -319,6 +319,7 @@ def images(report: Report) -> Table | None:
         ),
         (Column("agreement", "Same nearest image", _NEAREST), figures(report, "agreement", as_=share)),
         (Column("images", "Number"), figures(report, "images", as_=WHOLE)),
+        fixed=("distance",),
         about="Distance: 1 - cosine between the embeddings of one image by both models, on average; less is better.",
     )
 

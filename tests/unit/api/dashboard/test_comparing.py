@@ -5,9 +5,11 @@ import io
 import re
 from typing import Any
 
+import pytest
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
+from api.dashboard import comparing
 from api.dashboard.comparing import charts_of
 from replaceme_core.ledger import attempts
 from replaceme_core.ledger.database import Database
@@ -129,6 +131,23 @@ def test_the_figures_as_a_file(client: TestClient, sqlite_database: Database) ->
         "12 13",
         "6.0",
     )
+
+
+def test_a_file_without_some_of_the_jobs_is_not_made(
+    client: TestClient, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_sweep(client, sqlite_database)
+    monkeypatch.setattr(comparing, "_MOST_IN_A_FILE", 2)
+    refused = client.get("/ui/sweep.csv?label=sweep%3Ddepth")
+    assert (refused.status_code, "ore than 2 jobs have this label" in text_of(refused)) == (422, True)
+
+
+def test_a_distance_that_is_no_number_is_shown_as_none(client: TestClient, sqlite_database: Database) -> None:
+    for _ in range(2):
+        report = {**a_report(size=80, worst=2.0), "texts": [], "images": [{"name": "x", "distance": "nan"}]}
+        job = submit(client, labels={"team": "a"})
+        run(sqlite_database, job, lambda session, claim, report=report: succeed(session, claim, report=report))
+    assert client.get("/ui/sweep?label=team%3Da").status_code == 200
 
 
 def test_the_form_submits_a_sweep(client: TestClient) -> None:

@@ -119,6 +119,7 @@ def test_the_figures_that_tell_most_come_first(client: TestClient, sqlite_databa
         assert words in text
     assert ["Why?", "Because.", "So."] in rows_of(page)
     assert 'data-copies="snippet"' in page.text
+    assert re.search(rf"curl -H [^<]* http://testserver/jobs/{job}/report<", page.text), "it can be pasted"
 
 
 def test_the_beginning_of_an_id_leads_to_the_job(client: TestClient) -> None:

@@ -78,6 +78,9 @@ def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(
     parts = {part.strip().partition("=")[0]: part.strip().partition("=")[2] for part in cookie.split(";")[1:]}
     assert parts == {"Max-Age": str(SESSION_SECONDS), "Path": "/ui", "HttpOnly": "", "SameSite": "Strict"}
     assert client.get("/jobs", headers={"cookie": cookie.partition(";")[0]}).status_code == 401, "for pages alone"
+    beside = {"cookie": f'prefs={{"theme": "dark"}}; {cookie.partition(";")[0]}'}
+    client.cookies.clear()
+    assert client.get("/ui/jobs", headers=beside, follow_redirects=False).status_code == 200, "cookies of others"
     with TestClient(create_app(settings), base_url="https://testserver") as encrypted:
         assert "; Secure" in encrypted.get("/ui/sign-in").headers["set-cookie"]
     for other in ("", "x", "gAAAAAB", '"', "é", "a" * 5000):
