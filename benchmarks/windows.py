@@ -22,6 +22,7 @@ import torch
 from benchmarks.smollm2 import provide
 from benchmarks.wikitext import detokenise, split
 from replaceme_core.engine.activations.capture import Activations
+from replaceme_core.engine.activations.tensor_store import FileStore
 from replaceme_core.engine.methods.task import Pruning, Task, find_method
 from replaceme_core.engine.model.block_runner import BlockRunner, scale_output, summed_loss
 from replaceme_core.engine.model.changes import Variant, try_changes
@@ -105,8 +106,8 @@ class Bench:
         )
 
 
-def prepare(options: argparse.Namespace) -> Bench:
-    """Load the model and the tokens."""
+def prepare(options: argparse.Namespace, *, streams: Path) -> Bench:
+    """Load the model and the tokens; what is stored of the dense pass is in the directory `streams`."""
     model: Path = options.model or provide(Path("data/smollm2"))
     spec = resolve_spec(
         CompressionSpec(
@@ -137,6 +138,7 @@ def prepare(options: argparse.Namespace) -> Bench:
         held_out=tokens.held_out,
         batch_size=spec.compute.batch_size,
         advance=lambda _: None,
+        make_store=lambda: FileStore(directory=streams),
         always_store=True,
     )
     task = Task(
@@ -159,15 +161,16 @@ def main() -> None:
     parser.add_argument("--dtype", help="default: that of the device")
     parser.add_argument("--json", type=Path, help="write the result to this file, too")
     options = parser.parse_args()
-    bench = prepare(options)
-    blocks = len(bench.task.block_runner.blocks)
-    print(f"| blocks | drop | {' | '.join(options.methods)} |\n|{'---|' * (2 + len(options.methods))}", flush=True)
     rows = []
-    for length in options.lengths:
-        for start in options.starts or range(1, blocks - length + 1):
-            rows.append(bench.run(range(start, start + length), options.methods))
-            values = " | ".join(f"{value:.2f}" for value in rows[-1].methods.values())
-            print(f"| {rows[-1].start}-{rows[-1].end} | {rows[-1].drop:.2f} | {values} |", flush=True)
+    with tempfile.TemporaryDirectory() as streams:
+        bench = prepare(options, streams=Path(streams))
+        blocks = len(bench.task.block_runner.blocks)
+        print(f"| blocks | drop | {' | '.join(options.methods)} |\n|{'---|' * (2 + len(options.methods))}", flush=True)
+        for length in options.lengths:
+            for start in options.starts or range(1, blocks - length + 1):
+                rows.append(bench.run(range(start, start + length), options.methods))
+                values = " | ".join(f"{value:.2f}" for value in rows[-1].methods.values())
+                print(f"| {rows[-1].start}-{rows[-1].end} | {rows[-1].drop:.2f} | {values} |", flush=True)
     worst = max(row.worst for row in rows)
     print(f"\n{len(rows)} windows; the greatest ratio of a fit to plain removal is {worst:.3f}")
     if options.json:

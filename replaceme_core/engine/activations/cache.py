@@ -31,7 +31,7 @@ import torch
 import transformers
 
 import replaceme_core
-from replaceme_core.engine.activations.tensor_store import DamagedStore, FileStore, TensorStore, pieces_of
+from replaceme_core.engine.activations.tensor_store import DamagedStore, FileStore, pieces_of
 from replaceme_core.engine.activations.verified_file import content_digest
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.hub.files import lock_file, locked, sha256_of, try_locked
@@ -251,7 +251,7 @@ def open_cache(directory: str | None, *, limit: int) -> ActivationCache | None:
         return None
 
 
-def scratch_store(stack: ExitStack, *, beside: Path) -> TensorStore:
+def scratch_store(stack: ExitStack, *, beside: Path) -> FileStore:
     """A store for streams that only this job needs, deleted when `stack` is closed.
 
     In a directory `beside` the output, which is on a disk: the directory for temporary files may be in memory. Of such

@@ -18,8 +18,7 @@ from replaceme_core.engine.activations.cache import CachedActivations
 from replaceme_core.engine.activations.cut_sums import Batch, CutStatistics, schedule
 from replaceme_core.engine.activations.tensor_store import (
     DamagedStore,
-    MemoryStore,
-    TensorStore,
+    FileStore,
     activation_bytes,
     stream_key,
     write_key,
@@ -44,7 +43,7 @@ class CaptureRecord:
 
     `dense_block_runs` counts the runs of a block of the dense model on one batch; `cached` says whether the activations
     came from the cache. `stream_bytes` is the size of one stream of all tokens, `statistics_bytes` of the sums of one
-    cut, `kept_bytes` of all streams that were stored, in memory or in files. `batch_halvings` counts how often memory
+    cut, `kept_bytes` of all streams that were stored. `batch_halvings` counts how often memory
     ran out in a block and the batch was halved.
     """
 
@@ -97,6 +96,7 @@ class Activations:
     held_out: torch.Tensor
     batch_size: int
     advance: Callable[[float], None]
+    make_store: Callable[[], FileStore]
     held_out_sources: torch.Tensor | None = None
     """Of each held-out sequence, as `schedule` takes them: indices into `source_names`."""
     held_out_scored: torch.Tensor | None = None
@@ -104,8 +104,7 @@ class Activations:
     source_names: Sequence[str] = ("text",)
     cached: CachedActivations | None = None
     always_store: bool = False
-    make_store: Callable[[], TensorStore] = MemoryStore
-    store: TensorStore | None = None
+    store: FileStore | None = None
     stored: Sequence[int] = ()
     """The batches whose streams `store` has, in the order in which it has them."""
     dense_block_runs: int = 0

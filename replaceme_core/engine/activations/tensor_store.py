@@ -1,4 +1,4 @@
-"""Stores for the streams of a capture pass: named lists of tensors, in memory or in files.
+"""The store for the streams of a capture pass: named lists of tensors in files.
 
 Files are read, not mapped: a tensor is then in memory that the allocator has aligned, so that its products round as
 those of a tensor that never left memory, and no more than the present batch takes address space.
@@ -7,7 +7,6 @@ those of a tensor that never left memory, and no more than the present batch tak
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -21,35 +20,6 @@ _PAGE_WORDS = 512
 
 class DamagedStore(ReplaceMeError):
     """A tensor is not what was written: a disk error, a truncated file, or a change by another program."""
-
-
-class TensorStore(Protocol):
-    """Lists of tensors by name. Tensors are returned bit for bit as they were put."""
-
-    def put(self, name: str, values: torch.Tensor) -> None:
-        """Append to the list `name`."""
-
-    def get(self, name: str, index: int) -> torch.Tensor:
-        """Tensor `index` of the list `name`, on the host. Raises `DamagedStore`."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-
-
-@dataclass(kw_only=True)
-class MemoryStore:
-    """In the memory of the host, also for tensors of an accelerator."""
-
-    nbytes: int = 0
-    _lists: dict[str, list[torch.Tensor]] = field(default_factory=dict)
-
-    def put(self, name: str, values: torch.Tensor) -> None:
-        self._lists.setdefault(name, []).append(values.cpu())
-        self.nbytes += values.nbytes
-
-    def get(self, name: str, index: int) -> torch.Tensor:
-        return self._lists[name][index]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +37,17 @@ class Piece:
 
 @dataclass(kw_only=True)
 class FileStore:
-    """One file for each list under `directory`, tensors one after the other. `index` has the place of each."""
+    """One file for each list under `directory`, tensors one after the other. `index` has the place of each.
+
+    Tensors are returned on the host, bit for bit as they were put.
+    """
 
     directory: Path
     index: dict[str, list[Piece]] = field(default_factory=dict)
     nbytes: int = 0
 
     def put(self, name: str, values: torch.Tensor) -> None:
+        """Append to the list `name`."""
         values = values.detach().cpu().contiguous()
         data = _as_bytes(values)
         pieces = self.index.setdefault(name, [])
@@ -88,6 +62,7 @@ class FileStore:
         self.nbytes += values.nbytes
 
     def get(self, name: str, index: int) -> torch.Tensor:
+        """Tensor `index` of the list `name`. Raises `DamagedStore`."""
         piece = self.index[name][index]
         try:
             values = read_tensor(

@@ -1,6 +1,5 @@
 """One pass gives what many would, stored or not: streams, sums of every cut, replays and angles, to the bit."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,13 +7,7 @@ import torch
 
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.activations.cut_sums import CutStatistics
-from replaceme_core.engine.activations.tensor_store import (
-    DamagedStore,
-    FileStore,
-    MemoryStore,
-    TensorStore,
-    activation_bytes,
-)
+from replaceme_core.engine.activations.tensor_store import DamagedStore, FileStore, activation_bytes
 from replaceme_core.engine.methods.least_squares import fit_cut
 from replaceme_core.engine.methods.panel import variant_losses
 from replaceme_core.engine.methods.task import Pruning
@@ -23,7 +16,7 @@ from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.engine.numerics.stream import MeanAngle, Stream, mean_angles
 from replaceme_core.engine.results.layer_angles import layer_angles
-from tests.fixtures.models.activations import activations_of, count_runs, dense_pass
+from tests.fixtures.models.activations import MemoryStore, activations_of, count_runs, dense_pass
 from tests.fixtures.models.tasks import mean_loss, operate
 from tests.fixtures.models.tiny import BLOCKS, BY_NAME, WIDTH, save_tiny, tiny_model, token_ids
 
@@ -32,7 +25,7 @@ DONE = [FittedCut(cut=Cut(start=1, end=1), delta=torch.eye(WIDTH, dtype=torch.fl
 
 
 def pass_of(
-    streams: TensorStore | None = None, *, name: str = "llama", sink: bool = False, **fields: object
+    streams: FileStore | None = None, *, name: str = "llama", sink: bool = False, **fields: object
 ) -> Activations:
     model = tiny_model(BY_NAME[name])
     if sink:
@@ -52,15 +45,10 @@ def equal(one: CutStatistics, other: CutStatistics) -> bool:
     ) and (one.cut, one.sinks, one.angle) == (other.cut, other.sinks, other.angle)
 
 
-@pytest.fixture(params=["memory", "files"])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], TensorStore]:
-    return MemoryStore if request.param == "memory" else lambda: FileStore(directory=tmp_path)
-
-
 @torch.inference_mode()
 @pytest.mark.parametrize("sink", [False, True])
-def test_what_is_stored_is_what_is_run_to_the_bit(make: Callable[[], TensorStore], sink: bool) -> None:
-    kept, run = pass_of(make(), sink=sink), pass_of(sink=sink)
+def test_what_is_stored_is_what_is_run_to_the_bit(tmp_path: Path, sink: bool) -> None:
+    kept, run = pass_of(FileStore(directory=tmp_path), sink=sink), pass_of(sink=sink)
     for cut in (Cut(start=1, end=1), Cut(start=2, end=4), Cut(start=1, end=5)):
         assert equal(kept.statistics(cut), run.statistics(cut))
         assert equal(kept.statistics(cut, done=DONE), run.statistics(cut, done=DONE)) or cut.start == 1
@@ -103,8 +91,8 @@ def test_an_even_share_is_stored_where_there_is_no_room_for_all(monkeypatch: pyt
 
 
 @torch.inference_mode()
-def test_the_streams_are_those_of_the_model(make: Callable[[], TensorStore]) -> None:
-    kept = pass_of(make())
+def test_the_streams_are_those_of_the_model(tmp_path: Path) -> None:
+    kept = pass_of(FileStore(directory=tmp_path))
     model = kept.block_runner.resolved.model
     for batch in (*kept.fit_batches, *kept.held_out_batches):
         hidden = model(input_ids=kept.tokens(batch), output_hidden_states=True).hidden_states
