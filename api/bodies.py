@@ -111,8 +111,6 @@ class JobEventBody(EventBody):
 # API keys and their owners
 
 MOST_OVERLAP_SECONDS = 2_592_000  # 30 days
-_LARGEST = 2**31 - 1
-_LARGEST_SIZE = 2**53 - 1  # the largest whole number that every JSON reader keeps
 KeyId = Annotated[str, StringConstraints(min_length=1, max_length=36)]
 OwnerName = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@-]*$")]
 Scopes = Annotated[tuple[Annotated[Scope, one_of(Scope)], ...], BeforeValidator(as_tuple), length(1, len(Scope))]
@@ -128,19 +126,8 @@ def _are_texts(names: object) -> bool:
     return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
-class KeyLimitsRequest(Frozen):
-    """Limits of a key; null: the default of the service. 0: no limit."""
-
-    requests_per_minute: int | None = Field(default=None, ge=0, le=_LARGEST)
-    """Requests within a minute."""
-    jobs: int | None = Field(default=None, ge=0, le=_LARGEST)
-    """Jobs that are queued or running."""
-    running_jobs: int | None = Field(default=None, ge=0, le=_LARGEST)
-    """Jobs of this key that run at the same time; null: no limit."""
-    model_bytes: int | None = Field(default=None, ge=0, le=_LARGEST_SIZE)
-    """Bytes of the weights of a model."""
-    tokens: int | None = Field(default=None, ge=0, le=_LARGEST_SIZE)
-    """Calibration tokens of a job."""
+class KeyLimitsRequest(KeyLimits):
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class KeyRequest(Frozen):

@@ -401,18 +401,22 @@ class WholeDelivery(Delivery):
 # API keys, and what their owners have
 
 
+_LARGEST = 2**31 - 1
+_LARGEST_SIZE = 2**53 - 1  # the largest whole number that every JSON reader keeps
+
+
 class KeyLimits(Shape):
     """Limits of one key; null: the default of the service. 0: no limit."""
 
-    requests_per_minute: int | None = None
+    requests_per_minute: int | None = Field(default=None, ge=0, le=_LARGEST)
     """Requests within a minute."""
-    jobs: int | None = None
+    jobs: int | None = Field(default=None, ge=0, le=_LARGEST)
     """Jobs that are queued or running."""
-    running_jobs: int | None = None
+    running_jobs: int | None = Field(default=None, ge=0, le=_LARGEST)
     """Jobs of this key that run at the same time; null: no limit."""
-    model_bytes: int | None = None
+    model_bytes: int | None = Field(default=None, ge=0, le=_LARGEST_SIZE)
     """Bytes of the weights of a model."""
-    tokens: int | None = None
+    tokens: int | None = Field(default=None, ge=0, le=_LARGEST_SIZE)
     """Calibration tokens of a job."""
 
 
