@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from replaceme_core.errors import CalibrationTooSmall, DoesNotFit, InvalidInput
+from replaceme_core.errors import DoesNotFit, InvalidInput
 from replaceme_core.families.layout import MapStructure
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.model_files import CARRIED_FILES, CONFIG, files_to_download, stored_tensors
@@ -38,7 +38,7 @@ from replaceme_core.request.admission import (
 )
 from replaceme_core.request.calibration import held_out_samples
 from replaceme_core.request.method import Method
-from replaceme_core.request.removal import check_removal, methods_of, structures_of, with_pattern_kept
+from replaceme_core.request.removal import check_rank, check_removal, methods_of, structures_of, with_pattern_kept
 from replaceme_core.request.resolve import HEALED_BYTES, Machine
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec, Dtype, Loading
 from replaceme_core.runner.messages import PastJob, Stage
@@ -289,13 +289,8 @@ def check_tokens(found: Estimate, spec: CompressionSpec, model: AdmittedModel) -
     """Raise `CalibrationTooSmall` if the fit tokens cannot determine a map."""
     width, tokens = model.outline.hidden_size, fit_tokens(found)
     structure = spec.method.structure or structures_of(model.outline.layout.structure)[0]
-    if found.method in _WITH_MAPS and structure is MapStructure.FULL and tokens < width:
-        raise CalibrationTooSmall(
-            f"{tokens:,} calibration tokens are for the fit; a model of width {width:,} needs at least {width:,}, and "
-            "about fifty times as many for a good map: ask for more samples or a greater max_length",
-            field="calibration.samples",
-            value=tokens,
-        )
+    if found.method in _WITH_MAPS and structure is MapStructure.FULL:
+        check_rank(tokens=tokens, width=width)
 
 
 def check_fit(found: Estimate, spec: CompressionSpec, machine: Machine) -> None:

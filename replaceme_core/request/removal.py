@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from replaceme_core.errors import InvalidInput
+from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.families.layout import (
     FAMILIES,
     REFUSALS,
@@ -59,6 +59,17 @@ def check_structure(spec: CompressionSpec, absorbed: MapStructure, *, model_type
             f"{model_type} has a norm between its MLP and the stream, so only a diagonal map can be folded",
             field="method.structure",
             value=asked,
+        )
+
+
+def check_rank(*, tokens: int, width: int) -> None:
+    """A full map of `width` x `width` needs at least `width` tokens. Raises `CalibrationTooSmall`."""
+    if tokens < width:
+        raise CalibrationTooSmall(
+            f"{tokens:,} calibration tokens are left for the fit; a model of width {width:,} needs at least "
+            f"{width:,}, and about fifty times as many for a good map: ask for more samples or a greater max_length",
+            field="calibration.samples",
+            value=tokens,
         )
 
 

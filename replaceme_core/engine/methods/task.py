@@ -15,11 +15,10 @@ from typing import Self
 from replaceme_core.engine.activations.capture import Activations
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import Change, Cut, FittedCut
-from replaceme_core.engine.numerics.solve import check_rank
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.families.layout import MapStructure
 from replaceme_core.request.method import TRAITS, Method
-from replaceme_core.request.removal import check_structure
+from replaceme_core.request.removal import check_rank, check_structure
 from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import Progress, Stage
@@ -56,8 +55,8 @@ class Task:
 
     def require_rank(self) -> None:
         """Raises `CalibrationTooSmall` if the fit tokens cannot determine a map."""
-        width = self.block_runner.resolved.config.hidden_size
-        check_rank(tokens=self.tokens.fit.numel(), width=width, diagonal=self.diagonal)
+        if not self.diagonal:
+            check_rank(tokens=self.tokens.fit.numel(), width=self.block_runner.resolved.config.hidden_size)
 
 
 @dataclass(frozen=True, kw_only=True)

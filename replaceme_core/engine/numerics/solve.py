@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from replaceme_core.engine.numerics.sums import SOLVE_DTYPE, Moments
-from replaceme_core.errors import CalibrationTooSmall, NumericalFailure
+from replaceme_core.errors import NumericalFailure
 
 
 def solve_delta(moments: Moments, *, ridge: float, diagonal: bool = False) -> torch.Tensor:
@@ -74,17 +74,6 @@ def choose_ridge(
         assert failure is not None, "no ridges to choose from"
         raise failure
     return best
-
-
-def check_rank(*, tokens: int, width: int, diagonal: bool = False) -> None:
-    """A full map of `width` x `width` needs at least `width` tokens. Raises `CalibrationTooSmall`."""
-    if not diagonal and tokens < width:
-        raise CalibrationTooSmall(
-            f"{tokens} calibration tokens are left for the fit; a model of width {width} needs at least {width}, and "
-            "about fifty times as many for a good map: ask for more samples or a greater max_length",
-            field="calibration.samples",
-            value=tokens,
-        )
 
 
 def folded(values: torch.Tensor, *, delta: torch.Tensor, axis: int = -1, offset: float | None = None) -> torch.Tensor:

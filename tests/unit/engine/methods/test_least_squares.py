@@ -9,9 +9,9 @@ import torch
 from replaceme_core.engine.activations.cut_sums import CutStatistics
 from replaceme_core.engine.methods.candidates import first_lap
 from replaceme_core.engine.methods.least_squares import CutFit, fit_cut, fit_named
-from replaceme_core.engine.methods.task import Pruning
+from replaceme_core.engine.methods.task import Pruning, Task
 from replaceme_core.engine.model.changes import windows
-from replaceme_core.errors import InvalidInput, NumericalFailure
+from replaceme_core.errors import CalibrationTooSmall, InvalidInput, NumericalFailure
 from tests.fixtures.models.activations import dense_pass
 from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import BLOCKS, BY_NAME, WIDTH, tiny_model, token_ids
@@ -83,6 +83,16 @@ def test_a_full_map_does_not_pass_a_norm() -> None:
     with pytest.raises(InvalidInput, match="only a diagonal map") as caught:
         carry_out(task)
     assert caught.value.field == "method.structure"
+
+
+def test_a_full_map_needs_a_token_for_each_channel() -> None:
+    def task(tokens: int, **method: object) -> Task:
+        return make_task(tiny_model(), fit=token_ids(1, tokens), held_out=token_ids(1, tokens), method=method)[0]
+
+    task(WIDTH).require_rank()
+    task(WIDTH - 1, structure="diagonal").require_rank()
+    with pytest.raises(CalibrationTooSmall, match=r"15 calibration tokens are left for the fit.*needs at least 16"):
+        task(WIDTH - 1).require_rank()
 
 
 def test_every_window_has_a_row_from_a_part_and_the_chosen_one_a_map_from_all() -> None:
