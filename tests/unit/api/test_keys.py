@@ -132,11 +132,14 @@ def test_a_rotated_key_ends_after_the_overlap(client: TestClient, settings: Sett
     assert new["expires_at"] is None
 
 
+def test_limits_that_are_none(admin: Holder) -> None:
+    for name, value in (("jobs", -1), ("jobs", "3"), ("tokens", 2**53), ("unknown", 1)):
+        assert fields(admin.post("/keys", json={"name": "x", "limits": {name: value}})).keys() == {f"limits.{name}"}
+
+
 def test_a_key_that_replaces_another_lives_as_long(admin: Holder) -> None:
     old = admin.post("/keys", json={"name": "x", "expires_in_seconds": 60, "limits": {"jobs": 3}}).json()
     assert admin.post(f"/keys/{old['id']}/rotate", json={}).json()["limits"]["jobs"] == 3
-    for name, value in (("jobs", -1), ("jobs", "3"), ("tokens", 2**53), ("unknown", 1)):
-        assert fields(admin.post("/keys", json={"name": "x", "limits": {name: value}})).keys() == {f"limits.{name}"}
     again = admin.post(f"/keys/{old['id']}/rotate", json={"overlap_seconds": 0}).json()
     assert again["expires_at"] > old["expires_at"]
     ended = admin.get(f"/keys/{old['id']}").json()
