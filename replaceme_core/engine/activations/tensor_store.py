@@ -51,14 +51,10 @@ class FileStore:
         values = values.detach().cpu().contiguous()
         data = _as_bytes(values)
         pieces = self.index.setdefault(name, [])
-        offset = self.end(pieces)
-        with (self.directory / name).open("r+b" if pieces else "xb", buffering=0) as file:
-            file.seek(offset)
-            left = memoryview(data.numpy().data)
-            while left:
-                left = left[file.write(left) :]
+        with (self.directory / name).open("ab") as file:
+            file.write(data.numpy().data)
         dtype = str(values.dtype).removeprefix("torch.")
-        pieces.append(Piece(offset=offset, shape=tuple(values.shape), dtype=dtype, check=checksum(data)))
+        pieces.append(Piece(offset=self.end(pieces), shape=tuple(values.shape), dtype=dtype, check=checksum(data)))
         self.nbytes += values.nbytes
 
     def get(self, name: str, index: int) -> torch.Tensor:

@@ -5,7 +5,6 @@ a model may be larger than memory.
 """
 
 import json
-import os
 import shutil
 import struct
 from collections.abc import Sequence
@@ -72,17 +71,10 @@ def read_tensor(
     Read, not mapped, into memory that the allocator has aligned. Raises `OSError`, and `EOFError` where the file ends.
     """
     values = torch.empty(shape, dtype=dtype, pin_memory=pinned)
-    view = memoryview(values.flatten().view(torch.uint8).numpy().data) if values.numel() else memoryview(b"")
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        done = 0
-        while done < len(view):
-            count = os.preadv(descriptor, [view[done:]], offset + done)
-            if count == 0:
-                raise EOFError("the file ends within it")
-            done += count
-    finally:
-        os.close(descriptor)
+    with path.open("rb") as file:
+        file.seek(offset)
+        if file.readinto(values.flatten().view(torch.uint8).numpy().data) < values.nbytes:
+            raise EOFError("the file ends within it")
     return values
 
 
