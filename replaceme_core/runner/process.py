@@ -99,7 +99,7 @@ class Runner:
         confinement: Confinement = UNCONFINED,
         on_line: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Start `command` and send it `request`. Raises `OSError`.
+        """Start `command`, which `messages` sends `request`. Raises `OSError`.
 
         `on_line` gets each line that it writes on standard error, printable, in a thread that reads them.
 
@@ -137,9 +137,8 @@ class Runner:
         keep_tail = in_context(partial(self._keep_tail, self._process.stderr))
         self._stderr_reader = threading.Thread(target=keep_tail, daemon=True)
         self._stderr_reader.start()
-        with contextlib.suppress(BrokenPipeError):  # it ended at once: messages() raises
-            self._process.stdin.write(request.model_dump_json().encode() + b"\n")
-            self._process.stdin.flush()
+        os.set_blocking(self._process.stdin.fileno(), False)
+        self._unsent = request.model_dump_json().encode() + b"\n"
 
     def _options(self, request: ModelRequest) -> list[str]:
         """What the launcher has to do, in the order in which it is allowed to."""
@@ -167,7 +166,7 @@ class Runner:
         return self.stderr_tail
 
     def messages(self) -> Iterator[Message]:
-        """Its messages, until it ends. The last one is one of `FINAL_MESSAGES`.
+        """Send it the request; its messages, until it ends. The last one is one of `FINAL_MESSAGES`.
 
         Raises `RunnerBroke` for a line that is not a message, and when the runner ends without a final message; after a
         SIGKILL that we did not send, `OutOfMemory`, `PerhapsOutOfMemory` or `RunnerKilled`. One thread may read while
@@ -227,14 +226,21 @@ class Runner:
     def _lines(self) -> Iterator[bytes]:
         """Whole lines of its standard output, until end of file, or until it has ended and writes nothing more.
 
-        The second condition is for a descendant that left the group and still holds the pipe open.
+        The second condition is for a descendant that left the group and still holds the pipe open. Meanwhile the
+        request is sent: it may be larger than the pipe, and a runner that does not read it can still be ended.
         """
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
-        output = self._process.stdout.fileno()
+        request, output = self._process.stdin.fileno(), self._process.stdout.fileno()
         rest = b""
         ended_at: float | None = None
         while True:
-            readable, _, _ = select.select([output], [], [], _POLL_SECONDS)
+            readable, writable, _ = select.select([output], [request] if self._unsent else [], [], _POLL_SECONDS)
+            if writable:
+                try:
+                    self._unsent = self._unsent[os.write(request, self._unsent) :]
+                except BrokenPipeError:  # it has ended, or reads no more
+                    self._unsent = b""
             if readable:
                 read = os.read(output, 65536)
                 if not read:

@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,6 +122,25 @@ def test_our_own_sigkill_is_not_called_out_of_memory(tmp_path: Path) -> None:
         runner.kill()
         with pytest.raises(RunnerBroke):
             list(runner.messages())
+
+
+LARGE = EvaluateRequest(model_directory="model", text_path="t" * 300_000)
+"""Does not fit into a pipe."""
+
+
+def test_a_large_request_arrives_whole(tmp_path: Path) -> None:
+    code = "import json\nprint(json.dumps({'type': 'evaluated', 'report': {'text': json.loads(input())['text_path']}}))"
+    with Runner(python(code), LARGE, scratch=tmp_path) as runner:
+        assert list(runner.messages()) == [Evaluated(report={"text": LARGE.text_path})]
+
+
+def test_one_that_does_not_read_its_request_can_be_ended(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with Runner(python("import time; time.sleep(20)"), LARGE, scratch=tmp_path) as runner:
+        threading.Timer(1, runner.kill).start()
+        with pytest.raises(RunnerBroke):
+            list(runner.messages())
+    assert time.monotonic() - began < 10
 
 
 def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
