@@ -6,13 +6,11 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import RedirectResponse
 
 from api.bodies import KeyId, KeyRequest, KeyRotationRequest, PageQuery
 from api.dashboard.middleware import FormDep, PageRoute
 from api.dashboard.new_job import labels_of
-from api.dashboard.rendering import page
-from api.http.hosts import root_of
+from api.dashboard.rendering import page, see
 from api.request_bodies import Asked, checked
 from api.routes.deps import CallerDep, KeysDep, ReadingSessionDep, Services, ServicesDep, SessionDep
 from api.routes.webhooks import NewWebhookRequest, WebhookChanges, change_webhook, create_webhook, rotate_secret
@@ -43,10 +41,6 @@ def _ticked(form: Mapping[str, str], name: str) -> list[str]:
     return [field.removeprefix(f"{name}-") for field in form if field.startswith(f"{name}-")]
 
 
-def _see(path: str, request: Request) -> Response:
-    return RedirectResponse(f"{root_of(request.scope)}{path}", status_code=HTTPStatus.SEE_OTHER)
-
-
 # API keys
 
 
@@ -72,7 +66,7 @@ def change_key(
 ) -> Response:
     if action == "revoke":
         keys.revoke(key_id)
-        return _see("/ui/keys", request)
+        return see("/ui/keys", request.scope)
     made = keys.rotate(key_id, overlap_seconds=KeyRotationRequest().overlap_seconds)
     return _keys(session, request, made=made)
 
@@ -172,20 +166,20 @@ async def change(
         with services.database.session() as session:
             if action == "delete":
                 webhooks.remove(session, webhook_id, owner=caller)
-                return _see("/ui/webhooks", request)
+                return see("/ui/webhooks", request.scope)
             secret = rotate_secret(webhook_id, services, session, caller, request, Response()).secret
         return _webhook(services, webhook_id, caller, request, secret=secret)
 
     if action in ("delete", "rotate"):
         return await run_in_threadpool(write)
     await change_webhook(webhook_id, WebhookChanges(enabled=action == "enable"), services, caller, request)
-    return _see(f"/ui/webhooks/{webhook_id}", request)
+    return see(f"/ui/webhooks/{webhook_id}", request.scope)
 
 
 @router.post("/ui/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver")
 def redeliver(webhook_id: str, delivery_id: str, session: SessionDep, caller: CallerDep, request: Request) -> Response:
     webhooks.redeliver(session, webhook_id, delivery_id, owner=caller)
-    return _see(f"/ui/webhooks/{webhook_id}", request)
+    return see(f"/ui/webhooks/{webhook_id}", request.scope)
 
 
 def _webhook(

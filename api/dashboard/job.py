@@ -2,19 +2,17 @@
 
 import re
 from collections.abc import Sequence
-from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import RedirectResponse
 
 from api.bodies import EventBody
 from api.dashboard import live
 from api.dashboard.middleware import FormDep, PageRoute, key_of
-from api.dashboard.rendering import page
+from api.dashboard.rendering import page, see
 from api.http.hosts import root_of
 from api.http.responses import CHECKED, is_known, known_tags, not_modified, tag_of
 from api.routes.deps import CallerDep, ServicesDep, SessionDep
@@ -99,7 +97,7 @@ async def show_job(job_id: str, services: ServicesDep, caller: CallerDep, reques
     if re.fullmatch(BEGINNING_OF_ID, job_id):
         found = await run_in_threadpool(_beginning_with, services.database, job_id, caller)
         if len(found) == 1:
-            return _see(found[0], request)
+            return see(f"/ui/jobs/{found[0]}", request.scope)
     seen = (await services.reader.read(job_id, owner=caller)).seen
     assert seen is not None, "no version was given as known"
     job = whole_body(seen, request)
@@ -139,20 +137,20 @@ async def stream_changes(
 @router.post("/ui/jobs/{job_id}/cancel")
 def cancel_job(job_id: str, session: SessionDep, caller: CallerDep, request: Request) -> Response:
     changes.request_cancel(session, job_id, owner=caller)
-    return _see(job_id, request)
+    return see(f"/ui/jobs/{job_id}", request.scope)
 
 
 @router.post("/ui/jobs/{job_id}/delete")
 def delete_job(job_id: str, session: SessionDep, caller: CallerDep, request: Request) -> Response:
     changes.delete_job(session, job_id, owner=caller)
-    return RedirectResponse(f"{root_of(request.scope)}/ui/jobs", status_code=HTTPStatus.SEE_OTHER)
+    return see("/ui/jobs", request.scope)
 
 
 @router.post("/ui/jobs/{job_id}/retry")
 async def retry_job(job_id: str, form: FormDep, services: ServicesDep, request: Request) -> Response:
     """A new job like this one. A form that is sent twice makes one job."""
     submitted = await services.submitter.retry(job_id, key=key_of(form), scope=request.scope)
-    return _see(submitted.job.id, request)
+    return see(f"/ui/jobs/{submitted.job.id}", request.scope)
 
 
 def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str, Any]:
@@ -198,10 +196,6 @@ def _beginning_with(database: Database, prefix: str, owner: str) -> list[str]:
         filters, sort = reading.JobFilters(id_prefix=prefix), reading.Sort.NEWEST
         found = reading.page(session, owner=owner, filters=filters, sort=sort, limit=2, cursor=None)
         return [snapshot.job().id for snapshot in found.items]
-
-
-def _see(job_id: str, request: Request) -> Response:
-    return RedirectResponse(f"{root_of(request.scope)}/ui/jobs/{job_id}", status_code=HTTPStatus.SEE_OTHER)
 
 
 @router.get("/ui/jobs/{job_id}/report")

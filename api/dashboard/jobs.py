@@ -8,13 +8,11 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field, ValidationError
-from starlette.responses import RedirectResponse
 
 from api.bodies import JobBody, Parameters
 from api.dashboard import live
 from api.dashboard.middleware import FormDep, PageRoute, key_of
-from api.dashboard.rendering import page
-from api.http.hosts import root_of
+from api.dashboard.rendering import page, see
 from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep, SessionDep
 from api.routes.event_feed import last_event_id, stream
 from api.routes.jobs import JobId, JobsQuery, job_body
@@ -107,7 +105,7 @@ def list_jobs(filters: FiltersDep, session: ReadingSessionDep, caller: CallerDep
 @router.post("/ui/chosen/compare")
 def compare_chosen(form: FormDep, request: Request) -> Response:
     query = urlencode([("id", one) for one in _chosen(form)])
-    return RedirectResponse(f"{root_of(request.scope)}/ui/compare?{query}", status_code=HTTPStatus.SEE_OTHER)
+    return see(f"/ui/compare?{query}", request.scope)
 
 
 @router.post("/ui/chosen/cancel")
@@ -115,7 +113,7 @@ def cancel_chosen(form: FormDep, session: SessionDep, caller: CallerDep, request
     """Those that have ended already stay as they are."""
     if ids := _chosen(form):
         changes.cancel_matching(session, owner=caller, filters=reading.JobFilters(ids=ids), limit=len(ids))
-    return _list(request)
+    return see("/ui/jobs", request.scope)
 
 
 @router.post("/ui/chosen/retry")
@@ -123,16 +121,12 @@ async def retry_chosen(form: FormDep, services: ServicesDep, request: Request) -
     """A new job like each of them; a form that is sent twice makes each once."""
     for one in _chosen(form):
         await services.submitter.retry(one, key=key_of({**form, "job": one}), scope=request.scope)
-    return _list(request)
+    return see("/ui/jobs", request.scope)
 
 
 def _chosen(form: Mapping[str, str]) -> list[str]:
     """The jobs that are ticked, those of a page at most."""
     return [name.removeprefix(_TICK) for name in form if name.startswith(_TICK)][:JOBS_ON_A_PAGE]
-
-
-def _list(request: Request) -> Response:
-    return RedirectResponse(f"{root_of(request.scope)}/ui/jobs", status_code=HTTPStatus.SEE_OTHER)
 
 
 @router.get("/ui/job-changes")

@@ -14,12 +14,10 @@ from uuid import uuid4
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import RedirectResponse
 
 from api.dashboard.middleware import FormDep, PageRoute, key_of
-from api.dashboard.rendering import page
+from api.dashboard.rendering import page, see
 from api.http.callers import caller_of
-from api.http.hosts import root_of
 from api.http.problems import http_error_of
 from api.request_bodies import SWEEP, JobRequest, checked
 from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep
@@ -319,7 +317,7 @@ async def submit(form: FormDep, services: ServicesDep, request: Request) -> Resp
             submitted = await services.submitter.submit(found, key=key_of(form), scope=request.scope)
             job = submitted[0].job
             there = f"sweep?label={SWEEP}={job.labels[SWEEP]}" if found.is_sweep else f"jobs/{job.id}"
-            return RedirectResponse(f"{root_of(request.scope)}/ui/{there}", status_code=HTTPStatus.SEE_OTHER)
+            return see(f"/ui/{there}", request.scope)
     return await run_in_threadpool(_form, request, form, errors)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from jinja2 import Environment
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.types import Scope as AsgiScope
 
 from api.http.callers import known_caller, session_of
@@ -170,6 +170,11 @@ def _environment() -> Environment:
     found = templates_in(_TEMPLATES)
     found.filters |= {one.__name__: one for one in FILTERS}
     return found
+
+
+def see(path: str, scope: AsgiScope, headers: Mapping[str, str] | None = None) -> RedirectResponse:
+    """A redirect to a page, `path` below the root of the service."""
+    return RedirectResponse(f"{root_of(scope)}{path}", status_code=HTTPStatus.SEE_OTHER, headers=headers)
 
 
 def page(

@@ -9,10 +9,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.exceptions import HTTPException
-from starlette.responses import RedirectResponse
 
 from api.dashboard.middleware import SIGN_IN, FormDep, PageRoute, cookie
-from api.dashboard.rendering import page, static_files
+from api.dashboard.rendering import page, see, static_files
 from api.http.callers import SESSION_SECONDS, Caller, Session, Unknown, session_of
 from api.http.hosts import root_of
 from api.http.request_log import POLICY
@@ -39,7 +38,7 @@ _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 @router.get("/ui")
 @router.get("/ui/")
 async def start(request: Request) -> Response:
-    return _see(FIRST_PAGE, request)
+    return see(FIRST_PAGE, request.scope)
 
 
 @router.get(SIGN_IN)
@@ -47,7 +46,7 @@ async def ask_for_key(request: Request, services: ServicesDep, next: Next = FIRS
     """The page that asks for a key; where none is needed, the page that was wanted."""
     caller = await services.callers.identify(request.scope)
     if isinstance(caller, Caller):
-        return _see(_own(next), request)
+        return see(_own(next), request.scope)
     return page("sign_in.html", request.scope, next=_own(next), reason=caller.detail, error=None)
 
 
@@ -65,7 +64,7 @@ async def sign_in(form: FormDep, request: Request, services: ServicesDep) -> Res
             error=found.detail if text else "enter a key",
         )
     sealed = services.sessions.seal(Session.start(hash_of(text)))  # a new one: what was known before opens nothing
-    return _see(wanted, request, {"Set-Cookie": cookie(sealed, request.scope)})
+    return see(wanted, request.scope, {"Set-Cookie": cookie(sealed, request.scope)})
 
 
 @router.post("/ui/sign-out")
@@ -77,7 +76,7 @@ def sign_out(request: Request, services: ServicesDep) -> Response:
         with services.database.session() as ledger:
             ledger.after_commit(services.callers.forget)
             Keys(ledger).end_session(session.id, seconds=SESSION_SECONDS)
-    return _see(SIGN_IN, request, {"Set-Cookie": cookie("", request.scope, seconds=0)})
+    return see(SIGN_IN, request.scope, {"Set-Cookie": cookie("", request.scope, seconds=0)})
 
 
 @router.get("/ui/static/{version}/{name}")
@@ -92,10 +91,6 @@ async def get_file(version: str, name: str) -> Response:
 def _own(path: str) -> str:
     """`path` if it is one of our pages, else the first one: nobody is sent to another site."""
     return path if _PAGE.fullmatch(path) else FIRST_PAGE
-
-
-def _see(path: str, request: Request, headers: dict[str, str] | None = None) -> Response:
-    return RedirectResponse(f"{root_of(request.scope)}{path}", status_code=HTTPStatus.SEE_OTHER, headers=headers)
 
 
 @router.get("/docs")

@@ -54,7 +54,6 @@ from replaceme_core.ledger.reading import CURSOR_PATTERN, JobFilters, Sort
 from replaceme_core.ledger.records import Job
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.report.page import policy
-from replaceme_core.report.view import QUANTITIES
 from replaceme_core.request.fields import Labels, LabelText, one_of, wrong
 from replaceme_core.runner.messages import Stage
 from replaceme_core.shapes import BEGINNING_OF_ID, LogLine, Page
@@ -63,23 +62,6 @@ from replaceme_core.wording import json_safe
 router = APIRouter(tags=["jobs"], route_class=StrictRoute)
 history = APIRouter(tags=["history"])
 _HIGHEST_NUMBER = 2**31 - 1
-_OF_A_MODEL = (
-    *("decode_spread", "images_spread", "prefill_spread", "task_accuracy", "text_perplexity"),
-    *(one.name for one in QUANTITIES),
-)
-_OTHERS = (
-    "`batch_halvings`, `cache_difference`, `choice_tokens`, `chosen`, `cosine_loss`, `cosine_loss_before`, "
-    "`dense_block_runs`, `dense_held_out_loss`, `distance`, `embedding_agreement`, `embedding_distance`, "
-    "`embedding_distance_high`, `embedding_distance_low`, `experts_changed`, `final_scale`, `gate_max`, `gate_min`, "
-    "`gate_passed`, `gate_value`, `heal_loss`, `heal_panel_loss`, `held_out_loss`, `influence`, `modelled_seconds`, "
-    "`peak_memory`, `plain_held_out_loss`, `residual`, `residual_check_error`, `result_held_out_loss`, `seconds`, "
-    "`sink_tokens`, `statistics_bytes`, `stream_bytes`, `task_kept`, `text_agreement`, `text_divergence`, "
-    "`text_ratio_high`, `text_ratio_low`, `tokens`, `trial_met`, `trial_passed`, `trial_seconds`, `trial_value`, "
-    "`unscaled_held_out_loss`"
-)
-_OF_BOTH = sorted(f"`{side}.{name}`" for side in ("before", "after") for name in _OF_A_MODEL)
-_NAMES = f"{', '.join(_OF_BOTH)}, {_OTHERS}"
-"""What each of them means is in docs/reference/http.md; a later release may add names."""
 
 
 # Bodies and query parameters
@@ -242,7 +224,6 @@ class LogsQuery(Parameters):
 class MetricBody(shapes.Metric):
     """One measured value of a job's current attempt."""
 
-    name: str = Field(description=f"one of {_NAMES}; a later release may add others")
     stage: Stage
 
 

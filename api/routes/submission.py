@@ -217,44 +217,31 @@ class Submitter:
         with self.database.session() as session:
             # again: others may have been added since
             self._check_number(session, caller, adds=len(specs), exact=True)
-            return tuple(
-                self._add(session, spec, webhook=webhook, job_id=job_id, idempotency_key=key, scope=scope)
-                for spec, job_id, key in zip(specs, ids, keys, strict=True)
-            )
-
-    def _add(
-        self,
-        session: LedgerSession,
-        spec: CompressionSpec,
-        *,
-        webhook: JobWebhookRequest | None,
-        job_id: str,
-        idempotency_key: IdempotencyKey | None,
-        scope: Scope,
-    ) -> Submitted:
-        caller = caller_of(scope)
-        secret = new_secret() if webhook is not None and webhook.signed_by is None else None
-        added = None
-        if webhook is not None:  # before the job, whose first event it may want
-            new = NewWebhook(
-                url=webhook.url,
-                secret=self.open_secrets_box().seal(secret or new_secret(), field="webhook"),
-                events=webhook.events,
-                payload=webhook.payload,
-                signed_by=webhook.signed_by,
-                key_id=caller.key_id,
-            )
-            added = webhooks.add(session, new, owner=caller.owner, job_id=job_id)
-        job = changes.add(
-            session,
-            spec=spec,
-            owner=caller.owner,
-            job_id=job_id,
-            idempotency_key=idempotency_key,
-            default_worker_kind=self.settings.default_worker_kind,
-            key_id=caller.key_id,
-        )
-        return self._accept(session, job, new_id=job_id, webhook=added, secret=secret, scope=scope)
+            submitted = []
+            for spec, job_id, key in zip(specs, ids, keys, strict=True):
+                secret, added = None, None
+                if webhook is not None:  # before the job, whose first event it may want
+                    secret = new_secret() if webhook.signed_by is None else None
+                    new = NewWebhook(
+                        url=webhook.url,
+                        secret=self.open_secrets_box().seal(secret or new_secret(), field="webhook"),
+                        events=webhook.events,
+                        payload=webhook.payload,
+                        signed_by=webhook.signed_by,
+                        key_id=caller.key_id,
+                    )
+                    added = webhooks.add(session, new, owner=caller.owner, job_id=job_id)
+                job = changes.add(
+                    session,
+                    spec=spec,
+                    owner=caller.owner,
+                    job_id=job_id,
+                    idempotency_key=key,
+                    default_worker_kind=self.settings.default_worker_kind,
+                    key_id=caller.key_id,
+                )
+                submitted.append(self._accept(session, job, new_id=job_id, webhook=added, secret=secret, scope=scope))
+            return tuple(submitted)
 
     def _accept(
         self,
