@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 import torch
 
 BATCH_TOKENS = 1024
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +51,13 @@ class CosineFit:
 
     delta: torch.Tensor
     rate: float
-    _mean: torch.Tensor = field(init=False)
-    _square: torch.Tensor = field(init=False)
-    _steps: int = 0
+    _adam: torch.optim.Adam = field(init=False)
 
     def __post_init__(self) -> None:
-        self._mean, self._square = torch.zeros_like(self.delta), torch.zeros_like(self.delta)
+        self._adam = torch.optim.Adam([self.delta.requires_grad_()])
 
     @classmethod
+    @torch.inference_mode(mode=False)  # in which methods run, and no tensor has a gradient
     def start(cls, delta: torch.Tensor, *, diagonal: bool, rate: float) -> "CosineFit":
         """Start at the map I + `delta` (d, d), of any precision."""
         own = delta.diagonal() if diagonal else delta
@@ -75,35 +72,27 @@ class CosineFit:
             moved.add_(tokens.fixed)
         return moved
 
+    @torch.no_grad()
     def loss(self, tokens: CosineTokens) -> float:
         """Mean of 1 - cos over `tokens`, in [0, 2]."""
         parts = (tokens.select(rows) for rows in torch.arange(len(tokens)).split(BATCH_TOKENS))
         total = sum(float((_unit(self.output(part)) * part.target).sum(dtype=torch.float64)) for part in parts)
         return 1 - total / len(tokens)
 
+    @torch.inference_mode(mode=False)
     def epoch(self, tokens: CosineTokens, *, order: torch.Generator) -> None:
         """One step of Adam for each batch of the shuffled `tokens`."""
         shuffled = torch.randperm(len(tokens), generator=order)
+        self._adam.param_groups[0]["lr"] = self.rate
         for rows in shuffled.split(BATCH_TOKENS):
-            self._step(tokens.select(rows.to(tokens.write.device)))
-
-    def _step(self, tokens: CosineTokens) -> None:
-        output = self.output(tokens)
-        length = torch.linalg.vector_norm(output, dim=1, keepdim=True).clamp_min(torch.finfo(output.dtype).tiny)
-        unit = output / length
-        cosine = (unit * tokens.target).sum(dim=1, keepdim=True)
-        # d(1 - cos) / d output = (cos * unit - target) / length, averaged over the tokens
-        slope = (cosine * unit - tokens.target) / (length * len(tokens))
-        gradient = tokens.write.T @ slope if self.delta.ndim == 2 else (tokens.write * slope).sum(dim=0)
-        self._steps += 1
-        first, second = (1 - beta**self._steps for beta in BETAS)
-        self._mean.lerp_(gradient, 1 - BETAS[0])
-        self._square.lerp_(gradient.square(), 1 - BETAS[1])
-        self.delta.addcdiv_(self._mean, (self._square / second).sqrt_().add_(EPSILON), value=-self.rate / first)
+            part = tokens.select(rows.to(tokens.write.device))
+            self._adam.zero_grad()
+            (1 - (_unit(self.output(part)) * part.target).sum(dim=1).mean()).backward()
+            self._adam.step()
 
     def as_matrix(self) -> torch.Tensor:
         """A copy of `delta` as (d, d) in float64."""
-        return (self.delta.diag() if self.delta.ndim == 1 else self.delta.clone()).double()
+        return (self.delta.diag() if self.delta.ndim == 1 else self.delta).detach().double()
 
 
 def _unit(values: torch.Tensor) -> torch.Tensor:

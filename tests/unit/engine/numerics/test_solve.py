@@ -242,4 +242,4 @@ def test_an_epoch_takes_every_token_once_in_batches() -> None:
     data = turned_streams(2 * BATCH_TOKENS + 5)
     fit = CosineFit.start(torch.zeros(WIDTH, WIDTH), diagonal=False, rate=RATE)
     fit.epoch(CosineTokens.exact(**data), order=torch.Generator().manual_seed(0))
-    assert fit._steps == 3
+    assert fit._adam.state[fit.delta]["step"] == 3
