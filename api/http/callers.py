@@ -19,7 +19,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TypeVar
 
 import structlog
 from starlette.datastructures import Headers
@@ -29,7 +28,6 @@ from replaceme_core.errors import InvalidInput, SecretUnreadable
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import (
     DEFAULT_OWNER,
-    LAST_USED_SECONDS,
     NO_LIMITS_OF_ITS_OWN,
     ApiKey,
     Keys,
@@ -162,7 +160,6 @@ def session_of(scope: AsgiScope) -> Session | None:
 CACHE_SECONDS = 5.0
 MOST_ENTRIES = 10_000
 _ANY_ISSUED = ""  # no hash of a key
-T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 
@@ -172,12 +169,6 @@ class _Entry:
 
     read: "asyncio.Future[ApiKey | bool | None]"
     expires_at: float
-
-
-def _limit(entries: dict[str, T]) -> None:
-    """Drop the oldest, which are first."""
-    while len(entries) > MOST_ENTRIES:
-        del entries[next(iter(entries))]
 
 
 # From a request to its caller
@@ -202,7 +193,6 @@ class Callers:
         self._entries: dict[str, _Entry] = {}
         self._reading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="keys")
         self._writing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="key-use")
-        self._noted_at: dict[str, float] = {}
 
     async def identify(self, scope: AsgiScope) -> Caller | Unknown:
         """The caller of a request. Raises `DatabaseUnreachable`."""
@@ -240,7 +230,6 @@ class Callers:
             return Unknown(detail="you have signed out, or your key is revoked or has expired")
         if key is None:
             return Unknown(detail="this key is not known here, is revoked, or has expired")
-        self._note_use(key.id)
         return Caller.of(key)
 
     async def _without_key(self, scope: AsgiScope, headers: Headers) -> Caller | Unknown:
@@ -252,16 +241,6 @@ class Callers:
             return _needs_key("this service requires an API key, since some have been created")
         return WITHOUT_KEY
 
-    def _note_use(self, key_id: str) -> None:
-        """Write in the background when the key was last used, at most once a minute."""
-        now = time.monotonic()
-        if now < self._noted_at.get(key_id, float("-inf")) + LAST_USED_SECONDS:
-            return
-        self._noted_at.pop(key_id, None)
-        self._noted_at[key_id] = now
-        _limit(self._noted_at)
-        self._writing.submit(self._write_use, key_id)
-
     async def _find(self, name: str, read: Callable[[Keys], ApiKey | bool | None]) -> ApiKey | bool | None:
         entry = self._entries.get(name)
         if entry is None or time.monotonic() >= entry.expires_at:
@@ -269,7 +248,8 @@ class Callers:
             entry = _Entry(read=future, expires_at=time.monotonic() + CACHE_SECONDS)
             self._entries.pop(name, None)
             self._entries[name] = entry
-            _limit(self._entries)
+            while len(self._entries) > MOST_ENTRIES:
+                del self._entries[next(iter(self._entries))]  # the oldest
         if entry.read.done() and entry.read.exception() is None:
             return entry.read.result()
         try:
@@ -281,7 +261,10 @@ class Callers:
 
     def _read(self, read: Callable[[Keys], ApiKey | bool | None]) -> ApiKey | bool | None:
         with self._database.session(read_only=True) as session:
-            return read(Keys(session))
+            found = read(Keys(session))
+        if isinstance(found, ApiKey):
+            self._writing.submit(self._write_use, found.id)  # no request waits for a writer
+        return found
 
     def _write_use(self, key_id: str) -> None:
         try:
