@@ -26,12 +26,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 import transformers
 
 import replaceme_core
-from replaceme_core.engine.activations.tensor_store import DamagedStore, FileStore, pieces_of
+from replaceme_core.engine.activations.tensor_store import DamagedStore, FileStore, Piece
 from replaceme_core.engine.activations.verified_file import content_digest
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.hub.files import lock_file, locked, sha256_of, try_locked
@@ -99,7 +100,7 @@ _TRASH = ".trash-"
 class Entry:
     """A complete entry, not evicted before `close`. `facts` is the content of its `entry.json`."""
 
-    def __init__(self, directory: Path, facts: Mapping[str, object], descriptor: int) -> None:
+    def __init__(self, directory: Path, facts: Mapping[str, Any], descriptor: int) -> None:
         self.directory = directory
         self.facts = facts
         self._descriptor: int | None = descriptor
@@ -237,7 +238,7 @@ def _size(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
 
 
-FORMAT = 2
+FORMAT = 3
 
 
 def open_cache(directory: str | None, *, limit: int) -> ActivationCache | None:
@@ -310,8 +311,7 @@ class CachedActivations:
     def complete(self, streams: FileStore) -> None:
         """Publish `streams` for later jobs. If they do not fit into the cache, only this job can use them."""
         assert self._draft is not None, "`begin` was not called"
-        index = {name: [piece.as_dict() for piece in pieces] for name, pieces in streams.index.items()}
-        self._entry = self._draft.publish(self.key, {"index": index, "facts": self.facts})
+        self._entry = self._draft.publish(self.key, {"index": streams.index, "facts": self.facts})
         if self._entry is not None:
             streams.directory = self._entry.directory
 
@@ -330,14 +330,14 @@ class CachedActivations:
 
 
 def _read(entry: Entry) -> tuple[FileStore, dict[str, float]]:
-    index, facts = entry.facts.get("index"), entry.facts.get("facts")
-    if not isinstance(index, Mapping) or not isinstance(facts, Mapping):
-        raise DamagedStore("the entry has no index")
-    pieces = pieces_of(index)
-    streams = FileStore(directory=entry.directory, index=pieces)
-    for name, several in pieces.items():
-        path = entry.directory / name
-        if not path.is_file() or path.stat().st_size != streams.end(several):
-            raise DamagedStore(f"the length of {name} is wrong")
-        streams.nbytes += streams.end(several)
-    return streams, {str(name): float(value) for name, value in facts.items()}
+    streams = FileStore(directory=entry.directory)
+    try:
+        for name, rows in entry.facts["index"].items():
+            pieces = streams.index[name] = [Piece(*row) for row in rows]
+            size = (entry.directory / name).stat().st_size
+            if size != streams.end(pieces):
+                raise DamagedStore(f"the length of {name} is wrong")
+            streams.nbytes += size
+        return streams, {name: float(value) for name, value in entry.facts["facts"].items()}
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedStore(f"the index of the streams cannot be read: {error!r}") from error

@@ -4,9 +4,10 @@ Files are read, not mapped: a tensor is then in memory that the allocator has al
 those of a tensor that never left memory, and no more than the present batch takes address space.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -22,17 +23,13 @@ class DamagedStore(ReplaceMeError):
     """A tensor is not what was written: a disk error, a truncated file, or a change by another program."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Piece:
+class Piece(NamedTuple):
     """The place of one tensor in its file. `check` is the `checksum` of its bytes."""
 
     offset: int
-    shape: tuple[int, ...]
+    shape: Sequence[int]
     dtype: str
     check: int
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 @dataclass(kw_only=True)
@@ -62,7 +59,7 @@ class FileStore:
         piece = self.index[name][index]
         try:
             values = read_tensor(
-                self.directory / name, offset=piece.offset, shape=piece.shape, dtype=getattr(torch, piece.dtype)
+                self.directory / name, offset=piece.offset, shape=tuple(piece.shape), dtype=getattr(torch, piece.dtype)
             )
         except (OSError, EOFError) as error:
             raise DamagedStore(f"tensor {index} of {name} cannot be read: {error}") from error
@@ -77,25 +74,6 @@ class FileStore:
             return 0
         last = pieces[-1]
         return last.offset + torch.Size(last.shape).numel() * int(getattr(torch, last.dtype).itemsize)
-
-
-def pieces_of(index: Mapping[str, list[dict[str, object]]]) -> dict[str, list[Piece]]:
-    """An `index` from its JSON form. Raises `DamagedStore`."""
-    try:
-        return {
-            name: [
-                Piece(
-                    offset=int(str(row["offset"])),
-                    shape=tuple(row["shape"]),  # type: ignore[arg-type]
-                    dtype=str(row["dtype"]),
-                    check=int(str(row["check"])),
-                )
-                for row in rows
-            ]
-            for name, rows in index.items()
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedStore(f"the index of the streams cannot be read: {error!r}") from error
 
 
 def stream_key(block: int) -> str:
