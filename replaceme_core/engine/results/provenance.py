@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import platform
+import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, distribution, version
@@ -41,23 +42,10 @@ def _commit_of_checkout(root: Path) -> str | None:
     try:
         if 'name = "replaceme"' not in (root / "pyproject.toml").read_text(encoding="utf-8"):
             return None
-        git = root / ".git"
-        if git.is_file():  # of a second work tree
-            git = root / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()
-        head = (git / "HEAD").read_text(encoding="utf-8").strip()
-        return _resolved(git, head.removeprefix("ref:").strip()) if head.startswith("ref:") else head
-    except OSError:
+        command = ("git", f"--git-dir={root / '.git'}", "rev-parse", "HEAD")
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _resolved(git: Path, reference: str) -> str | None:
-    common = git / "commondir"
-    shared = git / common.read_text(encoding="utf-8").strip() if common.is_file() else git
-    for place in (git, shared):
-        if (place / reference).is_file():
-            return (place / reference).read_text(encoding="utf-8").strip()
-    packed = (shared / "packed-refs").read_text(encoding="utf-8").splitlines()
-    return next((line.split()[0] for line in packed if line.endswith(f" {reference}")), None)
 
 
 def _commit_of_url(text: str | None) -> str | None:

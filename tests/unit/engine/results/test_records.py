@@ -1,5 +1,6 @@
 """What the report records: code, memory by stage, tensors that differ, warnings and disagreements."""
 
+import subprocess
 import threading
 import time
 from importlib.metadata import version
@@ -19,31 +20,31 @@ from replaceme_core.engine.results.stage_clock import StageClock, resident_bytes
 from replaceme_core.runner.messages import Stage
 from tests.fixtures.models.recorder import Recorder
 
-COMMIT, OTHER = "a" * 40, "b" * 40
+COMMIT = "a" * 40
+
+
+def git(place: Path, *words: str) -> str:
+    author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    return subprocess.run(
+        ("git", *author, *words), cwd=place, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def test_the_commit_of_a_checkout(tmp_path: Path) -> None:
-    git, project = tmp_path / ".git", tmp_path / "pyproject.toml"
-    (git / "refs" / "heads").mkdir(parents=True)
-    (git / "HEAD").write_text("ref: refs/heads/main\n")
-    branch = git / "refs" / "heads" / "main"
-    branch.write_text(f"{COMMIT}\n")
-    second, own = tmp_path / "second", git / "worktrees" / "second"
-    own.mkdir(parents=True)
-    second.mkdir()
-    (second / ".git").write_text(f"gitdir: {own}\n")
-    (own / "HEAD").write_text("ref: refs/heads/main\n")
-    (own / "commondir").write_text("../..\n")
-    for place in (project, second / "pyproject.toml"):
-        place.write_text('[project]\nname = "replaceme"\n')
-    assert provenance._commit_of_checkout(tmp_path) == provenance._commit_of_checkout(second) == COMMIT
-    branch.unlink()
-    (git / "packed-refs").write_text(f"# pack-refs\n{OTHER} refs/heads/x\n{COMMIT} refs/heads/main\n")
-    assert provenance._commit_of_checkout(tmp_path) == COMMIT
-    (git / "HEAD").write_text(f"{OTHER}\n")
-    assert provenance._commit_of_checkout(tmp_path) == OTHER, "a detached head"
+    checkout, second = tmp_path / "checkout", tmp_path / "second"
+    checkout.mkdir()
+    project = checkout / "pyproject.toml"
+    project.write_text('[project]\nname = "replaceme"\n')
+    git(checkout, "init")
+    assert provenance._commit_of_checkout(checkout) is None, "nothing is committed"
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-m", "first")
+    git(checkout, "worktree", "add", str(second))
+    commit = git(checkout, "rev-parse", "HEAD")
+    assert len(commit) == 40
+    assert provenance._commit_of_checkout(checkout) == provenance._commit_of_checkout(second) == commit
     project.write_text('name = "another"\n')
-    assert provenance._commit_of_checkout(tmp_path) is None, "a repository of somebody else"
+    assert provenance._commit_of_checkout(checkout) is None, "a repository of somebody else"
     assert provenance._commit_of_checkout(tmp_path / "missing") is None
 
 
