@@ -223,7 +223,7 @@ class _ModelFiles:
         inside = f"{self.blocks}.{block}."
         for name, parameter in self.meta.items():
             if name.startswith(inside):
-                _put(*self.owners[name], parameter)
+                setattr(*self.owners[name], parameter)
         self.resident = None
 
     def _read(self, block: int) -> dict[str, torch.Tensor]:
@@ -237,7 +237,7 @@ class _ModelFiles:
             module, leaf = self.owners[name]
             values = stored.read() if ahead is None else ahead.pop(stored.name)
             values = values.to(device=self.device, dtype=getattr(module, leaf).dtype, non_blocking=self.pinned)
-            _put(module, leaf, nn.Parameter(values, requires_grad=False) if name in self.meta else values)
+            setattr(module, leaf, nn.Parameter(values, requires_grad=False) if name in self.meta else values)
         several = self.converted.get(block, [])
         if several:
             with _without_bars_and_threads():
@@ -263,14 +263,6 @@ class _ModelFiles:
     def _block_of(self, name: str) -> int | None:
         inside = f"{self.blocks}."
         return int(name.removeprefix(inside).partition(".")[0]) if name.startswith(inside) else None
-
-
-def _put(module: nn.Module, leaf: str, values: torch.Tensor) -> None:
-    """Replace a parameter or a buffer, also by one on another device."""
-    if isinstance(values, nn.Parameter):
-        module._parameters[leaf] = values
-    else:
-        module._buffers[leaf] = values
 
 
 @contextmanager
