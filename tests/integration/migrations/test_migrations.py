@@ -209,7 +209,7 @@ def add_as_before(url: str, known: MetaData, job_id: str) -> None:
         connection.execute(insert(events).values(event))
 
 
-@pytest.mark.parametrize("before", sorted({"0001", "0011", revisions()[-2]}))
+@pytest.mark.parametrize("before", sorted({*revisions()[:1], *revisions()[-2:-1]}))
 def test_an_earlier_release_works_beside_this_one(empty_database_url: str, before: str) -> None:
     """Its jobs are kept and done, it reads and changes ours, and one can go back to it."""
     url = empty_database_url

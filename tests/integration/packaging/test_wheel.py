@@ -25,7 +25,7 @@ def test_a_wheel_carries_its_licence_and_every_file_of_the_packages_and_nothing_
         (licence,) = (name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE"))
         assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
     assert shipped == there
-    assert {"migrations/env.py", "migrations/script.py.mako", "migrations/versions/0001_ledger.py"} < shipped
+    assert {"migrations/env.py", "migrations/script.py.mako", "migrations/versions/0012_ledger.py"} < shipped
 
 
 def test_an_installed_wheel_serves(installed_wheel: Installed, tmp_path: Path) -> None:
