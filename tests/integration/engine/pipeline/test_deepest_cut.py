@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from replaceme_core.engine import pipeline
 from replaceme_core.engine import run as run_module
 from replaceme_core.engine.evaluation.compare import Original
 from replaceme_core.engine.evaluation.measure import SOURCE, Subject
@@ -205,3 +206,17 @@ def test_a_depth_that_cannot_be_measured_has_failed(
     with pytest.raises(NumericalFailure, match="infinite"):
         run(at(source, tmp_path / "nothing", ratio=SEARCH, gate=gate))
     assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.usefixtures("without_speed")
+def test_a_depth_at_which_the_blocks_may_not_go_has_failed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allows(removed: Sequence[int]) -> bool:
+        return not {1, 2, 3}.intersection(removed)
+
+    monkeypatch.setattr(pipeline, "keep_pattern", lambda spec, *_, **__: (spec, allows))
+    finished, _, _ = run(at(source, tmp_path / "out", ratio=SEARCH, gate={"divergence": {"max": 100}}))
+    trials = verdict_of(finished).trials
+    assert [(one.blocks, one.passed) for one in trials] == [(2, True), (3, False)]
+    assert "remove fewer" in (trials[1].problem or "")
