@@ -1,20 +1,19 @@
 """Time and peak memory of each stage, and memory over time, measured inside the runner process."""
 
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import torch
 
 from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.plan.duration import MODELLED
 from replaceme_core.runner.messages import Progress, Stage
 
-_PAGES = Path("/proc/self/statm")
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 MOST_SAMPLES = 240
@@ -31,13 +30,8 @@ class MemorySample:
     stage: str
 
 
-def _reader(device: torch.device) -> Callable[[], int] | None:
-    if device.type != "cpu":
-        return lambda: int(torch.get_device_module(device).memory_allocated(device))
-    if not _PAGES.is_file():
-        return None
-    page = os.sysconf("SC_PAGE_SIZE")
-    return lambda: int(_PAGES.read_text().split()[1]) * page
+def _present(device: torch.device) -> int:
+    return resident_bytes() if device.type == "cpu" else int(torch.get_device_module(device).memory_allocated(device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +56,7 @@ class StageClock:
     modelled: Mapping[Stage, float] = field(default_factory=dict)
     records: list[StageRecord] = field(default_factory=list)
     samples: list[MemorySample] = field(default_factory=list)
-    """At most `MOST_SAMPLES`, none between stages; none at all where this is not Linux and there is no accelerator."""
+    """At most `MOST_SAMPLES`, none between stages."""
     loading_seconds: float = 0.0
     """Time for reading models, in all stages together."""
     _current: Stage | None = None
@@ -71,11 +65,8 @@ class StageClock:
     @contextmanager
     def sampling(self) -> Iterator[None]:
         """Take samples of the memory in a thread."""
-        read, ended = _reader(self.device), threading.Event()
-        if read is None:
-            yield
-            return
-        thread = threading.Thread(target=self._sample, args=(read, ended), name="memory-samples", daemon=True)
+        ended = threading.Event()
+        thread = threading.Thread(target=self._sample, args=(ended,), name="memory-samples", daemon=True)
         thread.start()
         try:
             yield
@@ -83,14 +74,14 @@ class StageClock:
             ended.set()
             thread.join()
 
-    def _sample(self, read: Callable[[], int], ended: threading.Event) -> None:
+    def _sample(self, ended: threading.Event) -> None:
         began, between = time.perf_counter(), FIRST_SECONDS
         while True:
             stage = self._current
             if stage is not None:
                 with suppress(OSError):
                     seconds = round(time.perf_counter() - began, 3)
-                    self.samples.append(MemorySample(seconds=seconds, bytes=read(), stage=stage))
+                    self.samples.append(MemorySample(seconds=seconds, bytes=_present(self.device), stage=stage))
             if len(self.samples) >= MOST_SAMPLES:
                 del self.samples[1::2]
                 between *= 2
@@ -139,13 +130,19 @@ class StageClock:
 
 def resident_bytes() -> int:
     """Resident memory of this process now."""
-    return _status_bytes("VmRSS")
+    return int(psutil.Process().memory_info().rss)
 
 
 def _peak(device: torch.device) -> int:
     if device.type != "cpu":
         return int(torch.get_device_module(device).max_memory_allocated(device))
-    return _status_bytes("VmHWM")
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def _reset_peak(device: torch.device) -> None:
@@ -155,13 +152,3 @@ def _reset_peak(device: torch.device) -> None:
     # Where this is not Linux, or not allowed, the peak also covers the stages before this one.
     with suppress(OSError):
         _RESET.write_text("5")  # proc(5): resets the peak resident size to the present one
-
-
-def _status_bytes(name: str) -> int:
-    try:
-        lines = _STATUS.read_text().splitlines()
-    except OSError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
