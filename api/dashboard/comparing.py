@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.bodies import JobBody, Parameters
 from api.dashboard.job import as_report, stored_report
-from api.dashboard.jobs import JOBS_ON_A_PAGE, Filters, Text
+from api.dashboard.jobs import Filters, Text
 from api.dashboard.middleware import PageRoute
 from api.dashboard.rendering import page, removal, short_id
 from api.routes.deps import CallerDep, ServicesDep
@@ -25,7 +25,6 @@ from replaceme_core.errors import InvalidInput, NotFound
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.states import JobStatus
-from replaceme_core.ledger.watching import last_position
 from replaceme_core.report import view
 from replaceme_core.report.figures import digits, percent
 from replaceme_core.report.reading import Report, Shown
@@ -219,8 +218,6 @@ def show_sweep(
     query: Annotated[OfLabel, Query()], services: ServicesDep, caller: CallerDep, request: Request
 ) -> Response:
     """All jobs with a label, live; the smallest result that passes is marked."""
-    with services.database.session(read_only=True) as session:
-        position = last_position(session)  # before the jobs: what happens in between is seen twice, and not missed
     found, more = _of_label(query.label, services.database, caller, request)
     most, problem = None, ""
     try:
@@ -245,8 +242,6 @@ def show_sweep(
         best=chosen,
         most=most,
         charts=charts_of(found, best=chosen, most=most),
-        position=position,
-        running=[one.job.id for one in found if one.job.status is JobStatus.RUNNING][:JOBS_ON_A_PAGE],
     )
 
 

@@ -4,19 +4,17 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.bodies import EventBody
-from api.dashboard import live
 from api.dashboard.middleware import FormDep, PageRoute, key_of
 from api.dashboard.rendering import page, see
 from api.http.hosts import root_of
 from api.http.responses import CHECKED, is_known, known_tags, not_modified, tag_of
 from api.routes.deps import CallerDep, ServicesDep, SessionDep
-from api.routes.event_feed import last_event_id, stream
 from api.routes.jobs import MetricBody, page_response, read_report, whole_body
 from api.routes.webhooks import WebhookBody, WebhookLinks
 from replaceme_core.errors import NotFound
@@ -47,7 +45,6 @@ SHOWN_LINES = 200
 _LONGEST_ANSWER = 400
 _MOST_EVENTS = 1000
 _MOST_WEBHOOKS = 50
-Seq = Annotated[int, Query(ge=0, le=2**31 - 1)]
 
 
 def as_report(metrics: Sequence[MetricBody]) -> tuple[Report, list[MetricBody]]:
@@ -121,19 +118,6 @@ async def show_job(job_id: str, services: ServicesDep, caller: CallerDep, reques
     )
 
 
-@router.get("/ui/jobs/{job_id}/changes")
-async def stream_changes(
-    job_id: str, services: ServicesDep, caller: CallerDep, request: Request, after: Seq = 0
-) -> Response:
-    """A stream that says when the job has changed; `after` is the last event that the page shows."""
-    found = await services.reader.read_status(job_id, owner=caller)
-    if found.status in TERMINAL:
-        return stream(live.changed_and_ended(), request)
-    last = last_event_id(request)
-    messages = services.feed.of_job(job_id, owner=caller, after=after if last is None else last)
-    return stream(live.changes(messages, running=[job_id], owner=caller, reader=services.reader, of_job=True), request)
-
-
 @router.post("/ui/jobs/{job_id}/cancel")
 def cancel_job(job_id: str, session: SessionDep, caller: CallerDep, request: Request) -> Response:
     changes.request_cancel(session, job_id, owner=caller)
@@ -167,7 +151,6 @@ def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str
     measured = so_far if report is None else Report(report)
     return {
         "events": events,
-        "last_seq": events[-1].seq if events else 0,
         "log": log[-SHOWN_LINES:],
         "log_lines": len(log),
         "headlines": view.headlines(measured),

@@ -10,16 +10,13 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field, ValidationError
 
 from api.bodies import JobBody, Parameters
-from api.dashboard import live
 from api.dashboard.middleware import FormDep, PageRoute, key_of
 from api.dashboard.rendering import page, see
 from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep, SessionDep
-from api.routes.event_feed import last_event_id, stream
-from api.routes.jobs import JobId, JobsQuery, job_body
+from api.routes.jobs import JobsQuery, job_body
 from replaceme_core.errors import InvalidInput
 from replaceme_core.ledger import changes, reading
 from replaceme_core.ledger.states import JobStatus
-from replaceme_core.ledger.watching import last_position
 from replaceme_core.validation import parameter_problem
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -35,7 +32,6 @@ _SORTS = {
 }
 _LONGEST_FILTER = 1000
 Text = Annotated[str, Field(max_length=_LONGEST_FILTER)]
-Position = Annotated[int, Query(ge=0, le=2**63 - 1)]
 
 
 class Filters(Parameters):
@@ -65,7 +61,6 @@ FiltersDep = Annotated[Filters, Query()]
 @router.get("/ui/jobs")
 def list_jobs(filters: FiltersDep, session: ReadingSessionDep, caller: CallerDep, request: Request) -> Response:
     """The page. Filters that are not valid are shown with what would be right, and match nothing."""
-    position = last_position(session)  # before the jobs: what happens in between is seen twice, and not missed
     errors: dict[str, str] = {}
     items: list[JobBody] = []
     totals: dict[JobStatus, int] = {}
@@ -94,8 +89,6 @@ def list_jobs(filters: FiltersDep, session: ReadingSessionDep, caller: CallerDep
         errors=errors,
         statuses=list(JobStatus),
         is_filtered=bool(filters.status or filters.label or filters.model),
-        position=position,
-        running=[job.id for job in items if job.status is JobStatus.RUNNING],
         totals=totals,
         sorts=_SORTS,
         form_key=str(uuid4()),
@@ -127,20 +120,3 @@ async def retry_chosen(form: FormDep, services: ServicesDep, request: Request) -
 def _chosen(form: Mapping[str, str]) -> list[str]:
     """The jobs that are ticked, those of a page at most."""
     return [name.removeprefix(_TICK) for name in form if name.startswith(_TICK)][:JOBS_ON_A_PAGE]
-
-
-@router.get("/ui/job-changes")
-async def stream_changes(
-    caller: CallerDep,
-    request: Request,
-    services: ServicesDep,
-    after: Position,
-    running: Annotated[list[JobId], Query(max_length=JOBS_ON_A_PAGE)] = [],  # noqa: B006  # the framework copies it
-) -> Response:
-    """A stream that says when a job of the caller has changed behind the position `after`.
-
-    `running` are those whose progress is shown.
-    """
-    last = last_event_id(request)
-    messages = services.feed.of_owner(caller, after=after if last is None else last)
-    return stream(live.changes(messages, running=running, owner=caller, reader=services.reader, of_job=False), request)

@@ -109,7 +109,7 @@ class _Problem:
             there = f"{root_of(scope)}{SIGN_IN}"
             if is_part:
                 return Response(status_code=self.status, headers={**kept, "HX-Redirect": there})
-            if scope["method"] == "GET" and "text/event-stream" not in Headers(scope=scope).get("accept", ""):
+            if scope["method"] == "GET":
                 query = scope["query_string"].decode("latin-1")
                 there += "?" + urlencode({"next": f"{here}?{query}" if query else here})
             return RedirectResponse(there, status_code=HTTPStatus.SEE_OTHER, headers=kept)

@@ -2,12 +2,17 @@
 "use strict";
 
 const byId = (id) => document.getElementById(id);
+const shown = {}; // what the service has sent last, by the id of the part
 let kept = null;
 
-// A part that is replaced keeps what a person has opened, ticked and scrolled to.
+// A part is replaced where it has changed, and keeps what a person has opened, ticked and scrolled to.
 document.addEventListener("htmx:beforeSwap", (event) => {
   const part = event.detail.target;
   if (!(part instanceof Element)) return;
+  const sent = new DOMParser().parseFromString(event.detail.xhr.responseText, "text/html").getElementById(part.id);
+  if (sent && sent.outerHTML === shown[part.id]) event.detail.shouldSwap = false;
+  if (!event.detail.shouldSwap) return;
+  shown[part.id] = sent?.outerHTML;
   const all = (selector) => [...part.querySelectorAll(selector)];
   kept = {
     open: all("details[id][open]").map((one) => one.id),
@@ -72,7 +77,7 @@ document.addEventListener("click", async (event) => {
   }
 });
 
-let leaving = false; // a page that is left closes its streams and requests, which is no error
+let leaving = false; // a page that is left ends its requests, which is no error
 window.addEventListener("pagehide", () => { leaving = true; });
 window.addEventListener("pageshow", () => { leaving = false; });
 
@@ -83,8 +88,6 @@ const connection = (text) => {
 };
 const lost = () => connection("The service does not answer. What you see may be old; the page tries again by itself.");
 document.addEventListener("htmx:sendError", lost);
-document.addEventListener("htmx:sseError", lost);
-document.addEventListener("htmx:sseOpen", () => connection(""));
 document.addEventListener("htmx:afterRequest", (event) => { if (event.detail.successful) connection(""); });
 document.addEventListener("htmx:responseError", (event) => {
   const status = event.detail.xhr.status;

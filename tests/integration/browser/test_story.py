@@ -36,7 +36,7 @@ RECORD = """() => {
     const text = document.getElementById("overall")?.textContent;
     if (text && window.progressSeen.at(-1) !== text) window.progressSeen.push(text);
   };
-  new MutationObserver(look).observe(document.getElementById("live"), {childList: true, subtree: true});
+  new MutationObserver(look).observe(document.getElementById("main"), {childList: true, subtree: true});
   look();
 }"""
 

@@ -103,7 +103,7 @@ def test_the_progress_of_jobs_with_a_label_is_live(client: TestClient, sqlite_da
     job = submit(client, labels={"team": "a"})
     run(sqlite_database, job)
     page = client.get("/ui/sweep?label=team%3Da")
-    assert re.search(rf'sse-connect="/ui/job-changes\?after=\d+&amp;running={job}"', page.text)
+    assert 'hx-get="/ui/sweep?label=team%3Da" hx-select="#rows > *" hx-trigger="every 2s"' in page.text
     assert "running 40 %" in text_of(page)
 
 

@@ -29,14 +29,12 @@ def test_the_page_has_what_the_api_has(client: TestClient, sqlite_database: Data
     with sqlite_database.session() as session:
         claim = claim_job(session, first)
         attempts.record_progress(session, claim, stage=Stage.CALIBRATE, overall=0.41, fraction=0.2, eta_seconds=75)
-    seen = client.get("/events").json()["items"]
     page = client.get("/ui/jobs")
     assert ids(page) == [second, first] == [job["id"] for job in client.get("/jobs").json()["items"]]
     text = text_of(page)
     for shown in ("org/name", "team=a", "queued", "running", "41 %", "calibrate, about 75 seconds left"):
         assert shown in text
-    # nothing that happens after the page was read is missed
-    assert f'sse-connect="/ui/job-changes?after={seen[-1]["position"]}&amp;running={first}"' in page.text
+    assert 'hx-get="/ui/jobs?" hx-select="#rows > *" hx-trigger="every 2s"' in page.text
 
 
 def test_filters(client: TestClient) -> None:
@@ -136,7 +134,7 @@ def test_jobs_of_others_are_not_there(client: TestClient, settings: Settings) ->
     assert ids(page) == [other]
     form = {"csrf_token": token_of(page)}
     assert client.get("/ui/compare", params={"id": [job, other]}).status_code == 404
-    for path in ("", "/changes", "/report", "/report.json", "/plots/influence.svg", "/cancel", "/retry"):
+    for path in ("", "/report", "/report.json", "/plots/influence.svg", "/cancel", "/retry"):
         is_form = path in ("/cancel", "/retry")
         page = client.post(f"/ui/jobs/{job}{path}", data=form) if is_form else client.get(f"/ui/jobs/{job}{path}")
         assert page.status_code == 404

@@ -1,18 +1,16 @@
 """Sign-in with a key, the session's cookie, the token of every form, and the headers of every page."""
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fastapi.routing import APIRoute
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from api.dashboard import job, jobs, live, new_job, service
+from api.dashboard import job, jobs, new_job, service
 from api.dashboard.middleware import PageRoute
 from api.http.callers import COOKIE, SESSION_SECONDS, Session, Sessions
 from api.main import create_app
-from api.routes import event_feed
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import Keys
 from replaceme_core.ledger.tables import EndedSessionRow
@@ -119,35 +117,6 @@ def test_sessions_that_were_ended_are_forgotten_when_they_would_have_expired(sql
         assert session.scalars(select(EndedSessionRow.id).order_by(EndedSessionRow.id)).all() == ["first", "second"]
 
 
-@pytest.mark.parametrize(
-    ("path", "how"), [("/ui/job-changes?after=0", "revoked"), ("/ui/jobs/{id}/changes", "signed out")]
-)
-def test_a_stream_ends_with_its_session(
-    client: TestClient, holder: Holder, monkeypatch: pytest.MonkeyPatch, path: str, how: str
-) -> None:
-    monkeypatch.setattr(live, "KEEP_ALIVE_SECONDS", 0.1)
-    monkeypatch.setattr(live, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(event_feed, "RECHECK_SECONDS", 0.1)
-    admin = hold_key(client, client.app.state.services.settings, owner="root", scopes=["admin"])  # type: ignore[attr-defined]
-    job = holder.post("/jobs", json=SMALLEST).json()["id"]
-    sign_in(client, holder.text)
-    token = token_of(client.get("/ui/jobs"))
-    cookie = {"cookie": f"{COOKIE}={client.cookies[COOKIE]}", "accept": "text/event-stream"}
-    with ThreadPoolExecutor(1) as pool:
-        # the client of the tests returns a response once it has ended
-        reading = pool.submit(client.get, path.replace("{id}", job), headers=cookie)
-        with pytest.raises(TimeoutError):
-            reading.result(timeout=0.5)
-        if how == "revoked":
-            assert admin.delete(f"/keys/{holder.key_id}").status_code == 200
-        else:
-            client.post("/ui/sign-out", data={"csrf_token": token})
-        assert reading.result(timeout=10).status_code == 200
-    client.cookies.clear()
-    refused = client.get(path.replace("{id}", job), headers=cookie, follow_redirects=False)
-    assert refused.headers["location"] == "/ui/sign-in"
-
-
 def test_sessions_expire_and_other_secrets_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     box = SecretsBox([])
     sessions = Sessions(box)
@@ -203,7 +172,7 @@ def test_errors_are_pages_that_say_what_to_do_and_reveal_nothing(
     def fail(_: object) -> None:
         raise RuntimeError("planted secret")
 
-    monkeypatch.setattr("api.dashboard.jobs.last_position", fail)
+    monkeypatch.setattr("api.dashboard.jobs.reading.totals", fail)
     page = client.get("/ui/jobs")
     assert (page.status_code, "planted" in page.text) == (500, False)
     assert "The log of the service says more" in text_of(page)
@@ -220,6 +189,6 @@ def test_below_a_root_path_all_addresses_have_it(settings: Settings) -> None:
         assert client.get("/", follow_redirects=False).headers["location"] == "/prune/ui/jobs"
         page = client.get("/prune/ui/jobs")
         assert "Path=/prune/ui;" in page.headers["set-cookie"]
-        addresses = re.findall(r'(?:src|href|action|hx-get|sse-connect)="([^"#]+)"', page.text)
+        addresses = re.findall(r'(?:src|href|action|hx-get)="([^"#]+)"', page.text)
         assert addresses
         assert all(address.startswith("/prune/") for address in addresses)
