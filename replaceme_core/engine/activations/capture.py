@@ -9,7 +9,7 @@ not stored is run again when it is read, to the same bit.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -53,9 +53,6 @@ class CaptureRecord:
     statistics_bytes: int
     kept_bytes: int
     batch_halvings: int
-
-    def as_dict(self) -> dict[str, int | bool]:
-        return asdict(self)
 
     def metrics(self) -> list[tuple[str, float, str]]:
         """Name, value and unit of each metric."""
