@@ -174,7 +174,8 @@ def _header(
     report: Report, spec: ResolvedSpec, base: BaseCard, *, title: str, repository: str | None, task: str
 ) -> ModelCardData:
     """What the Hub reads. Licence and languages are those of the original; what is not known is left out."""
-    on_hub = {source.name: source for source in spec.calibration.mix if source.is_on_hub}
+    text = spec.calibration
+    on_hub = {name: source for name, source in zip(text.names, text.mix, strict=True) if source.is_on_hub}
     results = []
     for row in report.rows("texts"):
         name, before, after = report.text("texts", row, "name"), *(report.number("texts", row, side) for side in _SIDES)
@@ -184,14 +185,14 @@ def _header(
             EvalResult(
                 task_type="text-generation",
                 task_name="Language modelling",
-                dataset_type=name.removeprefix(BUILTIN_PREFIX),
+                dataset_type=source.name if source else name.removeprefix(BUILTIN_PREFIX),
                 dataset_name=name,
                 dataset_config=source.config if source else None,
                 dataset_split=source.split if source else None,
                 dataset_revision=source.revision if source else None,
                 dataset_args={
                     "tokens": report.at("texts", row, "tokens"),
-                    "sequence_length": spec.calibration.max_length,
+                    "sequence_length": text.max_length,
                     "original_model": round(before, 4),
                 },
                 metric_type="perplexity",
@@ -209,7 +210,7 @@ def _header(
         library_name="transformers",
         pipeline_tag=task,
         tags=list(TAGS),
-        datasets=list(on_hub) if report.text("hub") and on_hub else None,
+        datasets=sorted({source.name for source in on_hub.values()}) if report.text("hub") and on_hub else None,
         metrics=["perplexity"] if results else None,
         model_name=title if results else None,
         eval_results=results or None,

@@ -383,6 +383,18 @@ def full_of(text: str, report: Content) -> tuple[Content, BaseCard]:
     return content, BaseCard(licence="other", name=text, link=text, languages=(text,), terms=(text,))
 
 
+def test_texts_of_one_data_set_are_those_of_their_configs_in_the_header(report: Content, tmp_path: Path) -> None:
+    content: Content = json.loads(json.dumps(report))
+    sizes = {key: content["spec"]["calibration"][key] for key in ("samples", "max_length", "seed")}
+    sources = [{"dataset": "org/data", "config": config} for config in ("en", "de")]
+    content["spec"]["calibration"] = {**sizes, "sources": sources}
+    row = content["texts"][0]
+    content["texts"] = [{**row, "name": f"org/data (config {config})"} for config in ("en", "de")]
+    card, _ = card_of(content, BaseCard(), tmp_path / "out")
+    found = [(one.dataset_type, one.dataset_config) for one in card.data.eval_results or []]
+    assert found == [("org/data", "en"), ("org/data", "de")]
+
+
 def test_text_of_strangers_is_text_on_page_and_card(
     report: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
