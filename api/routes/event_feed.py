@@ -61,6 +61,17 @@ class EventMessage:
         return _encoded(self.position, self.event.type, body.model_dump_json())
 
 
+class _Start(EventMessage):
+    """No event, but the position behind which a stream of all jobs begins: one that is lost before an event resumes."""
+
+    def __init__(self, position: int) -> None:
+        self.position = position
+
+    @cached_property
+    def of_owner(self) -> bytes:
+        return b"id: %d\n\n" % self.position
+
+
 def _encoded(number: int, kind: str, data: str) -> bytes:
     return f"id: {number}\nevent: {kind}\ndata: {data}\n\n".encode()
 
@@ -174,6 +185,8 @@ class EventFeed:
             await self._started.wait()
             assert self._position is not None
             last = self._position if after is None else after
+            if after is None:
+                pass
             async for message in self._follow(follower, last, read, lambda message: message.position):
                 yield message
 

@@ -210,7 +210,7 @@ def _header(
         library_name="transformers",
         pipeline_tag=task,
         tags=list(TAGS),
-        datasets=sorted({source.name for source in on_hub.values()}) if report.text("hub") and on_hub else None,
+        datasets=list(dict.fromkeys(one.name for one in on_hub.values())) if report.text("hub") and on_hub else None,
         metrics=["perplexity"] if results else None,
         model_name=title if results else None,
         eval_results=results or None,

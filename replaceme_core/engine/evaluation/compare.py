@@ -216,9 +216,6 @@ class ImageResult:
     distance_high: float | None
     agreement: float | None
 
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertsResult:
@@ -229,9 +226,6 @@ class ExpertsResult:
 
     block: int
     changed: float
-
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)

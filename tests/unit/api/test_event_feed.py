@@ -89,6 +89,22 @@ def test_a_client_cut_off_at_random_sees_every_event_once_and_in_order(
     with_feed(sqlite_database, test)
 
 
+def test_a_stream_from_now_on_begins_with_its_position(sqlite_database: Database, ledger: Ledger) -> None:
+    """A client that is cut off before the first event resumes there, and misses nothing."""
+
+    async def test(feed: EventFeed) -> None:
+        ledger.add(owner="ada")
+        messages = feed.of_owner("ada", after=None)
+        (start,) = await take(messages, 1)
+        with sqlite_database.session(read_only=True) as session:
+            (created,) = events_after(session, 0, limit=10, owner="ada")
+        assert start.of_owner == b"id: %d\n\n" % created.position
+        ledger.add(owner="ada")
+        assert (await take(messages, 1))[0].position == created.position + 1
+
+    with_feed(sqlite_database, test)
+
+
 def test_a_stream_that_falls_behind_reads_from_the_table(
     sqlite_database: Database, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
