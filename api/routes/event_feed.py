@@ -186,7 +186,7 @@ class EventFeed:
             assert self._position is not None
             last = self._position if after is None else after
             if after is None:
-                pass
+                yield _Start(last)
             async for message in self._follow(follower, last, read, lambda message: message.position):
                 yield message
 
