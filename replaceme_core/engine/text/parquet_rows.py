@@ -15,13 +15,15 @@ import pyarrow
 import pyarrow.parquet
 
 MOST_BYTES = 4 * 2**30
-"""Of the process's data. The reader holds one group of rows at a time."""
+"""Of the process's data, less under a lower hard limit. The reader holds one group of rows at a time."""
 ROWS_AT_ONCE = 64
 
 
 def main(path: str, columns: list[str]) -> None:
     """Write the rows. Raises what the reader raises."""
-    resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, resource.RLIM_INFINITY))
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]  # the runner may have one, which only root can raise
+    soft = MOST_BYTES if hard == resource.RLIM_INFINITY else min(MOST_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
     with pyarrow.parquet.ParquetFile(path, memory_map=False, pre_buffer=False) as file:
         names = file.schema_arrow.names
         _write(dict.fromkeys(names))
