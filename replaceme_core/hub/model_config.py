@@ -4,7 +4,7 @@ It is untrusted input. A config of more blocks than there are would be built unt
 transformers leaves out the other blocks and says nothing.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
@@ -159,15 +159,22 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 DTYPES = ("F32", "BF16", "F16")
 """Of weights, in the names of safetensors."""
+_BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+"""Ends of names under which older files have values that are no parameters, causal masks as U8 or BOOL among them."""
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 _EMBEDDING_WIDTH = "word_embed_proj_dim"
 """Of families whose embedding may be narrower than the stream."""
 
 
+def without_buffers(tensors: Iterable[TensorPlace]) -> list[TensorPlace]:
+    """Those that are read: what is no parameter is neither loaded nor saved again."""
+    return [tensor for tensor in tensors if not tensor.name.endswith(_BUFFERS)]
+
+
 def check_weights(outline: ModelOutline, config: Mapping[str, object], tensors: Sequence[TensorPlace]) -> None:
     """Raise `BrokenModel` if blocks, vocabulary or width of the `config` are not those of the weights, which are
 
-    all the stored `tensors`; and for one of a dtype that is not supported.
+    all the stored `tensors` without buffers; and for one of a dtype that is not supported.
     """
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     for tensor in tensors:

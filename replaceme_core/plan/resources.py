@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from replaceme_core.hardware import WorkerKind, accelerators
-from replaceme_core.hub.model_config import ModelOutline, check_weights, read_outline
+from replaceme_core.hub.model_config import ModelOutline, check_weights, read_outline, without_buffers
 from replaceme_core.hub.model_files import read_config, weight_files
 from replaceme_core.hub.quantized import as_read, scheme_of
 from replaceme_core.hub.safetensors_header import ITEM_BYTES, TensorPlace
@@ -49,8 +49,6 @@ _COMPARING = frozenset({Method.LEAST_SQUARES, Method.COSINE, Method.REFIT, Metho
 _INNER = ("intermediate_size", "n_inner", "ffn_dim", "moe_intermediate_size")
 _HEADS = ("num_attention_heads", "n_head")
 _HEAD = "lm_head.weight"
-_BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
-"""Ends of names under which some files have values that are no parameters; they are not saved again."""
 _DEFAULT_INNER = 4
 
 
@@ -99,9 +97,8 @@ class ModelShape:
 
 def shape_of(outline: ModelOutline, config: Mapping[str, object], tensors: Sequence[TensorPlace]) -> ModelShape:
     """The shape of an admitted model. Raises `BrokenModel` if config and weights are not of one model."""
-    tensors = as_read(config, tensors)
-    check_weights(outline, config, tensors)
-    kept = [tensor for tensor in tensors if not tensor.name.endswith(_BUFFERS)]
+    kept = without_buffers(as_read(config, tensors))
+    check_weights(outline, config, kept)
     text = outline.layout.part_of(config)
     tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", outline.layout.tied)))
     blocks = [0] * outline.blocks
