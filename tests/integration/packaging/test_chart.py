@@ -3,10 +3,12 @@ value used. What KEDA asks the database is asked of a real one.
 """
 
 import json
+import subprocess
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import helm_python
@@ -215,7 +217,7 @@ def test_a_worker_ends_after_its_drain_and_nothing_reaches_it() -> None:
     assert ports == {53, 443, 5432, 6379}
 
 
-def test_workers_without_keda_are_those_of_the_compose_file() -> None:
+def test_workers_without_keda_are_those_of_the_compose_file(tmp_path: Path) -> None:
     deployments = of_kind("Deployment", {"keda": {"enabled": False}})
     (worker,) = [one for one in deployments if one["metadata"]["name"] == "demo-worker-cpu"]
     (container,) = worker["spec"]["template"]["spec"]["containers"]
@@ -223,7 +225,13 @@ def test_workers_without_keda_are_those_of_the_compose_file() -> None:
     command = container["command"]
     at = command.index("--hostname")
     assert [*command[:at], *command[at + 2 :]] == compose
-    assert command[at + 1] in container["livenessProbe"]["exec"]["command"]
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    # as the kubelet runs it, which expands no variable whose value is a field of the pod
+    probe = container["livenessProbe"]["exec"]["command"]
+    environment = {"PATH": f"{tmp_path}:/bin", "POD_NAME": "pod-1"}
+    asked = subprocess.run(probe, env=environment, check=True, stdout=subprocess.PIPE).stdout.decode().split()
+    assert asked[-1] == command[at + 1].replace("$(POD_NAME)", "pod-1")
     assert not of_kind("TriggerAuthentication", {"keda": {"enabled": False}})
 
 

@@ -109,9 +109,11 @@ spec:
          --hostname, celery@$(POD_NAME), --queues, {{ .worker.kind }}]
       livenessProbe:
         exec:
+          # a shell: Kubernetes expands the name of the pod in the command of a container, not in that of a probe
           command:
-            [python, -m, celery, --quiet, -A, worker.app, inspect, ping, --timeout, "10",
-             --destination, celery@$(POD_NAME)]
+            - sh
+            - -c
+            - exec python -m celery --quiet -A worker.app inspect ping --timeout 10 --destination "celery@$POD_NAME"
         initialDelaySeconds: 60
         periodSeconds: 60
         timeoutSeconds: 30
