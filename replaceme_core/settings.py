@@ -125,6 +125,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="REPLACEME_",
         env_file=".env",
+        env_ignore_empty=True,  # `NAME=` is no URL, and no path: it would be the working directory
         extra="ignore",
         secrets_dir=SECRETS_DIRECTORY if SECRETS_DIRECTORY.is_dir() else None,
         frozen=True,
