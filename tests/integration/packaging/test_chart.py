@@ -266,6 +266,11 @@ def test_the_query_counts_the_jobs_that_need_a_worker(postgres_url: str) -> None
     database.close()
 
 
+def test_workers_of_one_kind_also_take_jobs_for_any() -> None:
+    (worker,) = of_kind("ScaledJob", {"workers": {"cpu": {"enabled": False}, "gpu": {"enabled": True}}})
+    assert "route = 'gpu' OR route IS NULL" in worker["spec"]["triggers"][0]["metadata"]["query"]
+
+
 def leaves(values: Values, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
     for name, value in values.items():
         if isinstance(value, Mapping) and value and name not in ("settings", "requests", "limits", "dashboardLabels"):
