@@ -179,12 +179,24 @@ def test_options_replace_what_the_file_says(service: StubService, text: str, opt
 NAMED = "{model: org/name"
 
 
+def test_numbers_in_yaml_are_decimal(service: StubService) -> None:
+    """A commit that begins as a number is none."""
+    model = "{repo_id: org/name, revision: 12e4f}"
+    text = f"drop: [010, 0011, 12]\ncalibration: {{dataset: org/data, samples: 1_024, seed: 0}}\nmodel: {model}"
+    done = submit(service, "--file", "-", stdin=text)
+    assert done.exit_code == 0, done.output
+    assert sent(service)["drop"] == [10, 11, 12]
+    assert sent(service)["model"] == {"repo_id": "org/name", "revision": "12e4f"}
+    assert sent(service)["calibration"] == {"dataset": "org/data", "samples": 1024, "seed": 0}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         (f"{NAMED}, ratio: 1.5, calibration: org/data}}", "ratio: expected a number greater than 0 and less than 1"),
         (f"{NAMED}, ratio: 0.5, calibration: {{dataset: org/a, x: 3}}}}", "calibration.x: unknown field; the known"),
         (f"{NAMED}, ratio: .nan, calibration: org/data}}", "ratio: expected a number"),
+        (f"{NAMED}, ratio: 0.5, calibration: org/data, max_runtime_seconds: 1:30}}", "max_runtime_seconds: expected"),
         (f"{NAMED}, ratio: 0.5, calibration: org/data, labels: {{day: 3}}}}", "labels.day: expected a string"),
         ("ratio: 0.5\nratio: 0.25", "ratio is given twice"),
         ('{"ratio": 0.5, "ratio": 0.25}', "ratio is given twice"),
