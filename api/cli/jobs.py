@@ -74,13 +74,14 @@ def submit(
     **options: Any,
 ) -> None:
     request = _checked_body(file, options)
-    if junit is not None and not (wait or timeout is not None or cancel_on_interrupt):
+    waits = wait or timeout is not None or cancel_on_interrupt
+    if junit is not None and not waits:
         raise typer.BadParameter("--junit needs --wait, or --timeout", param_hint="--junit")
     if isinstance(request.get("ratio"), list):
         for name, given in (("--cancel-on-interrupt", cancel_on_interrupt), ("--junit", junit is not None)):
             if given:
                 raise typer.BadParameter(f"{name} is for one job; give one ratio", param_hint=name)
-        _submit_sweep(service, request, key=idempotency_key or uuid4().hex, waits=wait, timeout=timeout)
+        _submit_sweep(service, request, key=idempotency_key or uuid4().hex, waits=waits, timeout=timeout)
         return
     with interrupts(wanted=cancel_on_interrupt) as held:
         if request.get("validate_only"):
@@ -89,7 +90,7 @@ def submit(
         job = service.client.submit(request, idempotency_key=idempotency_key or uuid4().hex)
         if job.notice is not None:
             print_note(f"{job.notice} (--idempotency-key)")
-        if job.webhook is not None and not service.as_json:
+        if job.webhook is not None and (waits or not service.as_json):  # a job that has ended comes without it
             print_secret(job.webhook)
         finish(service, job, wait=wait, timeout=timeout, held=held, junit=junit)
 
@@ -102,10 +103,10 @@ def _submit_sweep(
         raise typer.BadParameter("a sweep is not validated; give one ratio", param_hint="--validate-only")
     jobs = service.client.submit_sweep(request, idempotency_key=key)
     print_note(f"{counted(len(jobs), 'jobs')}; see: replaceme list --label sweep={jobs[0].labels['sweep']}")
-    for job in jobs if not service.as_json else ():
+    for job in jobs if waits or not service.as_json else ():
         if job.webhook is not None:
             print_secret(job.webhook)
-    if waits or timeout is not None:
+    if waits:
         until = None if timeout is None else time.monotonic() + timeout
         jobs = tuple(
             watch(service, job, timeout=None if until is None else max(until - time.monotonic(), 0), held=None)

@@ -107,3 +107,16 @@ def test_submit_with_a_webhook(service: StubService) -> None:
     assert done.exit_code == 0
     assert SECRET in done.stderr
     assert run_at(service, *job, "--webhook-event", "failed").exit_code == 2
+
+
+@pytest.mark.parametrize("ratio", ["0.25", "0.25,0.5"])
+def test_a_job_that_is_waited_for_shows_its_secret_with_json_too(service: StubService, ratio: str) -> None:
+    """Once: without `--wait` it is on standard output."""
+    new = a_job(webhook={**WEBHOOK, "secret": SECRET, "job_id": JOB_ID}, labels={"sweep": "a"})
+    service.answers["POST /jobs"] = [(202, new if ratio == "0.25" else {"items": [new], "next_cursor": None})]
+    service.answers[f"GET /jobs/{JOB_ID}"] = [(200, a_job(status="succeeded", labels={"sweep": "a"}))]
+    asked = ("--model", "org/name", "--ratio", ratio, "--calibration", "builtin:general", "--webhook", TO, "--json")
+    for option in ((), ("--wait",), ("--timeout", "9")):
+        done = run_at(service, "submit", *asked, *option)
+        assert done.exit_code == 0, done.output
+        assert (SECRET in done.stdout, SECRET in done.stderr) == (not option, bool(option))
