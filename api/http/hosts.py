@@ -118,6 +118,7 @@ class Hosts:
 
     Loopback names are always allowed. `allowed` are the others, or `*` for all, `origins` those whose pages may write
     although they are not ours. Another port of the same host is another origin: it may be a program of somebody else.
+    The metrics answer to any host, since Prometheus may ask at an address: they need a key, which no page has.
     """
 
     def __init__(self, app: ASGIApp, *, allowed: tuple[str, ...], origins: tuple[str, ...]) -> None:
@@ -142,7 +143,7 @@ class Hosts:
         host = host_of(names[0]) if len(names) == 1 else None
         if host is None:
             return HTTPStatus.BAD_REQUEST, "bad_request", "expected one Host header with the name of this service"
-        if not (is_loopback(host) or host in self._allowed or ANY_HOST in self._allowed):
+        if not (is_loopback(host) or {host, ANY_HOST} & self._allowed or path_of(scope) == "/metrics"):
             return (
                 HTTPStatus.MISDIRECTED_REQUEST,
                 MISDIRECTED,

@@ -77,6 +77,7 @@ KINDS_OF_OTHERS: Mapping[str, Thing] = {
         }
     },
     "ServiceMonitor": {
+        "jobLabel": {"type": "string"},
         "selector": {"required": ["matchLabels"]},
         "endpoints": {"items": {"required": ["port", "path"]}},
     },
@@ -194,7 +195,14 @@ def test_the_api_is_asked_how_it_is() -> None:
     (service,) = of_kind("Service")
     assert service["spec"]["selector"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()
     assert "replicas" not in deployment["spec"], "the autoscaler decides"
-    assert hosts == ["demo-api", "demo-api.ml", "demo-api.ml.svc"]
+    assert hosts == ["demo-api", "demo-api.ml", "demo-api.ml.svc", "demo-api.ml.svc.cluster.local"]
+
+
+def test_the_job_of_prometheus_is_that_of_the_alerts() -> None:
+    (monitor,) = of_kind("ServiceMonitor", EVERYTHING)
+    (service,) = of_kind("Service", EVERYTHING)
+    job = service["metadata"]["labels"][monitor["spec"]["jobLabel"]]
+    assert f'up{{job="{job}"}}' in (ROOT / "docker/monitoring/alerts.yml").read_text()
 
 
 def test_a_worker_ends_after_its_drain_and_nothing_reaches_it() -> None:

@@ -10,6 +10,7 @@ from api.main import create_app
 from replaceme_core.ledger import reading
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem, submit
+from tests.fixtures.api.service import METRICS_KEY
 
 HERE = "http://127.0.0.1:8000"
 
@@ -37,6 +38,17 @@ def test_other_hosts_are_misdirected(client: TestClient) -> None:
         for path in ("/health", "/docs", "/none"):
             body = assert_problem(client.get(path, headers={"host": host}), status=421, code="misdirected_request")
             assert "REPLACEME_ALLOWED_HOSTS" in str(body["detail"])
+
+
+def test_metrics_have_any_host_and_their_key(settings: Settings) -> None:
+    """A Prometheus in a cluster asks pods at their addresses."""
+    host, key = {"host": "10.1.2.3:8000"}, {"authorization": f"Bearer {METRICS_KEY}"}
+    for root in ("", "/prune"):
+        with client_with(settings, root_path=root) as client:
+            assert client.get(f"{root}/metrics", headers={**host, **key}).status_code == 200
+            assert_problem(client.get(f"{root}/metrics", headers=host), status=401, code="unauthenticated")
+            other = client.get(f"{root}/metrics/x", headers={**host, **key})
+            assert_problem(other, status=421, code="misdirected_request")
 
 
 def test_what_is_no_host_is_a_bad_request(client: TestClient) -> None:
