@@ -29,7 +29,7 @@ from replaceme_core.errors import (
     WorkerLost,
 )
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.hub.port import REPORT, Hub, Publication, RepositoryKind, read_hub_json
+from replaceme_core.hub.port import JOB_TRAILER, REPORT, Hub, Publication, RepositoryKind, read_hub_json
 from replaceme_core.ledger import attempts
 from replaceme_core.ledger.records import Claim, Job
 from replaceme_core.ledger.states import EventType
@@ -126,7 +126,7 @@ class Attempt:
 
     @property
     def _trailer(self) -> str:
-        return f"ReplaceMe-Job: {self.job.id}"
+        return f"{JOB_TRAILER}{self.job.id}"
 
     def run(self) -> Write:
         """Returns the write that ends the attempt. Raises `LeaseLost`, `Cancelled`, or an error that fails the job."""

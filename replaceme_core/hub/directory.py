@@ -29,7 +29,6 @@ from replaceme_core.hub.files import (
     LocalFile,
     content_hash,
     find_file,
-    job_of,
     leads_into,
     locked,
     sha256_of,
@@ -37,13 +36,13 @@ from replaceme_core.hub.files import (
     walk,
 )
 from replaceme_core.hub.port import (
-    REPORT,
     REPOSITORY,
     ExistingOutput,
     Publication,
     RepositoryFile,
     RepositoryKind,
     Snapshot,
+    job_of,
     replace_nothing,
 )
 from replaceme_core.library_errors import is_out_of_space, require_space
@@ -308,14 +307,15 @@ class DirectoryHub:
                 return commit.revision
 
     def _existing(self, snapshot: Snapshot) -> ExistingOutput:
-        target, _ = self._place(snapshot.repo_id, snapshot.kind)
+        _, journal = self._place(snapshot.repo_id, snapshot.kind)
         with _os_errors(snapshot.repo_id):
-            return ExistingOutput(
-                repo_id=snapshot.repo_id,
-                is_empty=not snapshot.files,
-                stays_public=False,  # the record of the next commit counts
-                job_id=job_of(target / REPORT) if snapshot.has(REPORT) else None,
-            )
+            latest = journal.commits()[:1]
+        return ExistingOutput(
+            repo_id=snapshot.repo_id,
+            is_empty=not snapshot.files,
+            stays_public=False,  # the record of the next commit counts
+            job_id=next((job_of(commit.trailer) for commit in latest if commit.revision == snapshot.revision), None),
+        )
 
     def _place(self, repo_id: str, kind: RepositoryKind) -> tuple[Path, Journal]:
         """The repository's folder and its journal. Raises `RepositoryNotFound` for names that cannot be one."""

@@ -138,15 +138,6 @@ def _is_plain(path: str) -> bool:
     return not {"", ".", ".."}.intersection(parts) and path[1:2] != ":" and "\\" not in path and "\0" not in path
 
 
-def job_of(report: Path) -> str | None:
-    """The job that a `replaceme.json` names; `None` if it names none, or is no such file."""
-    try:
-        job_id = read_json_file(report, report.name).get("job_id")
-    except (BrokenModel, FileNotFoundError):
-        return None
-    return job_id if isinstance(job_id, str) else None
-
-
 def read_json_file(location: Path, path: str) -> dict[str, object]:
     """The JSON object in a file; `path` is its name for messages. Raises `BrokenModel` for anything else."""
     with location.open("rb") as stream:

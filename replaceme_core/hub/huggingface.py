@@ -25,15 +25,15 @@ from replaceme_core.errors import (
 from replaceme_core.hub.cache import CACHE_BYTES, Cache, Place
 from replaceme_core.hub.client import REQUEST_SECONDS, commit_of, files_of, hub_errors, matching
 from replaceme_core.hub.downloads import Token, fetch_files, fetch_range, file_url, listed_file
-from replaceme_core.hub.files import JSON_LIMIT, job_of, walk
+from replaceme_core.hub.files import walk
 from replaceme_core.hub.port import (
     NAME,
-    REPORT,
     ExistingOutput,
     Publication,
     RepositoryFile,
     RepositoryKind,
     Snapshot,
+    job_of,
     replace_nothing,
 )
 
@@ -70,21 +70,16 @@ class HuggingFaceHub:
             return self._info(repo_id, kind=kind, revision=revision, token=self._read_token, check_access=True)
 
     def download(
-        self,
-        snapshot: Snapshot,
-        paths: tuple[str, ...],
-        *,
-        advance: Callable[[float], None] | None = None,
-        token: Token | None = None,
+        self, snapshot: Snapshot, paths: tuple[str, ...], *, advance: Callable[[float], None] | None = None
     ) -> Path:
-        """See `Hub.download`. What is complete in the cache is not fetched again. `token`: by default that to read."""
+        """See `Hub.download`. What is complete in the cache is not fetched again."""
         return fetch_files(
             snapshot,
             paths,
             self._place(snapshot),
             cache=self._cache,
             endpoint=self._endpoint,
-            token=self._read_token if token is None else token,
+            token=self._read_token,
             advance=advance,
         )
 
@@ -123,7 +118,8 @@ class HuggingFaceHub:
         token = self._write_token or self._read_token
         try:
             with hub_errors(f"looking for the output repository {repo_id}"):
-                return self._existing(self._info(repo_id, kind=RepositoryKind.MODEL, revision=None, token=token), token)
+                there = self._info(repo_id, kind=RepositoryKind.MODEL, revision=None, token=token)
+            return _existing(there, self._commits(repo_id))
         except RepositoryNotFound:
             return None
 
@@ -157,8 +153,7 @@ class HuggingFaceHub:
         if parent is not None:
             with hub_errors(doing):
                 there = self._info(repo_id, kind=RepositoryKind.MODEL, revision=parent, token=token)
-                existing = self._existing(there, token)
-            may_replace(existing)
+            may_replace(_existing(there, commits))
             present = there.files
         additions = [CommitOperationAdd(path_in_repo=file.path, path_or_fileobj=file.location) for file in files]
         with hub_errors(doing):
@@ -197,18 +192,6 @@ class HuggingFaceHub:
             return made
         with hub_errors(doing):
             return commit_of(commit.oid)
-
-    def _existing(self, snapshot: Snapshot, token: Token) -> ExistingOutput:
-        job_id = None
-        if snapshot.sizes.get(REPORT, JSON_LIMIT + 1) <= JSON_LIMIT:
-            with self.hold(snapshot):
-                job_id = job_of(self.download(snapshot, (REPORT,), token=token) / REPORT)
-        return ExistingOutput(
-            repo_id=snapshot.repo_id,
-            is_empty=snapshot.sizes.keys() <= _KEPT,
-            stays_public=not snapshot.private,
-            job_id=job_id,
-        )
 
     def _place(self, snapshot: Snapshot) -> Place:
         folder = repo_folder_name(repo_id=snapshot.repo_id, repo_type=snapshot.kind.value)
@@ -269,6 +252,15 @@ def _checked(token: str | None, use: str) -> Token:
     if not _TOKEN_CHARACTERS.issuperset(token):
         raise AccessDenied(f"the {use} token for the Hub has characters that no token can have")
     return token
+
+
+def _existing(snapshot: Snapshot, commits: list[GitCommitInfo]) -> ExistingOutput:
+    return ExistingOutput(
+        repo_id=snapshot.repo_id,
+        is_empty=snapshot.sizes.keys() <= _KEPT,
+        stays_public=not snapshot.private,
+        job_id=next((job_of(commit.message) for commit in commits if commit.commit_id == snapshot.revision), None),
+    )
 
 
 def _published(commits: list[GitCommitInfo], trailer: str) -> str | None:

@@ -24,6 +24,8 @@ DIRECTORY_PREFIX = "dir:"
 
 REPORT = "replaceme.json"
 """The file of a result that says how it was made, and by which job."""
+JOB_TRAILER = "ReplaceMe-Job: "
+"""Begins the line of a commit message that names the job."""
 
 
 class RepositoryKind(StrEnum):
@@ -95,13 +97,20 @@ class Publication:
 class ExistingOutput:
     """What a publication would replace, as the write token sees it.
 
-    `job_id` is the job that its `replaceme.json` names. `stays_public`: it is public, and no commit changes that.
+    `job_id` is the job that committed what is there now; `None` if anybody has changed it since.
+    `stays_public`: it is public, and no commit changes that.
     """
 
     repo_id: str
     is_empty: bool
     stays_public: bool
     job_id: str | None
+
+
+def job_of(message: str) -> str | None:
+    """The job that a commit message names."""
+    lines = message.splitlines()
+    return next((line.removeprefix(JOB_TRAILER) for line in lines if line.startswith(JOB_TRAILER)), None)
 
 
 def replace_nothing(existing: ExistingOutput) -> None:

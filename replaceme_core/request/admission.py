@@ -98,7 +98,7 @@ class OutputRules:
     """What an operator allows of outputs (settings of the same names), and which results are the caller's own.
 
     `namespaces`: where results may go, and first where those go that name no repository; `None`: that of the write
-    token. `is_own` is asked with a job and the repository that names it as its maker.
+    token. `is_own` is asked with a job and the repository whose content it committed.
     """
 
     namespaces: tuple[str, ...] | None = None
@@ -122,7 +122,8 @@ class OutputRules:
             return
         remedy = ", or say overwrite: true to replace all of it" if self.allow_overwrite else ""
         raise InvalidInput(
-            f"{existing.repo_id} exists already and is not an earlier result of yours; name another repository{remedy}",
+            f"{existing.repo_id} exists already and is not an earlier result of yours, or was changed since; "
+            f"name another repository{remedy}",
             field="output.repo_id",
             value=existing.repo_id,
         )

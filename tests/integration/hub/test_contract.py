@@ -148,7 +148,7 @@ def test_publish_makes_a_repository_with_one_commit(hub: Hub, hub_side: HubSide,
     assert hub.find_publication(f"{hub.namespace()}/other", TRAILER) is None
     assert hub_side.files(mine.repo_id) == files
     assert hub_side.publications(mine.repo_id) == 1
-    found = ExistingOutput(repo_id=mine.repo_id, is_empty=False, stays_public=False, job_id=None)
+    found = ExistingOutput(repo_id=mine.repo_id, is_empty=False, stays_public=False, job_id="6f1c")
     assert hub.find_output(mine.repo_id) == found
 
 
@@ -194,7 +194,7 @@ def test_a_target_that_moved_on_is_not_overwritten(hub: Hub, hub_side: HubSide, 
     mine, theirs = result(), result({"replaceme.json": b'{"job_id": "theirs"}'}, trailer="ReplaceMe-Job: 9999")
 
     def filled(existing: ExistingOutput) -> None:
-        assert existing.job_id == "theirs"
+        assert existing.job_id == "9999"
         hub_side.add_model(mine.repo_id, THEIRS)
 
     with pytest.raises(StaleParent):
@@ -226,13 +226,24 @@ def test_what_exists_is_shown_and_left_byte_for_byte(hub: Hub, hub_side: HubSide
     shown: list[ExistingOutput] = []
     hub.publish(mine, before_commit=nothing, may_replace=shown.append)
     (existing,) = shown
-    assert (existing.repo_id, existing.is_empty, existing.job_id) == (mine.repo_id, False, "their job")
+    assert (existing.repo_id, existing.is_empty, existing.job_id) == (mine.repo_id, False, None), "a report is no proof"
     assert hub_side.files(mine.repo_id).keys() == {"config.json", "model.safetensors"}
+
+
+def test_a_result_that_was_changed_since_is_no_jobs_own(hub: Hub, hub_side: HubSide, result: Publish) -> None:
+    report = {"replaceme.json": b'{"job_id": "6f1c"}', "model.safetensors": WEIGHTS}
+    mine, again = result(report), result(report, trailer="ReplaceMe-Job: 77aa")
+    hub.publish(mine, before_commit=nothing)
+    hub_side.add_model(mine.repo_id, {"notes.md": b"somebody's"})
+    shown: list[ExistingOutput] = []
+    hub.publish(again, before_commit=nothing, may_replace=shown.append)
+    hub_side.add_model(mine.repo_id, {"notes.md": b"somebody's"})
+    assert [existing and existing.job_id for existing in (*shown, hub.find_output(mine.repo_id))] == [None, None]
 
 
 def test_an_existing_public_repository_stays_public(socket_side: SocketSide) -> None:
     hub, fake = socket_side.hub, socket_side.fake
-    fake.add_model("tester/open", {"replaceme.json": b'{"job_id": "mine"}'})
+    fake.add_model("tester/open", {"config.json": b"{}"})
     found = hub.find_output("tester/open")
-    assert found == ExistingOutput(repo_id="tester/open", is_empty=False, stays_public=True, job_id="mine")
+    assert found == ExistingOutput(repo_id="tester/open", is_empty=False, stays_public=True, job_id=None)
     assert hub.find_output("tester/none") is None

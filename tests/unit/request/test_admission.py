@@ -1,5 +1,6 @@
 """From a request to a specification, and where its result may go, over a directory that acts as the Hub."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from replaceme_core.request.admission import OutputRules, SizeLimits, check_outp
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec, HealSpec, OutputSpec
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, put_dataset, put_model
-from tests.fixtures.servers.hub import SocketSide
+from tests.fixtures.servers.hub import SocketSide, nothing, publication
 
 STRICT = OutputRules()
 JOB_ID = "0123abcd-0000-4000-8000-000000000000"
@@ -172,7 +173,13 @@ def check(
 @pytest.mark.parametrize(
     ("repo_id", "output", "source", "field", "words"),
     [
-        ("local/existing", {}, None, "output.repo_id", "not an earlier result of yours; name another"),
+        (
+            "local/existing",
+            {},
+            None,
+            "output.repo_id",
+            "or was changed since; name another",
+        ),
         ("org/new", {}, None, "output.repo_id", "under local only"),
         ("Local/new", {}, None, "output.repo_id", "under local only"),
         ("datasets/new", {}, None, "output.repo_id", "no owner of repositories"),
@@ -200,23 +207,20 @@ def test_what_is_allowed(occupied: Path) -> None:
         check(occupied, "local/existing", rules=OVERWRITES)
 
 
-@pytest.mark.parametrize("report", ["{", "[]", "{}", '{"job_id": null}', '{"job_id": 7}', '{"job_id": "other"}'])
-def test_a_report_that_names_no_job_of_the_caller_is_no_proof(occupied: Path, report: str) -> None:
-    (occupied / "local/existing/replaceme.json").write_text(report)
-    with pytest.raises(InvalidInput, match="exists already"):
-        check(occupied, "local/existing", rules=OutputRules(is_own=lambda job_id, repo_id: job_id == "mine"))
-
-
-def test_an_earlier_result_of_the_caller_is_replaced(occupied: Path) -> None:
-    (occupied / "local/existing/replaceme.json").write_text('{"job_id": "mine"}')
+def test_an_earlier_result_of_the_caller_is_replaced(occupied: Path, tmp_path: Path) -> None:
+    made = publication(tmp_path / "made", {"config.json": b"{}"}, trailer="ReplaceMe-Job: mine")
+    DirectoryHub(occupied).publish(replace(made, repo_id="local/result"), before_commit=nothing)
     asked: list[tuple[str, str]] = []
 
     def is_own(job_id: str, repo_id: str) -> bool:
         asked.append((job_id, repo_id))
         return True
 
-    check(occupied, "local/existing", rules=OutputRules(is_own=is_own))
-    assert asked == [("mine", "local/existing")]
+    check(occupied, "local/result", rules=OutputRules(is_own=is_own))
+    assert asked == [("mine", "local/result")]
+    (occupied / "local/result/notes.md").write_text("somebody's")
+    with pytest.raises(InvalidInput, match="was changed since"):
+        check(occupied, "local/result", rules=OutputRules(is_own=is_own))
 
 
 def test_a_private_result_does_not_go_into_a_public_repository() -> None:
