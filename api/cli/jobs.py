@@ -98,7 +98,10 @@ def submit(
 def _submit_sweep(
     service: Service, request: Mapping[str, object], *, key: str, waits: bool, timeout: float | None
 ) -> None:
-    """Print the jobs of a sweep, or wait for their ends first; the exit code is that of the first that has failed."""
+    """Print the jobs of a sweep, or wait for their ends first; the exit code is that of the first that has failed.
+
+    With a `timeout` that has passed: as they are then.
+    """
     if request.get("validate_only"):
         raise typer.BadParameter("a sweep is not validated; give one ratio", param_hint="--validate-only")
     jobs = service.client.submit_sweep(request, idempotency_key=key)
@@ -113,6 +116,9 @@ def _submit_sweep(
             for job in jobs
         )
     service.show_list(jobs, jobs_table, nothing="no jobs")
+    if timeout is not None and (going := sum(not job.is_terminal for job in jobs)):
+        print_note(f"error: not ended after {timeout:g} s: {going} of {len(jobs)} jobs; they continue")
+        raise typer.Exit(int(ExitCode.TIMED_OUT))
     raise typer.Exit(next((code for job in jobs if job.is_terminal and (code := code_of_end(job))), 0))
 
 

@@ -205,6 +205,12 @@ def finish(
         if waits:
             write_for_pipeline(Ended.of_job(job), junit=junit)
         raise typer.Exit(code_of_end(job))
+    if timeout is not None:
+        print_note(
+            f"error: job {job.id} is still {job.status} after {timeout:g} s; it continues, see: "
+            f"replaceme status {job.id}"
+        )
+        raise typer.Exit(int(ExitCode.TIMED_OUT))
 
 
 def code_of_end(job: Job) -> int:
@@ -213,7 +219,7 @@ def code_of_end(job: Job) -> int:
 
 
 def watch(service: Service, submitted: Job, *, timeout: float | None, held: Interrupts | None) -> Job:
-    """The job once it has ended, with its progress until then."""
+    """The job once it has ended, or as it is after `timeout` seconds, with its progress until then."""
     job = submitted
     print_note(f"job {job.id}")
     try:
@@ -227,10 +233,8 @@ def watch(service: Service, submitted: Job, *, timeout: float | None, held: Inte
                     job.progress.eta_seconds,
                     job.progress.eta_error_seconds,
                 )
-    except TimeoutError as error:
-        print_job(job, as_json=service.as_json)
-        print_note(f"error: {error}; it continues, see: replaceme status {job.id}")
-        raise typer.Exit(int(ExitCode.TIMED_OUT)) from error
+    except TimeoutError:
+        return job
     except KeyboardInterrupt:
         if held is not None:
             return _cancel(service, job, held=held)

@@ -164,6 +164,19 @@ def test_a_sweep_is_submitted_and_waited_for(service: StubService) -> None:
         assert run_at(service, "submit", *asked, option).exit_code == 2
 
 
+@pytest.mark.parametrize("first", ["succeeded", "running"])
+def test_a_sweep_that_times_out_is_listed_whole(service: StubService, first: str) -> None:
+    jobs = [a_job(id=one, status="queued", labels={"sweep": "ab"}) for one in (JOB_ID, NEW_ID)]
+    service.answers["POST /jobs"] = [(202, {"items": jobs, "next_cursor": None})]
+    service.answers[f"GET /jobs/{JOB_ID}"] = [(200, a_job(id=JOB_ID, status=first))]
+    service.answers[f"GET /jobs/{NEW_ID}"] = [(200, a_job(id=NEW_ID, status="running"))]
+    asked = ("--model", "org/name", "--ratio", "0.25,0.5", "--calibration", "builtin:general")
+    done = run_at(service, "submit", *asked, "--timeout", "0.1", "--json")
+    shown = json.loads(done.stdout)["items"]
+    assert (done.exit_code, [one["status"] for one in shown]) == (ExitCode.TIMED_OUT, [first, "running"])
+    assert "not ended" in done.stderr
+
+
 def test_cancel_all_that_match(service: StubService) -> None:
     one = {"id": JOB_ID, "status": "cancelled"}
     service.answers["POST /jobs/cancel"] = [(200, {"items": [one], "more": True}), (200, {"items": [], "more": False})]
