@@ -27,9 +27,10 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from replaceme_core import errors
 from replaceme_core.errors import ReplaceMeError, Unavailable
 from replaceme_core.ledger.database import Database
-from replaceme_core.ledger.states import DeliveryState
+from replaceme_core.ledger.states import DeliveryState, EventType
 from replaceme_core.ledger.watching import BOUNDS, COUNTED, Figures, Totals, number_all, read_figures
 
 NO_ROUTE: Final = "none"
@@ -109,6 +110,9 @@ class Monitoring:
 
 CACHE_SECONDS = 5.0
 _NO_CODE = ""
+_ERROR_CODES = frozenset(
+    each.code for each in vars(errors).values() if isinstance(each, type) and issubclass(each, ReplaceMeError)
+)
 _log = structlog.get_logger(__name__)
 
 
@@ -160,8 +164,10 @@ def _of_totals(totals: Totals) -> Iterator[Metric]:
         "Events of jobs: submitted (created), attempts (claimed) and how they ended; of failures with the error code.",
         labels=("type", "code"),
     )
-    counted = {(kind.value, _NO_CODE): 0 for kind in sorted(COUNTED)} | totals.events
-    for (kind, code), count in sorted(counted.items()):
+    # all from the start: to Prometheus, a counter that begins with 1 has not increased, and the first failure is missed
+    counted = {(kind.value, _NO_CODE): 0 for kind in COUNTED}
+    counted |= {(EventType.FAILED.value, code): 0 for code in _ERROR_CODES}
+    for (kind, code), count in sorted((counted | totals.events).items()):
         events.add_metric([kind, code], count)
     yield events
     stages = HistogramMetricFamily(

@@ -88,6 +88,8 @@ def test_jobs_in_the_queue_and_their_ends(client: TestClient, ledger: Ledger) ->
     samples = scrape(client)
     assert value(samples, "replaceme_jobs", status="queued", kind="any") == 0
     assert value(samples, "replaceme_job_events_total", type="succeeded", code="") == 0
+    for code in ("internal_error", "out_of_memory"):  # Prometheus sees an increase only from a value that was there
+        assert value(samples, "replaceme_job_events_total", type="failed", code=code) == 0
     assert value(samples, "replaceme_database_up") == 1
     waiting, done, failed, running = (ledger.add() for _ in range(4))
     ledger.succeed(done)
