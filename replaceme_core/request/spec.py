@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from replaceme_core.request.calibration import CalibrationSource, CalibrationSpec, MixedSource, Source
 from replaceme_core.request.defaults import HEAL_LEARNING_RATE
@@ -35,6 +35,8 @@ from replaceme_core.request.tasks import TaskNames
 DEFAULT_PRIORITY = 5
 HIGHEST_PRIORITY = 9
 Dtype = Literal["float32", "bfloat16", "float16"]
+DEVICES = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia", "npu", "xla")
+"""The types of devices of torch that compute."""
 
 
 class Loading(StrEnum):
@@ -362,6 +364,14 @@ def _method_in_short(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _known_device(compute: ComputeSpec) -> ComputeSpec:
+    """Of a request only: a worker may find a device of another name, which is then part of the specification."""
+    if compute.device is not None and compute.device.partition(":")[0] not in DEVICES:
+        names = f"{', '.join(DEVICES[:-1])} or {DEVICES[-1]}"
+        raise wrong("device", f"expected {names}, with a number or not (cuda:0), got {compute.device!r}")
+    return compute
+
+
 class CompressionRequest(CompressionSpec):
     """The body of `POST /jobs`: the same fields, with `model`, `calibration`, `method` and `output` also as strings.
 
@@ -383,6 +393,8 @@ class CompressionRequest(CompressionSpec):
     """How blocks are chosen, and what replaces them: a name, or an object. Default: the worker decides."""
     output: Annotated[OutputSpec, _shorthand("repo_id", OutputSpec)] = OutputSpec()
     """Where the result goes: org/name, or an object. Default: a private repository named after model and job."""
+    compute: Annotated[ComputeSpec, AfterValidator(_known_device)] = ComputeSpec()
+    """How the worker computes."""
 
     def to_spec(self) -> CompressionSpec:
         """The long form, equal to what a stored specification reads back as."""

@@ -130,6 +130,15 @@ def test_types_are_strict_and_fields_known(changes: dict[str, object], path: str
     assert refused(**changes) == {path}
 
 
+@pytest.mark.parametrize("device", ["gpu", "foo:0", "meta"])
+def test_a_device_is_one_of_torch_that_computes(device: str) -> None:
+    """What a worker found is kept all the same."""
+    assert refused(f"expected cpu, cuda, mps, .*, got '{device}'", compute={"device": device}) == {"compute.device"}
+    assert request(compute={"device": "cuda:1"}).compute.device == "cuda:1"
+    body = {**request().to_spec().model_dump(mode="json"), "compute": {"device": device}}
+    assert CompressionSpec.model_validate(body).compute.device == device
+
+
 @pytest.mark.parametrize(
     ("fields", "field", "message"),
     [
