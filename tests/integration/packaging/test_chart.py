@@ -243,6 +243,26 @@ def test_workers_without_keda_are_those_of_the_compose_file(tmp_path: Path) -> N
     assert not of_kind("TriggerAuthentication", {"keda": {"enabled": False}})
 
 
+CACHES = ("REPLACEME_HUB_CACHE_BYTES", "REPLACEME_STATISTICS_CACHE_BYTES")
+
+
+@pytest.mark.parametrize(
+    ("values", "limits"),
+    [
+        ({}, {CACHES[0]: 50 * 2**30, CACHES[1]: 10 * 2**30}),
+        ({"workers": {"cpu": {"disk": "1.5T"}}}, {CACHES[0]: 750 * 10**9, CACHES[1]: 150 * 10**9}),
+        ({"settings": {CACHES[0]: "7"}}, {CACHES[1]: 10 * 2**30}),
+        ({"cache": {"claimName": "cache"}}, {}),
+        ({"keda": {"enabled": True}}, {}),
+    ],
+)
+def test_caches_leave_space_on_the_disk_of_a_pod_that_stays(values: Values, limits: Mapping[str, int]) -> None:
+    things = rendered({"keda": {"enabled": False}, **values})
+    pod = next(pod for name, pod in pods(things) if name == "demo-worker-cpu")
+    found = {one["name"]: int(one["value"]) for one in pod["containers"][0]["env"] if one["name"] in CACHES}
+    assert found == limits
+
+
 def test_the_query_counts_the_jobs_that_need_a_worker(postgres_url: str) -> None:
     database = Database(postgres_url)
     queries = {

@@ -74,6 +74,13 @@ envFrom:
 {{- end }}
 {{- end -}}
 
+{{/* A part of a quantity, in bytes: (dict "of" "100Gi" "part" 0.5) */}}
+{{- define "replaceme.bytes" -}}
+{{- $sizes := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 }}
+{{- $unit := regexFind "[A-Za-z]*$" .of }}
+{{- mulf (trimSuffix $unit .of | float64) (get $sizes $unit) .part | int64 }}
+{{- end -}}
+
 {{/* The pod of a worker: (dict "root" $ "name" NAME "worker" VALUES "once" true) */}}
 {{- define "replaceme.worker" -}}
 metadata:
@@ -123,6 +130,14 @@ spec:
         - name: POD_NAME
           valueFrom: {fieldRef: {fieldPath: metadata.name}}
         - {name: REPLACEME_DRAIN_SECONDS, value: {{ .root.Values.drainSeconds | quote }}}
+        {{- if not (or .once .root.Values.cache.claimName) }}
+        # what outlives a job shares the pod's disk with the next one; beyond its limit the pod would be evicted
+        {{- range $name, $part := dict "REPLACEME_HUB_CACHE_BYTES" 0.5 "REPLACEME_STATISTICS_CACHE_BYTES" 0.1 }}
+        {{- if not (hasKey $.root.Values.settings $name) }}
+        - {name: {{ $name }}, value: {{ include "replaceme.bytes" (dict "of" $.worker.disk "part" $part) | quote }}}
+        {{- end }}
+        {{- end }}
+        {{- end }}
       resources:
         requests:
           cpu: {{ .worker.cpu | quote }}
