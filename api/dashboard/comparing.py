@@ -24,7 +24,7 @@ from api.routes.jobs import JobId, MetricBody, job_body, whole_body
 from replaceme_core.errors import InvalidInput, NotFound
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database
-from replaceme_core.ledger.states import JobStatus
+from replaceme_core.ledger.states import TERMINAL, JobStatus
 from replaceme_core.report import view
 from replaceme_core.report.figures import digits, percent
 from replaceme_core.report.reading import Report, Shown
@@ -136,7 +136,8 @@ def _chart(
         return None
     x_ticks = _ticks([part for _, part, _ in found])
     y_ticks = _ticks([loss for _, _, loss in found] + ([] if most is None else [most]))
-    form = digits(max(1, -math.floor(math.log10(y_ticks[1] - y_ticks[0]))))
+    form = digits(max(1, _decimals(y_ticks)))
+    part_of = digits(max(0, _decimals(x_ticks) - 2))
 
     def place(value: float, ticks: Sequence[float]) -> float:
         return (value - ticks[0]) / (ticks[-1] - ticks[0])
@@ -156,10 +157,15 @@ def _chart(
         up=view.DISTANCE if of_images else "Worst perplexity",
         across=across,
         points=points,
-        x_ticks=[(place(one, x_ticks), percent(one)) for one in x_ticks],
+        x_ticks=[(place(one, x_ticks), f"{part_of(100 * one)} %") for one in x_ticks],
         y_ticks=[(1 - place(one, y_ticks), form(one)) for one in y_ticks],
         limit=None if most is None else 1 - place(most, y_ticks),
     )
+
+
+def _decimals(ticks: Sequence[float]) -> int:
+    """That tell them apart."""
+    return -math.floor(math.log10(round(ticks[1] - ticks[0], 12)))
 
 
 def _ticks(values: Sequence[float]) -> list[float]:
@@ -234,6 +240,7 @@ def show_sweep(
         request.scope,
         status=HTTPStatus.UNPROCESSABLE_ENTITY if problem else HTTPStatus.OK,
         label=query.label,
+        is_live=not problem and any(one.job.status not in TERMINAL for one in found),
         given=query.most,
         problem=problem,
         jobs=found,

@@ -1,6 +1,7 @@
 """The list of jobs, with filters, and live."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Annotated
 from urllib.parse import urlencode
@@ -14,7 +15,7 @@ from api.dashboard.middleware import FormDep, PageRoute, key_of
 from api.dashboard.rendering import page, see
 from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep, SessionDep
 from api.routes.jobs import JobsQuery, job_body
-from replaceme_core.errors import InvalidInput
+from replaceme_core.errors import InvalidInput, StaleTransition
 from replaceme_core.ledger import changes, reading
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.validation import parameter_problem
@@ -111,9 +112,11 @@ def cancel_chosen(form: FormDep, session: SessionDep, caller: CallerDep, request
 
 @router.post("/ui/chosen/retry")
 async def retry_chosen(form: FormDep, services: ServicesDep, request: Request) -> Response:
-    """A new job like each of them; a form that is sent twice makes each once."""
+    """A new job like each that has ended; a form that is sent twice makes each once, whatever else is ticked."""
     for one in _chosen(form):
-        await services.submitter.retry(one, key=key_of({**form, "job": one}), scope=request.scope)
+        with suppress(StaleTransition):
+            key = key_of({"key": form.get("key", ""), "job": one})
+            await services.submitter.retry(one, key=key, scope=request.scope)
     return see("/ui/jobs", request.scope)
 
 

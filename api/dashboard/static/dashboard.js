@@ -5,16 +5,28 @@ const byId = (id) => document.getElementById(id);
 const shown = {}; // what the service has sent last, by the id of the part
 let kept = null;
 
-// A part is replaced where it has changed, and keeps what a person has opened, ticked and scrolled to.
+// Somebody presses something in it, marks text in it, or is asked something about it.
+const isInUse = (part) => {
+  const marked = getSelection();
+  return part.matches(":active") || (!marked.isCollapsed && part.contains(marked.anchorNode)) || document.querySelector("dialog[open]");
+};
+
+// A part that reads itself is replaced where it has changed, and keeps what a person has opened, ticked and scrolled to,
+// and where the keyboard is.
 document.addEventListener("htmx:beforeSwap", (event) => {
   const part = event.detail.target;
   if (!(part instanceof Element)) return;
-  const sent = new DOMParser().parseFromString(event.detail.xhr.responseText, "text/html").getElementById(part.id);
-  if (sent && sent.outerHTML === shown[part.id]) event.detail.shouldSwap = false;
-  if (!event.detail.shouldSwap) return;
-  shown[part.id] = sent?.outerHTML;
+  if (part.matches("[hx-trigger^=every]")) {
+    const sent = new DOMParser().parseFromString(event.detail.xhr.responseText, "text/html").getElementById(part.id);
+    if (isInUse(part) || sent?.outerHTML === shown[part.id]) event.detail.shouldSwap = false;
+    if (!event.detail.shouldSwap) return;
+    shown[part.id] = sent?.outerHTML;
+  }
   const all = (selector) => [...part.querySelectorAll(selector)];
+  const focused = part.contains(document.activeElement) ? document.activeElement : null;
   kept = {
+    part: part.id,
+    focused,
     open: all("details[id][open]").map((one) => one.id),
     ticked: all("input[type=checkbox][id]").map((one) => [one.id, one.checked]),
     scrolled: all("[data-keep-scroll][id]").map((one) => [
@@ -25,6 +37,8 @@ document.addEventListener("htmx:beforeSwap", (event) => {
 
 document.addEventListener("htmx:afterSwap", () => {
   if (!kept) return;
+  const isSame = (one) => ["tagName", "textContent", "href"].every((name) => one[name] === kept.focused[name]);
+  if (kept.focused && !kept.focused.id) [...byId(kept.part).querySelectorAll(kept.focused.tagName)].find(isSame)?.focus();
   kept.open.forEach((id) => byId(id)?.setAttribute("open", ""));
   kept.ticked.forEach(([id, ticked]) => { if (byId(id)) byId(id).checked = ticked; });
   kept.scrolled.forEach(([id, left, top, atEnd]) => {
@@ -82,7 +96,7 @@ window.addEventListener("pagehide", () => { leaving = true; });
 window.addEventListener("pageshow", () => { leaving = false; });
 
 const connection = (text) => {
-  if (leaving) return;
+  if (leaving || byId("connection").textContent === text) return;
   byId("connection").textContent = text;
   byId("connection").hidden = !text;
 };
@@ -91,5 +105,6 @@ document.addEventListener("htmx:sendError", lost);
 document.addEventListener("htmx:afterRequest", (event) => { if (event.detail.successful) connection(""); });
 document.addEventListener("htmx:responseError", (event) => {
   const status = event.detail.xhr.status;
-  connection(status === 404 ? "This is not there any more." : `The service answers with an error (HTTP ${status}). Load the page again.`);
+  const next = status === 429 || status >= 500 ? "The page tries again by itself." : "Load the page again.";
+  connection(status === 404 ? "This is not there any more." : `The service answers with an error (HTTP ${status}). ${next}`);
 });

@@ -140,6 +140,7 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     for one in (page, other):
         one.evaluate(MARK)
     page.evaluate(RECORD)
+    page.get_by_role("link", name="Clone with changes").focus()
     keyed_site.start_worker()
     expect(page.locator("p.big .status")).to_have_text("succeeded", timeout=90_000)
     expect(row.locator(".status")).to_have_text("succeeded")
@@ -147,6 +148,7 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     assert other.evaluate(IS_SAME)
     seen = [int(text.partition(" ")[0]) for text in page.evaluate("() => window.progressSeen")]
     assert len(seen) >= 2, seen
+    expect(page.get_by_role("link", name="Clone with changes")).to_be_focused()
     assert seen == sorted(seen)
     expect(row.get_by_role("checkbox")).to_be_checked()
     check(page)

@@ -93,6 +93,7 @@ def test_jobs_with_a_label(client: TestClient, sqlite_database: Database) -> Non
     for most, best in (("2", small), ("3", smaller), ("1", None)):
         chosen = re.findall(r'<tr role="row" class="chosen">\s*<th[^>]*><a href="/ui/jobs/([^"]+)"', marked[most].text)
         assert chosen == ([best] if best else []), most
+    assert "every 2s" not in page.text, "all have ended"
     wrong = client.get("/ui/sweep?label=sweep%3Ddepth&most=few")
     assert (wrong.status_code, "expected a number such as 1.6" in text_of(wrong)) == (422, True)
     assert client.get("/ui/sweep?label=sweep%3Dnone").status_code == 404
@@ -103,7 +104,7 @@ def test_the_progress_of_jobs_with_a_label_is_live(client: TestClient, sqlite_da
     job = submit(client, labels={"team": "a"})
     run(sqlite_database, job)
     page = client.get("/ui/sweep?label=team%3Da")
-    assert 'hx-get="/ui/sweep?label=team%3Da" hx-select="#rows > *" hx-trigger="every 2s"' in page.text
+    assert 'hx-get="/ui/sweep?label=team%3Da" hx-select="#rows" hx-swap="outerHTML" hx-trigger="every 2s"' in page.text
     assert "running 40 %" in text_of(page)
 
 
@@ -164,6 +165,16 @@ def test_the_form_submits_a_sweep(client: TestClient) -> None:
     assert "appears once two jobs have a result" in page
     refused = client.post("/ui/new", data={**form, "key": "other", "ratio": "0.25, 2"})
     assert refused.status_code == 422 and "different numbers greater than 0 and less than 1" in text_of(refused)
+
+
+def test_no_two_ticks_of_an_axis_have_one_text(client: TestClient, sqlite_database: Database) -> None:
+    for size in (10001, 10005):
+        job = submit(client, labels={"team": "a"})
+        report = {**a_report(size=size, worst=2.0), "before": {**REPORTED["before"], "bytes": 20000}}
+        run(sqlite_database, job, lambda session, claim, report=report: succeed(session, claim, report=report))
+    texts = re.findall(r'<text x="[^"]+" y="287"[^>]*>([^<]+)<', client.get("/ui/sweep?label=team%3Da").text)
+    assert "50.010 %" in texts
+    assert len(texts) == len(set(texts)) > 2
 
 
 def test_no_chart_without_figures() -> None:
