@@ -153,9 +153,10 @@ class Attempt:
         self._enter(Stage.DOWNLOAD, size=pinned.files[0].size)
         with inputs.held(pinned.files, lambda: self.hub):
             model, texts = self._retry(lambda: inputs.download(pinned, self.hub, advance=self._advance(Stage.DOWNLOAD)))
-            return self._compute(pinned.spec, model, texts)
+            return self._compute(pinned, model, texts)
 
-    def _compute(self, spec: CompressionSpec, model: str, texts: tuple[str | None, ...]) -> Write:
+    def _compute(self, pinned: inputs.PinnedInputs, model: str, texts: tuple[str | None, ...]) -> Write:
+        spec = pinned.spec
         output = self.directory / "output"
         request = RunnerRequest(
             spec=self._with_device(spec).without_credential(),
@@ -181,6 +182,8 @@ class Attempt:
         if rejected is not None:
             return rejected
         self.lease.check()
+        # a directory hub has no copy: what is written there meanwhile makes a result of two versions
+        self._retry(lambda: inputs.download(pinned, self.hub, advance=lambda fraction: self.lease.check()))
         kept = keep_result(self.settings.workspace, self.job.id, folder=output, spec=spec, finished=last)
         return self._publish(kept)
 

@@ -225,8 +225,9 @@ class DirectoryHub:
                     digest = digests.get(path)
                     file = None if digest is None else find_file(target, path)
                     if digest is None or file is None or not journal.has(file, digest):
+                        changed = "" if digest is None else ": it was changed meanwhile"
                         raise RepositoryNotFound(
-                            f"{snapshot.kind} {snapshot.repo_id} has no file {path!r} at {snapshot.revision}"
+                            f"{snapshot.kind} {snapshot.repo_id} has no file {path!r} at {snapshot.revision}{changed}"
                         )
         if advance is not None:
             advance(1.0)

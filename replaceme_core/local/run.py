@@ -100,10 +100,18 @@ class Machine:
     ) -> Iterator[list[Path | None]]:
         """The paths of the model, once it passes the `check`, and of the others.
 
-        They are downloaded where need be, and kept until the run has ended.
+        They are downloaded where need be, and kept until the run has ended. Raises `InvalidInput` or
+        `RepositoryNotFound` at the end of the `with` block if they were changed in it: the result is of two versions.
         """
+        given = [one.path for one in files if one.path is not None]
         with held(files, self.hub):
-            yield fetch(files, self.hub, advance=course.download, check=check)
+            found = fetch(files, self.hub, advance=course.download, check=check)
+            before = [_times(path) for path in given]
+            yield found
+            fetch(files, self.hub, advance=lambda fraction: None, check=lambda path: None)
+        for path, times in zip(given, before, strict=True):
+            if _times(path) != times:
+                raise InvalidInput(f"{path} was changed during the run; start again", field="model", value=str(path))
 
     def make(
         self,
@@ -159,6 +167,12 @@ class Machine:
             failure = error_of(final)
             raise _with_log(failure, runner) if final.code == ReplaceMeError.code else failure
         return final
+
+
+def _times(path: Path) -> Mapping[str, tuple[int, int]]:
+    """Size and time of a file, or of the config and the weights in a directory."""
+    files = [path] if path.is_file() else [*path.glob("config.json"), *path.glob("*.safetensors")]
+    return {file.name: ((facts := file.stat()).st_size, facts.st_mtime_ns) for file in files}
 
 
 def absolute(path: str | Path | None) -> str | None:

@@ -12,6 +12,7 @@ from benchmarks.harness.fake_hub.access import STRANGER_TOKEN
 from benchmarks.harness.fake_hub.faults import Fault
 from benchmarks.harness.fake_hub.server import FakeHub
 from benchmarks.harness.processes import wait_until
+from benchmarks.harness.runners.gates import is_held, open_gates, set_gate
 from replaceme_core.hub import client
 from replaceme_core.ledger.database import now
 from replaceme_core.ledger.states import JobStatus
@@ -73,6 +74,23 @@ def test_a_branch_that_moves_during_the_download(hub_bench: Bench, fake_hub: Fak
     assert job.status is JobStatus.SUCCEEDED, job.error
     assert job.spec.model.revision == pinned
     assert commits(fake_hub) == 1
+
+
+def test_a_model_in_a_directory_that_is_changed_during_the_run(bench: Bench) -> None:
+    """The runner has read one version of some files and another one of others."""
+    job_id, data = bench.add(), bench.settings.data
+    data.mkdir()
+    set_gate(data, job_id, "fold")
+    with bench.running(job_id):
+        wait_until(lambda: is_held(data, job_id, "fold"), seconds=20, what="the fold")
+        (bench.hub_directory / "acme" / "tiny" / "config.json").write_text('{"model_type": "mamba"}')
+        open_gates(data)
+    job = bench.job(job_id)
+    assert (job.status, job.error and job.error.code) == (JobStatus.FAILED, "repository_not_found")
+    assert job.error and "acme/tiny has no file 'config.json'" in job.error.message
+    assert "it was changed meanwhile" in job.error.message
+    assert not (bench.hub_directory / OUTPUT).exists()
+    assert find_result(bench.settings.workspace, job_id) is None
 
 
 PREPARE = "/preupload/main$"

@@ -15,6 +15,7 @@ from replaceme_core.errors import (
     GatedRepository,
     HubUnreachable,
     InvalidInput,
+    RepositoryNotFound,
     UnknownRepository,
     UnsafeModel,
 )
@@ -96,6 +97,28 @@ def test_a_directory_goes_before_the_hub_and_needs_none(
     assert (outcome.model.repo_id, outcome.model.revision) == ("local/tiny", None)
     assert fake_hub.seen == []
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("changed", ["model", "text", "hub"])
+def test_what_is_changed_during_the_run_makes_no_result(
+    files: dict[str, bytes], make_settings: Make, run: Compress, tmp_path: Path, changed: str
+) -> None:
+    directory, text = tmp_path / "hub" / "acme" / "tiny", tmp_path / "text.txt"
+    directory.mkdir(parents=True)
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    text.write_text("words")
+    place = text if changed == "text" else directory / "model.safetensors"
+
+    def change(stage: str, overall: float, eta: float | None) -> None:
+        if stage == "calibrate":
+            place.write_bytes(b"other")
+
+    model = "acme/tiny" if changed == "hub" else directory
+    settings = make_settings(hub=f"dir:{tmp_path}/hub")
+    with pytest.raises((InvalidInput, RepositoryNotFound), match="was changed"):
+        run(model, calibration=text, settings=settings, on_progress=change)
+    assert list(tmp_path.glob("*out*")) == []
 
 
 def test_evaluate_with_a_revision_of_a_model_and_a_text_of_the_hub(
