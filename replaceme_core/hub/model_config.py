@@ -21,6 +21,7 @@ FILE_KEYS = ("transformers_weights", "gguf_file")
 """Keys that name files for transformers to load instead of the model's weights, pickles among them."""
 
 MOST_LABELS = 10_000
+_POSITIONS = ("n_positions", "max_position_embeddings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ class ModelOutline:
     """The class of transformers that loads it."""
     positions: int | None = None
     """Of a model of images: how many positions of the stream one takes."""
+    longest: int | None = None
+    """Of a model with a table of positions: the tokens that a sequence may have, where its config says it."""
 
     @property
     def reads_images(self) -> bool:
@@ -107,7 +110,15 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
             positions = row.positions(text)
         except ValueError as error:
             raise UnsafeModel(str(error), value=text.get("image_size")) from None
-    return ModelOutline(layout=row, blocks=blocks, hidden_size=hidden_size, auto_class=auto_class, positions=positions)
+    tables = (text.get(name) for name in _POSITIONS if row.learned_positions)
+    return ModelOutline(
+        layout=row,
+        blocks=blocks,
+        hidden_size=hidden_size,
+        auto_class=auto_class,
+        positions=positions,
+        longest=next(filter(_is_count, tables), None),
+    )
 
 
 def _parts(config: Mapping[str, object]) -> Iterator[Mapping[str, object]]:

@@ -142,8 +142,23 @@ def _chooses_a_window(method: MethodSpec, name: Method) -> bool:
 
 
 def check_removal(spec: CompressionSpec, outline: ModelOutline) -> int:
-    """How many blocks `spec` removes from this model, at most. Raises `InvalidInput` for blocks or groups it lacks."""
+    """How many blocks `spec` removes from this model, at most. Raises `InvalidInput` for blocks or groups it lacks,
+
+    and for sequences that are longer than its table of positions.
+    """
+    check_length(spec.calibration.max_length, outline.longest)
     return depths_of(spec, outline)[-1]
+
+
+def check_length(length: int | None, longest: int | None) -> None:
+    """Raise `InvalidInput` for sequences of `length` tokens where the table of positions ends at `longest`."""
+    if length is not None and longest is not None and length > longest:
+        raise InvalidInput(
+            f"the model has {longest:,} positions, and sequences of {length:,} tokens are asked for; set "
+            "calibration.max_length to fewer",
+            field="calibration.max_length",
+            value=length,
+        )
 
 
 def depths_of(spec: CompressionSpec, outline: ModelOutline) -> list[int]:

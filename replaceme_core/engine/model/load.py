@@ -46,6 +46,7 @@ from replaceme_core.hub.files import read_json_file
 from replaceme_core.hub.model_config import admit_config, check_weights, without_buffers
 from replaceme_core.hub.model_files import CONFIG, INDEX, PREPROCESSOR, SINGLE, read_config, side_files, weight_files
 from replaceme_core.library_errors import library_errors
+from replaceme_core.request.removal import check_length
 from replaceme_core.request.resolve import ResolvedCompute
 from replaceme_core.request.spec import Quantization
 
@@ -168,14 +169,9 @@ def _without_pooler(config: PreTrainedConfig, names: Iterable[str]) -> dict[str,
 
 def check_positions(config: PreTrainedConfig, *, longest: int) -> None:
     """Raise `InvalidInput` if the model has a table of positions that is too short for `longest` tokens."""
-    row, positions = lookup(config.model_type), getattr(part_config(config), "max_position_embeddings", longest)
-    if isinstance(row, Layout) and row.learned_positions and positions < longest:
-        raise InvalidInput(
-            f"the model has {positions} positions, and sequences of {longest} tokens are asked "
-            "for; set calibration.max_length to fewer",
-            field="calibration.max_length",
-            value=longest,
-        )
+    row = lookup(config.model_type)
+    if isinstance(row, Layout) and row.learned_positions:
+        check_length(longest, getattr(part_config(config), "max_position_embeddings", None))
 
 
 def _check_values(config: PreTrainedConfig, stored: int, *, options: Mapping[str, object]) -> None:

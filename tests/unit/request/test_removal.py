@@ -5,8 +5,8 @@ import pytest
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.layout import FAMILIES
-from replaceme_core.hub.model_config import ModelOutline
-from replaceme_core.request.removal import Allows, blocks_to_remove, depths_of, keep_pattern, ratio_of
+from replaceme_core.hub.model_config import ModelOutline, admit_config
+from replaceme_core.request.removal import Allows, blocks_to_remove, check_removal, depths_of, keep_pattern, ratio_of
 from replaceme_core.request.spec import CompressionSpec
 from tests.fixtures.models.tiny import BY_NAME, tiny_config
 
@@ -34,6 +34,22 @@ def test_groups_that_no_depth_has() -> None:
     spec = a_spec(ratio={"max": 0.1}, gate=GATE, method={"name": "cosine", "groups": 4})
     with pytest.raises(InvalidInput, match="in at most 3 groups"):
         depths_of(spec, OUTLINE)
+
+
+@pytest.mark.parametrize(("name", "longest"), [("gpt2", 256), ("opt", 256), ("llama", None)])
+def test_sequences_that_are_longer_than_a_table_of_positions(name: str, longest: int | None) -> None:
+    """The field with its length has another name in each of the two."""
+    outline = admit_config(tiny_config(BY_NAME[name]).to_dict())
+    assert outline.longest == longest
+    for length in (None, 256):
+        check_removal(a_spec(calibration={"dataset": "org/data", "max_length": length}), outline)
+    long = a_spec(calibration={"dataset": "org/data", "max_length": 257})
+    if longest is None:
+        check_removal(long, outline)
+        return
+    with pytest.raises(InvalidInput, match="has 256 positions, and sequences of 257 tokens") as refused:
+        check_removal(long, outline)
+    assert refused.value.field == "calibration.max_length"
 
 
 @pytest.mark.parametrize("blocks", [2, 6, 30, 61, 126])
