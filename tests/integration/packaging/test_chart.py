@@ -294,6 +294,26 @@ def test_the_query_counts_the_jobs_that_need_a_worker(postgres_url: str) -> None
     database.close()
 
 
+def test_another_entry_is_as_that_of_its_kind() -> None:
+    large = {"enabled": True, "kind": "gpu", "image": "other:1", "gpus": 4, "replicas": 9}
+    values = {"workers": {"gpu": {"memory": "77Gi", "kueueQueue": "team-a"}, "gpu-large": large}}
+    found = {one["metadata"]["name"]: one for one in of_kind("ScaledJob", values)}
+    assert found.keys() == {"demo-worker-cpu", "demo-worker-gpu-large"}
+    worker = found["demo-worker-gpu-large"]
+    assert worker["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-a"
+    (container,) = worker["spec"]["jobTargetRef"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == {"memory": "77Gi", "nvidia.com/gpu": 4}
+    assert (container["image"], worker["spec"]["maxReplicaCount"]) == ("other:1", 9)
+    del large["image"]
+    with pytest.raises(HelmError, match="image"):
+        rendered(values)
+
+
+def test_without_workers_the_api_knows_no_kinds() -> None:
+    (settings,) = of_kind("ConfigMap", {"workers": {"cpu": {"enabled": False}}})
+    assert "REPLACEME_ROUTES" not in settings["data"], "an empty list is refused"
+
+
 def test_workers_of_one_kind_also_take_jobs_for_any() -> None:
     (worker,) = of_kind("ScaledJob", {"workers": {"cpu": {"enabled": False}, "gpu": {"enabled": True}}})
     assert "route = 'gpu' OR route IS NULL" in worker["spec"]["triggers"][0]["metadata"]["query"]
