@@ -288,11 +288,14 @@ def _refuse_criteria(spec: CompressionSpec, names: Sequence[str], why: str) -> N
 
 
 def resolve_compute(asked: ComputeSpec, machine: Machine, *, values: int = 0, models: int = 1) -> ResolvedCompute:
-    """A model is read as a whole if `models` of this size fit into free memory at once, with a margin."""
+    """A model is read as a whole if `models` of this size fit into free memory at once, with a margin.
+
+    So must one in float32: the result is verified in it.
+    """
     on_cpu, loading, free = machine.kind is WorkerKind.CPU, asked.loading, machine.model_bytes
     dtype = asked.dtype or (machine.cpu_dtype if on_cpu else "bfloat16")
     if loading is Loading.AUTO:
-        needed = MARGIN * models * values * VALUE_BYTES[dtype]
+        needed = MARGIN * values * max(models * VALUE_BYTES[dtype], VALUE_BYTES["float32"])
         loading = Loading.WHOLE if free is None or needed <= free else Loading.BLOCKWISE
     filled = {
         "device": asked.device or machine.device or ("cpu" if on_cpu else "cuda"),

@@ -12,6 +12,7 @@ from replaceme_core.request.resolve import Machine, ResolvedSpec, resolve_spec
 from replaceme_core.request.spec import (
     CompressionSpec,
     ComputeSpec,
+    Dtype,
     EvaluationSpec,
     HealedWeights,
     HealSpec,
@@ -113,18 +114,20 @@ def test_options_of_a_text_stay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "values", "evaluated", "expected"),
+    ("wanted", "dtype", "values", "evaluated", "expected"),
     [
-        (Loading.AUTO, 2**20, True, Loading.WHOLE),
-        (Loading.AUTO, 9 * 2**20, True, Loading.BLOCKWISE),
-        (Loading.AUTO, 9 * 2**20, False, Loading.WHOLE),
-        (Loading.WHOLE, 2**60, True, Loading.WHOLE),
-        (Loading.BLOCKWISE, 1, True, Loading.BLOCKWISE),
+        (Loading.AUTO, "float32", 2**20, True, Loading.WHOLE),
+        (Loading.AUTO, "float32", 9 * 2**20, True, Loading.BLOCKWISE),
+        (Loading.AUTO, "float32", 9 * 2**20, False, Loading.WHOLE),
+        (Loading.AUTO, "bfloat16", 9 * 2**20, False, Loading.WHOLE),
+        (Loading.AUTO, "bfloat16", 20 * 2**20, False, Loading.BLOCKWISE),  # the result is verified in float32
+        (Loading.WHOLE, "float32", 2**60, True, Loading.WHOLE),
+        (Loading.BLOCKWISE, "float32", 1, True, Loading.BLOCKWISE),
     ],
 )
-def test_whole_where_it_fits(wanted: Loading, values: int, evaluated: bool, expected: Loading) -> None:
+def test_whole_where_it_fits(wanted: Loading, dtype: Dtype, values: int, evaluated: bool, expected: Loading) -> None:
     """With a margin of a quarter: 64 MiB hold 12.8 million values of float32 once, and 6.4 million twice."""
-    update = {"compute": ComputeSpec(loading=wanted), "evaluation": EvaluationSpec(enabled=evaluated)}
+    update = {"compute": ComputeSpec(loading=wanted, dtype=dtype), "evaluation": EvaluationSpec(enabled=evaluated)}
     assert resolved(memory=64 * 2**20, values=values, **update).compute.loading is expected
 
 
