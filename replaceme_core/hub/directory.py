@@ -102,12 +102,16 @@ class Journal:
         self._complete()
 
     def commits(self) -> tuple[Commit, ...]:
-        """The commits, newest first."""
+        """The commits, newest first. A line that a full disk or a power loss cut short is none."""
         try:
             lines = self._log.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             return ()
-        return tuple(Commit(**json.loads(line)) for line in reversed(lines))
+        found: list[Commit] = []
+        for line in reversed(lines):
+            with suppress(ValueError):
+                found.append(Commit(**json.loads(line)))
+        return tuple(found)
 
     def sha256(self, files: tuple[LocalFile, ...]) -> dict[str, str]:
         """SHA-256 by path, of all files. Those whose size, inode and times are unchanged are not read again."""
@@ -147,11 +151,9 @@ class Journal:
             if self._target.exists():
                 self._target.rename(replaced)
             staged.rename(self._target)
-        if commit not in self.commits():
-            with self._log.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(asdict(commit)) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
+        earlier = self.commits()
+        if commit not in earlier:
+            _replace(self._log, "".join(f"{json.dumps(asdict(one))}\n" for one in (*reversed(earlier), commit)))
         self._pending.unlink()
         shutil.rmtree(replaced, ignore_errors=True)
 

@@ -222,6 +222,21 @@ def test_a_killed_publisher_leaves_the_old_or_the_new(
     assert staged_directories(directory_side) == []
 
 
+def test_a_line_of_the_log_that_was_cut_short(directory_side: DirectorySide, result: Publication) -> None:
+    """By a full disk: the commit is still pending. By a power loss: it may be gone, and the others are not."""
+    hub, records = directory_side.hub, directory_side.root / ".commits/models" / OUT
+    first = hub.publish(result, before_commit=nothing)
+    second = hub.publish(replace(result, trailer="Job: next"), before_commit=nothing, may_replace=anything)
+    log = records / "commits.jsonl"
+    whole = log.read_text()
+    log.write_text(whole[:-20])
+    assert hub.resolve(OUT, kind=MODEL).revision == second
+    assert [hub.find_publication(OUT, trailer) for trailer in (NEW, "Job: next")] == [first, None]
+    (records / "pending.json").write_text(whole.splitlines()[-1])
+    assert [hub.find_publication(OUT, trailer) for trailer in (NEW, "Job: next")] == [first, second]
+    assert log.read_text() == whole
+
+
 def test_a_living_publisher_keeps_what_it_prepares(directory_side: DirectorySide, result: Publication) -> None:
     other = replace(result, trailer="Job: other")
 
