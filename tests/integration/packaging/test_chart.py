@@ -294,6 +294,16 @@ def test_the_query_counts_the_jobs_that_need_a_worker(postgres_url: str) -> None
     database.close()
 
 
+def test_changed_settings_replace_the_pods_that_stay() -> None:
+    def templates(**settings: str) -> dict[str, Thing]:
+        found = of_kind("Deployment", {"keda": {"enabled": False}, "settings": settings})
+        return {one["metadata"]["name"]: one["spec"]["template"] for one in found}
+
+    before, after = templates(), templates(REPLACEME_MAX_ATTEMPTS="2")
+    assert before.keys() == {"demo-api", "demo-worker-cpu"}
+    assert [name for name in before if before[name] == after[name]] == []
+
+
 def test_another_entry_is_as_that_of_its_kind() -> None:
     large = {"enabled": True, "kind": "gpu", "image": "other:1", "gpus": 4, "replicas": 9}
     values = {"workers": {"gpu": {"memory": "77Gi", "kueueQueue": "team-a"}, "gpu-large": large}}

@@ -16,6 +16,11 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .part }}
 {{- end -}}
 
+{{/* Pods that stay are replaced when the settings change. */}}
+{{- define "replaceme.checksum" -}}
+checksum/settings: {{ include (print .Template.BasePath "/settings.yaml") . | sha256sum }}
+{{- end -}}
+
 {{- define "replaceme.pod" -}}
 automountServiceAccountToken: false
 enableServiceLinks: false
@@ -89,6 +94,9 @@ metadata:
     replaceme/role: worker
   annotations:
     cluster-autoscaler.kubernetes.io/safe-to-evict: "false"
+    {{- if not .once }}
+    {{- include "replaceme.checksum" .root | nindent 4 }}
+    {{- end }}
 spec:
   {{- include "replaceme.pod" .root | nindent 2 }}
   restartPolicy: {{ ternary "Never" "Always" .once }}
