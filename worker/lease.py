@@ -93,6 +93,11 @@ class Lease:
     def lost(self) -> bool:
         return isinstance(self._error, LeaseLost)
 
+    @property
+    def stage(self) -> Stage | None:
+        """The stage that began last."""
+        return self._stage[0]
+
     def check(self) -> None:
         """Raise `LeaseLost`, `Cancelled`, `OutOfTime`, `StageTimeout` or `ShutDown` if the work has to stop."""
         with self._state:

@@ -8,7 +8,9 @@ written once, after its workspace has been removed. No transaction is open while
 
 import logging
 import os
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from replaceme_core.errors import (
     DatabaseUnreachable,
     InvalidInput,
     LeaseLost,
+    OutOfSpace,
     QueueUnreachable,
     ReplaceMeError,
     StaleTransition,
@@ -35,10 +38,12 @@ from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import Owners, owner_hub
 from replaceme_core.ledger.records import Claim, Job, JobEvent
 from replaceme_core.ledger.states import EventType
+from replaceme_core.ledger.sweep import pause_after
+from replaceme_core.library_errors import require_space
 from replaceme_core.plan.eta import Course, weights_of
 from replaceme_core.request.admission import OutputRules
-from replaceme_core.runner.messages import PastJob, describe, is_mistake
-from replaceme_core.runner.process import UNCONFINED, Confinement
+from replaceme_core.runner.messages import Failed, PastJob, Stage, describe, is_mistake
+from replaceme_core.runner.process import RUNNER_COMMAND, UNCONFINED, Confinement
 from replaceme_core.settings import Settings
 from replaceme_core.telemetry import OUTCOME, bound, mark_failed, origin
 from worker.attempt import Attempt, Write
@@ -72,6 +77,20 @@ def report_outcome(claim: Claim, last: JobEvent) -> None:
 
 
 RETRY_PAUSE_SECONDS = 1.0
+REST_SECONDS = 10.0
+"""After a fault of this machine. Meanwhile other workers get the messages."""
+LEAST_FREE_BYTES = 2**20
+"""For no job at all. Not more: space for a model is made in the caches by the job itself."""
+_BEFORE_RUNNER = (None, Stage.RESOLVE, Stage.DOWNLOAD, Stage.CALIBRATE)
+"""Until the runner sends its first message, a fault of the file system is the machine's and not the job's."""
+
+
+class CannotBegin(Exception):
+    """A fault of this machine before the runner's first message. Another worker may run the job."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.message)
+        self.failed = failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +110,19 @@ class Supervisor:
     must_release: Callable[[], bool] = lambda: False
 
     def run(self, job_id: str | None) -> bool:
-        """Claim the next job in the queue and run it to its end; whether there was one.
+        """Claim the next job in the queue and run it to its end; whether to call this again at once.
 
-        Errors are logged and written to the job, not raised.
+        Errors are logged and written to the job, not raised. On a machine that cannot run jobs nothing is claimed.
 
         `job_id` is the job that the message was sent for; it is used for the log only. `None`: there was no message.
         """
         why = "without a message" if job_id is None else f"message for job {job_id}"
+        try:
+            self._check_machine()
+        except (OSError, OutOfSpace) as error:
+            logger.error("%s: nothing was claimed, this machine cannot run jobs: %s", why, error)
+            time.sleep(REST_SECONDS)
+            return False
         claimed_at = time.monotonic()
         try:
             found = self._claim()
@@ -120,11 +145,23 @@ class Supervisor:
                 attributes={telemetry.JOB_ID: job.id, telemetry.ATTEMPT: claim.attempt},
             ),
         ):
-            self._run(job, claim, claimed_at=claimed_at)
-        return True
+            if self._run(job, claim, claimed_at=claimed_at):
+                return True
+        time.sleep(REST_SECONDS)
+        return False
 
-    def _run(self, job: Job, claim: Claim, *, claimed_at: float) -> None:
-        """The attempt at a job that was claimed, to its end."""
+    def _check_machine(self) -> None:
+        """Raises `OSError` or `OutOfSpace` if no job could run here: each would fail that another worker could run."""
+        workspace, program = self.settings.workspace, (self.settings.runner_command or RUNNER_COMMAND)[0]
+        workspace.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workspace, buffering=0) as probe:
+            probe.write(b"0")
+        require_space(workspace, LEAST_FREE_BYTES, purpose="any job")
+        if shutil.which(program) is None:
+            raise FileNotFoundError(f"there is no program {program}, the runner")
+
+    def _run(self, job: Job, claim: Claim, *, claimed_at: float) -> bool:
+        """The attempt at a job that was claimed, to its end. False if the fault was this machine's."""
         job_id = job.id
         logger.info("job %s: attempt %s begins", job_id, claim.attempt)
         course = Course(weights=weights_of(job.spec), started=claimed_at)
@@ -136,9 +173,11 @@ class Supervisor:
                 write = self._run_attempt(job, claim, progress, claimed_at=claimed_at)
         except LeaseLost as error:
             logger.error("job %s: attempt %s was abandoned: %s", job_id, claim.attempt, error)
-            return
         except ShutDown as error:
             self._release(claim, progress, reason=str(error))
+        except CannotBegin as error:
+            self._write_end(claim, progress, partial(self._postpone, claim=claim, failed=error.failed))
+            return False
         except BaseException:  # SystemExit and the like: this worker ends at once
             self._release(claim, progress, reason="the worker was shut down")
             raise
@@ -146,6 +185,16 @@ class Supervisor:
             ended = self._write_end(claim, progress, write)
             if ended is not None and ended.is_terminal:  # what was for further attempts, of which there are none
                 remove_checkpoints(self.settings.workspace, job_id)
+        return True
+
+    def _postpone(self, session: Session, *, claim: Claim, failed: Failed) -> None:
+        """Release the job for another worker, after a pause: this one must not use up all attempts at once."""
+        if claim.counted < self.settings.max_attempts:
+            pause = pause_after(claim.counted, self.settings.sweep_seconds)
+            reason = f"the worker could not begin: {failed.message}"
+            attempts.release(session, claim, reason=reason, pause_seconds=pause)
+        else:
+            attempts.fail(session, claim, code=failed.code, message=failed.message)
 
     def _release(self, claim: Claim, progress: ProgressWriter, *, reason: str) -> None:
         """Put the job back into the queue and wake up another worker, which the sweep would do later."""
@@ -178,7 +227,10 @@ class Supervisor:
             logger.error("job %s: %s", claim.job_id, message)
 
     def _run_attempt(self, job: Job, claim: Claim, progress: ProgressWriter, *, claimed_at: float) -> Write:
-        """Do the work; returns the write that ends the attempt. Raises `LeaseLost` if nothing may be written."""
+        """Do the work; returns the write that ends the attempt.
+
+        Raises `LeaseLost` if nothing may be written, `ShutDown`, and `CannotBegin`.
+        """
         lease = Lease(
             self.database,
             claim,
@@ -215,6 +267,8 @@ class Supervisor:
             failed = describe(error)
             why = error.explained if isinstance(error, ReplaceMeError) else f"{failed.message} ({error})"
             logger.warning("job %s: attempt %s failed: %s", job.id, claim.attempt, why, exc_info=is_mistake(failed))
+            if lease.stage in _BEFORE_RUNNER and (isinstance(error, OSError) or failed.code == OutOfSpace.code):
+                raise CannotBegin(failed) from error
             return lambda session: attempts.fail(session, claim, code=failed.code, message=failed.message)
 
     def _hub_and_rules(self, job: Job) -> tuple[Hub, OutputRules]:

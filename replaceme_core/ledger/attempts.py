@@ -309,10 +309,10 @@ def finish_cancelled(session: Session, claim: Claim) -> None:
     _finish(session, claim, JobStatus.CANCELLED, values={}, event=(EventType.CANCELLED, {}))
 
 
-def release(session: Session, claim: Claim, *, reason: str, counts: bool = True) -> None:
+def release(session: Session, claim: Claim, *, reason: str, counts: bool = True, pause_seconds: float = 0.0) -> None:
     """running -> queued, or -> cancelled if that was requested. `counts`: as an attempt. Raises as `succeed` does.
 
-    The next sweep of any worker enqueues it at once, since `enqueued_at` is null.
+    It may start again after the pause. The next sweep of any worker enqueues it then, since `enqueued_at` is null.
     """
     row = transition(
         session,
@@ -325,6 +325,7 @@ def release(session: Session, claim: Claim, *, reason: str, counts: bool = True)
             **NO_PROGRESS,
             **NO_LEASE,
             "enqueued_at": None,
+            "not_before": now(plus_seconds=pause_seconds) if pause_seconds else None,
             "uncounted_attempts": JobRow.uncounted_attempts + (0 if counts else 1),
         },
         events=[(EventType.RELEASED, {"reason": storable(reason)})],

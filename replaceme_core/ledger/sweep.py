@@ -105,12 +105,17 @@ def _end_attempt(session: Session, row: JobRow, max_attempts: int, backoff_secon
         values = {**finished(), **NO_LEASE, "error_code": WorkerLost.code, "error_message": message}
         events.append((EventType.FAILED, {"code": WorkerLost.code, "message": message}))
     else:
-        pause = backoff_seconds * 2 ** min(row.attempt - row.uncounted_attempts, MAX_DOUBLINGS)
+        pause = pause_after(row.attempt - row.uncounted_attempts, backoff_seconds)
         new, values = JobStatus.QUEUED, {**NO_PROGRESS, **NO_LEASE, "enqueued_at": None}
         values["not_before"] = now(plus_seconds=pause) if pause > 0 else None
     same_claim = JobRow.lease_token == row.lease_token
     transition(session, row.id, same_claim, old=JobStatus.RUNNING, new=new, values=values, events=events)
     return new
+
+
+def pause_after(counted: int, seconds: float) -> float:
+    """The pause after the first, second, third attempt: 2, 4, 8 ... times `seconds`."""
+    return seconds * (1 << min(counted, MAX_DOUBLINGS))
 
 
 def delete_expired_keys(session: Session, *, limit: int) -> int:

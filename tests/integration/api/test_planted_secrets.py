@@ -163,25 +163,27 @@ print(json.dumps({"type": "failed", "code": "broken_model", "message": message})
 ENDS = "import os, sys; sys.stderr.write(os.getcwd()); sys.exit(3)"
 
 
-@pytest.mark.parametrize("how", ["bug", "space", "message", "end", "command", "workspace", "hub", "full"])
+@pytest.mark.parametrize("how", ["bug", "space", "message", "end", "command", "hub", "full"])
 def test_a_job_that_fails(
     tmp_path: Path, sqlite_url: str, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     bench = Bench(tmp_path / "planted-place", sqlite_url, sqlite_database)
-    changes: dict[str, object] = {"hub_patience_seconds": 0}
+    changes: dict[str, object] = {"hub_patience_seconds": 0, "max_attempts": 1}
+    monkeypatch.setattr("worker.supervisor.REST_SECONDS", 0)
     match how:
         case "message":
             changes["runner_command"] = ("python", "-c", FAILS)
         case "end":
             changes["runner_command"] = ("python", "-c", ENDS)
         case "command":
-            changes["runner_command"] = ("/planted/runner",)
-        case "workspace":
-            bench.settings.resolved_data.mkdir()
-            bench.settings.workspace.write_text("in the way")
+            broken = tmp_path / "planted-runner"
+            broken.write_text("#!/planted/python\n")
+            broken.chmod(0o755)
+            changes["runner_command"] = (str(broken),)
         case "hub":
             bench.hub_directory.rename(bench.hub_directory.with_name("moved"))
         case "full":
+            monkeypatch.setattr("worker.supervisor.LEAST_FREE_BYTES", 0)
             monkeypatch.setattr("replaceme_core.library_errors.free_space", lambda _: 0)
     job_id = bench.add(stub_fail=how) if how in ("bug", "space") else bench.add()
     job = bench.run(job_id, **changes)

@@ -64,17 +64,50 @@ def test_the_deadline_counts_from_the_first_start(bench: Bench) -> None:
     assert (job.error.code, job.attempt) == ("out_of_time", 2)
 
 
-def test_a_runner_that_cannot_be_started_fails_the_job(bench: Bench) -> None:
-    error = bench.error_of(bench.add(), runner_command=("/nowhere/runner",))
-    assert error.code == "internal_error"
-    assert "FileNotFoundError" in error.message
-    assert "nowhere" not in error.message
+def has_run(bench: Bench, **settings: object) -> bool:
+    return Supervisor(
+        settings=bench.settings.model_copy(update=settings), database=bench.database, open_hub=lambda: bench.hub
+    ).run(None)
 
 
-def test_a_workspace_that_cannot_be_made_fails_the_job(bench: Bench) -> None:
-    bench.settings.resolved_data.mkdir()
-    bench.settings.workspace.write_text("in the way")
-    bench.error_of(bench.add())
+@pytest.mark.parametrize("fault", ["workspace", "space", "runner"])
+def test_a_machine_that_cannot_run_jobs_claims_none(bench: Bench, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.supervisor.REST_SECONDS", 0)
+    job_id = bench.add()
+    settings: dict[str, object] = {}
+    if fault == "workspace":
+        bench.settings.resolved_data.mkdir()
+        bench.settings.workspace.write_text("in the way")
+    elif fault == "space":
+        monkeypatch.setattr("worker.supervisor.LEAST_FREE_BYTES", 2**60)
+    else:
+        settings["runner_command"] = ("/nowhere/runner",)
+    assert not has_run(bench, **settings)
+    job = bench.job(job_id)
+    assert (job.status, job.attempt) == (JobStatus.QUEUED, 0)
+
+
+def test_a_job_that_a_machine_could_not_begin_waits_for_another_one(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.supervisor.REST_SECONDS", 0)
+    broken = tmp_path / "runner"
+    broken.write_text("#!/nowhere/python\n")
+    broken.chmod(0o755)
+    settings: dict[str, object] = {"runner_command": (str(broken),), "max_attempts": 2}
+    job_id = bench.add()
+    assert not has_run(bench, **settings)
+    assert not has_run(bench, **settings)
+    job = bench.job(job_id)
+    assert (job.status, job.attempt) == (JobStatus.QUEUED, 1)  # the second call found none that was due
+    with bench.database.session() as session:
+        session.execute(update(JobRow).values(not_before=None))
+    assert not has_run(bench, **settings)
+    job = bench.job(job_id)
+    assert job.error is not None
+    assert (job.status, job.attempt, job.error.code) == (JobStatus.FAILED, 2, "internal_error")
+    assert "FileNotFoundError" in job.error.message
+    assert "nowhere" not in job.error.message
 
 
 def test_a_model_that_went_bad_after_the_request_fails_with_the_reason(bench: Bench) -> None:
