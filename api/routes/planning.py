@@ -1,6 +1,9 @@
 """Plans for requests: what is known of this service's workers, and the planner that uses it."""
 
 import asyncio
+import glob
+import math
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from api.http.callers import Caller, limit_of
 from replaceme_core.errors import InvalidInput, TooManyRequests
 from replaceme_core.hardware import WorkerKind, has_native_bfloat16, total_memory, worker_kind_of
+from replaceme_core.hub.cache import received_bytes
 from replaceme_core.hub.port import DIRECTORY_PREFIX, Hub
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database
@@ -33,6 +37,8 @@ KEPT_SHAPES = 100
 MOST_READING, MOST_READING_OF_ONE = 8, 4
 """Requests that read a repository at once: of all callers, and of one. Each may take 100 MB, and waits for the Hub."""
 READING_WAIT_SECONDS = 10.0
+DISK_SECONDS = 5.0
+"""How long what was found of the disk is used."""
 
 
 class ReadingSlots:
@@ -69,6 +75,7 @@ class Planning:
         self._hub = hub
         self._lock = Lock()
         self._shapes: OrderedDict[tuple[str, str], ModelShape] = OrderedDict()
+        self._disk = (-math.inf, 0)
 
     async def plan(self, request: CompressionRequest, *, caller: Caller) -> Plan:
         """What a job would take. Raises `AccessDenied` and `Unavailable` where the Hub or the database fails.
@@ -140,7 +147,7 @@ class Planning:
         if here and memory is None:
             memory = total_memory()
         if here and disk is None:
-            disk = free_space(settings.resolved_data)
+            disk = self._free_disk()
         return Machine(
             kind=kind,
             memory_bytes=memory,
@@ -149,6 +156,16 @@ class Planning:
             cpu_dtype="bfloat16" if here and has_native_bfloat16() else "float32",
             cache_bytes=settings.statistics_cache_bytes,
         )
+
+    def _free_disk(self) -> int:
+        """Free bytes, and those of the downloads: the worker removes old ones, and the model may be among them."""
+        read_at, found = self._disk
+        if time.monotonic() - read_at > DISK_SECONDS:
+            cache = self._settings.hub_cache
+            downloads = glob.glob("*/blobs/*", root_dir=cache)  # noqa: PTH207  (pathlib's fails where a directory goes)
+            found = free_space(self._settings.resolved_data) + sum(received_bytes(cache / blob) for blob in downloads)
+            self._disk = (time.monotonic(), found)
+        return found
 
     def _shape(self, hub: Hub, model: AdmittedModel, files: Sequence[str]) -> ModelShape:
         """The shape of a model; a commit does not change, so those of the last ones are kept."""
