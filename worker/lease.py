@@ -1,7 +1,8 @@
 """The right to work on a job, renewed in the background; how it ends early, in five ways; calls that stop then.
 
 A thread renews the lease at a third of its length and checks about once a second whether a client asked to cancel. The
-lease counts as lost when a renewal updates no row *or raises*. It also counts as lost when a renewal hangs: a second
+lease counts as lost when a renewal updates no row *or raises*. Where the database cannot be reached, the renewal is
+retried until nine tenths of the lease are over; then it counts as lost, and so it does when a renewal hangs: a second
 thread, which never uses the database, watches the time of the last successful renewal, the job's own deadline, that of
 its present stage, and whether this worker is shutting down.
 """
@@ -165,6 +166,9 @@ class Lease:
                     attempts.assert_held(session, self.claim)
                 cancelled = attempts.renew(session, self.claim, lease_seconds=self._lease_seconds)
         except Exception as error:  # any error means that the lease was not renewed
+            if isinstance(error, DatabaseUnreachable) and not only_if_valid:  # there is time left, which `_watch` knows
+                logger.warning("job %s: the lease could not be renewed, retrying: %s", self.claim.job_id, error)
+                return
             self._lose(f"the lease could not be renewed: {error}")
             return
         self._renewed_at = before

@@ -3,7 +3,7 @@
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 
@@ -60,12 +60,27 @@ def test_a_renewal_that_updates_nothing_is_loss(ledger: Ledger, claim: Claim) ->
         assert again.is_set()
 
 
-def test_a_renewal_that_raises_is_loss(claim: Claim) -> None:
-    nowhere = Database(f"postgresql+psycopg://nobody@127.0.0.1:{free_port()}/none")
-    with held(Ledger(nowhere), claim, lease_seconds=0.6) as lease:
-        assert lease.ended.wait(5)
+@pytest.fixture
+def nowhere() -> Iterator[Ledger]:
+    """A database that cannot be reached."""
+    database = Database(f"postgresql+psycopg://nobody@127.0.0.1:{free_port()}/none")
+    yield Ledger(database)
+    database.close()
+
+
+def test_a_renewal_that_cannot_reach_the_database_is_retried_while_the_lease_lasts(
+    nowhere: Ledger, claim: Claim
+) -> None:
+    began = time.monotonic()
+    with held(nowhere, claim, lease_seconds=3) as lease:
+        assert lease.ended.wait(10)
+        assert 2 < time.monotonic() - began < 3
         assert lease.lost
-    nowhere.close()
+
+
+def test_the_last_check_does_not_wait_for_a_database(nowhere: Ledger, claim: Claim) -> None:
+    with held(nowhere, claim) as lease, pytest.raises(LeaseLost):
+        lease.last_check()
 
 
 def test_a_renewal_that_hangs_is_loss_before_the_lease_runs_out(sqlite_url: str, ledger: Ledger, claim: Claim) -> None:
