@@ -104,8 +104,8 @@ class Submitter:
         self._check_webhook(webhook, caller)
         with self.database.session(read_only=True) as session:
             self._check_number(session, caller, adds=len(requests))
-            if webhook is not None and webhook.signed_by is not None:
-                webhooks.get(session, webhook.signed_by, owner=caller.owner)
+            if webhook is not None:
+                webhooks.check_signer(session, webhook.signed_by, owner=caller.owner)
         if webhook is not None:
             self.open_secrets_box().seal(new_secret(), field="webhook")
         return tuple(self.planning.validate(one, caller=caller) for one in requests)

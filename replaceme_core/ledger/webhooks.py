@@ -126,15 +126,25 @@ _FRESH = {"populate_existing": True}
 
 
 def add(session: Session, new: NewWebhook, *, owner: str, job_id: str | None = None) -> Webhook:
-    """Insert a webhook. Raises `Conflict` above the limit, and `NotFound` if `signed_by` is none of the owner's."""
+    """Insert a webhook. Raises `Conflict` above the limit, and as `check_signer` does."""
     if job_id is None:
         counted = select(func.count()).where(WebhookRow.owner == owner, WebhookRow.job_id.is_(None))
         if session.scalars(counted).one() >= MOST_STANDING:
             raise Conflict(f"there are {MOST_STANDING} webhooks, which is the limit; delete one that is not needed")
-    if new.signed_by is not None:
-        _find(session, new.signed_by, owner=owner)
+    check_signer(session, new.signed_by, owner=owner)
     values = asdict(new) | {"events": [event.value for event in new.events], "labels": dict(new.labels)}
     return _insert(session, owner=owner, job_id=job_id, **values)
+
+
+def check_signer(session: Session, webhook_id: str | None, *, owner: str) -> None:
+    """Raises `NotFound`, and `InvalidInput` (field `webhook.signed_by`) for one that ends with its job."""
+    if webhook_id is None:
+        return
+    row = _find(session, webhook_id, owner=owner)
+    if row.job_id is not None or row.signed_by is not None:
+        raise InvalidInput(
+            "only a webhook for all jobs can sign for others", field="webhook.signed_by", value=webhook_id
+        )
 
 
 def _insert(session: Session, **values: object) -> Webhook:
@@ -249,9 +259,15 @@ def delete_old(session: Session, *, older_than_seconds: float, limit: int) -> in
     deleted = delete_oldest(session, DeliveryRow.number, DeliveryRow.finished_at, until=old, limit=limit)
     active = select(JobRow.id).where(JobRow.id == WebhookRow.job_id, JobRow.status.in_(ACTIVE))
     left = select(DeliveryRow.number).where(DeliveryRow.webhook_id == WebhookRow.id)
+    signed = aliased(WebhookRow)  # by an earlier release; they would be deleted with it
+    signs = select(signed.number).where(signed.signed_by == WebhookRow.id)
     session.execute(
         delete(WebhookRow).where(
-            WebhookRow.job_id.is_not(None), WebhookRow.created_at < old, ~active.exists(), ~left.exists()
+            WebhookRow.job_id.is_not(None),
+            WebhookRow.created_at < old,
+            ~active.exists(),
+            ~left.exists(),
+            ~signs.exists(),
         )
     )
     session.execute(

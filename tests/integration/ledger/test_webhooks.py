@@ -12,7 +12,7 @@ from sqlalchemy import select, text, update
 
 from api.bodies import JobBody, LinksBody
 from api.main import create_app
-from replaceme_core.errors import Conflict, NotFound
+from replaceme_core.errors import Conflict, InvalidInput, NotFound
 from replaceme_core.ledger import webhooks
 from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.states import DeliveryState, DisabledBy, EventType, Payload
@@ -247,6 +247,31 @@ def test_another_webhook_may_sign(sqlite_database: Database, ledger: Ledger, out
     with pytest.raises(NotFound):
         outbox.get(of_job.id)
     assert outbox.count() == 0
+
+
+def test_a_webhook_that_ends_with_its_job_signs_for_no_other(
+    sqlite_database: Database, ledger: Ledger, outbox: Outbox
+) -> None:
+    of_job = outbox.add(job_id=ledger.add())
+    signed = outbox.add(job_id=ledger.add(), signed_by=outbox.add().id)
+    for signer in (of_job, signed):
+        with pytest.raises(InvalidInput) as refused:
+            outbox.add(job_id=ledger.add(), signed_by=signer.id)
+        assert refused.value.field == "webhook.signed_by"
+
+
+def test_a_webhook_that_signs_for_another_is_not_deleted_for_its_age(
+    sqlite_database: Database, ledger: Ledger, outbox: Outbox
+) -> None:
+    ended, active = ledger.add(), ledger.add()
+    signer, signed = outbox.add(job_id=ended, events=()), outbox.add(job_id=active)
+    ledger.cancel(ended)
+    with sqlite_database.session() as session:  # as an earlier release allowed
+        session.execute(update(WebhookRow).where(WebhookRow.id == signed.id).values(signed_by=signer.id))
+        session.execute(update(WebhookRow).values(created_at=now(plus_seconds=-100)))
+        webhooks.delete_old(session, older_than_seconds=60, limit=10)
+    assert outbox.get(signer.id)
+    assert outbox.get(signed.id)
 
 
 def test_what_is_old_is_deleted(sqlite_database: Database, ledger: Ledger, outbox: Outbox) -> None:

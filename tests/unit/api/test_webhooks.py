@@ -125,6 +125,9 @@ def test_the_webhook_of_a_job_may_be_signed_by_a_standing_one(client: TestClient
     unknown = {**SMALLEST, "webhook": {"url": URL, "signed_by": NOBODY}}
     before = client.get("/jobs").json()
     assert_problem(client.post("/jobs", json=unknown), status=404, code="not_found")
+    of_job = {**SMALLEST, "webhook": {"url": URL, "signed_by": webhook["id"]}}
+    for body in (of_job, {**of_job, "validate_only": True}):
+        assert fields(client.post("/jobs", json=body)).keys() == {"webhook.signed_by"}
     assert client.get("/jobs").json() == before
 
 
