@@ -1,8 +1,9 @@
 """The expected time of each stage, in seconds: a stated model, fitted to what earlier jobs took where any ran.
 
 The model: a stage has a fixed cost, and one that grows with the work. One pass over the calibration tokens takes 2 FLOP
-for each parameter and token at the rate of the worker kind; the stages take multiples of a pass, by the weights from
-which progress is computed (`plan.eta`); copying takes the bytes over a rate.
+for each token and value of the blocks, without the experts that a token is not routed to, at the rate of the worker
+kind; the stages take multiples of a pass, by the weights from which progress is computed (`plan.eta`); copying takes
+the bytes over a rate.
 
 The fit: two factors, one on the fixed cost and one on the rest. They begin at 1, and are moved towards four groups of
 earlier jobs in turn, each of which is more like the job that is planned: all of them, taken whole (how fast the machine
@@ -123,7 +124,7 @@ def modelled_seconds(
 
     `is_remote`: the Hub is reached over a network; else nothing is downloaded.
     """
-    one_pass = 2.0 * sum(shape.block_values) * work.tokens / FLOP_PER_SECOND[work.machine.kind]
+    one_pass = 2.0 * shape.computed_values * work.tokens / FLOP_PER_SECOND[work.machine.kind]
     weights = weights_of_one_cut(work.spec)
     of_pass = one_pass / _pass_weight(weights, work.spec)
     found = {stage: weight * of_pass for stage, weight in weights.items()}
@@ -154,8 +155,9 @@ def _healing_flop(shape: ModelShape, work: Workload) -> float:
     heal = work.spec.heal
     assert heal is not None
     head = 2.0 * shape.vocabulary * shape.width
-    original = 2.0 * sum(shape.block_values) + head
-    pruned = original - 2.0 * (shape.parameters - shape.parameters_after(work.removed))
+    original = 2.0 * shape.computed_values + head
+    computed = shape.computed_values / sum(shape.block_values)
+    pruned = original - 2.0 * computed * (shape.parameters - shape.parameters_after(work.removed))
     generated = 0 if heal.dataset is not None else max(0, heal.tokens - work.samples * work.length)
     often = min(defaults.HEAL_JUDGED, heal.tokens / defaults.HEAL_JUDGED_TOKENS) + 4
     judged = often * work.held_out_sequences * work.length

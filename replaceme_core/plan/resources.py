@@ -48,6 +48,10 @@ _COMPARING = frozenset({Method.LEAST_SQUARES, Method.COSINE, Method.REFIT, Metho
 """Methods that compare sets of blocks on stored streams, unless the blocks are named."""
 _INNER = ("intermediate_size", "n_inner", "ffn_dim", "moe_intermediate_size")
 _HEADS = ("num_attention_heads", "n_head")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_ROUTED_TO = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k", "top_k_experts")
+_OF_EXPERTS = ".experts."
+"""In the names of the routed ones, and not of shared ones."""
 _HEAD = "lm_head.weight"
 _DEFAULT_INNER = 4
 
@@ -74,6 +78,8 @@ class ModelShape:
     """Of one image, where the model reads images."""
     pixels: int = 0
     """Of one image, in all three channels."""
+    idle_values: int = 0
+    """Of all blocks: those of the experts that a token is not routed to."""
 
     @property
     def blocks(self) -> int:
@@ -83,6 +89,11 @@ class ModelShape:
     @property
     def parameters(self) -> int:
         return self.rest_values + sum(self.block_values)
+
+    @property
+    def computed_values(self) -> int:
+        """Those of the blocks that a token is multiplied with."""
+        return sum(self.block_values) - self.idle_values
 
     @property
     def largest_block(self) -> int:
@@ -102,17 +113,20 @@ def shape_of(outline: ModelOutline, config: Mapping[str, object], tensors: Seque
     text = outline.layout.part_of(config)
     tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", outline.layout.tied)))
     blocks = [0] * outline.blocks
-    rest, rest_tensors = 0, 0
+    rest, rest_tensors, of_experts = 0, 0, 0
     for tensor in kept:
         number = outline.layout.block_number(tensor.name)
         if number is not None:
             blocks[number] += tensor.numel
+            of_experts += tensor.numel if _OF_EXPERTS in tensor.name else 0
         elif not (tied and tensor.name == _HEAD):
             rest, rest_tensors = rest + tensor.numel, rest_tensors + 1
     values = Counter[int]()
     for tensor in kept:
         values[ITEM_BYTES[tensor.dtype]] += tensor.numel
-    return _shape(
+    experts = _first(text, _EXPERTS) or 1
+    routed_to = min(_first(text, _ROUTED_TO) or experts, experts)
+    found = _shape(
         outline,
         text,
         block_values=tuple(blocks),
@@ -121,6 +135,7 @@ def shape_of(outline: ModelOutline, config: Mapping[str, object], tensors: Seque
         rest_tensors=rest_tensors,
         item_bytes=values.most_common(1)[0][0],
     )
+    return replace(found, idle_values=of_experts * (experts - routed_to) // experts)
 
 
 def rough_shape(outline: ModelOutline, config: Mapping[str, object], *, weight_bytes: int) -> ModelShape:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.model_config import admit_config
 from replaceme_core.hub.model_files import read_config
+from replaceme_core.plan.duration import FIXED_SECONDS
 from replaceme_core.plan.plan import Estimate
 from replaceme_core.plan.resources import shape_of
 from replaceme_core.request.admission import admit_model, find_model
@@ -25,7 +26,7 @@ from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import Machine
 from replaceme_core.request.spec import CompressionRequest, Loading
 from replaceme_core.runner.messages import PastJob, Stage
-from tests.fixtures.models.headers import CPU, REVISION, SEVENTY_BILLION, SMOLLM2, HeaderHub, planner
+from tests.fixtures.models.headers import CPU, REVISION, SEVENTY_BILLION, SMOLLM2, HeaderHub, LlamaSize, planner
 from tests.fixtures.models.quantized import save_fp8
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_model
 
@@ -194,6 +195,43 @@ def test_parameters_are_those_of_the_model(variant: Variant, tmp_path: Path) -> 
     assert (shape.width, shape.item_bytes, shape.vocabulary) == (WIDTH, 4, 260)
     assert shape.parameters_after([1, 2]) == shape.parameters - sum(shape.block_values[1:3])
     assert shape.parameters_after(2) == pytest.approx(shape.parameters_after([3, 4]), rel=0.2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture(LlamaSize):
+    """With eight experts in place of each MLP."""
+
+    routed_to: int
+
+    @property
+    def config(self) -> dict[str, object]:
+        experts = {"num_local_experts": 8, "num_experts_per_tok": self.routed_to}
+        return {**super().config, **experts, "model_type": "mixtral"}
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        found: dict[str, tuple[int, ...]] = {}
+        for name, shape in super().tensors().items():
+            head, is_inner, part = name.partition(".mlp.")
+            names = [f"{head}.block_sparse_moe.experts.{number}.{part}" for number in range(8)] if is_inner else [name]
+            found |= dict.fromkeys(names, shape)
+        return found
+
+
+def test_a_token_takes_the_time_of_the_experts_it_is_routed_to() -> None:
+    few, all_of_them = (
+        estimate_of(HeaderHub(size=Mixture(routed_to=number)), heal={"tokens": 10**6}) for number in (2, 8)
+    )
+    attention, inner = 2 * 576 * (576 + 192) + 2 * 576, 3 * 576 * 1536
+    computed, whole = (attention + number * inner for number in (2, 8))
+    ratios = {
+        stage: (few.duration.stages[stage] - FIXED_SECONDS[stage])
+        / (all_of_them.duration.stages[stage] - FIXED_SECONDS[stage])
+        for stage in (Stage.SELECT, Stage.HEAL)
+    }
+    assert ratios[Stage.SELECT] == pytest.approx(computed / whole)
+    assert ratios[Stage.HEAL] == pytest.approx(computed / whole, rel=0.15)  # which also has the head
+    assert few.parameters == all_of_them.parameters
+    assert few.memory == all_of_them.memory
 
 
 def test_healing_is_in_the_plan() -> None:
