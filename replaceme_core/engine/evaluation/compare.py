@@ -33,7 +33,7 @@ from replaceme_core.engine.text.documents import builtin_documents
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.engine.text.limits import render
 from replaceme_core.engine.text.tokens import encode, end_tokens, pack
-from replaceme_core.errors import GateRejected, NumericalFailure
+from replaceme_core.errors import GateRejected
 from replaceme_core.families.resolve import resolve
 from replaceme_core.request.calibration import GENERAL, PARTS_OF_GENERAL, SELF_GENERATED
 from replaceme_core.request.defaults import MEASURED_ELSEWHERE
@@ -233,7 +233,7 @@ class Comparison:
     """`before` and `after` are on the first text, which `texts` begins with, or on `images`, which have no texts.
 
     `answers_before` and `answers_after` are empty where no model was asked. `reused` names the results of the source
-    model that an earlier run has left.
+    model that an earlier run has left. `members` are the tasks of each name that was asked for: several of a group.
     """
 
     before: Measured
@@ -242,6 +242,7 @@ class Comparison:
     answers_before: Sequence[Answer] = ()
     answers_after: Sequence[Answer] = ()
     tasks: Sequence[TaskPair] = ()
+    members: Mapping[str, Sequence[str]] = field(default_factory=dict)
     reused: Sequence[str] = ()
     images: Sequence[ImageResult] = ()
     experts: Sequence[ExpertsResult] = ()
@@ -305,7 +306,15 @@ class Original:
         with self.unmeasured.part("which experts the routers choose"):
             experts = changed_experts(self.subject.model, after.model, home[:ROUTED], kept=after.kept)
         reused = list(self.subject.results.reused)
-        return Comparison(before=before, after=pruned, texts=found, tasks=pairs, reused=reused, experts=experts)
+        return Comparison(
+            before=before,
+            after=pruned,
+            texts=found,
+            tasks=pairs,
+            members={} if self.tasks is None else self.tasks.members,
+            reused=reused,
+            experts=experts,
+        )
 
     def finish(self, found: Comparison, after: Subject) -> Comparison:
         """`found` with the speed of both, in turn, and with their answers, where models are asked."""
@@ -438,19 +447,26 @@ def ratio_interval(before: Sequence[float], after: Sequence[float], *, predictio
 
 
 def judge(gate: GateSpec, found: Comparison) -> GateResult:
-    """Every criterion of `gate` with its value in `found`. Raises `NumericalFailure` where nothing could be kept."""
+    """Every criterion of `gate` with its value in `found`. Raises `GateRejected` where one has none."""
     values = measured_values(found)
     for name in gate.criteria:
         if name not in values:
-            tasks = name.removeprefix(OF_TASKS) if name.startswith(OF_TASKS) else "the tasks"
-            raise NumericalFailure(f"the gate cannot be judged: the original model has no accuracy above 0 in {tasks}")
+            raise GateRejected(f"the gate cannot be judged by {name}: {_why_unknown(name, found)}")
     return gate.judge(values)
+
+
+def _why_unknown(name: str, found: Comparison) -> str:
+    if not name.startswith(_OF_TASKS):
+        return "it was not measured"
+    if any(one.before.accuracy is not None for one in _judged_by(name, found)):
+        return "the accuracy of the original model is 0"
+    return "no accuracy was measured"
 
 
 def measured_values(found: Comparison) -> dict[str, float]:
     """All that a gate can ask for, by the names of its criteria; without tasks in which there was nothing to keep."""
-    names = [one.before.name for one in found.tasks]
-    kept = {"accuracy_kept": _kept(found, names), **{f"{OF_TASKS}{name}": _kept(found, (name,)) for name in names}}
+    names = dict.fromkeys([*(one.before.name for one in found.tasks), *found.members])
+    kept = {name: _kept(name, found) for name in ("accuracy_kept", *(f"{OF_TASKS}{one}" for one in names))}
     return {
         **{name: share for name, share in kept.items() if share is not None},
         **(_of_texts(found.texts) if found.texts else _of_images(found.images[0])),
@@ -472,8 +488,25 @@ def _of_images(images: ImageResult) -> dict[str, float]:
     return {"embedding_distance": images.distance, **agreement}
 
 
-def _kept(found: Comparison, names: Sequence[str]) -> float | None:
-    """The share of the summed accuracy over the tasks `names` that is kept; those without an accuracy do not count."""
-    pairs = [one for one in found.tasks if one.before.name in names]
-    before = sum(one.before.accuracy or 0.0 for one in pairs)
-    return sum(one.after.accuracy or 0.0 for one in pairs) / before if before else None
+def _judged_by(name: str, found: Comparison) -> Sequence[TaskPair]:
+    """The tasks of the criterion `name`: all, a single one, or those of a group."""
+    if not name.startswith(OF_TASKS):
+        return found.tasks
+    task = name.removeprefix(OF_TASKS)
+    members = found.members.get(task, (task,))
+    return [one for one in found.tasks if one.before.name in members]
+
+
+def _kept(name: str, found: Comparison) -> float | None:
+    """The share of the summed accuracy that is kept in the tasks of `name`; those without an accuracy do not count.
+
+    Tasks of a group count by their numbers of questions, as in lm_eval.
+    """
+    pairs = _judged_by(name, found)
+    most = max((one.before.samples for one in pairs), default=0)
+    before = after = 0.0
+    for one in pairs:
+        weight = one.before.samples / most if name.startswith(OF_TASKS) else 1.0
+        before += weight * (one.before.accuracy or 0.0)
+        after += weight * (one.after.accuracy or 0.0)
+    return after / before if before else None

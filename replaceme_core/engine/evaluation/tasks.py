@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 BATCH_SIZE = 8
 BOOTSTRAPS = 1000
 _ACCURACIES = ("acc", "acc_norm", "exact_match")
+_STRICT = "strict-match"
+"""The filter of answers that is read first; a task such as GSM8K has an accuracy for each of its filters alone."""
 _NO_FILTER = "none"
 _CODE = (".yaml", ".yml", ".py")
 
@@ -69,7 +71,9 @@ class TaskResult:
             error = found.get(f"{metric}_stderr,{kind}")
             label = metric if kind == _NO_FILTER else f"{metric},{kind}"
             metrics[label] = Score(value=float(value), stderr=error if isinstance(error, float) else None)
-        score = next((metrics[one] for one in _ACCURACIES if one in metrics), None)
+        filtered = [label for one in _ACCURACIES for label in metrics if label.startswith(f"{one},")]
+        labels = (*_ACCURACIES, *(f"{one},{_STRICT}" for one in _ACCURACIES), *filtered)
+        score = next((metrics[label] for label in labels if label in metrics), None)
         return cls(
             name=name,
             samples=samples,
@@ -126,10 +130,12 @@ class TaskPair:
 class LoadedTasks:
     """Tasks with their data; any number of models may run them.
 
-    `code` is a digest of what else decides the results: the library and files of the operator.
+    `members` has the tasks of each name that was asked for: several of a group. `code` is a digest of what else decides
+    the results: the library and files of the operator.
     """
 
     tasks: "Mapping[str, Task]"
+    members: Mapping[str, Sequence[str]]
     limit: int | None
     code: str
 
@@ -196,18 +202,20 @@ def load_tasks(
     os.environ["DISABLE_MULTIPROC"] = "1"  # the library would start a process for each core to estimate an error
     assert directory is not None, "it was checked"
     with contextlib.chdir(directory):  # paths of data are relative to it
-        tasks = _load(expanded(names), directory=Path(directory), few_shot=few_shot)
-    return LoadedTasks(tasks=tasks, limit=limit, code=_code_of(Path(directory)))
+        loaded = _load(expanded(names), directory=Path(directory), few_shot=few_shot)
+    tasks = {name: task for found in loaded.values() for name, task in found.items()}
+    members = {name: tuple(found) for name, found in loaded.items()}
+    return LoadedTasks(tasks=tasks, members=members, limit=limit, code=_code_of(Path(directory)))
 
 
-def _load(names: Mapping[str, int | None], *, directory: Path, few_shot: int | None) -> "dict[str, Task]":
-    """The tasks of `names`, and of the groups among them, with their data."""
+def _load(names: Mapping[str, int | None], *, directory: Path, few_shot: int | None) -> "dict[str, dict[str, Task]]":
+    """The task of each of `names`, or those of the group, with their data."""
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=directory, include_defaults=False)
     if not set(names) <= set(manager.all_tasks):  # to read those of the library takes seconds
         manager = TaskManager(include_path=directory)
-    loaded: dict[str, Task] = {}
+    loaded: dict[str, dict[str, Task]] = {}
     for name, usual in names.items():
         try:
             tasks = manager.load([name])["tasks"]
@@ -221,7 +229,7 @@ def _load(names: Mapping[str, int | None], *, directory: Path, few_shot: int | N
             if shots is not None:
                 task.set_config(key="num_fewshot", value=shots)
             task.set_fewshot_seed(seed=1234)  # that of the library's own command
-        loaded |= tasks
+        loaded[name] = tasks
     return loaded
 
 

@@ -9,13 +9,23 @@ import torch
 
 from replaceme_core.engine.activations.cache import open_cache
 from replaceme_core.engine.activations.verified_file import Contents
-from replaceme_core.engine.evaluation.compare import QUESTIONS, Comparison, Original, answer, distinct_share, repeats
+from replaceme_core.engine.evaluation.compare import (
+    QUESTIONS,
+    Comparison,
+    Original,
+    answer,
+    distinct_share,
+    judge,
+    repeats,
+)
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import TIMED, Divergence, Subject, measure
-from replaceme_core.engine.evaluation.tasks import LoadedTasks, load_tasks
+from replaceme_core.engine.evaluation.tasks import LoadedTasks, TaskPair, TaskResult, load_tasks
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.engine.text.drawing import TokenSet
+from replaceme_core.errors import GateRejected
 from replaceme_core.request.defaults import MEASURED_ELSEWHERE
+from replaceme_core.request.gate import GateSpec
 from replaceme_core.request.resolve import ResolvedCompute
 from tests.fixtures.evaluation.local_tasks import CHOICE, OF_A_DATA_SET, offline, write_tasks
 from tests.fixtures.models.tasks import of_one_source
@@ -239,6 +249,43 @@ def test_other_data_of_a_task_are_another_result(source: Path, tasks: Path) -> N
     assert [reused(), reused()] == [False, True]
     (tasks / "code.py").write_text("# a task may import this")
     assert not reused()
+
+
+def pair(name: str, before: float | None, after: float | None, *, samples: int) -> TaskPair:
+    old, new = (
+        TaskResult(name=name, samples=samples, few_shot=0, accuracy=one, chance=None, metrics={})
+        for one in (before, after)
+    )
+    return TaskPair(before=old, after=new)
+
+
+def test_a_gate_on_a_group_judges_its_tasks_by_their_questions(source: Path, tasks: Path) -> None:
+    (tasks / "group.yaml").write_text(f"group: local_group\ntask: [{CHOICE}, {OF_A_DATA_SET}]\n")
+    loaded = load_tasks(["local_group"], directory=str(tasks), limit=2)
+    found, _ = compared(source, tasks=loaded, generates=False)
+    assert [one.before.name for one in found.tasks] == [CHOICE, OF_A_DATA_SET]
+    pairs = [pair(CHOICE, 0.5, 0.25, samples=30), pair(OF_A_DATA_SET, 0.5, 0.5, samples=10)]
+    gate = GateSpec.model_validate({"tasks": {"local_group": {"min_kept": 0.625}}, "accuracy_kept": {"min": 0.75}})
+    result = judge(gate, dataclasses.replace(found, tasks=pairs))
+    assert {one.name: one.value for one in result.criteria} == {"tasks.local_group": 0.625, "accuracy_kept": 0.75}
+    assert result.passed
+
+
+@pytest.mark.parametrize(
+    ("pairs", "reason"),
+    [
+        ([pair("t", 0.0, 0.5, samples=4)], "the accuracy of the original model is 0"),
+        ([pair("t", None, None, samples=4)], "no accuracy was measured"),
+        ([], "no accuracy was measured"),
+    ],
+)
+def test_a_gate_that_cannot_be_judged_is_rejected_with_the_reason(
+    source: Path, pairs: list[TaskPair], reason: str
+) -> None:
+    found, _ = compared(source, generates=False)
+    gate = GateSpec.model_validate({"tasks": {"t": {"min_kept": 0.5}}})
+    with pytest.raises(GateRejected, match=f"^the gate cannot be judged by tasks.t: {reason}$"):
+        judge(gate, dataclasses.replace(found, tasks=pairs))
 
 
 def test_no_place_no_result(source: Path) -> None:

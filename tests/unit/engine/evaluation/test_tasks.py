@@ -92,6 +92,14 @@ def test_none_or_all_right_of_six_is_not_certain(accuracy: float, low: float, hi
     assert percent.interval is None
 
 
+def test_the_accuracy_of_a_task_with_filters_alone_is_that_of_the_strict_one() -> None:
+    """As GSM8K has them; of filters of other names, the first."""
+    strict = {"exact_match,flexible-extract": 0.5, "exact_match,strict-match": 0.25}
+    first = {"exact_match,get-answer": 0.75, "exact_match,other": 0.5}
+    found = [TaskResult.of("t", one, samples=8, few_shot=0, chance=None).accuracy for one in (strict, first)]
+    assert found == [0.25, 0.75]
+
+
 def test_the_share_that_is_kept() -> None:
     assert result(0.6).kept_of(result(0.8)) == {"kept": pytest.approx(0.75), "kept_above_chance": pytest.approx(1 / 3)}
     assert result(0.4).kept_of(result(0.8))["kept_above_chance"] == pytest.approx(-1 / 3)
