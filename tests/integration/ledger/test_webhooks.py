@@ -127,10 +127,22 @@ def test_slow_receivers_of_one_owner_do_not_hold_up_others(ledger: Ledger, outbo
     ledger.add(owner="another")
     claims = [outbox.claim() for _ in range(MOST_AT_ONCE + 2)]
     assert [claimed.webhook_id == other.id if claimed else None for claimed in claims] == [
-        *[False] * MOST_AT_ONCE,
+        False,
         True,
+        *[False] * (MOST_AT_ONCE - 1),
         None,
     ]
+
+
+def test_the_owner_with_the_fewest_messages_on_the_way_comes_first(ledger: Ledger, outbox: Outbox) -> None:
+    names = {}
+    for owner in ("slow", "another-slow", "waiting"):
+        webhook = Outbox(outbox.database, owner=owner).add(events=(EventType.CREATED,))
+        names[webhook.id] = owner
+        for _ in range(3):
+            ledger.add(owner=owner)
+    claims = [claim(outbox) for _ in range(6)]
+    assert [names[claimed.webhook_id] for claimed in claims] == [*names.values(), *names.values()]
 
 
 def test_a_claim_that_is_over_is_taken_again_and_the_first_one_writes_nothing(ledger: Ledger, outbox: Outbox) -> None:
