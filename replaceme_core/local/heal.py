@@ -42,28 +42,28 @@ def heal(
     check_absent(out)
     _, named, paths = named_texts("builtin:general", heal.get("dataset"))
     asked = validated(HealSpec, heal if named is None else {**heal, "dataset": named})
-    recorded = read_recorded(str(result), revision=revision, hub=machine.hub)
-    removed = recorded.report.get("removed_blocks")
-    if not isinstance(removed, list) or recorded.spec.heal is not None:
-        raise InvalidInput(f"{result} was trained already, or does not say which blocks are gone", field="result")
-    before = recorded.spec
-    _, found, _ = resolve_texts(before.calibration, asked, machine.hub, find_file=paths.get)
-    method, compute = MethodSpec(name=before.method.name), before.compute
-    if device is not None:
-        compute = compute.model_copy(update={"device": device})
-    evaluation = EvaluationSpec(samples=before.evaluation.samples)
-    changes = {"ratio": None, "drop": tuple(removed), "method": method, "compute": compute, "heal": found}
-    spec = before.model_copy(update={**changes, "evaluation": evaluation})
-    files = (pin_model(spec, given=teacher, hub=machine.hub), *pin_texts(before, given=texts, hub=machine.hub))
-    if found is not None and found.source is not None:
-        files = (*files, pin_text(found.source, machine.hub, paths.__getitem__))
-    finished = machine.make(
-        spec,
-        files,
-        out=out,
-        course=ShownCourse(weights_of(spec), on_progress, files=files),
-        check=recorded.check_model,
-        check_texts=recorded.check_texts,
-        pruned_directory=str(recorded.directory),
-    )
+    with read_recorded(str(result), revision=revision, hub=machine.hub) as recorded:
+        removed = recorded.report.get("removed_blocks")
+        if not isinstance(removed, list) or recorded.spec.heal is not None:
+            raise InvalidInput(f"{result} was trained already, or does not say which blocks are gone", field="result")
+        before = recorded.spec
+        _, found, _ = resolve_texts(before.calibration, asked, machine.hub, find_file=paths.get)
+        method, compute = MethodSpec(name=before.method.name), before.compute
+        if device is not None:
+            compute = compute.model_copy(update={"device": device})
+        evaluation = EvaluationSpec(samples=before.evaluation.samples)
+        changes = {"ratio": None, "drop": tuple(removed), "method": method, "compute": compute, "heal": found}
+        spec = before.model_copy(update={**changes, "evaluation": evaluation})
+        files = (pin_model(spec, given=teacher, hub=machine.hub), *pin_texts(before, given=texts, hub=machine.hub))
+        if found is not None and found.source is not None:
+            files = (*files, pin_text(found.source, machine.hub, paths.__getitem__))
+        finished = machine.make(
+            spec,
+            files,
+            out=out,
+            course=ShownCourse(weights_of(spec), on_progress, files=files),
+            check=recorded.check_model,
+            check_texts=recorded.check_texts,
+            pruned_directory=str(recorded.directory),
+        )
     return Outcome.of(finished, spec=spec, directory=out)

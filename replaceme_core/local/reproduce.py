@@ -3,7 +3,8 @@
 The model and the texts that the record names are checked by checksum. The command `replaceme reproduce` calls this.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -50,28 +51,28 @@ def reproduce(
     files, in their order. `out` keeps what comes out. Raises as `compress` does.
     """
     machine = Machine.of(settings, command="reproduce")
-    recorded = read_recorded(result, revision=revision, hub=machine.hub)
-    spec = recorded.spec
-    files = (pin_model(spec, given=model, hub=machine.hub), *pin_texts(spec, given=texts, hub=machine.hub))
-    if device is not None:
-        spec = spec.model_copy(update={"compute": spec.compute.model_copy(update={"device": device})})
-    warnings = _version_differences(recorded)
-    if spec.method.time_budget_seconds is not None:
-        warnings.append("its method had a limit of time, so it may choose otherwise at another speed")
-    if spec.heal is not None and spec.heal.time_budget_seconds is not None:
-        warnings.append("its training had a limit of time, so it may end elsewhere at another speed")
-    for warning in warnings:
-        on_warning(warning)
-    course = ShownCourse(weights_of(spec), on_progress, files=files)
-    finished = machine.make(
-        spec,
-        files,
-        out=out,
-        course=course,
-        check=recorded.check_model,
-        check_texts=recorded.check_texts,
-        compare_with=str(recorded.directory),
-    )
+    with read_recorded(result, revision=revision, hub=machine.hub) as recorded:
+        spec = recorded.spec
+        files = (pin_model(spec, given=model, hub=machine.hub), *pin_texts(spec, given=texts, hub=machine.hub))
+        if device is not None:
+            spec = spec.model_copy(update={"compute": spec.compute.model_copy(update={"device": device})})
+        warnings = _version_differences(recorded)
+        if spec.method.time_budget_seconds is not None:
+            warnings.append("its method had a limit of time, so it may choose otherwise at another speed")
+        if spec.heal is not None and spec.heal.time_budget_seconds is not None:
+            warnings.append("its training had a limit of time, so it may end elsewhere at another speed")
+        for warning in warnings:
+            on_warning(warning)
+        course = ShownCourse(weights_of(spec), on_progress, files=files)
+        finished = machine.make(
+            spec,
+            files,
+            out=out,
+            course=course,
+            check=recorded.check_model,
+            check_texts=recorded.check_texts,
+            compare_with=str(recorded.directory),
+        )
     later = _run_differences(recorded, replace(recorded, report=finished.report))
     for warning in later:
         on_warning(warning)
@@ -129,17 +130,23 @@ class Recorded:
                 raise _changed(path.name, field="calibration")
 
 
-def read_recorded(result: str, *, revision: str | None, hub: Callable[[], Hub]) -> Recorded:
-    """The result in a directory, or in the repository of that name. Raises `InvalidInput`, and what a Hub raises."""
-    directory = Path(result).expanduser()
-    if not directory.is_dir():
-        snapshot = hub().resolve(result, kind=RepositoryKind.MODEL, revision=revision)
-        if not snapshot.has(REPORT):
-            raise InvalidInput(f"{result} has no {REPORT}, so it is no result of this tool", field="result")
-        directory = hub().download(snapshot, (REPORT, *files_to_download(snapshot, hub())))
-    elif not (directory / REPORT).is_file():
-        raise InvalidInput(f"{directory} has no {REPORT}, so it is no result of this tool", field="result")
-    return Recorded(directory=directory.resolve(), report=read_json_file(directory / REPORT, REPORT))
+@contextmanager
+def read_recorded(result: str, *, revision: str | None, hub: Callable[[], Hub]) -> Iterator[Recorded]:
+    """The result in a directory, or in the repository of that name, whose download is kept until the block ends.
+
+    Raises `InvalidInput`, and what a Hub raises.
+    """
+    with ExitStack() as holds:
+        directory = Path(result).expanduser()
+        if not directory.is_dir():
+            snapshot = hub().resolve(result, kind=RepositoryKind.MODEL, revision=revision)
+            if not snapshot.has(REPORT):
+                raise InvalidInput(f"{result} has no {REPORT}, so it is no result of this tool", field="result")
+            holds.enter_context(hub().hold(snapshot))
+            directory = hub().download(snapshot, (REPORT, *files_to_download(snapshot, hub())))
+        elif not (directory / REPORT).is_file():
+            raise InvalidInput(f"{directory} has no {REPORT}, so it is no result of this tool", field="result")
+        yield Recorded(directory=directory.resolve(), report=read_json_file(directory / REPORT, REPORT))
 
 
 def pin_model(spec: CompressionSpec, *, given: Path | None, hub: Callable[[], Hub]) -> Pinned:

@@ -1,5 +1,6 @@
 """`compress` and `evaluate` with models and texts of the Hub: what the runner is sent, and what is refused."""
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -15,12 +16,16 @@ from replaceme_core.errors import (
     GatedRepository,
     HubUnreachable,
     InvalidInput,
+    OutOfSpace,
     RepositoryNotFound,
     UnknownRepository,
     UnsafeModel,
 )
+from replaceme_core.hub.port import RepositoryKind
 from replaceme_core.local.compress import Outcome, compress
 from replaceme_core.local.evaluate import evaluate
+from replaceme_core.local.heal import heal
+from replaceme_core.local.reproduce import reproduce
 from replaceme_core.settings import Settings
 from tests.fakes import local_runner
 from tests.fixtures.cli.local import sent
@@ -119,6 +124,35 @@ def test_what_is_changed_during_the_run_makes_no_result(
     with pytest.raises((InvalidInput, RepositoryNotFound), match="was changed"):
         run(model, calibration=text, settings=settings, on_progress=change)
     assert list(tmp_path.glob("*out*")) == []
+
+
+@pytest.mark.parametrize("command", ["reproduce", "heal"])
+def test_a_result_is_not_removed_from_the_cache_while_the_runner_reads_it(
+    fake_hub: FakeHub, files: dict[str, bytes], make_settings: Make, run: Compress, tmp_path: Path, command: str
+) -> None:
+    """Another process needs space meanwhile, which only the downloads in use could give."""
+    fake_hub.add_model("acme/tiny", files)
+    fake_hub.add_model("acme/other", {**files, "model.safetensors": files["model.safetensors"] + b"x"})
+    made = run("acme/tiny", settings=make_settings())
+    record = {**made.report, "spec": sent(made.directory)["spec"]}
+    fake_hub.add_model("acme/result", {**files, "replaceme.json": json.dumps(record).encode()})
+    size = sum(map(len, files.values()))
+    settings = make_settings(data=tmp_path / "small", hub_cache_bytes=int(2.5 * size))
+    kept: list[bool] = []
+
+    def meanwhile(stage: str, overall: float, eta: float | None) -> None:
+        if stage == "calibrate" and not kept:
+            hub = settings.open_hub()
+            other = hub.resolve("acme/other", kind=RepositoryKind.MODEL)
+            with pytest.raises(OutOfSpace):
+                hub.download(other, tuple(files))
+            kept.append(True)
+
+    if command == "reproduce":
+        reproduce("acme/result", settings=settings, on_progress=meanwhile)
+    else:
+        heal("acme/result", out=tmp_path / "healed", heal={"tokens": 4096}, settings=settings, on_progress=meanwhile)
+    assert kept
 
 
 def test_evaluate_with_a_revision_of_a_model_and_a_text_of_the_hub(
