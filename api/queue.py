@@ -1,6 +1,7 @@
 """The port to the message broker: enqueue jobs for workers. The only module of the API that imports Celery."""
 
 import tempfile
+import time
 from collections.abc import Mapping
 from threading import Lock
 
@@ -14,6 +15,8 @@ from replaceme_core.settings import RUN_JOB_TASK, Settings
 from replaceme_core.telemetry import message_headers, publication
 
 _TIMEOUT_SECONDS = 2
+_REST_SECONDS = 5
+"""After a failure. Without it the jobs of a sweep would wait for a hanging broker one after the other."""
 _TRANSPORT_KEY = "broker_transport_options"
 
 
@@ -24,12 +27,16 @@ class Queue:
         self._settings = settings
         self._lock = Lock()
         self._app: Celery | None = None
+        self._rests_until = 0.0  # by the monotonic clock
 
     def enqueue(self, job_id: str, *, worker_kind: WorkerKind | None = None) -> None:
         """Send a wake-up message for a job to workers of `worker_kind`; `None`: any worker.
 
-        Raises `QueueUnreachable` within a few seconds. Does not retry: the sweep enqueues what is missing.
+        Raises `QueueUnreachable` within a few seconds, and then at once for some. Does not retry: the sweep enqueues
+        what is missing.
         """
+        if time.monotonic() < self._rests_until:
+            raise QueueUnreachable("the broker did not accept a message a moment ago")
         queue = queue_of(worker_kind)
         with publication(job_id, queue=queue):
             try:
@@ -42,6 +49,7 @@ class Queue:
                     retry=False,
                 )
             except (KombuError, OSError) as error:
+                self._rests_until = time.monotonic() + _REST_SECONDS
                 raise _unreachable(error) from error
 
     def ping(self) -> None:
