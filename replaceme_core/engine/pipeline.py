@@ -100,6 +100,7 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
     pruned = None if request.pruned_directory is None else Path(request.pruned_directory)
     run = Run(
         spec=spec,
+        given=Path(request.model_directory),
         source=source,
         outline=outline,
         output=Path(request.output_directory),
@@ -189,12 +190,11 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
             if comparison is not None:
                 report_comparison(progress, comparison, gate=spec.gate)
         clock.end()
-        original = Path(request.model_directory)
         provenance = provenance_of(
             spec,
             tokens,
             hub=request.hub,
-            original=original,
+            original=run.given,
             source=source,
             paths=[*paths, *of_healing],
             stored=stored.dtype,
@@ -202,7 +202,7 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
         report = write_report(
             output,
             run,
-            original=original,
+            original=run.given,
             pruning=pruning,
             captured=captured,
             comparison=comparison,

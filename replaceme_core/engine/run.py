@@ -87,7 +87,10 @@ class Run:
     """What a run is given, and the model that it holds at present."""
 
     spec: ResolvedSpec
+    given: Path
+    """The directory of the model as it is published; its size counts."""
     source: Path
+    """The same; of a quantized model, the copy in full precision."""
     outline: ModelOutline
     output: Path
     text_paths: Sequence[Path | None]
@@ -207,6 +210,7 @@ class Run:
 
     def original(self, subject: Subject, tokens: TokenSet) -> Original | OriginalOfImages:
         """The source model, to compare results with."""
+        subject = replace(subject, directory=self.given)
         if self.tokenizer is None:
             assert tokens.pictures is not None
             return OriginalOfImages(

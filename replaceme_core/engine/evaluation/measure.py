@@ -146,8 +146,8 @@ class TextSize:
 
 @dataclass(kw_only=True)
 class Subject:
-    """A model to measure on a text, saved in `directory`, with the loss of each sequence in nats and its tokens per
-    second so far.
+    """A model to measure on a text, with the loss of each sequence in nats and its tokens per second so far. Its size
+    is that of the weights in `directory`.
 
     `name` is for messages. `results` are what is kept of a dense model: its streams behind the last block, from which
     logits follow without any block.

@@ -16,14 +16,17 @@ def test_a_quantized_model_becomes_shallower(save, loading: str, tmp_path: Path)
     source = save(tmp_path / "source")
     compute = {"threads": 1, "dtype": "bfloat16", "loading": loading}
     calibration = {"dataset": "file:text.txt", "samples": 16, "max_length": 64}
-    finished, _, out = run(request(source, compute=compute, calibration=calibration))
+    gate = {"size_ratio": {"max": 1}}
+    finished, _, out = run(request(source, compute=compute, calibration=calibration, gate=gate))
     report = json.loads((out / "replaceme.json").read_text())
     scheme = json.loads((source / "config.json").read_text())["quantization_config"]["quant_method"]
     warnings = {one["code"]: one["message"] for one in report["warnings"]}
     assert f"stored as {scheme}" in warnings["dequantized"]
     assert report["model"]["model.safetensors"] == sha256_of(source / "model.safetensors"), "what reproduce compares"
     assert report["numerics"]["stored_in"] == "bfloat16"
-    assert report["before"]["bytes"] > report["after"]["bytes"]
+    sizes = [(path / "model.safetensors").stat().st_size for path in (source, out)]
+    assert [report[side]["bytes"] for side in ("before", "after")] == sizes, "as published, not as the copy"
+    assert report["gate"]["criteria"][0]["value"] == sizes[1] / sizes[0]
     config = json.loads((out / "config.json").read_text())
     assert "quantization_config" not in config
     model = AutoModelForCausalLM.from_pretrained(out)
