@@ -8,10 +8,10 @@ say what each block is are kept up to date here, and compared with what others c
 import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 from enum import StrEnum
 from importlib.resources import files
-from typing import NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from pydantic import TypeAdapter
 
@@ -281,10 +281,18 @@ STAGES = "stage_names"
 read (`out_indices`) become the last ones before them that stay."""
 
 
+_OLDER_PATTERNS = """
+    first_k_dense_replace full_attention_interval global_attn_every_n_layers index_skip_topk_offset index_topk_freq
+    index_topk_pattern linear_attn_config moe_layer_freq moe_layers_enum no_rope_layer_interval
+"""
+"""Keys of older configs from which classes compute a list that is missing, and keep them as they are."""
+
+
 class Config(Protocol):
     """A config of transformers."""
 
     num_hidden_layers: int
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def to_dict(self) -> dict[str, object]: ...
 
@@ -317,6 +325,9 @@ def follow_blocks(config: Config, *, layout: Layout, kept: Sequence[int]) -> Non
             limit = getattr(config, name, None)
             if isinstance(limit, int) and limit >= 0:
                 setattr(config, name, sum(index < limit + past for index in kept) - past)
+    for name in _OLDER_PATTERNS.split():
+        if name in vars(config) and name not in type(config).__dataclass_fields__:
+            delattr(config, name)  # the lists say it
     own = config.to_dict().get(OWN_FIELDS)
     config.num_hidden_layers = len(kept)
     stages = getattr(config, STAGES, None)

@@ -6,12 +6,14 @@ import pytest
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from benchmarks.harness import tiny_models
 from replaceme_core.engine.model.changes import remove_blocks
 from replaceme_core.errors import InvalidInput, UnsafeModel, UnsupportedFamily
 from replaceme_core.families.layout import (
     FAMILIES,
     REFUSALS,
     Refusal,
+    follow_blocks,
     has_pattern,
     irregular_lists,
     keeps_pattern,
@@ -142,3 +144,21 @@ def test_which_removals_keep_the_pattern(name: str, removed: list[int], kept: bo
 def test_which_models_have_blocks_of_several_kinds(name: str, several: bool) -> None:
     variant = BY_NAME[name]
     assert has_pattern(tiny_config(variant), layout=FAMILIES[variant.model_type]) == several
+
+
+@pytest.mark.parametrize(
+    ("model_type", "older"),
+    [
+        ("qwen3_5_text", {"full_attention_interval": 3}),
+        ("kimi_linear", {"linear_attn_config": {"full_attn_layers": [1, 4], "kda_layers": [2, 3, 5, 6]}}),
+    ],
+)
+def test_an_older_pattern_goes_with_the_blocks(model_type: str, older: dict[str, object]) -> None:
+    """It would be believed beside the lists, or name blocks that are gone."""
+    row, config = FAMILIES[model_type], tiny_models.tiny_config(model_type)
+    before = list(config.layer_types)
+    config = type(config).from_dict({**config.to_dict(), **older})
+    follow_blocks(config, layout=row, kept=[0, 1, 2, 4])
+    saved = config.to_dict()
+    assert not saved.keys() & older.keys()
+    assert saved["layer_types"] == [before[index] for index in (0, 1, 2, 4)]

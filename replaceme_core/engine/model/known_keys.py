@@ -23,6 +23,18 @@ _OLDER_NAMES = """
     rotary_pct sliding_window_pattern tokenizer_class torch_dtype
 """
 """Keys that are no fields of a class but are read where a config has them; `head_dim` of some classes is."""
+_READ_BY_HAND = """
+    alignment_intermediate_size attention_other_setting block_ff_dim clip_qkv first_k_dense_replace
+    full_attention_interval global_attn_every_n_layers global_head_dim global_rope_theta heads hybrid_override_pattern
+    index_skip_topk_offset index_topk_freq index_topk_pattern layers linear_attn_config local_rope_theta ls_init_value
+    mamba_chunk_size mamba_conv_bias mamba_d_conv mamba_dt_init_floor mamba_dt_limit mamba_dt_max mamba_dt_min
+    mamba_expand mamba_n_groups moe_layer_freq moe_layers_enum mtp_hybrid_override_pattern no_rope_layer_interval
+    num_experts num_global_key_value_heads partial_rotary_factors rotary_dim sliding_window sliding_window_size
+    sparse_attention_config tie_embedding use_sliding_window width
+"""
+"""Keys of the files that were released first, which single classes turn into fields with no check of their type."""
+_MOST_ENTRIES, _MOST = 1_000, 2**24
+"""Of a list or text, and of a number, in one of these: classes make lists as long as they say."""
 
 
 def known_config(config: Mapping[str, object]) -> dict[str, object]:
@@ -37,25 +49,57 @@ def known_config(config: Mapping[str, object]) -> dict[str, object]:
     return _known(config, CONFIG_MAPPING[row.model_type], lists=(*row.per_layer_lists, OWN_FIELDS))
 
 
-def _known(config: Mapping[str, object], kind: type[PreTrainedConfig], *, lists: Sequence[str]) -> dict[str, object]:
-    """The entries that the class `kind` reads, and of its parts those that theirs read. Raises `UnsupportedFamily`."""
+def known_names(kind: type[PreTrainedConfig]) -> set[str]:
+    """The keys that the class `kind` reads, other than lists with an entry for each block."""
     of_all = {each.name for each in dataclasses.fields(PreTrainedConfig)}
     own = {each.name for each in dataclasses.fields(kind)} - of_all
-    known = {
+    return {
         *own,
         *kind.attribute_map,
         *kind.attribute_map.values(),
         *kind.sub_configs,
-        *lists,
+        *(f"{name}_dict" for name in kind.sub_configs),
         *_OF_EVERY_CLASS,
         *_OLDER_NAMES.split(),
+        *_READ_BY_HAND.split(),
     }
+
+
+def _known(config: Mapping[str, object], kind: type[PreTrainedConfig], *, lists: Sequence[str]) -> dict[str, object]:
+    """The entries that the class `kind` reads, and of its parts those that theirs read.
+
+    Raises `UnsupportedFamily`, and `BrokenModel` for an entry that no class checks and that is not plain.
+    """
+    known = known_names(kind).union(lists)
+    fields = {each.name for each in dataclasses.fields(kind)}
     found = {name: value for name, value in config.items() if name in known}
+    for name in _READ_BY_HAND.split():
+        if name not in fields and not _is_plain(value := config.get(name)):
+            raise BrokenModel(
+                f"config.json gives {name} as {shorten(repr(value), 80)}; it must be a number below {_MOST:,}, true, "
+                f"false, a text or a list of at most {_MOST_ENTRIES:,}",
+                value=name,
+            )
     for name, part in kind.sub_configs.items():
-        values = config.get(name)
-        if isinstance(values, Mapping):
-            found[name] = _known(values, _class_of(name, values) if part is AutoConfig else part, lists=lists)
+        for place in (name, f"{name}_dict"):
+            values = config.get(place)
+            if isinstance(values, Mapping):
+                found[place] = _known(values, _class_of(name, values) if part is AutoConfig else part, lists=lists)
+        _check_same(name, found)
     return found
+
+
+def _check_same(name: str, found: Mapping[str, object]) -> None:
+    """Raise `UnsupportedFamily` if a part has other values in its older place, which would count and is not checked."""
+    part, older = found.get(name), found.get(f"{name}_dict")
+    if not isinstance(part, Mapping) or not isinstance(older, Mapping):
+        return
+    other = [key for key in older if key not in _OF_EVERY_CLASS and part.get(key, older[key]) != older[key]]
+    if other:
+        raise UnsupportedFamily(
+            f"config.json gives {other[0]} in {name}_dict otherwise than in {name}; remove the one that is wrong",
+            value=other[0],
+        )
 
 
 def _class_of(name: str, part: Mapping[str, object]) -> type[PreTrainedConfig]:
@@ -68,6 +112,16 @@ def _class_of(name: str, part: Mapping[str, object]) -> type[PreTrainedConfig]:
         )
     found: type[PreTrainedConfig] = CONFIG_MAPPING[model_type]
     return found
+
+
+def _is_plain(value: object, *, depth: int = 2) -> bool:
+    """Whether it is a value of JSON that is short, and in which lists are within each other `depth` times at most."""
+    if isinstance(value, Mapping | list):
+        entries = list(value.values()) if isinstance(value, Mapping) else value
+        return depth > 0 and len(entries) <= _MOST_ENTRIES and all(_is_plain(one, depth=depth - 1) for one in entries)
+    if isinstance(value, str):
+        return len(value) <= _MOST_ENTRIES
+    return value is None or isinstance(value, bool) or (_is_number(value) and abs(value) < _MOST)
 
 
 GENERATION_CONFIG = "generation_config.json"
@@ -107,7 +161,7 @@ def _is_tokens(value: object) -> bool:
     return _is_whole(value) or (isinstance(value, list) and all(_is_whole(one) for one in value))
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return _is_whole(value) or (isinstance(value, float) and abs(value) < 2**31)
 
 

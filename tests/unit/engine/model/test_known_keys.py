@@ -1,17 +1,23 @@
 """Files beside the weights reach transformers with known keys only, and what libraries raise for them is ours."""
 
+import inspect
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from replaceme_core.engine.model.known_keys import known_generation
+from benchmarks.harness import tiny_models
+from replaceme_core.engine.model.known_keys import known_generation, known_names
 from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.engine.model.load import load_config, load_model, load_tokenizer, private_view
-from replaceme_core.errors import BrokenModel, OutOfMemory
+from replaceme_core.errors import BrokenModel, OutOfMemory, UnsupportedFamily
+from replaceme_core.families.layout import FAMILIES
 from replaceme_core.library_errors import library_errors
 from tests.fixtures.hostile.case import changing
 from tests.fixtures.hostile.watch import nothing_escapes
@@ -131,6 +137,16 @@ def test_strange_keys_are_dropped_and_the_others_kept(variant: Variant, tmp_path
         ("phi", {"partial_rotary_factor": 0.25, "rope_theta": 5e4}),
         ("gpt_neox", {"rotary_pct": 0.5, "rotary_emb_base": 20000}),
         ("gemma3_text", {"rope_theta": 1e6, "rope_local_base_freq": 9e3, "sliding_window_pattern": 3}),
+        ("modernbert-decoder", {"local_rope_theta": 5e3, "global_rope_theta": 6e5, "global_attn_every_n_layers": 2}),
+        ("minimax_m2", {"rotary_dim": 8}),
+        ("lfm2", {"block_ff_dim": 96, "tie_embedding": False}),
+        ("gemma4_text", {"global_head_dim": 32, "num_global_key_value_heads": 2, "attention_k_eq_v": True}),
+        ("nemotron_h", {"hybrid_override_pattern": "M*-", "mamba_d_conv": 3, "mamba_n_groups": 2}),
+        ("qwen3_next", {"full_attention_interval": 2}),
+        ("mimo_v2_flash", {"sliding_window_size": 64}),
+        ("kimi_linear", {"linear_attn_config": {"full_attn_layers": [2], "kda_layers": [1, 3], "head_dim": 8}}),
+        ("minimax_m3_vl_text", {"sparse_attention_config": {"sparse_attention_freq": [0, 1, 1]}}),
+        ("glm_moe_dsa", {"index_topk_pattern": "FSF", "num_experts": 4}),
     ],
 )
 def test_keys_of_earlier_versions_still_count(model_type: str, keys: dict[str, object], tmp_path: Path) -> None:
@@ -142,3 +158,73 @@ def test_keys_of_earlier_versions_still_count(model_type: str, keys: dict[str, o
 def test_a_type_that_only_evaluate_reads_is_left_as_it_is(tmp_path: Path) -> None:
     config = load_config(write(tmp_path / "model", {"model_type": "openai-gpt", "n_head": 4, "something": 1}))
     assert config.to_dict()["something"] == 1
+
+
+_WITHOUT_EFFECT = {
+    "layer_types",  # read for a warning only
+    "out_features",
+    "out_indices",  # of a model that serves as a backbone
+    "pad_token_id",  # of an embedding, whose rows it does not change
+    "per_layer_config",  # known by the row of the type
+    "q_head_dim",  # taken away
+    "use_falcon_mambapy",  # another implementation of the same
+}
+
+
+def read_by_hand(kind: type[PreTrainedConfig]) -> Iterator[tuple[type[PreTrainedConfig], str]]:
+    """The class and its parts, each with the names of the keys that it takes from what is no field."""
+    for one in kind.__mro__:
+        if one.__module__.startswith("transformers.models."):
+            source = inspect.getsource(one)
+            for name in re.findall(r'kwargs(?:\.(?:get|pop|setdefault)\(|\[)\s*"(\w+)"|"(\w+)" in kwargs', source):
+                yield kind, "".join(name)
+    for part in kind.sub_configs.values():
+        if part is not AutoConfig:
+            yield from read_by_hand(part)
+
+
+def test_what_classes_read_by_hand_is_known() -> None:
+    found = {entry for model_type in FAMILIES for entry in read_by_hand(CONFIG_MAPPING[model_type])}
+    assert {name for _, name in found} >= _WITHOUT_EFFECT
+    assert not [(kind, name) for kind, name in found if name not in known_names(kind) | _WITHOUT_EFFECT]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "keys"),
+    [("modernbert-decoder", {"local_rope_theta": 20.0, "global_rope_theta": 30.0}), ("minimax_m2", {"rotary_dim": 4})],
+)
+def test_a_model_with_such_keys_computes_what_it_did(model_type: str, keys: dict[str, object], tmp_path: Path) -> None:
+    model = tiny_models.built(tiny_models.tiny_config(model_type))
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["rope_parameters"]
+    (tmp_path / "config.json").write_text(json.dumps(config | keys))
+    tokens = torch.arange(24).unsqueeze(0)
+    with torch.no_grad():
+        wanted = AutoModelForCausalLM.from_pretrained(tmp_path).eval()(input_ids=tokens).logits
+        found = load_model(tmp_path, dtype=torch.float32, device="cpu")(input_ids=tokens).logits
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [2**24, float("inf"), "M" * 1001, [0] * 1001, {"a": [[1]]}, {"a": ["c" * 1001]}],
+    ids=["large", "infinite", "long text", "long list", "deep", "long text within"],
+)
+def test_a_value_that_no_class_checks_must_be_plain_and_short(value: object, tmp_path: Path) -> None:
+    config = {"model_type": "llama", **_USUAL_SIZES, "first_k_dense_replace": value}
+    with pytest.raises(BrokenModel, match="first_k_dense_replace"):
+        load_config(write(tmp_path / "model", config))
+
+
+def test_a_part_in_its_older_place_counts_and_may_not_differ(tmp_path: Path) -> None:
+    config = json.loads(tiny_models.tiny_config("clip").to_json_string())
+    config["text_config_dict"] = {**config["text_config"], "payload": 1}
+    del config["text_config"]["hidden_act"]
+    config["text_config_dict"]["hidden_act"] = "gelu"
+    loaded = load_config(write(tmp_path / "model", config)).text_config
+    assert loaded.hidden_act == "gelu"
+    assert not hasattr(loaded, "payload")
+    config["vision_config_dict"] = {"num_hidden_layers": 10**6}
+    with pytest.raises(UnsupportedFamily, match="num_hidden_layers in vision_config_dict"):
+        load_config(write(tmp_path / "model", config))
