@@ -236,9 +236,13 @@ def redeliver(webhook_id: str, delivery_id: str, session: SessionDep, caller: Ca
 async def _write_after_check(
     services: Services, request: Request, url: str | None, write: Callable[[Session], Webhook]
 ) -> Webhook:
-    """What `write` returns, in a transaction. The name in `url` is looked up before, without a write slot."""
+    """What `write` returns, in a transaction. The name in `url` is looked up before, without a write slot.
+
+    A look-up may take seconds: each caller has as many threads for them as for reading models.
+    """
     if url is not None:
-        await run_in_threadpool(check_url, url, services.settings)
+        async with services.planning.slots.hold(caller_of(request.scope)):
+            await run_in_threadpool(check_url, url, services.settings)
 
     def in_transaction() -> Webhook:
         with services.database.session() as session:

@@ -26,7 +26,8 @@ from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
 
 
 def holder_with(client: TestClient, settings: Settings, **limits: int) -> Holder:
-    return hold_key(client, settings, owner="a", scopes=["jobs:read", "jobs:write"], limits=KeyLimits(**limits))
+    scopes = ["jobs:read", "jobs:write", "webhooks:write"]
+    return hold_key(client, settings, owner="a", scopes=scopes, limits=KeyLimits(**limits))
 
 
 def test_requests_in_a_minute(client: TestClient, settings: Settings) -> None:
@@ -125,9 +126,14 @@ def unreadable(root: Path, repo_id: str) -> Iterator[None]:
 def test_requests_that_read_models_at_the_same_time(
     client: TestClient, settings: Settings, hub_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One key leaves half of the slots to others; those of two keep a third out, and no one without a model."""
+    """One key leaves half of the slots to others; those of two keep a third out, and no one without a model.
+
+    The look-up of a webhook's host needs a slot, too.
+    """
     monkeypatch.setattr("api.routes.planning.READING_WAIT_SECONDS", 0.2)
     greedy, second, third = (holder_with(client, settings) for _ in range(3))
+    hook = f"/webhooks/{greedy.post('/webhooks', json={'url': 'https://hooks.example.com'}).json()['id']}"
+    move = {"url": "https://hooks.example.com/other"}
     free = "org/strange"  # another model, of which a plan says that it is refused
 
     def plan(holder: Holder, model: str = "org/name") -> Response:
@@ -137,7 +143,12 @@ def test_requests_that_read_models_at_the_same_time(
         with unreadable(hub_root, "org/name"):
             held = [pool.submit(plan, greedy) for _ in range(MOST_READING_OF_ONE)]
             time.sleep(0.3)
-            for refused in (plan(greedy, free), greedy.post("/jobs", json=SMALLEST)):
+            for refused in (
+                plan(greedy, free),
+                greedy.post("/jobs", json=SMALLEST),
+                greedy.post("/webhooks", json=move),
+                greedy.patch(hook, json=move),
+            ):
                 assert_problem(refused, status=429, code="too_many_requests")
                 assert int(refused.headers["retry-after"]) > 0
             assert plan(second, free).status_code == 200
