@@ -15,6 +15,7 @@ deepest cut that passes the gate is asked for, `select` is a search, each trial 
 """
 
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from replaceme_core.engine.results.metrics import report_candidates, report_capt
 from replaceme_core.engine.results.outcome import plan_run, write_report
 from replaceme_core.engine.results.provenance import provenance_of
 from replaceme_core.engine.results.stage_clock import StageClock, resident_bytes
-from replaceme_core.engine.run import PROMPT_TOKENS, Run, find_deepest_cut, write_pruned
+from replaceme_core.engine.run import PROMPT_TOKENS, Run, depths_to_try, find_deepest_cut, write_pruned
 from replaceme_core.engine.text.tokens import sized_to_text
 from replaceme_core.families.layout import first_blocks
 from replaceme_core.families.resolve import part_config
@@ -69,17 +70,19 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
     outline = read_outline(source)
     stored = stored_weights(source)
     tokenizer = None if outline.reads_images else load_tokenizer(source)
-    depths = depths_of(request.spec, outline)
+    depths: Sequence[int] = depths_of(request.spec, outline)
     config = load_config(source)
     first = first_blocks(config, layout=outline.layout)
     spec, allows = keep_pattern(request.spec, part_config(config), outline.layout, first=first)
+    if spec.compute.pattern_safe or outline.layout.computed_lists:
+        depths = depths_to_try(depths, blocks=outline.blocks, first=first, allows=allows)
     cache = open_cache(request.cache_directory, limit=request.cache_bytes)
     machine = this_machine(
         spec.compute.device,
         cache_bytes=0 if cache is None else request.cache_bytes,
         needs_accelerator=request.needs_accelerator,
     )
-    spec = resolve_spec(spec, machine, values=stored.values, positions=outline.positions)
+    spec = resolve_spec(spec, machine, values=stored.values, positions=outline.positions, longest=outline.longest)
     paths = [None if path is None else Path(path) for path in request.calibration_paths]
     of_healing = paths[len(request.spec.calibration.mix) :]
     del paths[len(request.spec.calibration.mix) :]

@@ -78,6 +78,8 @@ class ModelShape:
     """Of one image, where the model reads images."""
     pixels: int = 0
     """Of one image, in all three channels."""
+    longest: int | None = None
+    """Tokens of a sequence, where positions are a table."""
     idle_values: int = 0
     """Of all blocks: those of the experts that a token is not routed to."""
 
@@ -174,6 +176,7 @@ def _shape(
         key_value_width=head_width * (_first(config, ("num_key_value_heads", "num_kv_heads")) or heads),
         vocabulary=_first(config, ("vocab_size",)) or 0,
         positions=outline.positions,
+        longest=outline.longest,
         pixels=0 if outline.positions is None else 3 * (_first(config, ("image_size",)) or 0) ** 2,
     )
 
@@ -267,7 +270,7 @@ class Workload:
 
 def expected_workload(spec: CompressionSpec, shape: ModelShape, *, machine: Machine, removed: int) -> Workload:
     """The workload on a worker like `machine`."""
-    resolved = resolve_spec(spec, machine, values=shape.parameters, positions=shape.positions)
+    resolved = resolve_spec(spec, machine, values=shape.parameters, positions=shape.positions, longest=shape.longest)
     return Workload(spec=resolved, machine=machine, removed=removed)
 
 

@@ -160,11 +160,14 @@ class ResolvedSpec(CompressionSpec):
     heal: ResolvedHeal | None = None
 
 
-def resolve_spec(spec: CompressionSpec, machine: Machine, *, values: int, positions: int | None = None) -> ResolvedSpec:
+def resolve_spec(
+    spec: CompressionSpec, machine: Machine, *, values: int, positions: int | None = None, longest: int | None = None
+) -> ResolvedSpec:
     """`spec` with every default filled in for a model of `values` values on `machine`; what it names stays.
 
     Where the memory is not known, the model is taken to fit. Of a short text there may be fewer samples in the end
-    (`engine.text.tokens`). `positions` are those of one image, where the model reads images.
+    (`engine.text.tokens`). `positions` are those of one image, where the model reads images; `longest`
+    is what its table of positions has, where there is one.
     """
     models = 2 if spec.evaluation.enabled else 1  # the dense and the pruned one are evaluated side by side
     compute = resolve_compute(spec.compute, machine, values=values, models=models)
@@ -174,7 +177,7 @@ def resolve_spec(spec: CompressionSpec, machine: Machine, *, values: int, positi
         **parts
         | {
             "compute": compute,
-            "calibration": resolve_text(spec, on_cpu=on_cpu, loading=compute.loading)
+            "calibration": resolve_text(spec, on_cpu=on_cpu, loading=compute.loading, longest=longest)
             if positions is None
             else _resolve_images(spec, on_cpu=on_cpu, positions=positions),
             "method": _resolve_method(spec, loading=compute.loading),
@@ -324,15 +327,18 @@ def _resolve_method(spec: CompressionSpec, *, loading: Loading) -> ResolvedMetho
     return ResolvedMethod.model_validate(method.model_dump() | update)
 
 
-def usual_size(spec: CompressionSpec, *, on_cpu: bool) -> tuple[int, int]:
-    """The samples and their length, as given or else the usual ones."""
+def usual_size(spec: CompressionSpec, *, on_cpu: bool, longest: int | None = None) -> tuple[int, int]:
+    """The samples and their length, as given or else the usual ones; these no longer than the model can read."""
     samples, length = defaults.CPU_CALIBRATION if on_cpu else defaults.ACCELERATOR_CALIBRATION
     if on_cpu and spec.mix_is_open:
         samples = defaults.CPU_SAMPLES_OF_OPEN_MIX
+    length = max(SHORTEST, min(length, longest or length))
     return spec.calibration.samples or samples, spec.calibration.max_length or length
 
 
-def resolve_text(spec: CompressionSpec, *, on_cpu: bool, loading: Loading) -> ResolvedCalibration:
+def resolve_text(
+    spec: CompressionSpec, *, on_cpu: bool, loading: Loading, longest: int | None = None
+) -> ResolvedCalibration:
     """The calibration with its size, what calibrates beside a single `dataset`, and what judges.
 
     The same shares beside every text: of what the model generates, which is of all kinds that it has learned, of the
@@ -344,7 +350,7 @@ def resolve_text(spec: CompressionSpec, *, on_cpu: bool, loading: Loading) -> Re
     Candidates are also judged on the general text, unless the request is for one text and nothing else or for a part of
     that one; and on repeated passages and short questions where repeated passages calibrate.
     """
-    samples, length = usual_size(spec, on_cpu=on_cpu)
+    samples, length = usual_size(spec, on_cpu=on_cpu, longest=longest)
     asked = spec.calibration
     update: dict[str, object] = {"samples": samples, "max_length": length}
     if asked.judged_on is None:

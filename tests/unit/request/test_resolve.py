@@ -107,6 +107,12 @@ def test_what_calibrates_and_judges(
     assert found.samples + found.beside_samples == sum(fit + held_out for _, fit, held_out in drawn) + made
 
 
+def test_usual_sequences_are_no_longer_than_a_model_can_read() -> None:
+    for longest, length in ((None, 512), (256, 256), (2048, 512)):
+        found = resolve_spec(SPEC, Machine(kind=WorkerKind.CPU), values=1000, longest=longest)
+        assert found.calibration.max_length == length
+
+
 def test_options_of_a_text_stay() -> None:
     text = {"config": "en", "split": "test", "column": "body", "template": "plain"}
     found = resolved(calibration=CalibrationSpec.model_validate({"dataset": "org/text", **text})).calibration.mix[0]
