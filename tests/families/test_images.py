@@ -20,8 +20,9 @@ from transformers import (
 from benchmarks import families
 from benchmarks.harness import tiny_models
 from replaceme_core.engine.model.block_runner import BlockRunner
+from replaceme_core.engine.model.known_keys import known_config
 from replaceme_core.engine.model.load import load_model
-from replaceme_core.errors import UnsafeModel, UnsupportedFamily
+from replaceme_core.errors import BrokenModel, UnsafeModel, UnsupportedFamily
 from replaceme_core.families.layout import FAMILIES, follow_blocks
 from replaceme_core.families.resolve import ResolvedModel, embeddings, resolve
 from replaceme_core.hub.model_config import admit_config
@@ -82,7 +83,10 @@ def test_a_job_from_images_to_a_model_that_loads(model_type: str, method: str, t
 
 
 def test_a_classifier_keeps_its_head_and_is_loaded_with_it(tmp_path: Path) -> None:
-    source = saved_tower(tmp_path / "source", "vit", ViTForImageClassification, num_labels=3)
+    source = saved_tower(tmp_path / "source", "vit")
+    names = {0: "cat", 1: "dog", 2: "tree"}
+    config = AutoConfig.from_pretrained(source, id2label=names, label2id={name: key for key, name in names.items()})
+    ViTForImageClassification(config).save_pretrained(source)
     _, _, result = run(image_request(source, make_images(tmp_path / "images", 40), drop=[2, 3]))
     before, after = (load_file(place / "model.safetensors") for place in (source, result))
     assert torch.equal(before["classifier.weight"], after["classifier.weight"])
@@ -91,6 +95,24 @@ def test_a_classifier_keeps_its_head_and_is_loaded_with_it(tmp_path: Path) -> No
     assert "pipeline_tag: image-classification" in card
     again: Any = AutoModelForImageClassification.from_pretrained(result)
     assert len(again.vit.layers) == BLOCKS - 2
+    assert (again.config.id2label, again.config.label2id) == (names, config.label2id)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("id2label", {"0": 1, "1": "dog"}),
+        ("id2label", {"x": "cat"}),
+        ("label2id", {"cat": {}}),
+        ("label2id", ["cat"]),
+        ("id2label", {str(label): "" for label in range(10_001)}),
+    ],
+    ids=["number", "key", "mapping", "list", "many"],
+)
+def test_labels_that_are_no_names_are_refused(key: str, value: object) -> None:
+    config = json.loads(tiny_models.tiny_config("vit").to_json_string())
+    with pytest.raises(BrokenModel, match=key):
+        known_config({**config, key: value})
 
 
 def test_a_model_that_was_saved_without_its_pooler(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from replaceme_core.errors import BrokenModel, UnsupportedFamily
-from replaceme_core.families.layout import FAMILIES, OWN_FIELDS
-from replaceme_core.hub.model_config import admit_config, refuse_file_keys
+from replaceme_core.families.layout import FAMILIES, OWN_FIELDS, Inputs
+from replaceme_core.hub.model_config import MOST_LABELS, admit_config, refuse_file_keys
 from replaceme_core.wording import shorten
 
 _OF_EVERY_CLASS = ("architectures", "dtype", "model_type", "transformers_version")
@@ -46,7 +46,28 @@ def known_config(config: Mapping[str, object]) -> dict[str, object]:
         refuse_file_keys(config)
         return dict(config)
     row = admit_config(config).layout
-    return _known(config, CONFIG_MAPPING[row.model_type], lists=(*row.per_layer_lists, OWN_FIELDS))
+    found = _known(config, CONFIG_MAPPING[row.model_type], lists=(*row.per_layer_lists, OWN_FIELDS))
+    if row.inputs is Inputs.IMAGES:
+        found |= _labels(config)
+    return found
+
+
+def _labels(config: Mapping[str, object]) -> dict[str, object]:
+    """The entries with number and names of the labels of a classifier. Raises `BrokenModel` for names that are none."""
+    found = {name: value for name in ("num_labels", "id2label", "label2id") if (value := config.get(name)) is not None}
+    for name, number in (("id2label", 0), ("label2id", 1)):
+        names = found.get(name, {})
+        if (
+            not isinstance(names, Mapping)
+            or len(names) > MOST_LABELS
+            or not all(str(pair[number]).isdecimal() and isinstance(pair[1 - number], str) for pair in names.items())
+        ):
+            raise BrokenModel(
+                f"config.json gives {name} as {shorten(repr(names), 80)}; it must give each of at most "
+                f"{MOST_LABELS:,} labels its name, or each name its number",
+                value=name,
+            )
+    return found
 
 
 def known_names(kind: type[PreTrainedConfig]) -> set[str]:
