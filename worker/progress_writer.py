@@ -38,12 +38,13 @@ runner_log = logging.getLogger("runner")
 
 HIDDEN = "[hidden]"
 _SHORTEST_SECRET = 6  # a shorter one would hide common words
+# names are bounded and do not begin within each other: the time must grow with the length of a line, not with its cube
 _SECRETS = re.compile(
     r"""
     \bhf_[A-Za-z0-9]{8,}                                  # tokens of the Hub
-    | \b(?:rm|whsec|sk|ghp|gho|github_pat)_[A-Za-z0-9_+/=-]{16,}  # API keys and secrets of webhooks
+    | \b(?:rmk|whsec|sk|ghp|gho|github_pat)_[A-Za-z0-9_+/=-]{16,}  # API keys and secrets of webhooks
     | \beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*  # JSON web tokens
-    | (?<=[?&])[^=\s&]*(?:sig|signature|token|credential|key)[^=\s&]*=[^\s&]+  # signed addresses
+    | (?<=[?&])[^=\s&?]{0,100}(?:sig|token|credential|key)[^=\s&?]{0,100}=[^\s&]+  # signed addresses
     | (?<=//)[^/\s@]+(?=@)                                # names and passwords in addresses
     """,
     re.VERBOSE | re.IGNORECASE,

@@ -1,5 +1,7 @@
 """What a running job shows of the time that is left, and what a client may see of its log."""
 
+import time
+
 import pytest
 from pydantic import SecretStr
 
@@ -81,8 +83,16 @@ SETTINGS = Settings(
         ("Authorization: Bearer abc.def", f"Authorization: {HIDDEN}"),
         ("api_key=abc", f"api_key={HIDDEN}"),
         ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", HIDDEN),
+        (f"rmk_{'A1b2C3d' * 7} is a key", f"{HIDDEN} is a key"),
         ("", ""),
     ],
 )
 def test_what_is_left_of_a_line(line: str, shown: str) -> None:
     assert Redaction(SETTINGS)(line) == shown
+
+
+@pytest.mark.parametrize("line", ["?" * 2048 + "key" * 682, "?key" * 1024])
+def test_a_line_that_was_made_to_take_long_takes_no_time(line: str) -> None:
+    began = time.process_time()
+    Redaction(SETTINGS)(line)
+    assert time.process_time() - began < 0.3
