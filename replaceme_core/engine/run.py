@@ -264,6 +264,17 @@ class Tried:
     comparison: Comparison
 
 
+def depths_to_try(depths: Sequence[int], *, blocks: int, first: int, allows: Allows) -> Sequence[int]:
+    """Those of `depths` that may go in the middle of the model, if there are any; its `first` blocks stay.
+
+    For a pattern of blocks these are the multiples of its length. Other depths keep it only near the end, which costs
+    much more: by such a depth, bisection would wrongly rule out a deeper one.
+    """
+    first = max(first, 1)  # a cut follows a kept block
+    starts = {depth: first + (blocks - first - depth) // 2 for depth in depths}
+    return [depth for depth, start in starts.items() if allows(range(start, start + depth))] or depths
+
+
 def find_deepest_cut(run: Run, task: Task, depths: Sequence[int]) -> tuple[Tried, list[Trial]]:
     """The deepest of `depths`, which ascend, that passes the gate, as `gate.deepest` says, and all trials in order.
 

@@ -16,7 +16,7 @@ from replaceme_core.errors import NumericalFailure
 from replaceme_core.request.gate import GateResult
 from replaceme_core.runner.messages import Finished, RunnerRequest, Stage
 from tests.fixtures.models.pipeline import request, run
-from tests.fixtures.models.tiny import BLOCKS, save_tiny, tiny_model
+from tests.fixtures.models.tiny import BLOCKS, BY_NAME, save_tiny, tiny_model
 
 MOST = 4
 SEARCH = {"max": 0.67}  # of 6 blocks, rounded
@@ -220,3 +220,14 @@ def test_a_depth_at_which_the_blocks_may_not_go_has_failed(
     trials = verdict_of(finished).trials
     assert [(one.blocks, one.passed) for one in trials] == [(2, True), (3, False)]
     assert "remove fewer" in (trials[1].problem or "")
+
+
+@pytest.mark.usefixtures("without_speed")
+def test_only_depths_that_keep_the_pattern_anywhere_are_tried(tmp_path: Path) -> None:
+    """Every third block has full attention: 1, 2, 4 or 5 blocks could go near the end only."""
+    changes = {"num_hidden_layers": 12, "sliding_window_pattern": 3}
+    source = save_tiny(tmp_path / "model", variant=BY_NAME["gemma3"], **changes)
+    compute = {"threads": 1, "dtype": "float32", "pattern_safe": True}
+    gate = {"divergence": {"max": 100}}
+    finished, _, _ = run(at(source, tmp_path / "out", ratio={"max": 0.5}, gate=gate, compute=compute))
+    assert [one.blocks for one in verdict_of(finished).trials] == [3, 6]
