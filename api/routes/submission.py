@@ -128,10 +128,9 @@ class Submitter:
         caller = caller_of(scope)
         owner = caller.owner
         with self.database.session() as session:
-            earlier = None if idempotency_key is None else changes.find_by_key(session, idempotency_key, owner=owner)
-            if earlier is not None:
-                return _submitted_before(session, earlier)
-            self._check_number(session, caller, exact=True)
+            earlier = self._find_or_count(session, [idempotency_key], caller, exact=True)
+            if earlier:
+                return earlier[0]
             # before the job, whose first event it may want
             webhook = webhooks.copy_of_job(session, job_id, owner=owner, new_job_id=new_id)
             job = changes.retry(
@@ -154,11 +153,9 @@ class Submitter:
         """
         settings, owner = self.settings, caller.owner
         with self.database.session(read_only=True) as session:
-            given = [key for key in keys if key is not None]
-            earlier = [job for key in given if (job := changes.find_by_key(session, key, owner=owner)) is not None]
+            earlier = self._find_or_count(session, keys, caller)
             if earlier:
-                return tuple(_submitted_before(session, job) for job in earlier)
-            self._check_number(session, caller, adds=len(ids))
+                return earlier
             namespaces = Owners(session).output_namespaces(owner)
         check_worker_kind(request.compute.device, settings)
         self._check_webhook(request.webhook, caller)
@@ -192,6 +189,28 @@ class Submitter:
             raise MissingScope(f"the key does not have the scope {OF_WEBHOOKS}, which a job with a webhook needs")
         check_url(webhook.url, self.settings, field="webhook.url")
 
+    def _find_or_count(
+        self, session: Session, keys: Sequence[IdempotencyKey | None], caller: Caller, *, exact: bool = False
+    ) -> tuple[Submitted, ...]:
+        """The earlier jobs of a repeated request; if there are none, raises as `_check_number` does.
+
+        The first request may be accepted at this moment and take the last place, so it is looked for again.
+        """
+
+        def earlier() -> tuple[Submitted, ...]:
+            jobs = (changes.find_by_key(session, key, owner=caller.owner) for key in keys if key is not None)
+            return tuple(_submitted_before(session, job) for job in jobs if job is not None)
+
+        found = earlier()
+        if not found:
+            try:
+                self._check_number(session, caller, adds=len(keys), exact=exact)
+            except TooManyJobs:
+                found = earlier()
+                if not found:
+                    raise
+        return found
+
     def _check_number(self, session: Session, caller: Caller, *, adds: int = 1, exact: bool = False) -> None:
         """Raises `TooManyJobs`. `exact`: right before jobs are added, so that one request gets the last places."""
         most = limit_of(caller.limits.jobs, self.settings.most_jobs)
@@ -216,7 +235,9 @@ class Submitter:
         caller = caller_of(scope)
         with self.database.session() as session:
             # again: others may have been added since
-            self._check_number(session, caller, adds=len(specs), exact=True)
+            earlier = self._find_or_count(session, keys, caller, exact=True)
+            if earlier:
+                return earlier
             submitted = []
             for spec, job_id, key in zip(specs, ids, keys, strict=True):
                 secret, added = None, None

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 from api.main import create_app
 from api.routes.reading import LONGEST_AGE_SECONDS
+from api.routes.submission import Submitter
 from benchmarks.harness.processes import wait_until
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.directory import DirectoryHub
@@ -227,6 +228,26 @@ def test_a_repeated_request_returns_the_first_job(client: TestClient, settings: 
     assert len(list(settings.broker_directory.glob("messages/*.msg"))) == 1
     assert_problem(refused, status=503, code="hub_unreachable")
     assert int(refused.headers["retry-after"]) > 0
+
+
+def test_a_repetition_returns_the_job_that_has_just_taken_the_last_place(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first: list[Response] = []
+    prepare = Submitter._prepare
+
+    def prepare_while_the_first_is_accepted(*arguments: Any, **named: Any) -> object:
+        found = prepare(*arguments, **named)
+        monkeypatch.setattr(Submitter, "_prepare", prepare)
+        first.append(post(client, "k"))
+        return found
+
+    monkeypatch.setattr(Submitter, "_prepare", prepare_while_the_first_is_accepted)
+    with TestClient(create_app(settings.model_copy(update={"most_jobs": 1}))) as client:
+        again = post(client, "k")
+        assert [answer.status_code for answer in (*first, again)] == [202, 202]
+        assert again.json()["id"] == first[0].json()["id"]
+        assert again.headers["idempotent-replayed"] == "true"
 
 
 def test_another_request_with_the_same_key_is_refused(client: TestClient) -> None:
