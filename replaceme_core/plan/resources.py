@@ -458,7 +458,12 @@ def store_bytes(shape: ModelShape, work: Workload) -> int:
 def keeps_streams(work: Workload) -> bool:
     """Whether the streams of all blocks are kept: to compare sets of blocks, for later jobs, for lazy loading."""
     compares = work.method is Method.AUTO or (work.spec.drop is None and work.method in _COMPARING)
-    return work.machine.keeps_cache or work.is_lazy or work.trials > 0 or compares
+    return _keeps_all(work) or work.trials > 0 or compares
+
+
+def _keeps_all(work: Workload) -> bool:
+    """Whether they are kept however large they are."""
+    return work.machine.keeps_cache or work.is_lazy
 
 
 def _pass(shape: ModelShape, work: Workload) -> int:
@@ -497,7 +502,8 @@ def _solution(shape: ModelShape, work: Workload) -> int:
     matrix = shape.width**2 * _MATRIX
     if work.method not in (Method.REFIT, Method.AUTO):
         return 8 * matrix + _pass(shape, work) + _replayed_logits(shape, work)
-    pruned = (3 if keeps_streams(work) else 6) * stream_bytes(shape, work)
+    has_room = _keeps_all(work) or store_bytes(shape, work) <= defaults.CHOICE_STREAM_BYTES
+    pruned = (3 if keeps_streams(work) and has_room else 6) * stream_bytes(shape, work)
     largest = max(shape.inner, shape.width)
     projection = 3 * largest**2 * _MATRIX + 3 * largest * shape.width * _MATRIX
     tried = round(REFITTED * (shape.blocks - work.removed)) * shape.largest_block * work.value_bytes

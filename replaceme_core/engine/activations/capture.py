@@ -383,38 +383,37 @@ class Targets:
 
 @dataclass(kw_only=True)
 class DenseTargets:
-    """The dense streams of all batches before one block after another, from `block` on, for a refit in that order.
+    """The dense streams of `batches` before one block after another, from `block` on, for a refit in that order.
 
-    Reads the streams that are stored; where none are, it holds those of one block in memory.
+    Reads the streams that are stored, and holds the others in memory.
     """
 
     dense: Activations
     block: int
-    _streams: list[torch.Tensor] = field(default_factory=list)
+    batches: Sequence[int]
+    _held: dict[int, torch.Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         self.dense.prepare()
-        if not self.dense.complete:
-            self._streams = [self.dense.before(self.block, batch) for batch in range(len(self.dense.batches))]
+        held = [batch for batch in self.batches if batch not in self.dense.stored]
+        self._held = {batch: self.dense.before(self.block, batch) for batch in held}
 
     def stream(self, batch: int) -> torch.Tensor:
-        """Before the present block (sequences, positions, d)."""
-        return self.dense.before(self.block, batch) if self.dense.complete else self._streams[batch]
+        """Before the present block (sequences, positions, d), of any batch."""
+        return self._held[batch] if batch in self._held else self.dense.before(self.block, batch)
 
     def advance_to(self, until: int) -> Targets:
         """The targets of the present block, and on to block `until`. To be called before the block's weights change."""
         dense, block, self.block = self.dense, self.block, until
-        if dense.complete:
-            return Targets(
-                before=lambda batch: dense.before(block, batch),
-                between=lambda batch: torch.sub(*dense.after(block, batch)),
-                end=lambda batch: dense.before(until, batch),
-            )
-        before, between = list(self._streams), list[torch.Tensor]()
-        for batch, stream in enumerate(self._streams):
+        before, between = dict(self._held), dict[int, torch.Tensor]()
+        for batch, stream in before.items():
             after, write = dense.block_runner.run_with_last_write(block, stream)
-            between.append(after - write)
+            between[batch] = after - write
             dense.dense_block_runs += 1
-            self._streams[batch] = dense.run(after, since=block + 1, until=until)
-        end = list(self._streams)
-        return Targets(before=before.__getitem__, between=between.__getitem__, end=end.__getitem__)
+            self._held[batch] = dense.run(after, since=block + 1, until=until)
+        end = dict(self._held)
+        return Targets(
+            before=lambda batch: before[batch] if batch in before else dense.before(block, batch),
+            between=lambda batch: between[batch] if batch in between else torch.sub(*dense.after(block, batch)),
+            end=lambda batch: end[batch] if batch in end else dense.before(until, batch),
+        )

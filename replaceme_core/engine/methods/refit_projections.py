@@ -80,7 +80,7 @@ def refit_kept(
     assert unchanged_from > max(gone), "what is before a cut changes"
     kept = [block for block in range(first, unchanged_from) if block not in gone]
     with try_changes(block_runner.blocks) as put:
-        dense = DenseTargets(dense=activations, block=first)
+        dense = DenseTargets(dense=activations, block=first, batches=fit)
         pruned = _Pruned(
             block_runner=block_runner,
             activations=activations,
@@ -93,6 +93,7 @@ def refit_kept(
             targets = dense.advance_to(following)
             # up to the last write of the first block the stream is the dense model's: nothing to correct
             pruned.follow(block, targets, end=following - 1, corrects=block != first)
+            del targets  # before those of the next block are in memory
             advance((number + 1) / len(kept))
         streams = {batch: pruned.streams[batch] for batch in judged}
         for block in range(unchanged_from, blocks):

@@ -1,11 +1,13 @@
 """`refit`: which blocks go, what it is worth, and that it is never worse than nothing."""
 
 import itertools
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 
+from replaceme_core.engine.activations.capture import DenseTargets, Targets
 from replaceme_core.engine.methods.refit import least, refit_without
 from replaceme_core.engine.methods.task import Pruning, Task
 from replaceme_core.engine.model.changes import Cut
@@ -123,3 +125,39 @@ def test_held_out_tokens_judge_and_are_never_fitted() -> None:
     )
     for one, same in zip(refit_of(first, [2, 3]).changes, refit_of(other, [2, 3]).changes, strict=True):
         assert torch.equal(one.change, same.change)
+
+
+@torch.inference_mode()
+def test_dense_streams_that_are_not_stored_are_run_to_the_same_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the batches that are fitted; no block runs for what is stored."""
+    found = []
+    for keep in (True, False):
+        task, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, method=METHOD, drop=[2, 4], keep=keep)
+        monkeypatch.setattr("replaceme_core.engine.activations.capture.CHOICE_STREAM_BYTES", 0)
+        activations = task.activations
+        activations.capture()
+        assert activations.complete is keep
+        held_out = [number for number in activations.held_out_batches if number in activations.stored]
+        runs = activations.dense_block_runs
+        refit_without(task, [2, 4], fit=activations.stored[:1], judged=held_out)
+        assert activations.dense_block_runs == runs
+        fitted = refit_without(task, [2, 4], fit=activations.fit_batches, judged=held_out)
+        found.append([one.change for one in fitted.pruning.changes])
+        assert (activations.dense_block_runs > runs) is not keep
+    assert all(torch.equal(one, same) for one, same in zip(*found, strict=True))
+
+
+@torch.inference_mode()
+def test_the_targets_of_one_block_at_a_time_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, advance_to = list[weakref.ref[Targets]](), DenseTargets.advance_to
+
+    def noted(targets: DenseTargets, until: int) -> Targets:
+        assert all(earlier() is None for earlier in seen)
+        found = advance_to(targets, until)
+        seen.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(DenseTargets, "advance_to", noted)
+    task, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, method=METHOD, drop=[2, 4])
+    refit_of(task, [2, 4])
+    assert len(seen) > 1
