@@ -40,7 +40,8 @@ POLL_SECONDS = 1.0
 LONGEST_POLL_SECONDS = 30.0  # while the database cannot be read
 _CLAIM_SLACK_SECONDS = 1.0
 _CLEAN_SECONDS = 300.0
-_CLEAN_LIMIT = 1000
+_CLEAN_LIMIT = 1000  # rows in one transaction
+_CLEAN_ROUNDS = 100  # transactions, one after the other
 _STOP_SECONDS = 2.0
 _log = structlog.get_logger(__name__)
 
@@ -197,8 +198,11 @@ class Delivery:
             return webhooks.has_due(session)
 
     def _clean(self) -> bool:
-        with self._database.session() as session:
-            webhooks.delete_old(session, older_than_seconds=self._log_seconds, limit=_CLEAN_LIMIT)
+        for _ in range(_CLEAN_ROUNDS):
+            with self._database.session() as session:
+                deleted = webhooks.delete_old(session, older_than_seconds=self._log_seconds, limit=_CLEAN_LIMIT)
+            if deleted < _CLEAN_LIMIT or self._stopping.is_set():
+                break
         return True
 
     def _attempt(self, work: Callable[[], bool]) -> bool | None:

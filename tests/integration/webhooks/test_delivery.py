@@ -28,7 +28,7 @@ from benchmarks.harness.site import Site
 from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.migrate import upgrade
 from replaceme_core.ledger.states import DeliveryState, DisabledBy, EventType
-from replaceme_core.ledger.tables import ApiKeyRow
+from replaceme_core.ledger.tables import ApiKeyRow, DeliveryRow
 from replaceme_core.settings import Settings
 from replaceme_core.webhooks import Sender, new_secret
 from tests.fixtures.api.keys import hold_key
@@ -247,6 +247,24 @@ def test_errors_of_the_database_do_not_end_the_threads(tmp_path: Path) -> None:
         Ledger(database).add()
         wait_until(lambda: there.received, seconds=IN_TIME, what="the message arrives")
         database.close()
+
+
+def test_all_of_an_old_log_is_deleted_at_once(
+    sqlite_url: str, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.routes.delivery._CLEAN_LIMIT", 2)
+    ledger, outbox = Ledger(sqlite_database), Outbox(sqlite_database)
+    outbox.add(events=(EventType.CREATED,))
+    for _ in range(5):
+        ledger.add()
+    while (claimed := outbox.claim()) is not None:
+        outbox.record(claimed)
+    with sqlite_database.session() as session:
+        session.execute(update(DeliveryRow).values(finished_at=now(plus_seconds=-100)))
+    delivery = Delivery(settings=settings_for(sqlite_url, webhook_log_seconds=60))
+    delivery._clean()
+    delivery.stop()
+    assert outbox.count() == 0
 
 
 @pytest.mark.chaos
