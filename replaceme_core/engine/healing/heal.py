@@ -25,7 +25,7 @@ from replaceme_core.engine.healing.targets import HealingText, Targets, write_ta
 from replaceme_core.engine.methods.panel import Panel
 from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.lazy_model import open_model
-from replaceme_core.engine.model.load import load_config
+from replaceme_core.engine.model.load import auto_class, load_config
 from replaceme_core.engine.model.save import save_model
 from replaceme_core.engine.run import Run
 from replaceme_core.engine.text.drawing import TokenSet
@@ -230,7 +230,7 @@ class _Stage:
         )
         course = training.run()
         if course.best > 0:
-            torch.nn.Module.to(model, run.stored.dtype)
+            _cast(model, run.stored.dtype)
             save_model(model, healed, source=run.source)
         return course, sum(model.get_parameter(name).numel() for name in trained)
 
@@ -242,6 +242,15 @@ class _Stage:
         weights = sum(path.stat().st_size for path in weight_files(self.output))
         values = weights // self.run.stored.dtype.itemsize
         return self.text.count * self.text.length * TARGET_BYTES + 2 * HEALED_BYTES * values + weights
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """To `dtype`, but for what the class computes in float32 and keeps so, such as biases that choose experts."""
+    with torch.device("meta"):
+        loaded = auto_class(model.config).from_config(model.config, dtype=dtype, trust_remote_code=False)
+    dtypes = {name: values.dtype for name, values in loaded.state_dict().items()}
+    for name, values in model.state_dict(keep_vars=True).items():
+        values.data = values.data.to(dtypes[name])
 
 
 def _rows(

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, trainer
 
+from benchmarks.harness import tiny_models
 from replaceme_core.engine.healing import training
 from replaceme_core.engine.healing.targets import PASSAGE, HealingText
 from replaceme_core.engine.pipeline import compress
@@ -20,6 +21,7 @@ from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.report.page import plots_of
 from replaceme_core.request.defaults import HEAL_BATCH
 from replaceme_core.runner.messages import RunnerRequest, Stage
+from tests.fixtures.models import tiny
 from tests.fixtures.models.pipeline import TEXT, request, run
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tiny import save_trained
@@ -88,6 +90,18 @@ def test_a_healed_model_is_better_and_says_that_it_was_trained(source: Path) -> 
     assert "nothing was trained" in (plain / "README.md").read_text()
     embeddings = "model.embed_tokens.weight"
     assert torch.equal(weights(out)[embeddings], weights(plain)[embeddings])
+
+
+def test_what_a_class_keeps_in_float32_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bias that chooses experts would be rounded to values that choose others."""
+    monkeypatch.setattr(tiny, "tiny_config", lambda: tiny_models.tiny_config("glm4_moe", vocab_size=260))
+    source = save_trained(tmp_path / "source", TEXT)
+    AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(source)
+    finished, _, out = run(asked(source, drop=[1, 2, 3]))
+    assert finished.report["healing"]["is_kept"]  # type: ignore[index]
+    found = {name.split(".", 3)[-1]: values.dtype for name, values in weights(out).items()}
+    assert found["mlp.gate.e_score_correction_bias"] == found["mlp.gate.weight"] == torch.float32
+    assert found["self_attn.o_proj.weight"] == torch.bfloat16
 
 
 def test_how_large_the_weights_of_a_model_are_does_not_matter(source: Path) -> None:
