@@ -27,8 +27,10 @@ from replaceme_core.request.resolve import (
     healed_at_once,
     kept_for_gradients,
     resolve_spec,
+    texts_at_once,
 )
 from replaceme_core.request.spec import CompressionSpec, HealedWeights, Loading
+from replaceme_core.request.tasks import expanded, task_tokens
 from replaceme_core.runner.messages import EvaluateRequest, ModelRequest, RunnerRequest, Stage
 
 RUNNER_BYTES = 400 * 2**20
@@ -366,7 +368,10 @@ def _held(shape: ModelShape, work: Workload) -> dict[Stage, _Use]:
         answers = _generation(shape, work, sequences=defaults.MEASURED_ELSEWHERE)
         stages[Stage.EVALUATE] = _most(
             _Use(model=both, work=changes, host=_mapped(shape, work, parameters=after)),
-            _Use(model=both, work=changes + max(_logits(shape, work), 0 if work.is_lazy else answers)),
+            _Use(
+                model=both,
+                work=changes + max(_logits(shape, work), _logits_of_tasks(shape, work), 0 if work.is_lazy else answers),
+            ),
         )
     if work.trials:
         stages[Stage.SELECT] = _of_trials(stages, dense=dense, more=0 if quantized == dense else dense)
@@ -532,6 +537,17 @@ def _logits(shape: ModelShape, work: Workload) -> int:
     sequences = min(max(1, defaults.LOGITS_AT_ONCE // max(work.length * shape.vocabulary, 1)), work.measured)
     values = min(_logits_at_once(work), sequences * work.length * shape.vocabulary)
     return values * (2 * work.value_bytes + 2 * _FLOAT32)
+
+
+def _logits_of_tasks(shape: ModelShape, work: Workload) -> int:
+    """Those of the texts that are read together, and their probabilities.
+
+    The longest text is taken to be as long as all the texts of a usual question.
+    """
+    asked = work.spec.evaluation
+    lengths = (task_tokens([name], limit=1, few_shot=asked.few_shot) for name in expanded(asked.tasks))
+    logits = max(lengths, default=0) * shape.vocabulary
+    return 2 * texts_at_once(logits) * logits * work.value_bytes
 
 
 def _logits_at_once(work: Workload) -> int:

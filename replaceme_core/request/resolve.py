@@ -37,6 +37,8 @@ AUTO_PART_OF_RUNTIME = 0.5
 LONG_LIMIT_SECONDS = 86_400.0
 """Longer limits are against jobs that hang, and leave `auto` alone."""
 
+TASK_BATCH = 8
+"""Texts of a task that are read together, at most."""
 VALUE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 HEALED_BYTES = 16
 """Of a value that is trained: the weight, its gradient and two means of that, in float32."""
@@ -208,6 +210,14 @@ def _resolve_heal(spec: CompressionSpec, machine: Machine, *, values: int, loadi
 def healed_at_once(logits: int) -> int:
     """Sequences of a step that are computed together, of this number of logits each."""
     return next(size for size in (defaults.HEAL_BATCH, 2, 1) if size * logits <= defaults.LOGITS_AT_ONCE or size == 1)
+
+
+def texts_at_once(logits: int) -> int:
+    """Texts of a task that are read together, of at most this number of logits each.
+
+    Together they may have more logits than a part of an evaluation: one short text at a time would not fill a GPU.
+    """
+    return max(1, min(TASK_BATCH, TASK_BATCH * defaults.LOGITS_AT_ONCE // max(1, logits)))
 
 
 def kept_for_gradients(tokens: int, *, blocks: int, width: int, free: int | None) -> tuple[int, bool]:

@@ -24,12 +24,13 @@ from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import share_interval
 from replaceme_core.errors import InvalidInput
 from replaceme_core.library_errors import library_errors
+from replaceme_core.request.resolve import TASK_BATCH, texts_at_once
 from replaceme_core.request.tasks import expanded
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
+    from lm_eval.models.huggingface import HFLM
 
-BATCH_SIZE = 8
 BOOTSTRAPS = 1000
 _ACCURACIES = ("acc", "acc_norm", "exact_match")
 _STRICT = "strict-match"
@@ -164,7 +165,8 @@ class LoadedTasks:
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 
-        harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH_SIZE)
+        harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=TASK_BATCH)
+        _bound_logits(harness, vocabulary=model.config.get_text_config().vocab_size)
         with library_errors(f"the task {name} does not run on the model"):
             found = evaluate(
                 lm=harness,
@@ -182,6 +184,18 @@ class LoadedTasks:
             chance=_chance(task, [one["doc"] for one in samples]),
         )
         return Contents(record=result.as_dict(), tensors={})
+
+
+def _bound_logits(harness: "HFLM", *, vocabulary: int) -> None:
+    """Let the library read fewer texts at once where these are long: it makes the logits of all their positions."""
+    read = harness._loglikelihood_tokens
+
+    def read_some(requests: Sequence[tuple[object, list[int], list[int]]], **options: Any) -> Any:
+        longest = max((len(context) + len(continuation) for _, context, continuation in requests), default=1)
+        harness.batch_size_per_gpu = texts_at_once(min(longest, harness.max_length) * vocabulary)
+        return read(requests, **options)
+
+    harness._loglikelihood_tokens = read_some
 
 
 def load_tasks(

@@ -123,6 +123,15 @@ def test_a_refit_holds_the_streams_that_are_not_stored(samples: int, more: int) 
     assert found[0] - found[1] == pytest.approx(more * tokens * SMOLLM2.width * value_bytes, rel=0.1)
 
 
+def test_the_logits_of_tasks_are_counted(tmp_path: Path) -> None:
+    hub = HeaderHub(size=replace(SMOLLM2, vocabulary=262_144))
+    with_tasks, without = (
+        estimate_of(hub, evaluation={"tasks": tasks}).memory[Stage.EVALUATE].host for tasks in (["race"], [])
+    )
+    one_text = 4 * 450 * 262_144 * 4  # in float32
+    assert one_text < with_tasks - without < 2 * one_text
+
+
 def test_all_refusals_are_listed() -> None:
     machine = Machine(kind=WorkerKind.CPU, memory_bytes=GB // 2)
     one = planner(HeaderHub(size=SMOLLM2), machine=machine)

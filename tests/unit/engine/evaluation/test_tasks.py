@@ -54,6 +54,25 @@ def test_the_numbers_are_those_of_the_librarys_own_command(tmp_path: Path) -> No
     assert (rolling.interval, rolling.accuracy, rolling.chance) == (None, None, None)
 
 
+def test_long_texts_are_read_fewer_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or one by one; the logits of all positions are in memory."""
+    model, tasks = tiny_model(), write_tasks(tmp_path / "tasks")
+    vocabulary, sizes = model.config.vocab_size, list[tuple[int, int]]()
+    model.register_forward_hook(lambda *arguments: sizes.append(arguments[2].logits.shape[:2]))
+    usual = run_tasks(model, [CHOICE, ROLLING], tasks)
+    assert max(batch for batch, _ in sizes) == 8
+    for tokens in (100, 1):
+        monkeypatch.setattr("replaceme_core.request.defaults.LOGITS_AT_ONCE", tokens * vocabulary // 8)
+        sizes.clear()
+        found = run_tasks(model, [CHOICE, ROLLING], tasks)
+        assert all(batch == 1 or batch * length <= tokens for batch, length in sizes)
+        assert (max(batch for batch, _ in sizes) > 1) is (tokens > 1)
+        for one, same in zip(usual, found, strict=True):
+            assert {name: score.value for name, score in one.metrics.items()} == pytest.approx(
+                {name: score.value for name, score in same.metrics.items()}, rel=1e-5
+            )
+
+
 def test_limits_examples_and_copies_of_data_sets(tmp_path: Path) -> None:
     tasks = write_tasks(tmp_path / "tasks")
     copied, plain = (
