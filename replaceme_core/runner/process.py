@@ -13,6 +13,7 @@ long as the runner.
 """
 
 import contextlib
+import logging
 import math
 import os
 import select
@@ -70,9 +71,14 @@ LONGEST_MESSAGE = 16 * 2**20  # bytes; a report with a line per candidate stays 
 STDERR_LINES = 200
 _POLL_SECONDS = 0.5
 _SETTLE_SECONDS = 1.0
+_KILLED_SECONDS = 60.0
+"""Time to end after SIGKILL, such as for freeing memory. A call of the kernel that hangs, such as on a disk that does not
+answer, may have no end. The process then stays, and runs no more code."""
 _ADVICE = "try a smaller model, fewer or shorter calibration samples, or a machine with more memory"
 _NATIVE_OUT_OF_MEMORY = ("memory allocation of ", "std::bad_alloc")
 """The final line of native code that has no other way to say it."""
+
+logger = logging.getLogger(__name__)
 
 
 class RunnerBroke(ReplaceMeError):
@@ -131,6 +137,7 @@ class Runner:
         self._on_line = on_line
         self._signals = threading.Lock()
         self._end_requested = False
+        self._left_at = math.inf  # by the monotonic clock
         self._tail: deque[str] = deque(maxlen=STDERR_LINES)
         assert self._process.stdin is not None
         assert self._process.stderr is not None
@@ -192,13 +199,20 @@ class Runner:
     def kill(self) -> None:
         """Send SIGKILL to the group now."""
         self._send(signal.SIGKILL)
+        self._left_at = min(self._left_at, time.monotonic() + _KILLED_SECONDS)
 
     def close(self) -> int:
-        """Kill what is left of the group and close the pipes; returns the exit status."""
+        """Kill what is left of the group and close the pipes; returns the exit status.
+
+        A process that SIGKILL does not end is left behind after a while: nobody can end it.
+        """
         self.kill()
-        self._ended(within=math.inf)
-        with self._signals:
-            status = self._process.wait()
+        if self._ended(within=self._left_at - time.monotonic()):
+            with self._signals:
+                status = self._process.wait()
+        else:
+            logger.error("process %s, a runner, has not ended after SIGKILL and is left behind", self.pid)
+            status = -signal.SIGKILL
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
             with contextlib.suppress(BrokenPipeError):
@@ -226,8 +240,9 @@ class Runner:
     def _lines(self) -> Iterator[bytes]:
         """Whole lines of its standard output, until end of file, or until it has ended and writes nothing more.
 
-        The second condition is for a descendant that left the group and still holds the pipe open. Meanwhile the
-        request is sent: it may be larger than the pipe, and a runner that does not read it can still be ended.
+        One that SIGKILL does not end counts as ended. The second condition is for a descendant that left the group and
+        still holds the pipe open. Meanwhile the request is sent: it may be larger than the pipe, and a runner that does
+        not read it can still be ended.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -249,7 +264,7 @@ class Runner:
                 yield from lines
                 if len(rest) > LONGEST_MESSAGE:
                     raise RunnerBroke("the runner wrote a line that is too long to be a message")
-            elif self._ended():
+            elif self._ended() or time.monotonic() >= self._left_at:
                 ended_at = ended_at or time.monotonic()
                 if time.monotonic() - ended_at >= _SETTLE_SECONDS:
                     return

@@ -128,6 +128,22 @@ LARGE = EvaluateRequest(model_directory="model", text_path="t" * 300_000)
 """Does not fit into a pipe."""
 
 
+def test_one_that_sigkill_does_not_end_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its kernel hangs, as the signals that never arrive do here; who reads its messages goes on."""
+    monkeypatch.setattr(child, "_KILLED_SECONDS", 0.2)
+    with monkeypatch.context() as hanging:
+        hanging.setattr(os, "killpg", lambda pid, number: None)
+        with Runner(python("import time; time.sleep(60)"), REQUEST, scratch=tmp_path / "scratch") as runner:
+            threading.Timer(0.5, runner.kill).start()
+            with pytest.raises(RunnerBroke):
+                list(runner.messages())
+    assert f"process {runner.pid}, a runner, has not ended" in caplog.text
+    runner._process.kill()
+    runner._process.wait()
+
+
 def test_a_large_request_arrives_whole(tmp_path: Path) -> None:
     code = "import json\nprint(json.dumps({'type': 'evaluated', 'report': {'text': json.loads(input())['text_path']}}))"
     with Runner(python(code), LARGE, scratch=tmp_path) as runner:
