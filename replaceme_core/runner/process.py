@@ -72,8 +72,8 @@ STDERR_LINES = 200
 _POLL_SECONDS = 0.5
 _SETTLE_SECONDS = 1.0
 _KILLED_SECONDS = 60.0
-"""Time to end after SIGKILL, such as for freeing memory. A call of the kernel that hangs, such as on a disk that does not
-answer, may have no end. The process then stays, and runs no more code."""
+"""Time to end after SIGKILL, such as for freeing memory. A call of the kernel that hangs, such as on a disk that does
+not answer, may have no end. The process then stays, and runs no more code."""
 _ADVICE = "try a smaller model, fewer or shorter calibration samples, or a machine with more memory"
 _NATIVE_OUT_OF_MEMORY = ("memory allocation of ", "std::bad_alloc")
 """The final line of native code that has no other way to say it."""
