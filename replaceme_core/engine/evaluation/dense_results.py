@@ -117,7 +117,9 @@ class DenseResults:
             found = generate_sequences(model, tokenizer, count=count, length=length, seed=seed, advance=advance)
             return Contents(record={}, tensors={"sequences": found})
 
-        asked = {"count": count, "length": length, "seed": seed}
+        # of a quantized model others than of the same one in full, which is evaluated in the same run
+        dtypes = sorted({str(values.dtype) for values in model.parameters()})
+        asked = {"count": count, "length": length, "seed": seed, "dtypes": dtypes}
         return self.find_or_make(SELF_GENERATED, asked, generate).tensors["sequences"]
 
     def has_room(self, size: int) -> bool:

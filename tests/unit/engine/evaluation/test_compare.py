@@ -21,12 +21,14 @@ from replaceme_core.engine.evaluation.compare import (
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import TIMED, Divergence, Subject, measure
 from replaceme_core.engine.evaluation.tasks import LoadedTasks, TaskPair, TaskResult, load_tasks
+from replaceme_core.engine.model.lazy_model import open_for_capture
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.errors import GateRejected
 from replaceme_core.request.defaults import MEASURED_ELSEWHERE
 from replaceme_core.request.gate import GateSpec
 from replaceme_core.request.resolve import ResolvedCompute
+from replaceme_core.request.spec import Quantization
 from tests.fixtures.evaluation.local_tasks import CHOICE, OF_A_DATA_SET, offline, write_tasks
 from tests.fixtures.models.tasks import of_one_source
 from tests.fixtures.models.tiny import BLOCKS, byte_tokenizer, save_tiny, tiny_model, token_ids
@@ -231,6 +233,24 @@ def test_what_decides_a_result_is_in_its_key(source: Path) -> None:
     assert found()
     save_tiny(source, seed=1)
     assert not found()
+
+
+def test_text_of_a_quantized_model_is_not_that_of_the_same_one_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_tiny(tmp_path / "source", hidden_size=64, intermediate_size=128)
+    monkeypatch.setattr(
+        "replaceme_core.engine.evaluation.dense_results.generate_sequences", lambda *_, **__: torch.zeros(1, 8)
+    )
+
+    def reused(quantization: Quantization | None) -> bool:
+        compute = COMPUTE.model_copy(update={"quantization": quantization})
+        model, results = open_for_capture(source, dtype=torch.float32, compute=compute), results_of(source)
+        results.own_text(model, byte_tokenizer(), 1, length=8, seed=0)
+        return bool(results.reused)
+
+    assert not any(reused(one) for one in (Quantization.FOUR_BITS, Quantization.EIGHT_BITS, None))
+    assert all(reused(one) for one in (Quantization.FOUR_BITS, Quantization.EIGHT_BITS, None))
 
 
 def test_other_data_of_a_task_are_another_result(source: Path, tasks: Path) -> None:
