@@ -1,5 +1,6 @@
 """`replaceme evaluate`: measure model directories side by side on a text."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -49,10 +50,10 @@ def evaluate(request: EvaluateRequest) -> dict[str, object]:
     loaded = load_tasks(
         request.tasks, directory=request.tasks_directory, limit=request.task_limit, few_shot=request.few_shot
     )
-    texts = []
+    length, texts = _length(directories, request.max_length), []
     for directory in directories:
         stored_weights(directory)
-        texts.append(_sequences(directory, request))
+        texts.append(_sequences(directory, request, length=length))
     cache = open_cache(request.cache_directory, limit=request.cache_bytes)
     subjects = [
         Subject(
@@ -120,10 +121,27 @@ def _against(first: Measurement, one: Measurement, before: Subject, after: Subje
     return {"ratio": one.perplexity / first.perplexity, "ratio_low": low, "ratio_high": high}
 
 
-def _sequences(directory: Path, request: EvaluateRequest) -> tuple[torch.Tensor, TextSize]:
+def _length(directories: Sequence[Path], asked: int | None) -> int:
+    """Tokens of a sequence: as `asked`, else the usual number, or what the shortest table of positions has."""
+    length = asked or CPU_CALIBRATION[1]
+    for directory in directories:
+        longest = read_outline(directory).longest
+        if longest is None or length <= longest:
+            continue
+        if asked is not None:
+            raise InvalidInput(
+                f"{directory.name} has {longest:,} positions, and sequences of {asked:,} tokens are asked for; set "
+                "max_length to fewer",
+                field="max_length",
+                value=asked,
+            )
+        length = longest
+    return length
+
+
+def _sequences(directory: Path, request: EvaluateRequest, *, length: int) -> tuple[torch.Tensor, TextSize]:
     """The token ids (samples, length) of the text by the tokenizer in `directory`."""
     tokenizer = load_tokenizer(directory)
-    length = request.max_length or CPU_CALIBRATION[1]
     path = None if request.text_path is None else Path(request.text_path)
     source = request.data_set or CalibrationSource(dataset=request.builtin or f"{FILE_PREFIX}text.txt")
     encoded = encode(documents(source, path), tokenizer, template=source.template, running_text=is_running_text(path))

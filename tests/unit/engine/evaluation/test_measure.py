@@ -139,6 +139,15 @@ def test_too_little_text(
         evaluated(directory, text_path=str(text))
 
 
+def test_sequences_end_where_the_shortest_table_of_positions_does(tmp_path: Path, directory: Path) -> None:
+    table = save_tiny(tmp_path / "table", variant=BY_NAME["gpt2"], max_position_embeddings=32)
+    text = {"builtin": "builtin:code", "samples": 2, "others": (str(table),)}
+    assert [one["tokens"] for one in evaluated(directory, max_length=None, **text)] == [2 * 31] * 2
+    with pytest.raises(InvalidInput, match="table has 32 positions, and sequences of 64 tokens") as raised:
+        evaluated(directory, **text)
+    assert (raised.value.field, raised.value.value) == ("max_length", 64)
+
+
 @pytest.mark.parametrize(("degrees", "expected"), [(1, 12.706), (30, 2.042), (31, 2.0395), (1000, 1.9623)])
 def test_quantiles_of_students_t(degrees: int, expected: float) -> None:
     assert quantile(degrees) == pytest.approx(expected, abs=5e-4)
