@@ -42,6 +42,42 @@ IMAGE_CLASSIFIER = "AutoModelForImageClassification"
 """Builds and loads a model of images that was saved with its head."""
 
 
+_DEFAULTS: Mapping[str, Mapping[str, int]] = {
+    "llama": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+    "mistral": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
+    "siglip_vision_model": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 224,
+        "patch_size": 16,
+    },
+    "clip_vision_model": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 224,
+        "patch_size": 32,
+    },
+}
+"""Sizes of a part, by its type, that the first files of LLaVA, Idefics2, SigLIP and CLIP leave to its class."""
+
+
 class Weight(NamedTuple):
     """A parameter, by its dotted path, and its `axis` of the width d of the stream.
 
@@ -184,9 +220,13 @@ class Layout:
         return None
 
     def part_of(self, config: Mapping[str, object]) -> Mapping[str, object]:
-        """What the content of a `config.json` says of the compressed tower; nothing where it does not say it."""
-        found = config if self.part is None else config.get(self.part)
-        return found if isinstance(found, Mapping) else {}
+        """What the content of a `config.json` says of the compressed tower, and the sizes that its class adds.
+
+        Where the config has no such part it says it itself, as the first files of some types do.
+        """
+        found = None if self.part is None else config.get(self.part)
+        found = config if found is None else found
+        return {**_DEFAULTS.get(self.part_type or "", {}), **found} if isinstance(found, Mapping) else {}
 
     def positions(self, config: Mapping[str, object]) -> int:
         """How many positions of the stream an image takes, by the config of its tower; raises `ValueError`."""

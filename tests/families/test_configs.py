@@ -1,15 +1,18 @@
 """What the table says of configs: what is refused and why, and which removals keep a pattern of kinds of blocks."""
 
 import json
+from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from benchmarks.harness import tiny_models
 from replaceme_core.engine.model.changes import remove_blocks
+from replaceme_core.engine.model.load import load_config, stored_weights
 from replaceme_core.errors import InvalidInput, UnsafeModel, UnsupportedFamily
 from replaceme_core.families.layout import (
+    _DEFAULTS,
     FAMILIES,
     REFUSALS,
     Refusal,
@@ -162,3 +165,38 @@ def test_an_older_pattern_goes_with_the_blocks(model_type: str, older: dict[str,
     saved = config.to_dict()
     assert not saved.keys() & older.keys()
     assert saved["layer_types"] == [before[index] for index in (0, 1, 2, 4)]
+
+
+@pytest.mark.parametrize("part_type", _DEFAULTS)
+def test_sizes_that_a_file_leaves_out_are_those_of_the_class(part_type: str) -> None:
+    config = CONFIG_MAPPING[part_type]()
+    assert {name: getattr(config, name) for name in _DEFAULTS[part_type]} == _DEFAULTS[part_type]
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [
+        ({"model_type": "llava", "text_config": {"model_type": "llama", "vocab_size": 32064}}, (32, 4096, None)),
+        ({"model_type": "idefics2", "text_config": {"model_type": "mistral"}}, (32, 4096, None)),
+        ({"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}}, (12, 768, 196)),
+        ({"model_type": "clip", "vision_config": {"patch_size": 16}}, (12, 768, 197)),
+        ({"model_type": "qwen2_vl", "num_hidden_layers": 28, "hidden_size": 1536}, (28, 1536, None)),
+    ],
+    ids=lambda value: value.get("model_type") if isinstance(value, dict) else "",
+)
+def test_official_files_are_admitted(config: dict[str, object], sizes: tuple[int, int, int | None]) -> None:
+    outline = admit_config(config)
+    assert (outline.blocks, outline.hidden_size, outline.positions) == sizes
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
+def test_a_config_with_the_fields_of_its_part_beside_the_others_is_read_alike(model_type: str, tmp_path: Path) -> None:
+    tiny_models.built(tiny_models.tiny_config(model_type)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    text = config.pop("text_config")
+    (tmp_path / "config.json").write_text(json.dumps({**text, **config, "payload": 1}))
+    stored_weights(tmp_path)
+    found, plain = load_config(tmp_path), AutoConfig.from_pretrained(tmp_path)
+    assert found.text_config.to_dict() == plain.text_config.to_dict()
+    assert found.text_config.hidden_size == text["hidden_size"]
+    assert not hasattr(found, "payload")

@@ -46,7 +46,10 @@ def known_config(config: Mapping[str, object]) -> dict[str, object]:
         refuse_file_keys(config)
         return dict(config)
     row = admit_config(config).layout
-    found = _known(config, CONFIG_MAPPING[row.model_type], lists=(*row.per_layer_lists, OWN_FIELDS))
+    lists = (*row.per_layer_lists, OWN_FIELDS)
+    found = _known(config, CONFIG_MAPPING[row.model_type], lists=lists)
+    if row.part_type is not None and config.get(row.part or "") is None:
+        found = _known(config, CONFIG_MAPPING[row.part_type], lists=lists) | found  # the class takes its part from them
     if row.inputs is Inputs.IMAGES:
         found |= _labels(config)
     return found
@@ -111,16 +114,18 @@ def _known(config: Mapping[str, object], kind: type[PreTrainedConfig], *, lists:
 
 
 def _check_same(name: str, found: Mapping[str, object]) -> None:
-    """Raise `UnsupportedFamily` if a part has other values in its older place, which would count and is not checked."""
+    """Raise `UnsupportedFamily` if a part has values in its older place only, which would count and is not checked."""
     part, older = found.get(name), found.get(f"{name}_dict")
-    if not isinstance(part, Mapping) or not isinstance(older, Mapping):
+    if not isinstance(older, Mapping):
         return
-    other = [key for key in older if key not in _OF_EVERY_CLASS and part.get(key, older[key]) != older[key]]
-    if other:
-        raise UnsupportedFamily(
-            f"config.json gives {other[0]} in {name}_dict otherwise than in {name}; remove the one that is wrong",
-            value=other[0],
-        )
+    known = part if isinstance(part, Mapping) else {}
+    for key in older.keys() - _OF_EVERY_CLASS:
+        if known.get(key) != older[key]:
+            raise UnsupportedFamily(
+                f"config.json gives {key} in {name}_dict otherwise than in {name}; write it into {name} and leave "
+                f"{name}_dict out",
+                value=key,
+            )
 
 
 def _class_of(name: str, part: Mapping[str, object]) -> type[PreTrainedConfig]:

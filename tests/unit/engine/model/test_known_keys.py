@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -217,14 +218,29 @@ def test_a_value_that_no_class_checks_must_be_plain_and_short(value: object, tmp
         load_config(write(tmp_path / "model", config))
 
 
-def test_a_part_in_its_older_place_counts_and_may_not_differ(tmp_path: Path) -> None:
-    config = json.loads(tiny_models.tiny_config("clip").to_json_string())
-    config["text_config_dict"] = {**config["text_config"], "payload": 1}
-    del config["text_config"]["hidden_act"]
-    config["text_config_dict"]["hidden_act"] = "gelu"
+def clip() -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(tiny_models.tiny_config("clip").to_json_string())
+    return config
+
+
+def test_a_part_in_its_older_place_counts(tmp_path: Path) -> None:
+    config = clip()
+    config["text_config"]["hidden_act"] = "gelu"
+    config["text_config_dict"] = {"hidden_size": config["text_config"]["hidden_size"], "payload": 1}
     loaded = load_config(write(tmp_path / "model", config)).text_config
-    assert loaded.hidden_act == "gelu"
+    assert loaded.hidden_act == "quick_gelu", "what the older place leaves out is that of the class"
     assert not hasattr(loaded, "payload")
+
+
+@pytest.mark.parametrize("leave_out", [(), ("num_hidden_layers",), None], ids=["other", "size", "part"])
+def test_a_part_in_its_older_place_may_not_differ(leave_out: tuple[str, ...] | None, tmp_path: Path) -> None:
+    """What is admitted is the size of the part in its newer place."""
+    config = clip()
     config["vision_config_dict"] = {"num_hidden_layers": 10**6}
+    if leave_out is None:
+        config |= config.pop("vision_config")
+        config["model_type"] = "clip"
+    else:
+        config["vision_config"] = {key: one for key, one in config["vision_config"].items() if key not in leave_out}
     with pytest.raises(UnsupportedFamily, match="num_hidden_layers in vision_config_dict"):
         load_config(write(tmp_path / "model", config))
