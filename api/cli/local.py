@@ -164,7 +164,8 @@ def evaluate(
     ] = "builtin:general",
     samples: Annotated[int, typer.Option(min=1, max=100_000, help="Number of sequences.")] = 16,
     max_length: Annotated[
-        int | None, typer.Option(min=8, max=131_072, help="Tokens per sequence. Default: 512.")
+        int | None,
+        typer.Option(min=8, max=131_072, help="Tokens per sequence. Default: 512, or what the models can read."),
     ] = None,
     tasks_dir: TasksDirectory = None,
     device: Device = None,
