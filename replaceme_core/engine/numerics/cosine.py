@@ -90,6 +90,7 @@ class CosineFit:
             (1 - (_unit(self.output(part)) * part.target).sum(dim=1).mean()).backward()
             self._adam.step()
 
+    @torch.inference_mode(mode=False)
     def as_matrix(self) -> torch.Tensor:
         """A copy of `delta` as (d, d) in float64."""
         return (self.delta.diag() if self.delta.ndim == 1 else self.delta).detach().double()

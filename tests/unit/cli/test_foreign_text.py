@@ -97,13 +97,14 @@ def test_errors_of_a_service(service: StubService) -> None:
 
 
 def test_a_report_that_is_a_file(service: StubService, tmp_path: Path) -> None:
-    """It is read here, and may hold what no service would send."""
-    report = answers(f"{SENT} {TEXTS['half a character']}")[f"GET /jobs/{JOB_ID}/report"]
-    (tmp_path / "replaceme.json").write_text(json.dumps(report))
-    for options in ((), ("--json",)):
-        done = run_at(service, "report", str(tmp_path), *options)
-        assert done.exit_code == 0, (done.output, done.exception)
-        assert printable(done.output, lines=True) == done.output
+    """It is read here, and may hold what no service would send: that is no report."""
+    for text, code in ((SENT, 0), (f"{SENT} {TEXTS['half a character']}", 2)):
+        report = answers(text)[f"GET /jobs/{JOB_ID}/report"]
+        (tmp_path / "replaceme.json").write_text(json.dumps(report))
+        for options in ((), ("--json",)):
+            done = run_at(service, "report", str(tmp_path), *options)
+            assert done.exit_code == code, (done.output, done.exception)
+            assert printable(done.output, lines=True) == done.output
 
 
 def test_on_a_terminal(service: StubService, monkeypatch: pytest.MonkeyPatch) -> None:
