@@ -61,17 +61,6 @@ class EventMessage:
         return _encoded(self.position, self.event.type, body.model_dump_json())
 
 
-class _Start(EventMessage):
-    """No event, but the position behind which a stream of all jobs begins: one that is lost before an event resumes."""
-
-    def __init__(self, position: int) -> None:
-        self.position = position
-
-    @cached_property
-    def of_owner(self) -> bytes:
-        return b"id: %d\n\n" % self.position
-
-
 def _encoded(number: int, kind: str, data: str) -> bytes:
     return f"id: {number}\nevent: {kind}\ndata: {data}\n\n".encode()
 
@@ -175,8 +164,11 @@ class EventFeed:
                 if message is not None and message.event.type in _LAST:
                     return
 
-    async def of_owner(self, owner: str, *, after: int | None) -> AsyncIterator[EventMessage | None]:
-        """Events of all jobs of an owner behind the position `after`; `None`: from now on. Does not end."""
+    async def of_owner(self, owner: str, *, after: int | None) -> AsyncIterator[EventMessage | int | None]:
+        """Events of all jobs of an owner behind the position `after`; `None`: from now on. Does not end.
+
+        From now on it begins with the present position, behind which a stream that is lost before an event resumes.
+        """
 
         def read(session: LedgerSession, last: int) -> list[FeedEvent]:
             return events_after(session, last, limit=BATCH, owner=owner)
@@ -186,7 +178,7 @@ class EventFeed:
             assert self._position is not None
             last = self._position if after is None else after
             if after is None:
-                yield _Start(last)
+                yield last
             async for message in self._follow(follower, last, read, lambda message: message.position):
                 yield message
 

@@ -110,10 +110,16 @@ def wants_stream(request: Request) -> bool:
     return STREAM in accepted
 
 
-async def _encoded(messages: AsyncIterator[EventMessage | None], form: str) -> AsyncGenerator[bytes]:
+async def _encoded(messages: AsyncIterator[EventMessage | int | None], form: str) -> AsyncGenerator[bytes]:
     yield RETRY
     async for message in messages:
-        yield KEEP_ALIVE if message is None else getattr(message, form)
+        match message:
+            case None:
+                yield KEEP_ALIVE
+            case int():
+                yield b"id: %d\n\n" % message
+            case _:
+                yield getattr(message, form)
 
 
 def _has_events(database: Database, job_id: str, after: int, *, owner: str) -> bool:

@@ -183,9 +183,9 @@ def without_buffers(tensors: Iterable[TensorPlace]) -> list[TensorPlace]:
 
 
 def check_weights(outline: ModelOutline, config: Mapping[str, object], tensors: Sequence[TensorPlace]) -> None:
-    """Raise `BrokenModel` if blocks, vocabulary or width of the `config` are not those of the weights, which are
+    """Raise `BrokenModel` if blocks, vocabulary or width of the `config` are not those of the weights.
 
-    all the stored `tensors` without buffers; and for one of a dtype that is not supported.
+    These are all the stored `tensors` without buffers. Raises it also for one of a dtype that is not supported.
     """
     shapes = {tensor.name: tensor.shape for tensor in tensors}
     for tensor in tensors:

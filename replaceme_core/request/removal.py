@@ -142,9 +142,9 @@ def _chooses_a_window(method: MethodSpec, name: Method) -> bool:
 
 
 def check_removal(spec: CompressionSpec, outline: ModelOutline) -> int:
-    """How many blocks `spec` removes from this model, at most. Raises `InvalidInput` for blocks or groups it lacks,
+    """How many blocks `spec` removes from this model, at most.
 
-    and for sequences that are longer than its table of positions.
+    Raises `InvalidInput` for blocks or groups it lacks, and for sequences that are longer than its table of positions.
     """
     check_length(spec.calibration.max_length, outline.longest)
     return depths_of(spec, outline)[-1]
