@@ -45,10 +45,13 @@ class Shape(BaseModel):
 class Page(Shape, Generic[T]):
     """One page of a list."""
 
-    items: tuple[T, ...]
-    """What is on this page, in the order of the list."""
-    next_cursor: str | None = None
-    """Requests the next page, as `cursor`; null on the last one."""
+    # docstrings of `Page[Job]` and the like are looked for in every frame of the stack, which takes .1 s for each
+    model_config = ConfigDict(use_attribute_docstrings=False)
+
+    items: tuple[T, ...] = Field(description="What is on this page, in the order of the list.")
+    next_cursor: str | None = Field(
+        default=None, description="Requests the next page, as `cursor`; null on the last one."
+    )
 
 
 class Notice(Shape):
