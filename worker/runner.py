@@ -18,7 +18,8 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
@@ -177,16 +178,23 @@ class _Terminated(BaseException):
     """SIGTERM or SIGINT. Not an `Exception`, so that no library handles it as an error."""
 
 
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Around imports, whose objects stay: no collection visits them, now or later. A sixth of their time was that."""
+    gc.disable()
+    yield
+    gc.freeze()
+    gc.enable()
+
+
 def compress(line: bytes, writer: MessageWriter) -> Message:
     """Run the pipeline. A run that does not finish leaves no output."""
     request = RunnerRequest.model_validate_json(line)
     output = Path(request.output_directory)
     is_new = not output.exists()
     try:
-        # imported late, because torch takes seconds and gigabytes
-        from replaceme_core.engine.pipeline import compress as run_pipeline
-
-        gc.freeze()  # objects of the imports stay: collections between stages need not visit them
+        with _without_collections():  # imported late, because torch takes seconds and gigabytes
+            from replaceme_core.engine.pipeline import compress as run_pipeline
 
         finished = run_pipeline(request, ProgressSender(writer))
         report = finished.report
@@ -204,7 +212,8 @@ def compress(line: bytes, writer: MessageWriter) -> Message:
 def evaluate(line: bytes) -> Message:
     """Measure a model on a text."""
     request = EvaluateRequest.model_validate_json(line)
-    from replaceme_core.engine.evaluation.evaluate import evaluate as measure
+    with _without_collections():
+        from replaceme_core.engine.evaluation.evaluate import evaluate as measure
 
     return Evaluated.model_validate({"report": json_safe(measure(request), name=str)})
 
