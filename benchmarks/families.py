@@ -313,7 +313,8 @@ def with_rules(row: Layout, configs: Sequence[PreTrainedConfig]) -> Layout:
     if not is_property and LAYER_TYPES not in getattr(type(text), "attribute_map", {}):
         lists[LAYER_TYPES] = None
     row = replace(row, per_layer_lists=tuple(lists))
-    live = [name for name in fields if any(_changes_kinds(config, row, name) for config in configs)]
+    orders = [(config, order(kinds)) for config in configs if (kinds := _known_kinds(config, row)) is not None]
+    live = [name for name in fields if any(_changes_kinds(config, before, row, name) for config, before in orders)]
     numbers = [name for name in live if isinstance(fields[name], int)]
     for name in (name for name in live if name not in numbers):
         for step in (None, *numbers):
@@ -385,8 +386,14 @@ def _with(config: PreTrainedConfig, changes: Fields) -> PreTrainedConfig | None:
     return None
 
 
-def _changes_kinds(config: PreTrainedConfig, row: Layout, name: str) -> bool:
-    """Whether another value of the field gives other kinds of blocks, or another order of them."""
+def _known_kinds(config: PreTrainedConfig | None, row: Layout) -> list[object] | None:
+    with contextlib.suppress(NotFound):
+        return None if config is None else kinds_of(config, row)
+    return None
+
+
+def _changes_kinds(config: PreTrainedConfig, before: Sequence[int], row: Layout, name: str) -> bool:
+    """Whether another value of the field gives other kinds of blocks, or another order than `before`."""
     value = tower(config).to_dict().get(name)
     if value is None or _is_indices(value):
         tries: list[object] = [[1, 3], [2]]
@@ -394,12 +401,8 @@ def _changes_kinds(config: PreTrainedConfig, row: Layout, name: str) -> bool:
         tries = [one for one in (1, 2, 3, 4) if one != value]
     else:
         return False
-    for other in tries:
-        changed = _with(config, {name: other})
-        with contextlib.suppress(NotFound):
-            if changed is not None and order(kinds_of(changed, row)) != order(kinds_of(config, row)):
-                return True
-    return False
+    tried = (_known_kinds(_with(config, {name: other}), row) for other in tries)
+    return any(kinds is not None and order(kinds) != before for kinds in tried)
 
 
 def order(kinds: Sequence[object]) -> list[int]:

@@ -66,7 +66,15 @@ def _one_thread() -> None:
 
 
 @pytest.fixture
-def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cards and pages get no plots, as where matplotlib is not installed: they take half the time of a tiny model."""
+def brief_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No plots, as where matplotlib is not installed, one run for speed, and answers of few words.
+
+    They take most of the time of a tiny model.
+    """
     for module in ("page", "card"):
         monkeypatch.setattr(f"replaceme_core.report.{module}.can_draw", lambda: False)
+    if "torch" in sys.modules:
+        evaluation = "replaceme_core.engine.evaluation"
+        monkeypatch.setattr(f"{evaluation}.speed.RUNS", 1)
+        monkeypatch.setattr(f"{evaluation}.speed.NEW_TOKENS", 4)
+        monkeypatch.setattr(f"{evaluation}.compare.NEW_TOKENS", 4)

@@ -37,7 +37,7 @@ def test_the_row_is_found_again(variant: Variant) -> None:
     assert row.added_in_place or not found.added_in_place
 
 
-@pytest.mark.parametrize("model_type", ["nemotron_h", "ernie4_5_moe", "jamba", "minimax"])
+@pytest.mark.parametrize("model_type", ["ernie4_5_moe", "llama4_text", "minimax"])
 def test_the_program_writes_the_row(model_type: str) -> None:
     families.quiet()
     assert families.find(model_type).row == FAMILIES[model_type]

@@ -19,9 +19,10 @@ from replaceme_core.hub.model_config import admit_config
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import byte_tokenizer
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
+pytestmark = pytest.mark.usefixtures("brief_reports")
 
 BLOCKS = tiny_models.BLOCKS
+NOT_MEASURED = {"enabled": False}
 
 
 def saved(directory: Path, model_type: str) -> Path:
@@ -67,7 +68,7 @@ def test_blocks_whose_kind_follows_from_their_index_go_in_whole_patterns(tmp_pat
     source = saved(tmp_path / "source", "jamba")
     with pytest.raises(InvalidInput, match=r"name as many neighbours as the pattern is long$"):
         run(request(source, drop=[3]))
-    run(request(source, drop=[2, 3]))
+    run(request(source, drop=[2, 3], evaluation=NOT_MEASURED))
 
 
 def test_a_mixer_of_each_sort_stays(tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_a_mixer_of_each_sort_stays(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="a lfm2 model needs blocks with attention and others"):
         run(request(source, drop=[2, 4]))
     for method in ("drop", "block_influence", "perplexity_greedy", "least_squares", "refit"):
-        _, _, result = run(request(source, ratio=0.5, method={"name": method}))
+        _, _, result = run(request(source, ratio=0.5, method={"name": method}, evaluation=NOT_MEASURED))
         shutil.rmtree(result)
 
 
@@ -90,7 +91,7 @@ def test_a_last_block_that_must_stay(tmp_path: Path) -> None:
     source = saved(tmp_path / "source", "gemma4_text")
     with pytest.raises(InvalidInput, match="the last block of a gemma4_text model must stay"):
         run(request(source, drop=[4, 5]))
-    _, _, result = run(request(source, method={"name": "refit"}))
+    _, _, result = run(request(source, method={"name": "refit"}, evaluation=NOT_MEASURED))
     stored_weights(result)
     assert load_config(result).layer_types[-1] == "full_attention"
 
@@ -142,9 +143,11 @@ def test_blocks_stay_to_which_a_tower_adds(tmp_path: Path) -> None:
     byte_tokenizer().save_pretrained(tmp_path / "source")
     with pytest.raises(InvalidInput, match="the first 2 blocks of this qwen3_vl model must stay"):
         run(request(tmp_path / "source", drop=[1, 2]))
-    _, _, result = run(request(tmp_path / "source", ratio=0.5))
+    _, _, result = run(request(tmp_path / "source", ratio=0.5, evaluation=NOT_MEASURED))
     shutil.rmtree(result)
-    finished, _, result = run(request(tmp_path / "source", drop=[3, 4], method={"name": "drop"}))
+    finished, _, result = run(
+        request(tmp_path / "source", drop=[3, 4], method={"name": "drop"}, evaluation=NOT_MEASURED)
+    )
     assert finished.removed_blocks == [3, 4]
     whole = seen(live)
     for block in (3, 4):  # what its writes add is nothing

@@ -19,7 +19,7 @@ from tests.fixtures.models.pipeline import request
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tiny import BLOCKS, save_tiny, token_ids
 
-pytestmark = pytest.mark.usefixtures("without_pictures")
+pytestmark = pytest.mark.usefixtures("brief_reports")
 
 ACCELERATOR = pytest.param("accelerator", marks=pytest.mark.gpu)
 EVERYWHERE = pytest.mark.parametrize("where", ["cpu", ACCELERATOR])

@@ -4,6 +4,6 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _without_pictures(request: pytest.FixtureRequest) -> None:
+def _brief_reports(request: pytest.FixtureRequest) -> None:
     if request.path.name != "test_report.py":
-        request.getfixturevalue("without_pictures")
+        request.getfixturevalue("brief_reports")

@@ -26,7 +26,7 @@ from tests.fixtures.models.pipeline import TEXT, request, run
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tiny import save_trained
 
-SEQUENCES = 158  # the last step has half of its sequences
+SEQUENCES = 78  # the last step has half of its sequences
 HEAL = {"tokens": 32 * SEQUENCES, "learning_rate": 6e-4}
 
 

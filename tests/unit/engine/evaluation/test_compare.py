@@ -42,10 +42,8 @@ COMPUTE = ResolvedCompute.model_validate(
 
 
 @pytest.fixture(autouse=True)
-def _short_answers_few_runs_and_one_sequence_in_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def _one_sequence_in_a_batch(monkeypatch: pytest.MonkeyPatch, brief_reports: None) -> None:
     monkeypatch.setattr("replaceme_core.engine.evaluation.measure.LOGITS_AT_ONCE", 1)
-    monkeypatch.setattr("replaceme_core.engine.evaluation.compare.NEW_TOKENS", 4)
-    monkeypatch.setattr("replaceme_core.engine.evaluation.speed.RUNS", 1)
 
 
 @pytest.fixture
