@@ -21,15 +21,20 @@ from api.client.errors import Missing
 SHOWN = "id,status,stage,progress,labels,created_at"
 
 
+def show(line: str) -> None:
+    """Print a line at once and whole: two threads do."""
+    print(f"{line}\n", end="", flush=True)
+
+
 def show_list(http: httpx2.Client, tag: str) -> str:
     """Ask for the list again, and return its tag. gzip makes 500 jobs less than 100 kB."""
     known = {"If-None-Match": tag} if tag else {}
     answer = http.get("/jobs", params={"limit": 500, "fields": SHOWN}, headers=known)
     if answer.status_code == httpx2.codes.NOT_MODIFIED:
-        print("unchanged", flush=True)
+        show("unchanged")
         return tag
     jobs = answer.raise_for_status().json()["items"]
-    print(f"{len(jobs)} jobs, {sum(job['status'] == 'running' for job in jobs)} running", flush=True)
+    show(f"{len(jobs)} jobs, {sum(job['status'] == 'running' for job in jobs)} running")
     return str(answer.headers["etag"])
 
 
@@ -38,7 +43,7 @@ def follow(client: Client) -> None:
     for event in client.stream():
         assert event.job_id is not None
         with suppress(Missing):  # deleted meanwhile
-            print(f"{event.type}: {event.job_id} is {client.job(event.job_id).status}", flush=True)
+            show(f"{event.type}: {event.job_id} is {client.job(event.job_id).status}")
 
 
 def main() -> None:

@@ -80,10 +80,12 @@ def test_a_dashboard(serve: Serve, client: Client, tmp_path: Path) -> None:
             assert showing.stdout is not None
             lines = iter(showing.stdout.readline, "")
             shown = [next(lines)]
-            while "unchanged\n" not in shown:  # the stream is open by then
-                shown.append(next(lines))
-            job = client.submit({"model": MODEL, "ratio": 0.25, "calibration": "builtin:pydoc-topics"})
-            while f"succeeded: {job.id} is succeeded\n" not in shown:
+            asked = {"model": MODEL, "ratio": 0.25, "calibration": "builtin:pydoc-topics"}
+            while not any(" is " in line for line in shown):  # the stream opens while others are shown
+                client.submit(asked)
+                shown += [next(lines) for _ in range(3)]
+            job = client.submit(asked)
+            while not {f"succeeded: {job.id} is succeeded\n", "unchanged\n"} <= set(shown):
                 shown.append(next(lines))
         finally:
             showing.kill()
