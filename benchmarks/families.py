@@ -348,9 +348,7 @@ def with_rules(row: Layout, configs: Sequence[PreTrainedConfig]) -> Layout:
 
 def unlike(config: PreTrainedConfig, row: Layout) -> bool:
     """Whether no two neighbouring blocks are of one kind."""
-    with contextlib.suppress(NotFound):
-        return all(one != other for one, other in itertools.pairwise(kinds_of(config, row)))
-    return True
+    return all(one != other for one, other in itertools.pairwise(_known_kinds(config, row) or ()))
 
 
 def _is_by_block(value: object) -> bool:
@@ -416,8 +414,7 @@ def order(kinds: Sequence[object]) -> list[int]:
 
 def _changes_lists(config: PreTrainedConfig, row: Layout, name: str) -> bool:
     """Whether the class computes lists of another order for another value of the field, where it has none."""
-    text = tower(config)
-    fields = text.to_dict()
+    fields = (text := tower(config)).to_dict()
     value = fields.get(name)
     if type(value) is not int or value > 2 * BLOCKS or name == row.block_count:
         return False

@@ -1,13 +1,9 @@
 """What a pipeline reads: JUnit XML and the step summary, of `compress` and of a job."""
 
-from pathlib import Path
 from xml.etree import ElementTree
-
-import pytest
 
 from api.cli.output.ci import Ended
 from api.client.models import Job
-from tests.fixtures.cli.local import Run
 from tests.fixtures.cli.stub_service import a_job
 
 CRITERIA = [
@@ -77,20 +73,3 @@ def test_the_summary_has_every_criterion_and_trial_and_no_markup_of_others() -> 
     for row in ("| removed | 2 blocks: 2-3 |", "| Parameters | 2 | 1 | -50.0 % |", "| Perplexity | 20.50 | – |"):
         assert row in text
     assert "Blocks removed" not in text
-
-
-def test_compress_writes_both(
-    replaceme: Run, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    summary, junit = tmp_path / "summary.md", tmp_path / "gate.xml"
-    summary.write_text("what was there before\n")
-    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
-    compress = ("compress", model, "--ratio", "0.25", "--calibration", text, "--junit", junit)
-    done = replaceme(*compress, "--out", "out", "--gate", "perplexity_ratio<=1.4")
-    assert done.exit_code == 4, done.stderr
-    assert suite(junit.read_text()).get("failures") == "1"
-    assert summary.read_text().startswith("what was there before\n## Compression of ")
-    assert "| removed | 1 block: 2 |" in summary.read_text()
-    done = replaceme(*compress, "--out", "none", "--junit", "none/gate.xml")
-    assert done.exit_code == 2, "refused at once"
-    assert not (tmp_path / "none").exists()

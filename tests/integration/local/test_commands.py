@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -287,3 +288,20 @@ def test_the_command_that_a_card_shows_gives_the_same_specification(
     done = replaceme(*(known.get(one, one) for one in arguments))
     assert (command, done.exit_code) == ("replaceme", 0), done.stderr
     assert sent(tmp_path / "out")["spec"] == wanted.model_dump(mode="json")
+
+
+def test_compress_writes_both(
+    replaceme: Run, model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary, junit = tmp_path / "summary.md", tmp_path / "gate.xml"
+    summary.write_text("what was there before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    compress = ("compress", model, "--ratio", "0.25", "--calibration", text, "--junit", junit)
+    done = replaceme(*compress, "--out", "out", "--gate", "perplexity_ratio<=1.4")
+    assert done.exit_code == 4, done.stderr
+    assert ElementTree.fromstring(junit.read_text()).get("failures") == "1"
+    assert summary.read_text().startswith("what was there before\n## Compression of ")
+    assert "| removed | 1 block: 2 |" in summary.read_text()
+    done = replaceme(*compress, "--out", "none", "--junit", "none/gate.xml")
+    assert done.exit_code == 2, "refused at once"
+    assert not (tmp_path / "none").exists()
