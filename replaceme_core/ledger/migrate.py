@@ -9,6 +9,7 @@ from importlib import resources
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import ColumnClause, Connection, column, select, table, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -34,13 +35,30 @@ def alembic_config(url: str) -> Config:
 
 
 def upgrade(url: str, *, revision: str = "head") -> None:
-    """Apply all missing migrations, up to `revision`.
+    """Apply all missing migrations, up to `revision`; none to a database that a later release has migrated.
 
     Several processes may call it at once: the first migrates, the others wait and find nothing left to do. Raises
-    `DatabaseUnreachable` or `DatabaseFull`.
+    `DatabaseUnreachable` or `DatabaseFull`, and `DatabaseOutdated` where the steps from an old version are gone.
     """
     with _in_this_process:
-        command.upgrade(alembic_config(url), revision)
+        config = alembic_config(url)
+        with migrating(url) as connection:
+            applied = MigrationContext.configure(connection).get_current_heads()
+        known = {one.revision for one in ScriptDirectory.from_config(config).walk_revisions()}
+        if not known.issuperset(applied):
+            _check_later(max(applied))
+            return
+        command.upgrade(config, revision)
+
+
+def _check_later(applied: str) -> None:
+    """Raise `DatabaseOutdated` unless `applied`, which this release does not know, is after all that it does."""
+    if applied < _head():  # their names are numbers
+        raise DatabaseOutdated(
+            f"the database is at migration {applied}, from which this release has no steps; upgrade it with an earlier "
+            "release first (the release notes say with which)"
+        )
+    logger.warning("a later release has migrated the database, to %s: this one works on it as it is", applied)
 
 
 def check_migrated(session: Session) -> None:
@@ -51,7 +69,7 @@ def check_migrated(session: Session) -> None:
     head = _head()
     version: ColumnClause[str] = column("version_num")
     applied = session.scalars(select(version).select_from(table("alembic_version"))).all()
-    if not applied or max(applied) < head:  # their names are numbers
+    if not applied or max(applied) < head:
         at = " and ".join(applied) or "none"
         error = DatabaseOutdated(
             f"the database is at migration {at}, and this release needs {head}; its operator must run the migrations"

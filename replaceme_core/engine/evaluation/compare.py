@@ -33,7 +33,7 @@ from replaceme_core.engine.text.documents import builtin_documents
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.engine.text.limits import render
 from replaceme_core.engine.text.tokens import encode, end_tokens, pack
-from replaceme_core.errors import GateRejected
+from replaceme_core.errors import GateRejected, InvalidInput
 from replaceme_core.families.resolve import resolve
 from replaceme_core.request.calibration import GENERAL, PARTS_OF_GENERAL, SELF_GENERATED
 from replaceme_core.request.defaults import MEASURED_ELSEWHERE
@@ -78,11 +78,21 @@ def answer(
     prompts: Sequence[str] = (),
     *,
     new_tokens: int = NEW_TOKENS,
+    longest: int | None = None,
 ) -> list[Answer]:
-    """Greedy answers of at most `new_tokens` tokens, by default to questions if the tokenizer has a chat template."""
+    """Greedy answers of at most `new_tokens` tokens, by default to questions if the tokenizer has a chat template.
+
+    Raises `InvalidInput` where a prompt and its answer may have more than `longest` tokens.
+    """
     prompts = prompts or (OPENINGS if tokenizer.chat_template is None else QUESTIONS)
     rows = [_ids(tokenizer, prompt) for prompt in prompts]
     width = max(map(len, rows))
+    if longest is not None and width + new_tokens > longest:
+        raise InvalidInput(
+            f"the model has {longest:,} positions, and a prompt of {width:,} tokens with an answer of {new_tokens:,} "
+            "is asked for; shorten one of them",
+            field="prompts",
+        )
     # padded on the left, so that every answer begins at the same position; padded positions are masked
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)

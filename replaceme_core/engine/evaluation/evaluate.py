@@ -106,7 +106,8 @@ def _ask(directory: Path, request: EvaluateRequest, *, dtype: torch.dtype, devic
     """What the model answers to the prompts; one model at a time is in memory."""
     stored_weights(directory)
     model, tokenizer = load_model(directory, dtype=dtype, device=device), load_tokenizer(directory)
-    found = answer(model, tokenizer, request.prompts, new_tokens=request.new_tokens)
+    longest = read_outline(directory).longest
+    found = answer(model, tokenizer, request.prompts, new_tokens=request.new_tokens, longest=longest)
     return {"answers": [{"prompt": one.prompt, "text": one.text, "loops": one.loops} for one in found]}
 
 

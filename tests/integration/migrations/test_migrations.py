@@ -266,6 +266,21 @@ def downgrade():
 """
 
 
+@pytest.mark.parametrize(
+    ("applied", "exit_code", "words"),
+    [("9999", 0, "a later release has migrated the database, to 9999"), ("0009", 1, "at migration 0009, from which")],
+)
+def test_a_version_that_this_release_does_not_know(database_url: str, applied: str, exit_code: int, words: str) -> None:
+    """After a rollback the service starts as before; a database that is too old is named."""
+    upgrade(database_url)
+    engine = make_engine(database_url, pooled=False)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = :applied"), {"applied": applied})
+    done = run("-m", "migrations", url=database_url)
+    assert (done.returncode, words in done.stderr, "Traceback" in done.stderr) == (exit_code, True, False), done.stderr
+    assert revision(database_url) == applied
+
+
 def config_with(later: str, url: str, place: Path) -> Config:
     """The migrations with one more."""
     shutil.copytree(ROOT / "migrations", place / "later")

@@ -24,7 +24,7 @@ from replaceme_core.engine.evaluation.tasks import LoadedTasks, TaskPair, TaskRe
 from replaceme_core.engine.model.lazy_model import open_for_capture
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.engine.text.drawing import TokenSet
-from replaceme_core.errors import GateRejected
+from replaceme_core.errors import GateRejected, InvalidInput
 from replaceme_core.request.defaults import MEASURED_ELSEWHERE
 from replaceme_core.request.gate import GateSpec
 from replaceme_core.request.resolve import ResolvedCompute
@@ -111,6 +111,17 @@ def test_a_chat_model_is_asked_through_its_template() -> None:
     assert all("<|assistant|>" not in one.text for one in found)
     assert 0 < (distinct_share(found) or 0) <= 1
     assert distinct_share([]) is None
+
+
+def test_a_prompt_and_its_answer_fit_into_the_table_of_positions() -> None:
+    tokenizer, prompts = byte_tokenizer(), ["x" * 30]
+    for longest in (34, None):
+        assert len(answer(tiny_model(), tokenizer, prompts, new_tokens=4, longest=longest)) == 1
+    with pytest.raises(
+        InvalidInput, match="has 34 positions, and a prompt of 30 tokens with an answer of 5 is"
+    ) as found:
+        answer(tiny_model(), tokenizer, prompts, new_tokens=5, longest=34)
+    assert found.value.field == "prompts"
 
 
 @pytest.mark.parametrize(
