@@ -78,7 +78,7 @@ def check_plan(report: dict[str, object], model: Path) -> None:
     [
         (untied, ("--ratio", "0.3", "--method", "least_squares", "--no-evaluate")),
         (untied, ("--drop", "5,6", "--method", "refit", "--no-evaluate")),
-        (tied, ("--ratio", "0.3", "--method", "drop")),
+        (tied, ("--ratio", "0.3", "--method", "drop", "--evaluation-samples", "2")),
         (tied, ("--drop", "3", "--method", "drop", "--no-evaluate", "--loading", "blockwise")),
     ],
     ids=["sums", "refit", "evaluation", "blockwise"],
