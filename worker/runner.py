@@ -115,6 +115,12 @@ class MessageWriter:
         self._descriptor = os.dup(1)
         os.dup2(2, 1)
         self._lock = threading.Lock()
+        self.has_begun = False
+
+    def begin(self) -> None:
+        """The first message: all libraries are there. What fails before it is the machine's fault, not the job's."""
+        self.has_begun = True
+        self.send(Advanced(stage=Stage.CALIBRATE, fraction=0.0))
 
     def send(self, message: Message) -> None:
         line = message.model_dump_json().encode() + b"\n"
@@ -192,10 +198,11 @@ def compress(line: bytes, writer: MessageWriter) -> Message:
     request = RunnerRequest.model_validate_json(line)
     output = Path(request.output_directory)
     is_new = not output.exists()
-    try:
-        with _without_collections():  # imported late, because torch takes seconds and gigabytes
-            from replaceme_core.engine.pipeline import compress as run_pipeline
+    with _without_collections():  # imported late, because torch takes seconds and gigabytes
+        from replaceme_core.engine.pipeline import compress as run_pipeline
 
+    writer.begin()
+    try:
         finished = run_pipeline(request, ProgressSender(writer))
         report = finished.report
         if request.compare_with is not None:
@@ -219,8 +226,11 @@ def evaluate(line: bytes) -> Message:
 
 
 def main(arguments: list[str]) -> int:
-    """Handle one request; returns the exit status: 1 after the message `failed`, else 0."""
-    writer = MessageWriter()
+    """Handle one request; returns the exit status: 1 after the message `failed`, else 0.
+
+    Raises what goes wrong before a job has begun.
+    """
+    writer, measures = MessageWriter(), EVALUATE_FLAG in arguments
     line = read_line()
     block_network()
     signal.signal(signal.SIGTERM, _raise_terminated)
@@ -228,11 +238,13 @@ def main(arguments: list[str]) -> int:
     reuse_freed_memory()
     last: Message
     try:
-        last = evaluate(line) if EVALUATE_FLAG in arguments else compress(line, writer)
+        last = evaluate(line) if measures else compress(line, writer)
     except _Terminated:
         last = Failed(code=Cancelled.code, message="the runner was asked to stop")
     except BaseException as error:
         last = describe(error)
+        if is_mistake(last) and not (measures or writer.has_begun):
+            raise
         if is_mistake(last) and not isinstance(error, ReplaceMeError):
             sys.excepthook(type(error), error, error.__traceback__)  # for the log: the message says little
         elif (explained := error.explained if isinstance(error, ReplaceMeError) else str(error)) != last.message:

@@ -43,7 +43,7 @@ from replaceme_core.library_errors import require_space
 from replaceme_core.plan.eta import Course, weights_of
 from replaceme_core.request.admission import OutputRules
 from replaceme_core.runner.messages import Failed, PastJob, Stage, describe, is_mistake
-from replaceme_core.runner.process import RUNNER_COMMAND, UNCONFINED, Confinement
+from replaceme_core.runner.process import RUNNER_COMMAND, UNCONFINED, Confinement, RunnerNeverBegan
 from replaceme_core.settings import Settings
 from replaceme_core.telemetry import OUTCOME, bound, mark_failed, origin
 from worker.attempt import Attempt, Write
@@ -267,7 +267,8 @@ class Supervisor:
             failed = describe(error)
             why = error.explained if isinstance(error, ReplaceMeError) else f"{failed.message} ({error})"
             logger.warning("job %s: attempt %s failed: %s", job.id, claim.attempt, why, exc_info=is_mistake(failed))
-            if lease.stage in _BEFORE_RUNNER and (isinstance(error, OSError) or failed.code == OutOfSpace.code):
+            of_files = isinstance(error, OSError) or failed.code == OutOfSpace.code
+            if isinstance(error, RunnerNeverBegan) or (lease.stage in _BEFORE_RUNNER and of_files):
                 raise CannotBegin(failed) from error
             return lambda session: attempts.fail(session, claim, code=failed.code, message=failed.message)
 

@@ -85,6 +85,10 @@ class RunnerBroke(ReplaceMeError):
     """The runner ended without a final message, or wrote a line that is not a message; code `internal_error`."""
 
 
+class RunnerNeverBegan(RunnerBroke):
+    """It ended before its first message, and so before it read anything of the job: the machine is at fault."""
+
+
 class RunnerKilled(WorkerLost):
     """The runner was ended by a SIGKILL that we did not send, and memory had not run out: the job is not the cause."""
 
@@ -175,9 +179,9 @@ class Runner:
     def messages(self) -> Iterator[Message]:
         """Send it the request; its messages, until it ends. The last one is one of `FINAL_MESSAGES`.
 
-        Raises `RunnerBroke` for a line that is not a message, and when the runner ends without a final message; after a
-        SIGKILL that we did not send, `OutOfMemory`, `PerhapsOutOfMemory` or `RunnerKilled`. One thread may read while
-        another calls `terminate` or `kill`.
+        Raises `RunnerBroke` for a line that is not a message, and when the runner ends without a final message
+        (`RunnerNeverBegan`: without any); after a SIGKILL that we did not send, `OutOfMemory`, `PerhapsOutOfMemory` or
+        `RunnerKilled`. One thread may read while another calls `terminate` or `kill`.
         """
         last: Message | None = None
         for line in self._lines():
@@ -188,7 +192,7 @@ class Runner:
             yield last
             if isinstance(last, FINAL_MESSAGES):
                 return
-        raise self._missing_final_message()
+        raise self._missing_final_message(has_begun=last is not None)
 
     def terminate(self, *, grace_seconds: float) -> None:
         """Send SIGTERM to the group, then SIGKILL if the runner still runs after `grace_seconds`."""
@@ -290,7 +294,7 @@ class Runner:
                 with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a zombie
                     os.killpg(self._process.pid, number)
 
-    def _missing_final_message(self) -> ReplaceMeError:
+    def _missing_final_message(self, *, has_begun: bool) -> ReplaceMeError:
         end_requested = self._end_requested
         if not self._ended(within=_SETTLE_SECONDS):
             return RunnerBroke("the runner closed its output without a final message")
@@ -304,7 +308,8 @@ class Runner:
             return (self._out_of_limit() if self._limit else OutOfMemory(f"out of memory; {_ADVICE}")).because(
                 last_line
             )
-        return RunnerBroke(f"the runner ended with {end} and without a final message").because(last_line)
+        kind = RunnerBroke if has_begun else RunnerNeverBegan
+        return kind(f"the runner ended with {end} and without a final message").because(last_line)
 
     def _out_of_limit(self) -> ReplaceMeError:
         assert self._limit is not None

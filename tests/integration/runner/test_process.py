@@ -11,17 +11,30 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.harness.checkout import ROOT
 from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import OutOfMemory, ReplaceMeError
 from replaceme_core.runner import process as child
 from replaceme_core.runner.memory_limit import OomKills
-from replaceme_core.runner.messages import Evaluated, EvaluateRequest, Measured
-from replaceme_core.runner.process import Confinement, PerhapsOutOfMemory, Runner, RunnerBroke, RunnerKilled
+from replaceme_core.runner.messages import Advanced, Evaluated, EvaluateRequest, Failed, Measured, Stage
+from replaceme_core.runner.process import (
+    RUNNER_COMMAND,
+    Confinement,
+    PerhapsOutOfMemory,
+    Runner,
+    RunnerBroke,
+    RunnerKilled,
+    RunnerNeverBegan,
+)
 from replaceme_core.runner.sandbox import NO_SANDBOX, Sandbox, SandboxMode, choose_sandbox, runner_environment
 from replaceme_core.wording import printable
 from tests.fixtures.hostile.texts import TEXTS
+from tests.fixtures.models.pipeline import request
 
 REQUEST = EvaluateRequest(model_directory="model", text_path="text")
+
+
+STARTED = Advanced(stage=Stage.CALIBRATE, fraction=0.0).model_dump_json()
 
 
 def python(code: str) -> Sequence[str]:
@@ -41,8 +54,8 @@ report = {"directory": os.getcwd(), "dotenv": os.path.exists(".env"), "text": re
 print(json.dumps({"type": "evaluated", "report": report}), flush=True)
 sys.stdin.read()
 """
-    request = EvaluateRequest(model_directory="model", text_path="text")
-    with Runner(["./sandbox", "-c", code], request, scratch=Path("scratch")) as runner:
+    asked = EvaluateRequest(model_directory="model", text_path="text")
+    with Runner(["./sandbox", "-c", code], asked, scratch=Path("scratch")) as runner:
         metric, last = runner.messages()
     assert isinstance(metric, Measured)
     assert math.isnan(metric.value)
@@ -65,10 +78,11 @@ def end_of(code: str, place: Path, *, sandbox: Sandbox = NO_SANDBOX) -> ReplaceM
 @pytest.mark.parametrize(
     ("code", "error", "says"),
     [
-        ("import os; os.kill(os.getpid(), 11)", RunnerBroke, "SIGSEGV"),
-        ("raise SystemExit(3)", RunnerBroke, "exit status 3"),
+        ("import os; os.kill(os.getpid(), 11)", RunnerNeverBegan, "SIGSEGV"),
+        ("raise SystemExit(3)", RunnerNeverBegan, "exit status 3"),
+        (f"print({STARTED!r}); raise SystemExit(3)", RunnerBroke, "exit status 3"),
         ("print('not a message')", RunnerBroke, "not a message"),
-        ("pass", RunnerBroke, "without a final message"),
+        ("pass", RunnerNeverBegan, "without a final message"),
         ("import os; os.kill(os.getpid(), 9)", RunnerKilled, "SIGKILL by another process"),
     ],
 )
@@ -78,6 +92,24 @@ def test_an_end_without_a_final_message_is_reported_with_its_status(
     """In a sandbox too, where one works here."""
     found = end_of(code, tmp_path, sandbox=choose_sandbox(mode, user=None, own_command=False))
     assert (type(found), says in found.message) == (error, True)
+
+
+def test_one_without_its_libraries_has_never_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a broken virtual environment: the job is not at fault."""
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so: cannot open')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    one = request(tmp_path / "no model")
+    with (
+        Runner(RUNNER_COMMAND, one, scratch=tmp_path / "scratch") as runner,
+        pytest.raises(RunnerNeverBegan, match="exit status 1") as caught,
+    ):
+        list(runner.messages())
+    assert "libtorch.so: cannot open" in caught.value.explained
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with Runner(RUNNER_COMMAND, one, scratch=tmp_path / "scratch") as runner:
+        begun, failed = runner.messages()
+    assert begun == Advanced(stage=Stage.CALIBRATE, fraction=0.0)
+    assert isinstance(failed, Failed)
 
 
 def test_the_last_line_of_the_log_is_for_the_operator(tmp_path: Path) -> None:

@@ -87,12 +87,16 @@ def test_a_machine_that_cannot_run_jobs_claims_none(bench: Bench, fault: str, mo
     assert (job.status, job.attempt) == (JobStatus.QUEUED, 0)
 
 
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [("#!/nowhere/python\n", "FileNotFoundError"), ("#!/bin/sh\nexit 3\n", "the runner ended with exit status 3")],
+)
 def test_a_job_that_a_machine_could_not_begin_waits_for_another_one(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, words: str
 ) -> None:
     monkeypatch.setattr("worker.supervisor.REST_SECONDS", 0)
     broken = tmp_path / "runner"
-    broken.write_text("#!/nowhere/python\n")
+    broken.write_text(program)
     broken.chmod(0o755)
     settings: dict[str, object] = {"runner_command": (str(broken),), "max_attempts": 2}
     job_id = bench.add()
@@ -106,7 +110,7 @@ def test_a_job_that_a_machine_could_not_begin_waits_for_another_one(
     job = bench.job(job_id)
     assert job.error is not None
     assert (job.status, job.attempt, job.error.code) == (JobStatus.FAILED, 2, "internal_error")
-    assert "FileNotFoundError" in job.error.message
+    assert words in job.error.message
     assert "nowhere" not in job.error.message
 
 
