@@ -40,8 +40,8 @@ def test_reading_costs_no_time_where_computing_takes_longer(tmp_path: Path, monk
             seconds.append(time.perf_counter() - began)
         whole = load_model(source, dtype=torch.float32, device="cpu")
         assert torch.equal(logits, whole(input_ids=tokens, use_cache=False).logits)
-    # the second time block 0 has been read after the last one
-    assert min(seconds) < 1.15 * BLOCKS * COMPUTING
+    # one after the other takes all of it; the second time block 0 has been read after the last one
+    assert min(seconds) < 0.9 * BLOCKS * (COMPUTING + READING)
 
 
 def test_a_block_that_is_damaged_is_an_error_where_it_is_needed(tmp_path: Path) -> None:
