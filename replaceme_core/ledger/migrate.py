@@ -56,7 +56,7 @@ def _check_later(applied: str) -> None:
     if applied < _head():  # their names are numbers
         raise DatabaseOutdated(
             f"the database is at migration {applied}, from which this release has no steps; upgrade it with an earlier "
-            "release first (the release notes say with which)"
+            "release first (the release notes name it)"
         )
     logger.warning("a later release has migrated the database, to %s: this one works on it as it is", applied)
 

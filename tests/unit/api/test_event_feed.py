@@ -96,14 +96,14 @@ def test_a_stream_from_now_on_begins_with_its_position(sqlite_database: Database
 
     async def test(feed: EventFeed) -> None:
         ledger.add(owner="ada")
-        parts = _encoded(feed.of_owner("ada", after=None), "of_owner")
-        assert await anext(parts) == RETRY
-        start = await anext(parts)
+        sent = _encoded(feed.of_owner("ada", after=None), "of_owner")
+        assert await anext(sent) == RETRY
+        start = await anext(sent)
         with sqlite_database.session(read_only=True) as session:
             (created,) = events_after(session, 0, limit=10, owner="ada")
         assert start == b"id: %d\n\n" % created.position
         ledger.add(owner="ada")
-        assert (await anext(parts)).startswith(b"id: %d\nevent: created\n" % (created.position + 1))
+        assert (await anext(sent)).startswith(b"id: %d\nevent: created\n" % (created.position + 1))
 
     with_feed(sqlite_database, test)
 
