@@ -7,10 +7,10 @@ import sys
 
 from replaceme_core.errors import ReplaceMeError
 from replaceme_core.ledger.migrate import upgrade
-from replaceme_core.settings import Settings
+from replaceme_core.settings import read_settings
 
 if __name__ == "__main__":
     try:
-        upgrade(Settings().resolved_database_url)
+        upgrade(read_settings().resolved_database_url)
     except ReplaceMeError as error:
         sys.exit(f"error: {error.message}")

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.cache import CACHE_BYTES as HUB_CACHE_BYTES
 from replaceme_core.hub.directory import DirectoryHub
@@ -105,13 +106,13 @@ def _check_keys(keys: SecretStr | None) -> SecretStr | None:
 
 
 def _check_metrics_key(key: SecretStr | None) -> SecretStr | None:
-    if key is None or not key.get_secret_value():
-        return None
-    if len(key.get_secret_value()) < _SHORTEST_KEY:
+    if key is not None and len(key) < _SHORTEST_KEY:
         raise ValueError(f"expected at least {_SHORTEST_KEY} characters, as `openssl rand -hex 32` prints them")
     return key
 
 
+Secret = Annotated[SecretStr | None, BeforeValidator(lambda given: given or None)]
+"""An empty file is none, as an empty variable is."""
 Names = Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_listed)]
 
 
@@ -137,8 +138,8 @@ class Settings(BaseSettings):
     database_url: Annotated[str | None, AfterValidator(check_server)] = None
     broker_url: Annotated[str | None, AfterValidator(check_server)] = None
     hub: Annotated[str, AfterValidator(check_hub)] = HUGGING_FACE
-    hub_read_token: SecretStr | None = None
-    hub_write_token: SecretStr | None = None
+    hub_read_token: Secret = None
+    hub_write_token: Secret = None
     output_namespaces: Annotated[Names, AfterValidator(check_namespaces)] = None
     allow_overwrite: bool = False
     allow_publishing_private: bool = False
@@ -161,7 +162,7 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[Names, AfterValidator(partial(check_networks, star="*"))] = None
     cors_origins: Annotated[Names, _ORIGINS] = None
     log_format: LogFormat = LogFormat.JSON
-    metrics_key: Annotated[SecretStr | None, AfterValidator(_check_metrics_key)] = None
+    metrics_key: Annotated[Secret, AfterValidator(_check_metrics_key)] = None
     idempotency_seconds: float = Field(default=86_400, gt=0)
     retention_seconds: float | None = Field(default=None, gt=0)
     max_queue_seconds: float | None = Field(default=None, ge=1, le=31_536_000)
@@ -179,7 +180,7 @@ class Settings(BaseSettings):
     worker_memory_bytes: int | None = Field(default=None, ge=1)
     worker_gpu_memory_bytes: int | None = Field(default=None, ge=1)
     worker_disk_bytes: int | None = Field(default=None, ge=1)
-    encryption_key: Annotated[SecretStr | None, AfterValidator(_check_keys)] = None
+    encryption_key: Annotated[Secret, AfterValidator(_check_keys)] = None
     deliver_webhooks: bool = True
     webhook_allow_http: bool = False
     webhook_networks: Annotated[Names, AfterValidator(check_networks)] = None
@@ -290,3 +291,13 @@ class Settings(BaseSettings):
     def embedded_hub(self) -> Path | None:
         """The directory that acts as the Hub on the embedded default; `None` where a Hub was named."""
         return self.resolved_data / "hub" if self.uses_embedded_default and "hub" not in self.model_fields_set else None
+
+
+def read_settings(**given: object) -> Settings:
+    """The settings from the environment, overridden by those `given`. Raises `InvalidInput` that names a wrong one."""
+    try:
+        return Settings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).upper().removeprefix("REPLACEME_")  # two have their whole name as their alias
+        raise InvalidInput(f"REPLACEME_{name}: {first['msg']}") from error

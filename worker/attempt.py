@@ -7,8 +7,9 @@ and calls to the Hub are abandoned.
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -56,7 +57,7 @@ from replaceme_core.settings import Settings
 from replaceme_core.wording import counted
 from worker.lease import Lease, retry_under_lease
 from worker.progress_writer import ProgressWriter
-from worker.workspace import KeptResult, checkpoints_of, find_result, keep_result
+from worker.workspace import KeptResult, checkpoints_of_runner, find_result, keep_result
 
 REASON = "the runner was killed"
 """Of the release of a job whose runner was ended by a SIGKILL that we did not send."""
@@ -123,6 +124,7 @@ class Attempt:
     directory: Path
     rules: OutputRules
     history: Sequence[PastJob]
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def _trailer(self) -> str:
@@ -169,7 +171,7 @@ class Attempt:
             history=tuple(self.history),
             cache_directory=str(self.settings.statistics_cache),
             cache_bytes=self.settings.statistics_cache_bytes,
-            checkpoint_directory=str(checkpoints_of(self.settings.workspace, self.job.id)),
+            checkpoint_directory=str(checkpoints_of_runner(self.settings.workspace, self.job.id)),
             tasks_directory=self.settings.tasks_path,
         )
         try:
@@ -273,7 +275,10 @@ class Attempt:
                 self.lease.commit_refused()
                 raise
 
-        revision = self._retry(publish, retry_on=(HubUnreachable, StaleParent, DatabaseUnreachable))
+        # as long as the result took: after that it is no cheaper to compute it again than to wait
+        seconds = max(self.settings.hub_patience_seconds, time.monotonic() - self.began)
+        retry_on = (HubUnreachable, StaleParent, DatabaseUnreachable)
+        revision = retry_under_lease(self.lease, publish, seconds=seconds, retry_on=retry_on)
         return self._success(repo_id, revision, finished)
 
     def _earlier_result(self) -> Write | None:
@@ -296,8 +301,9 @@ class Attempt:
         revision = self.hub.find_publication(repo_id, self._trailer, create_pr=self.job.spec.output.create_pr)
         if revision is None:
             return None, {}
-        snapshot = self.hub.resolve(repo_id, kind=RepositoryKind.MODEL, revision=revision)
-        return revision, read_hub_json(self.hub, snapshot, REPORT)
+        hub = self.hub.as_writer()  # it may be private
+        snapshot = hub.resolve(repo_id, kind=RepositoryKind.MODEL, revision=revision)
+        return revision, read_hub_json(hub, snapshot, REPORT)
 
     def _success(self, repo_id: str, revision: str, finished: Finished) -> Write:
         return lambda session: attempts.succeed(

@@ -17,7 +17,7 @@ from replaceme_core import telemetry
 from replaceme_core.broker import QUEUE
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.settings import Settings
+from replaceme_core.settings import read_settings
 from worker.app import (
     app,
     choose_sandbox,
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="worker.once", description="Run at most one job, then end.")
     parser.add_argument("--queues", type=WorkerKind, choices=list(WorkerKind), help="kind of jobs; default: all")
     named = parser.parse_args(arguments).queues
-    settings = Settings()
+    settings = read_settings()
     telemetry.configure_logs(settings.log_format, service="worker")
     telemetry.configure_spans(os.environ, service="worker")
     try:

@@ -7,7 +7,7 @@ SIGKILL. A worker's main process locks a directory under `ROOT/tmp/` in the same
 `ROOT/checkpoints/JOB/` is kept between attempts and removed with its job. Where ROOT is shared between machines, so are
 the checkpoints. A result that has been computed and not yet published is in `result/` there. An attempt whose worker is
 lost or shut down leaves it to the next attempt at the job, which publishes it and computes nothing. `result.json` is
-written last: without it there is no result.
+written last: without it there is no result. Runners see no more of all this than their own `runner/`.
 """
 
 import logging
@@ -21,7 +21,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from replaceme_core.hub.files import locked, try_locked
+from replaceme_core.errors import AccessDenied
+from replaceme_core.hub.files import locked, try_locked, walk
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import Finished
 
@@ -57,8 +58,13 @@ def locked_directory(root: Path, *, name: str) -> Iterator[Path]:
 
 
 def checkpoints_of(root: Path, job_id: str) -> Path:
-    """Where attempts at this job leave checkpoints for later ones; need not exist."""
+    """What attempts at this job leave for later ones; need not exist."""
     return root / CHECKPOINTS / job_id
+
+
+def checkpoints_of_runner(root: Path, job_id: str) -> Path:
+    """The part of it that runners write to. The result that is published is not in it."""
+    return checkpoints_of(root, job_id) / "runner"
 
 
 def jobs_with_checkpoints(root: Path) -> set[str]:
@@ -119,11 +125,19 @@ class KeptResult:
 
 
 def keep_result(root: Path, job_id: str, *, folder: Path, spec: CompressionSpec, finished: Finished) -> KeptResult:
-    """Move the files in `folder`, which is under `root`, to where the next attempt finds them."""
+    """Move the files in `folder`, which is under `root`, to where the next attempt finds them, and onto the disk.
+
+    A runner has made `folder`, and it may be anything. Raises `AccessDenied` for a link, and as `walk` does.
+    """
     place = _place(root, job_id)
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     folder.rename(place / _MODEL)
+    if (place / _MODEL).is_symlink():
+        raise AccessDenied("the runner left a link in place of its result")
+    for file in walk(place / _MODEL):
+        with file.location.open("rb") as stream:
+            os.fsync(stream.fileno())
     draft = place / f".{_RECORD}"
     with draft.open("w", encoding="utf-8") as stream:
         stream.write(_Record(spec=spec, finished=finished).model_dump_json())

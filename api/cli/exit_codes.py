@@ -1,15 +1,19 @@
 """How a command ends: the exit codes, the tables that map errors, HTTP statuses and jobs to them, and failures."""
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Final, Self
 
+import typer
+
 from api.cli.output.console import print_json, print_note
 from api.client.errors import Refused, ServiceError
 from replaceme_core import errors
 from replaceme_core.errors import InvalidInput, ReplaceMeError
+from replaceme_core.wording import shorten
 
 
 class ExitCode(IntEnum):
@@ -110,6 +114,11 @@ class Failure:
                 entries = [one.model_dump(mode="json") for one in problem.errors]
                 exit_code = exit_code_of_status(problem.status)
                 return cls(exit_code=exit_code, code=problem.code, message=str(error), errors=entries)
+            case OSError(errno=errno.EACCES | errno.ENAMETOOLONG):  # which a path that was given can cause anywhere
+                message = f"{shorten(str(error.filename))}: {error.strerror}"
+                return cls(exit_code=ExitCode.BAD_INPUT, code=InvalidInput.code, message=message)
+            case typer.BadParameter():
+                return cls(exit_code=ExitCode.BAD_INPUT, code=InvalidInput.code, message=error.format_message())
             case ServiceError():
                 return cls(exit_code=ExitCode.SERVICE_UNREACHABLE, code="service_unreachable", message=str(error))
         return None

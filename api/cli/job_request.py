@@ -138,6 +138,8 @@ def parse_labels(texts: Sequence[str]) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not (name and equals and value):
             raise typer.BadParameter(f"expected NAME=VALUE, got {text!r}", param_hint="--label")
+        if labels.get(name, value) != value:
+            raise typer.BadParameter(f"{name} is given twice, and a job has one value of it", param_hint="--label")
         labels[name] = value
     return labels
 

@@ -13,7 +13,7 @@ from api.cli.output.console import describe_time, print_line
 from api.cli.output.jobs import list_table
 from api.cli.service import Service, asks_service
 from api.client.client import KeysClient
-from replaceme_core.local.run import read_settings
+from replaceme_core.settings import read_settings
 from replaceme_core.shapes import ApiKey, CreatedApiKey, Credential
 
 if TYPE_CHECKING:

@@ -105,8 +105,8 @@ def compress(
             cache=cache,
             on_progress=show,
         )
-    _print_outcome(outcome, as_json=as_json)
     write_for_pipeline(Ended.of_run(outcome, model=model), junit=junit)
+    _print_outcome(outcome, as_json=as_json)
     if outcome.rejection is not None:
         print_note(f"error: {outcome.rejection}; the result is kept in {out}")
         raise typer.Exit(int(ExitCode.GATE_REJECTED))

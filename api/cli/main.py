@@ -3,6 +3,8 @@
 The module of a subcommand is imported when that subcommand is called, so that help and version take no time.
 """
 
+import io
+import sys
 from importlib import import_module
 from importlib.metadata import version
 from types import MappingProxyType
@@ -74,6 +76,7 @@ class _Group(TyperGroup):
     """Imports the subcommand that is called. An error that is expected ends it with a message and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
+        as_json = "--json" in ctx.args
         try:
             return super().invoke(ctx)
         except typer.Exit:
@@ -82,9 +85,9 @@ class _Group(TyperGroup):
             from api.cli.exit_codes import Failure
 
             failure = Failure.of(error)
-            if failure is None:
-                raise
-            failure.show(as_json=ctx.meta.get("as_json", False))
+            if failure is None or (isinstance(error, typer.BadParameter) and not as_json):
+                raise  # typer shows what is wrong with an option below the usage of the command
+            failure.show(as_json=as_json)
             raise typer.Exit(int(failure.exit_code)) from error
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -136,4 +139,7 @@ for _name, (_panel, _, _help) in COMMANDS.items():
 
 def main() -> None:
     """Entry point of the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may know fewer characters than are printed
     app(prog_name="replaceme")

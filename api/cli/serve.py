@@ -9,8 +9,8 @@ import typer
 
 from api.cli.exit_codes import ExitCode
 from api.cli.output.console import JsonFlag, print_note
-from replaceme_core.local.run import check_installed, read_settings
-from replaceme_core.settings import Settings
+from replaceme_core.local.run import check_installed
+from replaceme_core.settings import Settings, read_settings
 
 DataDirectory = Annotated[
     Path | None, typer.Option("--data", help="Data directory. Default: REPLACEME_DATA, or ./data.", show_default=False)

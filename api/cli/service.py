@@ -200,10 +200,10 @@ def finish(
     waits = wait or timeout is not None or held is not None
     if waits:
         job = watch(service, job, timeout=timeout, held=held)
+    if waits and job.is_terminal:  # before it is printed, which a closed pipe may end
+        write_for_pipeline(Ended.of_job(job), junit=junit)
     print_job(job, as_json=service.as_json)
     if job.is_terminal:
-        if waits:
-            write_for_pipeline(Ended.of_job(job), junit=junit)
         raise typer.Exit(code_of_end(job))
     if timeout is not None:
         print_note(

@@ -16,6 +16,7 @@ from typing import Final, TypedDict, TypeVar, Unpack
 from urllib.parse import quote, urlsplit
 
 import httpx2
+from dotenv import dotenv_values
 from pydantic import TypeAdapter, ValidationError
 
 from api.client.errors import (
@@ -140,7 +141,7 @@ class Connection:
                 yield response
             finally:
                 response.close()
-        except httpx2.SSEError as error:  # a page of HTML in place of a stream, for one
+        except (httpx2.SSEError, httpx2.DecodingError) as error:  # a page of HTML in place of a stream, for one
             raise NotTheService(f"the response of {self.url} is not one of this service: {error}") from error
         except httpx2.TimeoutException as error:
             raise ServiceUnreachable(f"the service at {self.url} did not respond in time") from error
@@ -229,12 +230,13 @@ class FoundKey:
     is_guess: bool = False
 
 
-def find_key(given: str | None, *, is_local: bool, environ: Mapping[str, str] = os.environ) -> FoundKey | None:
-    """The key for a service: the given one, that of the environment, or the one of a service that was started here.
+def find_key(given: str | None, *, is_local: bool, environ: Mapping[str, str | None] | None = None) -> FoundKey | None:
+    """The key for a service: the given one, that of the environment or of `.env`, or the one that a service here made.
 
     `is_local`: the service is on this machine; the key of `DATA/api-key` is sent to no other. Raises `ValueError` for a
     key that cannot be in a header; the message does not contain it.
     """
+    environ = {**dotenv_values(".env"), **os.environ} if environ is None else environ
     named = given or environ.get(KEY_VARIABLE)
     if named:
         if _HEADER_TEXT.fullmatch(named.strip()) is None:

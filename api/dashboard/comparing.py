@@ -175,7 +175,8 @@ def _ticks(values: Sequence[float]) -> list[float]:
     ([0.5, 0.6, 0.7, 0.8, 0.9], [2.0, 3.0, 4.0])
     """
     low, high = min(values), max(values)
-    rough = (high - low) / _TICKS or max(abs(high) / _TICKS, 1e-6)
+    differ = high - low > 1e-9 * abs(high)  # by more than rounding
+    rough = (high - low if differ else max(abs(high), 1e-5)) / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(one * power for one in (1, 2, 5, 10) if one * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step), math.ceil(high / step)

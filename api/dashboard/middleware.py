@@ -105,23 +105,26 @@ class _Problem:
         is_part = "hx-request" in Headers(scope=scope)
         if self.status is HTTPStatus.UNAUTHORIZED:
             kept.pop("www-authenticate", None)
-            here = path_of(scope)
-            there = f"{root_of(scope)}{SIGN_IN}"
-            if is_part:
-                return Response(status_code=self.status, headers={**kept, "HX-Redirect": there})
+            here, there = path_of(scope), f"{root_of(scope)}{SIGN_IN}"
             if scope["method"] == "GET":
                 query = scope["query_string"].decode("latin-1")
                 there += "?" + urlencode({"next": f"{here}?{query}" if query else here})
+            if is_part:  # one that was posted is of a form, whose fields would be lost
+                kept |= {"HX-Redirect": there} if scope["method"] == "GET" else {}
+                return Response(status_code=self.status, headers=kept)
             return RedirectResponse(there, status_code=HTTPStatus.SEE_OTHER, headers=kept)
         problem = json.loads(self.body)
         return page("error.html", scope, status=self.status, headers=kept, problem=problem)
 
 
 def cookie(value: str, scope: Scope, *, seconds: int = SESSION_SECONDS) -> str:
-    """The header `Set-Cookie` of a session: for pages alone, out of reach of scripts and of other sites."""
+    """The header `Set-Cookie` of a session: for pages alone, out of reach of scripts.
+
+    Other sites can lead here with it, and nothing else: where none was sent, the page would begin a new session.
+    """
     secure = "; Secure" if scope.get("scheme") == "https" else ""
     path = f"{root_of(scope)}/ui"
-    return f"{COOKIE}={value}; Max-Age={seconds}; Path={path}; HttpOnly; SameSite=Strict{secure}"
+    return f"{COOKIE}={value}; Max-Age={seconds}; Path={path}; HttpOnly; SameSite=Lax{secure}"
 
 
 class PageRoute(APIRoute):

@@ -281,10 +281,13 @@ async def plan_as_typed(form: FormDep, services: ServicesDep, request: Request) 
     body, errors, plan = to_body(form), FormErrors(), None
     found, count = read_request(body, errors), 0
     if found is not None:
+        caller = caller_of(request.scope)
+        with errors.collected():
+            await run_in_threadpool(services.submitter.check_webhook, found.webhook, caller)
         with errors.collected():
             count = len(found.each())
             found = max(found.each(), key=lambda one: one.greatest_ratio or 0.0)  # of a sweep, the deepest cut
-            plan = PlanBody.from_plan(await services.planning.plan(found, caller=caller_of(request.scope)))
+            plan = PlanBody.from_plan(await services.planning.plan(found, caller=caller))
             for refusal in plan.refusals:
                 errors.add(refusal.field, refusal.message)
     is_empty = not form.get("model", "").strip()

@@ -31,6 +31,8 @@ PUBLIC = frozenset({*PROBES, *_PUBLIC_PAGES, "/families", "/docs", "/redoc", "/o
 """They say nothing about any caller, and probes and browsers have no key."""
 _PUBLIC_FILES = ("/static-offline-docs/", "/ui/static/")
 _READING = (HTTPMethod.GET, HTTPMethod.HEAD, HTTPMethod.OPTIONS)
+_CHOSEN = "/chosen/compare"
+"""Of a form, and only leads on to the page of the comparison."""
 _OF_ADMINS = frozenset({"keys", "owners"})
 """Everything under these paths needs `admin`. Elsewhere reading needs `jobs:read`, the rest a scope to write."""
 
@@ -49,7 +51,7 @@ def scopes_of(method: str, path: str) -> tuple[Scope, ...]:
     resource = path.split("/", 2)[1] if path.startswith("/") else ""
     if resource in _OF_ADMINS:
         return (Scope.ADMIN,)
-    if method in _READING:
+    if method in _READING or path == _CHOSEN:
         return (Scope.JOBS_READ,)
     return (Scope.WEBHOOKS_WRITE, OF_WEBHOOKS) if resource == "webhooks" else (Scope.JOBS_WRITE,)
 
@@ -157,10 +159,10 @@ class Guard:
             if excess is not None:
                 await _refuse_excess(excess)(scope, receive, send)
                 return
+        set_caller(scope, caller)  # also for the page that refuses
         if not caller.scopes.issuperset(needed):
             await _refuse_scope(needed, caller.scopes)(scope, receive, send)
             return
-        set_caller(scope, caller)
         await self._app(scope, receive, send)
 
 

@@ -34,7 +34,7 @@ from api.http.problems import problem_response, unavailable_response
 from api.http.request_log import FOR_BROWSERS
 from replaceme_core import telemetry
 from replaceme_core.errors import ReplaceMeError
-from replaceme_core.settings import Settings
+from replaceme_core.settings import read_settings
 
 HEAD_BYTES = 16 * 1024  # of a request line and its headers together
 HEAD_FIELDS = 100
@@ -254,8 +254,8 @@ _FEWEST_CONNECTIONS = 16
 
 
 def run(host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT. Raises as `check_exposure` does."""
-    settings = Settings()
+    """Serve until SIGTERM or SIGINT. Raises as `read_settings` and `check_exposure` do."""
+    settings = read_settings()
     check_exposure(host, settings)
     telemetry.configure_logs(settings.log_format, service="api")
     uvicorn.run(

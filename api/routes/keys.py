@@ -38,6 +38,7 @@ class CredentialRequest(Frozen):
 
 # Routes of keys and owners
 
+_ROTATION = KeyRotationRequest()
 _READER = {"name": "dashboard", "owner": "team-a", "scopes": ["jobs:read"], "expires_in_seconds": 7_776_000}
 
 
@@ -76,7 +77,10 @@ def revoke_key(key_id: KeyId, keys: KeysDep) -> ApiKey:
 
 @router.post("/keys/{key_id}/rotate", status_code=HTTPStatus.CREATED)
 def rotate_key(
-    key_id: KeyId, body: Annotated[KeyRotationRequest, Body(examples=[{}])], keys: KeysDep, response: Response
+    key_id: KeyId,
+    keys: KeysDep,
+    response: Response,
+    body: Annotated[KeyRotationRequest, Body(examples=[{}])] = _ROTATION,
 ) -> CreatedKey:
     """Replace a key by a new one with the same rights. The old one ends after `overlap_seconds`."""
     response.headers["Cache-Control"] = NO_STORE

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from threading import Lock
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from starlette.concurrency import run_in_threadpool
@@ -37,6 +38,7 @@ KEPT_SHAPES = 100
 MOST_READING, MOST_READING_OF_ONE = 8, 4
 """Requests that read a repository at once: of all callers, and of one. Each may take 100 MB, and waits for the Hub."""
 READING_WAIT_SECONDS = 10.0
+RequestT = TypeVar("RequestT", bound=CompressionRequest)
 DISK_SECONDS = 5.0
 """How long what was found of the disk is used."""
 
@@ -86,7 +88,7 @@ class Planning:
             return await run_in_threadpool(self._plan, request, caller=caller)
 
     def _plan(self, request: CompressionRequest, *, caller: Caller) -> Plan:
-        device = request.compute.device
+        request, device = self.limited(request), request.compute.device
         with self._database.session(read_only=True) as session:
             namespaces = Owners(session).output_namespaces(caller.owner)
         plan = self.planner(request, caller=caller, namespaces=namespaces).plan(request)
@@ -107,6 +109,13 @@ class Planning:
         if found.refusals:
             raise found.refusals[0]
         return found
+
+    def limited(self, request: RequestT) -> RequestT:
+        """`request` with the limits of time of this service, where it names none."""
+        settings = self._settings
+        return request.with_limits(
+            max_queue_seconds=settings.max_queue_seconds, max_runtime_seconds=settings.max_runtime_seconds
+        )
 
     def planner(self, request: CompressionRequest, *, caller: Caller, namespaces: tuple[str, ...] | None) -> Planner:
         """The planner for the kind of worker that would run this request. Raises as `owner_hub` does.

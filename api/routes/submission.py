@@ -101,7 +101,7 @@ class Submitter:
 
     def _validate(self, request: JobRequest, *, caller: Caller) -> tuple[Plan, ...]:
         webhook, requests = request.webhook, request.each()
-        self._check_webhook(webhook, caller)
+        self.check_webhook(webhook, caller)
         with self.database.session(read_only=True) as session:
             self._check_number(session, caller, adds=len(requests))
             if webhook is not None:
@@ -157,8 +157,9 @@ class Submitter:
             if earlier:
                 return earlier
             namespaces = Owners(session).output_namespaces(owner)
+        request = self.planning.limited(request)
         check_worker_kind(request.compute.device, settings)
-        self._check_webhook(request.webhook, caller)
+        self.check_webhook(request.webhook, caller)
         planner = self.planning.planner(request, caller=caller, namespaces=namespaces)
         model = admit_model(find_model(request.model, planner.hub), planner.hub)
         specs = []
@@ -174,14 +175,10 @@ class Submitter:
                 tasks_directory=settings.tasks_path,
             )
             planner.check(spec, model)
-            specs.append(
-                spec.with_limits(
-                    max_queue_seconds=settings.max_queue_seconds, max_runtime_seconds=settings.max_runtime_seconds
-                )
-            )
+            specs.append(spec)
         return specs
 
-    def _check_webhook(self, webhook: JobWebhookRequest | None, caller: Caller) -> None:
+    def check_webhook(self, webhook: JobWebhookRequest | None, caller: Caller) -> None:
         """Raises `MissingScope`, and as `check_url` does."""
         if webhook is None:
             return

@@ -101,7 +101,7 @@ class DeliveryBody(shapes.Delivery):
 
 
 class WebhooksQuery(PageQuery):
-    job: Annotated[str, Field(min_length=1, max_length=64, description="those of this job")] | None = None
+    job: Annotated[str, Field(pattern="^[!-~]{1,64}$", description="those of this job")] | None = None
 
 
 class DeliveriesQuery(PageQuery):

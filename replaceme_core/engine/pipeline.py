@@ -82,7 +82,14 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
         cache_bytes=0 if cache is None else request.cache_bytes,
         needs_accelerator=request.needs_accelerator,
     )
-    spec = resolve_spec(spec, machine, values=stored.values, positions=outline.positions, longest=outline.longest)
+    spec = resolve_spec(
+        spec,
+        machine,
+        values=stored.values,
+        removed=depths[-1],
+        positions=outline.positions,
+        longest=outline.longest,
+    )
     paths = [None if path is None else Path(path) for path in request.calibration_paths]
     of_healing = paths[len(request.spec.calibration.mix) :]
     del paths[len(request.spec.calibration.mix) :]

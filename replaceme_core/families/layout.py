@@ -316,6 +316,11 @@ OWN_FIELDS = "per_layer_config"
 """The field of a config with the fields that single blocks have otherwise, by the index of the block."""
 
 
+AHEAD = ("num_nextn_predict_layers", "num_mtp_layers")
+"""Fields with the number of blocks after the last one that are stored to predict tokens further ahead. transformers
+loads none of them, and a result has none."""
+
+
 STAGES = "stage_names"
 """Of models that serve as a backbone: names of the streams before the first block and after each one. Those that others
 read (`out_indices`) become the last ones before them that stay."""
@@ -368,6 +373,9 @@ def follow_blocks(config: Config, *, layout: Layout, kept: Sequence[int]) -> Non
     for name in _OLDER_PATTERNS.split():
         if name in vars(config) and name not in type(config).__dataclass_fields__:
             delattr(config, name)  # the lists say it
+    for name in AHEAD:
+        if getattr(config, name, None):
+            setattr(config, name, 0)
     own = config.to_dict().get(OWN_FIELDS)
     config.num_hidden_layers = len(kept)
     stages = getattr(config, STAGES, None)

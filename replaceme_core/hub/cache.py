@@ -107,7 +107,7 @@ class Cache:
         coming = sum(max(0, size - received_bytes(blob)) for blob, size in reserved.items())
         others = sum(_size(blob) for blob in self._root.glob("*/blobs/*") if _whole(blob) not in reserved)
         over, short = sum(reserved.values()) + others - self._limit, coming - free
-        for place in self._oldest_first():
+        for place in self._oldest_first() if sum(reserved.values()) <= self._limit else ():  # else nothing helps
             if max(over, short) <= 0:
                 return
             removed = self._remove(place, keep=reserved.keys())

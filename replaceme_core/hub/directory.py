@@ -38,6 +38,7 @@ from replaceme_core.hub.files import (
 from replaceme_core.hub.port import (
     REPOSITORY,
     ExistingOutput,
+    Hub,
     Publication,
     RepositoryFile,
     RepositoryKind,
@@ -244,6 +245,9 @@ class DirectoryHub:
         with _os_errors(snapshot.repo_id), location.open("rb") as stream:
             stream.seek(start)
             return stream.read(end - start)
+
+    def as_writer(self) -> Hub:
+        return self
 
     def namespace(self) -> str:
         return NAMESPACE

@@ -8,6 +8,7 @@ and without a token the call is anonymous. Uploads to Xet storage are left to th
 import string
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from copy import copy
 from itertools import islice
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from replaceme_core.hub.files import walk
 from replaceme_core.hub.port import (
     NAME,
     ExistingOutput,
+    Hub,
     Publication,
     RepositoryFile,
     RepositoryKind,
@@ -91,11 +93,20 @@ class HuggingFaceHub:
         with hub_errors(f"reading {path} of {snapshot.kind} {snapshot.repo_id}"):
             return fetch_range(url, start=start, end=end, token=self._read_token)
 
+    def as_writer(self) -> Hub:
+        found = copy(self)
+        found._read_token = self._write_token or self._read_token
+        return found
+
     def namespace(self) -> str:
         if self._owner is None:
             token = self._writer()
             with hub_errors("looking up the owner of the write token"):
-                self._owner = matching(NAME, self._api.whoami(token=token)["name"], "the name of an account")
+                account = self._api.whoami(token=token)
+            match account:
+                case {"auth": {"accessToken": {"role": "read"}}}:
+                    raise AccessDenied("the write token for the Hub may only read; publishing needs one that may write")
+            self._owner = matching(NAME, account["name"], "the name of an account")
         return self._owner
 
     def find_publication(self, repo_id: str, trailer: str, *, create_pr: bool = False) -> str | None:

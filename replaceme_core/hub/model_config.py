@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from replaceme_core.errors import BrokenModel, UnsafeModel, UnsupportedFamily
-from replaceme_core.families.layout import LANGUAGE_MODEL, OWN_FIELDS, Inputs, Layout, Refusal, lookup, unmet
+from replaceme_core.families.layout import AHEAD, LANGUAGE_MODEL, OWN_FIELDS, Inputs, Layout, Refusal, lookup, unmet
 from replaceme_core.hub.model_files import SINGLE, read_config, side_files, weight_files
 from replaceme_core.hub.quantized import KEY, scheme_of
 from replaceme_core.hub.safetensors_header import TensorPlace
@@ -177,21 +177,31 @@ _EMBEDDING_WIDTH = "word_embed_proj_dim"
 """Of families whose embedding may be narrower than the stream."""
 
 
-def without_buffers(tensors: Iterable[TensorPlace]) -> list[TensorPlace]:
-    """Those that are read: what is no parameter is neither loaded nor saved again."""
-    return [tensor for tensor in tensors if not tensor.name.endswith(_BUFFERS)]
+def read_weights(
+    outline: ModelOutline, config: Mapping[str, object], tensors: Iterable[TensorPlace]
+) -> list[TensorPlace]:
+    """Those of the stored `tensors` that are loaded: not the buffers, and not what predicts tokens further ahead.
 
-
-def check_weights(outline: ModelOutline, config: Mapping[str, object], tensors: Sequence[TensorPlace]) -> None:
-    """Raise `BrokenModel` if blocks, vocabulary or width of the `config` are not those of the weights.
-
-    These are all the stored `tensors` without buffers. Raises it also for one of a dtype that is not supported.
+    Raises `BrokenModel` if blocks, vocabulary or width of the `config` are not theirs, and for one of a dtype that is
+    not supported.
     """
-    shapes = {tensor.name: tensor.shape for tensor in tensors}
+    row, text = outline.layout, outline.layout.part_of(config)
+    ahead = next((count for name in AHEAD if _is_count(count := text.get(name))), 0)
+    kept = []
+    for tensor in tensors:
+        number = row.block_number(tensor.name)
+        is_ahead = number is not None and outline.blocks <= number < outline.blocks + ahead
+        if not is_ahead and not tensor.name.endswith(_BUFFERS):
+            kept.append(tensor)
+    _check(outline, text, kept)
+    return kept
+
+
+def _check(outline: ModelOutline, text: Mapping[str, object], tensors: Sequence[TensorPlace]) -> None:
+    shapes, row = {tensor.name: tensor.shape for tensor in tensors}, outline.layout
     for tensor in tensors:
         if tensor.dtype not in DTYPES:
             raise BrokenModel(f"{tensor.name} is stored as {tensor.dtype}; F32, BF16 and F16 are supported")
-    row, text = outline.layout, outline.layout.part_of(config)
     found = {number for name in shapes if (number := row.block_number(name)) is not None}
     missing = next(index for index in range(len(found) + 1) if index not in found)
     if missing < len(found):

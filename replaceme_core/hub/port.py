@@ -140,6 +140,9 @@ class Hub(Protocol):
     def read_range(self, snapshot: Snapshot, path: str, *, start: int, end: int) -> bytes:
         """The bytes `start` to `end` (not included) of a file, fewer if it ends before. The rest is not downloaded."""
 
+    def as_writer(self) -> "Hub":
+        """The same Hub as the owner of the write token sees it: to read what was published there, and nothing else."""
+
     def namespace(self) -> str:
         """The owner of results that name no output repository: the owner of the write token."""
 

@@ -146,10 +146,12 @@ READ_ONLY = "replaceme_read_only"
 IDLE_SECONDS = 30
 BUSY_SECONDS = 30
 _POOL_SECONDS = 10
+_QUIET = {"hide_parameters": True}  # in errors, and so in logs: some are addresses of webhooks
 _SQLITE_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
-# connection, resources, operator intervention, deadlock and serialisation, lock timeout, idle timeout: a retry may help
-_TRANSIENT_SQLSTATES = ("08", "53", "57", "40", "55P03", "25P03")
+# connection, resources, operator intervention, deadlock and serialisation, lock timeout, idle timeout, a server that is
+# read-only, as after a failover: a retry may help
+_TRANSIENT_SQLSTATES = ("08", "53", "57", "40", "55P03", "25P03", "25006")
 _DISK_FULL_SQLSTATE = "53100"
 _NO_SUCH_SQLSTATES = ("42P01", "42703", "3F000")  # table, column, schema
 _NO_SUCH = ("no such table", "no such column")
@@ -192,7 +194,7 @@ def make_engine(url: str, *, foreign_keys: bool = True, pooled: bool = True, aut
         waits = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 10, "keepalives_interval": 5}
         arguments = {name: value for name, value in waits.items() if name not in parsed.query}
         mode = {"isolation_level": "AUTOCOMMIT"} if autocommit else {}
-        engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=not autocommit, **pool, **mode)
+        engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=not autocommit, **_QUIET, **pool, **mode)
 
         @event.listens_for(engine, "connect")
         def limit(connection: psycopg.Connection, _: ConnectionPoolEntry) -> None:
@@ -207,7 +209,7 @@ def make_engine(url: str, *, foreign_keys: bool = True, pooled: bool = True, aut
     assert parsed.database is not None
     Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     _make_private(Path(parsed.database))
-    engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS}, **pool)
+    engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS}, **_QUIET, **pool)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:

@@ -197,6 +197,7 @@ class Keys:
 
     def revoke(self, key_id: str) -> ApiKey:
         """End a key; it may be repeated. Raises `KeyNotFound`."""
+        self.get(key_id)
         self._session.execute(
             update(ApiKeyRow).where(ApiKeyRow.id == key_id, ApiKeyRow.revoked_at.is_(None)).values(revoked_at=now())
         )

@@ -111,8 +111,8 @@ _NUMBERS = union_all(
 _WEBHOOKS = (
     select(WebhookRow)
     .where(WebhookRow.number.in_(_NUMBERS), WebhookRow.disabled_at.is_(None))
-    # who deletes a webhook waits for this transaction: the messages refer to it
-    .with_for_update(read=True, key_share=True)
+    # who deletes or disables a webhook waits for this transaction, and then finds its messages
+    .with_for_update(read=True)
 )
 """Built once, since every event reads by it."""
 

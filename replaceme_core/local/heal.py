@@ -9,13 +9,14 @@ from typing import Any
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.local.compress import Outcome
-from replaceme_core.local.inputs import named_texts, validated
+from replaceme_core.local.inputs import named_texts, outline_of, validated
 from replaceme_core.local.reproduce import pin_model, pin_texts, read_recorded
 from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, check_absent, check_installed, show_nothing
 from replaceme_core.plan.eta import weights_of
 from replaceme_core.request.admission import resolve_texts
 from replaceme_core.request.method import MethodSpec
-from replaceme_core.request.spec import EvaluationSpec, HealSpec
+from replaceme_core.request.resolve import check_inputs
+from replaceme_core.request.spec import EvaluationSpec, HealSpec, Loading
 from replaceme_core.runner.inputs import pin_text
 from replaceme_core.settings import Settings
 
@@ -48,12 +49,13 @@ def heal(
             raise InvalidInput(f"{result} was trained already, or does not say which blocks are gone", field="result")
         before = recorded.spec
         _, found, _ = resolve_texts(before.calibration, asked, machine.hub, find_file=paths.get)
-        method, compute = MethodSpec(name=before.method.name), before.compute
-        if device is not None:
-            compute = compute.model_copy(update={"device": device})
+        method = MethodSpec(name=before.method.name)
+        # not how this machine's memory made the result read: where it was block by block, the model may fit here
+        compute = before.compute.model_copy(update={"loading": Loading.AUTO, "device": device or before.compute.device})
         evaluation = EvaluationSpec(samples=before.evaluation.samples)
         changes = {"ratio": None, "drop": tuple(removed), "method": method, "compute": compute, "heal": found}
         spec = before.model_copy(update={**changes, "evaluation": evaluation})
+        check_inputs(spec, outline_of(recorded.directory))
         files = (pin_model(spec, given=teacher, hub=machine.hub), *pin_texts(before, given=texts, hub=machine.hub))
         if found is not None and found.source is not None:
             files = (*files, pin_text(found.source, machine.hub, paths.__getitem__))

@@ -11,8 +11,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Protocol, Self
 
-from pydantic import ValidationError
-
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.hub.model_config import read_outline
 from replaceme_core.hub.port import Hub
@@ -33,12 +31,12 @@ from replaceme_core.runner.messages import (
     StageStarted,
 )
 from replaceme_core.runner.process import RUNNER_COMMAND, Confinement, Runner
-from replaceme_core.settings import Settings
+from replaceme_core.settings import Settings, read_settings
 
 GRACE_SECONDS = 5.0
 _LOG_LINES = 20
 _OF_A_SERVICE = (Stage.RESOLVE, Stage.PUBLISH)
-_OF_A_MODEL = ("torch", "transformers", "safetensors", "psutil")
+_OF_A_MODEL = ("torch", "transformers", "safetensors", "psutil", "PIL")
 LIBRARIES = {
     "api": ("fastapi", "fastapi_offline", "limits", "prometheus_client", "uvicorn"),
     "heal": ("accelerate",),
@@ -46,16 +44,6 @@ LIBRARIES = {
     "worker": _OF_A_MODEL,
 }
 """What each extra installs, as modules, without what can be missing."""
-
-
-def read_settings(**given: object) -> Settings:
-    """The settings from the environment, overridden by those `given`. Raises `InvalidInput` that names a wrong one."""
-    try:
-        return Settings.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "REPLACEME_" + "_".join(map(str, first["loc"][:1])).upper()
-        raise InvalidInput(f"{name}: {first['msg']}") from error
 
 
 def check_installed(command: str, *extras: str) -> None:

@@ -11,6 +11,8 @@ is); all, at this stage; those whose text came about in the same way, generated 
 these those of the same method.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,10 +103,15 @@ class Duration:
 
 
 def inputs_of(spec: CompressionSpec) -> str:
-    """Model and texts of a specification whose calibration is resolved, as a name that is equal for equal ones."""
+    """Model and texts of a specification whose calibration is resolved, as a name that is equal for equal ones.
+
+    It tells nobody what they are, but for own text: runners of other owners get it.
+    """
     text = spec.calibration
     names = [source.name for source in text.mix]
-    return " ".join(map(str, (spec.model.repo_id, *names, text.max_length, text.seed)))
+    facts = json.dumps([spec.model.repo_id, *names, text.max_length, text.seed])
+    digest = hashlib.sha256(facts.encode()).hexdigest()
+    return f"{digest} {SELF_GENERATED}" if SELF_GENERATED in names else digest
 
 
 def modelled_copy(stage: Stage, size: int, *, is_remote: bool) -> float:

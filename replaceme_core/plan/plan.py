@@ -21,10 +21,9 @@ from replaceme_core.plan.resources import (
     Peak,
     Workload,
     expected_workload,
-    keeps_streams,
+    kept_streams,
     peaks_of,
     shape_of,
-    store_bytes,
 )
 from replaceme_core.request import defaults
 from replaceme_core.request.admission import (
@@ -148,8 +147,7 @@ def written_bytes(shape: ModelShape, *, after: int, removed: int) -> int:
 
 def _kept_on_disk(shape: ModelShape, work: Workload, *, after: int) -> int:
     """The streams, in the activation cache or beside the output; of a healing its targets and two checkpoints."""
-    kept = min(store_bytes(shape, work), defaults.CHOICE_STREAM_BYTES) if keeps_streams(work) else 0
-    heal = work.spec.heal
+    kept, heal = kept_streams(shape, work), work.spec.heal
     return kept if heal is None else kept + heal.tokens * defaults.TARGET_BYTES + 2 * HEALED_BYTES * after
 
 

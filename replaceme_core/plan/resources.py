@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from replaceme_core.hardware import WorkerKind, accelerators
-from replaceme_core.hub.model_config import ModelOutline, check_weights, read_outline, without_buffers
+from replaceme_core.hub.model_config import ModelOutline, read_outline, read_weights
 from replaceme_core.hub.model_files import read_config, weight_files
-from replaceme_core.hub.quantized import as_read, scheme_of
+from replaceme_core.hub.quantized import Scheme, as_read, scheme_of
 from replaceme_core.hub.safetensors_header import ITEM_BYTES, TensorPlace
 from replaceme_core.request import defaults
 from replaceme_core.request.calibration import held_out_samples
@@ -112,8 +112,7 @@ class ModelShape:
 
 def shape_of(outline: ModelOutline, config: Mapping[str, object], tensors: Sequence[TensorPlace]) -> ModelShape:
     """The shape of an admitted model. Raises `BrokenModel` if config and weights are not of one model."""
-    kept = without_buffers(as_read(config, tensors))
-    check_weights(outline, config, kept)
+    kept = read_weights(outline, config, as_read(config, tensors))
     text = outline.layout.part_of(config)
     tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", outline.layout.tied)))
     blocks = [0] * outline.blocks
@@ -148,7 +147,7 @@ def rough_shape(outline: ModelOutline, config: Mapping[str, object], *, weight_b
     For processes that a stranger's headers are kept away from.
     """
     scheme, text = scheme_of(config), outline.layout.part_of(config)
-    values = max(int(weight_bytes / (2 if scheme is None else scheme.bytes_per_value)), outline.blocks)
+    values = max(_rough_values(scheme, weight_bytes), outline.blocks)
     rest = min(2 * (_first(text, ("vocab_size",)) or 0) * outline.hidden_size, values // 2)
     blocks = ((values - rest) // outline.blocks,) * outline.blocks
     return _shape(outline, text, block_values=blocks, rest_values=rest, block_tensors=0, rest_tensors=0, item_bytes=2)
@@ -272,7 +271,14 @@ class Workload:
 
 def expected_workload(spec: CompressionSpec, shape: ModelShape, *, machine: Machine, removed: int) -> Workload:
     """The workload on a worker like `machine`."""
-    resolved = resolve_spec(spec, machine, values=shape.parameters, positions=shape.positions, longest=shape.longest)
+    resolved = resolve_spec(
+        spec,
+        machine,
+        values=shape.parameters,
+        removed=removed,
+        positions=shape.positions,
+        longest=shape.longest,
+    )
     return Workload(spec=resolved, machine=machine, removed=removed)
 
 
@@ -303,7 +309,7 @@ def planned_host_bytes(request: ModelRequest) -> int:
     if isinstance(request, EvaluateRequest):
         base = GPU_RUNNER_BYTES if accelerators() else RUNNER_BYTES
         # all models at once, in float32: of two bytes a value, the files and twice as much
-        return base + 3 * sum(_weight_bytes(Path(directory)) for directory in request.directories)
+        return base + 3 * 2 * sum(_values(Path(directory)) for directory in request.directories)
     assert isinstance(request, RunnerRequest)
     spec, directory, cache_bytes = request.spec, Path(request.model_directory), 0
     if request.cache_directory is not None:
@@ -323,6 +329,15 @@ def planned_host_bytes(request: ModelRequest) -> int:
 
 def _weight_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in weight_files(directory))
+
+
+def _values(directory: Path) -> int:
+    return _rough_values(scheme_of(read_config(directory)), _weight_bytes(directory))
+
+
+def _rough_values(scheme: Scheme | None, weight_bytes: int) -> int:
+    """How many values files of this size hold, at two bytes for each that is not quantized."""
+    return int(weight_bytes / (2 if scheme is None else scheme.bytes_per_value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -460,15 +475,16 @@ def store_bytes(shape: ModelShape, work: Workload) -> int:
     return (2 * shape.blocks + 1) * stream_bytes(shape, work)
 
 
-def keeps_streams(work: Workload) -> bool:
-    """Whether the streams of all blocks are kept: to compare sets of blocks, for later jobs, for lazy loading."""
+def kept_streams(shape: ModelShape, work: Workload) -> int:
+    """Bytes of the streams that are kept on disk.
+
+    All of them for lazy loading, and for later jobs where they fit into the cache. To compare sets of blocks, a part.
+    """
+    size = store_bytes(shape, work)
+    if work.is_lazy or size <= work.machine.cache_bytes:
+        return size
     compares = work.method is Method.AUTO or (work.spec.drop is None and work.method in _COMPARING)
-    return _keeps_all(work) or work.trials > 0 or compares
-
-
-def _keeps_all(work: Workload) -> bool:
-    """Whether they are kept however large they are."""
-    return work.machine.keeps_cache or work.is_lazy
+    return min(size, defaults.CHOICE_STREAM_BYTES) if work.trials > 0 or compares else 0
 
 
 def _pass(shape: ModelShape, work: Workload) -> int:
@@ -507,8 +523,7 @@ def _solution(shape: ModelShape, work: Workload) -> int:
     matrix = shape.width**2 * _MATRIX
     if work.method not in (Method.REFIT, Method.AUTO):
         return 8 * matrix + _pass(shape, work) + _replayed_logits(shape, work)
-    has_room = _keeps_all(work) or store_bytes(shape, work) <= defaults.CHOICE_STREAM_BYTES
-    pruned = (3 if keeps_streams(work) and has_room else 6) * stream_bytes(shape, work)
+    pruned = (3 if kept_streams(shape, work) == store_bytes(shape, work) else 6) * stream_bytes(shape, work)
     largest = max(shape.inner, shape.width)
     projection = 3 * largest**2 * _MATRIX + 3 * largest * shape.width * _MATRIX
     tried = round(REFITTED * (shape.blocks - work.removed)) * shape.largest_block * work.value_bytes

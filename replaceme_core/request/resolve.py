@@ -23,6 +23,7 @@ from replaceme_core.request.calibration import (
     held_out_samples,
 )
 from replaceme_core.request.fields import one_of, wrong
+from replaceme_core.request.gate import most_trials
 from replaceme_core.request.method import Method, MethodSpec
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, Dtype, HealedWeights, HealSpec, Loading
 
@@ -62,10 +63,6 @@ class Machine:
     device: str | None = None
     threads: int = 1
     cache_bytes: int = 0
-
-    @property
-    def keeps_cache(self) -> bool:
-        return self.cache_bytes > 0
 
     @property
     def model_bytes(self) -> int | None:
@@ -163,13 +160,19 @@ class ResolvedSpec(CompressionSpec):
 
 
 def resolve_spec(
-    spec: CompressionSpec, machine: Machine, *, values: int, positions: int | None = None, longest: int | None = None
+    spec: CompressionSpec,
+    machine: Machine,
+    *,
+    values: int,
+    removed: int = 1,
+    positions: int | None = None,
+    longest: int | None = None,
 ) -> ResolvedSpec:
     """`spec` with every default filled in for a model of `values` values on `machine`; what it names stays.
 
-    Where the memory is not known, the model is taken to fit. Of a short text there may be fewer samples in the end
-    (`engine.text.tokens`). `positions` are those of one image, where the model reads images; `longest`
-    is what its table of positions has, where there is one.
+    `removed` blocks go, at most. Where the memory is not known, the model is taken to fit. Of a short text there may be
+    fewer samples in the end (`engine.text.tokens`). `positions` are those of one image, where the model reads images;
+    `longest` is what its table of positions has, where there is one.
     """
     models = 2 if spec.evaluation.enabled else 1  # the dense and the pruned one are evaluated side by side
     compute = resolve_compute(spec.compute, machine, values=values, models=models)
@@ -182,7 +185,7 @@ def resolve_spec(
             "calibration": resolve_text(spec, on_cpu=on_cpu, loading=compute.loading, longest=longest)
             if positions is None
             else _resolve_images(spec, on_cpu=on_cpu, positions=positions),
-            "method": _resolve_method(spec, loading=compute.loading),
+            "method": _resolve_method(spec, loading=compute.loading, removed=removed),
             "heal": _resolve_heal(spec, machine, values=values, loading=compute.loading),
         }
     )
@@ -320,11 +323,11 @@ def resolve_compute(asked: ComputeSpec, machine: Machine, *, values: int = 0, mo
     return ResolvedCompute.model_validate(dict(asked) | filled)
 
 
-def _resolve_method(spec: CompressionSpec, *, loading: Loading) -> ResolvedMethod:
+def _resolve_method(spec: CompressionSpec, *, loading: Loading, removed: int) -> ResolvedMethod:
     """The method that is named; else `auto` where it can run as a whole, else `least_squares`.
 
     A model that is read block by block would be read again for each step of `auto`. A job with a limit of time gives
-    `auto` a part of it for its steps.
+    `auto` a part of it for its steps; those of all trials, where the deepest cut is looked for.
     """
     method, name = spec.method, spec.expected_method
     if method.name is None and loading is Loading.BLOCKWISE and Method.LEAST_SQUARES in method.possible:
@@ -333,7 +336,8 @@ def _resolve_method(spec: CompressionSpec, *, loading: Loading) -> ResolvedMetho
     limit = spec.max_runtime_seconds
     is_open = method.name is None and name is Method.AUTO and method.time_budget_seconds is None
     if is_open and limit is not None and limit <= LONG_LIMIT_SECONDS:
-        update["time_budget_seconds"] = max(1.0, limit * AUTO_PART_OF_RUNTIME)
+        trials = most_trials(removed) if spec.searches else 1
+        update["time_budget_seconds"] = max(1.0, limit * AUTO_PART_OF_RUNTIME / trials)
     return ResolvedMethod.model_validate(method.model_dump() | update)
 
 
@@ -357,14 +361,15 @@ def resolve_text(
     general text gets no more of that: the same documents would calibrate and measure under two names. A method that
     fits nothing, one as published, and a request with a `self_generated` of 0 get nothing.
 
-    Candidates are also judged on the general text, unless the request is for one text and nothing else or for a part of
-    that one; and on repeated passages and short questions where repeated passages calibrate.
+    Candidates are also judged on the general text, unless the request is for one text and nothing else, for a part of
+    that one, or for sequences so long that the general text, which is not used at all then, has too few of them; and on
+    repeated passages and short questions where repeated passages calibrate.
     """
     samples, length = usual_size(spec, on_cpu=on_cpu, longest=longest)
-    asked = spec.calibration
+    asked, is_long = spec.calibration, length > JUDGING_TOKENS
     update: dict[str, object] = {"samples": samples, "max_length": length}
     if asked.judged_on is None:
-        one_text = spec.one_text or asked.self_generated == 0 or asked.dataset in PARTS_OF_GENERAL
+        one_text = spec.one_text or asked.self_generated == 0 or asked.dataset in PARTS_OF_GENERAL or is_long
         update["judged_on"] = NO_OTHER_TEXT if one_text else GENERAL
     if asked.sources is None:
         own = general = repeated = 0.0
@@ -373,7 +378,7 @@ def resolve_text(
             if loading is Loading.BLOCKWISE:
                 own, general = 0.0, own + general
             general = min(general, FITTED_TOKENS / (samples * length))
-            if asked.dataset in (GENERAL, *PARTS_OF_GENERAL):
+            if asked.dataset in (GENERAL, *PARTS_OF_GENERAL) or is_long:
                 general = 0.0
         shares = {"self_generated": own, "general": general, "repeated": repeated}
         update |= {name: share for name, share in shares.items() if getattr(asked, name) is None}

@@ -21,13 +21,8 @@ from replaceme_core.wording import json_safe, printable
 WIDTH_WITHOUT_TERMINAL = 80  # columns, whatever the environment says
 
 
-def _keep(context: typer.Context, value: bool) -> bool:
-    """Errors, which are printed in one place for all commands, are JSON then, too."""
-    context.meta["as_json"] = value
-    return value
-
-
-JsonFlag = Annotated[bool, typer.Option("--json", callback=_keep, help="Print one JSON object on standard output.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+"""Errors, which are printed in one place for all commands, are JSON then, too."""
 
 
 def set_parameters(command: Callable[..., None], parameters: Iterable[inspect.Parameter]) -> None:

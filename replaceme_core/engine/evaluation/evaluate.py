@@ -1,10 +1,12 @@
 """`replaceme evaluate`: measure model directories side by side on a text."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from replaceme_core.engine.activations.cache import open_cache
 from replaceme_core.engine.evaluation.compare import answer, ratio_interval
@@ -12,6 +14,7 @@ from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import Measurement, Subject, TextSize, measure
 from replaceme_core.engine.evaluation.speed import measure_speed, speed_changes
 from replaceme_core.engine.evaluation.tasks import load_tasks
+from replaceme_core.engine.model.dequantize import in_full_precision
 from replaceme_core.engine.model.device import hardware_name, make_deterministic, this_machine
 from replaceme_core.engine.model.load import load_model, load_tokenizer, stored_weights
 from replaceme_core.engine.text.documents import documents, is_running_text
@@ -52,13 +55,12 @@ def evaluate(request: EvaluateRequest) -> dict[str, object]:
     )
     length, texts = _length(directories, request.max_length), []
     for directory in directories:
-        stored_weights(directory)
         texts.append(_sequences(directory, request, length=length))
     cache = open_cache(request.cache_directory, limit=request.cache_bytes)
     subjects = [
         Subject(
             name=directory.name,
-            model=load_model(directory, dtype=dtype, device=compute.device),
+            model=_load(directory, dtype=dtype, device=compute.device),
             directory=directory,
             results=DenseResults.of(directory, cache, compute),
         )
@@ -102,10 +104,17 @@ def _require_language_model(directory: Path) -> None:
         )
 
 
+def _load(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """The model; where its weights are quantized, from a copy that is gone once it is loaded."""
+    beside = Path(tempfile.gettempdir()) / directory.name
+    with in_full_precision(directory, beside=beside, writes=False) as readable:
+        stored_weights(readable)
+        return load_model(readable, dtype=dtype, device=device)
+
+
 def _ask(directory: Path, request: EvaluateRequest, *, dtype: torch.dtype, device: str) -> dict[str, object]:
     """What the model answers to the prompts; one model at a time is in memory."""
-    stored_weights(directory)
-    model, tokenizer = load_model(directory, dtype=dtype, device=device), load_tokenizer(directory)
+    model, tokenizer = _load(directory, dtype=dtype, device=device), load_tokenizer(directory)
     longest = read_outline(directory).longest
     found = answer(model, tokenizer, request.prompts, new_tokens=request.new_tokens, longest=longest)
     return {"answers": [{"prompt": one.prompt, "text": one.text, "loops": one.loops} for one in found]}

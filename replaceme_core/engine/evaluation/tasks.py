@@ -167,6 +167,7 @@ class LoadedTasks:
 
         harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=TASK_BATCH)
         _bound_logits(harness, vocabulary=model.config.get_text_config().vocab_size)
+        task.set_fewshot_seed(seed=1234)  # that of the library's own command; each run draws on
         with library_errors(f"the task {name} does not run on the model"):
             found = evaluate(
                 lm=harness,
@@ -242,7 +243,6 @@ def _load(names: Mapping[str, int | None], *, directory: Path, few_shot: int | N
         for task in tasks.values():
             if shots is not None:
                 task.set_config(key="num_fewshot", value=shots)
-            task.set_fewshot_seed(seed=1234)  # that of the library's own command
         loaded[name] = tasks
     return loaded
 

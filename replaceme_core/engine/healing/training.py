@@ -50,7 +50,7 @@ CHECKPOINT_SECONDS = 120.0
 CURVE = 50
 """Points of the curve of the loss."""
 _BEST = "best.safetensors"
-_PANEL = "panel"
+_PANEL, _ENDED = "panel", "ended"
 _DEVICE = "ACCELERATE_TORCH_DEVICE"
 _BETAS = (0.9, 0.95)
 _LARGEST_NORM = 1.0
@@ -279,15 +279,18 @@ class _Watch(TrainerCallback):
         self._judging = 0.0
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        if self.course.ended_early is not None:  # before its worker was lost: the library takes a step all the same
+            control.should_training_stop = True
+            return
         budget, seconds = self._training.heal.time_budget_seconds, self._seconds
         self._training.advance(state.global_step / self._steps)
         if budget is not None and seconds >= budget and state.global_step < self._steps:
-            self._end(control, f"its time budget of {budget:g} seconds was used up")
+            self._end(state, control, f"its time budget of {budget:g} seconds was used up")
         is_last = control.should_training_stop or state.global_step >= self._steps
         if is_last or state.global_step % self._between == 0:
             self._judge(state)
             if len(self.course.judged) - 1 - self.course.best >= HEAL_MISSES and not is_last:
-                self._end(control, f"the panel had not become better {HEAL_MISSES} times in a row")
+                self._end(state, control, f"the panel had not become better {HEAL_MISSES} times in a row")
         if control.should_training_stop or is_last or time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
             control.should_save, self._saved = True, time.monotonic()
         done = self._tokens(state.global_step) - self._tokens(self._first_step)
@@ -301,7 +304,7 @@ class _Watch(TrainerCallback):
         self.course.losses.append({"tokens": tokens, "loss": float(loss)})
         self._training.metric("heal_loss", float(loss), tokens)
         if not math.isfinite(float(loss)):
-            self._end(control, "its loss was no number")
+            self._end(state, control, "its loss was no number")
 
     def _tokens(self, step: int) -> int:
         """Tokens that were read by the end of a step; the last one may have fewer sequences."""
@@ -311,8 +314,10 @@ class _Watch(TrainerCallback):
     def _seconds(self) -> float:
         return self._before + time.monotonic() - self._began
 
-    def _end(self, control: TrainerControl, why: str) -> None:
+    def _end(self, state: TrainerState, control: TrainerControl, why: str) -> None:
         control.should_training_stop, self.course.ended_early = True, why
+        history: list[dict[str, Any]] = state.log_history
+        history.append({_ENDED: why, "step": state.global_step})
 
     def _read(self, state: TrainerState) -> None:
         """What a checkpoint knows."""
@@ -323,6 +328,8 @@ class _Watch(TrainerCallback):
                 self.course.losses.append({"tokens": tokens, "loss": float(row["loss"])})
             elif _PANEL in row:
                 self.course.judged.append(Judged(**row[_PANEL]))
+            elif _ENDED in row:
+                self.course.ended_early = row[_ENDED]
 
     def _judge(self, state: TrainerState) -> None:
         began = time.monotonic()

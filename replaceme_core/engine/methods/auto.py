@@ -8,7 +8,8 @@ begun, which is reported; what the maps come to is always there.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -24,9 +25,6 @@ from replaceme_core.request.defaults import RACE_PART, RACING
 from replaceme_core.request.method import Method
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.runner.messages import Stage
-
-REFIT_COST = 1.0
-"""The time that `auto` expects a refit on all the text to take, in multiples of that until then."""
 
 RACE_TIME = 0.5
 """Of the progress of the stage."""
@@ -89,8 +87,8 @@ def _race(task: Task, ranked: MappedSets, budget: "_Budget") -> Blocks | None:
         if budget.allows(RACE_PART, name):
             start, end = (RACE_TIME * place / len(contenders) for place in (number, number + 1))
             step = replace(task, progress=PartOfStage(task.progress, start=start, end=end))
-            fitted = refit_without(step, blocks, fit=first_lap(task), judged=panel.batches)
-            losses[blocks] = fitted.losses
+            with budget.measuring(RACE_PART):
+                losses[blocks] = refit_without(step, blocks, fit=first_lap(task), judged=panel.batches).losses
             task.progress.metric("held_out_loss", panel.mean(losses[blocks]), panel.unit, candidate=name)
     simplest_first = sorted(losses, key=lambda blocks: (len(runs(blocks)), panel.mean(losses[blocks])))
     return simplest_first[panel.simplest([losses[blocks] for blocks in simplest_first])] if losses else None
@@ -111,16 +109,24 @@ class _Budget:
     seconds: float | None
     left_out: list[str] = field(default_factory=list)
     began: float = field(default_factory=lambda: time.monotonic())
-    first: float = 0.0
+    cost: float = 0.0
+    """Seconds that a refit on all the text is expected to take."""
 
     def first_step_ended(self) -> None:
-        """Costs are multiples of the time until now."""
-        self.first = time.monotonic() - self.began
+        """Until one was measured, it is expected to take as long as all until now."""
+        self.cost = time.monotonic() - self.began
+
+    @contextmanager
+    def measuring(self, part: float) -> Iterator[None]:
+        """A refit on this part of the text is made here."""
+        began = time.monotonic()
+        yield
+        self.cost = (time.monotonic() - began) / part
 
     def allows(self, part: float, step: str) -> bool:
         """Whether a refit on this part of the text is expected to end in time."""
         spent = time.monotonic() - self.began
-        if self.seconds is None or spent + part * REFIT_COST * self.first <= self.seconds:
+        if self.seconds is None or spent + part * self.cost <= self.seconds:
             return True
         self.left_out.append(step)
         return False

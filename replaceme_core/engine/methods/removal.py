@@ -42,7 +42,7 @@ def block_influence(task: Task) -> Pruning:
     task.progress.metric("tokens", task.calibration_tokens, "tokens")
     task.begin(Stage.SELECT)
     influence = {cut.start: angle.influence for cut, angle in angles.items()}
-    removed = list[int]()
+    removed = [*(task.spec.drop or ())]
     while len(removed) < len(influence) and len(removed) < task.remove:
         left = [block for block in influence if block not in removed and task.activations.may_go([*removed, block])]
         removed.append(min(some_of(left), key=lambda block: influence[block]))

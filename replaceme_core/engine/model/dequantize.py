@@ -22,9 +22,10 @@ _BIAS = 127
 
 
 @contextmanager
-def in_full_precision(directory: Path, *, beside: Path) -> Iterator[Path]:
+def in_full_precision(directory: Path, *, beside: Path, writes: bool = True) -> Iterator[Path]:
     """`directory`; or, if its weights are quantized, a copy in bfloat16 in the directory of `beside`, until the end.
 
+    `writes`: a result as large as that is written there too.
     Raises as `scheme_of` and `unpacked` do, and `OutOfSpace`.
     """
     config = read_config(directory)
@@ -35,7 +36,8 @@ def in_full_precision(directory: Path, *, beside: Path) -> Iterator[Path]:
     stored = tensors_of(weight_files(directory))
     beside.parent.mkdir(parents=True, exist_ok=True)
     size = sum(one.numel for one in as_read(config, stored)) * _DTYPE.itemsize
-    require_space(beside.parent, 2 * size, purpose="the weights in full precision, and the result")
+    purpose = "the weights in full precision" + (", and the result" if writes else "")
+    require_space(beside.parent, (1 + writes) * size, purpose=purpose)
     with TemporaryDirectory(dir=beside.parent, prefix=f".{beside.name}.source-") as place:
         copy = Path(place)
         for path in side_files(directory):

@@ -43,7 +43,7 @@ from replaceme_core.errors import BrokenModel, InvalidInput
 from replaceme_core.families.layout import IMAGE_MODEL, LANGUAGE_MODEL, Layout, lookup
 from replaceme_core.families.resolve import part_config, resolve
 from replaceme_core.hub.files import read_json_file
-from replaceme_core.hub.model_config import admit_config, check_weights, without_buffers
+from replaceme_core.hub.model_config import admit_config, read_weights
 from replaceme_core.hub.model_files import CONFIG, INDEX, PREPROCESSOR, SINGLE, read_config, side_files, weight_files
 from replaceme_core.library_errors import library_errors
 from replaceme_core.request.removal import check_length
@@ -77,9 +77,8 @@ def stored_weights(directory: Path) -> StoredWeights:
     Reads the header of every file and compares them with the config, so that a truncated download and a config of
     another model are found before anything is built or computed.
     """
-    tensors = without_buffers(tensors_of(weight_files(directory)))
     content = read_config(directory)
-    check_weights(admit_config(content), content, tensors)
+    tensors = read_weights(admit_config(content), content, tensors_of(weight_files(directory)))
     counts = Counter[torch.dtype]()
     for stored in tensors:
         counts[STORED_DTYPES[stored.dtype]] += stored.numel

@@ -20,7 +20,7 @@ class Stream:
 
     def cosine(self, other: "Stream") -> torch.Tensor:
         """Cosine to `other`, token by token (tokens,)."""
-        product = (self.values * other.values).sum(dim=1, dtype=torch.float32)
+        product = (self.values.float() * other.values.float()).sum(dim=1)  # float16 ends at 65,504
         return product / (self.length * other.length).clamp_min(torch.finfo(torch.float32).tiny)
 
 

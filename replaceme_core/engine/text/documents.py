@@ -136,7 +136,7 @@ def _text(path: Path) -> Iterator[str]:
 def _jsonl(path: Path, column: str | None) -> Iterator[Document]:
     with path.open(encoding="utf-8-sig") as stream:
         for row in json_rows(stream, path):
-            yield _document(row, column)
+            yield from _document(row, column)
 
 
 def _snapshot(source: CalibrationSource, path: Path) -> Iterator[Document]:
@@ -144,23 +144,29 @@ def _snapshot(source: CalibrationSource, path: Path) -> Iterator[Document]:
     wanted = _wanted(source.column)
     for file in local_data_files(path, config=source.config, split=source.split):
         for row in rows_of(file, wanted):
-            yield _document(row, source.column)
+            yield from _document(row, source.column)
 
 
 def _wanted(column: str | None) -> tuple[str, ...]:
     return (column,) if column is not None else (*_CHAT_COLUMNS, *_TEXT_COLUMNS)
 
 
-def _document(row: Mapping[str, object], column: str | None) -> Document:
+def _document(row: Mapping[str, object], column: str | None) -> Iterator[Document]:
+    """The document in a row; none where a column of texts has nothing in this one."""
     names = _wanted(column)
     for name in names:
         value = row.get(name)
         if isinstance(value, str):
-            return value
-        if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
-            return [_message(turn) for turn in value]
+            yield value
+            return
+        if value and isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
+            yield [_message(turn) for turn in value]
+            return
     if column is None and (conversation := _instruction(row)):
-        return conversation
+        yield conversation
+        return
+    if any(name in row and not row[name] for name in names):
+        return
     wanted = f"column {column!r}" if column else f"none of the columns {', '.join(names)}"
     raise InvalidInput(
         f"{'no ' + wanted if column else wanted} with text or a conversation; the columns are "

@@ -73,7 +73,9 @@ HALF_OWN = [("org/text", 28, 8), ("self-generated", 28, 4), (GENERAL, 0, 4)]
         ({"dataset": GENERAL}, {}, [(GENERAL, 63, 12), ("self-generated", 21, 6)], 21),
         ({"dataset": "builtin:code"}, {}, [("builtin:code", 63, 12), ("self-generated", 21, 6)], 21),
         # no more of the general text than it has
-        ({"max_length": 16_384}, {}, [("org/text", 62, 12), ("self-generated", 21, 0), (GENERAL, 1, 0)], 21),
+        ({"max_length": 8_192}, {}, [("org/text", 61, 12), ("self-generated", 21, 1), (GENERAL, 2, 1)], 21),
+        # and none where it has too few of such sequences to judge
+        ({"max_length": 16_384}, {}, [("org/text", 63, 12), ("self-generated", 21, 0)], 21),
         # several texts
         ({"sources": ["org/text", OWN]}, {}, HALF_OWN, 0),
         ({"sources": ["org/text", OWN], "repeated": 0.25}, {}, HALF_OWN, 14),

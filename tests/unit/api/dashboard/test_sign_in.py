@@ -42,7 +42,9 @@ def test_with_keys_every_page_leads_to_the_sign_in_and_back(client: TestClient, 
     there = "/ui/sign-in?next=%2Fui%2Fjobs%3Fstatus%3Dfailed"
     assert (response.status_code, response.headers["location"]) == (303, there)
     response = client.get("/ui/jobs", headers={"HX-Request": "true"}, follow_redirects=False)
-    assert (response.status_code, response.headers["hx-redirect"]) == (401, "/ui/sign-in")
+    assert (response.status_code, response.headers["hx-redirect"]) == (401, "/ui/sign-in?next=%2Fui%2Fjobs")
+    response = client.post("/ui/plan", headers={"HX-Request": "true"}, follow_redirects=False)
+    assert (response.status_code, response.headers.get("hx-redirect")) == (401, None), "the form would be lost"
     page = client.get(there)
     assert 'name="next" value="/ui/jobs?status=failed"' in page.text
     form = {"csrf_token": token_of(page), "key": holder.text, "next": "/ui/jobs?status=failed"}
@@ -74,7 +76,7 @@ def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(
     cookie = sign_in(client, holder.text).headers["set-cookie"]
     assert holder.text not in cookie
     parts = {part.strip().partition("=")[0]: part.strip().partition("=")[2] for part in cookie.split(";")[1:]}
-    assert parts == {"Max-Age": str(SESSION_SECONDS), "Path": "/ui", "HttpOnly": "", "SameSite": "Strict"}
+    assert parts == {"Max-Age": str(SESSION_SECONDS), "Path": "/ui", "HttpOnly": "", "SameSite": "Lax"}
     assert client.get("/jobs", headers={"cookie": cookie.partition(";")[0]}).status_code == 401, "for pages alone"
     beside = {"cookie": f'prefs={{"theme": "dark"}}; {cookie.partition(";")[0]}'}
     client.cookies.clear()
