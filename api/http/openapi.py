@@ -3,16 +3,17 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 
-from api.http.problems import PROBLEM_JSON, http_error_of
+from api.http.problems import PROBLEM_JSON, http_error_of, problem_response
 from replaceme_core import errors as core
 from replaceme_core.ledger.states import TYPE_PREFIX, EventType
 from replaceme_core.shapes import Message, Shape
+from replaceme_core.validation import Problem
 
 _SECURITY = "key"
 _SCHEME = {
@@ -119,29 +120,25 @@ class ProblemBody(Shape):
     """The invalid fields; present with status 422."""
 
 
-@dataclass(frozen=True)
-class _Error:
-    """One error with an example; `headers` are those that it always has."""
-
-    status: HTTPStatus
-    code: str
-    detail: str
-    title: str
-    errors: tuple[Mapping[str, object], ...] = ()
-    headers: tuple[str, ...] = ()
+def _own(status: HTTPStatus, code: str, detail: str, *headers: str) -> JSONResponse:
+    return problem_response(status=status, code=code, detail=detail, headers=dict.fromkeys(headers, ""))
 
 
-def _own(status: HTTPStatus, code: str, detail: str, *headers: str) -> _Error:
-    return _Error(status, code, detail, title=status.phrase, headers=headers)
+def _core(
+    kind: type[core.ReplaceMeError], detail: str, *headers: str, errors: Sequence[Problem] | None = None
+) -> JSONResponse:
+    row, always = http_error_of(kind(detail)), dict.fromkeys(headers, "")
+    return problem_response(
+        status=row.status, title=row.title, code=kind.code, detail=detail, errors=errors, headers=always
+    )
 
 
-def _core(kind: type[core.ReplaceMeError], detail: str, *headers: str) -> _Error:
-    row = http_error_of(kind(detail))
-    return _Error(row.status, kind.code, detail, title=row.title, headers=headers)
-
-
-_WRONG = {"field": "ratio", "value": 1.5, "message": "expected a number greater than 0 and less than 1, got 1.5"}
-_COMPONENTS: Mapping[str, _Error] = {
+_WRONG: Problem = {
+    "field": "ratio",
+    "value": 1.5,
+    "message": "expected a number greater than 0 and less than 1, got 1.5",
+}
+_COMPONENTS: Mapping[str, JSONResponse] = {
     "BadRequest": _own(HTTPStatus.BAD_REQUEST, "bad_request", "expected one Host header with the name of this service"),
     "Unauthenticated": _own(
         HTTPStatus.UNAUTHORIZED,
@@ -166,7 +163,7 @@ _COMPONENTS: Mapping[str, _Error] = {
     "Misdirected": _own(
         HTTPStatus.MISDIRECTED_REQUEST, "misdirected_request", "this service does not answer to the host example.com"
     ),
-    "Invalid": replace(_core(core.InvalidInput, f"ratio: {_WRONG['message']}"), errors=(_WRONG,)),
+    "Invalid": _core(core.InvalidInput, f"ratio: {_WRONG['message']}", errors=[_WRONG]),
     "TooMany": _own(
         HTTPStatus.TOO_MANY_REQUESTS,
         "too_many_requests",
@@ -220,27 +217,18 @@ def error_responses(method: str, path: str, *, needs_key: bool, has_body: bool) 
         names.append("CredentialNotFound")
     if (method, path) in _CONFLICTS:
         names.append("Conflict")
-    found = {_COMPONENTS[name].status.value: {"$ref": f"#/components/responses/{name}"} for name in names}
+    found = {_COMPONENTS[name].status_code: {"$ref": f"#/components/responses/{name}"} for name in names}
     return {str(status): found[status] for status in sorted(found)}
 
 
-def _response(error: _Error) -> dict[str, Any]:
-    example: dict[str, object] = {
-        "type": f"urn:replaceme:problem:{error.code}",
-        "title": error.title,
-        "status": error.status.value,
-        "detail": error.detail,
-        "code": error.code,
-    }
-    if error.errors:
-        example["errors"] = list(error.errors)
+def _response(example: JSONResponse) -> dict[str, Any]:
+    body = json.loads(bytes(example.body))
     found: dict[str, Any] = {
-        "description": error.title,
-        "content": {PROBLEM_JSON: {"schema": {"$ref": f"{_SCHEMAS}{ProblemBody.__name__}"}, "example": example}},
+        "description": body["title"],
+        "content": {PROBLEM_JSON: {"schema": {"$ref": f"{_SCHEMAS}{ProblemBody.__name__}"}, "example": body}},
     }
-    if error.headers:
-        found["headers"] = {name: _HEADERS[name] for name in error.headers}
-    return found
+    headers = {name: row for name, row in _HEADERS.items() if name in example.headers}
+    return {**found, "headers": headers} if headers else found
 
 
 # What webhooks are sent

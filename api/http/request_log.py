@@ -115,30 +115,18 @@ class RequestLog:
 
 
 class RouteNote:
-    """ASGI middleware, the innermost one: notes the route when the response begins."""
+    """ASGI middleware, the innermost one: notes the route."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        note: RequestNote | None = scope.get(_SCOPE_KEY)
-        if note is None:
-            await self._app(scope, receive, send)
-            return
-
-        def note_route() -> None:
-            note.route = getattr(scope.get("route"), "path_format", None)
-
-        async def send_and_note_route(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                note_route()
-            await send(message)
-
         try:
-            await self._app(scope, receive, send_and_note_route)
-        except BaseException:
-            note_route()  # the response comes from outside of this
-            raise
+            await self._app(scope, receive, send)
+        finally:
+            note: RequestNote | None = scope.get(_SCOPE_KEY)
+            if note is not None:
+                note.route = getattr(scope.get("route"), "path_format", None)
 
 
 def _origin_of(headers: Headers) -> Origin:
