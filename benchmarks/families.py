@@ -58,6 +58,7 @@ from benchmarks.harness.tiny_models import (
     images,
     on_meta,
     run,
+    sizes_of,
     tiny_config,
     tokens,
 )
@@ -72,7 +73,6 @@ from replaceme_core.families.layout import (
     Layout,
     MapStructure,
     Period,
-    Refusal,
     Requirement,
     follow_blocks,
     irregular_lists,
@@ -171,6 +171,7 @@ def _find(model_type: str) -> Layout:
         model_type=model_type,
         part=part,
         part_type=None if part is None else text.model_type,
+        defaults=() if part is None else sizes_of(type(text)),
         auto_class=class_for(base).__name__,
         first_stay=f"vision_config.{ADDED}" if hasattr(getattr(base, "vision_config", None), ADDED) else None,
         block_count=aliases.get("num_hidden_layers", "num_hidden_layers"),
@@ -567,7 +568,7 @@ GROUPS: tuple[tuple[Mapping[str, object], str], ...] = (
 )
 
 
-def refusals(outcomes: Iterable[Outcome]) -> dict[str, Refusal]:
+def refusals(outcomes: Iterable[Outcome]) -> dict[str, str]:
     """Why each type that has no row is refused, those outside of causal language models by what they are."""
     reasons = {one.model_type: one.reason for one in outcomes if one.reason is not None}
     found = {one.model_type for one in outcomes if one.row is not None}
@@ -578,10 +579,7 @@ def refusals(outcomes: Iterable[Outcome]) -> dict[str, Refusal]:
             examined = not failed and (names is WRAPPERS or name in IMAGE_TYPES)
             if name not in found and name in CONFIG_MAPPING and not examined:
                 reasons[name] = reason
-    return {
-        name: Refusal(model_type=name, reason=f"model type {name!r} is not supported: {reason}")
-        for name, reason in sorted(reasons.items())
-    }
+    return {name: f"model type {name!r} is not supported: {reason}" for name, reason in sorted(reasons.items())}
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
@@ -601,8 +599,8 @@ def page(known: Known) -> str:
         f"| `{name}` | {row.structure} | {refitted(row)} | {remarks(row)} |" for name, row in known.families.items()
     ]
     reasons: dict[str, list[str]] = {}
-    for name, refusal in known.refusals.items():
-        reasons.setdefault(refusal.reason.partition(": ")[2], []).append(name)
+    for name, reason in known.refusals.items():
+        reasons.setdefault(reason.partition(": ")[2], []).append(name)
     refused = [f"- {reason}: {', '.join(f'`{name}`' for name in names)}." for reason, names in sorted(reasons.items())]
     return "\n".join(
         [

@@ -245,3 +245,15 @@ def run(config: PreTrainedConfig) -> None:
 def first_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) < 160 else f"{text[:157]}..."
+
+
+_OF_A_CLASS = """
+    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
+    image_size patch_size
+"""
+
+
+def sizes_of(part: type[PreTrainedConfig]) -> tuple[tuple[str, int], ...]:
+    """What the class of a part has of these sizes; what it computes from others is not among them."""
+    found = ((name, getattr(part, name, None)) for name in _OF_A_CLASS.split())
+    return tuple((name, value) for name, value in found if isinstance(value, int))

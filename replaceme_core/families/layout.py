@@ -42,42 +42,6 @@ IMAGE_CLASSIFIER = "AutoModelForImageClassification"
 """Builds and loads a model of images that was saved with its head."""
 
 
-_DEFAULTS: Mapping[str, Mapping[str, int]] = {
-    "llama": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-    },
-    "mistral": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-    },
-    "siglip_vision_model": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "image_size": 224,
-        "patch_size": 16,
-    },
-    "clip_vision_model": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "image_size": 224,
-        "patch_size": 32,
-    },
-}
-"""Sizes of a part, by its type, that the first files of LLaVA, Idefics2, SigLIP and CLIP leave to its class."""
-
-
 class Weight(NamedTuple):
     """A parameter, by its dotted path, and its `axis` of the width d of the stream.
 
@@ -140,6 +104,8 @@ class Layout:
     """
     part_type: str | None = None
     """The `model_type` of that config."""
+    defaults: tuple[tuple[str, int], ...] = ()
+    """Its sizes, by field, where a file leaves them to the class, as the first files of some types do."""
     auto_class: str = LANGUAGE_MODEL
     """The class of transformers that builds and loads the whole model; of one of images, that without a head."""
     blocks: str
@@ -226,7 +192,7 @@ class Layout:
         """
         found = None if self.part is None else config.get(self.part)
         found = config if found is None else found
-        return {**_DEFAULTS.get(self.part_type or "", {}), **found} if isinstance(found, Mapping) else {}
+        return {**dict(self.defaults), **found} if isinstance(found, Mapping) else {}
 
     def positions(self, config: Mapping[str, object]) -> int:
         """How many positions of the stream an image takes, by the config of its tower; raises `ValueError`."""
@@ -261,45 +227,36 @@ class Period:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refusal:
-    """Why a model type is not supported, in a sentence that a user can act on."""
-
-    model_type: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Known:
-    """All rows, and which release of transformers they were found with."""
+    """All rows, and which release of transformers they were found with.
+
+    `refusals`: by model type, why there is no row, in a sentence that a user can act on.
+    """
 
     transformers: str
     families: dict[str, Layout]
-    refusals: dict[str, Refusal]
+    refusals: dict[str, str]
 
 
 KNOWN = TypeAdapter(Known).validate_json(files(__package__).joinpath("known.json").read_bytes())
 FAMILIES, REFUSALS = KNOWN.families, KNOWN.refusals
 
 
-def lookup(model_type: str) -> Layout | Refusal:
+def lookup(model_type: str) -> Layout | str:
     """The row of `model_type`, or why there is none."""
     row = FAMILIES.get(model_type) or REFUSALS.get(model_type)
     if row is not None:
         return row
     shown = shorten(model_type, 80)
-    return Refusal(
-        model_type=model_type,
-        reason=f"model type {shown!r} is not known; `replaceme families` and GET /families list those that are",
-    )
+    return f"model type {shown!r} is not known; `replaceme families` and GET /families list those that are"
 
 
-def unmet(row: Layout, config: Mapping[str, object]) -> Refusal | None:
+def unmet(row: Layout, config: Mapping[str, object]) -> str | None:
     """The reason why a model of this row's type with this `config` is refused; `None` if it is not."""
     for one in row.requires:
         if one.field in config and config[one.field] not in one.allowed:
-            value = config[one.field]
-            reason = f"this {row.model_type} model sets {one.field} to {shorten(repr(value), 80)}: {one.reason}"
-            return Refusal(model_type=row.model_type, reason=reason)
+            value = shorten(repr(config[one.field]), 80)
+            return f"this {row.model_type} model sets {one.field} to {value}: {one.reason}"
     return None
 
 

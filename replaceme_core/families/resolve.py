@@ -9,13 +9,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from replaceme_core.errors import NumericalFailure, UnsupportedFamily
-from replaceme_core.families.layout import Inputs, Layout, MapStructure, Refusal, Weight, Write, lookup, unmet
+from replaceme_core.families.layout import Inputs, Layout, MapStructure, Weight, Write, lookup, unmet
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest error of the residual identity relative to the write, median over tokens. At a wrong module it is about 1."""
 
 
-def part_config(config: PreTrainedConfig, row: Layout | Refusal | None = None) -> PreTrainedConfig:
+def part_config(config: PreTrainedConfig, row: Layout | str | None = None) -> PreTrainedConfig:
     """The config of the tower that is compressed; of a type that has no row, that of its language model."""
     row = lookup(config.model_type) if row is None else row
     part = config.get_text_config()
@@ -220,11 +220,11 @@ def _projection(block: nn.Module, path: str) -> Projection:
 def resolve(model: PreTrainedModel) -> ResolvedModel:
     """Bind `model` to its row. Raises `UnsupportedFamily` when there is none or its paths are not there."""
     row = lookup(model.config.model_type)
-    if isinstance(row, Refusal):
-        raise UnsupportedFamily(row.reason, value=row.model_type)
+    if isinstance(row, str):
+        raise UnsupportedFamily(row, value=model.config.model_type)
     resolved = ResolvedModel(model=model, layout=row)
-    if broken := unmet(row, vars(resolved.config)):
-        raise UnsupportedFamily(broken.reason, value=row.model_type)
+    if reason := unmet(row, vars(resolved.config)):
+        raise UnsupportedFamily(reason, value=row.model_type)
     try:
         blocks = resolved.root.get_submodule(row.blocks)
         if not isinstance(blocks, nn.ModuleList) or len(blocks) != resolved.config.num_hidden_layers:

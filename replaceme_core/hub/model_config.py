@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from replaceme_core.errors import BrokenModel, UnsafeModel, UnsupportedFamily
-from replaceme_core.families.layout import AHEAD, LANGUAGE_MODEL, OWN_FIELDS, Inputs, Layout, Refusal, lookup, unmet
+from replaceme_core.families.layout import AHEAD, LANGUAGE_MODEL, OWN_FIELDS, Inputs, Layout, lookup, unmet
 from replaceme_core.hub.model_files import SINGLE, read_config, side_files, weight_files
 from replaceme_core.hub.quantized import KEY, scheme_of
 from replaceme_core.hub.safetensors_header import TensorPlace
@@ -61,8 +61,8 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
     if not isinstance(model_type, str):
         raise UnsupportedFamily("config.json has no model_type, so this is not a transformers model", value=model_type)
     row = lookup(model_type)
-    if isinstance(row, Refusal):
-        raise UnsupportedFamily(row.reason, value=model_type)
+    if isinstance(row, str):
+        raise UnsupportedFamily(row, value=model_type)
     scheme_of(config)
     if any(KEY in part for part in _parts(config) if part is not config):
         raise UnsupportedFamily(
@@ -82,8 +82,8 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
             f"{shorten(repr(text['model_type']), 80)}; save it alone and compress that",
             value=text["model_type"],
         )
-    if refusal := unmet(row, text):
-        raise UnsupportedFamily(refusal.reason, value=model_type)
+    if reason := unmet(row, text):
+        raise UnsupportedFamily(reason, value=model_type)
     _check_own_fields(row, text)
     lists = (text.get(name) for name in row.per_layer_lists)
     entries = next((len(each) for each in lists if isinstance(each, list)), None)  # some types write no number

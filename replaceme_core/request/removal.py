@@ -40,9 +40,7 @@ def families() -> tuple[Family, ...]:
         )
         for _, row in sorted(FAMILIES.items())
     )
-    refused = (
-        Family(model_type=row.model_type, supported=False, reason=row.reason) for _, row in sorted(REFUSALS.items())
-    )
+    refused = (Family(model_type=name, supported=False, reason=reason) for name, reason in sorted(REFUSALS.items()))
     return *supported, *refused
 
 

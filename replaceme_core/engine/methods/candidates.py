@@ -171,7 +171,7 @@ def search(task: Task) -> MappedSets:
     sets, blocks = MappedSets(task=task), len(task.block_runner.blocks)
     counts = range(1, min(MOST_RUNS, task.remove) + 1)
     for groups in counts:
-        try_best(sets, groups=groups, slack=0, start=(groups - 1) / (len(counts) + 1), end=groups / (len(counts) + 1))
+        try_best(sets, groups=groups, start=(groups - 1) / (len(counts) + 1), end=groups / (len(counts) + 1))
     moves = neighbours(sets.best, allowed=range(1, blocks))
     possible = [moved for moved in moves if task.activations.may_go(moved)]
     possible.sort(key=lambda moved: sum(sets.residual(cut) for cut in runs(moved)))
@@ -183,17 +183,20 @@ def search(task: Task) -> MappedSets:
 
 
 def rank(task: Task, *, groups: int) -> MappedSets:
-    """Sets of `groups` runs whose lengths differ by one at most."""
+    """Sets of `groups` runs of even length."""
     sets = MappedSets(task=task)
-    try_best(sets, groups=groups, slack=min(1, groups - 1), start=0.0, end=1.0)
+    try_best(sets, groups=groups, start=0.0, end=1.0)
     task.progress.metric("sink_tokens", sets.sinks, "tokens")
     return sets
 
 
-def try_best(sets: MappedSets, *, groups: int, slack: int, start: float, end: float) -> None:
-    """Try the `replays` sets of `groups` runs of least residual; this is the part `start` to `end` of the stage."""
+def try_best(sets: MappedSets, *, groups: int, start: float, end: float) -> None:
+    """Try the `replays` sets of `groups` runs of least residual, whose lengths differ by one at most.
+
+    This is the part `start` to `end` of the stage.
+    """
     task = sets.task
-    shares = lengths(remove=task.remove, groups=groups, slack=slack)
+    shares = sorted({task.remove // groups, math.ceil(task.remove / groups)})
     blocks, progress = len(task.block_runner.blocks), PartOfStage(task.progress, start=start, end=end)
     cuts = task.activations.allowed([cut for share in shares for cut in windows(blocks, share)])
     residuals = {}
@@ -270,16 +273,6 @@ def some_of(candidates: Sequence[Removable]) -> Sequence[Removable]:
             field="ratio",
         )
     return candidates
-
-
-def lengths(*, remove: int, groups: int, slack: int) -> list[int]:
-    """The lengths that a cut may have where `groups` of them remove `remove` blocks: within `slack` of an even share.
-
-    >>> lengths(remove=8, groups=3, slack=1), lengths(remove=9, groups=2, slack=0)
-    ([2, 3], [4, 5])
-    """
-    share = remove / groups
-    return [length for length in range(1, remove - groups + 2) if abs(length - share) <= max(slack, 0.5)]
 
 
 def best_sets(residuals: Mapping[Cut, float], *, groups: int, remove: int, most: int) -> list[Blocks]:

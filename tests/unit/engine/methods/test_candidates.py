@@ -14,7 +14,6 @@ from replaceme_core.engine.methods.candidates import (
     best_sets,
     blocks_of,
     first_lap,
-    lengths,
     search,
     store_streams,
 )
@@ -132,7 +131,7 @@ def every_set(cuts: list[Cut], *, groups: int, remove: int) -> list[tuple[Cut, .
 
 @pytest.mark.parametrize(("groups", "remove"), [(2, 5), (3, 4)])
 def test_the_best_sets_are_those_of_least_summed_residual(groups: int, remove: int) -> None:
-    cuts = [cut for length in lengths(remove=remove, groups=groups, slack=1) for cut in windows(10, length)]
+    cuts = [cut for length in (1, 2, 3) for cut in windows(10, length)]
     values = torch.rand(len(cuts), generator=torch.Generator().manual_seed(groups)).tolist()
     residuals = dict(zip(cuts, values, strict=True))
     expected = sorted(
