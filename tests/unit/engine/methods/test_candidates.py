@@ -14,6 +14,7 @@ from replaceme_core.engine.methods.candidates import (
     best_sets,
     blocks_of,
     first_lap,
+    rank,
     search,
     store_streams,
 )
@@ -67,6 +68,12 @@ def test_the_set_that_costs_least_is_found(
     monkeypatch.setattr(MappedSets, "residual", lambda _, cut: cost(cut.blocks))
     monkeypatch.setattr(MappedSets, "mean", mean)
     assert ",".join(map(str, runs(search(task_of(6, blocks=18)[0]).best))) == removed
+
+
+@torch.inference_mode()
+def test_runs_that_go_together_are_of_even_length() -> None:
+    found = rank(task_of(4, blocks=9)[0], groups=2)
+    assert {tuple(sorted(len(run.blocks) for run in runs(removed))) for removed in found.tried} == {(2, 2)}
 
 
 @torch.inference_mode()
