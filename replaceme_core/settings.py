@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from replaceme_core.errors import InvalidInput
@@ -111,8 +111,6 @@ def _check_metrics_key(key: SecretStr | None) -> SecretStr | None:
     return key
 
 
-Secret = Annotated[SecretStr | None, BeforeValidator(lambda given: given or None)]
-"""An empty file is none, as an empty variable is."""
 Names = Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_listed)]
 
 
@@ -138,8 +136,8 @@ class Settings(BaseSettings):
     database_url: Annotated[str | None, AfterValidator(check_server)] = None
     broker_url: Annotated[str | None, AfterValidator(check_server)] = None
     hub: Annotated[str, AfterValidator(check_hub)] = HUGGING_FACE
-    hub_read_token: Secret = None
-    hub_write_token: Secret = None
+    hub_read_token: SecretStr | None = None
+    hub_write_token: SecretStr | None = None
     output_namespaces: Annotated[Names, AfterValidator(check_namespaces)] = None
     allow_overwrite: bool = False
     allow_publishing_private: bool = False
@@ -162,7 +160,7 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[Names, AfterValidator(partial(check_networks, star="*"))] = None
     cors_origins: Annotated[Names, _ORIGINS] = None
     log_format: LogFormat = LogFormat.JSON
-    metrics_key: Annotated[Secret, AfterValidator(_check_metrics_key)] = None
+    metrics_key: Annotated[SecretStr | None, AfterValidator(_check_metrics_key)] = None
     idempotency_seconds: float = Field(default=86_400, gt=0)
     retention_seconds: float | None = Field(default=None, gt=0)
     max_queue_seconds: float | None = Field(default=None, ge=1, le=31_536_000)
@@ -180,12 +178,18 @@ class Settings(BaseSettings):
     worker_memory_bytes: int | None = Field(default=None, ge=1)
     worker_gpu_memory_bytes: int | None = Field(default=None, ge=1)
     worker_disk_bytes: int | None = Field(default=None, ge=1)
-    encryption_key: Annotated[Secret, AfterValidator(_check_keys)] = None
+    encryption_key: Annotated[SecretStr | None, AfterValidator(_check_keys)] = None
     deliver_webhooks: bool = True
     webhook_allow_http: bool = False
     webhook_networks: Annotated[Names, AfterValidator(check_networks)] = None
     webhook_timeout_seconds: float = Field(default=10, gt=0, le=60)
     webhook_log_seconds: float = Field(default=1_209_600, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, given: dict[str, object]) -> dict[str, object]:
+        """An empty file is as none, as an empty variable is."""
+        return {name: value for name, value in given.items() if value != ""}
 
     def output_rules(
         self, *, is_own: Callable[[str, str], bool], namespaces: tuple[str, ...] | None = None

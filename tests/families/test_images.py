@@ -82,6 +82,16 @@ def test_a_job_from_images_to_a_model_that_loads(model_type: str, method: str, t
     assert {unit for _, name, _, unit, *_ in recorder.metrics if name.endswith("held_out_loss")} <= {"1 - cosine"}
 
 
+def test_a_refit_of_a_model_of_images_leaves_the_length_of_what_comes_out(tmp_path: Path) -> None:
+    """The pooler after the final norm of this model would have its losses a little smaller at a factor of 0.93."""
+    source, images = saved_tower(tmp_path / "source", "vit"), make_images(tmp_path / "images", 60)
+    _, recorder, result = run(image_request(source, images, drop=[2, 3], method={"name": "refit"}))
+    assert recorder.value("final_scale") == 1
+    assert recorder.value("held_out_loss") == recorder.value("unscaled_held_out_loss")
+    before, after = (load_file(place / "model.safetensors")["layernorm.weight"] for place in (source, result))
+    assert torch.equal(before, after)
+
+
 def test_a_classifier_keeps_its_head_and_is_loaded_with_it(tmp_path: Path) -> None:
     source = saved_tower(tmp_path / "source", "vit")
     names = {0: "cat", 1: "dog", 2: "tree"}

@@ -59,7 +59,7 @@ def test_never_worse_than_plain_removal_on_any_window(method: str, name: str) ->
 def test_padding_changes_no_answer(variant: Variant) -> None:
     """Each is what the model alone, without padding, says after that prompt."""
     model, tokenizer = tiny_model(variant), byte_tokenizer()
-    found = answer(model, tokenizer)
+    found = answer(model, tokenizer, new_tokens=NEW_TOKENS)
     assert [one.prompt for one in found] == list(OPENINGS)
     with torch.inference_mode():
         for one in found:

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import yaml
 
 from api.dashboard.middleware import CSRF_FAILED
 from api.http.guard import TOO_MANY_REQUESTS, UNAUTHENTICATED
@@ -17,6 +18,8 @@ from replaceme_core.errors import ReplaceMeError
 from replaceme_core.families.layout import FAMILIES
 from replaceme_core.ledger.states import EventType
 from replaceme_core.request import defaults
+from replaceme_core.request.calibration import CalibrationSpec
+from replaceme_core.request.fields import BUILTIN_TEXTS
 from replaceme_core.request.method import Method
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import Settings
@@ -24,6 +27,7 @@ from replaceme_core.settings import Settings
 HTTP = ROOT / "docs" / "reference" / "http.md"
 PACKAGES = ("api", "worker", "replaceme_core")
 _METRIC = re.compile(r"\.metric\(\s*\"(\w+)\"")
+_MAPPING = re.compile(r"\{(?:[^{}]|\{[^{}]*\})*\}")
 _LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)")
 
 
@@ -158,3 +162,19 @@ def test_documents_that_code_names_exist() -> None:
     for path in sources():
         for name in re.findall(r"docs/[\w./-]*\w", path.read_text(encoding="utf-8")):
             assert list(ROOT.glob(f"{name}*")), f"{path.relative_to(ROOT)} names {name}"
+
+
+def test_no_example_names_more_samples_than_its_built_in_text_has() -> None:
+    page = (ROOT / "docs" / "reference" / "built-in-texts.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(.*?)` .*\| (.*) \|$", page, flags=re.MULTILINE)
+    tokens = {name: int(last.replace(",", "")) for name, last in rows}
+    assert tokens.keys() == set(BUILTIN_TEXTS)
+    _, length = defaults.CPU_CALIBRATION
+    texts = [one for document in documents() for one in _MAPPING.findall(document.read_text(encoding="utf-8"))]
+    examples = [yaml.safe_load(one) for one in texts if "builtin:" in one and "samples" in one]
+    assert len(examples) > 1
+    for example in examples:
+        calibration = CalibrationSpec.model_validate(example)
+        assert calibration.samples is not None
+        for source in calibration.mix:
+            assert source.share * calibration.samples * length <= tokens.get(source.name, math.inf), example

@@ -77,7 +77,7 @@ def answer(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str] = (),
     *,
-    new_tokens: int = NEW_TOKENS,
+    new_tokens: int,
     longest: int | None = None,
 ) -> list[Answer]:
     """Greedy answers of at most `new_tokens` tokens, by default to questions if the tokenizer has a chat template.
@@ -374,7 +374,7 @@ class Original:
 
     def _answers(self, subject: Subject) -> list[Answer]:
         def ask() -> Contents:
-            answers = answer(subject.model, self.tokenizer)
+            answers = answer(subject.model, self.tokenizer, new_tokens=NEW_TOKENS)
             return Contents(record={"answers": [asdict(one) for one in answers]}, tensors={})
 
         rows = subject.results.find_or_make("answers", {}, ask).record["answers"]

@@ -25,7 +25,7 @@ from replaceme_core.ledger.keys import DEFAULT_OWNER
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.pages import sign_in
-from tests.fixtures.api.requests import SMALLEST
+from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
 from tests.fixtures.api.service import settings_for
 
 POST = b"POST /jobs HTTP/1.1\r\nhost: localhost\r\n"
@@ -53,6 +53,13 @@ def test_many_jobs_at_once(client: TestClient) -> None:
         seen += [job["id"] for job in page["items"]]
         cursor = page["next_cursor"]
     assert sorted(seen) == sorted(response.json()["id"] for response in responses)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_ids_with_characters_that_the_database_takes_in_no_value_are_unknown(client: TestClient) -> None:
+    assert_problem(client.post("/jobs/%00/retry"), status=404, code="job_not_found")
+    assert_problem(client.delete("/keys/%00"), status=404, code="key_not_found")
+    assert fields(client.get("/webhooks?job=%00")).keys() == {"job"}
 
 
 def test_a_real_process_enqueues_at_a_real_broker(server_site: Site) -> None:

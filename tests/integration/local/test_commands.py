@@ -302,6 +302,15 @@ def test_compress_writes_both(
     assert ElementTree.fromstring(junit.read_text()).get("failures") == "1"
     assert summary.read_text().startswith("what was there before\n## Compression of ")
     assert "| removed | 1 block: 2 |" in summary.read_text()
+
+    def fail(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    junit.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("api.cli.local.print_json", fail)
+        replaceme(*compress, "--out", "other", "--json")
+    assert junit.exists(), "though nothing can be printed"
     done = replaceme(*compress, "--out", "none", "--junit", "none/gate.xml")
     assert done.exit_code == 2, "refused at once"
     assert not (tmp_path / "none").exists()

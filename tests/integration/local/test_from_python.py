@@ -22,7 +22,8 @@ from replaceme_core.local.evaluate import ask, evaluate
 from replaceme_core.settings import Settings
 from tests.fixtures.cli.local import runner
 from tests.fixtures.evaluation.local_tasks import offline
-from tests.fixtures.models.pipeline import TEXT
+from tests.fixtures.models.images import image_request, make_images, saved_tower
+from tests.fixtures.models.pipeline import TEXT, run
 from tests.fixtures.models.tiny import BLOCKS, save_tiny, save_trained
 
 HOW_TO = ROOT / "docs" / "how-to"
@@ -140,14 +141,19 @@ def test_models_are_asked_beside_each_other(model: Path, tmp_path: Path) -> None
 
 
 def test_a_result_is_healed_without_removing_anything_again(tmp_path: Path) -> None:
-    """Through the real runner, with the original and the text in files, and another text to train on."""
+    """Through the real runner, with the original and the text in files, and another text to train on.
+
+    The result was made block by block, which no training could be.
+    """
     original, (small, healed) = save_trained(tmp_path / "original", TEXT), (tmp_path / "small", tmp_path / "healed")
     (text := tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     (other := tmp_path / "other.txt").write_text(TEXT[len(TEXT) // 2 :] + TEXT, encoding="utf-8")
     calibration = {"dataset": str(text), "samples": 64, "max_length": 32, "self_generated": 0.0}
+    compute = {**COMPUTE, "loading": "blockwise"}
     before = compress(
-        original, ratio=0.34, calibration=calibration, method="drop", compute=COMPUTE, out=small, evaluation=OFF
+        original, ratio=0.34, calibration=calibration, method="drop", compute=compute, out=small, evaluation=OFF
     )
+    assert before.report["spec"]["compute"]["loading"] == "blockwise"  # type: ignore[index]
     options = ["--out", healed, "--teacher", original, "--text", text, "--heal-tokens", "6400", "--heal-dataset", other]
     words = ["heal", small, *options, "--heal-learning-rate", "0.003", "--json"]
     done = CliRunner().invoke(app, [str(word) for word in words])
@@ -163,3 +169,14 @@ def test_a_result_is_healed_without_removing_anything_again(tmp_path: Path) -> N
     refused = CliRunner().invoke(app, [str(word) for word in again])
     assert refused.exit_code == 2
     assert "was trained already" in refused.stderr
+
+
+@pytest.mark.usefixtures("brief_reports")
+def test_a_result_of_a_model_of_images_is_not_healed(tmp_path: Path) -> None:
+    source, images = saved_tower(tmp_path / "original", "vit"), make_images(tmp_path / "images", 40)
+    _, _, small = run(image_request(source, images, drop=[2, 3], method={"name": "drop"}))
+    words = ["heal", small, "--out", tmp_path / "healed", "--teacher", source, "--heal-tokens", "6400"]
+    refused = CliRunner().invoke(app, [str(word) for word in words])
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr == "error: healing is for language models; leave heal out\n"
+    assert not (tmp_path / "healed").exists()

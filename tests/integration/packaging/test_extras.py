@@ -1,5 +1,6 @@
 """What an installation without extras brings and can do: the whole command line, without torch or a web framework."""
 
+import ast
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from packaging.utils import canonicalize_name
 
 from api.cli.main import COMMANDS
+from benchmarks.harness.checkout import ROOT
 from tests.fixtures.cli.stub_service import JOB_ID, a_job, stub_service
 from tests.fixtures.service.deployment import brought, project
 from tests.fixtures.service.serve import environment
@@ -94,3 +96,23 @@ def test_the_base_installation_brings_no_torch() -> None:
     assert {"httpx2", "pydantic", "typer", "rich", "pyyaml"} <= base
     assert base & UNWANTED == set()
     assert "torch" in brought(metadata["optional-dependencies"]["worker"]), "what is brought is found"
+
+
+def test_the_worker_brings_what_its_modules_import(of_extras: dict[str, str]) -> None:
+    """Each on its own: what another library of a full installation brings too may be missing."""
+    paths = [path for room in ("worker", "replaceme_core/engine") for path in (ROOT / room).rglob("*.py")]
+    needed = {of_extras[module] for path in paths for module in imported(path) if module in of_extras}
+    assert needed >= {"pillow", "torch"}, "what is imported is found"
+    assert needed - brought(project()["project"]["optional-dependencies"]["worker"]) == set()
+
+
+def imported(path: Path) -> set[str]:
+    """The packages that a module imports when it is loaded."""
+    found = set()
+    for line in ast.parse(path.read_text("utf-8")).body:
+        match line:
+            case ast.Import(names=names):
+                found |= {one.name.partition(".")[0] for one in names}
+            case ast.ImportFrom(module=str(module), level=0):
+                found.add(module.partition(".")[0])
+    return found

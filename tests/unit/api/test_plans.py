@@ -104,6 +104,15 @@ def test_validate_only_answers_with_the_plan_or_with_the_error_of_a_submission(c
     assert explicit.json()["id"] == submitted.json()["id"]
 
 
+def test_a_plan_has_the_limit_of_time_of_the_service(client: TestClient, settings: Settings) -> None:
+    """By which the steps of `auto` are fewer."""
+    named = client.post("/plans", json={**REQUEST, "max_runtime_seconds": 60}).json()
+    assert named != client.post("/plans", json=REQUEST).json()
+    with TestClient(create_app(settings.model_copy(update={"max_runtime_seconds": 60.0}))) as strict:
+        assert strict.post("/plans", json=REQUEST).json() == named
+        assert strict.post("/jobs", json={**REQUEST, "validate_only": True}).json() == named
+
+
 def test_text_that_is_half_a_character_is_refused_where_it_is_read(client: TestClient, hub_root: Path) -> None:
     place = put_model(hub_root, "org/odd")
     header = b'{"a":{"dtype":"\\ud800","shape":[0],"data_offsets":[0,0]}}'

@@ -2,12 +2,14 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select, text
 from starlette.testclient import TestClient
 
+from api.http import server
 from api.main import create_app
 from replaceme_core.errors import AccessDenied, InvalidInput
 from replaceme_core.families.layout import FAMILIES
@@ -96,6 +98,16 @@ def test_invalid_settings_stop_the_service(settings: Settings, change: dict[str,
     app = create_app(Settings(_env_file=None, **{**settings.model_dump(exclude_none=True), **change}))
     with pytest.raises((InvalidInput, AccessDenied)), TestClient(app):
         pass
+
+
+def test_a_wrong_setting_ends_the_process_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["server"])
+    monkeypatch.setenv("REPLACEME_LEASE_SECONDS", "abc")
+    assert server.main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: REPLACEME_LEASE_SECONDS: ")
 
 
 def test_unknown_parameters_are_refused_on_every_route(client: TestClient) -> None:

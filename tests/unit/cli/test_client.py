@@ -68,6 +68,13 @@ def test_what_is_no_success_is_a_typed_error(
         assert [one.field for one in caught.value.problem.errors] == (["ratio"] if body is None else [])
 
 
+def test_an_answer_that_cannot_be_decoded_is_not_of_the_service(service: StubService, client: Client) -> None:
+    service.headers["content-encoding"] = "gzip"
+    service.answers[HERE] = [(200, a_job())]
+    with pytest.raises(NotTheService, match="is not one of this service"):
+        client.job(JOB_ID)
+
+
 def test_no_service() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"

@@ -1,5 +1,7 @@
 """The commands, against a server with canned responses: what is sent, printed and returned, and the exit codes."""
 
+import errno
+import io
 import json
 import os
 import re
@@ -12,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
-from api.cli.exit_codes import ExitCode, exit_code_of, exit_code_of_status
-from api.cli.main import COMMANDS
+from api.cli.exit_codes import ExitCode, Failure, exit_code_of, exit_code_of_status
+from api.cli.main import COMMANDS, app, main
 from api.cli.service import Service, finish, interrupts
 from api.client.models import Job
 from replaceme_core import errors
@@ -205,6 +208,28 @@ def test_an_error_is_printed_once(service: StubService) -> None:
     assert run_at(service, "status", JOB_ID).stderr == "error: what happened\n"
 
 
+def test_a_wrong_option_is_an_error_in_json_too(service: StubService) -> None:
+    wrong = ("list", "--label", "x")
+    done = run_at(service, *wrong, "--json")
+    error = json.loads(done.stdout)["error"]
+    assert (done.exit_code, error["code"], "expected NAME=VALUE" in error["message"]) == (2, "invalid_input", True)
+    done = run_at(service, *wrong)
+    assert (done.exit_code, done.stdout, "expected NAME=VALUE" in done.stderr) == (2, "", True)
+
+
+def test_a_path_that_is_too_long_is_bad_input(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["evaluate", str(tmp_path), "--text", "x" * 300])
+    assert (done.exit_code, done.stdout, "xxx" in done.stderr) == (2, "", True), done.exception
+
+
+def test_which_errors_of_the_system_are_expected() -> None:
+    """Made here, since no path is closed to root, as whom tests may run."""
+    found = Failure.of(PermissionError(errno.EACCES, "Permission denied", "some/file"))
+    assert found is not None
+    assert (found.exit_code, found.message) == (ExitCode.BAD_INPUT, "some/file: Permission denied")
+    assert Failure.of(OSError(errno.ENOSPC, "No space left on device", "some/file")) is None
+
+
 @pytest.fixture
 def result(tmp_path: Path) -> Path:
     """The directory of a result."""
@@ -227,6 +252,20 @@ def test_a_report_of_a_job_and_of_a_directory(service: StubService, result: Path
     assert f"wrote {page}" in done.stderr
     assert page.read_text() == render_page(SMALL)
     assert {path.name for path in plots.iterdir()} == {f"{name}.{kind}" for name in PLOTS for kind in ("svg", "png")}
+
+
+def test_a_terminal_that_is_not_utf_8_shows_a_missed_gate(result: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missed = {"name": "agreement", "value": 0.5, "min": 0.9, "max": None, "passed": False}
+    report = {**SMALL, "gate": {"passed": False, "criteria": [missed]}}
+    (result / "replaceme.json").write_text(json.dumps(report))
+    monkeypatch.setattr(sys, "argv", ["replaceme", "report", str(result)])
+    written = {name: io.BytesIO() for name in ("stdout", "stderr")}
+    for name, file in written.items():
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(file, encoding="latin-1"))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    sys.stdout.flush()
+    assert (ended.value.code, b"\\u2717 missed" in written["stdout"].getvalue()) == (0, True)
 
 
 def test_a_report_is_opened(
@@ -310,6 +349,19 @@ def test_a_signal_during_the_submission_cancels_the_job(
             finish(at, Job.model_validate(a_job()), wait=False, timeout=None, held=held)
     assert ended.value.exit_code == exit_code
     assert service.received[0][0] == f"POST /jobs/{JOB_ID}/cancel"
+
+
+def test_what_a_pipeline_reads_is_there_though_nothing_can_be_printed(
+    service: StubService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, junit = io.StringIO(), tmp_path / "gate.xml"
+    closed.close()
+    service.answers[f"GET /jobs/{JOB_ID}"] = [(200, a_job(status="succeeded"))]
+    at, job = Service(service.url, api_key=None, as_json=True), Job.model_validate(a_job())
+    monkeypatch.setattr("sys.stdout", closed)
+    with pytest.raises(ValueError, match="closed file"):
+        finish(at, job, wait=True, timeout=None, held=None, junit=junit)
+    assert junit.exists()
 
 
 def test_a_second_signal_does_not_wait_and_handlers_are_put_back() -> None:

@@ -228,7 +228,8 @@ def test_options_that_are_refused(service: StubService) -> None:
     """Before anything is sent, and all that is wrong at once."""
     sources = [("--calibration", text) for text in ("{", "[1]{", '{"share": 1}', '{"dataset": 3}')]
     data = ("--calibration", "org/data")
-    for options in (*sources, (*data, "--junit", "gate.xml"), ("--file", "none.yaml"), ("--file", ".")):
+    labels = (*data, "--label", "team=a", "--label", "team=b")
+    for options in (*sources, (*data, "--junit", "gate.xml"), labels, ("--file", "none.yaml"), ("--file", ".")):
         done = submit(service, "--model", "org/name", "--ratio", "0.5", *options)
         assert (done.exit_code, "Traceback" in done.stderr) == (2, False), options
     done = submit(service, "--model", "org/name", "--ratio", "2", *data, "--priority", "12")

@@ -92,3 +92,12 @@ def test_which_key_is_sent(here: Path, service: StubService, monkeypatch: pytest
     with pytest.raises(ValueError, match="characters") as caught:
         find_key("rmk_\nplanted", is_local=False, environ={})
     assert "planted" not in str(caught.value)
+
+
+def test_the_key_of_this_directory_is_found_by_its_settings(here: Path) -> None:
+    (here / "elsewhere").mkdir()
+    (here / "elsewhere" / "api-key").write_text("rmk_file\n")
+    for settings, key in (("REPLACEME_DATA=elsewhere\n", "rmk_file"), ("REPLACEME_API_KEY=rmk_named\n", "rmk_named")):
+        (here / ".env").write_text(settings)
+        found = find_key(None, is_local=True)
+        assert found is not None and found.text == key

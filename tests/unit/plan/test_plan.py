@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,14 +20,14 @@ from replaceme_core.hub.model_config import admit_config
 from replaceme_core.hub.model_files import read_config
 from replaceme_core.plan.duration import FIXED_SECONDS
 from replaceme_core.plan.plan import Estimate
-from replaceme_core.plan.resources import shape_of
+from replaceme_core.plan.resources import planned_host_bytes, shape_of
 from replaceme_core.request.admission import admit_model, find_model
 from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import Machine
 from replaceme_core.request.spec import CompressionRequest, Loading
-from replaceme_core.runner.messages import PastJob, Stage
+from replaceme_core.runner.messages import EvaluateRequest, PastJob, Stage
 from tests.fixtures.models.headers import CPU, REVISION, SEVENTY_BILLION, SMOLLM2, HeaderHub, LlamaSize, planner
-from tests.fixtures.models.quantized import save_fp8
+from tests.fixtures.models.quantized import save_fp8, save_mxfp4
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_model
 
 GB = 10**9
@@ -122,6 +122,21 @@ def test_a_refit_holds_the_streams_that_are_not_stored(samples: int, more: int) 
     tokens, value_bytes = samples * 1024, 2
     assert found[0] == found[1]
     assert found[0] - found[2] == pytest.approx(more * tokens * SMOLLM2.width * value_bytes, rel=0.1)
+
+
+@pytest.mark.parametrize("save", [save_mxfp4, save_fp8], ids=["mxfp4", "fp8"])
+def test_a_quantized_model_that_is_measured_takes_what_its_values_take(
+    save: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """In float32, after a copy in bfloat16, whatever its file has."""
+    source = save(tmp_path / "source")
+    fields = {"model_directory": str(source), "builtin": "builtin:code"}
+    one, two = (
+        planned_host_bytes(EvaluateRequest.model_validate({**fields, "others": others}))
+        for others in ((), (str(source),))
+    )
+    with in_full_precision(source, beside=tmp_path / "copy") as copy:
+        assert two - one > 3 * 0.7 * (copy / "model.safetensors").stat().st_size
 
 
 def test_the_logits_of_tasks_are_counted(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from replaceme_core.engine.activations.cache import open_cache
 from replaceme_core.engine.activations.verified_file import Contents
 from replaceme_core.engine.evaluation.compare import (
+    NEW_TOKENS,
     QUESTIONS,
     Comparison,
     Original,
@@ -106,7 +107,7 @@ def compared(
 def test_a_chat_model_is_asked_through_its_template() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = TEMPLATE
-    found = answer(tiny_model(), tokenizer)
+    found = answer(tiny_model(), tokenizer, new_tokens=NEW_TOKENS)
     assert [one.prompt for one in found] == list(QUESTIONS)
     assert all("<|assistant|>" not in one.text for one in found)
     assert 0 < (distinct_share(found) or 0) <= 1

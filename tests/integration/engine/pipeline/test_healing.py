@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, trainer
 
 from benchmarks.harness import tiny_models
 from replaceme_core.engine.healing import training
+from replaceme_core.engine.healing.heal import TARGETS_PART, TRAINING_PART
 from replaceme_core.engine.healing.targets import PASSAGE, HealingText
 from replaceme_core.engine.pipeline import compress
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
@@ -205,6 +206,23 @@ def test_killed_while_an_old_checkpoint_is_removed_it_goes_on_from_the_new_one(
     lives.append(0)
     run(asked(source).model_copy(update=place))
     assert lives == [8, math.ceil(SEQUENCES / HEAL_BATCH) - 8]
+
+
+def test_a_training_that_ended_early_is_not_gone_on_with(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the worker is lost between its end and the result."""
+    monkeypatch.setattr(training, "HEAL_JUDGED_TOKENS", 0)
+    heal, place = {**HEAL, "learning_rate": 1.0}, {"checkpoint_directory": str(source.parent / "checkpoints")}
+    undisturbed, _, _ = run(asked(source, out="undisturbed", heal=heal))
+    with pytest.raises(Killed):
+        compress(asked(source, out="lost", heal=heal).model_copy(update=place), Mortal(TARGETS_PART + TRAINING_PART))
+    finished, _, _ = run(asked(source, heal=heal).model_copy(update=place))
+    once, again = (one.report["healing"] for one in (undisturbed, finished))
+    assert isinstance(once, dict) and isinstance(again, dict)
+    assert "had not become better" in once["ended_early"]
+    assert once["tokens"] < 32 * SEQUENCES
+    for name in ("ended_early", "tokens"):
+        assert again[name] == once[name]
+    assert [row["mean"] for row in again["judged"]] == [row["mean"] for row in once["judged"]]
 
 
 @pytest.fixture

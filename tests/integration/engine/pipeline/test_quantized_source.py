@@ -1,12 +1,17 @@
-"""A model that was published quantized becomes a shallower one in bfloat16, and the report says so."""
+"""A model that was published quantized becomes a shallower one in bfloat16, and can be measured and asked."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
 
+from replaceme_core.engine.evaluation.evaluate import evaluate
+from replaceme_core.engine.model.dequantize import in_full_precision
 from replaceme_core.hub.files import sha256_of
+from replaceme_core.runner.messages import EvaluateRequest
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.quantized import save_fp8, save_mxfp4
 
@@ -32,3 +37,22 @@ def test_a_quantized_model_becomes_shallower(save, loading: str, tmp_path: Path)
     model = AutoModelForCausalLM.from_pretrained(out)
     assert model.config.num_hidden_layers == len(finished.kept_blocks) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source", "text.txt"]
+
+
+@pytest.mark.parametrize("save", [save_mxfp4, save_fp8], ids=["mxfp4", "fp8"])
+def test_a_quantized_model_is_measured_and_asked(
+    save: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is worth what its copy in bfloat16 is, and nothing is left of that which was made for it."""
+    (scratch := tmp_path / "scratch").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    source, compute = save(tmp_path / "source"), {"device": "cpu", "dtype": "bfloat16", "threads": 1}
+    with in_full_precision(source, beside=tmp_path / "copy") as copy:
+        both = {"model_directory": str(source), "others": (str(copy),), **compute}
+        text = {"builtin": "builtin:code", "samples": 2, "max_length": 32}
+        measured: Any = evaluate(EvaluateRequest.model_validate({**both, **text}))["models"]
+        asked: Any = evaluate(EvaluateRequest.model_validate({**both, "prompts": ("Why?",), "new_tokens": 4}))["models"]
+    assert measured[1]["ratio"] == 1
+    assert measured[0]["bytes"] == (source / "model.safetensors").stat().st_size, "as published"
+    assert asked[0] == asked[1]
+    assert list(scratch.iterdir()) == []

@@ -47,6 +47,8 @@ def test_a_key_is_made_used_replaced_and_revoked(client: TestClient, settings: S
     assert client.get("/jobs", headers=holder).status_code == 401
     assert client.get("/jobs", headers={"authorization": f"Bearer {newer[0]}"}).status_code == 200
     assert "✕ revoked" in text_of(client.get("/ui/keys"))
+    again = client.post(f"/ui/keys/{found[0]}/rotate", data=form)
+    assert (again.status_code, "The job has changed" in text_of(again)) == (409, False)
     assert client.post(f"/ui/keys/{found[0]}/other", data=form).status_code == 422
     assert client.post("/ui/keys/none/revoke", data=form).status_code == 404
 
@@ -74,6 +76,10 @@ def test_only_an_admin_sees_keys(client: TestClient, settings: Settings) -> None
     assert client.get("/ui/keys").status_code == 403
     made = client.post("/ui/keys", data={"csrf_token": token_of(page), "name": "a", "scopes-admin": "on"})
     assert made.status_code == 403 and "rmk_" not in made.text
+    client.cookies.clear()
+    sign_in(client, hold_key(client, settings, owner="b", scopes=["admin"]).text)
+    refused = client.get("/ui/jobs")
+    assert (refused.status_code, 'href="/ui/keys"' in refused.text) == (403, True)
 
 
 def test_a_webhook_from_its_form_to_its_end(client: TestClient, settings: Settings) -> None:

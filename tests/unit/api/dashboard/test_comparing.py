@@ -103,6 +103,8 @@ def test_jobs_with_a_label(client: TestClient, sqlite_database: Database) -> Non
 def test_the_progress_of_jobs_with_a_label_is_live(client: TestClient, sqlite_database: Database) -> None:
     job = submit(client, labels={"team": "a"})
     run(sqlite_database, job)
+    page = client.get("/ui/sweep?label=team%3Da&most=1.1")
+    assert rows_of(page)[-1][-1] == "–", "no judgement before the end"
     page = client.get("/ui/sweep?label=team%3Da")
     assert 'hx-get="/ui/sweep?label=team%3Da" hx-select="#rows" hx-swap="outerHTML" hx-trigger="every 2s"' in page.text
     assert "running 40 %" in text_of(page)
@@ -175,6 +177,15 @@ def test_no_two_ticks_of_an_axis_have_one_text(client: TestClient, sqlite_databa
     texts = re.findall(r'<text x="[^"]+" y="287"[^>]*>([^<]+)<', client.get("/ui/sweep?label=team%3Da").text)
     assert "50.010 %" in texts
     assert len(texts) == len(set(texts)) > 2
+
+
+def test_values_that_differ_by_rounding_alone_have_an_axis(client: TestClient, sqlite_database: Database) -> None:
+    for worst in (1.331, 1.1**3):
+        job = submit(client, labels={"team": "a"})
+        report = a_report(size=80, worst=worst)
+        run(sqlite_database, job, lambda session, claim, report=report: succeed(session, claim, report=report))
+    page = client.get("/ui/sweep?label=team%3Da")
+    assert (page.status_code, ">1.5<" in page.text) == (200, True)
 
 
 def test_no_chart_without_figures() -> None:

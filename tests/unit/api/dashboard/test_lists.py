@@ -122,8 +122,11 @@ def test_who_may_only_read_gets_no_forms(client: TestClient, settings: Settings)
     assert "jobs:write" in form.text
     assert 'id="job"' not in form.text
     assert (page.status_code, "Cancel" in page.text) == (200, False)
+    sent = {"csrf_token": token_of(page)}
     for path in ("/ui/new", "/ui/plan", f"/ui/jobs/{job}/cancel"):
-        assert client.post(path, data={"csrf_token": token_of(page)}).status_code == 403
+        assert client.post(path, data=sent).status_code == 403
+    compared = client.post("/ui/chosen/compare", data={**sent, f"job-{job}": "1"}, follow_redirects=False)
+    assert (compared.status_code, compared.headers["location"]) == (303, f"/ui/compare?id={job}"), "which reads alone"
 
 
 def test_jobs_of_others_are_not_there(client: TestClient, settings: Settings) -> None:

@@ -69,6 +69,7 @@ WRONG: tuple[tuple[dict[str, str], str, str], ...] = (
     ({"labels": "team"}, "labels", "expected"),
     ({"device": "CPU!"}, "device", "expected"),
     ({"credential": "none"}, "credential", "none"),
+    ({"webhook": "https://127.0.0.1/x"}, "webhook", "webhooks go to public addresses only"),
     ({"gate": "perplexity_ratio"}, "gate", "expected a criterion such as"),
     ({"gate": "perplexity_ratio<=1.6", "evaluate": ""}, "gate", "a gate judges what the evaluation measures"),
     ({"deepest": "on"}, "gate", "there is no gate"),

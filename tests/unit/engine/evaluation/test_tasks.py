@@ -84,6 +84,20 @@ def test_limits_examples_and_copies_of_data_sets(tmp_path: Path) -> None:
     assert shots.few_shot == 2
 
 
+def test_each_model_gets_the_same_examples(tmp_path: Path) -> None:
+    """The library draws them anew for each run."""
+    loaded = load_tasks([CHOICE], directory=str(write_tasks(tmp_path / "tasks")), limit=3, few_shot=2)
+    assert loaded is not None
+    read: list[list[str]] = []
+    for _ in range(2):
+        model, prompts = tiny_model(max_position_embeddings=512), list[str]()
+        model.register_forward_pre_hook(lambda _, given, prompts=prompts: prompts.append(str(given[0].tolist())))
+        loaded.run(model, byte_tokenizer(), DenseResults())
+        read.append(prompts)
+    assert read[0]
+    assert read[0] == read[1]
+
+
 def test_data_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     tasks = write_tasks(tmp_path / "tasks")
     (tasks / "questions.jsonl").write_text("no JSON")

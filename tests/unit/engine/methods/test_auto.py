@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from replaceme_core.engine.activations.capture import Losses
-from replaceme_core.engine.methods.auto import auto
+from replaceme_core.engine.methods.auto import _Budget, auto
 from replaceme_core.engine.methods.refit import JudgedRefit, refit_without
 from replaceme_core.engine.methods.task import Task
 from replaceme_core.request.defaults import RACE_PART, RACING
@@ -149,3 +149,20 @@ def test_without_time_for_all_the_text_maps_are_the_result(monkeypatch: pytest.M
     assert len(seen) == 2 * RACING, "the race has been run"
     assert found.method == Method.LEAST_SQUARES
     assert len(found.left_out) == 1
+
+
+def test_a_refit_is_expected_to_take_what_one_on_a_part_of_the_text_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And, until one was measured, as long as the step before."""
+    now = 0.0
+    monkeypatch.setattr("replaceme_core.engine.methods.auto.time.monotonic", lambda: now)
+    budget = _Budget(seconds=100)
+    now = 60.0
+    budget.first_step_ended()
+    assert not budget.allows(1, "all, by the first step")
+    assert budget.allows(1 / 8, "a part")
+    with budget.measuring(1 / 8):
+        now += 4
+    assert budget.allows(1, "all, measured")
+    now += 5
+    assert not budget.allows(1, "all, too late")
+    assert budget.left_out == ["all, by the first step", "all, too late"]

@@ -1,5 +1,6 @@
 """Methods that remove blocks and compensate for nothing, and the one that merges them."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -61,6 +62,13 @@ def test_the_blocks_of_least_influence_go_wherever_they_stand() -> None:
     assert not pruning.changes
     pruned = operate(tiny_model(), pruning)
     assert recorder.value("result_held_out_loss") == pytest.approx(mean_loss(pruned, HELD_OUT), rel=1e-5)
+
+
+def test_named_blocks_go_where_a_pattern_is_kept() -> None:
+    """Though a step on the way to them would break it."""
+    task, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, drop=[2, 3], method=INFLUENCE)
+    pattern = replace(task.activations, allows=lambda removed: len(removed) % 2 == 0)
+    assert list(carry_out(replace(task, activations=pattern)).removed) == [2, 3]
 
 
 def test_block_0_stays_though_its_influence_is_least() -> None:

@@ -72,6 +72,13 @@ def test_angles() -> None:
     assert angle.value == pytest.approx((0 + 0.5 + 1) / 3, abs=1e-4)
 
 
+def test_large_values_in_float16_have_their_angles() -> None:
+    """300 x 300 is more than float16 has."""
+    right, other = torch.full((1, 8), 300.0), torch.tensor([[300.0, -300.0, *[300.0] * 6]])
+    found = Stream(right.half()).cosine(Stream(other.half()))
+    torch.testing.assert_close(found, torch.tensor([6 / 8]))
+
+
 def norm(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return values * (values.shape[1] ** 0.5 / values.norm(dim=1, keepdim=True)) * weight
 

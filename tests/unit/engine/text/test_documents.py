@@ -203,6 +203,25 @@ def test_a_data_set_of_parquet_by_split(tmp_path: Path) -> None:
     assert list(documents(spec("org/set", split="test"), tmp_path)) == ["test 0", "test 1", "test 2"]
 
 
+@pytest.mark.parametrize("column", [None, "text"])
+def test_a_row_with_nothing_in_its_column_is_passed_over(tmp_path: Path, column: str | None) -> None:
+    texts: list[object] = ["a", None, "b"]
+    rows = jsonl(tmp_path / "a.jsonl", *({"text": text, "id": 1} for text in texts))
+    (tmp_path / "set").mkdir()
+    parquet(tmp_path / "set" / "train.parquet", text=texts, id=[1, 2, 3])
+    for path in (rows, tmp_path / "set"):
+        assert list(documents(spec("org/set", column=column), path)) == ["a", "b"]
+
+
+def test_an_empty_conversation_is_passed_over(tmp_path: Path) -> None:
+    conversations: list[object] = [TURNS, [], None, TURNS]
+    rows = jsonl(tmp_path / "a.jsonl", *({"messages": one} for one in conversations))
+    (tmp_path / "set").mkdir()
+    parquet(tmp_path / "set" / "train.parquet", messages=conversations)
+    for path in (rows, tmp_path / "set"):
+        assert list(documents(spec("org/set"), path)) == [TURNS, TURNS]
+
+
 def test_a_text_ends_at_the_most_rows_and_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = jsonl(tmp_path / "a.jsonl", *({"text": ""} for _ in range(100)), {"text": "beyond"})
     monkeypatch.setattr(module, "MOST_ROWS", 50)
