@@ -76,7 +76,7 @@ def next_page(request: Request, *, cursor: str, name: str = "cursor") -> str:
     return f'<{root_of(request.scope)}{path_of(request.scope)}?{urlencode([*query, (name, cursor)])}>; rel="next"'
 
 
-def listed(page: Page[Any], *, request: Request) -> Response:
-    """A page of what is numbered; the next one is what comes behind `after`."""
-    headers = {} if page.next_cursor is None else {"Link": next_page(request, cursor=page.next_cursor, name="after")}
+def listed(page: Page[Any], *, request: Request, name: str = "cursor") -> Response:
+    """A page of a list. `name` is the parameter that its `next_cursor` is for."""
+    headers = {} if page.next_cursor is None else {"Link": next_page(request, cursor=page.next_cursor, name=name)}
     return json_response(page.model_dump_json(), request=request, headers=headers)

@@ -130,7 +130,7 @@ def _has_events(database: Database, job_id: str, after: int, *, owner: str) -> b
 def _page_of_job(database: Database, job_id: str, owner: str, query: EventsQuery, request: Request) -> Response:
     with database.session(read_only=True) as session:
         page = reading.events(session, job_id, after=query.after, limit=query.limit, owner=owner)
-    return listed(Page[EventBody].of(page), request=request)
+    return listed(Page[EventBody].of(page), request=request, name="after")
 
 
 def _page_of_all(database: Database, owner: str, query: AllEventsQuery, request: Request) -> Response:
@@ -140,4 +140,4 @@ def _page_of_all(database: Database, owner: str, query: AllEventsQuery, request:
     items = tuple(JobEventBody.of(each.event, position=each.position) for each in found[: query.limit])
     more = len(found) > query.limit
     body = Page[JobEventBody](items=items, next_cursor=str(items[-1].position) if more else None)
-    return listed(body, request=request)
+    return listed(body, request=request, name="after")

@@ -391,13 +391,14 @@ def list_log_lines(
 ) -> Response:
     """The last lines that the runners of a job wrote, oldest first. `next_cursor` is the `after` of the next page."""
     page = reading.log(session, job_id, after=query.after, limit=query.limit, owner=caller)
-    return listed(Page[LogLine].of(page), request=request)
+    return listed(Page[LogLine].of(page), request=request, name="after")
 
 
-@history.get("/jobs/{job_id}/metrics")
-def list_metrics(job_id: str, session: ReadingSessionDep, caller: CallerDep) -> Page[MetricBody]:
+@history.get("/jobs/{job_id}/metrics", response_model=Page[MetricBody], responses={**UNCHANGED})
+def list_metrics(job_id: str, session: ReadingSessionDep, caller: CallerDep, request: Request) -> Response:
     """The values that the current attempt measured, oldest first."""
-    return Page(items=tuple(MetricBody.of(metric) for metric in reading.metrics(session, job_id, owner=caller)))
+    found = reading.metrics(session, job_id, owner=caller)
+    return listed(Page(items=tuple(map(MetricBody.of, found))), request=request)
 
 
 @history.get("/jobs/{job_id}/report", response_model=dict[str, object], responses=_REPORT)

@@ -12,7 +12,7 @@ from pydantic import Field, SecretStr, StringConstraints
 from api.bodies import KeyId, KeyRequest, KeyRotationRequest, OwnerName, OwnerRequest, PageQuery
 from api.http.hosts import root_of
 from api.http.requests import StrictRoute
-from api.http.responses import NO_STORE
+from api.http.responses import NO_STORE, UNCHANGED, listed
 from api.routes.deps import CallerDep, KeysDep, ReadingSessionDep, ServicesDep, SessionDep
 from replaceme_core.ledger.keys import ApiKey, CreatedKey, Keys, Owners
 from replaceme_core.request.fields import CREDENTIAL_NAME, Frozen
@@ -57,10 +57,11 @@ def create_key(
     return created
 
 
-@router.get("/keys")
-def list_keys(query: Annotated[KeysQuery, Query()], session: ReadingSessionDep) -> Page[ApiKey]:
+@router.get("/keys", response_model=Page[ApiKey], responses={**UNCHANGED})
+def list_keys(query: Annotated[KeysQuery, Query()], session: ReadingSessionDep, request: Request) -> Response:
     """The keys of all owners, newest first, revoked ones included."""
-    return Page[ApiKey].of(Keys(session).page(limit=query.limit, cursor=query.cursor, owner=query.owner))
+    page = Keys(session).page(limit=query.limit, cursor=query.cursor, owner=query.owner)
+    return listed(Page[ApiKey].of(page), request=request)
 
 
 @router.get("/keys/{key_id}")
@@ -107,10 +108,10 @@ def set_owner(
 # Routes of credentials
 
 
-@credentials.get("/credentials")
-def list_credentials(session: ReadingSessionDep, caller: CallerDep) -> Page[Credential]:
+@credentials.get("/credentials", response_model=Page[Credential], responses={**UNCHANGED})
+def list_credentials(session: ReadingSessionDep, caller: CallerDep, request: Request) -> Response:
     """Your credentials by name, without their tokens."""
-    return Page(items=tuple(Owners(session).credentials(caller)))
+    return listed(Page(items=tuple(Owners(session).credentials(caller))), request=request)
 
 
 @credentials.put("/credentials/{name}")

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from api.http.guard import CHALLENGE, UNAUTHENTICATED
 from api.http.problems import problem_response, unavailable_response
-from api.http.responses import NO_STORE, UNCHANGED, json_response
+from api.http.responses import NO_STORE, UNCHANGED, listed
 from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep
 from replaceme_core.errors import Unavailable
 from replaceme_core.families.layout import MapStructure
@@ -91,14 +91,13 @@ def ready(services: ServicesDep) -> Response | ReadyBody:
 @workers.get("/workers", response_model=Page[Worker], responses={**UNCHANGED})
 def list_workers(session: ReadingSessionDep, caller: CallerDep, request: Request) -> Response:
     """The workers by name: those that are alive, and those that were lost within the last hour."""
-    body = Page[Worker](items=Workers(session).list(owner=caller))
-    return json_response(body.model_dump_json(), request=request)
+    return listed(Page[Worker](items=Workers(session).list(owner=caller)), request=request)
 
 
-@families.get("/families")
-def list_families() -> Page[FamilyBody]:
+@families.get("/families", response_model=Page[FamilyBody], responses={**UNCHANGED})
+def list_families(request: Request) -> Response:
     """The families that can be compressed, and those that are refused with the reason."""
-    return Page(items=tuple(FamilyBody.of(one) for one in removal.families()))
+    return listed(Page(items=tuple(map(FamilyBody.of, removal.families()))), request=request)
 
 
 @router.get("/metrics", include_in_schema=False)  # it is there only where the operator has set a key

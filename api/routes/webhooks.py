@@ -14,7 +14,7 @@ from api.http import deadline
 from api.http.callers import caller_of
 from api.http.hosts import root_of
 from api.http.requests import StrictRoute
-from api.http.responses import NO_STORE
+from api.http.responses import NO_STORE, UNCHANGED, listed
 from api.request_bodies import Events, PayloadField, Url
 from api.routes.delivery import check_url
 from api.routes.deps import CallerDep, ReadingSessionDep, Services, ServicesDep, SessionDep
@@ -143,13 +143,14 @@ async def create_webhook(
     return created
 
 
-@router.get("/webhooks")
+@router.get("/webhooks", response_model=Page[WebhookBody], responses={**UNCHANGED})
 def list_webhooks(
     query: Annotated[WebhooksQuery, Query()], session: ReadingSessionDep, caller: CallerDep, request: Request
-) -> Page[WebhookBody]:
+) -> Response:
     """Your webhooks for all jobs, newest first; with `job`, those of that job."""
     page = webhooks.page(session, owner=caller, job_id=query.job, limit=query.limit, cursor=query.cursor)
-    return Page(items=tuple(_shown(one, request) for one in page.items), next_cursor=page.next_cursor)
+    body = Page(items=tuple(_shown(one, request) for one in page.items), next_cursor=page.next_cursor)
+    return listed(body, request=request)
 
 
 @router.get("/webhooks/{webhook_id}")
@@ -209,16 +210,19 @@ def rotate_secret(
     return WebhookWithSecretBody.of(rotated, links=_links(rotated, request), secret=secret)
 
 
-@router.get("/webhooks/{webhook_id}/deliveries")
+@router.get("/webhooks/{webhook_id}/deliveries", response_model=Page[DeliveryBody], responses={**UNCHANGED})
 def list_deliveries(
-    webhook_id: str, query: Annotated[DeliveriesQuery, Query()], session: ReadingSessionDep, caller: CallerDep
-) -> Page[DeliveryBody]:
+    webhook_id: str,
+    query: Annotated[DeliveriesQuery, Query()],
+    session: ReadingSessionDep,
+    caller: CallerDep,
+    request: Request,
+) -> Response:
     """The messages to a webhook and all tries to send them, newest first."""
-    return Page[DeliveryBody].of(
-        webhooks.deliveries(
-            session, webhook_id, owner=caller, state=query.state, limit=query.limit, cursor=query.cursor
-        )
+    page = webhooks.deliveries(
+        session, webhook_id, owner=caller, state=query.state, limit=query.limit, cursor=query.cursor
     )
+    return listed(Page[DeliveryBody].of(page), request=request)
 
 
 @router.get("/webhooks/{webhook_id}/deliveries/{delivery_id}")

@@ -103,10 +103,11 @@ class HuggingFaceHub:
             token = self._writer()
             with hub_errors("looking up the owner of the write token"):
                 account = self._api.whoami(token=token)
+                owner = matching(NAME, account["name"], "the name of an account")
             match account:
                 case {"auth": {"accessToken": {"role": "read"}}}:
                     raise AccessDenied("the write token for the Hub may only read; publishing needs one that may write")
-            self._owner = matching(NAME, account["name"], "the name of an account")
+            self._owner = owner
         return self._owner
 
     def find_publication(self, repo_id: str, trailer: str, *, create_pr: bool = False) -> str | None:

@@ -132,10 +132,15 @@ def test_of_a_repository_only_the_old_revision_is_removed(fake_hub: FakeHub, tmp
 
 
 def test_more_than_the_cache_may_have_is_refused_before_a_byte_is_fetched(fake_hub: FakeHub, tmp_path: Path) -> None:
+    """Nothing is removed for it: not even an empty cache would take it."""
+    hub = hub_of(fake_hub, tmp_path / "cache", limit=SIZE)
+    fake_hub.add_model("acme/small", dict.fromkeys(NAMES, b"{}"))
+    small = download(hub, "small")
     add(fake_hub, "tiny")
     with pytest.raises(OutOfSpace, match="the download of acme/tiny takes 2,000,002 bytes"):
-        download(hub_of(fake_hub, tmp_path / "cache", limit=SIZE), "tiny")
-    assert fake_hub.count("GET", "/resolve/") == 0
+        download(hub, "tiny")
+    assert fake_hub.count("GET", "/tiny/resolve/") == 0
+    assert [(small / name).read_bytes() for name in NAMES] == [b"{}", b"{}"]
 
 
 def test_what_others_have_reserved_is_not_given_twice(tmp_path: Path) -> None:

@@ -241,6 +241,15 @@ def test_a_result_that_was_changed_since_is_no_jobs_own(hub: Hub, hub_side: HubS
     assert [existing and existing.job_id for existing in (*shown, hub.find_output(mine.repo_id))] == [None, None]
 
 
+def test_the_owner_reads_what_was_published(hub: Hub, result: Publish) -> None:
+    mine = result()
+    revision = hub.publish(mine, before_commit=nothing)
+    owner = hub.as_writer()
+    snapshot = owner.resolve(mine.repo_id, kind=MODEL, revision=revision)
+    assert read_hub_json(owner, snapshot, "config.json") == {}
+    assert owner.read_range(snapshot, "model.safetensors", start=3, end=9) == WEIGHTS[3:9]
+
+
 def test_an_existing_public_repository_stays_public(socket_side: SocketSide) -> None:
     hub, fake = socket_side.hub, socket_side.fake
     fake.add_model("tester/open", {"config.json": b"{}"})

@@ -185,6 +185,14 @@ def test_an_account_without_a_name_is_refused(hub: HuggingFaceHub, fake: FakeHub
 # Who may
 
 
+def test_a_write_token_that_may_only_read_is_refused(hub: HuggingFaceHub, fake: FakeHub) -> None:
+    fake.fail(Fault.REWRITE, "/whoami").change = _all(auth={"accessToken": {"role": "read"}})
+    with pytest.raises(AccessDenied, match="the write token for the Hub may only read"):
+        hub.namespace()
+    fake.fail(Fault.REWRITE, "/whoami").change = _all(auth={"accessToken": {"role": "write"}})
+    assert hub.namespace() == "tester"
+
+
 @pytest.mark.parametrize(
     ("token", "error"),
     [(None, RepositoryNotFound), (STRANGER_TOKEN, RepositoryNotFound), ("hf_expired", AccessDenied)],
@@ -223,6 +231,17 @@ def test_publishing_needs_a_write_token(fake: FakeHub, tmp_path: Path, result: P
     elsewhere = replace(result, repo_id="nobody/x")
     with pytest.raises(AccessDenied):
         with_tokens(fake, tmp_path / "cache", write=WRITE_TOKEN).publish(elsewhere, before_commit=nothing)
+
+
+def test_a_private_result_is_read_as_its_owner_only(fake: FakeHub, tmp_path: Path, result: Publication) -> None:
+    hub = with_tokens(fake, tmp_path / "cache", write=WRITE_TOKEN)
+    revision = hub.publish(result, before_commit=nothing)
+    with pytest.raises(RepositoryNotFound):
+        hub.resolve(result.repo_id, kind=MODEL)
+    snapshot = hub.as_writer().resolve(result.repo_id, kind=MODEL, revision=revision)
+    assert read_hub_json(hub.as_writer(), snapshot, "tokenizer.json") == {"a": 1}
+    with pytest.raises(RepositoryNotFound):
+        hub.resolve(result.repo_id, kind=MODEL, revision=revision)
 
 
 def test_each_call_carries_its_own_token(

@@ -1,5 +1,6 @@
 """Transactions: commits, actions after the commit, a database that is not reachable, and one that is a file."""
 
+import re
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from psycopg import Connection
 from psycopg.pq import TransactionStatus
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import insert, make_url, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from benchmarks.harness.processes import wait_until
@@ -60,8 +61,10 @@ def test_an_action_that_fails_undoes_nothing_and_stops_no_other(
 
 def test_a_read_only_session_writes_nothing(database: Database) -> None:
     job_id = Ledger(database).add()
-    with pytest.raises(DBAPIError, match=r"read.?only"), database.session(read_only=True) as session:
+    with pytest.raises((DBAPIError, DatabaseUnreachable)) as refused, database.session(read_only=True) as session:
         claim_job(session, job_id, worker="w", lease_seconds=1)
+    words = refused.value.explained if isinstance(refused.value, DatabaseUnreachable) else str(refused.value)
+    assert re.search("read.?only", words)
     assert Ledger(database).claim(job_id).attempt == 1  # and the connection writes again afterwards
 
 
@@ -114,9 +117,29 @@ def test_an_autocommit_session_opens_no_transaction_and_writes_nothing(postgres_
         connection = session.connection().connection.driver_connection
         assert isinstance(connection, Connection)
         assert connection.info.transaction_status is TransactionStatus.IDLE, "no transaction is open"
-    with pytest.raises(DBAPIError, match="read-only transaction"), database.autocommit_session() as session:
+    with pytest.raises(DatabaseUnreachable) as refused, database.autocommit_session() as session:
         changes.request_cancel(session, job_id, owner="someone")
+    assert "read-only transaction" in refused.value.explained
     assert Ledger(database).status(job_id) is JobStatus.QUEUED
+
+
+def test_a_server_that_takes_no_writes_is_waited_for(postgres_database: Database, postgres_url: str) -> None:
+    """After a failover it may be the one that was replaced."""
+    read_only = {"options": "-c default_transaction_read_only=on"}
+    standby = Database(make_url(postgres_url).update_query_dict(read_only).render_as_string(hide_password=False))
+    with pytest.raises(DatabaseUnreachable, match="does not answer") as refused:
+        Ledger(standby).add()
+    assert "read-only transaction" in refused.value.explained
+    standby.close()
+    assert Ledger(postgres_database).add()
+
+
+def test_an_error_has_no_values(database: Database) -> None:
+    """It is logged, and some values are addresses of webhooks."""
+    with pytest.raises(DBAPIError) as caught, database.session() as session:
+        session.execute(text("SELECT no_such_function(:url)"), {"url": "https://hooks.example.com/secret"})
+    assert "no_such_function" in str(caught.value)
+    assert "hooks.example.com" not in str(caught.value)
 
 
 def test_a_connection_that_breaks(postgres_database: Database, postgres_url: str) -> None:

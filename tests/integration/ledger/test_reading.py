@@ -171,3 +171,5 @@ def test_jobs_on_the_same_model_and_text_have_the_same_inputs(ledger: Ledger) ->
         finish(ledger, spec_for("cpu", model=model))
     last, other, first = (job.inputs for job in past(ledger))
     assert first == last != other
+    for hidden in ("org", "one", "topics"):
+        assert hidden not in first, "runners of other owners get it"

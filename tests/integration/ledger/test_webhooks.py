@@ -3,6 +3,7 @@ disabled, rotated and deleted, each by its owner only.
 """
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 
@@ -12,8 +13,10 @@ from sqlalchemy import select, text, update
 
 from api.bodies import JobBody, LinksBody
 from api.main import create_app
+from benchmarks.harness.processes import wait_until
+from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import Conflict, InvalidInput, NotFound
-from replaceme_core.ledger import webhooks
+from replaceme_core.ledger import changes, webhooks
 from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.states import DeliveryState, DisabledBy, EventType, Payload
 from replaceme_core.ledger.tables import DeliveryRow, JobRow, WebhookRow
@@ -333,3 +336,31 @@ def test_a_webhook_that_is_deleted_at_the_same_time_fails_no_job(postgres_databa
         at_once(partial(delete, webhook.id), partial(ledger.cancel, job_id))
         assert ledger.history(job_id) == ["created", "cancel_requested", "cancelled"]
     assert outbox.count() == 0
+
+
+def test_a_webhook_that_is_disabled_at_the_same_time_ends_the_message(postgres_database: Database) -> None:
+    """It waits for the transaction that writes the event, whose message it would not see otherwise."""
+    database = postgres_database
+    outbox = Outbox(database, owner="racer")
+    webhook = outbox.add(events=ALL)
+
+    def disable() -> None:
+        with database.session() as session:
+            webhooks.change(session, webhook.id, owner="racer", values={}, enabled=False)
+
+    def waits() -> bool:
+        blocked = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        with database.session(read_only=True) as session:
+            return bool(session.scalar(text(blocked)))
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.session() as session:
+            changes.add(session, spec=a_spec(), owner="racer")
+            disabling = pool.submit(disable)
+            wait_until(lambda: disabling.done() or waits(), seconds=20, what="the change of the webhook")
+        disabling.result()
+    assert outbox.get(webhook.id).disabled_by is DisabledBy.OWNER
+    assert [delivery.state for delivery in outbox.deliveries(webhook.id)] == [DeliveryState.FAILED]
+    assert outbox.claim() is None

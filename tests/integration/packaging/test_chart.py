@@ -20,9 +20,13 @@ from helm_python import Chart, HelmError
 from sqlalchemy import text
 
 from benchmarks.harness.checkout import ROOT
+from benchmarks.harness.specs import a_spec
 from replaceme_core.hardware import WorkerKind
+from replaceme_core.ledger import changes
 from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.keys import Keys, NewKey, Scope
 from replaceme_core.settings import Settings
+from replaceme_core.shapes import KeyLimits
 from tests.fixtures.jobs.ledger import Ledger
 
 PLACE = ROOT / "deploy" / "helm" / "replaceme"
@@ -291,7 +295,26 @@ def test_the_query_counts_the_jobs_that_need_a_worker(postgres_url: str) -> None
     with database.session() as session:
         session.execute(text("UPDATE jobs SET not_before = now() + interval '1 hour'"))
     assert counted() == {"cpu": 0, "gpu": 0}, "it may not start yet"
+    for limit, waiting in ((1, 0), (2, 1), (0, 1), (None, 1)):
+        running, _ = add_two(database, running_jobs=limit)
+        assert counted() == {"cpu": 2, "gpu": 0}
+        claim = ledger.claim(running)
+        assert counted() == {"cpu": waiting, "gpu": 0}, "a key with as many running as it may have starts no more"
+        ledger.succeed(claim)
+        assert counted() == {"cpu": 1, "gpu": 0}
+        with database.session() as session:
+            session.execute(text("DELETE FROM jobs WHERE key_id IS NOT NULL"))
     database.close()
+
+
+def add_two(database: Database, *, running_jobs: int | None) -> tuple[str, str]:
+    """Two jobs of a new key with this limit."""
+    limits = KeyLimits(running_jobs=running_jobs)
+    new = NewKey(owner="someone", name="k", scopes=frozenset({Scope.JOBS_WRITE}), limits=limits)
+    with database.session() as session:
+        key_id = Keys(session).create(new).id
+        first, second = (changes.add(session, spec=a_spec(), owner="someone", key_id=key_id).id for _ in range(2))
+    return first, second
 
 
 def test_changed_settings_replace_the_pods_that_stay() -> None:

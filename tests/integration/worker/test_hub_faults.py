@@ -117,6 +117,17 @@ def test_a_fault_while_publishing(hub_bench: Bench, fake_hub: FakeHub, name: str
     assert jobs_with_checkpoints(hub_bench.settings.workspace) == set()
 
 
+def test_a_result_is_published_again_for_as_long_as_it_took_to_make(
+    hub_bench: Bench, fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a thousandth of a second, which is the limit for all else, it would have to be computed again."""
+    monkeypatch.setattr("worker.lease.FIRST_PAUSE_SECONDS", 0.05)
+    fake_hub.fail(Fault.STATUS, COMMIT, value=500, times=3)
+    job = hub_bench.run(hub_bench.add(stub_seconds="1"), hub_patience_seconds=0.001)
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    assert (fake_hub.count("POST", COMMIT), commits(fake_hub)) == (4, 1)
+
+
 def test_the_commit_names_the_job_and_its_specification(hub_bench: Bench, fake_hub: FakeHub) -> None:
     job_id = hub_bench.add()
     hub_bench.run(job_id)
@@ -194,6 +205,20 @@ def test_a_worker_that_is_lost_while_it_publishes_leaves_its_result(hub_bench: B
     job = hub_bench.run(job_id, runner_command=NO_RUNNER)
     assert job.status is JobStatus.SUCCEEDED, job.error
     assert (job.attempt, commits(fake_hub)) == (2, 1)
+
+
+def test_a_private_result_of_a_lost_worker_is_found_without_a_read_token(hub_bench: Bench, fake_hub: FakeHub) -> None:
+    """It is read as its owner, who has the write token."""
+    hub_bench.use_fake_hub(fake_hub, read_token=None)
+    job_id = hub_bench.add()
+    first = hub_bench.run(job_id)
+    assert first.result is not None
+    assert fake_hub.store.repository("model", OUTPUT).private
+    hub_bench.queue_again(job_id)
+    job = hub_bench.run(job_id, runner_command=NO_RUNNER)
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    assert job.result is not None
+    assert (job.attempt, job.result.revision, commits(fake_hub)) == (2, first.result.revision, 1)
 
 
 def test_a_pull_request_is_proposed_once(hub_bench: Bench, fake_hub: FakeHub) -> None:

@@ -20,7 +20,7 @@ from replaceme_core.runner.messages import Measured, Stage
 from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.worker.supervisor import OUTPUT, Bench
 from worker.supervisor import Supervisor
-from worker.workspace import checkpoints_of
+from worker.workspace import checkpoints_of_runner
 
 
 def test_a_result_that_an_earlier_attempt_published_is_used(bench: Bench, tmp_path: Path) -> None:
@@ -176,7 +176,8 @@ def test_all_attempts_at_a_job_share_their_checkpoints(bench: Bench) -> None:
     said = [said_by(bench, "' '.join(request['checkpoint_directory'].split('/'))", job_id)]
     bench.queue_again(job_id)
     said.append(said_by(bench, "' '.join(request['checkpoint_directory'].split('/'))", job_id))
-    assert {Path("/").joinpath(*one.split(" ")) for one in said} == {checkpoints_of(bench.settings.workspace, job_id)}
+    place = checkpoints_of_runner(bench.settings.workspace, job_id)
+    assert {Path("/").joinpath(*one.split(" ")) for one in said} == {place}
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,10 @@ def test_a_key_is_shown_once(admin: Holder) -> None:
 
 def test_keys_are_listed_in_pages(admin: Holder) -> None:
     names = [admin.post("/keys", json={"name": f"k{number}"}).json()["id"] for number in range(3)]
-    first = admin.get("/keys?limit=2").json()
+    page = admin.get("/keys?limit=2")
+    first = page.json()
+    assert page.headers["link"] == f'</keys?limit=2&cursor={first["next_cursor"]}>; rel="next"'
+    assert admin.get("/keys?limit=2", headers={"If-None-Match": page.headers["etag"]}).status_code == 304
     rest = admin.get("/keys", params={"limit": 2, "cursor": first["next_cursor"]}).json()
     assert [key["id"] for key in first["items"] + rest["items"]] == [*reversed(names), admin.key_id]
     assert rest["next_cursor"] is None

@@ -110,6 +110,20 @@ def modelled_of(model: str) -> Mapping[Stage, float]:
     return Machine(1.0, random.Random(0)).plan(request)[1].modelled
 
 
+def test_the_inputs_of_a_job_tell_whether_the_model_wrote_text_and_no_names() -> None:
+    def inputs(**calibration: object) -> str:
+        body = {"model": "org/secret-model", "ratio": 0.25, "calibration": {"dataset": "org/private", **calibration}}
+        spec = CompressionRequest.model_validate(body).to_spec()
+        text = resolve_text(spec, on_cpu=True, loading=Loading.WHOLE)
+        return inputs_of(spec.model_copy(update={"calibration": text}))
+
+    written, read = inputs(), inputs(self_generated=0.0)
+    assert [SELF_GENERATED in one for one in (written, read)] == [True, False]
+    for one in (written, read):
+        assert not any(name in one for name in ("org", "secret", "private"))
+    assert written == inputs() != inputs(seed=7)
+
+
 def test_jobs_whose_text_came_about_in_the_same_way_say_more() -> None:
     """Slow where the model wrote text, as it says without, and a tenth of that where the text was known."""
     usual = modelled_of("org/large")

@@ -139,6 +139,22 @@ def test_a_quantized_model_that_is_measured_takes_what_its_values_take(
         assert two - one > 3 * 0.7 * (copy / "model.safetensors").stat().st_size
 
 
+def test_the_disk_takes_all_streams_where_the_cache_does_or_the_model_is_read_block_by_block() -> None:
+    """Else those by which candidates are compared, at most 64 GiB, and none where nothing is compared."""
+    text = {"dataset": "builtin:general", "samples": 4096, "max_length": 1024, "self_generated": 0.0}
+
+    def disk(*, cache_bytes: int = 0, **fields: object) -> int:
+        machine = Machine(kind=WorkerKind.GPU, cache_bytes=cache_bytes)
+        return estimate_of(HeaderHub(size=SMOLLM2), machine=machine, calibration=text, **fields).disk
+
+    all_streams, nothing = (2 * SMOLLM2.blocks + 1) * 4096 * 1024 * SMOLLM2.width * 2, disk(method="drop")
+    assert nothing < GB
+    assert disk(method="refit", cache_bytes=400 * GB) - nothing == all_streams
+    assert disk(method="refit", compute={"loading": "blockwise"}) - nothing == all_streams
+    for too_small in (0, GB, 100 * GB):
+        assert disk(method="refit", cache_bytes=too_small) - nothing == 64 * 2**30
+
+
 def test_the_logits_of_tasks_are_counted(tmp_path: Path) -> None:
     hub = HeaderHub(size=replace(SMOLLM2, vocabulary=262_144))
     with_tasks, without = (

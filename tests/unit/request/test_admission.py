@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from replaceme_core.errors import CalibrationTooSmall, InvalidInput, LimitExceeded
+from benchmarks.harness.fake_hub.access import READ_TOKEN
+from benchmarks.harness.fake_hub.server import FakeHub
+from replaceme_core.errors import AccessDenied, CalibrationTooSmall, InvalidInput, LimitExceeded
 from replaceme_core.hub.directory import DirectoryHub
+from replaceme_core.hub.huggingface import HuggingFaceHub
 from replaceme_core.hub.port import ExistingOutput
 from replaceme_core.request.admission import OutputRules, SizeLimits, check_output, find_text, resolve_request
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec, HealSpec, OutputSpec
@@ -243,6 +246,14 @@ def test_namespaces_are_a_list_with_commas(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv("REPLACEME_OUTPUT_NAMESPACES", wrong)
         with pytest.raises(ValidationError, match="users or organisations of the Hub"):
             Settings(_env_file=None)  # type: ignore[call-arg]
+
+
+def test_without_a_write_token_nothing_is_admitted(fake_hub: FakeHub, tmp_path: Path) -> None:
+    """Not even where the operator names the owners of results: nothing could be published in the end."""
+    hub = HuggingFaceHub(fake_hub.url, read_token=READ_TOKEN, write_token=None, cache=tmp_path / "cache")
+    asked = OutputSpec(repo_id="tester/out")
+    with pytest.raises(AccessDenied, match="needs a write token, and none is set"):
+        check_output(asked, hub, rules=OutputRules(namespaces=("tester",)), private_source=None)
 
 
 def test_a_pull_request_needs_a_repository(socket_side: SocketSide) -> None:

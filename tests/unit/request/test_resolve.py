@@ -7,6 +7,7 @@ from replaceme_core.engine.text.drawing import sequence_counts
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.request.calibration import CalibrationSpec
+from replaceme_core.request.gate import DeepestCut, GateSpec
 from replaceme_core.request.method import Method, MethodSpec
 from replaceme_core.request.resolve import Machine, ResolvedSpec, resolve_spec
 from replaceme_core.request.spec import (
@@ -157,6 +158,18 @@ def test_an_open_method_is_decided(
     update = {"method": MethodSpec.model_validate(method), "max_runtime_seconds": limit}
     found = resolved(compute=ComputeSpec(loading=loading), **update).method
     assert {name: getattr(found, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(("removed", "seconds"), [(1, 300.0), (3, 150.0), (10, 75.0)])
+def test_a_search_divides_the_time_among_its_trials(removed: int, seconds: float) -> None:
+    limited = SPEC.model_copy(update={"max_runtime_seconds": 600.0})
+    gate = GateSpec.model_validate({"perplexity_ratio": {"max": 1.6}})
+    search = limited.model_copy(update={"ratio": DeepestCut(max=0.5), "gate": gate})
+    found = [
+        resolve_spec(spec, Machine(kind=WorkerKind.CPU), values=1000, removed=removed).method.time_budget_seconds
+        for spec in (search, limited)
+    ]
+    assert found == [seconds, 300.0]
 
 
 @pytest.mark.parametrize("missing", [None, "device", "dtype", "batch_size", "threads"])

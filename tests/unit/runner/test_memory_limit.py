@@ -13,6 +13,10 @@ from replaceme_core.runner.memory_limit import OomKills, count_oom_kills, make_g
 EVENTS = "low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 0"
 CONTROL = "oom_kill_disable 0\nunder_oom 0\noom_kill 5"
 VMSTAT = "nr_free_pages 1234\noom_kill 9"
+CACHE = "anon 500\nfile 3500\nfile_mapped 400\ninactive_anon 500\ninactive_file 2000\nactive_file 1000"
+CACHE_OF_ALL = (
+    "cache 7\ninactive_file 3\nactive_file 4\ntotal_cache 3500\ntotal_inactive_file 2000\ntotal_active_file 1000"
+)
 UNLIMITED = "9223372036854771712"  # what version 1 shows where there is no limit
 
 
@@ -53,6 +57,17 @@ def show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Show:
         ("0::/../../outside", {"/": "5000 1000"}, 4_000),
         ("0::/a", {"/a/": "max 1000"}, None),
         ("0::/a", {"sys/memory.max": "max", "/a/": "5000 1000"}, 4_000),
+        # files in memory count as free
+        ("0::/a", {"/a/": "5000 4000", "sys/a/memory.stat": CACHE}, 4_000),
+        (
+            "4:memory:/a",
+            {
+                "sys/memory/a/memory.limit_in_bytes": "5000",
+                "sys/memory/a/memory.usage_in_bytes": "4000",
+                "sys/memory/a/memory.stat": CACHE_OF_ALL,
+            },
+            4_000,
+        ),
         # version 1
         (
             "5:cpu,cpuacct:/x\n4:memory:/a\n0::/",

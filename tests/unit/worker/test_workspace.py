@@ -2,10 +2,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from benchmarks.harness.specs import a_spec
+from replaceme_core.errors import AccessDenied
+from replaceme_core.runner.messages import Finished
 from worker.workspace import (
     TEMPORARY,
     checkpoints_of,
+    checkpoints_of_runner,
+    find_result,
     jobs_with_checkpoints,
+    keep_result,
     locked_directory,
     remove_abandoned,
     remove_checkpoints,
@@ -74,3 +82,34 @@ def test_the_directory_for_temporary_files_is_not_removed(tmp_path: Path) -> Non
         assert remove_abandoned(tmp_path) == []
         assert remove_abandoned(tmp_path / TEMPORARY) == []
         assert held.is_dir()
+
+
+FINISHED = Finished(removed_blocks=[2], kept_blocks=[0, 1, 3], report={})
+
+
+def test_a_kept_result_is_out_of_reach_of_the_next_runner(tmp_path: Path) -> None:
+    """What is published without a runner was made by one that has ended."""
+    output = tmp_path / "attempt" / "output"
+    output.mkdir(parents=True)
+    (output / "config.json").write_text("{}")
+    kept = keep_result(tmp_path, "job", folder=output, spec=a_spec(), finished=FINISHED)
+    assert find_result(tmp_path, "job") == kept
+    assert [path.name for path in kept.folder.iterdir()] == ["config.json"]
+    open_to_runners = checkpoints_of_runner(tmp_path, "job")
+    assert open_to_runners.is_relative_to(checkpoints_of(tmp_path, "job")), "it is removed with the job"
+    assert not kept.folder.is_relative_to(open_to_runners)
+    assert not open_to_runners.is_relative_to(kept.folder.parent)
+
+
+@pytest.mark.parametrize("place", ["output", "output/model.safetensors"])
+def test_a_link_in_a_result_is_not_kept(tmp_path: Path, place: str) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("secret")
+    link = tmp_path / "attempt" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "secret")
+    with pytest.raises(AccessDenied, match="link"):
+        keep_result(tmp_path, "job", folder=tmp_path / "attempt" / "output", spec=a_spec(), finished=FINISHED)
+    assert find_result(tmp_path, "job") is None
+    remove_checkpoints(tmp_path, "job")
+    assert (tmp_path / "secret" / "key").read_text() == "secret"
