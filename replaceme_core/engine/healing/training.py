@@ -263,7 +263,7 @@ class _Watch(TrainerCallback):
     def __init__(self, training: Training, *, steps: int) -> None:
         self._training, self._steps = training, steps
         self._between = math.ceil(max(steps / HEAL_JUDGED, HEAL_JUDGED_TOKENS / (HEAL_BATCH * training.targets.length)))
-        self._before, self._first_step, self._judging = 0.0, 0, 0.0
+        self._before, self._first_step, self._judging, self._was_over = 0.0, 0, 0.0, False
         self._began = self._saved = time.monotonic()
         self.course = Course()
 
@@ -272,6 +272,7 @@ class _Watch(TrainerCallback):
     ) -> None:
         self._first_step = state.global_step
         self._read(state)
+        self._was_over = self.course.ended_early is not None  # before its worker was lost
         self._before = self.course.judged[-1].seconds if self.course.judged else 0.0
         if not self.course.judged:
             self._judge(state)
@@ -279,7 +280,7 @@ class _Watch(TrainerCallback):
         self._judging = 0.0
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        if self.course.ended_early is not None:  # before its worker was lost: the library takes a step all the same
+        if self._was_over:  # the library takes a step all the same
             control.should_training_stop = True
             return
         budget, seconds = self._training.heal.time_budget_seconds, self._seconds
@@ -298,7 +299,7 @@ class _Watch(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         loss = more["logs"].get("loss")
-        if loss is None:
+        if loss is None or self._was_over:
             return
         tokens = self._tokens(state.global_step)
         self.course.losses.append({"tokens": tokens, "loss": float(loss)})

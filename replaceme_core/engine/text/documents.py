@@ -95,10 +95,12 @@ def documents(source: CalibrationSource, path: Path | None) -> Iterator[Document
     return _limited(_jsonl(path, source.column) if path.suffix == ".jsonl" else _text(path))
 
 
-def _limited(found: Iterator[Document]) -> Iterator[Document]:
+def _limited(found: Iterator[Document | None]) -> Iterator[Document]:
     """A text beyond the limits ends there: rows without text, or files that are small when compressed, have no end."""
     left = MOST_CHARACTERS
     for document in islice(found, MOST_ROWS):
+        if document is None:
+            continue
         yield document
         left -= len(document) if isinstance(document, str) else sum(len(turn["content"]) for turn in document)
         if left <= 0:
@@ -133,40 +135,37 @@ def _text(path: Path) -> Iterator[str]:
             yield "".join(paragraph)
 
 
-def _jsonl(path: Path, column: str | None) -> Iterator[Document]:
+def _jsonl(path: Path, column: str | None) -> Iterator[Document | None]:
     with path.open(encoding="utf-8-sig") as stream:
         for row in json_rows(stream, path):
-            yield from _document(row, column)
+            yield _document(row, column)
 
 
-def _snapshot(source: CalibrationSource, path: Path) -> Iterator[Document]:
+def _snapshot(source: CalibrationSource, path: Path) -> Iterator[Document | None]:
     """The rows of the files of config and split, in the order of their names."""
     wanted = _wanted(source.column)
     for file in local_data_files(path, config=source.config, split=source.split):
         for row in rows_of(file, wanted):
-            yield from _document(row, source.column)
+            yield _document(row, source.column)
 
 
 def _wanted(column: str | None) -> tuple[str, ...]:
     return (column,) if column is not None else (*_CHAT_COLUMNS, *_TEXT_COLUMNS)
 
 
-def _document(row: Mapping[str, object], column: str | None) -> Iterator[Document]:
-    """The document in a row; none where a column of texts has nothing in this one."""
+def _document(row: Mapping[str, object], column: str | None) -> Document | None:
+    """The document in a row; `None` where a column of texts has nothing in this one."""
     names = _wanted(column)
     for name in names:
         value = row.get(name)
         if isinstance(value, str):
-            yield value
-            return
+            return value
         if value and isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
-            yield [_message(turn) for turn in value]
-            return
+            return [_message(turn) for turn in value]
     if column is None and (conversation := _instruction(row)):
-        yield conversation
-        return
+        return conversation
     if any(name in row and not row[name] for name in names):
-        return
+        return None
     wanted = f"column {column!r}" if column else f"none of the columns {', '.join(names)}"
     raise InvalidInput(
         f"{'no ' + wanted if column else wanted} with text or a conversation; the columns are "

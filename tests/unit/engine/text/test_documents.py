@@ -226,6 +226,8 @@ def test_a_text_ends_at_the_most_rows_and_characters(tmp_path: Path, monkeypatch
     path = jsonl(tmp_path / "a.jsonl", *({"text": ""} for _ in range(100)), {"text": "beyond"})
     monkeypatch.setattr(module, "MOST_ROWS", 50)
     assert list(documents(spec("file:a.jsonl"), path)) == [""] * 50
+    nothing = jsonl(tmp_path / "c.jsonl", *({"text": None} for _ in range(100)), {"text": "beyond"})
+    assert list(documents(spec("file:c.jsonl"), nothing)) == []
     monkeypatch.setattr(module, "MOST_ROWS", 1000)
     monkeypatch.setattr(module, "MOST_CHARACTERS", 10)
     path = jsonl(tmp_path / "b.jsonl", *({"text": "12345678"} for _ in range(100)))
