@@ -162,6 +162,7 @@ class Planning:
             memory_bytes=memory,
             device_bytes=settings.worker_gpu_memory_bytes if kind is WorkerKind.GPU else None,
             disk_bytes=disk,
+            download_bytes=None if settings.hub_address is None else settings.hub_cache_bytes,
             cpu_dtype="bfloat16" if here and has_native_bfloat16() else "float32",
             cache_bytes=settings.statistics_cache_bytes,
         )

@@ -299,6 +299,7 @@ def check_fit(found: Estimate, spec: CompressionSpec, machine: Machine) -> None:
         (found.host_bytes, f"host memory in the stage {of_host}", machine.memory_bytes),
         (found.device_bytes, f"GPU memory in the stage {of_device}", machine.device_bytes),
         (found.disk, "disk space", machine.disk_bytes),
+        (found.download, "the cache of downloads (REPLACEME_HUB_CACHE_BYTES)", machine.download_bytes),
     )
     missing = [
         f"it needs about {needed:,} bytes of {what}, and the worker has {available:,}"

@@ -52,13 +52,14 @@ class Machine:
     """What is known of a worker, or of those of one kind. Bytes; `None` where it is not known.
 
     `cpu_dtype` is the default of a CPU. `cache_bytes` is the limit of the activation cache; 0: no streams are left for
-    later jobs.
+    later jobs. `download_bytes` is that of the cache of downloads.
     """
 
     kind: WorkerKind
     memory_bytes: int | None = None
     device_bytes: int | None = None
     disk_bytes: int | None = None
+    download_bytes: int | None = None
     cpu_dtype: Dtype = "float32"
     device: str | None = None
     threads: int = 1

@@ -230,11 +230,11 @@ class Activations:
         return self.block_runner.run_with_last_write(block, before)
 
     def streams_through(self, batch: int, *, last_block: int) -> Iterator[torch.Tensor]:
-        """The streams before blocks 0, 1, ... `last_block`, and the one after it. Nothing is stored for them."""
-        is_stored = batch in self.stored
-        stream = self._read(stream_key(0), batch) if is_stored else self.block_runner.enter(self.tokens(batch))
+        """The streams before blocks 0, 1, ... `last_block`, and the one after it."""
+        stream = self.before(0, batch)
         yield stream
         for block in range(last_block + 1):
+            is_stored = batch in self.stored
             stream = self.before(block + 1, batch) if is_stored else self.run(stream, since=block, until=block + 1)
             yield stream
 

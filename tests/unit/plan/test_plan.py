@@ -94,6 +94,9 @@ def test_a_disk_that_is_too_small() -> None:
     plan = planner(HeaderHub(size=SMOLLM2), machine=machine).plan(request())
     assert [refusal.code for refusal in plan.refusals] == ["does_not_fit"]
     assert "disk space" in plan.refusals[0].message
+    machine = Machine(kind=WorkerKind.CPU, download_bytes=GB // 4)
+    plan = planner(HeaderHub(size=SMOLLM2), machine=machine).plan(request())
+    assert "REPLACEME_HUB_CACHE_BYTES" in plan.refusals[0].message
 
 
 def test_less_memory_means_one_block_at_a_time() -> None:
