@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--queues", type=WorkerKind, choices=list(WorkerKind), help="kind of jobs; default: all")
     named = parser.parse_args(arguments).queues
     settings = read_settings()
+    # before anything takes time: the first process of a container ignores what it has no handler for
+    signal.signal(signal.SIGTERM, lambda *_: drain.begin(seconds=settings.drain_seconds))
     telemetry.configure_logs(settings.log_format, service="worker")
     telemetry.configure_spans(os.environ, service="worker")
     try:
@@ -46,7 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise SystemExit(f"this worker cannot start: {error}") from error
     choose_sandbox()
     use_own_temporary_directory()
-    signal.signal(signal.SIGTERM, lambda *_: drain.begin(seconds=settings.drain_seconds))
     sweep = make_sweep(kinds, process_ids=lambda: [os.getpid()], has_free_slot=lambda: False)
     supervisor = make_supervisor(kinds)
     sweep.sweep()

@@ -138,7 +138,8 @@ class ChildProcess:
 @contextlib.contextmanager
 def signals_to(events: "queue.SimpleQueue[ProcessEvent]") -> Iterator[None]:
     """Put SIGTERM, SIGINT and SIGHUP into `events`. `put` of a `SimpleQueue` may be called from a signal handler."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    is_kept = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup: the terminal may close
+    numbers = (signal.SIGTERM, signal.SIGINT, *(() if is_kept else (signal.SIGHUP,)))
     before = {
         number: signal.signal(number, lambda received, _: events.put(Signalled(number=received))) for number in numbers
     }
@@ -157,9 +158,10 @@ _PR_SET_PDEATHSIG = 1
 def guard(arguments: list[str]) -> int:
     """Run the command; returns its exit status, or 128 + N if signal N ended it."""
     grace_seconds, command = float(arguments[0]), arguments[1:]
-    # Ctrl-C in a terminal reaches the whole foreground group. The service handles it and closes the pipe.
+    # Ctrl-C in a terminal, and its end, reach the whole foreground group. The service handles them and closes the pipe.
     # A function, not SIG_IGN, which the child would inherit.
-    signal.signal(signal.SIGINT, lambda *_: None)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_die_with_parent())
     signal.signal(signal.SIGTERM, lambda *_: _signal_group(child, signal.SIGKILL))
     threading.Thread(target=_end_when_input_closes, args=(child, grace_seconds), daemon=True).start()

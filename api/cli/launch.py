@@ -10,6 +10,7 @@ import json
 import os
 import queue
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -255,7 +256,8 @@ class Supervisor:
                 event = self._events.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 continue
-            if isinstance(event, Signalled):
+            # a terminal that closes sends SIGHUP twice
+            if isinstance(event, Signalled) and event.number != signal.SIGHUP:
                 for process in processes:
                     if process.is_running():
                         process.kill()
@@ -274,14 +276,15 @@ def plan_workers(gpus: str | None, environ: Mapping[str, str], *, count: Callabl
     if gpus is None:
         return {"cpu": ""}
     numbers = None if gpus.strip() == "all" else _numbers(gpus)
-    found = count()
+    found, seen = count(), [name.strip() for name in environ.get(VISIBLE, "").split(",") if name.strip()]
+    if found and all(name.startswith("MIG-") for name in seen):  # of several CUDA shows one to each process
+        found = max(found, len(seen))
     if not found:
         raise InvalidInput("torch sees no GPU on this machine; without --gpus, a worker uses the CPU", field="gpus")
     for number in numbers or ():
         if number >= found:
             present = "GPU 0" if found == 1 else f"GPUs 0 to {found - 1}"
             raise InvalidInput(f"there is no GPU {number}: this machine has {present}", field="gpus", value=gpus)
-    seen = [name.strip() for name in environ.get(VISIBLE, "").split(",") if name.strip()]
     names = seen[:found] if seen else [str(number) for number in range(found)]
     return {f"gpu{number}": names[number] for number in (range(found) if numbers is None else numbers)}
 

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from functools import cached_property, partial
 from typing import TypeVar
 
@@ -21,7 +21,7 @@ from starlette.responses import StreamingResponse
 from api.bodies import EventBody, JobEventBody
 from api.http.callers import Caller, Callers, caller_of
 from api.http.requests import is_head
-from replaceme_core.errors import InvalidInput, Unavailable
+from replaceme_core.errors import InvalidInput, JobNotFound, Unavailable
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database, LedgerSession
 from replaceme_core.ledger.keys import Scope
@@ -158,7 +158,7 @@ class EventFeed:
             page = reading.events(session, job_id, after=last, limit=BATCH, owner=owner)
             return [FeedEvent(position=0, owner=owner, event=event) for event in page.items]
 
-        with self._following(_Follower(owner=owner, job_id=job_id)) as follower:
+        with self._following(_Follower(owner=owner, job_id=job_id)) as follower, suppress(JobNotFound):
             async for message in self._follow(follower, after, read, lambda message: message.event.seq):
                 yield message
                 if message is not None and message.event.type in _LAST:
@@ -229,6 +229,7 @@ class EventFeed:
                         await follower.news.wait()
                 except TimeoutError:
                     yield None
+                    follower.fell_behind = follower.job_id is not None  # the job may be gone
 
     async def _missed(
         self, last: int, read: Callable[[LedgerSession, int], list[FeedEvent]]

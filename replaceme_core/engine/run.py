@@ -262,6 +262,7 @@ class Tried:
     pruning: Pruning
     metrics: Sequence[Callable[[], None]]
     comparison: Comparison
+    unmeasured: Sequence[str]
 
 
 def depths_to_try(depths: Sequence[int], *, blocks: int, first: int, allows: Allows) -> Sequence[int]:
@@ -290,6 +291,7 @@ def find_deepest_cut(run: Run, task: Task, depths: Sequence[int]) -> tuple[Tried
         raise search.error
     for report in search.kept.metrics:
         report()
+    run.unmeasured.found.extend(search.kept.unmeasured)
     return search.kept, search.trials
 
 
@@ -373,5 +375,10 @@ class _Search:
             with run.clock.loading():
                 kept = kept_blocks(run.outline.blocks, pruning.removed)
                 after = open_subject(PRUNED, directory, dtype=run.dtype, compute=run.spec.compute, kept=kept)
-            comparison = self.original.compare(after, advance=rest.advance)
-        return Tried(pruning=pruning, metrics=metrics, comparison=comparison)
+            found, before = run.unmeasured.found, len(run.unmeasured.found)
+            try:
+                comparison = self.original.compare(after, advance=rest.advance)
+            finally:
+                unmeasured = found[before:]  # of this trial, which may not be the result
+                del found[before:]
+        return Tried(pruning=pruning, metrics=metrics, comparison=comparison, unmeasured=unmeasured)

@@ -87,7 +87,7 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
     _check_own_fields(row, text)
     lists = (text.get(name) for name in row.per_layer_lists)
     entries = next((len(each) for each in lists if isinstance(each, list)), None)  # some types write no number
-    blocks, hidden_size = text.get(row.block_count, entries), text.get(row.width)
+    blocks, hidden_size = text.get(row.block_count, entries), text.get(row.width, text.get(_WIDTH_OF_BLOOM))
     if not _is_count(blocks) or not _is_count(hidden_size):
         place = "" if row.part is None else f" in {row.part}"
         raise UnsafeModel(
@@ -170,9 +170,14 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 DTYPES = ("F32", "BF16", "F16")
 """Of weights, in the names of safetensors."""
-_BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+_BUFFERS = (
+    *(".rotary_emb.inv_freq", ".position_ids"),
+    *(".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias"),
+)
 """Ends of names under which older files have values that are no parameters, causal masks as U8 or BOOL among them."""
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+_WIDTH_OF_BLOOM = "n_embed"
+"""In its first files."""
 _EMBEDDING_WIDTH = "word_embed_proj_dim"
 """Of families whose embedding may be narrower than the stream."""
 
@@ -216,7 +221,7 @@ def _check(outline: ModelOutline, text: Mapping[str, object], tensors: Sequence[
         )
     width = text.get(_EMBEDDING_WIDTH, outline.hidden_size)
     for name, shape in shapes.items():
-        if not name.endswith(_EMBEDDINGS) or row.block_number(name) is not None:
+        if not name.endswith(_EMBEDDINGS) or row.block_number(name) is not None or outline.reads_images:
             continue
         rows = text.get("vocab_size", shape[0] if shape else None)
         if shape != (rows, width):

@@ -50,7 +50,7 @@ _TERMS = re.compile(
 _TERMS_SUFFIXES = ("", ".txt", ".md", ".rst", ".pdf", ".html")
 _MOST_TERMS = 32
 _MEGABYTE = 2**20
-_LARGEST = {CONFIG: _MEGABYTE, "tokenizer.json": 64 * _MEGABYTE}
+_LARGEST = {CONFIG: _MEGABYTE, "tokenizer.json": 64 * _MEGABYTE, INDEX: 64 * _MEGABYTE}
 _LARGEST_OTHER = 8 * _MEGABYTE
 _NAMED = 3  # the most files that an error names
 

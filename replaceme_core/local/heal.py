@@ -14,7 +14,6 @@ from replaceme_core.local.reproduce import pin_model, pin_texts, read_recorded
 from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, check_absent, check_installed, show_nothing
 from replaceme_core.plan.eta import weights_of
 from replaceme_core.request.admission import resolve_texts
-from replaceme_core.request.method import MethodSpec
 from replaceme_core.request.resolve import check_inputs
 from replaceme_core.request.spec import EvaluationSpec, HealSpec, Loading
 from replaceme_core.runner.inputs import pin_text
@@ -49,7 +48,7 @@ def heal(
             raise InvalidInput(f"{result} was trained already, or does not say which blocks are gone", field="result")
         before = recorded.spec
         _, found, _ = resolve_texts(before.calibration, asked, machine.hub, find_file=paths.get)
-        method = MethodSpec(name=before.method.name)
+        method = before.method.model_copy(update={"groups": 1})  # of named blocks there are none
         # not how this machine's memory made the result read: where it was block by block, the model may fit here
         compute = before.compute.model_copy(update={"loading": Loading.AUTO, "device": device or before.compute.device})
         evaluation = EvaluationSpec(samples=before.evaluation.samples)

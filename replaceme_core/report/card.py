@@ -48,6 +48,8 @@ RELATION = "finetune"
 """The Hub knows adapter, finetune, merge and quantized; of these only this one means other weights of one kind."""
 OTHER = "other"
 """The Hub's word for a licence that is none of its list."""
+_NOT_OF_A_DATA_SET = re.compile(r"[^\w.-]+", re.ASCII)
+"""What the name of a data set in the header of a card cannot have, by the rules of the Hub."""
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
 _LINK = re.compile(r"https?://[^\s<>\"']{1,300}|\w[\w.-]{0,99}", re.ASCII)
@@ -100,8 +102,12 @@ def read_base_card(directory: Path) -> BaseCard:
         header = header_of(read_card(directory / CARD)) if (directory / CARD).is_file() else {}
     except InvalidInput:  # a header that is not read
         header = {}
-    licence = _matching(header.get("license"), _LICENSE)
+    given = header.get("license")
+    licences = [_matching(one, _LICENSE) for one in (given if isinstance(given, list) else [given])]
+    licence = licences[0] if len(licences) == 1 else None
     name, link = _matching(header.get("license_name"), _LINE), _matching(header.get("license_link"), _LINK)
+    if len(licences) > 1 and all(licences):
+        licence, name = OTHER, ", ".join(map(str, licences))
     if licence is None and terms:
         licence, name, link = OTHER, "terms-of-the-original-model", terms[0]
     return BaseCard(licence=licence, name=name, link=link, languages=_languages(header.get("language")), terms=terms)
@@ -155,6 +161,7 @@ def write_card(
         removed=removed,
         repository=repository,
         page=f"{hub}/{model.repo_id}/tree/{model.revision}",
+        files=sum(one.is_file for one in spec.texts),
         place=(hub and spec.output.repo_id) or "path/to/this/directory",
         how=_how(spec, Method(report.text("chosen_method")), structure),
         picture=_draw(content, directory),
@@ -185,7 +192,7 @@ def _header(
             EvalResult(
                 task_type="text-generation",
                 task_name="Language modelling",
-                dataset_type=source.name if source else name.removeprefix(BUILTIN_PREFIX),
+                dataset_type=source.name if source else _NOT_OF_A_DATA_SET.sub("-", name.removeprefix(BUILTIN_PREFIX)),
                 dataset_name=name,
                 dataset_config=source.config if source else None,
                 dataset_split=source.split if source else None,

@@ -73,7 +73,7 @@ class Ended:
             status=job.status,
             facts=facts,
             report=report_of(job),
-            error=None if job.error is None else (job.error.code, job.error.message),
+            error=_error_of(job),
             seconds=took,
         )
 
@@ -134,6 +134,13 @@ class Ended:
         ElementTree.indent(root)
         text = ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
         return printable(text, lines=True) + "\n"  # XML cannot have control characters
+
+
+def _error_of(job: Job) -> tuple[str, str] | None:
+    """A job that was cancelled has none of its own, and has judged no gate."""
+    if job.error is None:
+        return ("cancelled", "the job was cancelled") if job.status == "cancelled" else None
+    return job.error.code, job.error.message
 
 
 def write_for_pipeline(ended: Ended, *, junit: Path | None) -> None:

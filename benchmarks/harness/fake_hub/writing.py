@@ -36,10 +36,16 @@ def validate_yaml(store: Store, request: Request, at: Mapping[str, str]) -> Repl
     if front is None:
         return as_json({"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]})
     try:
-        yaml.safe_load(front[1])
+        header = yaml.safe_load(front[1])
     except yaml.YAMLError as error:
         return as_json({"errors": [{"message": str(error)}], "warnings": []}, 400)
-    return as_json({"errors": [], "warnings": []})
+    results = [one for model in header.get("model-index", ()) for one in model["results"]]
+    wrong = [name for one in results if not _DATA_SET.fullmatch(name := one["dataset"]["type"])]
+    errors = [{"message": f'"dataset.type" with value "{name}" fails to match the required pattern'} for name in wrong]
+    return as_json({"errors": errors, "warnings": []}, 400 if errors else 200)
+
+
+_DATA_SET = re.compile(r"([\w-]+/)?[\w.-]+", re.ASCII)
 
 
 def preupload(store: Store, request: Request, at: Mapping[str, str]) -> Reply:

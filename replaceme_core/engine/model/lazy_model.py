@@ -34,6 +34,7 @@ from replaceme_core.engine.model.known_keys import GENERATION_CONFIG
 from replaceme_core.engine.model.load import (
     auto_class,
     does_not_fit,
+    keep_separate,
     load_config,
     load_model,
     load_quantized,
@@ -144,6 +145,8 @@ class _ModelFiles:
     conversions: list[WeightTransform] = field(default_factory=list)
     direct: dict[int | None, dict[str, StoredTensor]] = field(default_factory=dict)
     """By block (`None`: outside of all blocks) and live name: tensors that are used as they are stored."""
+    missing: set[str] = field(default_factory=set)
+    """Live names that the files do not have."""
     converted: dict[int | None, list[StoredTensor]] = field(default_factory=dict)
     """By block: tensors that transformers has to convert."""
     meta: dict[str, nn.Parameter] = field(default_factory=dict)
@@ -181,7 +184,8 @@ class _ModelFiles:
             else:
                 self.direct.setdefault(block, {})[name] = stored
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
-        if not self.converted and (missing := sorted(set(expected) - covered - tied)):
+        self.missing = set(expected) - covered
+        if not self.converted and (missing := sorted(self.missing - tied)):
             raise does_not_fit("missing", missing)
         # Saving undoes the transforms of loading; from_pretrained records them here, too.
         used: list[WeightTransform] = [one for one in self.conversions if one.was_used()]
@@ -193,7 +197,8 @@ class _ModelFiles:
 
     def load_rest(self) -> None:
         self._load(None)
-        self.model.tie_weights()
+        self.model.tie_weights(missing_keys=self.missing, recompute_mapping=False)
+        keep_separate(self.model)
         inside = f"{self.blocks}."
         lost = [name for name, each in self.model.named_parameters() if each.is_meta and not name.startswith(inside)]
         if lost:

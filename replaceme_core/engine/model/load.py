@@ -198,9 +198,20 @@ def load_model(directory: Path, *, dtype: torch.dtype, device: str) -> PreTraine
     if not all(all_finite(parameter) for parameter in model.parameters()):
         for stored in tensors_of(weight_files(directory)):
             stored.read()  # raises for the one that is not finite; where none is, the values are too large for `dtype`
+    keep_separate(model)
     model.to(torch.device(device))  # type: ignore[arg-type]  # typed as a decorated method without self
     model.eval()
     return model
+
+
+def keep_separate(model: PreTrainedModel) -> None:
+    """Let the config say so where the head has values of its own, although its class or its file ties it.
+
+    transformers keeps both when it loads them. Whatever ties weights once more would overwrite the head.
+    """
+    if set(model.get_expanded_tied_weights_keys(all_submodels=True)) - set(model.all_tied_weights_keys):
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
 
 
 def does_not_fit(what: str, names: list[str]) -> BrokenModel:

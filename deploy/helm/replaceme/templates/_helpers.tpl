@@ -122,17 +122,6 @@ spec:
       command:
         [python, -m, celery, --quiet, -A, worker.app, worker, --pool, prefork, --concurrency, "1", --loglevel, INFO,
          --hostname, celery@$(POD_NAME), --queues, {{ .worker.kind }}]
-      livenessProbe:
-        exec:
-          # a shell: Kubernetes expands the name of the pod in the command of a container, not in that of a probe
-          command:
-            - sh
-            - -c
-            - exec python -m celery --quiet -A worker.app inspect ping --timeout 10 --destination "celery@$POD_NAME"
-        initialDelaySeconds: 60
-        periodSeconds: 60
-        timeoutSeconds: 30
-        failureThreshold: 5
       {{- end }}
       env:
         - name: POD_NAME
