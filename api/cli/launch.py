@@ -241,7 +241,7 @@ class Supervisor:
                 child.started_at = time.monotonic()
 
     def _stop(self) -> None:
-        """Stop all processes; a second signal kills them.
+        """Stop all processes; a second signal other than SIGHUP kills them.
 
         Workers stop at the same time, since each may have a job to finish. The API stops after its worker, so that it
         still responds while a job is released.

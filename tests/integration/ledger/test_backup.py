@@ -1,5 +1,6 @@
 """Backups of a ledger in use, and its jobs after a restore: docs/how-to/back-up-and-restore.md."""
 
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -22,19 +23,21 @@ from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.migrate import alembic_config
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import JobEventRow, JobRow
+from replaceme_core.ledger.watching import events_after, last_position, number_all
 from tests.fixtures.jobs.ledger import Ledger
 
 WRITERS = 2
 ONLINE_BACKUP = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).backup(sqlite3.connect(sys.argv[2]))"
-MAY_HAVE_RUN = "UPDATE jobs SET attempt = 1, spared = spared + 1 WHERE status = 'queued' AND attempt = 0"
+HOW_TO = (ROOT / "docs" / "how-to" / "back-up-and-restore.md").read_text()
+AFTER_RESTORE = re.findall("^[A-Z][^;]*;$", HOW_TO.partition("```sql\n")[2].partition("```")[0], re.MULTILINE)
 
 
 def test_the_how_to_contains_the_tested_commands() -> None:
-    how_to = (ROOT / "docs" / "how-to" / "back-up-and-restore.md").read_text()
-    assert f"python3 -c '{ONLINE_BACKUP}'" in how_to
-    assert f"{MAY_HAVE_RUN};" in how_to
-    assert "pg_dump --format=custom" in how_to
-    assert "pg_restore --exit-on-error --no-owner" in how_to
+    assert f"python3 -c '{ONLINE_BACKUP}'" in HOW_TO
+    jobs, feed = AFTER_RESTORE
+    assert "spared = spared + 1" in jobs and feed.startswith("UPDATE event_feed ")
+    assert "pg_dump --format=custom" in HOW_TO
+    assert "pg_restore --exit-on-error --no-owner" in HOW_TO
 
 
 @contextmanager
@@ -67,7 +70,17 @@ def in_use(url: str) -> Iterator[list[str]]:
         writer.result()
 
 
-def assert_whole(url: str, known: list[str]) -> None:
+def last_seen(url: str) -> int:
+    """The position of the last event that a client of the feed can have received, once all have one."""
+    database = Database(url)
+    number_all(database, most=100)
+    with database.session(read_only=True) as session:
+        last = last_position(session)
+    database.close()
+    return last
+
+
+def assert_whole(url: str, known: list[str], *, seen: int) -> None:
     """The restored ledger is consistent: every history agrees with its row, and work continues."""
     command.check(alembic_config(url))
     database = Database(url)
@@ -82,12 +95,17 @@ def assert_whole(url: str, known: list[str]) -> None:
         assert ledger.history(job_id) == ["created", "claimed", "succeeded"]
     assert ledger.requeue_expired(limit=1000)
     with database.session() as session:
-        session.execute(text(MAY_HAVE_RUN))
+        for statement in AFTER_RESTORE:
+            session.execute(text(statement))
         claim = attempts.claim_next(session, worker="w", lease_seconds=60)
         assert claim is not None
         assert claim.attempt == 2, "it looks for an earlier result first"
         assert claim.counted in (1, 2)
     ledger.succeed(ledger.add())
+    number_all(database, most=100)
+    with database.session(read_only=True) as session:
+        (first,) = events_after(session, 0, limit=1, owner=None)
+    assert first.position > seen > 0, "a client that resumes would pass it over"
     database.close()
 
 
@@ -100,7 +118,7 @@ def test_sqlite_during_writes(sqlite_url: str, tmp_path: Path) -> None:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     restored = tmp_path / "restored.sqlite3"
     shutil.copyfile(backup, restored)
-    assert_whole(f"sqlite:///{restored}", known)
+    assert_whole(f"sqlite:///{restored}", known, seen=last_seen(sqlite_url))
 
 
 def test_postgresql_during_writes(postgres_server: PostgresServer, postgres_template: str, tmp_path: Path) -> None:
@@ -114,7 +132,7 @@ def test_postgresql_during_writes(postgres_server: PostgresServer, postgres_temp
         run_program(
             "pg_restore", "--exit-on-error", "--no-owner", f"--dbname={plain(restored)}", str(tmp_path / "ledger.dump")
         )
-        assert_whole(restored, known)
+        assert_whole(restored, known, seen=last_seen(url))
 
 
 def plain(url: str) -> str:

@@ -220,6 +220,8 @@ def test_a_worker_ends_after_its_drain_and_nothing_reaches_it() -> None:
     jobs = of_kind("ScaledJob", values)
     assert [one["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] for one in jobs] == ["team-a", "team-a"]
     assert [one["spec"]["jobTargetRef"]["backoffLimit"] for one in jobs] == [0, 0], "the service counts attempts"
+    rollouts = [one["spec"]["rollout"] for one in jobs]
+    assert rollouts == [{"strategy": "gradual"}] * 2, "by default KEDA ends running jobs when their ScaledJob changes"
     workers = next(one for one in of_kind("NetworkPolicy") if one["metadata"]["name"] == "demo-workers")
     assert workers["spec"]["ingress"] == [] and "Ingress" in workers["spec"]["policyTypes"]
     labels = jobs[0]["spec"]["jobTargetRef"]["template"]["metadata"]["labels"]
@@ -338,6 +340,15 @@ def test_another_entry_is_as_that_of_its_kind() -> None:
 def test_without_workers_the_api_knows_no_kinds() -> None:
     (settings,) = of_kind("ConfigMap", {"workers": {"cpu": {"enabled": False}}})
     assert "REPLACEME_ROUTES" not in settings["data"], "an empty list is refused"
+
+
+def test_settings_of_the_operator_are_kept() -> None:
+    own = {"REPLACEME_ROUTES": '["gpu"]', "REPLACEME_CALIBRATION_ROOT": "/texts"}
+    values = {**EVERYTHING, "settings": own}
+    settings = next(one["data"] for one in of_kind("ConfigMap", values) if "REPLACEME_HUB" in one["data"])
+    assert own.items() <= settings.items()
+    files = "".join(chart().render(values=values, name="demo", namespace="ml").values())
+    assert [files.count(f"{name}:") for name in own] == [1, 1], "of two with one name, the last would count"
 
 
 def test_workers_of_one_kind_also_take_jobs_for_any() -> None:

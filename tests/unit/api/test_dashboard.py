@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from api.routes.deps import Services
 from benchmarks.harness.checkout import ROOT
@@ -25,8 +26,8 @@ Known = dict[str, dict[str, set[str]]]
 
 
 @pytest.fixture(scope="module")
-def scraped(service: Service) -> Known:
-    """Samples of a service that has seen everything once, by name, and the values of each of their labels."""
+def samples(service: Service) -> list[Sample]:
+    """Those of a service that has seen everything once."""
     service.reset()
     ledger = Ledger(service.database)
     gpu = WorkerMemory(total_bytes=100, used_bytes=40, gpu_total_bytes=80, gpu_used_bytes=9)
@@ -36,17 +37,24 @@ def scraped(service: Service) -> Known:
     done = ledger.claim(ledger.add())
     ledger.progress(done, Stage.SOLVE)
     ledger.succeed(done)
+    ledger.claim(ledger.add(), lease_seconds=-1)
+    ledger.requeue_expired()
     services: Services = service.client.app.state.services  # type: ignore[attr-defined]
     assert services.monitoring is not None
     services.monitoring.record_try(error="timeout", is_last=False)
     assert service.client.get("/ready").status_code == 200
     text = service.client.get("/metrics", headers={"authorization": f"Bearer {METRICS_KEY}"}).text
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+
+@pytest.fixture(scope="module")
+def scraped(samples: list[Sample]) -> Known:
+    """Names of samples, and the values of each of their labels."""
     known: Known = defaultdict(lambda: defaultdict(set))
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            values = known[sample.name]
-            for label, value in sample.labels.items():
-                values[label].add(value)
+    for sample in samples:
+        values = known[sample.name]
+        for label, value in sample.labels.items():
+            values[label].add(value)
     return dict(known)
 
 
@@ -102,6 +110,24 @@ def test_every_expression_names_what_exists(scraped: Known) -> None:
         if not name.startswith("process_")
     }
     assert documented == there
+
+
+def test_every_expression_counts_events_of_each_code(samples: list[Sample]) -> None:
+    """The highest of the API's processes, which show the same, is taken for each series and not among several."""
+    events = [one for one in samples if one.name == "replaceme_job_events_total"]
+    counted = {one.labels["type"] for one in events if one.value}
+    assert counted == {"created", "claimed", "failed", "succeeded", "lease_lapsed"}
+    pattern = r"max(?: by \(([^)]*)\))? ?\(increase\(replaceme_job_events_total(?:{([^}]*)})?\["
+    for place, expression in expressions():
+        found = re.findall(pattern, expression)
+        assert len(found) == expression.count("replaceme_job_events"), place
+        for group, matchers in found:
+            named = dict(re.findall(r'(\w+)="([^"]*)"', matchers))
+            chosen = [one for one in events if named.items() <= one.labels.items()]
+            types = {one.labels["type"] for one in chosen if one.value}
+            assert types == ({named["type"]} if "type" in named else counted), place
+            kept = {tuple(one.labels[label] for label in re.findall(r"\w+", group)) for one in chosen}
+            assert len(kept) == len(chosen), place
 
 
 def test_each_alert_has_a_name_of_its_own_and_advice() -> None:

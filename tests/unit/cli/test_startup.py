@@ -121,9 +121,33 @@ def test_one_worker_for_each_of_three_gpus(gpus: str | None, visible: str | None
         assert plan_workers(gpus, environ, count=lambda: 3) == expected
 
 
+@pytest.mark.parametrize(
+    ("gpus", "visible", "expected"),
+    [
+        ("all", "MIG-a,MIG-b", {"gpu0": "MIG-a", "gpu1": "MIG-b"}),
+        ("1", "MIG-a, MIG-b", {"gpu1": "MIG-b"}),
+        ("all", None, {"gpu0": "0"}),
+        ("all", "GPU-a,GPU-b", {"gpu0": "GPU-a"}),
+        ("1", "5,7", "there is no GPU 1: this machine has GPU 0"),
+        ("2", "MIG-a,MIG-b", "there is no GPU 2: this machine has GPUs 0 to 1"),
+    ],
+)
+def test_a_worker_for_each_slice_of_a_gpu_of_which_cuda_shows_one(
+    gpus: str, visible: str | None, expected: object
+) -> None:
+    environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    if isinstance(expected, str):
+        with pytest.raises(InvalidInput, match=expected):
+            plan_workers(gpus, environ, count=lambda: 1)
+    else:
+        assert plan_workers(gpus, environ, count=lambda: 1) == expected
+
+
 def test_all_gpus_where_there_is_none() -> None:
     with pytest.raises(InvalidInput, match="torch sees no GPU"):
         plan_workers("all", {}, count=lambda: 0)
+    with pytest.raises(InvalidInput, match="torch sees no GPU"):
+        plan_workers("all", {"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"}, count=lambda: 0)
 
 
 @pytest.mark.parametrize("run", [partial(work, announce=print, warn=print), work_once])

@@ -1,10 +1,13 @@
 """What a worker's application decides before it takes messages, and the two steps of its shutdown."""
 
+import signal
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 import worker.app
+import worker.once
 from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import WorkerKind
@@ -57,3 +60,25 @@ def test_first_no_new_job_then_the_release() -> None:
     wait_until(lambda: drain.must_release, seconds=5, what="the end of the grace")
     drain.begin(seconds=60)
     assert drain.must_release, "a second signal gives no new time"
+
+
+def test_a_process_for_one_job_drains_at_a_signal_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    drain, levels = Drain(), []
+
+    def look(*_: object, **__: object) -> NoReturn:
+        signal.raise_signal(signal.SIGTERM)
+        levels.append((drain.has_begun, drain.must_release))
+        raise InvalidInput("no torch", field="queues")
+
+    monkeypatch.setattr("worker.once.drain", drain)
+    monkeypatch.setattr("worker.once.read_settings", lambda: OURS.model_copy(update={"drain_seconds": 0}))
+    monkeypatch.setattr("worker.once.select_worker_kinds", look)
+    for name in ("configure_logs", "configure_spans"):
+        monkeypatch.setattr(f"worker.once.telemetry.{name}", lambda *_, **__: None)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as for the first process of a container
+    try:
+        with pytest.raises(SystemExit, match="no torch"):
+            worker.once.main([])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert levels == [(True, True)]

@@ -1,0 +1,90 @@
+"""Which signals end `replaceme serve` and `worker`, and how."""
+
+import os
+import queue
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import psutil
+import pytest
+
+from api.cli.child_processes import ChildProcess, Ended, ProcessEvent, Ready, Signalled, signals_to
+from api.cli.launch import Supervisor
+
+
+@pytest.fixture(autouse=True)
+def _a_terminal_that_may_close() -> Iterator[None]:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_what_nohup_ignores_stays_ignored(is_kept: bool) -> None:
+    before = signal.SIG_IGN if is_kept else signal.SIG_DFL
+    signal.signal(signal.SIGHUP, before)
+    events: queue.SimpleQueue[ProcessEvent] = queue.SimpleQueue()
+    with signals_to(events):
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            signal.raise_signal(number)
+    received = [events.get_nowait() for _ in range(events.qsize())]
+    expected = [signal.SIGTERM] if is_kept else [signal.SIGHUP, signal.SIGTERM]
+    assert received == [Signalled(number=number) for number in expected]
+    assert signal.getsignal(signal.SIGHUP) is before
+
+
+def test_the_guard_of_a_child_outlives_its_terminal() -> None:
+    events: queue.SimpleQueue[ProcessEvent] = queue.SimpleQueue()
+    others = psutil.Process().children()
+    child = ChildProcess(
+        "child",
+        [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"],
+        environment=os.environ,
+        grace_seconds=5,
+        report=events.put,
+        ready_line=re.compile(b"up"),
+    )
+    try:
+        assert events.get(timeout=30) == Ready(name="child")
+        (guard,) = set(psutil.Process().children()) - set(others)
+        guard.send_signal(signal.SIGHUP)
+    finally:
+        child.stop()
+    status = 128 + signal.SIGTERM
+    assert events.get(timeout=10) == Ended(name="child", status=status), "the guard ended the child, as it is meant to"
+
+
+class SlowToStop(ChildProcess):
+    """A child without a process. While it stops, signals arrive: first one of a terminal, then one of a person."""
+
+    def __init__(self, *, report: Callable[[ProcessEvent], None]) -> None:
+        self._killed = threading.Event()
+        self.was_killed_by: list[int] = []
+        report(Signalled(number=signal.SIGHUP))
+
+    def is_running(self) -> bool:
+        return not self._killed.is_set()
+
+    def stop(self) -> None:
+        for number, seconds in ((signal.SIGHUP, 0.3), (signal.SIGTERM, 10)):
+            os.kill(os.getpid(), number)
+            if self._killed.wait(seconds):
+                self.was_killed_by.append(number)
+                return
+
+    def kill(self) -> None:
+        self._killed.set()
+
+
+def test_a_second_sigterm_ends_a_stop_and_a_second_sighup_does_not() -> None:
+    started: list[SlowToStop] = []
+
+    def start(*, report: Callable[[ProcessEvent], None]) -> ChildProcess:
+        started.append(SlowToStop(report=report))
+        return started[-1]
+
+    Supervisor({"api": start}, announce=print).run(ready="ready")
+    assert [one.was_killed_by for one in started] == [[signal.SIGTERM]]
