@@ -15,7 +15,6 @@ logits of the live model with these blocks left out, with and without a cache.
 
 import argparse
 import contextlib
-import dataclasses
 import itertools
 import json
 import re
@@ -48,6 +47,7 @@ from benchmarks.harness.tiny_models import (
     BLOCKS,
     IMAGE_TYPES,
     WIDTH,
+    WITHOUT,
     Fields,
     answers,
     built,
@@ -61,6 +61,7 @@ from benchmarks.harness.tiny_models import (
     sizes_of,
     tiny_config,
     tokens,
+    variants,
 )
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import Cut, FittedCut, fold, remove_blocks, run_pruned
@@ -134,12 +135,6 @@ ADDED = "deepstack_visual_indexes"
 """Of a tower for images: the field with one entry for each of its streams that is added after a block of the language
 model, that of the same place in both lists."""
 
-IRRELEVANT = """
-    return_dict output_hidden_states output_attentions torchscript use_cache tie_word_embeddings is_encoder_decoder
-    tie_encoder_decoder chunk_size_feed_forward output_router_logits add_cross_attention gradient_checkpointing
-"""
-"""Flags that say nothing of how a block is built."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -184,9 +179,9 @@ def _find(model_type: str) -> Layout:
         row, stored_blocks=stored_blocks(row, base), own_fields=tuple(names), keeps_last=model_type in LAST_STAYS
     )
     turned: dict[str, PreTrainedConfig] = {}
-    for field, value in flags(text):
+    for field, other in variants(text):
         with contextlib.suppress(Exception):  # not built that way, so nobody has such a model
-            config = tiny_config(model_type, **{**sizes, field: not value})
+            config = tiny_config(model_type, **{**sizes, field: other})
             run(config)
             turned[field] = config
     row = with_rules(row, [base, *turned.values()])
@@ -209,6 +204,8 @@ def _find(model_type: str) -> Layout:
             row = wider
         except NotFound as error:
             value = getattr(text, field)
+            if field in WITHOUT:
+                continue  # any other number of them is as this one
             reason = REASONS.get(field, str(error))
             requirements.append(Requirement(field=field, allowed=tuple({None: None, value: None}), reason=reason))
     return replace(row, requires=tuple(requirements))
@@ -241,15 +238,6 @@ def stored_blocks(row: Layout, config: PreTrainedConfig) -> tuple[str, ...]:
                 if path.startswith(f"{target.rstrip('.')}."):
                     found[f"{plain}{row.blocks[len(target.rstrip('.')) :]}"] = None
     return tuple(path for path in found if path != row.blocks)
-
-
-def flags(config: PreTrainedConfig) -> Iterator[tuple[str, bool]]:
-    """The flags of a config that may change how its blocks are built, with their values; off where there is none."""
-    types = {each.name: str(each.type) for each in dataclasses.fields(config)}
-    for name, value in config.to_dict().items():
-        is_flag = isinstance(value, bool) or (value is None and "bool" in types.get(name, ""))
-        if is_flag and name not in IRRELEVANT.split() and not name.startswith("_"):
-            yield name, bool(value)
 
 
 # What a config says of single blocks.

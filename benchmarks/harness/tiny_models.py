@@ -1,6 +1,8 @@
 """A tiny model with random weights of every type that transformers knows, from what configs call their sizes."""
 
 import contextlib
+import dataclasses
+from collections.abc import Iterator
 from copy import deepcopy
 
 import torch
@@ -104,7 +106,7 @@ SPECIAL: dict[str, Fields] = {
     "bamba": {"attn_layer_indices": [1, 4]},
     "dots3_note_text": {"num_key_value_heads": 4},
     "granitemoehybrid": {"layer_types": [*_MIXERS, "linear_attention"]},
-    "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv", "full_attention", "conv"]},
+    "lfm2": {"full_attn_idxs": [2, 4]},
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv", "full_attention", "conv"]},
     **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), _PLAIN_GEMMA4),
     **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v", "glm_ocr", "qwen2_vl", "qwen2_5_vl"), _ROTATIONS),
@@ -257,3 +259,27 @@ def sizes_of(part: type[PreTrainedConfig]) -> tuple[tuple[str, int], ...]:
     """What the class of a part has of these sizes; what it computes from others is not among them."""
     found = ((name, getattr(part, name, None)) for name in _OF_A_CLASS.split())
     return tuple((name, value) for name, value in found if isinstance(value, int))
+
+
+_IRRELEVANT = """
+    return_dict output_hidden_states output_attentions torchscript use_cache tie_word_embeddings is_encoder_decoder
+    tie_encoder_decoder chunk_size_feed_forward output_router_logits add_cross_attention gradient_checkpointing
+"""
+"""Flags that say nothing of how a block is built."""
+WITHOUT: Fields = {
+    "num_local_experts": 0,
+    "q_lora_rank": None,
+    **dict.fromkeys(("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"), 0),
+}
+"""Numbers of what blocks may do without, and the value that leaves it out."""
+
+
+def variants(config: PreTrainedConfig) -> Iterator[tuple[str, object]]:
+    """The fields that may change how blocks are built, each with another value: flags, and what may be left out."""
+    types = {each.name: str(each.type) for each in dataclasses.fields(config)}
+    for name, value in config.to_dict().items():
+        is_flag = isinstance(value, bool) or (value is None and "bool" in types.get(name, ""))
+        if is_flag and name not in _IRRELEVANT.split() and not name.startswith("_"):
+            yield name, not value
+        elif value and name in WITHOUT:
+            yield name, WITHOUT[name]

@@ -10,13 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from benchmarks.harness import tiny_models
 from replaceme_core.engine.methods.least_squares import fit_cut
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import Cut, FittedCut, fold, remove_blocks, run_pruned
 from replaceme_core.engine.model.load import stored_weights
 from replaceme_core.engine.model.save import save_model, verify_saved
 from replaceme_core.errors import NumericalFailure
-from replaceme_core.families.layout import FAMILIES, Layout, MapStructure, Write
+from replaceme_core.families.layout import FAMILIES, Layout, MapStructure, Write, follow_blocks
 from replaceme_core.families.resolve import ResolvedModel, check_residual, kind, resolve
 from tests.fixtures.models.activations import activations_of
 from tests.fixtures.models.tiny import (
@@ -208,3 +209,25 @@ def prune(model: PreTrainedModel, fitted: FittedCut) -> None:
     resolved = resolve(model)
     fold(resolved, fitted)
     remove_blocks(resolved, list(fitted.cut.blocks))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "without"),
+    [
+        ("granitemoehybrid", {"num_local_experts": 0}),
+        ("deepseek_v2", {"q_lora_rank": None}),
+        ("ernie4_5_moe", {"moe_num_shared_experts": 0}),
+    ],
+)
+def test_models_without_what_others_of_their_type_have_are_bound(model_type: str, without: dict[str, object]) -> None:
+    """As most Granite 4, DeepSeek-V2-Lite and the large ERNIE 4.5 are."""
+    sizes = {**tiny_models.fitting_sizes(model_type), **without}
+    resolved = resolve(tiny_models.built(tiny_models.tiny_config(model_type, **sizes)))
+    assert all(resolved.writes(block) for block in resolved.blocks)
+
+
+def test_the_attention_blocks_that_lfm2_lists_are_followed() -> None:
+    config = tiny_models.tiny_config("lfm2", full_attn_idxs=[2, 4])
+    follow_blocks(config, layout=FAMILIES["lfm2"], kept=[0, 1, 2, 4])
+    assert config.full_attn_idxs == [2, 3]
+    assert [kind == "full_attention" for kind in config.layer_types] == [False, False, True, True]
