@@ -179,6 +179,7 @@ def test_sizes_that_a_file_leaves_out_are_those_of_the_class() -> None:
         ({"model_type": "clip", "vision_config": {"patch_size": 16}}, (12, 768, 197)),
         ({"model_type": "paligemma", "text_config": {"model_type": "gemma"}}, (28, 3072, None)),
         ({"model_type": "qwen2_vl", "num_hidden_layers": 28, "hidden_size": 1536}, (28, 1536, None)),
+        ({"model_type": "bloom", "n_layer": 24, "n_embed": 1024}, (24, 1024, None)),
     ],
     ids=lambda value: value.get("model_type") if isinstance(value, dict) else "",
 )

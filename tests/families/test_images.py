@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -21,7 +21,7 @@ from benchmarks import families
 from benchmarks.harness import tiny_models
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.known_keys import known_config
-from replaceme_core.engine.model.load import load_model
+from replaceme_core.engine.model.load import load_model, stored_weights
 from replaceme_core.errors import BrokenModel, UnsafeModel, UnsupportedFamily
 from replaceme_core.families.layout import FAMILIES, follow_blocks
 from replaceme_core.families.resolve import ResolvedModel, embeddings, resolve
@@ -123,6 +123,25 @@ def test_labels_that_are_no_names_are_refused(key: str, value: object) -> None:
     config = json.loads(tiny_models.tiny_config("vit").to_json_string())
     with pytest.raises(BrokenModel, match=key):
         known_config({**config, key: value})
+
+
+def test_positions_that_older_files_have_are_left_out(tmp_path: Path) -> None:
+    source = saved_tower(tmp_path / "source", "clip")
+    parameters = load_file(source / "model.safetensors")
+    towers = {"text_model": 128, "vision_model": POSITIONS}
+    counts = {f"{tower}.embeddings.position_ids": torch.arange(count)[None] for tower, count in towers.items()}
+    save_file(parameters | counts, source / "model.safetensors", metadata={"format": "pt"})
+    assert stored_weights(source).values == sum(values.numel() for values in parameters.values())
+    load_model(source, dtype=torch.float32, device="cpu")
+
+
+def test_a_tower_for_text_may_have_another_width(tmp_path: Path) -> None:
+    """As that of Chinese-CLIP, whose embedding has the name of one of a language model."""
+    config: Any = tiny_models.tiny_config("chinese_clip")
+    config.text_config.hidden_size = 2 * config.vision_config.hidden_size
+    tiny_models.built(config).save_pretrained(tmp_path)
+    stored_weights(tmp_path)
+    load_model(tmp_path, dtype=torch.float32, device="cpu")
 
 
 def test_a_model_that_was_saved_without_its_pooler(tmp_path: Path) -> None:

@@ -390,6 +390,28 @@ def test_what_is_published(hub: HuggingFaceHub, fake: FakeHub, result: Publicati
     assert [fake.store.repository("model", f"tester/{name}").private for name in ("out", "open")] == [True, False]
 
 
+CARD = """---
+model-index:
+- name: small
+  results:
+  - task: {type: text-generation}
+    dataset: {type: %s, name: a text}
+    metrics: [{type: perplexity, value: 2.5}]
+---
+"""
+
+
+def test_a_card_that_the_hub_refuses_is_no_outage(hub: HuggingFaceHub, fake: FakeHub, tmp_path: Path) -> None:
+    refused, taken = (
+        publication(tmp_path / name, {**FILES, "README.md": (CARD % kind).encode()})
+        for name, kind in (("refused", "file:text.txt"), ("taken", "file-text.txt"))
+    )
+    with pytest.raises(InvalidInput, match=r'"dataset\.type" .* fails to match'):
+        hub.publish(refused, before_commit=nothing)
+    assert fake.count("POST", COMMIT) == 0
+    hub.publish(taken, before_commit=nothing)
+
+
 @pytest.mark.parametrize("fault", [Fault.LOSE_REPLY, Fault.SPOIL_REPLY])
 def test_a_lost_reply_does_not_commit_twice(
     hub: HuggingFaceHub, fake: FakeHub, result: Publication, fault: Fault

@@ -19,6 +19,7 @@ from replaceme_core.engine.evaluation.tasks import load_tasks
 from replaceme_core.engine.model.load import load_tokenizer
 from replaceme_core.local.compress import compress
 from replaceme_core.local.evaluate import ask, evaluate
+from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.settings import Settings
 from tests.fixtures.cli.local import runner
 from tests.fixtures.evaluation.local_tasks import offline
@@ -150,8 +151,10 @@ def test_a_result_is_healed_without_removing_anything_again(tmp_path: Path) -> N
     (other := tmp_path / "other.txt").write_text(TEXT[len(TEXT) // 2 :] + TEXT, encoding="utf-8")
     calibration = {"dataset": str(text), "samples": 64, "max_length": 32, "self_generated": 0.0}
     compute = {**COMPUTE, "loading": "blockwise"}
+    strengths = {"name": "least_squares", "structure": "diagonal", "ridge": 0.5}
+    method = {**strengths, "groups": 2}
     before = compress(
-        original, ratio=0.34, calibration=calibration, method="drop", compute=compute, out=small, evaluation=OFF
+        original, ratio=0.34, calibration=calibration, method=method, compute=compute, out=small, evaluation=OFF
     )
     assert before.report["spec"]["compute"]["loading"] == "blockwise"  # type: ignore[index]
     options = ["--out", healed, "--teacher", original, "--text", text, "--heal-tokens", "6400", "--heal-dataset", other]
@@ -165,6 +168,9 @@ def test_a_result_is_healed_without_removing_anything_again(tmp_path: Path) -> N
     report = json.loads((healed / "replaceme.json").read_text())
     assert [one["name"] for one in report["calibration_texts"]] == ["file:text.txt", "file:other.txt"]
     assert "were trained afterwards" in (healed / "README.md").read_text()
+    recorded = CompressionSpec.model_validate(report["spec"])  # as it is read to be made again
+    assert recorded.drop == before.removed_blocks
+    assert recorded.method.model_dump(mode="json").items() >= {**strengths, "groups": 1}.items()
     again = ["heal", healed, "--out", tmp_path / "twice", *options[2:]]
     refused = CliRunner().invoke(app, [str(word) for word in again])
     assert refused.exit_code == 2

@@ -199,6 +199,26 @@ def test_positions_are_not_given_twice(sqlite_database: Database, ledger: Ledger
         assert [each.position for each in events_after(session, before, limit=10, owner=None)] == [before + 1]
 
 
+def test_a_stream_ends_with_a_job_that_is_deleted(
+    sqlite_database: Database, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one transaction with its end, so that no event of that is left to be read."""
+    monkeypatch.setattr(event_feed, "KEEP_ALIVE_SECONDS", 0.05)
+
+    async def test(feed: EventFeed) -> None:
+        job_id = ledger.add(owner="ada")
+        messages = feed.of_job(job_id, owner="ada", after=0)
+        await take(messages, 1)
+        with sqlite_database.session() as session:
+            changes.request_cancel(session, job_id, owner="ada")
+            changes.delete_job(session, job_id, owner="ada")
+        async with asyncio.timeout(10):
+            assert [message async for message in messages if message is not None] == []
+        assert feed.followers == 0
+
+    with_feed(sqlite_database, test)
+
+
 @pytest.fixture
 def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The key of a stream is looked at ten times a second."""

@@ -46,7 +46,12 @@ def test_each_criterion_is_a_case() -> None:
 def test_without_a_gate_the_job_is_the_case() -> None:
     error = {"code": "out_of_memory", "message": "8 GB \x00 & <more>"}
     shown = [("error", "out_of_memory", "8 GB \\u0000 & <more>")]
-    for fields, cases in (({"status": "succeeded"}, []), ({"status": "failed", "error": error}, shown)):
+    cancelled = [("error", "cancelled", "the job was cancelled")]
+    for fields, cases in (
+        ({"status": "succeeded"}, []),
+        ({"status": "failed", "error": error}, shown),
+        ({"status": "cancelled"}, cancelled),
+    ):
         found = suite(ended(**fields).as_junit())
         (case,) = found
         assert (found.get("tests"), found.get("errors")) == ("1", str(len(cases)))

@@ -51,6 +51,7 @@ def test_a_rejected_result_says_so_first() -> None:
 
 NOTHING = BaseCard()
 OTHER = BaseCard(licence="other", name="some-terms", link="LICENSE", languages=("fr",))
+SEVERAL = BaseCard(licence="other", name="mit, apache-2.0")
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,10 @@ OTHER = BaseCard(licence="other", name="some-terms", link="LICENSE", languages=(
         ("license: other\nlicense_name: some-terms\nlicense_link: LICENSE\nlanguage: fr", OTHER),
         ("license: 'mit\\nmalicious: true'", NOTHING),
         ("license: {a: b}", NOTHING),
+        ("license: [apache-2.0]", BaseCard(licence="apache-2.0")),
+        ("license:\n- mit\n- apache-2.0", SEVERAL),
+        ("license: [mit, <b>]", NOTHING),
+        ("license: []", NOTHING),
         ("license: <script>alert(1)</script>", NOTHING),
         ("language: English, of course", NOTHING),
         ("license: &a mit\nlicense_name: *a", NOTHING),

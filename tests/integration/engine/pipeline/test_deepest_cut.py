@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from replaceme_core.engine import pipeline
 from replaceme_core.engine import run as run_module
+from replaceme_core.engine.evaluation import compare
 from replaceme_core.engine.evaluation.compare import Original
 from replaceme_core.engine.evaluation.measure import SOURCE, Subject
 from replaceme_core.engine.methods.task import Task
 from replaceme_core.engine.results import checkpoint
-from replaceme_core.errors import NumericalFailure
+from replaceme_core.errors import InvalidInput, NumericalFailure
 from replaceme_core.request.gate import GateResult
 from replaceme_core.runner.messages import Finished, RunnerRequest, Stage
 from tests.fixtures.models.pipeline import request, run
@@ -206,6 +209,21 @@ def test_a_depth_that_cannot_be_measured_has_failed(
     with pytest.raises(NumericalFailure, match="infinite"):
         run(at(source, tmp_path / "nothing", ratio=SEARCH, gate=gate))
     assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.usefixtures("without_speed")
+def test_what_could_not_be_measured_of_another_trial_is_no_warning(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_before: object, after: PreTrainedModel, *_: object, **__: object) -> None:
+        raise InvalidInput(f"{after.config.num_hidden_layers} blocks are left")
+
+    monkeypatch.setattr(compare, "changed_experts", broken)
+    finished, _, _ = run(at(source, tmp_path / "out", ratio=SEARCH, gate={"divergence": {"max": 100}}))
+    assert [one.blocks for one in verdict_of(finished).trials] == [2, 3, MOST]
+    warnings: Any = finished.report["warnings"]
+    (found,) = [one["message"] for one in warnings if one["code"] == "not_measured"]
+    assert found.endswith(f"could not be measured: {BLOCKS - MOST} blocks are left")
 
 
 @pytest.mark.usefixtures("without_speed")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from replaceme_core.engine.pipeline import compress
@@ -72,6 +72,20 @@ def test_text_that_the_model_writes_itself_and_repeated_passages_calibrate(sourc
     assert 0.98 < sizes[1] / (sizes[0] * (16 + 7 + 4 * 2) / 16) <= 1, "nothing follows the last token that counts"
     assert [fraction for stage, fraction in recorder.fractions if stage is Stage.CALIBRATE][-1] == 1
     assert "text that the original model wrote itself" in card
+
+
+@pytest.mark.parametrize("loading", ["whole", "blockwise"])
+def test_a_result_keeps_a_head_that_only_the_config_ties(loading: str, tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source", variant=BY_NAME["llama-tied"])
+    weights = load_file(source / "model.safetensors")
+    head = weights["model.embed_tokens.weight"].flip(0).contiguous()
+    save_file({**weights, "lm_head.weight": head}, source / "model.safetensors", metadata={"format": "pt"})
+    compute = {"threads": 1, "dtype": "float32", "loading": loading}
+    _, _, out = run(request(source, drop=[2, 3], compute=compute, evaluation={"enabled": False}))
+    assert torch.equal(load_file(out / "model.safetensors")["lm_head.weight"], head)
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert not model.config.tie_word_embeddings
+    assert torch.equal(model.lm_head.weight, head)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("gemma2", "A diagonal map"), ("qwen2-moe-mixed", "A linear map")])

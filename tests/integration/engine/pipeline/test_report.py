@@ -44,6 +44,8 @@ from tests.fixtures.reports.shown import rendered as read_markdown
 
 Content = dict[str, Any]
 REVISION = "a" * 40
+DATA_SET = re.compile(r"([\w-]+/)?[\w.-]+", re.ASCII)
+"""The Hub refuses a card whose header names a data set otherwise."""
 OURS = ("distance", "residual", "window", "anchor", "stream", "None", "nan")
 """Words that only we use, and what a value that is missing would look like."""
 
@@ -158,8 +160,11 @@ def test_what_the_hub_and_a_person_read(finished: tuple[Finished, Recorder, Path
     )
     assert {"depth-pruning", "replaceme", "pruned"} <= set(data.tags)
     assert data.datasets is None, "a file is no data set on the Hub"
-    results = [(one.dataset_name, one.metric_type, one.metric_value) for one in data.eval_results]
+    measured = data.eval_results
+    results = [(one.dataset_name, one.metric_type, one.metric_value) for one in measured]
     assert results == [(row["name"], "perplexity", round(row["after"], 4)) for row in report["texts"]]
+    assert results[0][0] == "file:text.txt"
+    assert [one.dataset_type for one in measured if not DATA_SET.fullmatch(one.dataset_type)] == []
     assert (out / "LICENSE").read_text() == "Do as you like."
     for make in (view.both_models, view.texts, view.tasks, view.gate):
         table = make(Report(report))
@@ -393,6 +398,16 @@ def test_texts_of_one_data_set_are_those_of_their_configs_in_the_header(report: 
     card, _ = card_of(content, BaseCard(), tmp_path / "out")
     found = [(one.dataset_type, one.dataset_config) for one in card.data.eval_results or []]
     assert found == [("org/data", "en"), ("org/data", "de")]
+
+
+def test_each_text_in_a_file_is_named_where_it_is_made_again(report: Content, tmp_path: Path) -> None:
+    content: Content = json.loads(json.dumps(report))
+    sizes = {**{key: content["spec"]["calibration"][key] for key in ("max_length", "seed")}, "samples": 24}
+    sources = [{"dataset": name} for name in ("file:a.txt", "org/data", "file:b.txt")]
+    for number, (given, options) in enumerate(((sources, " --text FILE --text FILE"), (sources[1:2], ""))):
+        content["spec"]["calibration"] = {**sizes, "sources": given}
+        card, _ = card_of(content, BaseCard(), tmp_path / str(number))
+        assert f"replaceme reproduce path/to/this/directory{options}\n" in card.text
 
 
 def test_text_of_strangers_is_text_on_page_and_card(

@@ -203,6 +203,20 @@ def test_an_expert_that_is_missing(read: Callable[[Path], None], tmp_path: Path)
         read(directory)
 
 
+def test_a_head_with_values_of_its_own_stays_although_the_config_ties_it(tmp_path: Path) -> None:
+    directory = save_tiny(tmp_path / "model", variant=BY_NAME["llama-tied"])
+    head = torch.randn(260, 16, generator=torch.Generator().manual_seed(1))
+    change_weights(directory, lambda weights: {**weights, "lm_head.weight": head})
+    logits = []
+    for load in (load_model, load_lazily):
+        model = load(directory, dtype=torch.float32, device="cpu")
+        assert not model.config.tie_word_embeddings
+        assert torch.equal(model.get_parameter("lm_head.weight"), head)
+        with torch.inference_mode():
+            logits.append(model(input_ids=token_ids(1, 8), use_cache=False).logits)
+    assert torch.equal(*logits)
+
+
 def test_values_that_are_too_large_for_the_computation_are_no_fault_of_the_weights(directory: Path) -> None:
     def enlarge(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {**weights, "lm_head.weight": weights["lm_head.weight"] * 1e30}
