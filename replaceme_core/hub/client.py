@@ -189,8 +189,6 @@ def _translated(error: BaseException, doing: str) -> ReplaceMeError | None:
         return OutOfSpace(f"no space left on the device while {doing}")
     if isinstance(error, HFValidationError):
         return RepositoryNotFound(f'expected a repository as "org/name" while {doing}')
-    if isinstance(error, ValueError) and str(error).startswith("Invalid metadata"):
-        return InvalidInput(f"the Hub refuses the header of the model card while {doing}").because(str(error))
     if isinstance(error, OSError) and error.errno is not None:
         return None
     return HubUnreachable(f"the Hub's answer cannot be used while {doing}").because(_innermost(error))

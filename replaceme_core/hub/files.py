@@ -138,12 +138,12 @@ def _is_plain(path: str) -> bool:
     return not {"", ".", ".."}.intersection(parts) and path[1:2] != ":" and "\\" not in path and "\0" not in path
 
 
-def read_json_file(location: Path, path: str) -> dict[str, object]:
+def read_json_file(location: Path, path: str, *, limit: int = JSON_LIMIT) -> dict[str, object]:
     """The JSON object in a file; `path` is its name for messages. Raises `BrokenModel` for anything else."""
     with location.open("rb") as stream:
-        raw = stream.read(JSON_LIMIT + 1)
-    if len(raw) > JSON_LIMIT:
-        raise BrokenModel(f"{path} is larger than {JSON_LIMIT:,} bytes", value=path)
+        raw = stream.read(limit + 1)
+    if len(raw) > limit:
+        raise BrokenModel(f"{path} is larger than {limit:,} bytes", value=path)
     try:
         value = read_json(raw.decode("utf-8-sig"), levels=JSON_LEVELS)
     except ValueError as error:

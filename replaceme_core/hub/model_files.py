@@ -50,7 +50,7 @@ _TERMS = re.compile(
 _TERMS_SUFFIXES = ("", ".txt", ".md", ".rst", ".pdf", ".html")
 _MOST_TERMS = 32
 _MEGABYTE = 2**20
-_LARGEST = {CONFIG: _MEGABYTE, "tokenizer.json": 64 * _MEGABYTE, INDEX: 64 * _MEGABYTE}
+_LARGEST = {CONFIG: _MEGABYTE, "tokenizer.json": 64 * _MEGABYTE, INDEX: 16 * _MEGABYTE}
 _LARGEST_OTHER = 8 * _MEGABYTE
 _NAMED = 3  # the most files that an error names
 
@@ -123,7 +123,7 @@ def side_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_size(name: str, size: int) -> None:
-    """Raise `BrokenModel` if a file that is read whole is too large: 1 MB for a config, 64 for a tokenizer, else 8."""
+    """Raise `BrokenModel` if a file that is read whole is too large; the limits are in `_LARGEST`."""
     largest = _LARGEST.get(name, _LARGEST_OTHER)
     if size > largest:
         raise BrokenModel(
@@ -134,7 +134,9 @@ def check_size(name: str, size: int) -> None:
 def weight_files(directory: Path) -> list[Path]:
     """The files in `directory` that are the model's weights. Raises as `choose_weights` and `admit_file` do."""
     names = _names(directory)
-    index = read_json_file(_small(admit_file(directory, INDEX)), INDEX) if INDEX in names else None
+    index = (
+        read_json_file(_small(admit_file(directory, INDEX)), INDEX, limit=_LARGEST[INDEX]) if INDEX in names else None
+    )
     return [admit_file(directory, name) for name in choose_weights(names, index)]
 
 
@@ -261,7 +263,7 @@ def files_to_download(snapshot: Snapshot, hub: Hub) -> tuple[str, ...]:
     Raises as `check_listing` and `choose_weights` do, and `BrokenModel` for weights in very many files.
     """
     check_listing(snapshot)
-    index = read_hub_json(hub, snapshot, INDEX) if snapshot.has(INDEX) else None
+    index = read_hub_json(hub, snapshot, INDEX, limit=_LARGEST[INDEX]) if snapshot.has(INDEX) else None
     weights = choose_weights(snapshot.sizes, index)
     if len(weights) > MOST_WEIGHT_FILES:
         raise BrokenModel(

@@ -171,9 +171,9 @@ class Hub(Protocol):
         """
 
 
-def read_hub_json(hub: Hub, snapshot: Snapshot, path: str) -> dict[str, object]:
+def read_hub_json(hub: Hub, snapshot: Snapshot, path: str, *, limit: int = JSON_LIMIT) -> dict[str, object]:
     """The content of a small JSON file such as `config.json`. Raises `BrokenModel` if it is not a JSON object."""
-    if snapshot.sizes.get(path, 0) > JSON_LIMIT:
-        raise BrokenModel(f"{path} is larger than {JSON_LIMIT:,} bytes", value=path)
+    if snapshot.sizes.get(path, 0) > limit:
+        raise BrokenModel(f"{path} is larger than {limit:,} bytes", value=path)
     with hub.hold(snapshot):
-        return read_json_file(hub.download(snapshot, (path,)) / path, path)
+        return read_json_file(hub.download(snapshot, (path,)) / path, path, limit=limit)

@@ -107,7 +107,7 @@ def read_base_card(directory: Path) -> BaseCard:
     licence = licences[0] if len(licences) == 1 else None
     name, link = _matching(header.get("license_name"), _LINE), _matching(header.get("license_link"), _LINK)
     if len(licences) > 1 and all(licences):
-        licence, name = OTHER, ", ".join(map(str, licences))
+        licence, name = OTHER, "-and-".join(map(str, licences))
     if licence is None and terms:
         licence, name, link = OTHER, "terms-of-the-original-model", terms[0]
     return BaseCard(licence=licence, name=name, link=link, languages=_languages(header.get("language")), terms=terms)

@@ -7,7 +7,7 @@ import pytest
 
 from replaceme_core.errors import BrokenModel, UnsafeModel
 from replaceme_core.hub.directory import DirectoryHub
-from replaceme_core.hub.model_files import check_listing, files_to_download
+from replaceme_core.hub.model_files import check_listing, files_to_download, weight_files
 from replaceme_core.hub.port import RepositoryKind, Snapshot
 from tests.fixtures.api.requests import put_model
 
@@ -49,6 +49,17 @@ def test_all_terms_of_the_model(hub: DirectoryHub, model: Path) -> None:
         (model / f"NOTICE-{number}").touch()
     with pytest.raises(BrokenModel, match="47 files named as licences and notices; at most 32"):
         check_listing(snapshot_of(hub))
+
+
+def test_an_index_of_very_many_tensors(hub: DirectoryHub, model: Path) -> None:
+    """Of a model with a hundred thousand tensors of experts: other JSON files may not be as large."""
+    (model / SINGLE).rename(model / FIRST)
+    weight_map = {f"model.layers.{number}.mlp.experts.up_proj.weight": FIRST for number in range(100_000)}
+    (model / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    assert (model / INDEX).stat().st_size > 8 * 2**20
+    check_listing(snapshot_of(hub))
+    assert files_to_download(snapshot_of(hub), hub) == ("config.json", FIRST, INDEX)
+    assert weight_files(model) == [model / FIRST]
 
 
 def test_the_files_of_the_index(hub: DirectoryHub, model: Path) -> None:

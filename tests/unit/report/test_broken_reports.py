@@ -51,7 +51,7 @@ def test_a_rejected_result_says_so_first() -> None:
 
 NOTHING = BaseCard()
 OTHER = BaseCard(licence="other", name="some-terms", link="LICENSE", languages=("fr",))
-SEVERAL = BaseCard(licence="other", name="mit, apache-2.0")
+SEVERAL = BaseCard(licence="other", name="mit-and-apache-2.0")
 
 
 @pytest.mark.parametrize(
