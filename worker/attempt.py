@@ -275,10 +275,9 @@ class Attempt:
                 self.lease.commit_refused()
                 raise
 
-        # as long as the result took: after that it is no cheaper to compute it again than to wait
-        seconds = max(self.settings.hub_patience_seconds, time.monotonic() - self.began)
-        retry_on = (HubUnreachable, StaleParent, DatabaseUnreachable)
-        revision = retry_under_lease(self.lease, publish, seconds=seconds, retry_on=retry_on)
+        # as long as the result took: after that it is no cheaper to wait than to compute it again
+        took, retry_on = time.monotonic() - self.began, (HubUnreachable, StaleParent, DatabaseUnreachable)
+        revision = self._retry(publish, retry_on=retry_on, at_least=took)
         return self._success(repo_id, revision, finished)
 
     def _earlier_result(self) -> Write | None:
@@ -332,5 +331,13 @@ class Attempt:
 
         return advance
 
-    def _retry(self, call: Callable[[], T], *, retry_on: Sequence[type[ReplaceMeError]] = (HubUnreachable,)) -> T:
-        return retry_under_lease(self.lease, call, seconds=self.settings.hub_patience_seconds, retry_on=tuple(retry_on))
+    def _retry(
+        self,
+        call: Callable[[], T],
+        *,
+        retry_on: Sequence[type[ReplaceMeError]] = (HubUnreachable,),
+        at_least: float = 0.0,
+    ) -> T:
+        """`retry_under_lease` for as long as the settings say, or for `at_least` these seconds."""
+        seconds = max(self.settings.hub_patience_seconds, at_least)
+        return retry_under_lease(self.lease, call, seconds=seconds, retry_on=tuple(retry_on))

@@ -139,7 +139,6 @@ for _name, (_panel, _, _help) in COMMANDS.items():
 
 def main() -> None:
     """Entry point of the command."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal may know fewer characters than are printed
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error is: a terminal may know fewer characters
+        sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="replaceme")

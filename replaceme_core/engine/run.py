@@ -375,10 +375,7 @@ class _Search:
             with run.clock.loading():
                 kept = kept_blocks(run.outline.blocks, pruning.removed)
                 after = open_subject(PRUNED, directory, dtype=run.dtype, compute=run.spec.compute, kept=kept)
-            found, before = run.unmeasured.found, len(run.unmeasured.found)
-            try:
-                comparison = self.original.compare(after, advance=rest.advance)
-            finally:
-                unmeasured = found[before:]  # of this trial, which may not be the result
-                del found[before:]
-        return Tried(pruning=pruning, metrics=metrics, comparison=comparison, unmeasured=unmeasured)
+            # of this trial, which may not be the result
+            unmeasured = self.original.unmeasured = Unmeasured(gate=run.spec.gate)
+            comparison = self.original.compare(after, advance=rest.advance)
+        return Tried(pruning=pruning, metrics=metrics, comparison=comparison, unmeasured=unmeasured.found)

@@ -133,10 +133,9 @@ def check_size(name: str, size: int) -> None:
 
 def weight_files(directory: Path) -> list[Path]:
     """The files in `directory` that are the model's weights. Raises as `choose_weights` and `admit_file` do."""
-    names = _names(directory)
-    index = (
-        read_json_file(_small(admit_file(directory, INDEX)), INDEX, limit=_LARGEST[INDEX]) if INDEX in names else None
-    )
+    names, index = _names(directory), None
+    if INDEX in names:
+        index = read_json_file(_small(admit_file(directory, INDEX)), INDEX, limit=_LARGEST[INDEX])
     return [admit_file(directory, name) for name in choose_weights(names, index)]
 
 

@@ -157,10 +157,10 @@ def copy_of_job(session: Session, job_id: str, *, owner: str, new_job_id: str) -
 
     It signs with the same secrets, which its receiver knows, and depends on the same key.
     """
-    earlier = None
-    if is_uuid(job_id):  # what is none may have characters that PostgreSQL takes in no value
-        wanted = (WebhookRow.owner == owner, WebhookRow.job_id == job_id, WebhookRow.disabled_at.is_(None))
-        earlier = session.scalars(select(WebhookRow).where(*wanted), execution_options=_FRESH).first()
+    if not is_uuid(job_id):  # it may have characters that PostgreSQL takes in no value
+        return None
+    wanted = (WebhookRow.owner == owner, WebhookRow.job_id == job_id, WebhookRow.disabled_at.is_(None))
+    earlier = session.scalars(select(WebhookRow).where(*wanted), execution_options=_FRESH).first()
     if earlier is None:
         return None
     same = ("owner", "url", "events", "labels", "payload", "secret", "signed_by", "key_id", *_PREVIOUS)

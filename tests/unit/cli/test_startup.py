@@ -99,48 +99,33 @@ def test_serve_makes_one_key_for_this_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "visible", "expected"),
+    ("count", "gpus", "visible", "expected"),
     [
-        (None, "3", {"cpu": ""}),
-        ("all", None, {"gpu0": "0", "gpu1": "1", "gpu2": "2"}),
-        ("2, 0", None, {"gpu2": "2", "gpu0": "0"}),
-        ("all", "5,7,1", {"gpu0": "5", "gpu1": "7", "gpu2": "1"}),
-        ("1", "GPU-aa,GPU-bb,GPU-cc", {"gpu1": "GPU-bb"}),
-        ("1", "", {"gpu1": "1"}),
-        ("3", None, "there is no GPU 3: this machine has GPUs 0 to 2"),
-        *((gpus, None, "expected all, or GPU numbers") for gpus in ("-1", "", "cuda:0")),
-        ("0,0", None, "appears twice"),
+        (3, None, "3", {"cpu": ""}),
+        (3, "all", None, {"gpu0": "0", "gpu1": "1", "gpu2": "2"}),
+        (3, "2, 0", None, {"gpu2": "2", "gpu0": "0"}),
+        (3, "all", "5,7,1", {"gpu0": "5", "gpu1": "7", "gpu2": "1"}),
+        (3, "1", "GPU-aa,GPU-bb,GPU-cc", {"gpu1": "GPU-bb"}),
+        (3, "1", "", {"gpu1": "1"}),
+        (3, "3", None, "there is no GPU 3: this machine has GPUs 0 to 2"),
+        *((3, gpus, None, "expected all, or GPU numbers") for gpus in ("-1", "", "cuda:0")),
+        (3, "0,0", None, "appears twice"),
+        # of the slices of a GPU CUDA shows one
+        (1, "all", "MIG-a,MIG-b", {"gpu0": "MIG-a", "gpu1": "MIG-b"}),
+        (1, "1", "MIG-a, MIG-b", {"gpu1": "MIG-b"}),
+        (1, "all", None, {"gpu0": "0"}),
+        (1, "all", "GPU-a,GPU-b", {"gpu0": "GPU-a"}),
+        (1, "1", "5,7", "there is no GPU 1: this machine has GPU 0"),
+        (1, "2", "MIG-a,MIG-b", "there is no GPU 2: this machine has GPUs 0 to 1"),
     ],
 )
-def test_one_worker_for_each_of_three_gpus(gpus: str | None, visible: str | None, expected: object) -> None:
+def test_one_worker_for_each_gpu(count: int, gpus: str | None, visible: str | None, expected: object) -> None:
     environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     if isinstance(expected, str):
         with pytest.raises(InvalidInput, match=expected):
-            plan_workers(gpus, environ, count=lambda: 3)
+            plan_workers(gpus, environ, count=lambda: count)
     else:
-        assert plan_workers(gpus, environ, count=lambda: 3) == expected
-
-
-@pytest.mark.parametrize(
-    ("gpus", "visible", "expected"),
-    [
-        ("all", "MIG-a,MIG-b", {"gpu0": "MIG-a", "gpu1": "MIG-b"}),
-        ("1", "MIG-a, MIG-b", {"gpu1": "MIG-b"}),
-        ("all", None, {"gpu0": "0"}),
-        ("all", "GPU-a,GPU-b", {"gpu0": "GPU-a"}),
-        ("1", "5,7", "there is no GPU 1: this machine has GPU 0"),
-        ("2", "MIG-a,MIG-b", "there is no GPU 2: this machine has GPUs 0 to 1"),
-    ],
-)
-def test_a_worker_for_each_slice_of_a_gpu_of_which_cuda_shows_one(
-    gpus: str, visible: str | None, expected: object
-) -> None:
-    environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    if isinstance(expected, str):
-        with pytest.raises(InvalidInput, match=expected):
-            plan_workers(gpus, environ, count=lambda: 1)
-    else:
-        assert plan_workers(gpus, environ, count=lambda: 1) == expected
+        assert plan_workers(gpus, environ, count=lambda: count) == expected
 
 
 def test_all_gpus_where_there_is_none() -> None:
