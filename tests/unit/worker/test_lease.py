@@ -72,9 +72,9 @@ def test_a_renewal_that_cannot_reach_the_database_is_retried_while_the_lease_las
     nowhere: Ledger, claim: Claim
 ) -> None:
     began = time.monotonic()
-    with held(nowhere, claim, lease_seconds=1.5) as lease:
+    with held(nowhere, claim, lease_seconds=2) as lease:
         assert lease.ended.wait(10)
-        assert 1 < time.monotonic() - began < 1.5
+        assert 1 < time.monotonic() - began < 2
         assert lease.lost
 
 
@@ -87,9 +87,9 @@ def test_a_renewal_that_hangs_is_loss_before_the_lease_runs_out(sqlite_url: str,
     with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")  # nobody else can write now, and all wait
         began = time.monotonic()
-        with held(ledger, claim, lease_seconds=0.8) as lease:
+        with held(ledger, claim, lease_seconds=1.5) as lease:
             assert lease.ended.wait(5)
-            assert time.monotonic() - began < 0.8
+            assert time.monotonic() - began < 1.5
             assert lease.lost
             other.execute("ROLLBACK")
 

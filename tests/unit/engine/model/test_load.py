@@ -148,7 +148,7 @@ def test_a_config_of_other_weights_is_found_at_once(
     start = time.process_time()
     with pytest.raises(BrokenModel, match=re.escape(said)):
         stored_weights(directory)
-    assert time.process_time() - start < 0.5
+    assert time.process_time() - start < 2
 
 
 def read_whole(directory: Path) -> None:

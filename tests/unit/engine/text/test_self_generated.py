@@ -156,7 +156,8 @@ CANARY = "{{ ''.__class__.__mro__[1].__subclasses__() }}{{ cycler.__init__.__glo
     ],
 )
 def test_hostile_templates(template: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(limits, "TEMPLATE_SECONDS", 0.2)
+    if template == NESTED_RANGES:  # the others must have time to reach their own limit
+        monkeypatch.setattr(limits, "TEMPLATE_SECONDS", 0.2)
     monkeypatch.setattr(limits, "TEMPLATE_BYTES", 2**27)
     monkeypatch.setattr(limits, "LONGEST_TEXT", 10**6)
     monkeypatch.chdir(tmp_path)
