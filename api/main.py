@@ -10,10 +10,12 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.gzip import GZipMiddleware
+from starlette.staticfiles import StaticFiles
 
 from api import routes
 from api.dashboard import access, comparing, job, jobs, new_job, service
 from api.dashboard.middleware import Pages
+from api.dashboard.rendering import FILES, static_root
 from api.http import openapi, problems
 from api.http.deadline import Deadline, low_latency
 from api.http.guard import Guard, scopes_of
@@ -54,13 +56,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,  # stays while paths may get more parameters
-        docs_url=None,  # its scripts are served; the pages are ours, with a policy
+        docs_url=None,  # its scripts are served; the page is ours, with a policy
         redoc_url=None,
         dependencies=[Depends(refuse_unknown)],
     )
     app.state.services = services
     for router in _routers():
         app.include_router(router)
+    app.mount(static_root(), StaticFiles(directory=FILES))
     problems.install(app)
     app.add_middleware(RouteNote)
     app.add_middleware(BodyLimit)

@@ -15,12 +15,12 @@ from pydantic import Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from api.bodies import JobBody, Parameters
-from api.dashboard.job import as_report, stored_report
+from api.dashboard.job import stored_report
 from api.dashboard.jobs import Filters, Text
 from api.dashboard.middleware import PageRoute
 from api.dashboard.rendering import page, removal, short_id
 from api.routes.deps import CallerDep, ServicesDep
-from api.routes.jobs import JobId, MetricBody, job_body, whole_body
+from api.routes.jobs import JobId, job_body, whole_body
 from replaceme_core.errors import InvalidInput, NotFound
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database
@@ -300,9 +300,7 @@ def _compared(database: Database, jobs: Sequence[JobBody], owner: str) -> list[C
     compared = []
     for job in jobs:
         with database.session(read_only=True) as session:
-            stored = stored_report(session, job.id, owner)
-            metrics = [] if stored is not None else reading.metrics(session, job.id, owner=owner)
-        report = Report(stored) if stored is not None else as_report([MetricBody.of(one) for one in metrics])[0]
+            report = Report(stored_report(session, job.id, owner) or {})
         headlines = {one.label: one for one in view.headlines(report)}
         compared.append(Compared(job=job, headlines=headlines, quantities=_quantities(report)))
     return compared

@@ -1,7 +1,6 @@
 """One job: its state, live; its history, measurements and report; cancelling and retrying."""
 
 import re
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
@@ -15,7 +14,7 @@ from api.dashboard.rendering import page, see
 from api.http.hosts import root_of
 from api.http.responses import CHECKED, is_known, known_tags, not_modified, tag_of
 from api.routes.deps import CallerDep, ServicesDep, SessionDep
-from api.routes.jobs import MetricBody, page_response, read_report, whole_body
+from api.routes.jobs import page_response, read_report, whole_body
 from api.routes.webhooks import WebhookBody, WebhookLinks
 from replaceme_core.errors import NotFound
 from replaceme_core.ledger import changes, reading, webhooks
@@ -31,61 +30,14 @@ from replaceme_core.shapes import BEGINNING_OF_ID
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
-_FLAGS = ("chosen",)
-_LISTS = ("texts", "images", "tasks", "candidates")
-_OF_IMAGES = ("embedding_distance", "embedding_distance_low", "embedding_distance_high", "embedding_agreement")
-_OF_A_TEXT = ("text_ratio_low", "text_ratio_high", "text_divergence", "text_agreement")
-_OF_A_CANDIDATE = (*view.CANDIDATE_MEASURES, *_FLAGS, "tokens")
-_QUANTITIES = {one.name: one for one in view.QUANTITIES}
 _TYPES: dict[Format, str] = {"svg": "image/svg+xml", "png": "image/png"}
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 """Of a picture that is opened by itself: an SVG has its styles within it, and nothing else is allowed."""
 PlotName = Annotated[str, Path(max_length=40)]
-SHOWN_LINES = 200
+SHOWN_LINES, SHOWN_METRICS = 200, 200
 _LONGEST_ANSWER = 400
 _MOST_EVENTS = 1000
 _MOST_WEBHOOKS = 50
-
-
-def as_report(metrics: Sequence[MetricBody]) -> tuple[Report, list[MetricBody]]:
-    """The metrics of a job in the places that they have in a report, and those that have none.
-
-    What is shown of a job until it has a report, or if it comes to none.
-    """
-    content: dict[str, Any] = {key: {} for key in _LISTS}
-    others = []
-    for metric in metrics:
-        place = _place_of(metric)
-        if place is None:
-            others.append(metric)
-            continue
-        inner = content
-        for step in place[:-1]:
-            inner = inner.setdefault(step, {})
-        inner[place[-1]] = bool(metric.value) if place[-1] in _FLAGS else metric.value
-    for text in content["texts"].values():
-        if text.get("before") and "after" in text:
-            text["ratio"] = text["after"] / text["before"]
-    if content["images"]:
-        content["inputs"] = "images"
-    lists = {key: [{"name": name, **values} for name, values in content[key].items()] for key in _LISTS}
-    return Report({**content, **lists}), others
-
-
-def _place_of(metric: MetricBody) -> Sequence[str] | None:
-    """Where a report has it; texts, tasks and candidates by their names."""
-    side, _, name = metric.name.rpartition(".")
-    of = metric.candidate or ""
-    if side in view.SIDES:
-        of_a_model = {"text_perplexity": ("texts", of, side), "task_accuracy": ("tasks", of, side, "accuracy")}
-        return (side, *_QUANTITIES[name].path) if name in _QUANTITIES and not of else of_a_model.get(name)
-    if name in _OF_A_TEXT:
-        return ("texts", of, name.removeprefix("text_"))
-    if of and name in _OF_IMAGES:
-        return ("images", of, name.removeprefix("embedding_"))
-    if name == "task_kept":
-        return ("tasks", of, "kept")
-    return ("candidates", of, name) if of and name in _OF_A_CANDIDATE else None
 
 
 @router.get("/ui/jobs/{job_id}")
@@ -144,11 +96,10 @@ def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str
             EventBody.of(event) for event in reading.events(session, job_id, limit=_MOST_EVENTS, owner=owner).items
         ]
         log = list(reading.log(session, job_id, limit=KEPT_LINES, owner=owner).items)
-        metrics = [MetricBody.of(metric) for metric in reading.metrics(session, job_id, owner=owner)]
-        report = stored_report(session, job_id, owner)
+        stored = stored_report(session, job_id, owner)
+        metrics = [] if stored is not None else reading.metrics(session, job_id, owner=owner)
         receivers = webhooks.page(session, owner=owner, job_id=job_id, limit=_MOST_WEBHOOKS).items
-    so_far, others = as_report(metrics)
-    measured = so_far if report is None else Report(report)
+    measured = Report(stored or {})
     return {
         "events": events,
         "log": log[-SHOWN_LINES:],
@@ -159,9 +110,10 @@ def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str
         "is_on_hub": bool(measured.text("hub")),
         "compared": [table for make in view.COMPARED if (table := make(measured)) is not None],
         "candidates": view.candidates(measured),
-        "others": others,
-        "has_report": report is not None,
-        "plots": plots_of(report) if report is not None and can_draw() else [],
+        "metrics": metrics[-SHOWN_METRICS:],
+        "metric_count": len(metrics),
+        "has_report": stored is not None,
+        "plots": plots_of(stored) if stored is not None and can_draw() else [],
         "webhooks": [WebhookBody.of(one, links=WebhookLinks.at(root, one.id)) for one in receivers],
     }
 

@@ -18,14 +18,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.dashboard.rendering import page
+from api.dashboard.rendering import STATIC, page
 from api.http.callers import COOKIE, SESSION_SECONDS, Session, Sessions, session_of, set_session
 from api.http.hosts import path_of, root_of
 from api.http.problems import PROBLEM_JSON, MalformedBody, internal_error, problem_response
 
 PREFIX = "/ui/"
 SIGN_IN = "/ui/sign-in"
-_STATIC = "/ui/static/"
+_A_YEAR = "public, max-age=31536000, immutable"
 _HTML = "text/html"
 CSRF_FAILED = "csrf_failed"
 CSRF_FIELD = "csrf_token"
@@ -47,8 +47,8 @@ class Pages:
         if not path.startswith(PREFIX):
             await self._app(scope, receive, send)
             return
-        is_new = False
-        if not path.startswith(_STATIC):
+        is_new, is_file = False, path.startswith(STATIC)
+        if not is_file:
             known = self._sessions().open(Request(scope).cookies.get(COOKIE, ""))
             is_new = known is None
             set_session(scope, known or Session.start())
@@ -60,11 +60,11 @@ class Pages:
             started = True
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers.setdefault("Cache-Control", "no-store")
+                headers.setdefault("Cache-Control", _A_YEAR if is_file and message["status"] == 200 else "no-store")
                 kind = headers.get("content-type", "").partition(";")[0]
                 if is_new and kind == _HTML and "set-cookie" not in headers:
                     self._keep(scope, headers)
-                if kind == PROBLEM_JSON and not path.startswith(_STATIC):
+                if kind == PROBLEM_JSON and not is_file:
                     problem = _Problem(message)
                     return
             elif problem is not None:

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from http import HTTPStatus
@@ -37,36 +36,17 @@ from replaceme_core.request.removal import block_ranges
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.wording import counted
 
-_FOLDER = Path(__file__).parent / "static"
-_MEDIA_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+STATIC = "/ui/static/"
+FILES = Path(__file__).parent / "static"
 _VERSION_DIGITS = 12
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-@dataclass(frozen=True, kw_only=True)
-class StaticFile:
-    """A file, with the version that its address has."""
-
-    content: bytes
-    media_type: str
-    version: str
-
-
 @cache
-def static_files() -> Mapping[str, StaticFile]:
-    """All files by name; licences are beside the scripts and are not served."""
-    found = {}
-    for path in sorted(_FOLDER.rglob("*")):
-        if path.suffix in _MEDIA_TYPES:
-            content = path.read_bytes()
-            version = hashlib.sha256(content).hexdigest()[:_VERSION_DIGITS]
-            found[path.name] = StaticFile(content=content, media_type=_MEDIA_TYPES[path.suffix], version=version)
-    return found
-
-
-def address_of(name: str) -> str:
-    """The address of a file, below the root of the service. Raises `KeyError` for a name that does not exist."""
-    return f"/ui/static/{static_files()[name].version}/{name}"
+def static_root() -> str:
+    """The address of the files, below the root of the service: with their digest, so that browsers may keep them."""
+    content = b"".join(path.read_bytes() for path in sorted(FILES.rglob("*.*")))
+    return f"{STATIC}{hashlib.sha256(content).hexdigest()[:_VERSION_DIGITS]}"
 
 
 def between(start: datetime | None, end: datetime | None) -> str:
@@ -187,7 +167,7 @@ def page(
 ) -> HTMLResponse:
     """A page, or a part of one, for the caller of a request.
 
-    Templates also get `root`, `csrf_token`, `is_signed_in`, what the caller may do, and `static`: addresses of files.
+    Templates also get `root`, `csrf_token`, `is_signed_in`, what the caller may do, and `static`: where the files are.
     """
     root, session, caller = root_of(scope), session_of(scope), known_caller(scope)
     text = (
@@ -202,7 +182,7 @@ def page(
             may_write=caller is not None and Scope.JOBS_WRITE in caller.scopes,
             may_change_webhooks=caller is not None and {Scope.WEBHOOKS_WRITE, OF_WEBHOOKS} <= set(caller.scopes),
             is_admin=caller is not None and Scope.ADMIN in caller.scopes,
-            static=lambda name: root + address_of(name),
+            static=f"{root}{static_root()}",
         )
     )
     return HTMLResponse(text, status_code=status, headers=dict(headers or {}))

@@ -4,14 +4,13 @@ import base64
 import hashlib
 import re
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
-from starlette.exceptions import HTTPException
+from fastapi.openapi.docs import get_swagger_ui_html
 
 from api.dashboard.middleware import SIGN_IN, FormDep, PageRoute, cookie
-from api.dashboard.rendering import page, see, static_files
+from api.dashboard.rendering import page, see
 from api.http.callers import SESSION_SECONDS, Caller, Session, Unknown, session_of
 from api.http.hosts import root_of
 from api.http.request_log import POLICY
@@ -26,11 +25,10 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 FIRST_PAGE = "/ui/jobs"
-_A_YEAR = "public, max-age=31536000, immutable"
 _PAGE = re.compile(r"/ui/[A-Za-z0-9/_-]*(\?[!-~]*)?")
 Next = Annotated[str, Query(max_length=2000)]
 FILES = "/static-offline-docs"
-"""Where `fastapi_offline` serves the scripts of both."""
+"""Where `fastapi_offline` serves the scripts of the description."""
 _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 
@@ -79,15 +77,6 @@ def sign_out(request: Request, services: ServicesDep) -> Response:
     return see(SIGN_IN, request.scope, {"Set-Cookie": cookie("", request.scope, seconds=0)})
 
 
-@router.get("/ui/static/{version}/{name}")
-async def get_file(version: str, name: str) -> Response:
-    """A style sheet or a script. Another version than the present one is 404: a cache would store the wrong file."""
-    found = static_files().get(name)
-    if found is None or found.version != version:
-        raise HTTPException(HTTPStatus.NOT_FOUND)
-    return Response(found.content, media_type=found.media_type, headers={"Cache-Control": _A_YEAR})
-
-
 def _own(path: str) -> str:
     """`path` if it is one of our pages, else the first one: nobody is sent to another site."""
     return path if _PAGE.fullmatch(path) else FIRST_PAGE
@@ -95,45 +84,23 @@ def _own(path: str) -> str:
 
 @router.get("/docs")
 async def show_swagger(request: Request) -> Response:
-    files = root_of(request.scope) + FILES
-    return _with_policy(
-        get_swagger_ui_html(
-            **_shared(request),
-            swagger_js_url=f"{files}/swagger-ui-bundle.js",
-            swagger_css_url=f"{files}/swagger-ui.css",
-            swagger_favicon_url=f"{files}/favicon.png",
-        )
+    """With the policy of all pages, and what this script needs: its styles, pictures, and the line that starts it."""
+    root = root_of(request.scope)
+    shown = get_swagger_ui_html(
+        openapi_url=f"{root}/openapi.json",
+        title=request.app.title,
+        swagger_js_url=f"{root}{FILES}/swagger-ui-bundle.js",
+        swagger_css_url=f"{root}{FILES}/swagger-ui.css",
+        swagger_favicon_url=f"{root}{FILES}/favicon.png",
     )
-
-
-@router.get("/redoc")
-async def show_redoc(request: Request) -> Response:
-    files = root_of(request.scope) + FILES
-    return _with_policy(
-        get_redoc_html(
-            **_shared(request),
-            redoc_js_url=f"{files}/redoc.standalone.js",
-            redoc_favicon_url=f"{files}/favicon.png",
-            with_google_fonts=False,
-        )
-    )
-
-
-def _shared(request: Request) -> dict[str, Any]:
-    return {"openapi_url": f"{root_of(request.scope)}/openapi.json", "title": request.app.title}
-
-
-def _with_policy(page: Response) -> Response:
-    """That of all pages, and what these scripts need: their styles, pictures, and the line that starts them."""
-    own = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _SCRIPT.findall(bytes(page.body))]
+    own = [base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _SCRIPT.findall(bytes(shown.body))]
     scripts = " ".join(["script-src 'self'", *(f"'sha256-{digest}'" for digest in own)])
-    page.headers["Content-Security-Policy"] = (
+    shown.headers["Content-Security-Policy"] = (
         POLICY.replace("script-src 'self'", scripts)
         .replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
         .replace("img-src 'self'", "img-src 'self' data:")
-        + "; worker-src blob:"
     )
-    return page
+    return shown
 
 
 @router.get("/ui/workers")

@@ -27,7 +27,7 @@ from replaceme_core.wording import counted
 PROBES = frozenset({"/health", "/ready", "/metrics"})
 """Never limited, and what `Authorization` they get is not looked at here: `/metrics` has a key of its own."""
 _PUBLIC_PAGES = ("/", "/ui", "/ui/", "/ui/sign-in", "/ui/sign-out")
-PUBLIC = frozenset({*PROBES, *_PUBLIC_PAGES, "/families", "/docs", "/redoc", "/openapi.json"})
+PUBLIC = frozenset({*PROBES, *_PUBLIC_PAGES, "/families", "/docs", "/openapi.json"})
 """They say nothing about any caller, and probes and browsers have no key."""
 _PUBLIC_FILES = ("/static-offline-docs/", "/ui/static/")
 _READING = (HTTPMethod.GET, HTTPMethod.HEAD, HTTPMethod.OPTIONS)

@@ -518,7 +518,6 @@ _OF_EMBEDDINGS = {
     "plain_loss": "Distance of embeddings without maps (1 - cosine)",
     "held_out_loss": "Distance of embeddings on held-out images (1 - cosine)",
 }
-CANDIDATE_MEASURES = tuple(one.key for one in _CANDIDATE_COLUMNS)
 
 
 def candidates(report: Report) -> Table | None:

@@ -86,11 +86,10 @@ def test_families(client: TestClient) -> None:
 
 
 def test_the_documentation_loads_nothing_from_another_host(client: TestClient) -> None:
-    for path in ("/docs", "/redoc"):
-        page = client.get(path)
-        assert page.status_code == 200
-        assert 'src="http' not in page.text
-        assert 'href="http' not in page.text
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assert 'src="http' not in page.text
+    assert 'href="http' not in page.text
 
 
 @pytest.mark.parametrize("change", [{"database_url": "nonsense"}, {"hub": "https://hub.test", "hub_read_token": "a b"}])

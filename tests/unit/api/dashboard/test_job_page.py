@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from httpx2 import Response
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
@@ -56,32 +57,23 @@ def test_a_job_in_the_queue_running_and_done(client: TestClient, sqlite_database
     assert (READS_ITSELF in page.text, "Retry" in text, opens(page)) == (False, True, ["delete"])
 
 
-def test_every_figure_is_one_of_the_database(client: TestClient, sqlite_database: Database) -> None:
+def test_a_job_without_a_report_shows_what_was_measured_last(
+    client: TestClient, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = submit(client)
     run(sqlite_database, job)
-    page = client.get(f"/ui/jobs/{job}")
-    rows = rows_of(page)
+    rows = rows_of(client.get(f"/ui/jobs/{job}"))
     for row in (
-        ["Perplexity", "12.35", "15.43", "+25.0 %"],
-        ["Weights on disk", "269 MB", "212 MB", "-21.2 %"],
-        ["Tokens per second with all logits", "450", "–", ""],
-        ["Text", "Original", "Result", "Ratio (95 % interval)", "Same choice"],  # neither divergence nor tokens
-        ["builtin:prose", "12.00", "15.00", "1.250", "75.0 %"],
-        ["Blocks", "Distance before the fit (half turns)", "Loss on held-out tokens (nats)"],
-        ["2-3 (chosen)", "0.1234", "3.1100"],
-        ["4-5", "0.0567", "3.2100"],
         ["calibrate", "tokens", "", "512 tokens"],
+        ["select", "held_out_loss", "2-3", "3.11 nats"],
+        ["evaluate", "after.perplexity", "", "15.43"],
+        ["evaluate", "after.bytes", "", "212 MB"],
     ):
         assert row in rows, rows
-    assert rows.index(["2-3 (chosen)", "0.1234", "3.1100"]) < rows.index(["4-5", "0.0567", "3.2100"])
-    explained = (
-        "Same choice:",
-        "Divergence:",
-        "A residual",
-        "Tied parameters",
-        "Reading and writing",
-    )
-    assert [words for words in explained if words in text_of(page)] == ["Same choice:"]
+    monkeypatch.setattr("api.dashboard.job.SHOWN_METRICS", 1)
+    page = client.get(f"/ui/jobs/{job}")
+    assert rows_of(page)[-1] == ["evaluate", "text_agreement", "builtin:prose", "0.75"]
+    assert "14 values" in text_of(page) and "The last 1 of them" in text_of(page)
 
 
 def test_a_job_with_a_report_shows_its_tables(client: TestClient, sqlite_database: Database) -> None:
