@@ -200,6 +200,8 @@ class Layout:
         if not all(sides):
             raise ValueError("config.json must give image_size and patch_size as positive whole numbers")
         (height, width), (tall, wide) = sides
+        if height < tall or width < wide:
+            raise ValueError(f"images of {height} x {width} have no patch of {tall} x {wide}")
         return (height // tall) * (width // wide) + self.beside_patches
 
     @property

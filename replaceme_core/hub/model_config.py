@@ -5,13 +5,14 @@ transformers leaves out the other blocks and says nothing.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeGuard
 
 from replaceme_core.errors import BrokenModel, UnsafeModel, UnsupportedFamily
 from replaceme_core.families.layout import AHEAD, LANGUAGE_MODEL, OWN_FIELDS, Inputs, Layout, lookup, unmet
-from replaceme_core.hub.model_files import SINGLE, read_config, side_files, weight_files
+from replaceme_core.hub.files import read_json_file
+from replaceme_core.hub.model_files import PREPROCESSOR, SINGLE, read_config, side_files, weight_files
 from replaceme_core.hub.quantized import KEY, scheme_of
 from replaceme_core.hub.safetensors_header import TensorPlace
 from replaceme_core.wording import counted, shorten
@@ -34,7 +35,7 @@ class ModelOutline:
     auto_class: str = LANGUAGE_MODEL
     """The class of transformers that loads it."""
     positions: int | None = None
-    """Of a model of images: how many positions of the stream one takes."""
+    """Of a model of images: how many positions of the stream one takes, as it is prepared (`as_prepared`)."""
     longest: int | None = None
     """Of a model with a table of positions: the tokens that a sequence may have, where its config says it."""
 
@@ -142,14 +143,33 @@ def _check_own_fields(row: Layout, text: Mapping[str, object]) -> None:
         )
 
 
+def as_prepared(
+    outline: ModelOutline, config: Mapping[str, object], preparation: Mapping[str, object]
+) -> ModelOutline:
+    """The outline with the positions of an image as it is prepared: DINOv2 gets smaller ones than its config gives.
+
+    `preparation` is the content of `preprocessor_config.json`; where it gives no height and width, nothing changes.
+    """
+    row = outline.layout
+    size = preparation.get("crop_size" if preparation.get("do_center_crop") else "size")
+    sides = [size.get("height"), size.get("width")] if isinstance(size, Mapping) else size
+    try:
+        return replace(outline, positions=row.positions({**row.part_of(config), "image_size": sides}))
+    except ValueError:
+        return outline
+
+
 def read_outline(directory: Path) -> ModelOutline:
     """The model in `directory` as its `config.json` describes it, with all files that will be used admitted.
 
     Raises `BrokenModel`, `UnsupportedFamily` or `UnsafeModel`.
     """
-    outline = admit_config(read_config(directory))
+    config = read_config(directory)
+    outline = admit_config(config)
     weight_files(directory)
-    side_files(directory)
+    names = [path.name for path in side_files(directory)]
+    if outline.reads_images and PREPROCESSOR in names:
+        return as_prepared(outline, config, read_json_file(directory / PREPROCESSOR, PREPROCESSOR))
     return outline
 
 

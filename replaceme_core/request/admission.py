@@ -22,8 +22,8 @@ from replaceme_core.errors import (
 )
 from replaceme_core.hardware import WorkerKind, worker_kind_of
 from replaceme_core.hub.data_files import data_files_of
-from replaceme_core.hub.model_config import ModelOutline, admit_config
-from replaceme_core.hub.model_files import CONFIG, check_listing
+from replaceme_core.hub.model_config import ModelOutline, admit_config, as_prepared
+from replaceme_core.hub.model_files import CONFIG, PREPROCESSOR, check_listing
 from replaceme_core.hub.port import REPOSITORY, ExistingOutput, Hub, RepositoryKind, Snapshot, read_hub_json
 from replaceme_core.request.calibration import CalibrationSpec, MixedSource, errors_of, find_repeated
 from replaceme_core.request.fields import FILE_PREFIX, ending_of
@@ -243,7 +243,10 @@ def admit_model(snapshot: Snapshot, hub: Hub) -> AdmittedModel:
         )
     check_listing(snapshot)
     config = read_hub_json(hub, snapshot, CONFIG)
-    return AdmittedModel(snapshot=snapshot, outline=admit_config(config), config=config)
+    outline = admit_config(config)
+    if outline.reads_images and snapshot.has(PREPROCESSOR):
+        outline = as_prepared(outline, config, read_hub_json(hub, snapshot, PREPROCESSOR))
+    return AdmittedModel(snapshot=snapshot, outline=outline, config=config)
 
 
 def resolve_texts(

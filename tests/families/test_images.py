@@ -25,8 +25,8 @@ from replaceme_core.engine.model.load import load_model, stored_weights
 from replaceme_core.errors import BrokenModel, UnsafeModel, UnsupportedFamily
 from replaceme_core.families.layout import FAMILIES, follow_blocks
 from replaceme_core.families.resolve import ResolvedModel, embeddings, resolve
-from replaceme_core.hub.model_config import admit_config
-from tests.fixtures.models.images import POSITIONS, SIDE, image_request, make_images, saved_tower
+from replaceme_core.hub.model_config import admit_config, read_outline
+from tests.fixtures.models.images import POSITIONS, PREPARATION, SIDE, image_request, make_images, saved_tower
 from tests.fixtures.models.pipeline import run
 
 pytestmark = pytest.mark.usefixtures("brief_reports")
@@ -52,7 +52,9 @@ def test_the_program_writes_the_row(model_type: str) -> None:
     ],
 )
 def test_a_job_from_images_to_a_model_that_loads(model_type: str, method: str, tmp_path: Path) -> None:
-    source, row = saved_tower(tmp_path / "source", model_type), FAMILIES[model_type]
+    # as DINOv2 is published: it was trained on larger images than it is given
+    sizes = {"image_size": 2 * SIDE} if model_type == "dinov2" else {}
+    source, row = saved_tower(tmp_path / "source", model_type, **sizes), FAMILIES[model_type]
     finished, recorder, result = run(
         image_request(source, make_images(tmp_path / "images", 60), method={"name": method})
     )
@@ -68,6 +70,7 @@ def test_a_job_from_images_to_a_model_that_loads(model_type: str, method: str, t
     assert 0 <= measured["distance_low"] <= measured["distance"] <= measured["distance_high"] <= 2
     assert measured["images"] == 12, "one of five, where there are few"
     assert report["spec"]["calibration"]["samples"] == 48
+    assert report["spec"]["calibration"]["max_length"] == read_outline(source).positions
     tasks = {one["name"] for one in report["tasks"]}
     assert tasks == ({"linear probe", "zero-shot"} if row.part else {"linear probe"})
     assert report["after"]["speed"]["images"]["runs"] > 0
@@ -220,6 +223,25 @@ def test_a_head_that_would_be_lost_is_refused(tmp_path: Path) -> None:
     for size in (None, -14, [56], "56", 2**20):
         with pytest.raises(UnsafeModel, match="image_size and patch_size"):
             admit_config({**config, "image_size": size})
+
+
+@pytest.mark.parametrize(
+    ("changes", "positions"),
+    [
+        ({}, POSITIONS),
+        ({"size": {"shortest_edge": 2 * SIDE}, "do_center_crop": True, "crop_size": {"height": 28, "width": 14}}, 3),
+        ({"do_center_crop": True, "crop_size": SIDE}, POSITIONS),
+        ({"size": {"shortest_edge": SIDE}}, 65),
+        ({"size": "56"}, 65),
+        ({"size": {"height": 1, "width": 1}}, 65),
+    ],
+)
+def test_positions_are_those_of_images_as_they_are_prepared(
+    changes: dict[str, object], positions: int, tmp_path: Path
+) -> None:
+    source = saved_tower(tmp_path / "source", "dinov2", image_size=2 * SIDE)
+    (source / "preprocessor_config.json").write_text(json.dumps({**PREPARATION, **changes}))
+    assert read_outline(source).positions == positions
 
 
 def test_a_wrong_gain_or_weight_is_not_taken(tmp_path: Path) -> None:
