@@ -22,6 +22,11 @@ _FROM_SCHEMA = (
     *("string_too_short", "string_too_long", "string_pattern_mismatch", "string_unicode", "too_short", "too_long"),
 )
 
+_OF_PYDANTIC = {
+    "Input should be": "expected",
+    "String should match pattern": "expected a text that matches",
+    "String should have": "expected",
+}
 Schema = Mapping[str, Any]
 
 
@@ -50,7 +55,9 @@ def parameter_problem(error: Mapping[str, object], *, default: str) -> Problem:
     assert isinstance(location, tuple)
     named = context.get("field") if isinstance(context, dict) else None
     field = str(named or ".".join(map(str, location)) or default)
-    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "expected", 1)
+    message = str(error["msg"]).removeprefix("Value error, ")
+    for words, plain in _OF_PYDANTIC.items():
+        message = message.replace(words, plain, 1)
     return problem(field, value.get(field) if isinstance(value, dict) else value, message)
 
 

@@ -19,6 +19,7 @@ from api.dashboard.middleware import FormDep, PageRoute, key_of
 from api.dashboard.rendering import page, see
 from api.http.callers import caller_of
 from api.http.problems import http_error_of
+from api.http.requests import number
 from api.request_bodies import SWEEP, JobRequest, checked
 from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep
 from api.routes.jobs import JobId
@@ -39,7 +40,7 @@ DEFAULTS: Mapping[str, str] = {
     "priority": "5",
 }
 """What a new form holds; a field that is not here is empty."""
-_WHOLE, _DECIMAL = re.compile(r"-?\d{1,18}"), re.compile(r"-?(\d{1,18}|\d{0,18}\.\d{1,18})(e[+-]?\d{1,2})?")
+_NUMBER = re.compile(r"-?(\d{1,18}|\d{0,18}\.\d{1,18})(e[+-]?\d{1,2})?")
 _MOST_MODELS = 50
 _SAME = 1e-6
 _RANGE = re.compile(r"(\d{1,5})\s*-\s*(\d{1,5})")
@@ -128,10 +129,12 @@ def _parts(text: str) -> list[str]:
 
 
 def _number(text: str) -> int | float | str:
-    """The number in a text, or the text."""
-    if _WHOLE.fullmatch(text):
-        return int(text)
-    return float(text) if _DECIMAL.fullmatch(text) else text
+    """The number in a text, or the text.
+
+    >>> _number("1e3"), _number(".5"), _number("some")
+    (1000, 0.5, 'some')
+    """
+    return number(text) if _NUMBER.fullmatch(text) else text
 
 
 _PLACES: Mapping[str, tuple[str, Callable[[str], object]]] = {

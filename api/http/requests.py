@@ -139,7 +139,7 @@ def parse(body: bytes) -> object:
     Raises `MalformedBody`, also for a duplicate name: which of its values is meant is unknown.
     """
     try:
-        value: Any = json.loads(body.decode("utf-8"), object_pairs_hook=_object, parse_float=_number)
+        value: Any = json.loads(body.decode("utf-8"), object_pairs_hook=_object, parse_float=number)
     except UnicodeDecodeError as error:
         raise MalformedBody(f"the body is not UTF-8: byte {error.start} cannot be read") from None
     except json.JSONDecodeError as error:
@@ -180,7 +180,7 @@ _TOO_DEEP = f"the body is nested too deeply; expected at most {MOST_DEPTH} level
 _TOO_LONG = f"a string in the body is too long; expected at most {MOST_CHARACTERS:,} characters"
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
     """In JSON `3.0` and `3` are the same number, so what is whole is read as such."""
     value = float(text)
     return int(value) if value.is_integer() and abs(value) < _MOST_EXACT else value

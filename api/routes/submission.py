@@ -195,7 +195,12 @@ class Submitter:
         """
 
         def earlier() -> tuple[Submitted, ...]:
-            jobs = (changes.find_by_key(session, key, owner=caller.owner) for key in keys if key is not None)
+            def read() -> list[Job | None]:
+                return [changes.find_by_key(session, key, owner=caller.owner) for key in keys if key is not None]
+
+            jobs = read()
+            if any(jobs) and not all(jobs):  # those of a sweep are committed together: here, between two reads
+                jobs = read()
             return tuple(_submitted_before(session, job) for job in jobs if job is not None)
 
         found = earlier()

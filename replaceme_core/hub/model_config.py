@@ -101,10 +101,6 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
             f"config.json gives num_labels as {shorten(repr(labels), 80)}; a language model has none, so leave it out",
             value=labels,
         )
-    if blocks < 2:
-        raise UnsupportedFamily(
-            f"the model has {blocks} block; at least 2 are needed, since block 0 stays", value=blocks
-        )
     positions = None
     if row.inputs is Inputs.IMAGES:
         try:
@@ -143,9 +139,7 @@ def _check_own_fields(row: Layout, text: Mapping[str, object]) -> None:
         )
 
 
-def as_prepared(
-    outline: ModelOutline, config: Mapping[str, object], preparation: Mapping[str, object]
-) -> ModelOutline:
+def as_prepared(outline: ModelOutline, config: Mapping[str, object], preparation: Mapping[str, object]) -> ModelOutline:
     """The outline with the positions of an image as it is prepared: DINOv2 gets smaller ones than its config gives.
 
     `preparation` is the content of `preprocessor_config.json`; where it gives no height and width, nothing changes.

@@ -26,13 +26,12 @@ from sqlalchemy import (
     delete,
     event,
     func,
-    insert,
     literal,
     select,
-    update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, Session
@@ -54,6 +53,7 @@ from replaceme_core.settings import check_server
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Row = TypeVar("Row", bound=DeclarativeBase)
 Column = InstrumentedAttribute[datetime] | InstrumentedAttribute[datetime | None]
 
 
@@ -114,21 +114,17 @@ def lock_until_commit(session: Session, name: str) -> None:
 
 def change_or_insert(
     session: Session,
-    table: type[DeclarativeBase],
+    table: type[Row],
     key: Mapping[str, object],
     *,
     change: Mapping[str, object],
     new: Mapping[str, object],
-) -> None:
-    """Change the row with this primary key, or insert it with the values `new`."""
-    changed = update(table).filter_by(**key).values(change).returning(*table.__table__.primary_key)
-    if session.execute(changed).first() is not None:
-        return
-    try:
-        with session.begin_nested():
-            session.execute(insert(table).values({**key, **new}))
-    except IntegrityError:  # another transaction was faster
-        session.execute(changed)
+) -> Row:
+    """The row with this primary key, changed, or inserted with the values `new`: one statement."""
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    columns = {getattr(table, name): value for name, value in change.items()}
+    stored = insert(table).values({**key, **new}).on_conflict_do_update(index_elements=[*key], set_=columns)
+    return session.scalars(stored.returning(table), execution_options={"populate_existing": True}).one()
 
 
 def delete_oldest(session: Session, key: InstrumentedAttribute[T], end: Column, *, until: now, limit: int) -> int:

@@ -298,8 +298,8 @@ class Owners:
             raise InvalidInput(f"expected at most {MOST_CREDENTIALS} credentials; delete one first", field="name")
         values = {"sealed": sealed, "updated_at": now()}
         new = {**values, "created_at": now()}
-        change_or_insert(self._session, CredentialRow, {"owner": owner, "name": name}, change=values, new=new)
-        return next(one for one in self.credentials(owner) if one.name == name)
+        key = {"owner": owner, "name": name}
+        return Credential.of(change_or_insert(self._session, CredentialRow, key, change=values, new=new))
 
     def delete_credential(self, owner: str, name: str) -> None:
         """Raises `CredentialNotFound`."""

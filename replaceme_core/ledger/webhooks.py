@@ -131,16 +131,22 @@ def add(session: Session, new: NewWebhook, *, owner: str, job_id: str | None = N
         counted = select(func.count()).where(WebhookRow.owner == owner, WebhookRow.job_id.is_(None))
         if session.scalars(counted).one() >= MOST_STANDING:
             raise Conflict(f"there are {MOST_STANDING} webhooks, which is the limit; delete one that is not needed")
-    check_signer(session, new.signed_by, owner=owner)
+    check_signer(session, new.signed_by, owner=owner, lock=True)
     values = asdict(new) | {"events": [event.value for event in new.events], "labels": dict(new.labels)}
     return _insert(session, owner=owner, job_id=job_id, **values)
 
 
-def check_signer(session: Session, webhook_id: str | None, *, owner: str) -> None:
-    """Raises `NotFound`, and `InvalidInput` (field `webhook.signed_by`) for one that ends with its job."""
+def check_signer(session: Session, webhook_id: str | None, *, owner: str, lock: bool = False) -> None:
+    """Raises `InvalidInput` (field `webhook.signed_by`) for one that does not exist, or that ends with its job.
+
+    `lock`: it is not deleted before this transaction ends.
+    """
     if webhook_id is None:
         return
-    row = _find(session, webhook_id, owner=owner)
+    try:
+        row = _find(session, webhook_id, owner=owner, lock=lock)
+    except NotFound as error:
+        raise InvalidInput(error.message, field="webhook.signed_by", value=webhook_id) from None
     if row.job_id is not None or row.signed_by is not None:
         raise InvalidInput(
             "only a webhook for all jobs can sign for others", field="webhook.signed_by", value=webhook_id

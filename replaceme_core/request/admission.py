@@ -328,7 +328,8 @@ def _name_output(
 ) -> OutputSpec:
     output = spec.output
     if output.repo_id is None:
-        ending = f"-{kept}of{blocks}{ending_of(job_id)}"
+        size = "" if spec.searches else f"-{kept}of{blocks}"  # a search finds out how many stay
+        ending = f"{size}{ending_of(job_id)}"
         name = spec.model.repo_id.rpartition("/")[2][: _MAX_NAME_LENGTH - len(ending)].rstrip("-.")
         owner = rules.namespaces[0] if rules.namespaces else hub.namespace()
         return output.model_copy(update={"repo_id": f"{owner}/{name}{ending}"})

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from replaceme_core.errors import CalibrationTooSmall, InvalidInput
+from replaceme_core.errors import CalibrationTooSmall, InvalidInput, UnsupportedFamily
 from replaceme_core.families.layout import (
     FAMILIES,
     REFUSALS,
@@ -166,6 +166,8 @@ def depths_of(spec: CompressionSpec, outline: ModelOutline) -> list[int]:
     """
     check_structure(spec, outline.layout.structure, model_type=outline.layout.model_type)
     blocks, groups = outline.blocks, spec.method.groups
+    if blocks < 2:
+        raise UnsupportedFamily("the model has 1 block; at least 2 are needed, since block 0 stays", value=blocks)
     if spec.greatest_ratio is not None:
         remove = blocks_to_remove(spec.greatest_ratio, blocks)
         depths = range(1, remove + 1) if spec.searches else [remove]

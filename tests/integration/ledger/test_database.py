@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from psycopg import Connection
 from psycopg.pq import TransactionStatus
-from sqlalchemy import insert, make_url, select, text, update
+from sqlalchemy import delete, insert, make_url, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from benchmarks.harness.processes import wait_until
@@ -16,10 +16,10 @@ from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import DatabaseFull, DatabaseUnreachable, InvalidInput, QueueUnreachable
 from replaceme_core.ledger import attempts, changes, reading
 from replaceme_core.ledger import database as database_module
-from replaceme_core.ledger.database import Database, now
+from replaceme_core.ledger.database import Database, change_or_insert, now
 from replaceme_core.ledger.migrate import upgrade
 from replaceme_core.ledger.states import JobStatus
-from replaceme_core.ledger.tables import JobLabelRow, JobRow
+from replaceme_core.ledger.tables import JobLabelRow, JobRow, OwnerRow
 from tests.fixtures.jobs.ledger import Ledger, at_once, claim_job
 
 
@@ -102,6 +102,19 @@ def test_rows_refer_to_a_job(database: Database) -> None:
     with database.session() as session:
         assert session.scalars(select(JobLabelRow)).all() == []
     assert Ledger(database).add() != job_id
+
+
+def test_a_row_that_is_written_while_others_delete_it(postgres_database: Database) -> None:
+    key, values = {"owner": "ada"}, {"output_namespaces": ["a"]}
+
+    def write(number: int) -> object:
+        with postgres_database.session() as session:
+            if number % 2:
+                return session.execute(delete(OwnerRow)) and ["a"]
+            return change_or_insert(session, OwnerRow, key, change=values, new=values).output_namespaces
+
+    for _ in range(20):
+        assert at_once(*(partial(write, number) for number in range(6))) == [["a"]] * 6
 
 
 def test_an_error_in_sql_is_not_reported_as_an_outage(database: Database) -> None:

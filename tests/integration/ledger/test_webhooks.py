@@ -255,7 +255,7 @@ def test_another_webhook_may_sign(sqlite_database: Database, ledger: Ledger, out
     assert (claimed.webhook_id, claimed.secrets) == (of_job.id, ("shared",))
     with pytest.raises(Conflict, match=standing.id):
         outbox.rotate(of_job.id, "own", overlap_seconds=0)
-    with pytest.raises(NotFound):
+    with pytest.raises(InvalidInput, match="there is no webhook"):
         Outbox(sqlite_database, owner="another").add(signed_by=standing.id)
     with sqlite_database.session() as session:
         webhooks.remove(session, standing.id, owner="someone")

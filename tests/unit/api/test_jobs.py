@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 from httpx2 import Response
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from api.main import create_app
@@ -19,8 +20,9 @@ from api.routes.submission import Submitter
 from benchmarks.harness.processes import wait_until
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.directory import DirectoryHub
-from replaceme_core.ledger import attempts
+from replaceme_core.ledger import attempts, changes
 from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.records import IdempotencyKey, Job
 from replaceme_core.ledger.tables import IdempotencyKeyRow
 from replaceme_core.request.method import MethodSpec
 from replaceme_core.runner.messages import Stage
@@ -250,10 +252,26 @@ def test_a_repetition_returns_the_job_that_has_just_taken_the_last_place(
         assert again.headers["idempotent-replayed"] == "true"
 
 
+def test_a_repeated_sweep_has_all_of_its_jobs(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first one is committed while the repeated one looks for its jobs, one after the other."""
+    sweep = {"ratio": [0.1, 0.25, 0.5]}
+    first = post(client, "k", **sweep).json()["items"]
+    find, missed = changes.find_by_key, list[object]()
+
+    def find_late(session: Session, key: IdempotencyKey, *, owner: str) -> Job | None:
+        if len(missed) < 2:
+            missed.append(key)
+            return None
+        return find(session, key, owner=owner)
+
+    monkeypatch.setattr(changes, "find_by_key", find_late)
+    assert [job["id"] for job in post(client, "k", **sweep).json()["items"]] == [job["id"] for job in first]
+
+
 def test_another_request_with_the_same_key_is_refused(client: TestClient) -> None:
     job = post(client, "k").json()["id"]
-    for changes in ({"ratio": 0.5}, {"labels": {"a": "1"}}, {"priority": 6}, {"output": "org/other"}):
-        assert fields(post(client, "k", **changes), code="idempotency_key_reused") == {"Idempotency-Key": "k"}
+    for other in ({"ratio": 0.5}, {"labels": {"a": "1"}}, {"priority": 6}, {"output": "org/other"}):
+        assert fields(post(client, "k", **other), code="idempotency_key_reused") == {"Idempotency-Key": "k"}
     assert ids_of(client) == [job]
 
 

@@ -91,6 +91,8 @@ def test_a_result_is_named_after_what_is_left(root: Path) -> None:
     assert resolve(root).output.repo_id == "local/name-22of30-0123abcd"
     assert resolve(root, ratio=None, drop=[4, 9]).output.repo_id == "local/name-28of30-0123abcd"
     assert resolve(root, output="local/mine").output.repo_id == "local/mine"
+    search = {"ratio": {"max": 0.5}, "gate": {"size_ratio": {"max": 0.9}}}
+    assert resolve(root, **search).output.repo_id == "local/name-0123abcd", "how many stay is found out later"
     there = OutputRules(namespaces=("me", "local"))
     assert resolve(root, rules=there).output.repo_id == "me/name-22of30-0123abcd"
     name = "n" * 70 + "-" * 1 + "m" * 25

@@ -88,6 +88,14 @@ def test_a_result_keeps_a_head_that_only_the_config_ties(loading: str, tmp_path:
     assert torch.equal(model.lm_head.weight, head)
 
 
+@pytest.mark.parametrize("method", ["drop", "auto"])
+def test_one_block_may_be_left(method: str, tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source")
+    finished, _, out = run(request(source, ratio=0.99, method={"name": method}, evaluation={"enabled": False}))
+    assert finished.report["kept_blocks"] == [0]
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 1
+
+
 @pytest.mark.parametrize(("name", "expected"), [("gemma2", "A diagonal map"), ("qwen2-moe-mixed", "A linear map")])
 def test_other_families_go_the_same_way(name: str, expected: str, tmp_path: Path) -> None:
     variant = BY_NAME[name]

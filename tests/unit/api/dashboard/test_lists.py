@@ -54,7 +54,7 @@ def test_filters(client: TestClient) -> None:
         ("label=team", "label", "KEY=VALUE"),
         ("label=a%3D1,a%3D2", "label", "one value for each label"),
         ("status=done", "status", "expected"),
-        ("model=%C3%A9%22%3Cscript%3E", "model", "String should match pattern"),
+        ("model=%C3%A9%22%3Cscript%3E", "model", "expected a text that matches"),
     ):
         page = client.get(f"/ui/jobs?{query}")
         assert page.status_code == 422
