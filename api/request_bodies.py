@@ -117,7 +117,7 @@ class JobRequest(CompressionRequest):
         float | DeepestCut | tuple[float, ...] | None,
         WrapValidator(_one_or_several, json_schema_input_type=Ratio | DeepestCut | _Ratios | None),
     ] = None  # type: ignore[assignment]  # a specification has one: `each` makes them
-    """Fraction of the blocks to remove, between 0 and 1. With `max`: the deepest cut that passes the gate.
+    """Fraction of the blocks to remove, between 0 and 1. With a maximum: the deepest cut that passes the gate.
 
     A list submits one job per ratio. All have the label `sweep`, and results are named after model and job.
     """

@@ -128,8 +128,8 @@ BY_HAND = (
 """Requirements of every type with the field, that a run on text or on one config may not show: in some types only a
 fast attention looks at the last one."""
 
-LAST_STAYS = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
-"""Their class makes the last block one of full attention, whatever the config says."""
+LAST_STAYS = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text", "gpt_neox_japanese")
+"""Their class makes the last block another one, whatever the config says: of full attention, or with a bias."""
 
 ADDED = "deepstack_visual_indexes"
 """Of a tower for images: the field with one entry for each of its streams that is added after a block of the language

@@ -24,6 +24,7 @@ from replaceme_core.runner.process import Confinement
 from replaceme_core.runner.sandbox import SandboxMode, choose_sandbox
 from replaceme_core.secrets_box import SecretsBox, key_in_file, parse_keys
 from replaceme_core.telemetry import LogFormat
+from replaceme_core.validation import in_plain_words
 
 HUGGING_FACE = "https://huggingface.co"
 RUN_JOB_TASK = "replaceme.run_job"  # name of the Celery task; its one argument is the job's id
@@ -83,7 +84,7 @@ def check_server(url: str | None) -> str | None:
     for one in [] if url is None or url.startswith("sqlite") else url.split(";"):
         try:
             parts = urlsplit(one)
-            is_clear = parts.netloc.count("@") == ("@" in one) and (parts.port is None or parts.hostname is not None)
+            is_clear = parts.netloc.count("@") == one.count("@") < 2 and not (parts.port and parts.hostname is None)
         except ValueError:  # whose message has what it took for the port
             is_clear = False
         if not is_clear:
@@ -304,4 +305,4 @@ def read_settings(**given: object) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]).upper().removeprefix("REPLACEME_")  # two have their whole name as their alias
-        raise InvalidInput(f"REPLACEME_{name}: {first['msg']}") from error
+        raise InvalidInput(f"REPLACEME_{name}: {in_plain_words(first['msg'])}") from error

@@ -23,6 +23,8 @@ _FROM_SCHEMA = (
 )
 
 _OF_PYDANTIC = {
+    "Value error, ": "",
+    "Input should be a valid tuple": 'expected a list such as ["a", "b"]',
     "Input should be": "expected",
     "String should match pattern": "expected a text that matches",
     "String should have": "expected",
@@ -55,10 +57,18 @@ def parameter_problem(error: Mapping[str, object], *, default: str) -> Problem:
     assert isinstance(location, tuple)
     named = context.get("field") if isinstance(context, dict) else None
     field = str(named or ".".join(map(str, location)) or default)
-    message = str(error["msg"]).removeprefix("Value error, ")
+    return problem(field, value.get(field) if isinstance(value, dict) else value, in_plain_words(str(error["msg"])))
+
+
+def in_plain_words(message: str) -> str:
+    """One of pydantic's messages about a value that has no schema.
+
+    >>> in_plain_words("Input should be a valid integer")
+    'expected a valid integer'
+    """
     for words, plain in _OF_PYDANTIC.items():
         message = message.replace(words, plain, 1)
-    return problem(field, value.get(field) if isinstance(value, dict) else value, message)
+    return message
 
 
 def _problem(error: Mapping[str, object], *, sent: object, schema: Schema) -> Problem:

@@ -33,7 +33,7 @@ from kombu.exceptions import OperationalError
 
 from replaceme_core import telemetry
 from replaceme_core.broker import QUEUE, broker_config, queue_of
-from replaceme_core.errors import InvalidInput, QueueUnreachable
+from replaceme_core.errors import InvalidInput, QueueUnreachable, Unavailable
 from replaceme_core.hardware import WorkerKind, local_worker_kinds
 from replaceme_core.ledger.database import Database
 from replaceme_core.runner.process import Confinement
@@ -262,10 +262,13 @@ def run_job(task: Task, job_id: str) -> None:
         app.send_task(RUN_JOB_TASK, args=[job_id], queue=queue, headers=headers)
         return
     supervisor = _supervisor(os.getpid())
-    with bound(from_message(task.request.headers)):
-        has_run = supervisor.run(job_id)
-    while has_run and not drain.has_begun:  # one may start only now: its message came while its key was at a limit
-        has_run = supervisor.run(None)
+    try:
+        with bound(from_message(task.request.headers)):
+            has_run = supervisor.run(job_id)
+        while has_run and not drain.has_begun:  # one may start only now: its message came while its key was at a limit
+            has_run = supervisor.run(None)
+    except Unavailable as error:  # such as a database without the tables of this release
+        logger.warning("nothing was claimed, a sweep sends another message: %s", error)
 
 
 @cache

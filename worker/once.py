@@ -5,10 +5,14 @@ where no other worker runs, nobody else requeues what a lost one has left. No me
 the broker, where they would pile up.
 """
 
+import signal
+
+if __name__ == "__main__":  # the first process of a container loses a signal for which it has no handler yet
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
 import argparse
 import logging
 import os
-import signal
 from collections.abc import Sequence
 
 from kombu.exceptions import OperationalError
@@ -38,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--queues", type=WorkerKind, choices=list(WorkerKind), help="kind of jobs; default: all")
     named = parser.parse_args(arguments).queues
     settings = read_settings()
-    # before anything takes time: the first process of a container ignores what it has no handler for
     signal.signal(signal.SIGTERM, lambda *_: drain.begin(seconds=settings.drain_seconds))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     telemetry.configure_logs(settings.log_format, service="worker")
     telemetry.configure_spans(os.environ, service="worker")
     try:

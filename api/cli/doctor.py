@@ -15,8 +15,8 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from api.cli.launch import check_broker
 from api.cli.output.console import make_console, print_json
-from api.queue import Queue
 from replaceme_core.errors import AccessDenied, InvalidInput, ReplaceMeError, RepositoryNotFound
 from replaceme_core.hardware import has_native_bfloat16, look_at_torch, total_memory
 from replaceme_core.hub.port import DIRECTORY_PREFIX, RepositoryKind
@@ -57,6 +57,8 @@ def findings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding
                 yield Finding(name, state, text)
         except ReplaceMeError as error:
             yield Finding(name, State.PROBLEM, error.message)
+        except OSError as error:  # of a place that the settings name
+            yield Finding(name, State.PROBLEM, f"{error.filename}: {error.strerror}")
 
 
 Look = Callable[[Settings, Mapping[str, str]], Iterator[tuple[State, str]]]
@@ -125,8 +127,7 @@ def _database(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State,
 
 
 def _broker(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, str]]:
-    with closing(Queue(settings)) as queue:
-        queue.ping()
+    check_broker(settings)
     yield State.OK, "takes messages"
 
 

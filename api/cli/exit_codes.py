@@ -114,8 +114,9 @@ class Failure:
                 entries = [one.model_dump(mode="json") for one in problem.errors]
                 exit_code = exit_code_of_status(problem.status)
                 return cls(exit_code=exit_code, code=problem.code, message=str(error), errors=entries)
-            case OSError(errno=errno.EACCES | errno.ENAMETOOLONG):  # which a path that was given can cause anywhere
-                message = f"{shorten(str(error.filename))}: {error.strerror}"
+            # which a path that was given, or a full standard output, can cause anywhere
+            case OSError(errno=errno.EACCES | errno.ENAMETOOLONG | errno.ENOSPC):
+                message = f"{shorten(str(error.filename or 'the output'))}: {error.strerror}"
                 return cls(exit_code=ExitCode.BAD_INPUT, code=InvalidInput.code, message=message)
             case typer.BadParameter():
                 return cls(exit_code=ExitCode.BAD_INPUT, code=InvalidInput.code, message=error.format_message())

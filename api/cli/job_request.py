@@ -92,7 +92,7 @@ def parse_text(text: str) -> dict[str, object]:
     try:
         found: dict[str, object] = json.loads(text)
     except ValueError as error:
-        raise typer.BadParameter(f"{text} is not JSON: {error}", param_hint="--calibration") from error
+        raise typer.BadParameter(f"{text} is not JSON: {error}") from error
     return found
 
 
@@ -158,7 +158,8 @@ _WRITINGS = {
         str,
         "RATIO[,...]|max:RATIO",
         parse_ratio,
-        "0.25,0.5 submits a job each. max:0.5 is the deepest cut that passes the gate, of at most half of the blocks.",
+        "submit takes 0.25,0.5: a job each. max:0.5 is the deepest cut that passes the gate, of at most half of the "
+        "blocks.",
     ),
     "drop": Writing(str, "BLOCKS", parse_drop, "Such as 5,12-19."),
     "calibration": Writing(list[str], "NAME[=SHARE]", parse_sources, SEVERAL),

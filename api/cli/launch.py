@@ -342,7 +342,7 @@ def check_broker(settings: Settings) -> None:
     broker = Queue(settings)
     try:
         broker.ping()
-    except (KeyError, ImportError) as error:
+    except (LookupError, ImportError, ValueError) as error:
         raise InvalidInput("the broker's URL must begin with redis:// or filesystem://", field="broker_url") from error
     finally:
         broker.close()

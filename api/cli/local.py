@@ -32,7 +32,9 @@ MODEL_HELP = "a directory as save_pretrained writes it, or org/name on the Hub, 
 CacheDirectory = Annotated[
     Path | None,
     typer.Option(
-        "--cache", help="Directory for what the dense model has computed, for later runs on the same model and text."
+        "--cache",
+        file_okay=False,
+        help="Directory for what the dense model has computed, for later runs on the same model and text.",
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="Device such as cpu, cuda or cuda:1. Default: the fastest available.")]

@@ -40,7 +40,7 @@ ApiKeyOption = Annotated[
         "others on this machine see arguments.",
     ),
 ]
-JobId = Annotated[str, typer.Argument(metavar="ID", help="ID of the job, or its beginning.")]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="ID of the job, or its beginning, of 4 characters at least.")]
 Label = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help="Only jobs with this label. Repeatable; a job must have all of them."),

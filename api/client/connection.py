@@ -69,11 +69,13 @@ class Connection:
     def __init__(
         self, url: str, *, timeout: float, api_key: str | None = None, transport: httpx2.BaseTransport | None = None
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url = re.sub("//[^/]*@", "//", url.rstrip("/"))  # in errors, which a password is not
         try:
             is_local = urlsplit(self.url).hostname in ("127.0.0.1", "::1", "localhost")
             # a proxy from the environment must not receive requests to a service on this machine
-            self._http = httpx2.Client(base_url=self.url, timeout=timeout, transport=transport, trust_env=not is_local)
+            self._http = httpx2.Client(
+                base_url=url.rstrip("/"), timeout=timeout, transport=transport, trust_env=not is_local
+            )
         except (httpx2.InvalidURL, ValueError) as error:
             raise InvalidAddress(f"{self.url!r} is not an address: {error}") from error
         self._key = find_key(api_key, is_local=is_local)

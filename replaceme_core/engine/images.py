@@ -17,7 +17,7 @@ from operator import itemgetter
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import AutoImageProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -99,9 +99,10 @@ def image_tokens(
         measured = min(measured, max(1, len(found) // MEASURING_PART))
         if requested.calibration.samples is None:
             samples = min(samples, len(found) - measured)
-        if samples < FEWEST_SAMPLES or samples + measured > len(found):
+        fewest = FEWEST_SAMPLES if requested.calibration.samples is None else samples
+        if samples < fewest or samples + measured > len(found):
             raise CalibrationTooSmall(
-                f"{source.name} has {counted(len(found), 'different images')}; {max(samples, FEWEST_SAMPLES)} would "
+                f"{source.name} has {counted(len(found), 'different images')}; {max(samples, fewest)} would "
                 f"calibrate and {measured} measure the result: give more images, or smaller numbers of samples",
                 field=source.name_field,
                 value=source.name,
@@ -185,6 +186,8 @@ def _of_rows(source: MixedSource, path: Path) -> Iterator[_Found]:
     for file in local_data_files(path, config=source.config, split=source.split):
         for number, row in enumerate(rows_of(file, (*columns, *_LABEL_COLUMNS, *_CAPTION_COLUMNS)), start=1):
             content = next((found for name in columns if (found := _packed(row.get(name))) is not None), None)
+            if content is None and any(name in row and row[name] is None for name in columns):
+                continue
             if content is None:
                 raise InvalidInput(
                     f"{file.name} has no column with images; its columns are {shorten(', '.join(sorted(row)), 200)}: "
@@ -223,7 +226,10 @@ def _prepared(one: _Found, processor: BaseImageProcessor) -> torch.Tensor:
         with Image.open(io.BytesIO(one.read()), formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise _refused(one.name, f"has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read")
-            colours = image.convert("RGB")
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16 bits, which a conversion would cut off at the eighth
+                upright = upright.convert("I").point(lambda value: value / 256).convert("L")
+            colours = upright.convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise _refused(one.name, "is no image that can be read as PNG, JPEG or WebP; remove it") from None
     with library_errors("the processor of the model does not take an image"):

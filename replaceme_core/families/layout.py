@@ -383,7 +383,7 @@ def must_stay(config: Config, *, layout: Layout, removed: Sequence[int], first: 
         )
     if layout.keeps_last and blocks - 1 in gone:
         return f"the last block of a {layout.model_type} model must stay: its class forces the kind of the last block"
-    for name in layout.per_layer_lists:
+    for name in (*layout.per_layer_lists, *layout.computed_lists):
         values = getattr(config, name, None)
         if not isinstance(values, list | tuple) or not ATTENTION.intersection(map(str, values)):
             continue

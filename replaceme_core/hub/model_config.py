@@ -189,7 +189,7 @@ _BUFFERS = (
     *(".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias"),
 )
 """Ends of names under which older files have values that are no parameters, causal masks as U8 or BOOL among them."""
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+_EMBEDDINGS = (".embed_tokens.weight", ".wte.weight", ".embed_in.weight", ".word_embeddings.weight")
 _WIDTH_OF_BLOOM = "n_embed"
 """In its first files."""
 _EMBEDDING_WIDTH = "word_embed_proj_dim"
@@ -235,10 +235,11 @@ def _check(outline: ModelOutline, text: Mapping[str, object], tensors: Sequence[
         )
     width = text.get(_EMBEDDING_WIDTH, outline.hidden_size)
     for name, shape in shapes.items():
-        if not name.endswith(_EMBEDDINGS) or row.block_number(name) is not None or outline.reads_images:
+        if not f".{name}".endswith(_EMBEDDINGS) or row.block_number(name) is not None or outline.reads_images:
             continue
         rows = text.get("vocab_size", shape[0] if shape else None)
-        if shape != (rows, width):
+        # Moshi has a row more, for no token
+        if shape != (rows, width) and not (_is_count(rows) and shape == (rows + 1, width)):
             raise BrokenModel(
                 f"config.json gives the vocabulary as {rows} and the width as {width}, and {name} is "
                 f"{' x '.join(map(str, shape))}; use the config that was saved with these weights",

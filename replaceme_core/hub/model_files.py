@@ -4,6 +4,7 @@ Header check, digest, whole and block-wise loading and copying use these lists. 
 stranger wrote them, and other models lie beside this one. Imports no torch.
 """
 
+import errno
 import os
 import re
 import stat
@@ -182,6 +183,8 @@ def admit_file(directory: Path, name: str) -> Path:
         raise BrokenModel(f"{name} cannot be read: {reason}", value=name) from None
     if not stat.S_ISREG(mode):
         raise BrokenModel(f"{name} is a {_kind(mode)}, not a regular file; put the file itself there", value=name)
+    if not os.access(path, os.R_OK):
+        raise BrokenModel(f"{name} cannot be read: {os.strerror(errno.EACCES)}", value=name)
     return path
 
 

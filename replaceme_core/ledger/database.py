@@ -187,8 +187,11 @@ def make_engine(url: str, *, foreign_keys: bool = True, pooled: bool = True, aut
     parsed = parse_url(url)
     pool = {"pool_timeout": _POOL_SECONDS} if pooled else {"poolclass": NullPool}
     if parsed.get_backend_name() == "postgresql":
-        waits = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 10, "keepalives_interval": 5}
-        arguments = {name: value for name, value in waits.items() if name not in parsed.query}
+        usual: dict[str, object] = {
+            "target_session_attrs": "read-write",  # after a failover it may be the one that was replaced, or a standby
+            **{"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 10, "keepalives_interval": 5},
+        }
+        arguments = {name: value for name, value in usual.items() if name not in parsed.query}
         mode = {"isolation_level": "AUTOCOMMIT"} if autocommit else {}
         engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=not autocommit, **_QUIET, **pool, **mode)
 

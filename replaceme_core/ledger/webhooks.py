@@ -294,8 +294,8 @@ def _to_webhook(row: WebhookRow) -> Webhook:
     )
 
 
-MOST_AT_ONCE = 4
-"""Messages of one owner that are on the way at the same time, in all processes together."""
+MOST_AT_ONCE, MOST_TO_ONE = 4, 2
+"""Messages of one owner, and to one webhook, that are on the way at the same time, in all processes together."""
 
 
 def _is_due() -> tuple[ColumnElement[bool], ...]:
@@ -315,16 +315,21 @@ def claim(session: Session, *, claim_seconds: float) -> ClaimedDelivery | None:
     """Take a delivery that is due; `None` if there is none.
 
     Those of the owner with the fewest messages on the way come first, and of these the one that has been due for
-    longest. Owners with `MOST_AT_ONCE` on the way are passed over. So slow receivers of some do not hold up others.
+    longest. Owners with `MOST_AT_ONCE` on the way are passed over, and webhooks with `MOST_TO_ONE`. So slow receivers
+    of some do not hold up others.
     """
     under_way = aliased(DeliveryRow)
-    owners = select(under_way.owner).where(under_way.claimed_until > now()).group_by(under_way.owner)
+    owners, receivers = (
+        select(column).where(under_way.claimed_until > now()).group_by(column)
+        for column in (under_way.owner, under_way.webhook_id)
+    )
+    slow = DeliveryRow.webhook_id.in_(receivers.having(func.count() >= MOST_TO_ONE))
     row = None
     for fewer in range(1, MOST_AT_ONCE + 1):  # a query each, so that it reads the index in its order
         busy = owners.having(func.count() >= fewer)
         row = session.scalars(
             select(DeliveryRow)
-            .where(*_is_due(), DeliveryRow.owner.not_in(busy))
+            .where(*_is_due(), DeliveryRow.owner.not_in(busy), ~slow)
             .order_by(DeliveryRow.next_try_at)
             .limit(1)
             .with_for_update(skip_locked=True),

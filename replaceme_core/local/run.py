@@ -13,6 +13,7 @@ from typing import Protocol, Self
 
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.hub.model_config import read_outline
+from replaceme_core.hub.model_files import CONFIG, side_files
 from replaceme_core.hub.port import Hub
 from replaceme_core.plan.eta import Course
 from replaceme_core.plan.resources import planned_host_bytes
@@ -158,8 +159,11 @@ class Machine:
 
 
 def _times(path: Path) -> Mapping[str, tuple[int, int]]:
-    """Size and time of a file, or of the config and the weights in a directory."""
-    files = [path] if path.is_file() else [*path.glob("config.json"), *path.glob("*.safetensors")]
+    """Size and time of a file, or of the files of the model in a directory."""
+    if path.is_file():
+        files = [path]
+    else:
+        files = [*side_files(path), *path.glob("*.safetensors")] if (path / CONFIG).is_file() else []
     return {file.name: ((facts := file.stat()).st_size, facts.st_mtime_ns) for file in files}
 
 

@@ -307,9 +307,15 @@ def check_fit(found: Estimate, spec: CompressionSpec, machine: Machine) -> None:
         if available is not None and needed > available
     ]
     if missing:
+        of_memory = any(" memory " in one for one in missing)
+        advice = (
+            "choose a smaller model, fewer or shorter calibration samples, method least_squares or compute.loading "
+            "blockwise"
+            if of_memory
+            else "free space there, or choose a smaller model"
+        )
         raise DoesNotFit(
-            f"the job does not fit on a worker of kind {machine.kind}: {'; '.join(missing)}; choose a smaller model, "
-            "fewer or shorter calibration samples, method least_squares or compute.loading blockwise",
+            f"the job does not fit on a worker of kind {machine.kind}: {'; '.join(missing)}; {advice}",
             value=spec.model.repo_id,
         )
 

@@ -383,4 +383,13 @@ def resolve_text(
                 general = 0.0
         shares = {"self_generated": own, "general": general, "repeated": repeated}
         update |= {name: share for name, share in shares.items() if getattr(asked, name) is None}
-    return ResolvedCalibration.model_validate(asked.model_dump() | update)
+    found = ResolvedCalibration.model_validate(asked.model_dump() | update)
+    texts = sum(not one.self_generated and not judge for one, judge in zip(found.mix, found.judges, strict=True))
+    if texts > held_out_samples(samples):
+        raise InvalidInput(
+            f"of {samples} samples {held_out_samples(samples)} are held out, and each of the {texts} texts "
+            f"needs one: ask for at least {defaults.HELD_OUT_SHARE * texts}",
+            field="calibration.samples",
+            value=samples,
+        )
+    return found

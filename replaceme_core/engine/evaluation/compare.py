@@ -33,7 +33,7 @@ from replaceme_core.engine.text.documents import builtin_documents
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.engine.text.limits import render
 from replaceme_core.engine.text.tokens import encode, end_tokens, pack
-from replaceme_core.errors import GateRejected, InvalidInput
+from replaceme_core.errors import BrokenModel, GateRejected, InvalidInput
 from replaceme_core.families.resolve import resolve
 from replaceme_core.request.calibration import GENERAL, PARTS_OF_GENERAL, SELF_GENERATED
 from replaceme_core.request.defaults import MEASURED_ELSEWHERE
@@ -136,8 +136,13 @@ def distinct_share(answers: Sequence[Answer]) -> float | None:
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    chats = tokenizer.chat_template is not None
-    text = render(tokenizer, [{"role": "user", "content": prompt}], asks=True) if chats else prompt
+    """The tokens of a prompt; where the template of the model cannot be rendered, without it."""
+    text, chats = prompt, tokenizer.chat_template is not None
+    if chats:
+        try:
+            text = render(tokenizer, [{"role": "user", "content": prompt}], asks=True)
+        except BrokenModel:
+            chats = False
     return list(tokenizer(text, add_special_tokens=not chats, verbose=False)["input_ids"]) or [0]
 
 

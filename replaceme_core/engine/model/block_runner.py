@@ -77,8 +77,14 @@ def record_values(hook: Hook, *, stop: bool = False) -> Iterator[list[torch.Tens
 
 
 def replace_output(module: nn.Module, output: torch.Tensor) -> AbstractContextManager[object]:
-    """`module` computes its output, but returns `output` in the same shape."""
-    return module.register_forward_hook(lambda _module, _inputs, own: output.reshape(own.shape))
+    """`module` computes its output, but returns `output` in the same shape; of several values, the first."""
+
+    def returned(_module: nn.Module, _inputs: object, own: torch.Tensor | tuple[torch.Tensor, ...]) -> object:
+        first, *others = own if isinstance(own, tuple) else (own,)
+        replaced = output.reshape(first.shape)
+        return (replaced, *others) if isinstance(own, tuple) else replaced
+
+    return module.register_forward_hook(returned)
 
 
 def scale_output(module: nn.Module, factor: float) -> AbstractContextManager[object]:

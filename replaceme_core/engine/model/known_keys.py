@@ -153,7 +153,7 @@ def _is_plain(value: object, *, depth: int = 2) -> bool:
 GENERATION_CONFIG = "generation_config.json"
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens")
 _NUMBERS = """
-    length_penalty max_length max_new_tokens min_length min_new_tokens min_p no_repeat_ngram_size
+    length_penalty max_length max_new_tokens min_length min_new_tokens min_p no_repeat_ngram_size num_beams
     repetition_penalty temperature top_k top_p typical_p
 """
 _TRUTHS = ("do_sample", "remove_invalid_values", "renormalize_logits")

@@ -145,7 +145,7 @@ def _snapshot(source: CalibrationSource, path: Path) -> Iterator[Document | None
     """The rows of the files of config and split, in the order of their names."""
     wanted = _wanted(source.column)
     for file in local_data_files(path, config=source.config, split=source.split):
-        for row in rows_of(file, wanted):
+        for row in rows_of(file, (*wanted, _INSTRUCTION, _INPUT, _ANSWER)):
             yield _document(row, source.column)
 
 

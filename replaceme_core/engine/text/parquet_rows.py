@@ -44,6 +44,8 @@ def _classes(features: bytes | None) -> dict[str, list[str]]:
 
 
 def _named(value: object, classes: Sequence[str]) -> object:
+    if isinstance(value, bytes):
+        return {"bytes": value}  # as images are stored in data sets: no text
     return classes[value] if type(value) is int and 0 <= value < len(classes) else value
 
 
