@@ -7,6 +7,8 @@ counted. Time and disk space are computed from the same shapes and workloads.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from replaceme_core.hardware import WorkerKind, accelerators
@@ -33,8 +35,9 @@ from replaceme_core.request.spec import CompressionSpec, HealedWeights, Loading
 from replaceme_core.request.tasks import expanded, task_tokens
 from replaceme_core.runner.messages import EvaluateRequest, ModelRequest, RunnerRequest, Stage
 
-RUNNER_BYTES = 400 * 2**20
-"""Measured: resident memory of a runner on a CPU with the interpreter and all libraries, before a model is loaded."""
+RUNNER_BYTES, GPU_BUILD_BYTES = 400 * 2**20, 780 * 2**20
+"""Measured: resident memory of a runner on a CPU with the interpreter and all libraries, before a model is loaded; with
+a torch that was built for CUDA, such as the one of PyPI, much of that is the library's."""
 GPU_RUNNER_BYTES = 3 * 2**30
 """The same with the libraries of a GPU and its context. Not measured by the tests."""
 TRIES = 4
@@ -300,6 +303,14 @@ def peaks_of(shape: ModelShape, work: Workload) -> Mapping[Stage, Peak]:
     }
 
 
+@cache
+def runner_bytes() -> int:
+    """What a runner on a CPU of this machine takes before a model is loaded; torch itself is not imported for that."""
+    torch = find_spec("torch")
+    libraries = [] if torch is None else list(Path(str(torch.origin)).parent.glob("lib/libtorch_cuda*"))
+    return GPU_BUILD_BYTES if libraries else RUNNER_BYTES
+
+
 def planned_host_bytes(request: ModelRequest) -> int:
     """What a runner is planned to take of the host's memory at its peak, in bytes, for a limit of twice as much.
 
@@ -307,7 +318,7 @@ def planned_host_bytes(request: ModelRequest) -> int:
     enough, and the larger peak where the device is left open. Raises as `read_outline` and `check_removal` do.
     """
     if isinstance(request, EvaluateRequest):
-        base = GPU_RUNNER_BYTES if accelerators() else RUNNER_BYTES
+        base = GPU_RUNNER_BYTES if accelerators() else runner_bytes()
         # all models at once, in float32: of two bytes a value, the files and twice as much
         return base + 3 * 2 * sum(_values(Path(directory)) for directory in request.directories)
     assert isinstance(request, RunnerRequest)
@@ -352,7 +363,7 @@ class _Use:
     def peak(self, *, on_gpu: bool) -> Peak:
         if on_gpu:  # a model is loaded on the host before it is moved
             return Peak(host=GPU_RUNNER_BYTES + self.model + self.host, device=self.model + self.work)
-        return Peak(host=RUNNER_BYTES + self.model + self.work + self.host)
+        return Peak(host=runner_bytes() + self.model + self.work + self.host)
 
 
 def _held(shape: ModelShape, work: Workload) -> dict[Stage, _Use]:
