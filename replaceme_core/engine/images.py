@@ -226,7 +226,7 @@ def _prepared(one: _Found, processor: BaseImageProcessor) -> torch.Tensor:
         with Image.open(io.BytesIO(one.read()), formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise _refused(one.name, f"has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read")
-            upright = ImageOps.exif_transpose(image)
+            upright = _upright(image)
             if upright.mode.startswith("I"):  # 16 bits, which a conversion would cut off at the eighth
                 upright = upright.convert("I").point(lambda value: value / 256).convert("L")
             colours = upright.convert("RGB")
@@ -235,6 +235,17 @@ def _prepared(one: _Found, processor: BaseImageProcessor) -> torch.Tensor:
     with library_errors("the processor of the model does not take an image"):
         pixels: torch.Tensor = processor(images=[colours], return_tensors="pt")["pixel_values"]
     return pixels[0].half()
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says; where that is damaged, as it is stored."""
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception:  # struct.error, TypeError and others
+        return image
 
 
 def _refused(name: str, what: str) -> InvalidInput:

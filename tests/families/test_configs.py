@@ -20,6 +20,7 @@ from replaceme_core.families.layout import (
     keeps_pattern,
     limits,
     lookup,
+    must_stay,
 )
 from replaceme_core.families.resolve import resolve
 from replaceme_core.hub.model_config import admit_config
@@ -138,6 +139,16 @@ def test_which_removals_keep_the_pattern(name: str, removed: list[int], kept: bo
     assert config.num_hidden_layers == BLOCKS, "the config itself is left alone"
 
 
+@pytest.mark.parametrize(("model_type", "attends"), [("recurrent_gemma", [2, 5]), ("lfm2", [2, 4])])
+def test_blocks_with_attention_and_others_must_stay(model_type: str, attends: list[int]) -> None:
+    """The list of kinds is computed from the index in the first, and given in the second."""
+    config, row = tiny_models.tiny_config(model_type, full_attn_idxs=attends), FAMILIES[model_type]
+    others = [block for block in range(BLOCKS) if block not in attends]
+    for removed in (attends, others):
+        assert "needs blocks with attention and others" in str(must_stay(config, layout=row, removed=removed))
+        assert must_stay(config, layout=row, removed=removed[1:]) is None
+
+
 @pytest.mark.parametrize(
     ("name", "several"),
     [("llama", False), ("qwen2", False), ("qwen2-sliding", True), ("gemma2", True), ("smollm3", True)],
@@ -186,6 +197,12 @@ def test_sizes_that_a_file_leaves_out_are_those_of_the_class() -> None:
 def test_official_files_are_admitted(config: dict[str, object], sizes: tuple[int, int, int | None]) -> None:
     outline = admit_config(config)
     assert (outline.blocks, outline.hidden_size, outline.positions) == sizes
+
+
+@pytest.mark.parametrize("model_type", ["fuyu", "moshi"])
+def test_embeddings_of_patches_and_a_row_for_no_token_are_no_faults(model_type: str, tmp_path: Path) -> None:
+    tiny_models.built(tiny_models.tiny_config(model_type)).save_pretrained(tmp_path)
+    stored_weights(tmp_path)
 
 
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])

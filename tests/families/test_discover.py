@@ -43,6 +43,10 @@ def test_the_program_writes_the_row(model_type: str) -> None:
     assert families.find(model_type).row == FAMILIES[model_type]
 
 
+def test_the_program_writes_which_last_blocks_stay() -> None:
+    assert {name for name, row in FAMILIES.items() if row.keeps_last} == set(families.LAST_STAYS)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Design:
     """How the blocks of a made-up model are built."""

@@ -48,6 +48,7 @@ def test_the_program_writes_the_row(model_type: str) -> None:
         ("vit", "auto"),
         ("dinov2", "refit"),
         ("clip_vision_model", "drop"),
+        ("mlcd_vision_model", "refit"),
         ("deit", "perplexity_greedy"),
     ],
 )

@@ -87,13 +87,14 @@ def test_a_type_whose_models_have_a_norm_before_the_stream_or_none(norm: bool, s
     assert FAMILIES["lfm3"].structure is MapStructure.FULL, "so that a request may ask for either"
 
 
-def test_a_last_block_that_must_stay(tmp_path: Path) -> None:
-    source = saved(tmp_path / "source", "gemma4_text")
-    with pytest.raises(InvalidInput, match="the last block of a gemma4_text model must stay"):
+@pytest.mark.parametrize("model_type", ["gemma4_text", "gpt_neox_japanese"])
+def test_a_last_block_that_must_stay(model_type: str, tmp_path: Path) -> None:
+    source = saved(tmp_path / "source", model_type)
+    with pytest.raises(InvalidInput, match=f"the last block of a {model_type} model must stay"):
         run(request(source, drop=[4, 5]))
-    _, _, result = run(request(source, method={"name": "refit"}, evaluation=NOT_MEASURED))
+    finished, _, result = run(request(source, method={"name": "refit"}, evaluation=NOT_MEASURED))
     stored_weights(result)
-    assert load_config(result).layer_types[-1] == "full_attention"
+    assert finished.kept_blocks[-1] == BLOCKS - 1
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from tests.fixtures.models.activations import activations_of
 from tests.fixtures.models.tiny import BLOCKS, BY_NAME, VARIANTS, Variant, tiny_model, token_ids
 
 REMOVED = [2, 4]
+JETMOE = Variant(name="jetmoe", model_type="jetmoe", config={"num_local_experts": 4, "kv_channels": 8})
+"""Its modules return several values."""
 STRENGTH = Strength(anchor=1e-3, later=1e-2, reading=1e-2, fold=1e-2)
 FIT, HELD_OUT = token_ids(12, 16, seed=1), token_ids(4, 16, seed=2)
 FIT_BATCHES = range(3)
@@ -69,7 +71,7 @@ def error(stream: torch.Tensor, dense: torch.Tensor) -> float:
     return float((stream - dense).square().sum() / dense.square().sum())
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", [*VARIANTS, JETMOE], ids=lambda variant: variant.name)
 @torch.inference_mode()
 def test_the_operated_model_has_the_promised_stream(variant: Variant) -> None:
     model = tiny_model(variant)

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from replaceme_core.engine import images
 from replaceme_core.engine.images import image_tokens, load_processor
@@ -87,16 +87,16 @@ def test_a_data_set_with_a_column_of_images(model: Path, tmp_path: Path) -> None
         return file.getvalue()
 
     rows = {
-        "image": [{"bytes": packed(number), "path": f"{number}.jpg"} for number in range(40)],
-        "label": [number % 3 for number in range(40)],
-        "caption": [f"picture {number}" for number in range(40)],
+        "image": [None, *({"bytes": packed(number), "path": f"{number}.jpg"} for number in range(40))],
+        "label": [number % 3 for number in range(41)],
+        "caption": [f"picture {number}" for number in range(41)],
     }
     features = {"info": {"features": {"label": {"names": ["ape", "bee", "cow"], "_type": "ClassLabel"}}}}
     table = pyarrow.table(rows).replace_schema_metadata({"huggingface": json.dumps(features)})
     pyarrow.parquet.write_table(table, tmp_path / "data.parquet")
     samples, tokens = read(model, tmp_path)
     assert tokens.pictures is not None
-    assert samples == 32
+    assert (samples, len(tokens.pictures.pixels)) == (32, 40), "a row has no image"
     assert set(tokens.pictures.labels) == {"ape", "bee", "cow"}
     assert all(caption is not None and caption.startswith("picture ") for caption in tokens.pictures.captions)
     with pytest.raises(
@@ -104,6 +104,41 @@ def test_a_data_set_with_a_column_of_images(model: Path, tmp_path: Path) -> None
     ) as caught:
         read(model, tmp_path, column="caption")
     assert caught.value.field in ("calibration.column", "calibration.dataset")
+
+
+def test_as_few_images_as_are_asked_for(model: Path, tmp_path: Path) -> None:
+    folder = make_images(tmp_path / "images", 10)
+    samples, tokens = read(model, folder, samples=8)
+    assert (samples, len(tokens.fit), len(tokens.held_out), len(tokens.measure)) == (8, 7, 1, 2)
+    with pytest.raises(CalibrationTooSmall, match="has 10 different images; 9 would calibrate and 2 measure"):
+        read(model, folder, samples=9)
+
+
+SHADES = numpy.arange(20 * 24, dtype=numpy.uint8).reshape(20, 24)
+TURNED = Image.Exif()
+TURNED[ExifTags.Base.Orientation] = 6
+
+
+@pytest.mark.parametrize(
+    ("stored", "exif", "shown"),
+    [
+        (Image.fromarray(SHADES * numpy.uint16(257)), b"", Image.fromarray(SHADES)),
+        (Image.fromarray(SHADES), TURNED.tobytes(), Image.fromarray(numpy.rot90(SHADES, -1))),
+        (Image.fromarray(SHADES), b"Exif\0\0MM\0*\0\0", Image.fromarray(SHADES)),
+    ],
+    ids=["16 bits", "turned", "damaged EXIF"],
+)
+def test_an_image_is_read_as_it_is_shown(
+    stored: Image.Image, exif: bytes, shown: Image.Image, model: Path, tmp_path: Path
+) -> None:
+    folder = make_images(tmp_path / "images", 30)
+    for name, image, options in (("stored", stored, {"exif": exif} if exif else {}), ("shown", shown, {})):
+        (folder / name).mkdir()
+        image.save(folder / name / "image.png", **options)
+    pictures = read(model, folder)[1].pictures
+    assert pictures is not None
+    found, wanted = (pictures.pixels[pictures.labels.index(name)] for name in ("stored", "shown"))
+    assert torch.equal(found, wanted)
 
 
 def test_an_image_that_cannot_be_used_is_named(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """From a request to a specification, and where its result may go, over a directory that acts as the Hub."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,15 +9,24 @@ from pydantic import ValidationError
 
 from benchmarks.harness.fake_hub.access import READ_TOKEN
 from benchmarks.harness.fake_hub.server import FakeHub
+from benchmarks.harness.stub_model import stub_weights
 from replaceme_core.errors import AccessDenied, CalibrationTooSmall, InvalidInput, LimitExceeded
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.huggingface import HuggingFaceHub
 from replaceme_core.hub.port import ExistingOutput
-from replaceme_core.request.admission import OutputRules, SizeLimits, check_output, find_text, resolve_request
-from replaceme_core.request.spec import CompressionRequest, CompressionSpec, HealSpec, OutputSpec
+from replaceme_core.request.admission import (
+    OutputRules,
+    SizeLimits,
+    admit_model,
+    check_output,
+    find_model,
+    find_text,
+    resolve_request,
+)
+from replaceme_core.request.spec import CompressionRequest, CompressionSpec, HealSpec, ModelRef, OutputSpec
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, put_dataset, put_model
-from tests.fixtures.servers.hub import SocketSide, nothing, publication
+from tests.fixtures.servers.hub import HubSide, SocketSide, nothing, publication
 
 STRICT = OutputRules()
 JOB_ID = "0123abcd-0000-4000-8000-000000000000"
@@ -154,6 +164,18 @@ def test_a_text_that_is_empty_and_a_service_without_texts(texts: Path) -> None:
         find_text("file:empty.txt", texts)
     with pytest.raises(InvalidInput, match="REPLACEME_CALIBRATION_ROOT"):
         find_text("file:a.txt", None)
+
+
+def test_images_are_admitted_as_they_are_prepared(hub_side: HubSide) -> None:
+    """As DINOv2 is published: it was trained on larger images than it is given."""
+    sizes = {"num_hidden_layers": 12, "hidden_size": 8, "image_size": 518, "patch_size": 14}
+    config = {"model_type": "dinov2", **sizes}
+    cropped = {"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224}}
+    files = {"config.json": config, "preprocessor_config.json": cropped}
+    contents = {name: json.dumps(each).encode() for name, each in files.items()}
+    hub_side.add_model("org/eyes", {**contents, "model.safetensors": stub_weights(12)})
+    found = admit_model(find_model(ModelRef(repo_id="org/eyes"), hub_side.hub), hub_side.hub)
+    assert found.outline.positions == 16 * 16 + 1
 
 
 OVERWRITES = OutputRules(allow_overwrite=True)

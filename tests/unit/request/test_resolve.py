@@ -69,6 +69,7 @@ HALF_OWN = [("org/text", 28, 8), ("self-generated", 28, 4), (GENERAL, 0, 4)]
         ({"self_generated": 1.0}, {}, [("org/text", 0, 4), ("self-generated", 56, 8), (GENERAL, 0, 4)], 0),
         ({"self_generated": 0.0}, {}, ALONE, 0),
         ({"self_generated": 0.0, "repeated": 0.5}, {}, ALONE, 28),
+        ({"self_generated": 0.0, "general": 0.25, "samples": 16}, {}, [("org/text", 11, 1), (GENERAL, 3, 1)], 0),
         ({"self_generated": 0.0, "judged_on": "builtin:prose"}, {}, [*ALONE, ("builtin:prose", 0, 4)], 0),
         # never the documents of built-in text under two names
         ({"dataset": GENERAL}, {}, [(GENERAL, 63, 12), ("self-generated", 21, 6)], 21),
@@ -108,6 +109,13 @@ def test_what_calibrates_and_judges(
     assert found.repeating == repeating
     made = repeating + (2 * found.judging if repeating else 0)  # passages and questions judge where passages calibrate
     assert found.samples + found.beside_samples == sum(fit + held_out for _, fit, held_out in drawn) + made
+
+
+def test_a_sequence_of_each_text_must_be_held_out() -> None:
+    given = {"dataset": "org/text", "self_generated": 0.0, "general": 0.25, "samples": 9}
+    with pytest.raises(InvalidInput, match=r"of 9 samples 1 are held out, and each of the 2 .* at least 16$") as caught:
+        resolved(calibration=CalibrationSpec.model_validate(given))
+    assert (caught.value.field, caught.value.value) == ("calibration.samples", 9)
 
 
 def test_usual_sequences_are_no_longer_than_a_model_can_read() -> None:

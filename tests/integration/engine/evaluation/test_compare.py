@@ -114,6 +114,13 @@ def test_a_chat_model_is_asked_through_its_template() -> None:
     assert distinct_share([]) is None
 
 
+def test_a_model_whose_template_fails_is_asked_without_it() -> None:
+    model, tokenizer = tiny_model(), byte_tokenizer()
+    wanted = answer(model, tokenizer, QUESTIONS, new_tokens=8)
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    assert answer(model, tokenizer, QUESTIONS, new_tokens=8) == wanted
+
+
 def test_a_prompt_and_its_answer_fit_into_the_table_of_positions() -> None:
     tokenizer, prompts = byte_tokenizer(), ["x" * 30]
     for longest in (34, None):

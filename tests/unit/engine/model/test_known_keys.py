@@ -3,14 +3,14 @@
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from benchmarks.harness import tiny_models
@@ -71,6 +71,14 @@ def test_a_generation_config_is_read_alike_whole_and_lazily(directory: Path, tex
                 load(directory, dtype=torch.float32, device="cpu")
         else:
             load(directory, dtype=torch.float32, device="cpu").generation_config.to_dict()
+
+
+@pytest.mark.parametrize("load", [load_model, load_lazily])
+def test_how_a_model_searches_for_its_answers_stays(load: Callable[..., PreTrainedModel], directory: Path) -> None:
+    beams = {"num_beams": 4, "length_penalty": 0.5}
+    (directory / "generation_config.json").write_text(json.dumps({**beams, "payload": 1}))
+    found: Any = load(directory, dtype=torch.float32, device="cpu").generation_config
+    assert found.to_diff_dict().items() >= beams.items()
 
 
 def test_an_error_of_a_library_is_one_line_with_a_remedy() -> None:

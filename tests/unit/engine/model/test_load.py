@@ -138,6 +138,7 @@ def test_weights_that_were_saved_without_the_head(name: str, tmp_path: Path) -> 
         ("gpt2", {"n_layer": 7}, "gives n_layer as 7, and the weights have 6 blocks"),
         ("llama", {"num_hidden_layers": 10**7}, "gives num_hidden_layers as 10,000,000, and the weights have 6 blocks"),
         ("opt-plain", {"word_embed_proj_dim": 16}, "embed_tokens.weight is 260 x 8"),
+        ("llama", {"vocab_size": 258}, "gives the vocabulary as 258 and the width as 16"),
     ],
 )
 def test_a_config_of_other_weights_is_found_at_once(

@@ -203,6 +203,18 @@ def test_a_data_set_of_parquet_by_split(tmp_path: Path) -> None:
     assert list(documents(spec("org/set", split="test"), tmp_path)) == ["test 0", "test 1", "test 2"]
 
 
+def test_rows_of_parquet_as_alpaca_has_them(tmp_path: Path) -> None:
+    parquet(tmp_path / "train.parquet", instruction=["Add them."], input=["2 and 2"], output=["4"], text=[None])
+    turns = [{"role": "user", "content": "Add them.\n\n2 and 2"}, {"role": "assistant", "content": "4"}]
+    assert list(documents(spec("org/set"), tmp_path)) == [turns]
+
+
+def test_bytes_are_no_text(tmp_path: Path) -> None:
+    parquet(tmp_path / "train.parquet", text=[b"some text"])
+    with pytest.raises(InvalidInput, match="the columns are text"):
+        list(documents(spec("org/set"), tmp_path))
+
+
 @pytest.mark.parametrize("column", [None, "text"])
 def test_a_row_with_nothing_in_its_column_is_passed_over(tmp_path: Path, column: str | None) -> None:
     texts: list[object] = ["a", None, "b"]
