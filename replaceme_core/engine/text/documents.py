@@ -164,7 +164,8 @@ def _document(row: Mapping[str, object], column: str | None) -> Document | None:
             return [_message(turn) for turn in value]
     if column is None and (conversation := _instruction(row)):
         return conversation
-    if any(name in row and not row[name] for name in names):
+    pair = (_INSTRUCTION, _ANSWER) if column is None and row.keys() >= {_INSTRUCTION, _ANSWER} else ()
+    if any(name in row and not row[name] for name in (*names, *pair)):
         return None
     wanted = f"column {column!r}" if column else f"none of the columns {', '.join(names)}"
     raise InvalidInput(

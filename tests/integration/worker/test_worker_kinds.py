@@ -43,7 +43,7 @@ def test_a_job_for_a_gpu_is_not_for_a_worker_that_sees_none(embedded_site: Site)
         assert "torch sees no GPU on this machine" in refused.log.read_text()
     assert "jobs for workers with one are left to others" in worker.log.read_text()
     waiting, ended = site.add(worker_kind=WorkerKind.GPU), site.add(worker_kind=WorkerKind.CPU)
-    site.wait_for_end(ended)  # whatever its outcome: it started first, although it was submitted later
+    site.wait_for_end(ended, seconds=90)  # whatever its outcome: it started first, although it was submitted later
     assert site.job(waiting).status is JobStatus.QUEUED
 
 

@@ -209,6 +209,12 @@ def test_rows_of_parquet_as_alpaca_has_them(tmp_path: Path) -> None:
     assert list(documents(spec("org/set"), tmp_path)) == [turns]
 
 
+def test_a_row_without_an_answer_is_passed_over(tmp_path: Path) -> None:
+    rows: list[object] = [{"instruction": "Say it.", "output": None}, {"instruction": "Say hello.", "output": "Hello."}]
+    (found,) = documents(spec(), jsonl(tmp_path / "a.jsonl", *rows))
+    assert found[1] == {"role": "assistant", "content": "Hello."}
+
+
 def test_bytes_are_no_text(tmp_path: Path) -> None:
     parquet(tmp_path / "train.parquet", text=[b"some text"])
     with pytest.raises(InvalidInput, match="the columns are text"):
