@@ -137,4 +137,8 @@ class Failure:
                 print_note(f"  {line}")
         if as_json:
             body = {"code": self.code, "message": self.message, "field": self.field, "errors": [*self.errors]}
-            print_json({"error": body})
+            try:
+                print_json({"error": body})
+            except OSError as error:
+                if error.errno != errno.ENOSPC:  # the output is full, and that may be what the message says
+                    raise

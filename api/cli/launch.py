@@ -342,8 +342,10 @@ def check_broker(settings: Settings) -> None:
     broker = Queue(settings)
     try:
         broker.ping()
-    except (LookupError, ImportError, ValueError) as error:
-        raise InvalidInput("the broker's URL must begin with redis:// or filesystem://", field="broker_url") from error
+    except (LookupError, ImportError, TypeError, ValueError) as error:
+        raise InvalidInput(
+            "the broker's URL must be redis://HOST:PORT/NUMBER or filesystem://", field="broker_url"
+        ) from error
     finally:
         broker.close()
 

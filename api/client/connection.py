@@ -69,15 +69,16 @@ class Connection:
     def __init__(
         self, url: str, *, timeout: float, api_key: str | None = None, transport: httpx2.BaseTransport | None = None
     ) -> None:
-        self.url = re.sub("//[^/]*@", "//", url.rstrip("/"))  # in errors, which a password is not
+        self.url = re.sub("//.*@", "//", url.rstrip("/"))  # in errors, which a password is not
         try:
-            is_local = urlsplit(self.url).hostname in ("127.0.0.1", "::1", "localhost")
+            is_local = urlsplit(url).hostname in ("127.0.0.1", "::1", "localhost")
             # a proxy from the environment must not receive requests to a service on this machine
             self._http = httpx2.Client(
                 base_url=url.rstrip("/"), timeout=timeout, transport=transport, trust_env=not is_local
             )
         except (httpx2.InvalidURL, ValueError) as error:
-            raise InvalidAddress(f"{self.url!r} is not an address: {error}") from error
+            reason = f": {error}" if self.url == url.rstrip("/") else ""  # else it may name a part of the password
+            raise InvalidAddress(f"{self.url!r} is not an address{reason}") from error
         self._key = find_key(api_key, is_local=is_local)
 
     def close(self) -> None:

@@ -65,6 +65,11 @@ class RestartablePostgres:
         """Start it again after `crash`; returns once it accepts connections."""
         self._embedded.ensure_postgres_running()
 
+    def start_as_standby(self) -> None:
+        """As `start`, as a server that can only be read until it is promoted."""
+        (Path(self._embedded.pgdata) / "standby.signal").touch()
+        self.start()
+
     def close(self) -> None:
         self._embedded.cleanup()
 

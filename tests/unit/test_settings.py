@@ -25,7 +25,27 @@ def test_an_empty_value_is_as_none(place: str, tmp_path: Path, monkeypatch: pyte
     assert not found.model_fields_set, "which decide about the Hub of the embedded default"
 
 
-def test_a_setting_with_another_name_in_the_environment_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REPLACEME_DEFAULT_ROUTE", "tpu")
-    with pytest.raises(InvalidInput, match=r"^REPLACEME_DEFAULT_ROUTE: "):
+AN_ADDRESS = "expected an address such as redis://:PASSWORD@HOST:PORT; in its password, @ is written as %40, / as %2F"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("DEFAULT_ROUTE", "tpu", "expected 'cpu' or 'gpu'"),
+        ("ROUTES", "cpu", 'expected a list such as ["a", "b"]'),
+        ("RUNNER_COMMAND", "python", 'expected a list such as ["a", "b"]'),
+        ("HUB", "nowhere", "expected dir:PATH, or an endpoint"),
+        ("BROKER_URL", "redis://:hun@ter/two@127.0.0.1:9/0", AN_ADDRESS),
+        ("DATABASE_URL", "postgresql+psycopg://u:hun@ter/two@h/x", AN_ADDRESS),
+    ],
+)
+def test_a_wrong_setting_is_named_once_with_what_is_expected(
+    name: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with a part of a password."""
+    monkeypatch.setenv(f"REPLACEME_{name}", value)
+    with pytest.raises(InvalidInput) as refused:
         read_settings()
+    message = refused.value.message
+    assert message.startswith(f"REPLACEME_{name}: {words}")
+    assert [part for part in ("hun", "ter", "two") if part in message] == []

@@ -52,3 +52,16 @@ def test_parts_that_do_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert {name for name, one in states.items() if "problem" in one} == {"sandbox", "hub", "database", "broker"}
     assert states["torch"] == ["warning"] and "can run the API, but no worker" in rows["torch"][0][1]
     assert SECRET not in printed and str(tmp_path) not in printed
+
+
+def test_places_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data directory that is a file, and a broker of an unknown kind."""
+    monkeypatch.setattr("replaceme_core.hardware.sys.executable", "/usr/bin/false")  # a Python without torch
+    data = tmp_path / "data"
+    data.touch()
+    monkeypatch.setenv("REPLACEME_HUB", f"dir:{data / 'hub'}")
+    monkeypatch.setenv("REPLACEME_BROKER_URL", "http://x")
+    code, rows, _ = found("--data", str(data))
+    assert code == 2
+    assert rows["hub"] == [("problem", f"{data / 'hub'}: Not a directory")]
+    assert rows["broker"] == [("problem", "the broker's URL must be redis://HOST:PORT/NUMBER or filesystem://")]

@@ -12,6 +12,7 @@ from sqlalchemy import delete, insert, make_url, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from benchmarks.harness.processes import wait_until
+from benchmarks.harness.servers import RestartablePostgres
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import DatabaseFull, DatabaseUnreachable, InvalidInput, QueueUnreachable
 from replaceme_core.ledger import attempts, changes, reading
@@ -137,14 +138,32 @@ def test_an_autocommit_session_opens_no_transaction_and_writes_nothing(postgres_
 
 
 def test_a_server_that_takes_no_writes_is_waited_for(postgres_database: Database, postgres_url: str) -> None:
-    """After a failover it may be the one that was replaced."""
+    """Of a failover, for one."""
     read_only = {"options": "-c default_transaction_read_only=on"}
     standby = Database(make_url(postgres_url).update_query_dict(read_only).render_as_string(hide_password=False))
     with pytest.raises(DatabaseUnreachable, match="does not answer") as refused:
         Ledger(standby).add()
-    assert "read-only transaction" in refused.value.explained
+    assert "session is read-only" in refused.value.explained
     standby.close()
     assert Ledger(postgres_database).add()
+
+
+def test_a_standby_is_waited_for_until_it_is_promoted(
+    postgres: RestartablePostgres | None, postgres_database: Database
+) -> None:
+    """After a failover the address may lead to it, also for a pool that has read before."""
+    if postgres is None:
+        pytest.skip("the server is not ours to stop")
+    job_id = Ledger(postgres_database).add()
+    assert Ledger(postgres_database).status(job_id) is JobStatus.QUEUED
+    postgres.crash()
+    postgres.start_as_standby()
+    try:
+        with pytest.raises(DatabaseUnreachable, match="does not answer"):
+            Ledger(postgres_database).status(job_id)
+    finally:
+        postgres.server.execute("SELECT pg_promote()")
+    assert Ledger(postgres_database).claim(job_id).attempt == 1
 
 
 def test_an_error_has_no_values(database: Database) -> None:

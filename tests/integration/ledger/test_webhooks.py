@@ -20,7 +20,14 @@ from replaceme_core.ledger import changes, webhooks
 from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.states import DeliveryState, DisabledBy, EventType, Payload
 from replaceme_core.ledger.tables import DeliveryRow, JobRow, WebhookRow
-from replaceme_core.ledger.webhooks import MOST_AT_ONCE, MOST_STANDING, ClaimedDelivery, Webhook, message_id
+from replaceme_core.ledger.webhooks import (
+    MOST_AT_ONCE,
+    MOST_STANDING,
+    MOST_TO_ONE,
+    ClaimedDelivery,
+    Webhook,
+    message_id,
+)
 from tests.fixtures.jobs.ledger import Ledger, at_once
 from tests.fixtures.webhooks.outbox import Outbox
 
@@ -123,9 +130,10 @@ def test_many_processes_share_the_messages(database: Database) -> None:
 
 
 def test_slow_receivers_of_one_owner_do_not_hold_up_others(ledger: Ledger, outbox: Outbox) -> None:
-    outbox.add(events=(EventType.CREATED,))
     other = Outbox(outbox.database, owner="another").add(events=(EventType.CREATED,))
-    for _ in range(MOST_AT_ONCE + 3):
+    for _ in range(MOST_AT_ONCE):
+        outbox.add(events=(EventType.CREATED,))
+    for _ in range(2):
         ledger.add()
     ledger.add(owner="another")
     claims = [outbox.claim() for _ in range(MOST_AT_ONCE + 2)]
@@ -135,6 +143,21 @@ def test_slow_receivers_of_one_owner_do_not_hold_up_others(ledger: Ledger, outbo
         *[False] * (MOST_AT_ONCE - 1),
         None,
     ]
+
+
+def test_a_slow_receiver_does_not_hold_up_others_of_its_owner(database: Database) -> None:
+    ledger, outbox = Ledger(database), Outbox(database)
+    slow = outbox.add(events=(EventType.CREATED,))
+    for _ in range(MOST_TO_ONE + 1):
+        ledger.add()
+    other = outbox.add(events=(EventType.CREATED,))
+    ledger.add()
+    on_the_way = [claim(outbox) for _ in range(MOST_TO_ONE)]
+    assert {one.webhook_id for one in on_the_way} == {slow.id}
+    assert claim(outbox).webhook_id == other.id
+    assert outbox.claim() is None
+    assert outbox.record(on_the_way[0])
+    assert claim(outbox).webhook_id == slow.id
 
 
 def test_the_owner_with_the_fewest_messages_on_the_way_comes_first(ledger: Ledger, outbox: Outbox) -> None:

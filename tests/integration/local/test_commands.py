@@ -13,11 +13,15 @@ from xml.etree import ElementTree
 
 import pytest
 
+from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.port import REPOSITORY
 from replaceme_core.local.inputs import clean_name
+from replaceme_core.local.run import Machine, ShownCourse, show_nothing
 from replaceme_core.report.card import as_command
 from replaceme_core.request.resolve import ResolvedSpec
-from tests.fixtures.cli.local import CONFIG, Run, left_over, runner, sent
+from replaceme_core.runner.inputs import Pinned
+from replaceme_core.settings import Settings
+from tests.fixtures.cli.local import CONFIG, RUNNER, Run, left_over, runner, sent
 from tests.fixtures.evaluation.local_tasks import CHOICE, ROLLING, write_tasks
 from tests.fixtures.service.serve import environment
 
@@ -225,6 +229,25 @@ def test_bad_input_is_refused_before_anything_starts(
         assert words in words_of(done.stderr), command
         assert "Traceback" not in done.stderr, command
         assert {path.name for path in tmp_path.rglob("*")} == before, command
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors"])
+def test_a_model_that_changes_during_the_run(model: Path, tmp_path: Path, name: str) -> None:
+    """A directory of images may have what it likes beside it."""
+    (model / "tokenizer_config.json").write_text("{}")
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "tokenizer.json").symlink_to(RUNNER)
+    machine = Machine.of(Settings(runner_command=(sys.executable,)), command="compress")
+    given = Pinned(path=model), Pinned(path=images)
+    with machine.fetched(given, ShownCourse({}, show_nothing)) as found:
+        (images / "README.md").write_text("new")
+    assert found == [model, images]
+    with (
+        pytest.raises(InvalidInput, match=r"a model was changed during the run; start again"),
+        machine.fetched(given, ShownCourse({}, show_nothing)),
+    ):
+        (model / name).write_text(json.dumps({**CONFIG, "later": 1}))
 
 
 @pytest.mark.parametrize(

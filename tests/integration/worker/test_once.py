@@ -1,6 +1,8 @@
 """A worker for schedulers that start a process per job: it runs one at most, ends with 0, and needs no other worker."""
 
+import os
 import signal
+from pathlib import Path
 
 from celery import Celery
 
@@ -64,3 +66,27 @@ def test_it_releases_its_job_at_sigterm(embedded_site: Site) -> None:
     assert site.event_types(job_id)[-1] == "released"
     assert "Traceback" not in once.log.read_text()
     assert site.runners() == []
+
+
+SIGTERM_AT_AN_IMPORT = """
+import signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "kombu":
+            sys.meta_path.remove(self)
+            signal.raise_signal(signal.SIGTERM)
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_sigterm_during_its_imports_is_kept(embedded_site: Site, tmp_path: Path) -> None:
+    """It would end another process, and be lost for the first one of a container."""
+    site = embedded_site
+    (tmp_path / "sitecustomize.py").write_text(SIGTERM_AT_AN_IMPORT)
+    site.extra = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", str(Path.cwd()))])}
+    job_id = site.add()
+    once = site.start_once()
+    assert once.process.wait(timeout=60) == 0, once.log.read_text()
+    assert site.event_types(job_id) == ["created"]

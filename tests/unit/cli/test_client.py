@@ -86,6 +86,16 @@ def test_no_service() -> None:
         assert url in str(refused.value)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "[", "host:port"])
+@pytest.mark.parametrize("password", ["hunter", "hun@ter", "hun/ter"])
+def test_an_error_names_the_service_without_a_password(address: str, password: str) -> None:
+    with pytest.raises(ServiceUnreachable) as refused, Client(f"http://me:{password}@{address}") as client:
+        client.submit({}, idempotency_key="k")
+    message = str(refused.value)
+    assert [part for part in ("me:", "hun", "ter") if part in message] == []
+    assert f"http://{address}" in message
+
+
 def test_submit_says_what_to_do_when_its_key_finds_a_failed_job(service: StubService) -> None:
     service.answers["POST /jobs"] = [(202, a_job(status="failed", notice="this key made a job that has failed"))]
     options = ("--model", "acme/tiny", "--ratio", "0.25", "--calibration", "builtin:general", "--idempotency-key", "k")

@@ -217,9 +217,18 @@ def test_a_wrong_option_is_an_error_in_json_too(service: StubService) -> None:
     assert (done.exit_code, done.stdout, "expected NAME=VALUE" in done.stderr) == (2, "", True)
 
 
-def test_a_path_that_is_too_long_is_bad_input(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["evaluate", str(tmp_path), "--text", "x" * 300])
-    assert (done.exit_code, done.stdout, "xxx" in done.stderr) == (2, "", True), done.exception
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--text", "x" * 300, "xxx"),
+        ("--text", '{"dataset":', 'Invalid value: {"dataset": is not JSON'),
+        ("--cache", __file__, "Invalid value for '--cache'"),
+    ],
+    ids=["a path that is too long", "no JSON", "a file"],
+)
+def test_options_of_evaluate_that_are_bad_input(tmp_path: Path, option: str, value: str, words: str) -> None:
+    done = CliRunner().invoke(app, ["evaluate", str(tmp_path), option, value])
+    assert (done.exit_code, done.stdout, words in done.stderr) == (2, "", True), done.output
 
 
 def test_which_errors_of_the_system_are_expected() -> None:
@@ -227,7 +236,7 @@ def test_which_errors_of_the_system_are_expected() -> None:
     found = Failure.of(PermissionError(errno.EACCES, "Permission denied", "some/file"))
     assert found is not None
     assert (found.exit_code, found.message) == (ExitCode.BAD_INPUT, "some/file: Permission denied")
-    assert Failure.of(OSError(errno.ENOSPC, "No space left on device", "some/file")) is None
+    assert Failure.of(OSError(errno.EIO, "Input/output error", "some/file")) is None
 
 
 @pytest.fixture
@@ -266,6 +275,18 @@ def test_a_terminal_that_is_not_utf_8_shows_a_missed_gate(result: Path, monkeypa
         main()
     sys.stdout.flush()
     assert (ended.value.code, b"\\u2717 missed" in written["stdout"].getvalue()) == (0, True)
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_standard_output_that_is_full_is_bad_input(
+    result: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["replaceme", "report", str(result), *options])
+    with io.TextIOWrapper(Path("/dev/full").open("wb", buffering=0), write_through=True) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert (ended.value.code, capsys.readouterr().err) == (2, "error: the output: No space left on device\n")
 
 
 def test_a_report_is_opened(

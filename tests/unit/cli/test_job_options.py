@@ -1,12 +1,17 @@
 """The options that describe a job: every field of the request has one, alone and beside a file."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import Result
 
+from api.cli.main import app
 from replaceme_core.request.calibration import CalibrationSource
 from tests.fixtures.cli.stub_service import StubService, a_job, run_at
 
@@ -222,6 +227,17 @@ def test_a_file_that_is_no_job(service: StubService, tmp_path: Path, text: str |
     assert "Traceback" not in done.stderr
     assert json.loads(done.stdout)["error"]["code"] == "invalid_input"
     assert service.received == []
+
+
+@pytest.mark.parametrize("name", ["compress", "submit"])
+def test_the_help_names_only_options_that_exist(name: str) -> None:
+    group = get_command(app)
+    assert isinstance(group, TyperGroup)
+    _, command, _ = group.resolve_command(typer.Context(group), [name])
+    assert command is not None
+    known = {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
+    named = {option for one in command.params for option in re.findall(r"--[a-z-]+", getattr(one, "help", None) or "")}
+    assert named - known == set()
 
 
 def test_options_that_are_refused(service: StubService) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import httpx2
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -68,6 +69,21 @@ def test_a_refused_key_has_its_own_exit_code(here: Path, service: StubService) -
         for command in (("list",), ("keys", "list")):
             assert run_at(service, *command, "--api-key", "rmk_x").exit_code == 8
     assert run_at(service, "list", "--api-key", "rmk_a b").exit_code == 2, "it cannot be sent"
+
+
+@pytest.mark.parametrize("address", ["elsewhere.example?@127.0.0.1", "elsewhere.example#@127.0.0.1"])
+def test_the_key_of_this_machine_is_sent_to_no_host_that_only_looks_like_it(here: Path, address: str) -> None:
+    (here / "data").mkdir()
+    (here / "data" / "api-key").write_text("rmk_file\n")
+    sent: list[tuple[str, str | None]] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        sent.append((request.url.host, request.headers.get("authorization")))
+        return httpx2.Response(200, json=a_job())
+
+    with Client(f"http://{address}", transport=httpx2.MockTransport(answer)) as client:
+        client.job(JOB_ID)
+    assert sent == [("elsewhere.example", None)]
 
 
 def test_which_key_is_sent(here: Path, service: StubService, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from api.cli.launch import answered_hosts, check_exposure, plan_workers, provide_api_key, work, work_once
+from api.cli.launch import answered_hosts, check_broker, check_exposure, plan_workers, provide_api_key, work, work_once
 from replaceme_core.errors import InvalidInput
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import Keys, NewKey, Scope, hash_of, new_key
@@ -50,6 +50,13 @@ def test_other_addresses_need_a_live_key_of_a_person_or_the_operators_word(
     with sqlite_database.session() as session:
         Keys(session).revoke(key_id)
     require_refusal()
+
+
+@pytest.mark.parametrize("url", ["http://x", "a.b://x", "redis://127.0.0.1:1/x", "redis://127.0.0.1:1/0?x=y"])
+def test_a_broker_that_no_message_can_be_sent_to(url: str) -> None:
+    with pytest.raises(InvalidInput, match=r"must be redis://HOST:PORT/NUMBER or filesystem://") as refused:
+        check_broker(settings(broker_url=url))
+    assert refused.value.field == "broker_url"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from replaceme_core.errors import BrokenModel, UnsafeModel
 from replaceme_core.hub.directory import DirectoryHub
-from replaceme_core.hub.model_files import check_listing, files_to_download, weight_files
+from replaceme_core.hub.model_files import check_listing, files_to_download, read_config, weight_files
 from replaceme_core.hub.port import RepositoryKind, Snapshot
 from tests.fixtures.api.requests import put_model
 
@@ -72,3 +72,12 @@ def test_the_files_of_the_index(hub: DirectoryHub, model: Path) -> None:
     (model / SINGLE).touch()
     with pytest.raises(UnsafeModel, match="not clear which"):
         files_to_download(snapshot_of(hub), hub)
+
+
+def test_a_file_that_may_not_be_read(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is for others than root, as whom tests may run."""
+    monkeypatch.setattr("os.access", lambda path, mode: bool(Path(path).stat().st_mode & mode << 6))
+    (model / "config.json").chmod(0)
+    with pytest.raises(BrokenModel, match=r"config\.json cannot be read: Permission denied"):
+        read_config(model)
+    assert weight_files(model) == [model / SINGLE]

@@ -15,6 +15,7 @@ from replaceme_core.settings import Settings
 from tests.fixtures.service.serve import torch_that_sees
 from worker.app import Drain
 
+JOB_ID = "3f2b8c52-0000-4000-8000-000000000001"
 BOTH = (WorkerKind.CPU, WorkerKind.GPU)
 OURS = Settings(_env_file=None)
 
@@ -82,3 +83,20 @@ def test_a_process_for_one_job_drains_at_a_signal_while_it_starts(monkeypatch: p
     finally:
         signal.signal(signal.SIGTERM, before)
     assert levels == [(True, True)]
+
+
+def test_a_message_while_the_database_has_no_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those of a release whose migrations have not run. A sweep sends another one."""
+    monkeypatch.setenv("REPLACEME_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("REPLACEME_DATABASE_URL", raising=False)
+    monkeypatch.setattr("worker.app.confinements", [Settings().confinement()])
+    supervisor = worker.app.make_supervisor(None)
+    monkeypatch.setattr("worker.app._supervisor", lambda pid: supervisor)
+    caplog.clear()
+    assert worker.app.run_job.apply(args=[JOB_ID]).successful()
+    supervisor.database.close()
+    logged = [(one.levelname, one.exc_info) for one in caplog.records if one.name == "worker.app"]
+    assert logged == [("WARNING", None)]
+    assert "its operator must run the migrations" in caplog.text and "Traceback" not in caplog.text
