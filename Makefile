@@ -39,7 +39,8 @@ families: $(STAMP)
 
 # what the images install, with hashes; UPGRADE=1 takes the newest releases
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
-  --custom-compile-command 'make lock' --override docker/locks/without-torch.in $(if $(UPGRADE),--upgrade)
+  --custom-compile-command 'make lock' --override docker/locks/without-torch.in \
+  --no-emit-package torch --no-emit-package mpmath --no-emit-package networkx --no-emit-package sympy $(if $(UPGRADE),--upgrade)
 
 lock: $(STAMP)
 	$(LOCK) docker/locks/build.in --output-file docker/locks/build.txt
