@@ -3,7 +3,6 @@
 import subprocess
 import threading
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
