@@ -28,6 +28,7 @@ _OF_PYDANTIC = {
     "Input should be": "expected",
     "String should match pattern": "expected a text that matches",
     "String should have": "expected",
+    "Tuple should have": "expected",
 }
 Schema = Mapping[str, Any]
 

@@ -91,6 +91,8 @@ def _memory(_: Settings, __: Mapping[str, str]) -> Iterator[tuple[State, str]]:
 
 
 def _disk(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, str]]:
+    if settings.resolved_data.is_file():
+        raise InvalidInput(f"the data directory {settings.resolved_data} is a file; choose another with --data")
     try:
         free = free_space(settings.resolved_data)
     except OSError as error:

@@ -42,6 +42,8 @@ MOST_PIXELS = 64_000_000
 """Of one image: decoded, 192 MB."""
 LONGEST_SIDE = 4096
 """Of an image that is prepared."""
+FEWEST_READ = 512
+"""Images among which some are drawn, if there are enough."""
 MEASURING_PART = 5
 """Of few images, one in this number measures the result."""
 CAPTIONS = "metadata.jsonl"
@@ -93,7 +95,8 @@ def image_tokens(
     (source,) = spec.calibration.mix
     samples, measured = spec.calibration.samples, IMAGES_FOR_SEQUENCE * spec.evaluation.samples
     wanted = samples + measured
-    listed = islice(_listed(source, path), READ_FOR_EACH * samples)  # the evaluation must not change what calibrates
+    # the evaluation must not change what calibrates
+    listed = islice(_listed(source, path), max(FEWEST_READ, READ_FOR_EACH * samples))
     found = _drawn(listed, wanted, seed=spec.calibration.seed)
     if len(found) < wanted:
         measured = min(measured, max(1, len(found) // MEASURING_PART))

@@ -295,27 +295,22 @@ def check_fit(found: Estimate, spec: CompressionSpec, machine: Machine) -> None:
     """Raise `DoesNotFit`, with the numbers, if a worker like `machine` has too little memory or disk space."""
     of_host = max(found.memory, key=lambda stage: found.memory[stage].host)
     of_device = max(found.memory, key=lambda stage: found.memory[stage].device)
+    less = "fewer or shorter calibration samples, method least_squares or compute.loading blockwise"
     needs = (
-        (found.host_bytes, f"host memory in the stage {of_host}", machine.memory_bytes),
-        (found.device_bytes, f"GPU memory in the stage {of_device}", machine.device_bytes),
-        (found.disk, "disk space", machine.disk_bytes),
-        (found.download, "the cache of downloads (REPLACEME_HUB_CACHE_BYTES)", machine.download_bytes),
+        (found.host_bytes, f"host memory in the stage {of_host}", machine.memory_bytes, less),
+        (found.device_bytes, f"GPU memory in the stage {of_device}", machine.device_bytes, less),
+        (found.disk, "disk space", machine.disk_bytes, "or free space there"),
+        (found.download, "the cache of downloads (REPLACEME_HUB_CACHE_BYTES)", machine.download_bytes, "or raise that"),
     )
-    missing = [
-        f"it needs about {needed:,} bytes of {what}, and the worker has {available:,}"
-        for needed, what, available in needs
+    missing = {
+        f"it needs about {needed:,} bytes of {what}, and the worker has {available:,}": advice
+        for needed, what, available, advice in needs
         if available is not None and needed > available
-    ]
+    }
     if missing:
-        of_memory = any(" memory " in one for one in missing)
-        advice = (
-            "choose a smaller model, fewer or shorter calibration samples, method least_squares or compute.loading "
-            "blockwise"
-            if of_memory
-            else "free space there, or choose a smaller model"
-        )
         raise DoesNotFit(
-            f"the job does not fit on a worker of kind {machine.kind}: {'; '.join(missing)}; {advice}",
+            f"the job does not fit on a worker of kind {machine.kind}: {'; '.join(missing)}; choose a smaller model, "
+            f"{', '.join(dict.fromkeys(missing.values()))}",
             value=spec.model.repo_id,
         )
 

@@ -63,5 +63,6 @@ def test_places_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("REPLACEME_BROKER_URL", "http://x")
     code, rows, _ = found("--data", str(data))
     assert code == 2
+    assert rows["disk"] == [("problem", f"the data directory {data} is a file; choose another with --data")]
     assert rows["hub"] == [("problem", f"{data / 'hub'}: Not a directory")]
     assert rows["broker"] == [("problem", "the broker's URL must be redis://HOST:PORT/NUMBER or filesystem://")]

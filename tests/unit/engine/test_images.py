@@ -112,6 +112,8 @@ def test_as_few_images_as_are_asked_for(model: Path, tmp_path: Path) -> None:
     assert (samples, len(tokens.fit), len(tokens.held_out), len(tokens.measure)) == (8, 7, 1, 2)
     with pytest.raises(CalibrationTooSmall, match="has 10 different images; 9 would calibrate and 2 measure"):
         read(model, folder, samples=9)
+    samples, tokens = read(model, make_images(tmp_path / "more", 30), samples=2)
+    assert (samples, len(tokens.measure)) == (2, 16), "few that calibrate are measured on as many as others"
 
 
 SHADES = numpy.arange(20 * 24, dtype=numpy.uint8).reshape(20, 24)

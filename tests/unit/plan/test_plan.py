@@ -94,10 +94,11 @@ def test_a_disk_that_is_too_small() -> None:
     plan = planner(HeaderHub(size=SMOLLM2), machine=machine).plan(request())
     assert [refusal.code for refusal in plan.refusals] == ["does_not_fit"]
     message = plan.refusals[0].message
-    assert "disk space" in message and message.endswith("; free space there, or choose a smaller model")
+    assert "disk space" in message and message.endswith("; choose a smaller model, or free space there")
     machine = Machine(kind=WorkerKind.CPU, download_bytes=GB // 4)
     plan = planner(HeaderHub(size=SMOLLM2), machine=machine).plan(request())
-    assert "REPLACEME_HUB_CACHE_BYTES" in plan.refusals[0].message
+    message = plan.refusals[0].message
+    assert "REPLACEME_HUB_CACHE_BYTES" in message and message.endswith("; choose a smaller model, or raise that")
     machine = Machine(kind=WorkerKind.CPU, memory_bytes=GB // 2, disk_bytes=GB // 4)
     plan = planner(HeaderHub(size=SMOLLM2), machine=machine).plan(request())
     assert "method least_squares or compute.loading blockwise" in plan.refusals[0].message
