@@ -84,7 +84,8 @@ def check_server(url: str | None) -> str | None:
     for one in [] if url is None or url.startswith("sqlite") else url.split(";"):
         try:
             parts = urlsplit(one)
-            is_clear = parts.netloc.count("@") == one.count("@") < 2 and not (parts.port and parts.hostname is None)
+            is_clear = parts.netloc.count("@") == ("@" in one) and "@" not in parts.path
+            is_clear = is_clear and (parts.port is None or parts.hostname is not None)
         except ValueError:  # whose message has what it took for the port
             is_clear = False
         if not is_clear:

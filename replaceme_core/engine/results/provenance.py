@@ -116,7 +116,7 @@ def _versions() -> dict[str, str]:
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
-    return {**found, "torch": str(torch.__version__)}  # with its build, such as +cu132
+    return found
 
 
 def _text(source: MixedSource, path: Path | None) -> dict[str, object]:

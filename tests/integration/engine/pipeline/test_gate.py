@@ -135,14 +135,12 @@ def test_a_chat_template_that_cannot_be_rendered(source: Path) -> None:
     finished, recorder, out = run(request(source, gate=gate))
     codes, messages = zip(*warnings_of(finished), strict=True)
     assert set(codes) == {"not_measured"}
-    for message, what in zip(
-        messages,
-        ("the perplexity on builtin:general text", "the perplexity on self-generated text", "what both models answer"),
-        strict=True,
-    ):
-        assert message.startswith(f"{what} could not be measured: the chat template cannot be rendered")
+    for message, what in zip(messages, ("builtin:general", "self-generated"), strict=True):
+        assert message.startswith(
+            f"the perplexity on {what} text could not be measured: the chat template cannot be rendered"
+        )
     assert texts_of(finished) == ["file:text.txt"]
-    assert finished.report["answers"] == []
+    assert len(finished.report["answers"]) == 5, "both models are asked without it"  # type: ignore[arg-type]
     assert finished.report["gate"]["passed"]  # type: ignore[index]
     assert finished.report["after"]["speed"] is not None  # type: ignore[index]
     assert "self-generated text could not be measured" in (out / "README.md").read_text()

@@ -3,6 +3,7 @@
 import subprocess
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def test_what_pip_installed_from_a_repository() -> None:
 def test_a_library_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "PACKAGES", ("torch", "no-such-library"))
     assert provenance._versions().keys() == {"python", "torch"}
-    assert provenance._versions()["torch"] == str(torch.__version__)
+    assert provenance._versions()["torch"] == version("torch")
 
 
 def write(directory: Path, **tensors: torch.Tensor) -> Path:
