@@ -105,9 +105,12 @@ async def list_all_events(
 
 
 def wants_stream(request: Request) -> bool:
-    """Whether the client asks for server-sent events."""
-    accepted = (part.partition(";")[0].strip() for part in request.headers.get("accept", "").lower().split(","))
-    return STREAM in accepted
+    """Whether the client asks for server-sent events, and would not rather have JSON."""
+    weights: dict[str, str] = {}
+    for part in request.headers.get("accept", "").lower().split(","):
+        name, *options = (one.strip() for one in part.split(";"))
+        weights[name] = next((one[2:] for one in options if one.startswith("q=")), "1")
+    return weights.get(STREAM, "0") >= max(weights.get("application/json", "0"), "0.001")
 
 
 async def _encoded(messages: AsyncIterator[EventMessage | int | None], form: str) -> AsyncGenerator[bytes]:

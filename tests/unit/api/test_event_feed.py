@@ -160,6 +160,13 @@ def test_the_stream_over_http(client: TestClient, sqlite_database: Database, led
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.headers["cache-control"] == "no-store"
     assert "content-encoding" not in answer.headers
+    for accept, kind in (
+        ("application/json, text/event-stream", "text/event-stream"),
+        ("application/json;q=0.9, text/event-stream; q=0.1", "application/json"),
+        ("text/event-stream;q=0", "application/json"),
+        ("*/*", "application/json"),
+    ):
+        assert client.get(here, headers={"accept": accept}).headers["content-type"].startswith(kind), accept
     retry, *messages = answer.text.strip().split("\n\n")
     assert retry == "retry: 2000"
     parts = [dict(line.split(": ", 1) for line in message.split("\n")) for message in messages]
