@@ -28,7 +28,6 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 from transformers.modeling_utils import LoadStateDictConfig
-from transformers.utils import logging as transformers_logging
 
 from replaceme_core.engine.model.known_keys import GENERATION_CONFIG
 from replaceme_core.engine.model.load import (
@@ -245,7 +244,7 @@ class _ModelFiles:
             setattr(module, leaf, nn.Parameter(values, requires_grad=False) if name in self.meta else values)
         several = self.converted.get(block, [])
         if several:
-            with _without_bars_and_threads():
+            with _without_threads():
                 found, _ = convert_and_load_state_dict_in_model(
                     self.model,
                     {stored.name: stored if ahead is None else ahead.pop(stored.name) for stored in several},
@@ -288,12 +287,11 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 @contextmanager
-def _without_bars_and_threads() -> Iterator[None]:
-    """Let transformers convert without a progress bar for each block, and without threads that read ahead."""
-    name, bars = "HF_DEACTIVATE_ASYNC_LOAD", transformers_logging.is_progress_bar_enabled()
+def _without_threads() -> Iterator[None]:
+    """Let transformers convert without threads that read ahead."""
+    name = "HF_DEACTIVATE_ASYNC_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"
-    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
@@ -301,5 +299,3 @@ def _without_bars_and_threads() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from replaceme_core.engine.model.known_keys import (
     GENERATION_CONFIG,
@@ -60,6 +61,7 @@ _REWRITTEN: Mapping[str, Callable[[Mapping[str, object]], dict[str, object]]] = 
 """Files that transformers gets with known keys only."""
 SAMPLE_TEXT = "A line of text, with 2 numbers: 3.14\n\tand \u00e9\u4e2d\U0001f600. " * 8
 """For a tokenizer to show that it works."""
+transformers_logging.disable_progress_bar()  # a runner has a log, and no terminal
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -152,6 +152,11 @@ def test_a_config_of_other_weights_is_found_at_once(
     assert time.process_time() - start < 2
 
 
+def test_nothing_is_written_into_the_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_model(save_tiny(tmp_path / "model"), dtype=torch.float32, device="cpu")
+    assert capfd.readouterr() == ("", ""), "such as a progress bar"
+
+
 def read_whole(directory: Path) -> None:
     load_model(directory, dtype=torch.float32, device="cpu")
 
