@@ -52,7 +52,14 @@ from replaceme_core.runner.messages import (
     StageStarted,
     without_paths,
 )
-from replaceme_core.runner.process import RUNNER_COMMAND, Confinement, PerhapsOutOfMemory, Runner, RunnerKilled
+from replaceme_core.runner.process import (
+    RUNNER_COMMAND,
+    Confinement,
+    PerhapsOutOfMemory,
+    Runner,
+    RunnerBroke,
+    RunnerKilled,
+)
 from replaceme_core.settings import Settings
 from replaceme_core.wording import counted
 from worker.lease import Lease, retry_under_lease
@@ -106,6 +113,12 @@ def outcome_after_sigkill(killed: RunnerKilled | PerhapsOutOfMemory, claim: Clai
 def _killed_before(session: Session, claim: Claim) -> bool:
     events = attempts.history(session, claim)
     return any(event.type is EventType.RELEASED and event.data.get("reason") == REASON for event in events)
+
+
+def _given(spec: CompressionSpec) -> tuple[object, ...]:
+    """What a runner may not decide, since a later attempt begins with its specification: where from and where to."""
+    files = [(one.name, one.revision) for one in spec.texts if one.is_on_hub or one.is_file]
+    return spec.model, files, spec.output, spec.gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +233,8 @@ class Attempt:
                         return message
                     if isinstance(message, StageStarted):
                         self.lease.begin_stage(message.stage)
+                    if isinstance(message, Resolved) and _given(message.spec) != _given(request.spec):
+                        raise RunnerBroke("the runner changed what the job was asked to do")
                     self.progress.note(message)
             except ReplaceMeError:
                 self.lease.check()  # the end of the lease may be the cause of the error

@@ -113,6 +113,7 @@ class StageSpans:
             self._span = None
 
 
+MOST_METRICS = 100_000
 NEWS, NEWS_SECONDS = 0.1, 2.0
 """While nothing is reported, an estimate is written again once it has changed by this part and these seconds."""
 
@@ -156,6 +157,7 @@ class ProgressWriter:
         self._steps: list[_Step] = []
         self._latest: _Step | None = None
         self._metrics: list[Measured] = []
+        self._measured = 0
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._logged = 0
 
@@ -186,7 +188,9 @@ class ProgressWriter:
                 case Advanced():
                     self._move(message.stage, message.fraction)
                 case Measured() if math.isfinite(message.value):
-                    self._metrics.append(message)
+                    self._measured += 1
+                    if self._measured <= MOST_METRICS:  # of one attempt: a runner may be a stranger's
+                        self._metrics.append(message)
                 case Measured():
                     logger.warning(
                         "job %s: metric %s is %s and is not stored", self._claim.job_id, message.name, message.value

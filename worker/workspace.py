@@ -135,6 +135,7 @@ def keep_result(root: Path, job_id: str, *, folder: Path, spec: CompressionSpec,
     folder.rename(place / _MODEL)
     if (place / _MODEL).is_symlink():
         raise AccessDenied("the runner left a link in place of its result")
+    _take(place / _MODEL)
     for file in walk(place / _MODEL):
         with file.location.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -145,6 +146,17 @@ def keep_result(root: Path, job_id: str, *, folder: Path, spec: CompressionSpec,
         os.fsync(stream.fileno())
     draft.replace(place / _RECORD)
     return KeptResult(folder=place / _MODEL, spec=spec, finished=finished)
+
+
+def _take(folder: Path) -> None:
+    """Take a directory away from the user of the runner, of which a process may be left that would exchange files."""
+    if os.getuid() != 0:  # the runner had this user
+        return
+    for _, _, files, descriptor in os.fwalk(folder):
+        os.fchown(descriptor, 0, 0)
+        os.fchmod(descriptor, 0o700)
+        for name in files:
+            os.chown(name, 0, 0, dir_fd=descriptor, follow_symlinks=False)
 
 
 def find_result(root: Path, job_id: str) -> KeptResult | None:

@@ -29,7 +29,7 @@ from replaceme_core.plan.plan import Plan, Planner, read_shape
 from replaceme_core.plan.resources import ModelShape
 from replaceme_core.request.admission import AdmittedModel, SizeLimits
 from replaceme_core.request.resolve import Machine
-from replaceme_core.request.spec import CompressionRequest
+from replaceme_core.request.spec import CompressionRequest, CompressionSpec
 from replaceme_core.runner.messages import PastJob
 from replaceme_core.settings import Settings
 from replaceme_core.shapes import WorkerPlan
@@ -124,20 +124,32 @@ class Planning:
         """
         kind, settings, owner = self._kind(request.compute.device), self._settings, caller.owner
         return Planner(
-            hub=owner_hub(
-                owner, request.credential, settings=settings, database=self._database, default=lambda: self._hub
-            ),
+            hub=self.hub_of(request, caller),
             machine=self._machine(kind),
             history=partial(self._history, kind),
             rules=settings.output_rules(is_own=partial(self._has_made, owner=owner), namespaces=namespaces),
-            limits=SizeLimits(
-                model_bytes=limit_of(caller.limits.model_bytes, settings.most_model_bytes),
-                tokens=limit_of(caller.limits.tokens, settings.most_tokens),
-            ),
+            limits=self.limits_of(caller),
             calibration_root=settings.calibration_root,
             tasks_directory=settings.tasks_path,
             is_remote=not settings.hub.startswith(DIRECTORY_PREFIX),
             read_shape=self._shape,
+        )
+
+    def hub_of(self, request: CompressionRequest | CompressionSpec, caller: Caller) -> Hub:
+        """The Hub with the credential that is named. Raises as `owner_hub` does."""
+        return owner_hub(
+            caller.owner,
+            request.credential,
+            settings=self._settings,
+            database=self._database,
+            default=lambda: self._hub,
+        )
+
+    def limits_of(self, caller: Caller) -> SizeLimits:
+        """What a job of this caller may use."""
+        return SizeLimits(
+            model_bytes=limit_of(caller.limits.model_bytes, self._settings.most_model_bytes),
+            tokens=limit_of(caller.limits.tokens, self._settings.most_tokens),
         )
 
     def _kind(self, device: str | None) -> WorkerKind:

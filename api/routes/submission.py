@@ -22,7 +22,7 @@ from api.request_bodies import JobRequest, JobWebhookRequest
 from api.routes.delivery import check_url
 from api.routes.planning import Planning, check_worker_kind
 from replaceme_core.errors import MissingScope, QueueUnreachable, TooManyJobs
-from replaceme_core.ledger import changes, webhooks
+from replaceme_core.ledger import changes, reading, webhooks
 from replaceme_core.ledger.database import Database, LedgerSession
 from replaceme_core.ledger.keys import OF_WEBHOOKS, Owners
 from replaceme_core.ledger.records import IdempotencyKey, Job
@@ -84,11 +84,12 @@ class Submitter:
     async def retry(self, job_id: str, *, key: str | None, scope: Scope) -> Submitted:
         """A new job with the stored specification of a finished one; or what the same request created before.
 
-        Raises as `changes.retry` does, `InvalidInput`, `TooManyJobs`, `DatabaseUnreachable`, and `Unavailable` after
-        the deadline. The new job has the webhook of the earlier one, with its secret.
+        Raises as `changes.retry` does, `InvalidInput`, `LimitExceeded`, `TooManyJobs`, `DatabaseUnreachable`, and
+        `Unavailable` after the deadline. The new job has the webhook of the earlier one, with its secret.
         """
         idempotency_key = self._key(key, hashlib.sha256(f"retry {job_id}".encode()).hexdigest())
         new_id = str(uuid4())
+        await run_in_threadpool(self._check_retry, job_id, idempotency_key, caller=caller_of(scope))
         async with self.write_slots:
             return await run_in_threadpool(
                 self._store_retry, job_id, new_id=new_id, idempotency_key=idempotency_key, scope=scope
@@ -121,6 +122,17 @@ class Submitter:
             return None
         keep_seconds = self.settings.idempotency_seconds
         return IdempotencyKey(key=key, fingerprint=fingerprint, keep_seconds=keep_seconds)
+
+    def _check_retry(self, job_id: str, key: IdempotencyKey | None, *, caller: Caller) -> None:
+        """Raises `JobNotFound`, and `LimitExceeded` for a job that this caller could not submit: another may have."""
+        with self.database.session(read_only=True) as session:
+            if self._find_or_count(session, [key], caller):
+                return
+            spec = reading.get(session, job_id, owner=caller.owner).spec
+        limits = self.planning.limits_of(caller)
+        limits.check_tokens(spec)
+        if limits.model_bytes is not None:
+            limits.check_model(find_model(spec.model, self.planning.hub_of(spec, caller)))
 
     def _store_retry(
         self, job_id: str, *, new_id: str, idempotency_key: IdempotencyKey | None, scope: Scope

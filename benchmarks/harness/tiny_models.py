@@ -104,6 +104,7 @@ _PLAIN_GEMMA4: Fields = {
 _ROTATIONS: Fields = {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 2, 2]}}
 SPECIAL: dict[str, Fields] = {
     "bamba": {"attn_layer_indices": [1, 4]},
+    "jamba": {"attn_layer_period": 3},  # attention and experts in blocks of their own, as well as together
     "dots3_note_text": {"num_key_value_heads": 4},
     "granitemoehybrid": {"layer_types": [*_MIXERS, "linear_attention"]},
     "lfm2": {"full_attn_idxs": [2, 4]},

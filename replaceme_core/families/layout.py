@@ -362,7 +362,10 @@ def irregular_lists(config: Config, *, layout: Layout) -> tuple[str, ...]:
     lists = {name: fields.pop(name) for name in layout.per_layer_lists if fields.get(name) is not None}
     if not lists:
         return ()
-    computed = type(config).from_dict(fields)
+    try:
+        computed = type(config).from_dict(fields)
+    except Exception:  # of a class that cannot use the step in its file: EXAONE 4 has "LLLG", or none
+        return tuple(name for name, one in lists.items() if isinstance(one, list) and len(set(map(str, one))) > 1)
     return tuple(name for name, values in lists.items() if list(getattr(computed, name, None) or ()) != values)
 
 

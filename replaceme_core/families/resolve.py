@@ -276,6 +276,7 @@ def check_residual(*, block: int, before: torch.Tensor, after: torch.Tensor, wri
         raise NumericalFailure(
             f"block {block} is not the sum of its input and its writes: the error is "
             f"{relative:.2g} of the write; rounding explains at most {TOLERANCE[after.dtype]:g}"
+            + ("" if after.dtype is torch.float32 else " where the stream is not much larger; try dtype float32")
         )
     return relative
 

@@ -186,7 +186,7 @@ DTYPES = ("F32", "BF16", "F16")
 """Of weights, in the names of safetensors."""
 _BUFFERS = (
     *(".rotary_emb.inv_freq", ".position_ids"),
-    *(".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias"),
+    *(".attn.bias", ".attn.causal_mask", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias"),
 )
 """Ends of names under which older files have values that are no parameters, causal masks as U8 or BOOL among them."""
 _EMBEDDINGS = (".embed_tokens.weight", ".wte.weight", ".embed_in.weight", ".word_embeddings.weight")

@@ -13,6 +13,7 @@ from replaceme_core.local.inputs import named_texts, outline_of, validated
 from replaceme_core.local.reproduce import pin_model, pin_texts, read_recorded
 from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, check_absent, check_installed, show_nothing
 from replaceme_core.plan.eta import weights_of
+from replaceme_core.report.reading import Report
 from replaceme_core.request.admission import resolve_texts
 from replaceme_core.request.resolve import check_inputs
 from replaceme_core.request.spec import EvaluationSpec, HealSpec, Loading
@@ -44,7 +45,7 @@ def heal(
     asked = validated(HealSpec, heal if named is None else {**heal, "dataset": named})
     with read_recorded(str(result), revision=revision, hub=machine.hub) as recorded:
         removed = recorded.report.get("removed_blocks")
-        if not isinstance(removed, list) or recorded.spec.heal is not None:
+        if not isinstance(removed, list) or Report(recorded.report).is_true("healing", "is_kept"):
             raise InvalidInput(f"{result} was trained already, or does not say which blocks are gone", field="result")
         before = recorded.spec
         _, found, _ = resolve_texts(before.calibration, asked, machine.hub, find_file=paths.get)
@@ -55,7 +56,8 @@ def heal(
         changes = {"ratio": None, "drop": tuple(removed), "method": method, "compute": compute, "heal": found}
         spec = before.model_copy(update={**changes, "evaluation": evaluation})
         check_inputs(spec, outline_of(recorded.directory))
-        files = (pin_model(spec, given=teacher, hub=machine.hub), *pin_texts(before, given=texts, hub=machine.hub))
+        model = pin_model(spec, given=teacher, hub=machine.hub, option="--teacher")
+        files = (model, *pin_texts(before, given=texts, hub=machine.hub))
         if found is not None and found.source is not None:
             files = (*files, pin_text(found.source, machine.hub, paths.__getitem__))
         finished = machine.make(

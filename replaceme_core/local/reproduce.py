@@ -101,7 +101,7 @@ class Recorded:
                 field="result",
             ) from error
         removed, kept = (self.report.get(name) for name in ("removed_blocks", "kept_blocks"))
-        if spec.searches and isinstance(removed, list) and isinstance(kept, list):
+        if spec.searches and isinstance(removed, list) and isinstance(kept, list) and removed and kept:
             spec = spec.at_ratio(ratio_of(len(removed), len(removed) + len(kept)))  # the depth that was found
         evaluation = EvaluationSpec(enabled=False, samples=spec.evaluation.samples)
         return spec.model_copy(update={"evaluation": evaluation, "gate": None, "output": OutputSpec(), "labels": {}})
@@ -149,13 +149,13 @@ def read_recorded(result: str, *, revision: str | None, hub: Callable[[], Hub]) 
         yield Recorded(directory=directory.resolve(), report=read_json_file(directory / REPORT, REPORT))
 
 
-def pin_model(spec: CompressionSpec, *, given: Path | None, hub: Callable[[], Hub]) -> Pinned:
-    """The source: the directory that is `given`, or the recorded revision on the Hub."""
+def pin_model(spec: CompressionSpec, *, given: Path | None, hub: Callable[[], Hub], option: str = "--model") -> Pinned:
+    """The source: the directory that is `given` by the `option`, or the recorded revision on the Hub."""
     if given is not None:
         return Pinned(path=given.resolve())
     if spec.model.revision is None:
         raise InvalidInput(
-            "the result was made from a model in a directory; name that directory with --model", field="model"
+            f"the result was made from a model in a directory; name that directory with {option}", field="model"
         )
     snapshot = hub().resolve(spec.model.repo_id, kind=RepositoryKind.MODEL, revision=spec.model.revision)
     return Pinned(snapshot=snapshot, names=files_to_download(snapshot, hub()))
@@ -230,5 +230,5 @@ def _changed(name: str, *, field: str) -> InvalidInput:
 def _version(name: str) -> str | None:
     try:
         return version(name)
-    except PackageNotFoundError:
+    except (PackageNotFoundError, ValueError):
         return None

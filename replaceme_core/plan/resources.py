@@ -4,6 +4,7 @@ What is held follows from the code of the stages. The sums are estimates: of wha
 counted. Time and disk space are computed from the same shapes and workloads.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -55,7 +56,7 @@ _INNER = ("intermediate_size", "n_inner", "ffn_dim", "moe_intermediate_size")
 _HEADS = ("num_attention_heads", "n_head")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _ROUTED_TO = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k", "top_k_experts")
-_OF_EXPERTS = ".experts."
+_OF_EXPERTS = re.compile(r"\.experts\.|\.block_sparse_moe\.(in|out)put_linear\.|\.mlp\.(in|out)put_linear\.")
 """In the names of the routed ones, and not of shared ones."""
 _HEAD = "lm_head.weight"
 _DEFAULT_INNER = 4
@@ -124,7 +125,7 @@ def shape_of(outline: ModelOutline, config: Mapping[str, object], tensors: Seque
         number = outline.layout.block_number(tensor.name)
         if number is not None:
             blocks[number] += tensor.numel
-            of_experts += tensor.numel if _OF_EXPERTS in tensor.name else 0
+            of_experts += tensor.numel if _OF_EXPERTS.search(tensor.name) else 0
         elif not (tied and tensor.name == _HEAD):
             rest, rest_tensors = rest + tensor.numel, rest_tensors + 1
     values = Counter[int]()

@@ -89,11 +89,11 @@ class Advanced(Line):
 class Measured(Line):
     type: Literal["metric"] = "metric"
     stage: Stage
-    name: str
+    name: str = Field(max_length=100)
     value: float
-    unit: str
-    block: int | None = None
-    candidate: str | None = None
+    unit: str = Field(max_length=100)
+    block: int | None = Field(default=None, ge=0, lt=10_000)
+    candidate: str | None = Field(default=None, max_length=500)
 
 
 class Finished(Line):

@@ -6,6 +6,7 @@ product, the files of its request and the accelerators, all read only; it writes
 network, no view of other processes, and an empty /tmp.
 """
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -350,6 +351,9 @@ class _Nothing(ModelRequest):
 
 
 def _give(place: Path, user: tuple[int, int]) -> None:
-    """Make `user` the owner of a directory and of what is in it. Links are not followed."""
-    for one in (place, *place.rglob("*")):
-        os.chown(one, *user, follow_symlinks=False)
+    """Make `user` the owner of a directory and of what is in it. Links are not followed, also if they appear now."""
+    os.chown(place, *user, follow_symlinks=False)
+    for _, directories, files, descriptor in os.fwalk(place):
+        for name in (*directories, *files):
+            with contextlib.suppress(FileNotFoundError):  # other runners work there
+                os.chown(name, *user, dir_fd=descriptor, follow_symlinks=False)

@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,7 +95,7 @@ def _readable(file: Path) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise _refused(file, f"is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise _refused(file, f"cannot be read: {reason}") from None
 
