@@ -19,6 +19,7 @@ from replaceme_core.hub.port import REPORT, Hub, RepositoryKind
 from replaceme_core.local.inputs import outline_of
 from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, show_nothing
 from replaceme_core.plan.eta import weights_of
+from replaceme_core.report.reading import Report
 from replaceme_core.request.removal import ratio_of
 from replaceme_core.request.spec import CompressionSpec, EvaluationSpec, OutputSpec
 from replaceme_core.runner.inputs import Pinned, pin_text
@@ -100,8 +101,10 @@ class Recorded:
                 f"{REPORT} has no specification that this version can carry out: {place}: {first['msg']}",
                 field="result",
             ) from error
-        removed, kept = (self.report.get(name) for name in ("removed_blocks", "kept_blocks"))
-        if spec.searches and isinstance(removed, list) and isinstance(kept, list) and removed and kept:
+        removed, kept = map(Report(self.report).blocks, ("removed_blocks", "kept_blocks"))
+        if spec.searches:
+            if not (removed and kept):
+                raise InvalidInput(f"{REPORT} does not say which blocks the search has removed", field="result")
             spec = spec.at_ratio(ratio_of(len(removed), len(removed) + len(kept)))  # the depth that was found
         evaluation = EvaluationSpec(enabled=False, samples=spec.evaluation.samples)
         return spec.model_copy(update={"evaluation": evaluation, "gate": None, "output": OutputSpec(), "labels": {}})

@@ -149,6 +149,17 @@ def test_blocks_with_attention_and_others_must_stay(model_type: str, attends: li
         assert must_stay(config, layout=row, removed=removed[1:]) is None
 
 
+@pytest.mark.parametrize("step", ["LLLG", None])
+def test_a_step_that_the_class_cannot_use(step: str | None) -> None:
+    """As in the files of EXAONE 4, which has lists beside it."""
+    row = FAMILIES["exaone4"]
+    config = tiny_models.tiny_config("exaone4")
+    kinds = ["sliding_attention"] * (BLOCKS - 1) + ["full_attention"]
+    for layer_types, irregular in ((kinds, ("layer_types",)), (kinds[-1:] * BLOCKS, ())):
+        config.layer_types, config.sliding_window_pattern = layer_types, step
+        assert irregular_lists(config, layout=row) == irregular
+
+
 @pytest.mark.parametrize(
     ("name", "several"),
     [("llama", False), ("qwen2", False), ("qwen2-sliding", True), ("gemma2", True), ("smollm3", True)],

@@ -4,6 +4,7 @@
 `stub.fail`       `space`, `memory`, `input`, `bug` or `exit`: how it fails after `calibrate`
 `stub.stubborn`   it ignores SIGTERM
 `stub.child`      it starts a child process in its process group
+`stub.redirects`  it says that its job names another place for its result
 `stub.ratio`      the ratio of perplexities by which it judges a gate, 1.25 without it; `none`: it does not judge
 
 At the beginning of each stage, and after the last one (`finished`), it stops if a test has set a gate (`gates.py`).
@@ -22,6 +23,7 @@ from types import ModuleType
 from gates import pass_gate  # beside this script
 
 from replaceme_core.errors import CalibrationTooSmall
+from replaceme_core.request.spec import OutputSpec
 from replaceme_core.runner.messages import Finished, Progress, RunnerRequest, Stage
 from worker import runner
 
@@ -37,7 +39,10 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
     if "stub.child" in labels:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     compute = request.spec.compute.model_copy(update={"device": "cpu", "dtype": "float32"})
-    progress.resolved(request.spec.model_copy(update={"compute": compute}), expected={})
+    spec = request.spec.model_copy(update={"compute": compute})
+    if "stub.redirects" in labels:
+        spec = spec.model_copy(update={"output": OutputSpec(repo_id="acme/elsewhere")})
+    progress.resolved(spec, expected={})
     enter(Stage.CALIBRATE, request, progress)
     partial = Path(request.output_directory + ".partial")
     partial.mkdir(parents=True)

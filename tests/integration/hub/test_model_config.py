@@ -21,21 +21,22 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 @pytest.mark.parametrize(
-    ("variant", "module", "dtype"),
+    ("variant", "name", "dtype"),
     [
-        ("neox-parallel", "gpt_neox.layers.{}.attention", torch.uint8),
-        ("neox-parallel", "gpt_neox.layers.{}.attention", torch.bool),
-        ("gpt2", "transformer.h.{}.attn", torch.uint8),
+        ("neox-parallel", "gpt_neox.layers.{}.attention.bias", torch.uint8),
+        ("neox-parallel", "gpt_neox.layers.{}.attention.bias", torch.bool),
+        ("gpt2", "transformer.h.{}.attn.bias", torch.uint8),
+        ("gpt2", "transformer.h.{}.attn.causal_mask", torch.bool),  # as CodeGen names it
     ],
 )
 def test_causal_masks_of_older_checkpoints_are_left_out(
-    variant: str, module: str, dtype: torch.dtype, tmp_path: Path
+    variant: str, name: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     """They are larger than the weights here, and so their dtype is that of most values."""
     source = save_tiny(tmp_path / "source", variant=BY_NAME[variant])
     parameters = load_file(source / WEIGHTS)
     mask = torch.ones(1, 1, 256, 256, dtype=dtype).tril()
-    masks = {f"{module.format(block)}.bias": mask.clone() for block in range(6)}
+    masks = {name.format(block): mask.clone() for block in range(6)}
     save_file(parameters | masks, source / WEIGHTS, metadata={"format": "pt"})
     config = read_config(source)
     shape = shape_of(admit_config(config), config, tensors_of([source / WEIGHTS]))

@@ -110,6 +110,37 @@ def test_other_versions_and_another_device_are_warned_of(reproduce: Run) -> None
     assert done.stderr.count("warning: ") == 7
 
 
+def test_a_version_of_no_library_is_warned_of(reproduce: Run) -> None:
+    done = reproduce("--json", versions={"": "1"})
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["warnings"] == [" is not installed here; the result was made with 1"]
+
+
+def test_a_search_that_found_nothing_cannot_be_made_again(reproduce: Run) -> None:
+    spec = {**SPEC, "ratio": {"max": 0.5}, "gate": {"divergence": {"max": 1.0}}}
+    for removed in ([], None, "1"):
+        done = reproduce(removed_blocks=removed, kept_blocks=[], spec=spec)
+        assert (done.exit_code, "does not say which blocks the search has removed" in done.stderr) == (2, True)
+
+
+def test_healing_needs_a_result_that_no_training_has_made_better(
+    replaceme: Run, result: Path, model: Path, text: Path, tmp_path: Path
+) -> None:
+    """One whose training was not kept is what it was without, and may be trained otherwise."""
+    record = json.loads((result / "replaceme.json").read_text())
+    record["spec"] = {**SPEC, "heal": {"tokens": 4096, "learning_rate": 1.0}}
+    options = ("--text", text, "--heal-tokens", "8192")
+    for file in model.iterdir():
+        (result / file.name).write_bytes(file.read_bytes())
+    for is_kept, code in ((True, 2), (False, 0)):
+        (result / "replaceme.json").write_text(json.dumps({**record, "healing": {"is_kept": is_kept}}))
+        done = replaceme("heal", result, "--out", tmp_path / "healed", "--teacher", model, *options)
+        assert (done.exit_code, "was trained already" in done.stderr) == (code, is_kept), done.stderr
+    done = replaceme("heal", result, "--out", tmp_path / "again", *options)
+    assert done.exit_code == 2
+    assert "name that directory with --teacher" in " ".join(done.stderr.split())
+
+
 def test_what_is_missing_is_asked_for(replaceme: Run, result: Path, model: Path, text: Path, tmp_path: Path) -> None:
     for arguments, words in (
         ((result, "--text", text), "name that directory with --model"),

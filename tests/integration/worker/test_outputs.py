@@ -103,6 +103,16 @@ def test_a_copied_report_does_not_make_a_repository_ones_own(bench: Bench) -> No
     assert content(copy).items() >= THEIRS.items()
 
 
+def test_a_runner_does_not_decide_where_its_result_goes(bench: Bench) -> None:
+    """A later attempt begins with the specification that an earlier runner has resolved."""
+    job_id = bench.add(stub_redirects="yes")
+    asked = bench.job(job_id).spec.output
+    error = bench.error_of(job_id)
+    assert (error.code, "changed what the job was asked to do" in error.message) == ("internal_error", True), error
+    assert bench.job(job_id).spec.output == asked
+    assert [path.name for path in (bench.hub_directory / "acme").iterdir()] == ["tiny"]
+
+
 def test_overwrite_replaces_what_the_operator_allows(bench: Bench) -> None:
     put(bench.hub_directory / OUTPUT)
     asked = OutputSpec(repo_id=OUTPUT, overwrite=True)

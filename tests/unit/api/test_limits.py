@@ -113,6 +113,24 @@ def test_calibration_tokens(client: TestClient, settings: Settings) -> None:
             assert answer.status_code == 202
 
 
+def test_a_retry_meets_the_limits_of_its_own_key(client: TestClient, settings: Settings) -> None:
+    """The job that it repeats may be of another key of this owner, or of the time before a limit."""
+    text = {"dataset": "builtin:pydoc-topics", "samples": 10, "max_length": 100}
+    holder = holder_with(client, settings)
+    job_id = holder.post("/jobs", json={**SMALLEST, "calibration": text}).json()["id"]
+    holder.post(f"/jobs/{job_id}/cancel")
+    key = {"idempotency-key": "once"}
+    first = holder.post(f"/jobs/{job_id}/retry", headers=key)
+    assert first.status_code == 202, first.text
+    for limits, field in (({"tokens": 999}, "calibration.samples"), ({"model_bytes": 1}, "model")):
+        limited = holder_with(client, settings, **limits)
+        assert fields(limited.post(f"/jobs/{job_id}/retry"), code="limit_exceeded").keys() == {field}
+        again = limited.post(f"/jobs/{job_id}/retry", headers=key)
+        assert (again.status_code, again.json()["id"]) == (202, first.json()["id"]), "a repetition adds nothing"
+    exact = holder_with(client, settings, tokens=1000, model_bytes=len(stub_weights(30)))
+    assert exact.post(f"/jobs/{job_id}/retry").status_code == 202
+
+
 @contextmanager
 def unreadable(root: Path, repo_id: str) -> Iterator[None]:
     """Who reads this repository of a directory hub waits, as where another process is replacing it."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from benchmarks.harness import tiny_models
 from replaceme_core.engine.model.dequantize import in_full_precision
 from replaceme_core.engine.model.load import stored_weights
 from replaceme_core.engine.model.safetensors_io import tensors_of
@@ -257,6 +258,19 @@ def test_parameters_are_those_of_the_model(variant: Variant, tmp_path: Path) -> 
     assert (shape.width, shape.item_bytes, shape.vocabulary) == (WIDTH, 4, 260)
     assert shape.parameters_after([1, 2]) == shape.parameters - sum(shape.block_values[1:3])
     assert shape.parameters_after(2) == pytest.approx(shape.parameters_after([3, 4]), rel=0.2)
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "granitemoe", "granitemoehybrid"])
+def test_experts_that_wait_are_those_of_the_weights(model_type: str, tmp_path: Path) -> None:
+    """Under the names of their family. In the live model they are stacked."""
+    model = tiny_models.built(tiny_models.tiny_config(model_type, **tiny_models.fitting_sizes(model_type)))
+    model.save_pretrained(tmp_path)
+    given = json.loads((tmp_path / "config.json").read_text())
+    shape = shape_of(admit_config(given), given, tensors_of([tmp_path / "model.safetensors"]))
+    experts, routed_to = model.config.num_local_experts, model.config.num_experts_per_tok
+    stacked = sum(one.numel() for one in model.parameters() if one.dim() == 3 and len(one) == experts)
+    assert stacked > 0
+    assert shape.idle_values == stacked * (experts - routed_to) // experts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,11 @@
 import errno
+import json
 
 import pytest
+from pydantic import ValidationError
 
 from replaceme_core.errors import BrokenModel, CalibrationTooSmall, HubUnreachable
-from replaceme_core.runner.messages import describe
+from replaceme_core.runner.messages import MESSAGE, Measured, describe
 
 
 class SafetensorError(Exception):
@@ -72,3 +74,25 @@ def while_handling(context: Exception, error: Exception) -> Exception:
 def test_each_error_has_its_code_and_says_nothing_of_the_machine(error: BaseException, code: str, message: str) -> None:
     failed = describe(error)
     assert (failed.code, failed.message) == (code, message)
+
+
+METRIC = {"type": "metric", "stage": "solve", "name": "loss", "value": 1.5, "unit": "nats"}
+
+
+@pytest.mark.parametrize(
+    ("field", "most", "more"),
+    [
+        ("name", "n" * 100, "n" * 101),
+        ("unit", "u" * 100, "u" * 101),
+        ("candidate", "c" * 500, "c" * 501),
+        ("block", 0, -1),
+        ("block", 9_999, 10_000),
+    ],
+)
+def test_a_metric_is_as_large_as_a_pipeline_makes_it(field: str, most: object, more: object) -> None:
+    """A runner may be a stranger's, and what it sends is stored."""
+    found = MESSAGE.validate_json(json.dumps({**METRIC, field: most}))
+    assert isinstance(found, Measured)
+    assert getattr(found, field) == most
+    with pytest.raises(ValidationError, match=field):
+        MESSAGE.validate_json(json.dumps({**METRIC, field: more}))

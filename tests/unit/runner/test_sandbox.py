@@ -1,11 +1,15 @@
 """What a runner sees in bubblewrap, by the arguments. `tests/integration/runner/test_sandbox.py` starts real ones."""
 
+import os
 import sys
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
+
 from replaceme_core.hardware import accelerators
-from replaceme_core.runner.sandbox import bubblewrap_arguments, places_of
+from replaceme_core.runner.messages import EvaluateRequest
+from replaceme_core.runner.sandbox import Sandbox, SandboxMode, bubblewrap_arguments, places_of
 
 
 def built(place: Path, *, reads: tuple[Path, ...] = (), **environment: str) -> list[str]:
@@ -60,3 +64,26 @@ def test_gpus_stay_reachable(tmp_path: Path) -> None:
     (tmp_path / "dri").mkdir()
     names = [device.name for device in accelerators(tmp_path)]
     assert names == ["dri", "kfd", "nvidia-uvm", "nvidia0", "nvidiactl"]
+
+
+def test_what_a_link_leads_to_is_not_given_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor where a runner that is left puts it in place of a directory while that is given to the next one."""
+    scratch, outside = tmp_path / "scratch", tmp_path / "outside"
+    for directory in (scratch / "inner", outside):
+        directory.mkdir(parents=True)
+        (directory / "file").touch()
+    given, chown = set[int](), os.chown
+
+    def exchanging(path: str | Path, *ids: int, dir_fd: int | None = None, follow_symlinks: bool = True) -> None:
+        given.add(os.stat(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks).st_ino)
+        chown(path, *ids, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
+        if Path(path).name == "inner":
+            (scratch / "inner").rename(tmp_path / "away")
+            (scratch / "inner").symlink_to(outside)
+
+    monkeypatch.setattr(os, "chown", exchanging)
+    request = EvaluateRequest(model_directory=str(tmp_path), text_path=str(tmp_path))
+    sandbox = Sandbox(mode=SandboxMode.USER, user=(os.getuid(), os.getgid()))
+    assert sandbox.command(["true"], request, scratch=scratch) == ["true"]
+    assert {scratch.stat().st_ino, (tmp_path / "away").stat().st_ino} <= given
+    assert not {outside.stat().st_ino, (outside / "file").stat().st_ino} & given

@@ -5,9 +5,10 @@ import time
 import pytest
 from pydantic import SecretStr
 
+from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database
 from replaceme_core.plan.eta import Course, weights_of
-from replaceme_core.runner.messages import Advanced, Resolved, Stage, StageStarted
+from replaceme_core.runner.messages import Advanced, Measured, Resolved, Stage, StageStarted
 from replaceme_core.settings import Settings
 from tests.fixtures.jobs.ledger import Ledger
 from worker.progress_writer import HIDDEN, ProgressWriter, Redaction
@@ -58,6 +59,19 @@ def test_from_the_second_attempt_on_the_history_says_what_was_resumed_from(ledge
     writer.note(Advanced(stage=Stage.SOLVE, fraction=0.5))
     writer.flush()
     assert ledger.events(job_id)[-1].data == {"stage": "solve", "resumed_from": "solve"}
+
+
+def test_a_runner_cannot_fill_the_database_with_metrics(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.progress_writer.MOST_METRICS", 3)
+    job_id = ledger.add()
+    claim, course = ledger.claim(job_id), Course(weights=weights_of(ledger.get(job_id).spec), started=0.0)
+    writer = ProgressWriter(ledger.database, claim, course)
+    for number in range(5):
+        writer.note(Measured(stage=Stage.SOLVE, name="loss", value=number, unit="nats"))
+        writer.flush()
+    with ledger.database.session(read_only=True) as session:
+        metrics = reading.metrics(session, job_id, owner="someone")
+    assert [one.value for one in metrics] == [0, 1, 2]
 
 
 SETTINGS = Settings(

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,22 @@ def test_a_kept_result_is_out_of_reach_of_the_next_runner(tmp_path: Path) -> Non
     assert open_to_runners.is_relative_to(checkpoints_of(tmp_path, "job")), "it is removed with the job"
     assert not kept.folder.is_relative_to(open_to_runners)
     assert not open_to_runners.is_relative_to(kept.folder.parent)
+
+
+def test_a_kept_result_is_taken_away_from_the_user_of_the_runner(tmp_path: Path) -> None:
+    """A process of that user that outlives the runner could exchange what is published."""
+    output = tmp_path / "attempt" / "output"
+    (output / "deep").mkdir(parents=True)
+    (output / "deep" / "file").write_text("{}")
+    for path in (output, *output.rglob("*")):
+        path.chmod(0o777)
+        if os.getuid() == 0:
+            os.chown(path, 12345, 12345)
+    folder = keep_result(tmp_path, "job", folder=output, spec=a_spec(), finished=FINISHED).folder
+    kept = {path.relative_to(folder).as_posix(): path.stat() for path in (folder, *folder.rglob("*"))}
+    assert {stat.st_uid for stat in kept.values()} == {os.getuid()}
+    if os.getuid() == 0:  # another user than the runner had
+        assert {kept[name].st_mode & 0o777 for name in (".", "deep")} == {0o700}
 
 
 @pytest.mark.parametrize("place", ["output", "output/model.safetensors"])

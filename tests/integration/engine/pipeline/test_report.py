@@ -188,6 +188,8 @@ def test_what_the_hub_and_a_person_read(finished: tuple[Finished, Recorder, Path
         f"]({PICTURE})",
     ):
         assert expected in card.text
+    assert "\n- Removed blocks are knowledge lost" in card.text and "\n- It has the biases" in card.text
+    assert "The same versions on the same hardware give the same bytes." in card.text
     assert words_of_ours(card) == []
     assert (out / PICTURE).read_bytes().startswith(b"\x89PNG")
     (text,) = re.findall(r"```json\n(.*?)```", card.text, flags=re.DOTALL)
@@ -237,7 +239,9 @@ def test_what_a_warning_is_about_is_in_report_and_card(tmp_path: Path, monkeypat
     done, _, out = run(request(source, method=method, evaluation={"enabled": False}))
     (warning,) = done.report["warnings"]  # type: ignore[misc]
     assert warning["code"] == "time_budget"
-    assert f"> **Warning:** {warning['message']}." in (out / "README.md").read_text()
+    text = (out / "README.md").read_text()
+    assert f"> **Warning:** {warning['message']}." in text
+    assert "the same bytes" not in text, "at another speed it may choose otherwise"
 
 
 def test_only_what_keeps_the_pattern_is_removed(tmp_path: Path) -> None:
@@ -398,6 +402,14 @@ def test_texts_of_one_data_set_are_those_of_their_configs_in_the_header(report: 
     card, _ = card_of(content, BaseCard(), tmp_path / "out")
     found = [(one.dataset_type, one.dataset_config) for one in card.data.eval_results or []]
     assert found == [("org/data", "en"), ("org/data", "de")]
+
+
+def test_a_training_with_a_limit_of_time_promises_no_bytes(report: Content, tmp_path: Path) -> None:
+    content: Content = json.loads(json.dumps(report))
+    for seconds in (None, 60.0):
+        content["spec"]["heal"] = {"tokens": 4096, "weights": "all", "time_budget_seconds": seconds}
+        card, _ = card_of(content, BaseCard(), tmp_path / str(seconds))
+        assert ("the same bytes" in card.text) == (seconds is None)
 
 
 def test_each_text_in_a_file_is_named_where_it_is_made_again(report: Content, tmp_path: Path) -> None:

@@ -155,6 +155,7 @@ def test_strange_keys_are_dropped_and_the_others_kept(variant: Variant, tmp_path
         ("mimo_v2_flash", {"sliding_window_size": 64}),
         ("kimi_linear", {"linear_attn_config": {"full_attn_layers": [2], "kda_layers": [1, 3], "head_dim": 8}}),
         ("minimax_m3_vl_text", {"sparse_attention_config": {"sparse_attention_freq": [0, 1, 1]}}),
+        ("falcon_mamba", {"intermediate_size": 96}),
         ("glm_moe_dsa", {"index_topk_pattern": "FSF", "num_experts": 4}),
     ],
 )
