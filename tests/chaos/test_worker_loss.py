@@ -35,7 +35,7 @@ def assert_retried(site: Site, job_id: str) -> None:
 
 def test_a_worker_whose_whole_tree_is_killed(embedded_site: Site) -> None:
     site = embedded_site
-    site.extra = {"REPLACEME_LEASE_SECONDS": "3"}
+    site.extra = {"REPLACEME_LEASE_SECONDS": "5"}
     worker = site.start_worker()
     job_id = site.add(stub_seconds="2")
     site.wait_for_runner(job_id)
@@ -78,7 +78,7 @@ def test_a_lease_that_another_worker_holds_stops_the_runner(site: Site) -> None:
 
 def test_attempts_are_used_up(embedded_site: Site) -> None:
     site = embedded_site
-    site.extra = {"REPLACEME_MAX_ATTEMPTS": "1", "REPLACEME_LEASE_SECONDS": "2"}
+    site.extra = {"REPLACEME_MAX_ATTEMPTS": "1", "REPLACEME_LEASE_SECONDS": "5"}
     worker = site.start_worker()
     job_id = site.add(stub_seconds="60")
     site.wait_for_runner(job_id)

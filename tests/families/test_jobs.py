@@ -25,9 +25,10 @@ BLOCKS = tiny_models.BLOCKS
 NOT_MEASURED = {"enabled": False}
 
 
-def saved(directory: Path, model_type: str) -> Path:
+def saved(directory: Path, model_type: str, **changes: object) -> Path:
     """A tiny model of the type with a tokenizer for bytes and the settings of an image processor."""
-    config = tiny_models.tiny_config(model_type, **{**tiny_models.fitting_sizes(model_type), "vocab_size": 260})
+    sizes = {**tiny_models.fitting_sizes(model_type), "vocab_size": 260, **changes}
+    config = tiny_models.tiny_config(model_type, **sizes)
     tiny_models.built(config).save_pretrained(directory)
     byte_tokenizer().save_pretrained(directory)
     (directory / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5],\n "do_resize": true}')
@@ -65,7 +66,7 @@ def test_a_job_on_other_blocks(model_type: str, method: str, loading: str, tmp_p
 
 
 def test_blocks_whose_kind_follows_from_their_index_go_in_whole_patterns(tmp_path: Path) -> None:
-    source = saved(tmp_path / "source", "jamba")
+    source = saved(tmp_path / "source", "jamba", attn_layer_period=2)
     with pytest.raises(InvalidInput, match=r"name as many neighbours as the pattern is long$"):
         run(request(source, drop=[3]))
     run(request(source, drop=[2, 3], evaluation=NOT_MEASURED))

@@ -105,7 +105,7 @@ def test_a_mistake_of_ours_stays_one() -> None:
 
 
 _USUAL_SIZES = {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4}
-_SIZES = {"gpt2": {"n_embd": 64, "n_layer": 3}}
+_SIZES = {"gpt2": {"n_embd": 64, "n_layer": 3}, "falcon_mamba": {"num_hidden_layers": 3, "hidden_size": 64}}
 STRANGE = {
     "payload": {"a": [1, 2]},
     "_configuration_file": "other.json",
