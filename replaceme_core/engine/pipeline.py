@@ -129,7 +129,7 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
     )
     # fewer bytes than there will be: what is outside the blocks stays whole
     least = stored.values * stored.dtype.itemsize * (outline.blocks - depths[-1]) // outline.blocks
-    with complete_or_absent(run.output, least=least) as output, clock.sampling():
+    with complete_or_absent(run.output, least=least) as output:
         clock.begin(Stage.CALIBRATE)
         with run.opened(depths[-1], allows=allows) as task:
             tokens = task.tokens

@@ -8,7 +8,6 @@ the header holds, and of the card of the source model only values of the kind th
 import json
 import logging
 import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -30,10 +29,9 @@ from replaceme_core.report.page import plots_of, templates_in
 from replaceme_core.report.plots import can_draw, rendered
 from replaceme_core.report.reading import Report, Shown
 from replaceme_core.report.view import Table, markdown_table
-from replaceme_core.request.calibration import SELF_GENERATED, CalibrationSource, MixedSource
+from replaceme_core.request.calibration import SELF_GENERATED
 from replaceme_core.request.defaults import HEAL_LIKELIEST
-from replaceme_core.request.fields import BUILTIN_PREFIX, FILE_PREFIX
-from replaceme_core.request.gate import written_criteria
+from replaceme_core.request.fields import BUILTIN_PREFIX
 from replaceme_core.request.method import TRAITS, Method
 from replaceme_core.request.removal import block_ranges, ratio_of
 from replaceme_core.request.resolve import OF_TEXT, ResolvedSpec
@@ -54,17 +52,7 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
 _LINK = re.compile(r"https?://[^\s<>\"']{1,300}|\w[\w.-]{0,99}", re.ASCII)
 _LINE = re.compile(r".{1,200}")
-_OWN = ("revision", "config", "split", "column", "template")
 _NOT_DECIDING = {"labels", "output", "priority", "max_queue_seconds", "max_runtime_seconds"}
-_OPTIONS = {
-    "method.name": "method",
-    "method.time_budget_seconds": "time_budget",
-    **{f"heal.{name}": f"heal_{name}" for name in ("tokens", "learning_rate", "weights")},
-    "heal.time_budget_seconds": "heal_time_budget",
-    "evaluation.enabled": "evaluate",
-    "evaluation.samples": "evaluation_samples",
-}
-"""Options of the command that are not named after their field."""
 _SHAPE_AND_PLACE = {
     MapStructure.FULL: {"shape": "linear", "place": "output projection"},
     MapStructure.DIAGONAL: {"shape": "diagonal", "place": "last norm"},
@@ -166,7 +154,7 @@ def write_card(
         how=_how(spec, Method(report.text("chosen_method")), structure),
         picture=_draw(content, directory),
         cuts=_compared_cuts(report),
-        again=(as_request if repository else as_command)(again, of_images=report.of_images),
+        again=_request(again, of_images=report.of_images),
     )
     task = _TASKS.get(auto_class, "image-text-to-text")
     if auto_class == IMAGE_MODEL and has_text:
@@ -314,66 +302,16 @@ def _fenced(text: str, language: str) -> Markup:
     return Markup(f"{fence}{language}\n{printable(text, lines=True)}\n{fence}")
 
 
-def as_request(spec: ResolvedSpec, *, of_images: bool = False) -> str:
-    """The body of `POST /jobs`."""
-    return json.dumps(_deciding(spec, of_images=of_images), indent=2)
-
-
-def _deciding(spec: ResolvedSpec, *, of_images: bool) -> dict[str, Any]:
-    """The body, without what is at its default or decides nothing; `of_images`: without what is of text."""
+def _request(spec: ResolvedSpec, *, of_images: bool) -> str:
+    """The body of `POST /jobs`, without what is at its default or decides nothing; `of_images`: or what is of text."""
     body = spec.model_dump(mode="json", exclude=_NOT_DECIDING, exclude_none=True)
     defaults = ComputeSpec().model_dump(mode="json")
     body["compute"] = {name: value for name, value in body["compute"].items() if value != defaults[name]}
     for part in ("calibration", "method", "evaluation"):
-        fields = type(getattr(spec, part)).model_fields
-        given = getattr(spec, part)
+        given, fields = getattr(spec, part), type(getattr(spec, part)).model_fields
         body[part] = {name: body[part][name] for name in body[part] if getattr(given, name) != fields[name].default}
         if not body[part]:
             del body[part]
     for name in OF_TEXT if of_images else ():
         body["calibration"].pop(name, None)
-    return body
-
-
-def as_command(spec: ResolvedSpec, *, of_images: bool = False) -> str:
-    """The call of `replaceme compress`, for a model in a directory: an option for each field of the body."""
-    body, text = _deciding(spec, of_images=of_images), spec.calibration
-    options: list[tuple[str, object]] = [(name, body[name]) for name in ("ratio", "drop") if name in body]
-    if text.sources is None:
-        options.append(("calibration", _named(text.mix[0])))
-    else:
-        given = text.mix[: len(text.sources)]
-        options += [("calibration", _named(source, share=source.share)) for source in given]
-    options += [
-        (_OPTIONS.get(f"{part}.{name}", name), value)
-        for part in ("method", "calibration", "heal", "evaluation", "compute")
-        for name, value in body.get(part, {}).items()
-        if part not in ("calibration", "heal") or name not in ("sources", "dataset", *_OWN)
-    ]
-    if spec.heal is not None and spec.heal.source is not None:
-        options.append(("heal-dataset", _named(spec.heal.source)))
-    if spec.evaluation.tasks:
-        options.append(("tasks-dir", "TASKS_DIR"))
-    options += [("gate", criterion) for criterion in written_criteria(spec.gate)]
-    return " \\\n  ".join(["replaceme compress MODEL_DIR --out OUT", *(_option(*one) for one in options)])
-
-
-def _option(name: str, value: object) -> str:
-    """
-    >>> _option("evaluate", False), _option("task_limit", 9), _option("tasks", ["piqa", "sciq"])
-    ('--no-evaluate', '--task-limit 9', '--tasks piqa,sciq')
-    """
-    dashed = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{dashed}" if value else f"--no-{dashed}"
-    return f"--{dashed} {shlex.quote(','.join(map(str, value)) if isinstance(value, list) else str(value))}"
-
-
-def _named(source: MixedSource, *, share: float | None = None) -> str:
-    """As one value of `--calibration`: NAME, NAME=SHARE, or JSON where the source has options of its own."""
-    name = source.name.removeprefix(FILE_PREFIX)
-    fields = CalibrationSource.model_fields
-    own = {one: getattr(source, one) for one in _OWN if getattr(source, one) != fields[one].default}
-    if own:
-        return json.dumps({"dataset": name, **own, **({} if share is None else {"share": share})})
-    return name if share is None else f"{name}={share:.6g}"
+    return json.dumps(body, indent=2)

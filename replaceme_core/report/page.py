@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from replaceme_core.report import plots, view
-from replaceme_core.report.figures import LOSS, NONE, PERPLEXITY, RATIO, WHOLE, Form, duration, size
+from replaceme_core.report.figures import NONE, WHOLE
 from replaceme_core.report.plots import Plot, can_draw, rendered
 from replaceme_core.report.reading import Piece, Place, Report, Shown, Step, pointer
 from replaceme_core.report.view import Cell, Column, Table
@@ -35,16 +35,6 @@ class Facts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One prompt with the answers of both models; `notes` on either, empty where there is nothing to note."""
-
-    prompt: Cell
-    before: Cell
-    after: Cell
-    notes: tuple[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Code:
     """A text to copy; `place` is where the report has it."""
 
@@ -53,7 +43,7 @@ class Code:
     place: str
 
 
-Part = Table | Facts | Code | Plot | Answer
+Part = Table | Facts | Code | Plot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +73,6 @@ def sections_of(report: Report) -> list[Section]:
         view.stages(report),
         plots.stages(report, "seconds"),
         plots.stages(report, "peak_bytes"),
-        plots.memory(report),
-        _run(report),
     ]
     measured = [
         view.texts(report),
@@ -101,7 +89,7 @@ def sections_of(report: Report) -> list[Section]:
         _section("quality", "Quality before and after", *measured, note=quality),
         _section("healing", "Training", view.healing(report), plots.healing(report), note=_TRAINED),
         _section("size", "Size and speed", view.both_models(report)),
-        _section("answers", "Answers side by side", *_answers(report), note=answers),
+        _section("answers", "Answers side by side", view.answers(report), note=answers),
         _section("choice", "Which blocks, and why", *basis),
         _section("cost", "Time and memory", *cost),
         _section("origin", "Where it comes from", *_origin(report), _checksums(report), _spec(report)),
@@ -126,21 +114,8 @@ def _summary(report: Report) -> Facts:
         ("Kept", (kept, " blocks")),
         ("Method", _method(report)),
     ]
-    if report.number("after", "bytes") is not None:
-        before, after = (report.figure(side, "perplexity", as_=PERPLEXITY) for side in ("before", "after"))
-        ratio: Cell = ()
-        if report.rows("texts"):
-            text = report.words("texts", 0, "name")
-            ratio = (" (", report.figure("texts", 0, "ratio", as_=RATIO), " times) on ", text)
-        old, new = (report.figure(side, "bytes", as_=size) for side in ("before", "after"))
-        change = report.change(("before", "bytes"), ("after", "bytes"))
-        if report.rows("images"):
-            distance, name = report.figure("images", 0, "distance", as_=LOSS), report.words("images", 0, "name")
-            rows.append(("Distance of embeddings", (distance, " (1 - cosine) on ", name)))
-        else:
-            rows.append(("Perplexity", (after, ", original ", before, *ratio)))
-        rows.append(("Weights on disk", (new, ", original ", old, " (", change, ")")))
-    else:
+    rows += [(one.label, (*one.value, " (", *one.note, ")")) for one in view.headlines(report)]
+    if report.number("after", "bytes") is None:
         rows.append(("Quality", ("not measured: the evaluation was off",)))
     rows.append(("Made", (report.words("created_at"),)))
     return Facts(caption="The result in short", rows=rows)
@@ -156,42 +131,6 @@ def _method(report: Report) -> Cell:
     if not taken or asked == taken:
         return (report.words("method"),)
     return (report.words("chosen_method"), " (asked for: ", report.words("method"), ")")
-
-
-def _answers(report: Report) -> list[Part]:
-    def note(base: Place, name: str) -> str:
-        return "It ends in a repetition." if report.is_true(*base, name) else ""
-
-    return [
-        Answer(
-            prompt=(report.words(*base, "prompt"),),
-            before=(report.words(*base, "before"),),
-            after=(report.words(*base, "after"),),
-            notes=(note(base, "before_loops"), note(base, "after_loops")),
-        )
-        for base in report.places("answers", most=view.MOST_ANSWERS)
-    ]
-
-
-def _run(report: Report) -> Facts | None:
-    """What was read, kept and computed, beside the stages."""
-    known: tuple[tuple[str, Place, Form], ...] = (
-        ("Reading models, in all stages", ("loading_seconds",), duration),
-        ("Memory before anything was loaded", ("imported_bytes",), size),
-        ("Weights of the result", ("plan", "weight_bytes"), size),
-        ("Weights of the result, expected", ("plan", "expected_weight_bytes"), size),
-        ("Runs of one block on one batch", ("captured", "dense_block_runs"), WHOLE),
-        ("One stream of all tokens", ("captured", "stream_bytes"), size),
-        ("Sums of one cut", ("captured", "statistics_bytes"), size),
-        ("Streams that were kept", ("captured", "kept_bytes"), size),
-        ("Batches that were halved for memory", ("captured", "batch_halvings"), WHOLE),
-    )
-    pieces = [(label, report.figure(*path, as_=form)) for label, path, form in known]
-    if report.at("captured", "cached") is not None:
-        is_cached = report.is_true("captured", "cached")
-        pieces.append(("Activations", "read from the cache of an earlier job" if is_cached else "computed"))
-    rows = [(label, (piece,)) for label, piece in pieces if piece != NONE]
-    return Facts(caption="Of the run", rows=rows) if rows else None
 
 
 def _origin(report: Report) -> list[Table | Facts | None]:

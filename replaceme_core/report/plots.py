@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal
 
 from replaceme_core.report import view
@@ -492,50 +491,5 @@ def healing(report: Report) -> Plot | None:
         reading="Above: how far the next token's distribution is from the original's, on the text of the training. "
         "Below: how much the loss on each text of the panel has changed, which nothing is trained on; less is better. "
         "The best state on average is kept.",
-        draw=draw,
-    )
-
-
-def memory(report: Report) -> Plot | None:
-    """A line over the time of the run; each stage begins at a dashed line with its name."""
-    samples = [
-        (seconds, amount / _GIGABYTE, report.text(*base, "stage"))
-        for base in report.places("memory", most=_MOST_SAMPLES)
-        if (seconds := report.number(*base, "seconds")) is not None
-        and (amount := report.number(*base, "bytes")) is not None
-    ]
-    if len(samples) < 2 or any(later < earlier for (earlier, *_), (later, *_) in pairwise(samples)):
-        return None
-    inches = 2.8
-
-    def draw() -> "Figure":
-        figure, (plot,) = _frame(inches, across="time since the start (s)", up=["memory (GB)"])
-        seconds, amounts, stages = zip(*samples, strict=True)
-        plot.fill_between(seconds, amounts, color=_LIGHT, alpha=0.35, linewidth=0)
-        plot.plot(seconds, amounts, color=_DARK, linewidth=1.3)
-        length = max(seconds[-1] - seconds[0], 1e-9)
-        named = -1.0
-        for before, at, stage in zip((None, *stages), seconds, stages, strict=False):
-            if before == stage:
-                continue
-            plot.axvline(at, color=_ACCENT, linestyle="--", linewidth=0.8)
-            share = (at - seconds[0]) / length
-            if share - named > 0.02:  # names of very short stages would be on top of each other
-                plot.text(
-                    share, 1.01, shortened(stage, 12), transform=plot.transAxes, rotation=45, fontsize=8, va="bottom"
-                )
-                named = share
-        plot.set_xlim(seconds[0], seconds[0] + length)
-        plot.set_ylim(bottom=0)
-        return figure
-
-    return Plot(
-        name="memory",
-        inches=inches,
-        title="Memory over the run",
-        alt=f"A line through {len(samples)} samples of memory over time, from stage to stage; the peaks are in the "
-        "tables of the report.",
-        reading="The line is the memory in use at a time; each dashed line is where the named stage begins. Peaks "
-        "between two samples are in the plot of peaks only.",
         draw=draw,
     )

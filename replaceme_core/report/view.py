@@ -575,18 +575,23 @@ def disagreements(report: Report) -> Table | None:
     )
 
 
-def answers(report: Report, *, longest: int) -> Table | None:
-    """The same prompts to both models, each on one line of at most `longest` characters."""
+def answers(report: Report, *, longest: int | None = None) -> Table | None:
+    """The same prompts to both models, each whole or on one line of at most `longest` characters."""
 
-    def line(name: str) -> Callable[[Place], Cell]:
-        return lambda base: (report.line(*base, name, longest=longest),)
+    def said(name: str) -> Callable[[Place], Cell]:
+        def cell(base: Place) -> Cell:
+            text = report.words(*base, name) if longest is None else report.line(*base, name, longest=longest)
+            return (text, " (ends in a repetition)") if report.is_true(*base, f"{name}_loops") else (text,)
+
+        return cell
 
     return table_of(
         "Answers side by side",
         report.places("answers", most=MOST_ANSWERS),
-        (Column("prompt", "Prompt", is_words=True), line("prompt")),
-        (Column("before", "Original", is_words=True), line("before")),
-        (Column("after", "Result", is_words=True), line("after")),
+        (Column("prompt", "Prompt", is_words=True), said("prompt")),
+        (Column("before", "Original", is_words=True), said("before")),
+        (Column("after", "Result", is_words=True), said("after")),
+        fixed=("before", "after"),
     )
 
 

@@ -192,7 +192,6 @@ def write_report(
         "candidates": [candidate.as_dict() for candidate in pruning.candidates],
         "disagreements": disagreements(pruning.candidates),
         "stages": [asdict(stage) for stage in clock.records],
-        "memory": [asdict(sample) for sample in clock.samples],
         "loading_seconds": clock.loading_seconds,
         "plan": plan_against_actual(planned, clock.records, output=directory),
         "captured": asdict(captured),

@@ -1,6 +1,5 @@
-"""Time and peak memory of each stage, and memory over time, measured inside the runner process."""
+"""Time and peak memory of each stage, measured inside the runner process."""
 
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,22 +15,6 @@ from replaceme_core.runner.messages import Progress, Stage
 
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
-MOST_SAMPLES = 240
-FIRST_SECONDS = 0.1
-"""Between two samples; doubled whenever there are `MOST_SAMPLES`, of which every second one is then dropped."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemorySample:
-    """`bytes` of resident memory, or of the accelerator's memory where one is used, `seconds` after the start."""
-
-    seconds: float
-    bytes: int
-    stage: str
-
-
-def _present(device: torch.device) -> int:
-    return resident_bytes() if device.type == "cpu" else int(torch.get_device_module(device).memory_allocated(device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +28,7 @@ class StageRecord:
 
 @dataclass(kw_only=True)
 class StageClock:
-    """Ends one stage when the next begins, and reports both to `progress`. Memory is sampled in `sampling`.
+    """Ends one stage when the next begins, and reports both to `progress`.
 
     `modelled` has the seconds of each stage by the stated model, to which the time of later jobs is fitted
     (`plan.duration`).
@@ -55,38 +38,10 @@ class StageClock:
     device: torch.device
     modelled: Mapping[Stage, float] = field(default_factory=dict)
     records: list[StageRecord] = field(default_factory=list)
-    samples: list[MemorySample] = field(default_factory=list)
-    """At most `MOST_SAMPLES`, none between stages."""
     loading_seconds: float = 0.0
     """Time for reading models, in all stages together."""
     _current: Stage | None = None
     _began: float = 0.0
-
-    @contextmanager
-    def sampling(self) -> Iterator[None]:
-        """Take samples of the memory in a thread."""
-        ended = threading.Event()
-        thread = threading.Thread(target=self._sample, args=(ended,), name="memory-samples", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-
-    def _sample(self, ended: threading.Event) -> None:
-        began, between = time.perf_counter(), FIRST_SECONDS
-        while True:
-            stage = self._current
-            if stage is not None:
-                with suppress(OSError):
-                    seconds = round(time.perf_counter() - began, 3)
-                    self.samples.append(MemorySample(seconds=seconds, bytes=_present(self.device), stage=stage))
-            if len(self.samples) >= MOST_SAMPLES:
-                del self.samples[1::2]
-                between *= 2
-            if ended.wait(between):
-                return
 
     def begin(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
         """End the present stage and begin `stage`; an earlier attempt may have left the result of `resumed_from`."""

@@ -330,7 +330,7 @@ def test_a_report_is_for_every_screen_and_for_paper_whatever_strangers_wrote(bro
         page.on("request", lambda request, noted=noted: noted.append(request.url[:60]))
         page.goto(path.as_uri())
         assert [one for one in noted if one != path.as_uri()[:60] and not one.startswith("data:image/svg+xml")] == []
-        assert page.locator("img").count() == 8
+        assert page.locator("img").count() == 7
         page.wait_for_function(LOADED)
         assert "taken over" not in page.title()
         assert page.get_by_text(HOSTILE).count() >= 2

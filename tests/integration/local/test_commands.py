@@ -17,8 +17,6 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.port import REPOSITORY
 from replaceme_core.local.inputs import clean_name
 from replaceme_core.local.run import Machine, ShownCourse, show_nothing
-from replaceme_core.report.card import as_command
-from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.runner.inputs import Pinned
 from replaceme_core.settings import Settings
 from tests.fixtures.cli.local import CONFIG, RUNNER, Run, left_over, runner, sent
@@ -257,60 +255,6 @@ def test_any_directory_name_becomes_a_valid_repository_name(name: str) -> None:
     cleaned = clean_name(Path("/models") / name)
     assert REPOSITORY.fullmatch(f"local/{cleaned}")
     assert not re.search(r"\.\.|--|(\.git|-|\.)$", cleaned)
-
-
-TEXT = {"samples": 16, "max_length": 64, "seed": 3}
-COMPUTE = {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 2, "loading": "whole"}
-IN_A_FILE = {"dataset": "file:some text.txt", "self_generated": 0.25, **TEXT}
-SEVERAL = [
-    {"dataset": "file:some text.txt", "share": 0.5},
-    {"dataset": "builtin:code", "share": 0.25, "split": "test"},
-    {"self_generated": True, "share": 0.25},
-]
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {
-            "ratio": 0.5,
-            "method": {"name": "least_squares", "groups": 2, "ridge": 0.01, "replays": 3},
-            "compute": {**COMPUTE, "loading": "blockwise", "quantization": "4bit", "pattern_safe": True},
-            "gate": {"perplexity_ratio": {"min": 1.0, "max": 2.5}, "agreement": {"min": 0.25}},
-        },
-        {
-            "drop": [1, 2],
-            "method": {"name": "refit", "selection": "window", "ridge_later": 0.5},
-            "evaluation": {"samples": 5, "tasks": ["piqa", "sciq"], "task_limit": 9, "few_shot": 2},
-            "gate": {"tasks": {"piqa": {"min_kept": 0.5}}, "accuracy_kept": {"min": 0.5, "max": 1.5}},
-        },
-        {
-            "ratio": 0.25,
-            "method": {"name": "auto", "time_budget_seconds": 60.0},
-            "evaluation": {"enabled": False},
-            "calibration": {**TEXT, "sources": SEVERAL, "repeated": 0.25},
-        },
-        {
-            "ratio": 0.25,
-            "method": {"name": "cosine", "loss": "light", "structure": "diagonal"},
-            "calibration": {**IN_A_FILE, "repeated": 0.125, "column": "body", "template": "plain"},
-        },
-        {"ratio": 0.25, "method": {"name": "least_squares", "as_published": True}},
-    ],
-    ids=["compute", "tasks", "sources", "one text", "published"],
-)
-def test_the_command_that_a_card_shows_gives_the_same_specification(
-    replaceme: Run, model: Path, text: Path, tmp_path: Path, fields: dict[str, object]
-) -> None:
-    body = {"model": {"repo_id": "local/a-model"}, "calibration": IN_A_FILE, "compute": COMPUTE}
-    wanted = ResolvedSpec.model_validate({**body, **fields})
-    command, *arguments = shlex.split(as_command(wanted).replace("\\\n", ""))
-    for task in ("piqa", "sciq"):  # of which nothing but the names is looked at
-        (tmp_path / f"{task}.yaml").write_text(f"task: {task}\n")
-    known = {"MODEL_DIR": str(model), "OUT": str(tmp_path / "out"), "TASKS_DIR": str(tmp_path)}
-    done = replaceme(*(known.get(one, one) for one in arguments))
-    assert (command, done.exit_code) == ("replaceme", 0), done.stderr
-    assert sent(tmp_path / "out")["spec"] == wanted.model_dump(mode="json")
 
 
 def test_compress_writes_both(

@@ -110,7 +110,7 @@ def test_the_page_needs_no_network_runs_nothing_and_is_for_everybody(html: str) 
 
 def test_every_plot_has_units_and_a_sentence_on_how_to_read_it(report: Content) -> None:
     plots = {plot.name: plot for plot in plots_of(report)}
-    assert list(plots) == ["perplexity", "tasks", "influence", "windows", "candidates", "times", "peaks", "memory"]
+    assert list(plots) == ["perplexity", "tasks", "influence", "windows", "candidates", "times", "peaks"]
     for plot in plots.values():
         assert all(len(text) > 40 and text.endswith(".") for text in (plot.alt, plot.reading))
         figure = plot.draw()
@@ -210,7 +210,6 @@ def test_of_a_directory_nothing_is_invented(tmp_path: Path, monkeypatch: pytest.
     for expected in (
         "`tiny` with 4 of its 6 blocks (layers).",
         "`tiny` states no licence",
-        "replaceme compress MODEL_DIR --out OUT",
         "--model MODEL_DIR",
         "Its quality was not measured.",
         "apply_chat_template(",

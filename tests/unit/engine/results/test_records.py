@@ -1,8 +1,6 @@
 """What the report records: code, memory by stage, tensors that differ, warnings and disagreements."""
 
 import subprocess
-import threading
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,12 +11,9 @@ from safetensors.torch import save_file
 from replaceme_core.engine.evaluation.compare import Answer, Comparison, TextResult
 from replaceme_core.engine.evaluation.measure import Measurement
 from replaceme_core.engine.methods.task import Candidate
-from replaceme_core.engine.results import provenance, stage_clock
+from replaceme_core.engine.results import provenance
 from replaceme_core.engine.results.outcome import disagreements, warnings_of
 from replaceme_core.engine.results.provenance import compare_weights
-from replaceme_core.engine.results.stage_clock import StageClock, resident_bytes
-from replaceme_core.runner.messages import Stage
-from tests.fixtures.models.recorder import Recorder
 
 COMMIT = "a" * 40
 
@@ -94,34 +89,6 @@ def test_tensors_that_differ(tmp_path: Path) -> None:
     ]
     assert (rows["a"]["differing"], rows["a"]["values"], rows["a"]["largest"]) == (1, 3, 0.5)
     assert rows["a"]["relative"] == pytest.approx(0.5 / 21**0.5)
-
-
-def sampled(clock: StageClock, *stages: Stage) -> None:
-    with clock.sampling():
-        for stage in stages:
-            clock.begin(stage)
-            time.sleep(0.05)
-        clock.end()
-
-
-def test_memory_is_sampled_by_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage_clock, "FIRST_SECONDS", 0.01)
-    clock = StageClock(progress=Recorder(), device=torch.device("cpu"))
-    sampled(clock, Stage.CALIBRATE, Stage.SELECT)
-    assert {sample.stage for sample in clock.samples} == {"calibrate", "select"}
-    assert [sample.seconds for sample in clock.samples] == sorted(sample.seconds for sample in clock.samples)
-    assert clock.samples[-1].bytes == pytest.approx(resident_bytes(), rel=0.5)
-    assert not [thread for thread in threading.enumerate() if thread.name == "memory-samples"], "it has stopped"
-
-
-def test_there_are_never_many_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each time half of them go, and the time between two doubles."""
-    monkeypatch.setattr(stage_clock, "FIRST_SECONDS", 0.001)
-    monkeypatch.setattr(stage_clock, "MOST_SAMPLES", 8)
-    clock = StageClock(progress=Recorder(), device=torch.device("cpu"))
-    sampled(clock, Stage.SELECT, Stage.SOLVE)
-    assert 4 <= len(clock.samples) < 8
-    assert clock.samples[-1].seconds > 0.03
 
 
 def compared(
