@@ -336,6 +336,7 @@ def test_a_report_is_for_every_screen_and_for_paper_whatever_strangers_wrote(bro
         assert page.get_by_text(HOSTILE).count() >= 2
         assert serious_findings(page) == []
         assert widths_that_overflow(page) == []
+        assert cut_off_on_a_phone(page, ".scroll:has(table)") == []
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         assert page.evaluate("() => document.activeElement.id") == "main"
