@@ -208,7 +208,17 @@ def _find(model_type: str) -> Layout:
                 continue  # any other number of them is as this one
             reason = REASONS.get(field, str(error))
             requirements.append(Requirement(field=field, allowed=tuple({None: None, value: None}), reason=reason))
-    return replace(row, requires=tuple(requirements))
+    return replace(row, requires=tuple(as_built(one, base) for one in requirements))
+
+
+def as_built(one: Requirement, base: PreTrainedConfig) -> Requirement:
+    """Without `None` where the class fills in a value that is not allowed; with what concerns images alone."""
+    given, known = list(one.allowed), tower(base)
+    if "'vision'" in repr(type(known).__annotations__.get(one.field)):
+        given.insert(1, "vision")  # Gemma 4: tokens of images attend in both directions, and those of text do not
+    if getattr(tower(type(base)()), one.field, None) not in given:
+        given.remove(None)
+    return replace(one, allowed=tuple(given))
 
 
 def tower(config: PreTrainedConfig) -> PreTrainedConfig:

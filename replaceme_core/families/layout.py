@@ -80,7 +80,7 @@ class Write:
 
 @dataclass(frozen=True, kw_only=True)
 class Requirement:
-    """The `field` of the config must have one of the `allowed` values, or be absent; `reason` explains why."""
+    """The `field` of the config must have one of the `allowed` values, where `None` is absent; `reason` explains why."""
 
     field: str
     allowed: tuple[str | int | bool | None, ...]
@@ -256,16 +256,19 @@ def lookup(model_type: str) -> Layout | str:
 def unmet(row: Layout, config: Mapping[str, object]) -> str | None:
     """The reason why a model of this row's type with this `config` is refused; `None` if it is not."""
     for one in row.requires:
-        if one.field in config and config[one.field] not in one.allowed:
-            value = shorten(repr(config[one.field]), 80)
-            return f"this {row.model_type} model sets {one.field} to {value}: {one.reason}"
+        value = config.get(one.field)
+        if value not in one.allowed:
+            said = f"sets {one.field} to {shorten(repr(value), 80)}" if value is not None else f"leaves {one.field} out"
+            return f"this {row.model_type} model {said}: {one.reason}"
     return None
 
 
 def limits(row: Layout) -> str | None:
     """A sentence that says which models of a supported type are refused; `None` if none are."""
-    parts = (f"not with {one.field} other than {json.dumps(one.allowed[-1])}: {one.reason}" for one in row.requires)
-    return "; ".join(parts) or None
+    known = (
+        (one, " or ".join(json.dumps(value) for value in one.allowed if value is not None)) for one in row.requires
+    )
+    return "; ".join(f"not with {one.field} other than {words}: {one.reason}" for one, words in known) or None
 
 
 ATTENTION = frozenset({"attention", "full_attention", "sliding_attention", "chunked_attention"})

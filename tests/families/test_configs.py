@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from benchmarks.harness import tiny_models
+from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import remove_blocks
 from replaceme_core.engine.model.load import load_config, stored_weights
 from replaceme_core.errors import InvalidInput, UnsafeModel, UnsupportedFamily
@@ -25,7 +27,7 @@ from replaceme_core.families.layout import (
 from replaceme_core.families.resolve import resolve
 from replaceme_core.hub.model_config import admit_config
 from replaceme_core.request.removal import families
-from tests.fixtures.models.tiny import BLOCKS, BY_NAME, VARIANTS, WIDTH, Variant, tiny_config, tiny_model
+from tests.fixtures.models.tiny import BLOCKS, BY_NAME, VARIANTS, WIDTH, Variant, tiny_config, tiny_model, token_ids
 
 
 def test_the_tables_do_not_contradict_each_other() -> None:
@@ -199,7 +201,10 @@ def test_sizes_that_a_file_leaves_out_are_those_of_the_class() -> None:
         ({"model_type": "idefics2", "text_config": {"model_type": "mistral"}}, (32, 4096, None)),
         ({"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}}, (12, 768, 196)),
         ({"model_type": "clip", "vision_config": {"patch_size": 16}}, (12, 768, 197)),
-        ({"model_type": "paligemma", "text_config": {"model_type": "gemma"}}, (28, 3072, None)),
+        (
+            {"model_type": "paligemma", "text_config": {"model_type": "gemma", "use_bidirectional_attention": False}},
+            (28, 3072, None),
+        ),
         ({"model_type": "qwen2_vl", "num_hidden_layers": 28, "hidden_size": 1536}, (28, 1536, None)),
         ({"model_type": "bloom", "n_layer": 24, "n_embed": 1024}, (24, 1024, None)),
     ],
@@ -208,6 +213,37 @@ def test_sizes_that_a_file_leaves_out_are_those_of_the_class() -> None:
 def test_official_files_are_admitted(config: dict[str, object], sizes: tuple[int, int, int | None]) -> None:
     outline = admit_config(config)
     assert (outline.blocks, outline.hidden_size, outline.positions) == sizes
+
+
+@pytest.mark.parametrize(
+    ("model_type", "field"),
+    [("paligemma", "use_bidirectional_attention"), ("gemma4_text", "hidden_size_per_layer_input")],
+)
+def test_what_a_class_fills_in_is_not_left_out(model_type: str, field: str) -> None:
+    """As in the files of PaliGemma: the job would fail once the model is loaded."""
+    config = json.loads(tiny_models.tiny_config(model_type).to_json_string())
+    part = config.get("text_config", config)
+    part[field] = 0 if field.startswith("hidden") else False
+    admit_config(config)
+    del part[field]
+    with pytest.raises(UnsupportedFamily, match=f"leaves {field} out"):
+        admit_config(config)
+
+
+def test_gemma_4_whose_images_alone_attend_in_both_directions() -> None:
+    """As its larger models do; to text it is a causal language model."""
+    sizes = {**tiny_models.fitting_sizes("gemma4_text"), "vocab_size": 260}
+    config = tiny_models.tiny_config("gemma4_text", **sizes, use_bidirectional_attention="vision")
+    admit_config(json.loads(config.to_json_string()))
+    model, tokens = tiny_models.built(config), token_ids(2, 24)
+    block_runner = BlockRunner(resolved=resolve(model))
+    with torch.inference_mode():
+        assert block_runner.prove(tokens) < 1e-5
+        before = model(input_ids=tokens, use_cache=False).logits[:, :12]
+        tokens[:, 12:] += 1
+        assert torch.equal(model(input_ids=tokens, use_cache=False).logits[:, :12], before)
+    with pytest.raises(UnsupportedFamily, match="sets use_bidirectional_attention to 'all'"):
+        admit_config({**json.loads(config.to_json_string()), "use_bidirectional_attention": "all"})
 
 
 @pytest.mark.parametrize("model_type", ["fuyu", "moshi"])

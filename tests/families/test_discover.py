@@ -160,7 +160,7 @@ def made_up(design: Design) -> Any:
     return Model([Block(design) for _ in range(BLOCKS)], **fields).eval()
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(DESIGNS)
 def test_made_up_blocks_are_found(design: Design) -> None:
     model = made_up(design)

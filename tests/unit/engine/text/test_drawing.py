@@ -58,7 +58,7 @@ def test_how_many_sequences_each_source_has(fields: dict[str, object], expected:
     assert [one.measure for one in sequence_counts(found, measure=0)] == [0] * len(expected)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(
     shares=st.lists(st.floats(0.001, 1), min_size=1, max_size=8),
     more=st.integers(0, 3000),
