@@ -27,7 +27,7 @@ _READ_BY_HAND = """
     alignment_intermediate_size attention_other_setting block_ff_dim clip_qkv first_k_dense_replace
     full_attention_interval global_attn_every_n_layers global_head_dim global_rope_theta heads hybrid_override_pattern
     index_skip_topk_offset index_topk_freq index_topk_pattern intermediate_size layers linear_attn_config
-    local_rope_theta ls_init_value
+    linear_head_dim local_rope_theta ls_init_value
     mamba_chunk_size mamba_conv_bias mamba_d_conv mamba_dt_init_floor mamba_dt_limit mamba_dt_max mamba_dt_min
     mamba_expand mamba_n_groups moe_layer_freq moe_layers_enum mtp_hybrid_override_pattern no_rope_layer_interval
     num_experts num_global_key_value_heads partial_rotary_factors rotary_dim sliding_window sliding_window_size

@@ -106,6 +106,7 @@ def test_a_mistake_of_ours_stays_one() -> None:
 
 _USUAL_SIZES = {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4}
 _SIZES = {"gpt2": {"n_embd": 64, "n_layer": 3}, "falcon_mamba": {"num_hidden_layers": 3, "hidden_size": 64}}
+_NO_INPUTS = {"hidden_size_per_layer_input": 0}
 STRANGE = {
     "payload": {"a": [1, 2]},
     "_configuration_file": "other.json",
@@ -149,13 +150,17 @@ def test_strange_keys_are_dropped_and_the_others_kept(variant: Variant, tmp_path
         ("modernbert-decoder", {"local_rope_theta": 5e3, "global_rope_theta": 6e5, "global_attn_every_n_layers": 2}),
         ("minimax_m2", {"rotary_dim": 8}),
         ("lfm2", {"block_ff_dim": 96, "tie_embedding": False}),
-        ("gemma4_text", {"global_head_dim": 32, "num_global_key_value_heads": 2, "attention_k_eq_v": True}),
+        (
+            "gemma4_text",
+            {"global_head_dim": 32, "num_global_key_value_heads": 2, "attention_k_eq_v": True, **_NO_INPUTS},
+        ),
         ("nemotron_h", {"hybrid_override_pattern": "M*-", "mamba_d_conv": 3, "mamba_n_groups": 2}),
         ("qwen3_next", {"full_attention_interval": 2}),
         ("mimo_v2_flash", {"sliding_window_size": 64}),
         ("kimi_linear", {"linear_attn_config": {"full_attn_layers": [2], "kda_layers": [1, 3], "head_dim": 8}}),
         ("minimax_m3_vl_text", {"sparse_attention_config": {"sparse_attention_freq": [0, 1, 1]}}),
         ("falcon_mamba", {"intermediate_size": 96}),
+        ("bailing_hybrid", {"head_dim": 16, "linear_head_dim": 32}),
         ("glm_moe_dsa", {"index_topk_pattern": "FSF", "num_experts": 4}),
     ],
 )
