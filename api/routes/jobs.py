@@ -265,7 +265,7 @@ _PREFER = {
     "description": "`wait=N`: hold the answer until the job has ended, at most N seconds and at most 60.",
 }
 _NOT_OF_A_CANCEL = ["GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
-MOST_CANCELLED = 500
+MOST_CANCELLED, CANCEL_SECONDS = 500, 5.0
 """In one transaction, which holds the rows of all of them."""
 
 
@@ -340,7 +340,9 @@ def cancel_jobs(
     caller: CallerDep,
 ) -> CancelledJobsBody:
     """Cancel all of your queued and running jobs that match. At most 500 at a time; `more` says whether to repeat."""
-    done = changes.cancel_matching(session, owner=caller, filters=body.filters(), limit=MOST_CANCELLED)
+    done = changes.cancel_matching(
+        session, owner=caller, filters=body.filters(), limit=MOST_CANCELLED, seconds=CANCEL_SECONDS
+    )
     items = tuple(CancelledBody(id=job_id, status=status) for job_id, status in done.statuses.items())
     return CancelledJobsBody(items=items, more=done.more)
 

@@ -4,6 +4,8 @@ A job and its idempotency key are written in one transaction, and a key is uniqu
 with the same key sees either nothing or the job: no client has to wait for a state in between.
 """
 
+import math
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from uuid import uuid4
@@ -232,9 +234,12 @@ def _cancel(session: Session, row: JobRow) -> None:
             raise StaleTransition(f"job {row.id} has already {row.status} and cannot be cancelled")
 
 
-def cancel_matching(session: Session, *, owner: str, filters: JobFilters, limit: int) -> BulkCancel:
-    """Ask to cancel up to `limit` queued and running jobs that match, the oldest first.
+def cancel_matching(
+    session: Session, *, owner: str, filters: JobFilters, limit: int, seconds: float = math.inf
+) -> BulkCancel:
+    """Ask to cancel up to `limit` queued and running jobs that match, the oldest first, but at least one.
 
+    No further one is begun after `seconds`: each may have messages to a hundred webhooks, and workers wait for rows.
     Jobs that somebody has asked to cancel before are passed over, so that the next call goes on where this one ended.
     Raises `InvalidInput` (field `labels`).
     """
@@ -246,9 +251,14 @@ def cancel_matching(session: Session, *, owner: str, filters: JobFilters, limit:
         .with_for_update(key_share=True),
         execution_options={"populate_existing": True},
     ).all()
+    end = time.monotonic() + seconds
+    statuses: dict[str, JobStatus] = {}
     for row in found[:limit]:
+        if statuses and time.monotonic() > end:
+            break
         _cancel(session, row)
-    return BulkCancel(statuses={row.id: row.status for row in found[:limit]}, more=len(found) > limit)
+        statuses[row.id] = row.status
+    return BulkCancel(statuses=statuses, more=len(found) > len(statuses))
 
 
 _MOST_AT_ONCE = 256

@@ -3,6 +3,7 @@ messages to webhooks about them. None of these exists without the others.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import cast
 
 from sqlalchemy import ColumnElement, Table, bindparam, insert, select, union_all, update
@@ -86,6 +87,9 @@ def transition(
 
 _EVENTS = cast(Table, JobEventRow.__table__)
 _INSERT_EVENT = insert(_EVENTS).values(at=now()).returning(_EVENTS.c.at)
+_INSERT_MESSAGE = insert(cast(Table, DeliveryRow.__table__)).values(
+    state=DeliveryState.PENDING, tries=0, next_try_at=now(), created_at=now()
+)
 """Built once, and without the mapper, which would spend more on one row than the database."""
 
 
@@ -124,25 +128,23 @@ def _write_messages(session: Session, row: JobRow, events: Sequence[JobEvent]) -
     if not webhooks:
         return
     job = to_shown_job(row)
-    for webhook in webhooks:
-        if not webhook.labels.items() <= job.labels.items():
-            continue
-        for event in events:
-            if event.type.value in webhook.events:
-                session.execute(
-                    insert(DeliveryRow).values(
-                        webhook_id=webhook.id,
-                        owner=row.owner,
-                        job_id=row.id,
-                        seq=event.seq,
-                        type=event.type,
-                        body=body_of(webhook.payload, job, event),
-                        state=DeliveryState.PENDING,
-                        tries=0,
-                        next_try_at=now(),
-                        created_at=now(),
-                    )
-                )
+    body = cache(lambda payload, number: body_of(payload, job, events[number]))  # there may be a hundred webhooks
+    messages = [
+        {
+            "webhook_id": webhook.id,
+            "owner": row.owner,
+            "job_id": row.id,
+            "seq": event.seq,
+            "type": event.type,
+            "body": body(webhook.payload, number),
+        }
+        for webhook in webhooks
+        if webhook.labels.items() <= job.labels.items()
+        for number, event in enumerate(events)
+        if event.type.value in webhook.events
+    ]
+    if messages:
+        session.execute(_INSERT_MESSAGE, messages)
 
 
 def read_job(session: Session, job_id: str, *where: ColumnElement[bool], lock: bool = False) -> JobRow | None:
