@@ -17,7 +17,6 @@ queue is below 85 %, or if a job is starved, lost, doubled, or claimed over the 
 """
 
 import argparse
-import asyncio
 import json
 import math
 import random
@@ -46,7 +45,7 @@ from starlette.types import Scope as AsgiScope
 
 from api.http.callers import Caller, set_caller
 from api.queue import Queue
-from api.routes.planning import Planning
+from api.routes.planning import Planning, Slots
 from api.routes.submission import Submitter
 from benchmarks.harness.servers import start_postgres, start_valkey
 from benchmarks.harness.specs import a_spec
@@ -269,7 +268,7 @@ class Submissions(Submitter):
 
 
 def submissions_of(database: Database, queue: Queue, settings: Settings) -> Submissions:
-    unused = {"planning": cast(Planning, None), "write_slots": asyncio.Semaphore()}
+    unused = {"planning": cast(Planning, None), "write_slots": Slots(1, of_one=1)}
     box = partial(SecretsBox, [])
     return Submissions(settings=settings, database=database, queue=queue, open_secrets_box=box, **unused)
 

@@ -3,7 +3,6 @@
 Dependencies that only look up a value are `async`: the framework runs plain functions in its thread pool.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from functools import cached_property
 from typing import Annotated
@@ -18,7 +17,7 @@ from api.monitoring import Monitoring
 from api.queue import Queue
 from api.routes.delivery import Delivery
 from api.routes.event_feed import EventFeed
-from api.routes.planning import Planning
+from api.routes.planning import Planning, Slots
 from api.routes.reading import BatchedReader
 from api.routes.report_pages import ReportPages
 from api.routes.submission import Submitter
@@ -28,8 +27,9 @@ from replaceme_core.ledger.keys import Keys
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
 
-WRITE_SLOTS = 5
-"""Transactions that write at the same time: fewer than connections in the pool, and far fewer than threads."""
+WRITE_SLOTS, WRITE_SLOTS_OF_ONE = 5, 3
+"""Transactions that write at the same time, of all callers and of one owner: fewer than connections in the pool, and
+far fewer than threads."""
 
 
 class Services:
@@ -40,7 +40,7 @@ class Services:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._given = settings
-        self.write_slots = asyncio.Semaphore(WRITE_SLOTS)
+        self.write_slots = Slots(WRITE_SLOTS, of_one=WRITE_SLOTS_OF_ONE)
 
     @cached_property
     def settings(self) -> Settings:
@@ -143,13 +143,13 @@ async def services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(services)]
 
 
-async def write_slot(services: ServicesDep) -> AsyncIterator[None]:
+async def write_slot(services: ServicesDep, request: Request) -> AsyncIterator[None]:
     """Wait for a write slot without occupying a thread.
 
     Between a route and its commit the framework takes a thread once more, to validate the response. If requests that
     wait for this one's connection or lock occupied all threads, this one would never get it: a deadlock.
     """
-    async with services.write_slots:
+    async with services.write_slots.hold(caller_of(request.scope).owner):
         yield
 
 

@@ -36,29 +36,44 @@ from replaceme_core.shapes import WorkerPlan
 
 KEPT_SHAPES = 100
 MOST_READING, MOST_READING_OF_ONE = 8, 4
-"""Requests that read a repository at once: of all callers, and of one. Each may take 100 MB, and waits for the Hub."""
+"""Requests that read a repository at once: of all, and of one owner. Each may take 100 MB, and waits for the Hub."""
 READING_WAIT_SECONDS = 10.0
 RequestT = TypeVar("RequestT", bound=CompressionRequest)
 DISK_SECONDS = 5.0
 """How long what was found of the disk is used."""
 
 
-class ReadingSlots:
-    """Limits how many requests read a repository at the same time: those of each caller, and all of this process."""
+class Slots:
+    """Limits how many requests do something at the same time: those of each owner, who may have many keys, and all."""
 
-    def __init__(self) -> None:
-        self._all = asyncio.Semaphore(MOST_READING)
+    def __init__(self, most: int, *, of_one: int) -> None:
+        self._all = asyncio.Semaphore(most)
+        self._of_one = of_one
         self._own: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     @asynccontextmanager
+    async def hold(self, owner: str, *, seconds: float | None = None) -> AsyncIterator[None]:
+        """Wait for a slot, without a thread, and hold it. Raises `TimeoutError` after `seconds`."""
+        own = self._own.setdefault(owner, asyncio.Semaphore(self._of_one))
+        async with AsyncExitStack() as held:
+            async with asyncio.timeout(seconds):
+                await held.enter_async_context(own)
+                await held.enter_async_context(self._all)
+            yield
+
+
+class ReadingSlots:
+    """Limits how many requests read a repository at the same time."""
+
+    def __init__(self) -> None:
+        self._slots = Slots(MOST_READING, of_one=MOST_READING_OF_ONE)
+
+    @asynccontextmanager
     async def hold(self, caller: Caller) -> AsyncIterator[None]:
-        """Wait for a slot, without a thread, and hold it. Raises `TooManyRequests` after `READING_WAIT_SECONDS`."""
-        own = self._own.setdefault(caller.name, asyncio.Semaphore(MOST_READING_OF_ONE))
+        """Wait for a slot and hold it. Raises `TooManyRequests` after `READING_WAIT_SECONDS`."""
         async with AsyncExitStack() as held:
             try:
-                async with asyncio.timeout(READING_WAIT_SECONDS):
-                    await held.enter_async_context(own)
-                    await held.enter_async_context(self._all)
+                await held.enter_async_context(self._slots.hold(caller.owner, seconds=READING_WAIT_SECONDS))
             except TimeoutError:
                 raise TooManyRequests(
                     f"too many requests are reading models, of you (at most {MOST_READING_OF_ONE} at once) or of all "

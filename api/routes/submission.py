@@ -4,7 +4,6 @@ Each of the two steps runs in a thread once. More thread switches would slow dow
 threads of the process share one interpreter lock.
 """
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from api.http.callers import Caller, caller_of, limit_of
 from api.queue import Queue
 from api.request_bodies import JobRequest, JobWebhookRequest
 from api.routes.delivery import check_url
-from api.routes.planning import Planning, check_worker_kind
+from api.routes.planning import Planning, Slots, check_worker_kind
 from replaceme_core.errors import MissingScope, QueueUnreachable, TooManyJobs
 from replaceme_core.ledger import changes, reading, webhooks
 from replaceme_core.ledger.database import Database, LedgerSession
@@ -60,7 +59,7 @@ class Submitter:
     queue: Queue
     open_secrets_box: Callable[[], SecretsBox]
     planning: Planning
-    write_slots: asyncio.Semaphore
+    write_slots: Slots
 
     async def submit(self, request: JobRequest, *, key: str | None, scope: Scope) -> tuple[Submitted, ...]:
         """The new jobs, one unless it is a sweep, committed together and enqueued.
@@ -76,7 +75,7 @@ class Submitter:
             prepared = await run_in_threadpool(self._prepare, request, ids=ids, keys=keys, caller=caller)
         if isinstance(prepared, tuple):
             return prepared
-        async with self.write_slots:
+        async with self.write_slots.hold(caller.owner):
             return await run_in_threadpool(
                 self._store, prepared, webhook=request.webhook, ids=ids, keys=keys, scope=scope
             )
@@ -90,7 +89,7 @@ class Submitter:
         idempotency_key = self._key(key, hashlib.sha256(f"retry {job_id}".encode()).hexdigest())
         new_id = str(uuid4())
         await run_in_threadpool(self._check_retry, job_id, idempotency_key, caller=caller_of(scope))
-        async with self.write_slots:
+        async with self.write_slots.hold(caller_of(scope).owner):
             return await run_in_threadpool(
                 self._store_retry, job_id, new_id=new_id, idempotency_key=idempotency_key, scope=scope
             )

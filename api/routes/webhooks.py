@@ -254,7 +254,7 @@ async def _write_after_check(
             deadline.check(request.scope)
         return written
 
-    async with services.write_slots:
+    async with services.write_slots.hold(caller_of(request.scope).owner):
         return await run_in_threadpool(in_transaction)
 
 

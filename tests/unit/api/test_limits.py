@@ -1,12 +1,13 @@
 """Limits of callers: requests in a minute, unfinished jobs, sizes of models and texts."""
 
+import asyncio
 import fcntl
 import json
 import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from starlette.testclient import TestClient
 
 from api.http.requests import MOST_CHARACTERS, MOST_DEPTH
 from api.main import create_app
-from api.routes.planning import MOST_READING, MOST_READING_OF_ONE
+from api.routes.deps import WRITE_SLOTS, WRITE_SLOTS_OF_ONE
+from api.routes.planning import MOST_READING, MOST_READING_OF_ONE, Slots
 from benchmarks.harness.stub_model import stub_weights
 from replaceme_core.ledger import attempts
 from replaceme_core.ledger.database import Database
@@ -25,9 +27,9 @@ from tests.fixtures.api.keys import Holder, hold_key
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
 
 
-def holder_with(client: TestClient, settings: Settings, **limits: int) -> Holder:
+def holder_with(client: TestClient, settings: Settings, *, owner: str = "a", **limits: int) -> Holder:
     scopes = ["jobs:read", "jobs:write", "webhooks:write"]
-    return hold_key(client, settings, owner="a", scopes=scopes, limits=KeyLimits(**limits))
+    return hold_key(client, settings, owner=owner, scopes=scopes, limits=KeyLimits(**limits))
 
 
 def test_requests_in_a_minute(client: TestClient, settings: Settings) -> None:
@@ -144,12 +146,12 @@ def unreadable(root: Path, repo_id: str) -> Iterator[None]:
 def test_requests_that_read_models_at_the_same_time(
     client: TestClient, settings: Settings, hub_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One key leaves half of the slots to others; those of two keep a third out, and no one without a model.
+    """One owner, with any number of keys, leaves half of the slots to others; two keep a third out.
 
     The look-up of a webhook's host needs a slot, too.
     """
     monkeypatch.setattr("api.routes.planning.READING_WAIT_SECONDS", 0.2)
-    greedy, second, third = (holder_with(client, settings) for _ in range(3))
+    greedy, again, second, third = (holder_with(client, settings, owner=name) for name in ("a", "a", "b", "c"))
     hook = f"/webhooks/{greedy.post('/webhooks', json={'url': 'https://hooks.example.com'}).json()['id']}"
     move = {"url": "https://hooks.example.com/other"}
     free = "org/strange"  # another model, of which a plan says that it is refused
@@ -163,6 +165,7 @@ def test_requests_that_read_models_at_the_same_time(
             time.sleep(0.3)
             for refused in (
                 plan(greedy, free),
+                plan(again, free),
                 greedy.post("/jobs", json=SMALLEST),
                 greedy.post("/webhooks", json=move),
                 greedy.patch(hook, json=move),
@@ -177,6 +180,24 @@ def test_requests_that_read_models_at_the_same_time(
             assert not any(one.done() for one in held)
         assert {one.result().status_code for one in held} == {200}
     assert plan(third, free).status_code == 200
+
+
+def test_writes_of_one_owner_leave_slots_to_others() -> None:
+    async def hold_all() -> list[bool]:
+        slots = Slots(WRITE_SLOTS, of_one=WRITE_SLOTS_OF_ONE)
+        async with AsyncExitStack() as held:
+            for _ in range(WRITE_SLOTS_OF_ONE):
+                await held.enter_async_context(slots.hold("a"))
+            found = []
+            for owner in ("a", "b"):
+                try:
+                    await held.enter_async_context(slots.hold(owner, seconds=0.1))
+                    found.append(True)
+                except TimeoutError:
+                    found.append(False)
+            return found
+
+    assert asyncio.run(hold_all()) == [False, True]
 
 
 def nested(depth: int) -> str:
