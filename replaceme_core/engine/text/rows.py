@@ -72,7 +72,7 @@ def lines_of(stream: TextIO, file: Path) -> Iterator[str]:
         while line := stream.readline(LONGEST_ROW + 1):
             left -= len(line)
             if len(line) > LONGEST_ROW:
-                raise _refused(file, f"has a row of more than {LONGEST_ROW:,} characters; remove it or divide it")
+                raise _too_long(file)
             if left < 0:
                 raise _too_large(file)
             yield line
@@ -158,9 +158,20 @@ def _end_of_space(text: str, place: int) -> int:
 
 def _csv(stream: TextIO, file: Path) -> Iterator[Row]:
     csv.field_size_limit(LONGEST_ROW)
-    reader = csv.DictReader(lines_of(stream, file))
+    left = LONGEST_ROW
+
+    def lines() -> Iterator[str]:
+        nonlocal left
+        for line in lines_of(stream, file):
+            left -= len(line)
+            if left < 0:  # a row in quotes may have many lines
+                raise _too_long(file)
+            yield line
+
+    reader = csv.DictReader(lines())
     try:
         for row in reader:
+            left = LONGEST_ROW
             yield {name: value for name, value in row.items() if isinstance(name, str)}
     except csv.Error as error:
         raise _refused(file, f"cannot be read in line {reader.line_num}: {error}") from None
@@ -196,6 +207,10 @@ def _end_of(reader: "subprocess.Popen[str]", errors: IO[str]) -> str:
     if reader.returncode < 0:
         return f"the reader ended with signal {-reader.returncode}"
     return shorten(said[-1], 300) if said else f"the reader ended with exit status {reader.returncode}"
+
+
+def _too_long(file: Path) -> InvalidInput:
+    return _refused(file, f"has a row of more than {LONGEST_ROW:,} characters; remove it or divide it")
 
 
 def _too_large(file: Path) -> InvalidInput:

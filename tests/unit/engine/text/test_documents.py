@@ -340,6 +340,13 @@ def test_a_row_without_end_is_refused_in_little_memory(
         read(path)
 
 
+def test_a_row_of_many_lines_is_refused_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "LONGEST_ROW", 2**18)
+    path = write(tmp_path / "a.csv", 'text\n"' + ("x" * 2**16 + '","\n') * 256)
+    with peak_below(4 * 2**20), pytest.raises(InvalidInput, match="more than 262,144 characters"):
+        read(path)
+
+
 def test_a_long_list_on_one_line_is_read_as_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "LONGEST_ROW", 2**18)
     entries = ",".join(json.dumps({"text": "x" * 2000}) for _ in range(2_000))
