@@ -22,6 +22,8 @@ FILE_KEYS = ("transformers_weights", "gguf_file")
 """Keys that name files for transformers to load instead of the model's weights, pickles among them."""
 
 MOST_LABELS = 10_000
+_LARGEST_NUMBER = 2**128
+"""No size is near it; what is computed of larger ones would be no float."""
 _POSITIONS = ("n_positions", "max_position_embeddings")
 
 
@@ -56,6 +58,11 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
                     f"config.json sets {key!r}, which can run code that comes with the model; remove it, "
                     "only models that transformers implements itself are accepted",
                     value=part[key],
+                )
+        for key, value in part.items():
+            if type(value) is int and abs(value) > _LARGEST_NUMBER:
+                raise UnsafeModel(
+                    f"config.json gives {shorten(key, 80)} as {shorten(repr(value), 80)}, which is no size", value=key
                 )
         refuse_file_keys(part)
     model_type = config.get("model_type")
