@@ -80,7 +80,7 @@ class Write:
 
 @dataclass(frozen=True, kw_only=True)
 class Requirement:
-    """The `field` of the config must have one of the `allowed` values, where `None` is absent; `reason` explains why."""
+    """The `field` of the config must have one of the `allowed` values: `None` is absent. `reason` explains why."""
 
     field: str
     allowed: tuple[str | int | bool | None, ...]

@@ -10,7 +10,7 @@ second waits for the first and finds the next row. The messages themselves are w
 import json
 import re
 import secrets
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from uuid import uuid4
@@ -318,18 +318,17 @@ def claim(session: Session, *, claim_seconds: float) -> ClaimedDelivery | None:
     longest. Owners with `MOST_AT_ONCE` on the way are passed over, and webhooks with `MOST_TO_ONE`. So slow receivers
     of some do not hold up others.
     """
-    under_way = aliased(DeliveryRow)
-    owners, receivers = (
-        select(column).where(under_way.claimed_until > now()).group_by(column)
-        for column in (under_way.owner, under_way.webhook_id)
-    )
-    slow = DeliveryRow.webhook_id.in_(receivers.having(func.count() >= MOST_TO_ONE))
+    claimed = select(DeliveryRow.owner, DeliveryRow.webhook_id).where(DeliveryRow.claimed_until > now())
+    under_way = session.execute(claimed).all()
+    owners, receivers = (Counter(row[place] for row in under_way) for place in (0, 1))
+    slow = [receiver for receiver, count in receivers.items() if count >= MOST_TO_ONE]
+    groups = [tuple(sorted(one for one in owners if owners[one] >= fewer)) for fewer in range(1, MOST_AT_ONCE + 1)]
     row = None
-    for fewer in range(1, MOST_AT_ONCE + 1):  # a query each, so that it reads the index in its order
-        busy = owners.having(func.count() >= fewer)
+    # a query each, so that it reads the index in its order: with a long backlog of a busy owner, all of that
+    for busy in dict.fromkeys(groups):
         row = session.scalars(
             select(DeliveryRow)
-            .where(*_is_due(), DeliveryRow.owner.not_in(busy), ~slow)
+            .where(*_is_due(), DeliveryRow.owner.not_in(busy), DeliveryRow.webhook_id.not_in(slow))
             .order_by(DeliveryRow.next_try_at)
             .limit(1)
             .with_for_update(skip_locked=True),
