@@ -27,7 +27,7 @@ from replaceme_core.ledger.keys import Keys
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
 
-WRITE_SLOTS, WRITE_SLOTS_OF_ONE = 5, 3
+WRITE_SLOTS, WRITE_SLOTS_OF_ONE = 5, 4
 """Transactions that write at the same time, of all callers and of one owner: fewer than connections in the pool, and
 far fewer than threads."""
 
