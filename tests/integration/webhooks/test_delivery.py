@@ -166,6 +166,15 @@ def test_a_secret_of_another_key_is_kept_and_sent_once_the_key_is_there(bench: B
     assert len(bench.there.received) == 1
 
 
+def test_a_rotation_replaces_a_secret_of_another_key(bench: Bench) -> None:
+    other = base64.b64encode(os.urandom(32)).decode()
+    settings, new = settings_for(bench.settings.resolved_database_url, encryption_key=other), new_secret()
+    bench.outbox.rotate(bench.id, settings.secrets_box().seal(new, field="webhook"), overlap_seconds=60)
+    bench.ledger.add()
+    assert bench.send_one(settings=settings)
+    assert verified(bench.there.received[0], new)
+
+
 def test_a_mistake_of_ours_is_a_failure_like_others(bench: Bench) -> None:
     class Broken(Sender):
         def send(self, url: str, *, body: str, headers: Mapping[str, str]) -> NoReturn:
