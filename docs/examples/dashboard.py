@@ -16,7 +16,7 @@ from contextlib import suppress
 import httpx2
 
 from api.client.client import Client
-from api.client.errors import Missing
+from api.client.errors import Missing, ServiceUnreachable
 
 SHOWN = "id,status,stage,progress,labels,created_at"
 
@@ -42,7 +42,7 @@ def follow(client: Client) -> None:
     """Show each event as it happens; resumes where the connection is lost."""
     for event in client.stream():
         assert event.job_id is not None
-        with suppress(Missing):  # deleted meanwhile
+        with suppress(Missing, ServiceUnreachable):  # deleted meanwhile, or the service is restarted
             show(f"{event.type}: {event.job_id} is {client.job(event.job_id).status}")
 
 
@@ -55,7 +55,10 @@ def main() -> None:
     threading.Thread(target=follow, args=(Client(url, api_key=key),), daemon=True).start()
     tag = ""
     while True:
-        tag = show_list(http, tag)
+        try:
+            tag = show_list(http, tag)
+        except httpx2.TransportError as error:  # it is restarted, for one
+            show(f"no answer: {error}")
         time.sleep(every)
 
 

@@ -14,6 +14,7 @@ import yaml
 
 from api.client.client import Client
 from benchmarks.harness.checkout import ROOT
+from benchmarks.harness.servers import free_port
 from benchmarks.harness.site import MODEL
 from tests.fixtures.service.serve import Serve, environment
 from tests.fixtures.service.wheel import empty_environment
@@ -91,6 +92,16 @@ def test_a_dashboard(serve: Serve, client: Client, tmp_path: Path) -> None:
             showing.kill()
     assert any(re.fullmatch(r"\d+ jobs, \d running\n", line) for line in shown)
     assert any(line.startswith(f"claimed: {job.id}") for line in shown)
+
+
+def test_a_dashboard_waits_for_a_service_that_is_away(serve: Serve, tmp_path: Path) -> None:
+    program = (sys.executable, EXAMPLES / "dashboard.py", "--every", "0.1")
+    away = {**variables(serve), "REPLACEME_URL": f"http://127.0.0.1:{free_port()}"}
+    with subprocess.Popen(program, env=away, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as showing:
+        assert showing.stdout is not None
+        lines = [showing.stdout.readline() for _ in range(2)]
+        showing.kill()
+    assert all(line.startswith("no answer: ") for line in lines), lines
 
 
 VARIABLES = ("REPLACEME_PACKAGE", "REPLACEME_URL", "REPLACEME_API_KEY")
