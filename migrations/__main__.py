@@ -1,6 +1,6 @@
 """`python -m migrations`: upgrade the database in the settings to the newest version.
 
-Works without a checkout; in one, `alembic upgrade head` does the same.
+Works without a checkout, and leaves a database of a later release as it is, which `alembic upgrade head` refuses.
 """
 
 import sys
