@@ -13,4 +13,4 @@ if __name__ == "__main__":
     try:
         upgrade(read_settings().resolved_database_url)
     except ReplaceMeError as error:
-        sys.exit(f"error: {error.message}")
+        sys.exit(f"error: {error.explained}")

@@ -143,6 +143,7 @@ def test_an_unreachable_server_prints_one_line(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
     assert "secret" not in done.stderr
+    assert "Connection refused" in done.stderr
 
 
 def revisions() -> list[str]:
