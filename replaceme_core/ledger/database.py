@@ -144,11 +144,13 @@ BUSY_SECONDS = 30
 _POOL_SECONDS = 10
 _QUIET = {"hide_parameters": True}  # in errors, and so in logs: some are addresses of webhooks
 _SQLITE_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_SQLITE_DENIED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
 _SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
 # connection, resources, operator intervention, deadlock and serialisation, lock timeout, idle timeout, a server that is
 # read-only, as after a failover: a retry may help
 _TRANSIENT_SQLSTATES = ("08", "53", "57", "40", "55P03", "25P03", "25006")
 _DISK_FULL_SQLSTATE = "53100"
+_DENIED_SQLSTATE = "42501"
 _NO_SUCH_SQLSTATES = ("42P01", "42703", "3F000")  # table, column, schema
 _NO_SUCH = ("no such table", "no such column")
 
@@ -274,6 +276,8 @@ def explain(error: SQLAlchemyError) -> ReplaceMeError | None:
         if primary in _SQLITE_DAMAGED:
             damaged = "the file of the database is damaged; restore it from a backup"
             return DatabaseUnreachable(damaged).because(sentence)
+        if primary in _SQLITE_DENIED:
+            return _denied().because(sentence)
         if primary in _SQLITE_BUSY:
             return DatabaseUnreachable("the database does not answer").because(sentence)
         if sentence.startswith(_NO_SUCH) or "has no column named" in sentence:
@@ -281,12 +285,18 @@ def explain(error: SQLAlchemyError) -> ReplaceMeError | None:
     elif isinstance(cause, psycopg.Error):
         if cause.sqlstate == _DISK_FULL_SQLSTATE:
             return DatabaseFull("no space left on the device that holds the database")
+        if cause.sqlstate == _DENIED_SQLSTATE:
+            return _denied().because(sentence)
         if cause.sqlstate in _NO_SUCH_SQLSTATES:
             return _outdated().because(sentence)
         lost = cause.sqlstate is None and isinstance(cause, psycopg.OperationalError)
         if lost or error.connection_invalidated or (cause.sqlstate or "").startswith(_TRANSIENT_SQLSTATES):
             return DatabaseUnreachable("the database does not answer").because(sentence)
     return None
+
+
+def _denied() -> DatabaseUnreachable:
+    return DatabaseUnreachable("this process has too few rights in the database")
 
 
 def _outdated() -> DatabaseOutdated:

@@ -16,10 +16,11 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import MetaData, insert, inspect, select, text
+from sqlalchemy import MetaData, insert, inspect, make_url, select, text
 
 from benchmarks.harness.checkout import ROOT
 from benchmarks.harness.jobs import events_of, job_of, metrics_of, report_of
+from benchmarks.harness.servers import PostgresServer
 from benchmarks.harness.specs import a_spec
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database, make_engine
@@ -142,8 +143,16 @@ def test_an_unreachable_server_prints_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
-    assert "secret" not in done.stderr
     assert "Connection refused" in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_a_user_without_rights_prints_one_line(postgres_server: PostgresServer) -> None:
+    with postgres_server.database() as url:
+        other = make_url(url).update_query_dict({"options": "-c role=pg_monitor"})
+        done = run("-m", "migrations", url=other.render_as_string(hide_password=False))
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert "too few rights in the database (permission denied for schema public)" in done.stderr
 
 
 def revisions() -> list[str]:
