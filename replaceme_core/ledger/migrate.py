@@ -11,12 +11,13 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import ColumnClause, Connection, column, select, table, text
+from sqlalchemy import ColumnClause, Connection, column, inspect, select, table, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from replaceme_core.errors import DatabaseOutdated
+from replaceme_core.errors import DatabaseOutdated, InvalidInput
 from replaceme_core.ledger.database import explain, make_engine
+from replaceme_core.ledger.tables import Base
 
 URL_ATTRIBUTE = "database_url"
 """The attribute in which `upgrade` passes the url to `migrations/env.py`, which otherwise reads the settings."""
@@ -38,12 +39,19 @@ def upgrade(url: str, *, revision: str = "head") -> None:
     """Apply all missing migrations, up to `revision`; none to a database that a later release has migrated.
 
     Several processes may call it at once: the first migrates, the others wait and find nothing left to do. Raises
-    `DatabaseUnreachable` or `DatabaseFull`, and `DatabaseOutdated` where the steps from an old version are gone.
+    `DatabaseUnreachable` or `DatabaseFull`, `DatabaseOutdated` where the steps from an old version are gone, and
+    `InvalidInput` for a database of another program.
     """
     with _in_this_process:
         config = alembic_config(url)
         with migrating(url) as connection:
             applied = MigrationContext.configure(connection).get_current_heads()
+            taken = set() if applied else {*inspect(connection).get_table_names()} & {*Base.metadata.tables}
+        if taken:
+            raise InvalidInput(
+                f"the database has no record of migrations, but already the table {min(taken)}; name an empty one",
+                field="database_url",
+            )
         known = {one.revision for one in ScriptDirectory.from_config(config).walk_revisions()}
         if not known.issuperset(applied):
             _check_later(max(applied))
@@ -52,7 +60,15 @@ def upgrade(url: str, *, revision: str = "head") -> None:
 
 
 def _check_later(applied: str) -> None:
-    """Raise `DatabaseOutdated` unless `applied`, which this release does not know, is after all that it does."""
+    """Raise `DatabaseOutdated` unless `applied`, which this release does not know, is after all that it does.
+
+    And `InvalidInput` where it is of another program that uses alembic: its names have letters.
+    """
+    if not applied.isdecimal():
+        raise InvalidInput(
+            f"the database has migrations of another program, such as {applied}; name an empty one",
+            field="database_url",
+        )
     if applied < _head():  # their names are numbers
         raise DatabaseOutdated(
             f"the database is at migration {applied}, from which this release has no steps; upgrade it with an earlier "

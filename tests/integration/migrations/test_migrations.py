@@ -155,6 +155,16 @@ def test_a_user_without_rights_prints_one_line(postgres_server: PostgresServer) 
     assert "too few rights in the database (permission denied for schema public)" in done.stderr
 
 
+def test_a_table_of_another_program_is_named(empty_database_url: str) -> None:
+    engine = make_engine(empty_database_url, pooled=False)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE jobs (id INTEGER)"))
+    done = run("-m", "migrations", url=empty_database_url)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert "already the table jobs; name an empty one" in done.stderr
+    assert tables(empty_database_url) == {"jobs"}
+
+
 def revisions() -> list[str]:
     """The revisions from the oldest to the newest."""
     scripts = ScriptDirectory.from_config(alembic_config("unused")).walk_revisions()
@@ -278,7 +288,11 @@ def downgrade():
 
 @pytest.mark.parametrize(
     ("applied", "exit_code", "words"),
-    [("9999", 0, "a later release has migrated the database, to 9999"), ("0009", 1, "at migration 0009, from which")],
+    [
+        ("9999", 0, "a later release has migrated the database, to 9999"),
+        ("0009", 1, "at migration 0009, from which"),
+        ("c48cb773bb87", 1, "migrations of another program, such as c48cb773bb87"),
+    ],
 )
 def test_a_version_that_this_release_does_not_know(database_url: str, applied: str, exit_code: int, words: str) -> None:
     """After a rollback the service starts as before; a database that is too old is named."""
