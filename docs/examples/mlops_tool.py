@@ -37,7 +37,7 @@ def receiver(port: int, secrets: list[str]) -> Iterator[Messages]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
             headers = {name.lower(): value for name, value in self.headers.items()}
             try:
                 message = Webhook(secrets[-1]).verify(body, headers)
@@ -93,11 +93,12 @@ def main() -> int:
 
 def order(client: Client, request: dict[str, object], messages: Messages) -> int:
     """Plan, submit, wait for the call, and try again once."""
-    plan = client.plan(request)
-    if plan.estimate is not None:
-        time = plan.estimate.time
-        print(f"planned: {plan.estimate.blocks.removed} blocks, {time.low_seconds:.0f} to {time.high_seconds:.0f} s")
     try:
+        plan = client.plan(request)
+        if plan.estimate is not None:
+            time = plan.estimate.time
+            expected = f"{time.low_seconds:.0f} to {time.high_seconds:.0f} s"
+            print(f"planned: {plan.estimate.blocks.removed} blocks, {expected}")
         job = client.submit(request, idempotency_key=uuid4().hex)
     except Invalid as error:
         print(f"refused: {error}")

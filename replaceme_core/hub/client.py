@@ -207,7 +207,7 @@ def _http_error(error: HfHubHTTPError, doing: str) -> ReplaceMeError:
     reason = f": {shorten(error.server_message, _DETAIL_LIMIT)}" if error.server_message else ""
     if isinstance(error, GatedRepoError):
         return GatedRepository(
-            "the repository is gated: the owner of the service's token has to accept its conditions on the Hub, while "
+            "the repository is gated: the owner of the token has to accept its conditions on the Hub, while "
             f"{doing}{reason}"
         )
     if isinstance(error, DisabledRepoError):

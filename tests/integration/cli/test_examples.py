@@ -67,6 +67,13 @@ def test_an_mlops_tool(serve: Serve, client: Client, tmp_path: Path, fails: bool
     assert "mlops" in {key.name for key in client.keys.list()}
 
 
+def test_an_mlops_tool_says_what_is_wrong_with_its_request(serve: Serve, tmp_path: Path) -> None:
+    program = (sys.executable, EXAMPLES / "mlops_tool.py", "--receive", "http://127.0.0.1:9/", "--port", "0")
+    done = run(*program, "--model", "no repository", env=variables(serve), folder=tmp_path)
+    assert (done.returncode, done.stderr) == (1, ""), done.stdout + done.stderr
+    assert "refused: " in done.stdout
+
+
 def test_a_dashboard(serve: Serve, client: Client, tmp_path: Path) -> None:
     showing = subprocess.Popen(
         [sys.executable, EXAMPLES / "dashboard.py", "--every", "0.5"],
