@@ -62,26 +62,13 @@ def sections_of(report: Report) -> list[Section]:
     quality = f"Both models were measured in one run, with the same settings, on {what} that took no part in making it."
     answers = "The same prompts to both models, without sampling."
     gate = "The result passes its gate." if report.is_true("gate", "passed") else "The result misses its gate."
-    basis = [
-        plots.influence(report),
-        plots.windows(report),
-        view.candidates(report),
-        plots.candidates(report),
-        view.disagreements(report),
-    ]
-    cost = [
-        view.stages(report),
-        plots.stages(report, "seconds"),
-        plots.stages(report, "peak_bytes"),
-    ]
-    measured = [
-        view.texts(report),
-        view.images(report),
-        view.experts(report),
-        plots.perplexities(report),
-        view.tasks(report),
-        plots.accuracies(report),
-    ]
+
+    def parts(*makers: Callable[[Report], Part | None]) -> list[Part | None]:
+        return [make(report) for make in makers]
+
+    measured = parts(view.texts, view.images, view.experts, plots.perplexities, view.tasks, plots.accuracies)
+    basis = parts(plots.influence, plots.windows, view.candidates, plots.candidates, view.disagreements)
+    cost = (view.stages(report), plots.stages(report, "seconds"), plots.stages(report, "peak_bytes"))
     found = (
         _section("summary", "In short", _summary(report)),
         _section("gate", "Gate", view.gate(report), note=gate),
