@@ -26,7 +26,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.bodies import JobBody, JobPartBody, LinksBody, Parameters, WholeJobBody
 from api.http import deadline
-from api.http.callers import caller_of
+from api.http.callers import Caller, caller_of
 from api.http.hosts import root_of
 from api.http.problems import MethodRefused
 from api.http.requests import StrictRoute, wait_seconds
@@ -454,8 +454,9 @@ async def accepted(submitted: Submitted, *, request: Request, services: Services
         if not job.is_terminal:
             deadline.extend(request.scope, seconds)
             await services.feed.wait_for_end(job.id, owner=job.owner, seconds=seconds)
-            found = await services.reader.read(job.id, owner=job.owner)
-            job = job if found.seen is None else found.seen.job
+            if isinstance(await services.callers.identify(request.scope), Caller):  # it may have been revoked meanwhile
+                found = await services.reader.read(job.id, owner=job.owner)
+                job = job if found.seen is None else found.seen.job
     body = SubmittedJobBody.after(replace(submitted, job=job), root=root_of(request.scope))
     headers["Location"] = body.links.self
     if not job.is_terminal:

@@ -6,6 +6,9 @@ import time
 import pytest
 from starlette.testclient import TestClient
 
+from replaceme_core.ledger.states import JobStatus
+from replaceme_core.settings import Settings
+from tests.fixtures.api.keys import hold_key
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields, submit
 from tests.fixtures.jobs.ledger import Ledger
 
@@ -128,6 +131,24 @@ def test_an_answer_is_held_until_the_job_has_ended(client: TestClient, ledger: L
     assert (answer.status_code, answer.json()["status"]) == (202, "failed")
     assert answer.headers["preference-applied"] == "wait=30"
     assert "retry-after" not in answer.headers
+
+
+def test_an_answer_that_outlives_its_key_has_no_news(client: TestClient, settings: Settings, ledger: Ledger) -> None:
+    admin = hold_key(client, settings, owner="a", scopes=["admin"])
+    holder = hold_key(client, settings, owner="a", scopes=["jobs:write"])
+    key = {"idempotency-key": "k"}
+    job_id = holder.post("/jobs", json=SMALLEST, headers=key).json()["id"]
+
+    def end() -> None:
+        assert admin.delete(f"/keys/{holder.key_id}").status_code < 300
+        ledger.fail(job_id)
+
+    timer = threading.Timer(0.3, end)
+    timer.start()
+    answer = holder.post("/jobs", json=SMALLEST, headers={**key, "prefer": "wait=30"})
+    timer.join()
+    assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+    assert ledger.status(job_id) is JobStatus.FAILED
 
 
 def test_an_answer_is_held_for_as_long_as_asked_for(client: TestClient) -> None:
