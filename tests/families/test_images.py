@@ -70,6 +70,9 @@ def test_a_job_from_images_to_a_model_that_loads(model_type: str, method: str, t
     assert (report["inputs"], report["texts"], report["warnings"]) == ("images", [], [])
     assert 0 <= measured["distance_low"] <= measured["distance"] <= measured["distance_high"] <= 2
     assert measured["images"] == 12, "one of five, where there are few"
+    accuracies = {one[side]["accuracy"] for one in report["tasks"] for side in ("before", "after")}
+    shares = {count / 12 for count in range(13)}
+    assert {measured["agreement"], *accuracies} <= shares, "a limit of a gate that is met exactly is met"
     assert report["spec"]["calibration"]["samples"] == 48
     assert report["spec"]["calibration"]["max_length"] == read_outline(source).positions
     tasks = {one["name"] for one in report["tasks"]}

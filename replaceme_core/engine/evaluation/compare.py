@@ -404,7 +404,7 @@ def changed_experts(
     """
     old, new = (_chosen_experts(model, sequences) for model in (before, after))
     return [
-        ExpertsResult(block=block, changed=float((old[block] != new[slot]).any(-1).float().mean()))
+        ExpertsResult(block=block, changed=float((old[block] != new[slot]).any(-1).double().mean()))
         for slot, block in enumerate(kept)
         if block in old and slot in new
     ]

@@ -67,7 +67,7 @@ class OriginalOfImages:
             distance=float(distances.mean()),
             distance_low=None if low is None else max(0.0, low),
             distance_high=high,
-            agreement=None if both is None else float(both.float().mean()),
+            agreement=None if both is None else float(both.double().mean()),
         )
         pairs: Sequence[TaskPair] = ()
         with self.unmeasured.part("the accuracy", "accuracy_kept"):
@@ -192,7 +192,7 @@ def probed(found: torch.Tensor, wanted: torch.Tensor, *, classes: int) -> torch.
 
 
 def _task(name: str, right: torch.Tensor, *, chance: float) -> TaskResult:
-    accuracy = float(right.float().mean())
+    accuracy = float(right.double().mean())
     return TaskResult(name=name, samples=len(right), few_shot=0, accuracy=accuracy, chance=chance, metrics={})
 
 
