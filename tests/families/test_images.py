@@ -89,6 +89,16 @@ def test_a_job_from_images_to_a_model_that_loads(model_type: str, method: str, t
     assert {unit for _, name, _, unit, *_ in recorder.metrics if name.endswith("held_out_loss")} <= {"1 - cosine"}
 
 
+def test_chance_of_retrieval_knows_captions_that_several_images_have(tmp_path: Path) -> None:
+    source, images = saved_tower(tmp_path / "source", "clip"), make_images(tmp_path / "images", 60)
+    names = sorted(str(path.relative_to(images)) for path in images.rglob("*.png"))
+    rows = [{"file_name": name, "text": f"a {Path(name).parent} in the grass"} for name in names]
+    (images / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    finished, *_ = run(image_request(source, images, method={"name": "drop"}))
+    chances = {one["name"]: one["chance"] for one in finished.report["tasks"]}  # type: ignore[attr-defined]
+    assert chances["retrieval"] >= 0.5, "of two captions, each of several images"
+
+
 def test_a_refit_of_a_model_of_images_leaves_the_length_of_what_comes_out(tmp_path: Path) -> None:
     """The pooler after the final norm of this model would have its losses a little smaller at a factor of 0.93."""
     source, images = saved_tower(tmp_path / "source", "vit"), make_images(tmp_path / "images", 60)

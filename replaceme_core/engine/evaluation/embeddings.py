@@ -6,6 +6,7 @@ the labels (zero-shot), and with captions by finding the caption of each image (
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -122,7 +123,8 @@ class OriginalOfImages:
             texts = self._texts(subject.model, [str(caption) for caption in captions])
             chosen = _most_alike(found, texts)
             right = torch.tensor([captions[one] == captions[number] for number, one in enumerate(chosen.tolist())])
-            results.append(_task("retrieval", right, chance=1 / len(captions)))
+            chance = sum(count**2 for count in Counter(captions).values()) / len(captions) ** 2  # some may be the same
+            results.append(_task("retrieval", right, chance=chance))
         return results
 
     def _reads_text(self, model: PreTrainedModel) -> bool:
