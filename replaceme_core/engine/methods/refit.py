@@ -138,15 +138,18 @@ def least(loss_at: Callable[[float], float], *, known: float) -> float:
     """The minimum of the parabola through 1, with its `known` loss, and the two points below it.
 
     The loss is convex in the logits, and close to a parabola near its minimum. The best of all evaluated points is
-    returned.
+    returned; they are positive.
 
     >>> round(least(lambda scale: (scale - 0.93) ** 2, known=0.07**2), 6)
     0.93
+    >>> least(lambda scale: (scale + 0.1) ** 2, known=1.1**2)
+    0.9
     """
     losses = {1.0: known, **{scale: loss_at(scale) for scale in (1 - TEMPERATURE_STEP, 1 - 2 * TEMPERATURE_STEP)}}
     low, middle, high = (losses[1 - steps * TEMPERATURE_STEP] for steps in (2, 1, 0))
     bend = low - 2 * middle + high
     if bend > 0:
         scale = 1 - TEMPERATURE_STEP - TEMPERATURE_STEP * (high - low) / (2 * bend)
-        losses[scale] = loss_at(scale)
+        if scale > 0:  # else the model is worse than none, and the likeliest token would become the least likely
+            losses[scale] = loss_at(scale)
     return min(losses, key=lambda scale: losses[scale])
