@@ -54,6 +54,13 @@ def test_a_value_is_judged_by_its_limits(criterion: dict[str, object], passed: b
     assert (result.passed, one.passed, one.is_too_deep) == (passed, passed, is_too_deep)
 
 
+def test_rounding_does_not_miss_a_limit() -> None:
+    kept = (360 / 500) / (400 / 500)
+    assert kept < 0.9
+    (one,) = gate(accuracy_kept={"min": 0.9}).judge({"accuracy_kept": kept}).criteria
+    assert (one.passed, one.is_too_deep) == (True, False)
+
+
 @pytest.mark.parametrize(
     ("criteria", "words"),
     [
