@@ -347,5 +347,5 @@ def _form(request: Request, values: Mapping[str, str], errors: FormErrors, *, mo
         models=models,
         texts=BUILTIN_TEXTS,
         methods=list(Method),
-        devices=("cpu", "cuda"),
+        devices=dict.fromkeys(one for one in ("cpu", "cuda", values.get("device", "")) if one),
     )

@@ -240,6 +240,14 @@ def test_a_form_that_is_filled_in_from_a_job_asks_for_the_same(client: TestClien
     assert client.get("/ui/new", params={"job": "0" * 8 + "-0000-0000-0000-" + "0" * 12}).status_code == 404
 
 
+def test_the_device_of_a_job_is_offered(client: TestClient) -> None:
+    asked = {**SMALLEST, "compute": {"device": "cpu:0"}}
+    job = client.post("/jobs", json=asked).raise_for_status().json()
+    text = client.get("/ui/new", params={"job": job["id"]}).text
+    assert "<option selected>cpu:0</option>" in text
+    assert text.count("<option>cpu</option>") == client.get("/ui/new").text.count("<option>cpu</option>") == 1
+
+
 def base_of(page: Response) -> str:
     found = re.search(r'name="base" value="([^"]*)"', page.text)
     assert found is not None
