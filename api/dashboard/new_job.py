@@ -179,10 +179,13 @@ def to_body(form: Mapping[str, str]) -> dict[str, object]:
     A form that was filled in from a job has its specification as `base`: what no field shows is taken from there.
     """
     given = {name: form.get(name, "").strip() for name in FIELDS}
+    body = _not_shown(form.get("base", ""), given)
+    if not given["heal_tokens"] and "heal" in body:  # unlike the job before, it is not trained
+        del body["heal"]
+        given |= {name: "" for name, (path, _) in _PLACES.items() if path.startswith("heal.")}
     filled = [name for name in _PLACES if name in _ALWAYS or bool(given[name]) != (name in _USUALLY)]
     if given["drop"]:
         filled.remove("ratio")
-    body = _not_shown(form.get("base", ""), given)
     for name in filled:
         path, read = _PLACES[name]
         *places, last = path.split(".")
@@ -217,8 +220,6 @@ def _not_shown(base: str, given: Mapping[str, str]) -> dict[str, Any]:
             for place in places:
                 inner = inner.get(place, {})
             inner.pop(last, None)
-    if not given["heal_tokens"]:
-        body.pop("heal", None)
     return body
 
 

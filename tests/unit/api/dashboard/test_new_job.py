@@ -279,7 +279,7 @@ def test_what_the_form_does_not_show_of_a_job_stays_as_it_was() -> None:
     assert asks().fingerprint() == spec.fingerprint()
     assert asks(ratio="0.5") == spec.model_copy(update={"ratio": 0.5})
     assert asks(ratio="", drop="3-5") == spec.model_copy(update={"ratio": None, "drop": (3, 4, 5)})
-    other = asks(calibration="builtin:code", method="refit", heal_tokens="", heal_dataset="", heal_learning_rate="")
+    other = asks(calibration="builtin:code", method="refit", heal_tokens="")
     assert (other.calibration.dataset, other.calibration.sources, other.calibration.seed) == ("builtin:code", None, 3)
     assert (other.method.ridge, other.heal, other.compute.threads) == (None, None, 2)
     assert asks(calibration="org/data, builtin:code").calibration.sources == tuple(
