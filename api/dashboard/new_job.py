@@ -40,7 +40,7 @@ DEFAULTS: Mapping[str, str] = {
     "priority": "5",
 }
 """What a new form holds; a field that is not here is empty."""
-_NUMBER = re.compile(r"-?(\d{1,18}|\d{0,18}\.\d{1,18})(e[+-]?\d{1,2})?")
+_NUMBER = re.compile(r"-?(\d{1,18}|\d{0,18}\.\d{1,30})([eE][+-]?\d{1,2})?")
 _MOST_MODELS = 50
 _SAME = 1e-6
 _RANGE = re.compile(r"(\d{1,5})\s*-\s*(\d{1,5})")
@@ -131,8 +131,8 @@ def _parts(text: str) -> list[str]:
 def _number(text: str) -> int | float | str:
     """The number in a text, or the text.
 
-    >>> _number("1e3"), _number(".5"), _number("some")
-    (1000, 0.5, 'some')
+    >>> _number("1E3"), _number(".5"), _number(str(0.003 / 7)), _number("some")
+    (1000, 0.5, 0.0004285714285714286, 'some')
     """
     return number(text) if _NUMBER.fullmatch(text) else text
 
