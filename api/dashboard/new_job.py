@@ -183,6 +183,7 @@ def to_body(form: Mapping[str, str]) -> dict[str, object]:
     if not given["heal_tokens"] and "heal" in body:  # unlike the job before, it is not trained
         del body["heal"]
         given |= {name: "" for name, (path, _) in _PLACES.items() if path.startswith("heal.")}
+    is_same_text = not {"dataset", "sources"}.isdisjoint(body.get("calibration", ()))
     filled = [name for name in _PLACES if name in _ALWAYS or bool(given[name]) != (name in _USUALLY)]
     if given["drop"]:
         filled.remove("ratio")
@@ -195,7 +196,7 @@ def to_body(form: Mapping[str, str]) -> dict[str, object]:
         inner.setdefault(last, read(given[name]))
     if given["deepest"] and "ratio" in body:
         body["ratio"] = {"max": body["ratio"]}
-    if "," in given["calibration"] and "sources" not in body["calibration"]:  # an equal mix
+    if "," in given["calibration"] and not is_same_text:  # an equal mix
         body["calibration"]["sources"] = [{"dataset": name} for name in _parts(given["calibration"])]
     if "sources" in body["calibration"]:
         del body["calibration"]["dataset"]

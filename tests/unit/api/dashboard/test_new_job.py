@@ -286,6 +286,9 @@ def test_what_the_form_does_not_show_of_a_job_stays_as_it_was() -> None:
         CalibrationSource(dataset=name) for name in ("org/data", "builtin:code")
     )
     assert to_body({**form, "base": "{"})["ratio"] == 0.25, "not from a page of ours"
+    spec = JobRequest.model_validate({**asked, "calibration": "file:one, two.txt"}).to_spec()
+    form = {**to_values(spec), "base": spec.model_dump_json(exclude_defaults=True)}
+    assert asks().fingerprint() == spec.fingerprint(), "a comma in a name makes no mix"
 
 
 def test_a_fraction_that_is_not_of_whole_blocks_is_explained(client: TestClient) -> None:
