@@ -117,11 +117,15 @@ def _blocks(text: str) -> list[object]:
 
 
 def labels_of(text: str) -> dict[str, str]:
+    """The labels; of a name with several values all of them, which the validation then refuses.
+
+    >>> labels_of("team=search, run=1, run=2")
+    {'team': 'search', 'run': '1, 2'}
     """
-    >>> labels_of("team=search, run=1")
-    {'team': 'search', 'run': '1'}
-    """
-    return {name.strip(): value.strip() for name, _, value in (part.partition("=") for part in _parts(text))}
+    found: dict[str, list[str]] = {}
+    for name, _, value in (part.partition("=") for part in _parts(text)):
+        found.setdefault(name.strip(), []).append(value.strip())
+    return {name: ", ".join(dict.fromkeys(values)) for name, values in found.items()}
 
 
 def _parts(text: str) -> list[str]:

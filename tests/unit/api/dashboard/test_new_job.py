@@ -67,6 +67,7 @@ WRONG: tuple[tuple[dict[str, str], str, str], ...] = (
     ({"method": "magic"}, "method", "expected one of"),
     ({"priority": "10"}, "priority", "from 0 to 9"),
     ({"labels": "team"}, "labels", "expected"),
+    ({"labels": "run=1, run=2"}, "labels", "1, 2"),
     ({"device": "CPU!"}, "device", "expected"),
     ({"credential": "none"}, "credential", "none"),
     ({"webhook": "https://127.0.0.1/x"}, "webhook", "webhooks go to public addresses only"),
