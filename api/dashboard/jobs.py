@@ -15,7 +15,7 @@ from api.dashboard.middleware import FormDep, PageRoute, key_of
 from api.dashboard.rendering import page, see
 from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep, SessionDep
 from api.routes.jobs import JobsQuery, job_body
-from replaceme_core.errors import InvalidInput, StaleTransition
+from replaceme_core.errors import InvalidInput, JobNotFound, StaleTransition
 from replaceme_core.ledger import changes, reading
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.validation import parameter_problem
@@ -112,9 +112,9 @@ def cancel_chosen(form: FormDep, session: SessionDep, caller: CallerDep, request
 
 @router.post("/ui/chosen/retry")
 async def retry_chosen(form: FormDep, services: ServicesDep, request: Request) -> Response:
-    """A new job like each that has ended; a form that is sent twice makes each once, whatever else is ticked."""
+    """A new job like each that has ended, and is there yet; sent twice it makes each once, whatever else is ticked."""
     for one in _chosen(form):
-        with suppress(StaleTransition):
+        with suppress(StaleTransition, JobNotFound):
             key = key_of({"key": form.get("key", ""), "job": one})
             await services.submitter.retry(one, key=key, scope=request.scope)
     return see("/ui/jobs", request.scope)

@@ -1,6 +1,7 @@
 """The pages beside that of one job: the list of jobs, workers and queues, and who sees what."""
 
 import re
+from uuid import uuid4
 
 import pytest
 from httpx2 import Response
@@ -167,13 +168,14 @@ def test_what_is_ticked_is_compared_cancelled_or_repeated(client: TestClient) ->
     page = client.get("/ui/jobs")
     form = {"csrf_token": token_of(page), "key": "once", f"job-{first}": "1", f"job-{second}": "1"}
     goes_on = {**form, f"job-{other}": "1"}  # which is no job to retry yet
+    deleted = {"csrf_token": token_of(page), "key": "once", f"job-{uuid4()}": "1", **form}
     compared = client.post("/ui/chosen/compare", data=form, follow_redirects=False)
     assert compared.headers["location"] == f"/ui/compare?id={first}&id={second}"
     cancelled = client.post("/ui/chosen/cancel", data=form, follow_redirects=False)
     assert (cancelled.status_code, cancelled.headers["location"]) == (303, "/ui/jobs")
     states = {job: client.get(f"/jobs/{job}").json()["status"] for job in (first, second, other)}
     assert states == {first: "cancelled", second: "cancelled", other: "queued"}
-    for ticked in (goes_on, form, form):
+    for ticked in (deleted, goes_on, form, form):
         assert client.post("/ui/chosen/retry", data=ticked, follow_redirects=False).status_code == 303
     again = client.get("/jobs").json()["items"]
     assert sorted(job["retry_of"] for job in again if job["retry_of"]) == sorted([first, second]), "each once"
