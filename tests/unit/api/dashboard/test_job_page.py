@@ -41,6 +41,7 @@ def test_a_job_in_the_queue_running_and_done(client: TestClient, sqlite_database
     assert (opens(page), "Retry" in text) == (["cancel"], False)
     missing = client.get(f"/ui/jobs/{job}/report.json")
     assert (missing.status_code, "<h1>" in missing.text) == (404, True)
+    assert "has no report: it is queued" in text_of(missing) and "deleted" not in text_of(missing)
 
     run(sqlite_database, job)
     page = client.get(f"/ui/jobs/{job}")
