@@ -57,12 +57,13 @@ const announce = () => {
   if (byId("announcer").textContent !== text) byId("announcer").textContent = text;
 };
 
-// An error beside a field belongs to the field.
+// An error beside a field belongs to the field, and is not hidden among those that nobody has opened.
 const markInvalid = () => document.querySelectorAll(".error[id]").forEach((message) => {
   const field = byId(message.id.replace(/-error$/, ""));
   if (!field) return;
-  if (message.textContent.trim()) field.setAttribute("aria-invalid", "true");
-  else field.removeAttribute("aria-invalid");
+  if (!message.textContent.trim()) return field.removeAttribute("aria-invalid");
+  field.setAttribute("aria-invalid", "true");
+  field.closest("details")?.setAttribute("open", "");
 });
 
 const scrollToEnd = () => document.querySelectorAll("[data-keep-scroll=end]").forEach((one) => {

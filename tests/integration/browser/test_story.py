@@ -21,6 +21,7 @@ MARK = "() => { window.stillTheSame = true; }"
 IS_SAME = "() => window.stillTheSame === true"
 READ_LOAD = "() => { htmx.ajax('GET', '/ui/workers', {target: '#load', select: '#load > *'}).catch(() => {}); }"
 LOADED = "() => [...document.images].every((one) => one.complete && one.naturalWidth > 0)"
+TYPE = "(field, text) => { field.value = text; field.dispatchEvent(new Event('input', {bubbles: true})); }"
 SHIFTS = """() => {
   window.shifted = 0;
   const add = (list) => list.getEntries().forEach((one) => { window.shifted += one.value; });
@@ -98,7 +99,8 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     page.get_by_label("Gate", exact=True).fill("size_ratio<=1, perplexity_ratio<=1000")
     expect(page.locator("#gate-error")).to_be_hidden()
     page.get_by_label("Remove as many blocks as pass").check()
-    page.get_by_text("More options").click()
+    page.locator("#samples").evaluate(TYPE, "many")  # in a field that a clone has filled in, and nobody has opened
+    expect(page.locator("#samples-error")).to_be_visible()
     page.get_by_label("Calibration sequences").fill("16")
     page.get_by_label("Tokens in each").fill("32")
     page.get_by_label("Device").select_option("cpu")
