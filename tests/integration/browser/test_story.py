@@ -99,6 +99,10 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     page.get_by_label("Gate", exact=True).fill("size_ratio<=1, perplexity_ratio<=1000")
     expect(page.locator("#gate-error")).to_be_hidden()
     page.get_by_label("Remove as many blocks as pass").check()
+    page.get_by_role("link", name="Webhooks").click()
+    page.go_back()
+    expect(page.get_by_label("Gate", exact=True)).to_have_value("size_ratio<=1, perplexity_ratio<=1000")
+    expect(page.locator("#planned")).to_contain_text("2 of 6 blocks go")
     page.locator("#samples").evaluate(TYPE, "many")  # in a field that a clone has filled in, and nobody has opened
     expect(page.locator("#samples-error")).to_be_visible()
     page.get_by_label("Calibration sequences").fill("16")
