@@ -171,11 +171,11 @@ def _decimals(ticks: Sequence[float]) -> int:
 def _ticks(values: Sequence[float]) -> list[float]:
     """Round numbers around all values.
 
-    >>> _ticks([0.58, 0.87]), _ticks([3.0])
-    ([0.5, 0.6, 0.7, 0.8, 0.9], [2.0, 3.0, 4.0])
+    >>> _ticks([0.58, 0.87]), _ticks([3.0]), _ticks([0.0, 1e-13])
+    ([0.5, 0.6, 0.7, 0.8, 0.9], [2.0, 3.0, 4.0], [0.0, 5e-06])
     """
     low, high = min(values), max(values)
-    differ = high - low > 1e-9 * abs(high)  # by more than rounding
+    differ = high - low > max(1e-9 * abs(high), 1e-11)  # by more than rounding, here and below
     rough = (high - low if differ else max(abs(high), 1e-5)) / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(one * power for one in (1, 2, 5, 10) if one * power >= rough * (1 - 1e-9))
