@@ -28,6 +28,7 @@ from replaceme_core.request.resolve import Machine
 from replaceme_core.request.spec import CompressionRequest, Loading
 from replaceme_core.runner.messages import EvaluateRequest, PastJob, Stage
 from tests.fixtures.models.headers import CPU, REVISION, SEVENTY_BILLION, SMOLLM2, HeaderHub, LlamaSize, planner
+from tests.fixtures.models.images import saved_tower
 from tests.fixtures.models.quantized import save_fp8, save_mxfp4
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, WIDTH, Variant, tiny_model
 
@@ -180,6 +181,12 @@ def test_all_refusals_are_listed() -> None:
     assert [type(refusal) for refusal in plan.refusals][1:] == [CalibrationTooSmall, DoesNotFit]
     assert plan.refusals[0].field == "calibration"
     assert plan.spec is None
+
+
+def test_nobody_misses_the_chat_template_of_a_model_of_images(tmp_path: Path) -> None:
+    saved_tower(tmp_path / "org" / "name", "vit")
+    plan = planner(DirectoryHub(tmp_path)).plan(request(method="drop", calibration="org/images"))
+    assert (plan.family, plan.warnings) == ("vit", [])
 
 
 def test_warnings() -> None:
