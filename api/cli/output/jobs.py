@@ -236,7 +236,7 @@ def _facts(plan: Plan) -> Table:
 def _time(found: Estimate) -> str:
     expected = time_range(found.time.low_seconds, found.time.high_seconds)
     if found.time.basis == "measured":
-        return f"{expected}, by {counted(found.time.jobs, 'earlier jobs')}"
+        return f"{expected}, by {counted(found.time.jobs, 'jobs')} before"
     return f"{expected}, by a rough model: no earlier job has been measured"
 
 
