@@ -98,9 +98,21 @@ class Journal:
             yield
 
     def commit(self, commit: Commit) -> None:
-        """Replace the repository by the staged directory, also if a crash interrupts this. Call it within `writing`."""
+        """Replace the repository by the staged directory, also if a crash interrupts this. Call it within `writing`.
+
+        Raises `OSError` where it cannot be moved; then it is as it was. One that cannot be logged yet is made.
+        """
         _replace(self._pending, json.dumps(asdict(commit)))
-        self._complete()
+        try:
+            self._complete()
+        except OSError:
+            if not self._target.with_name(commit.staged).exists():
+                return
+            replaced = self._target.with_name(commit.replaced)
+            if replaced.exists():
+                replaced.rename(self._target)
+            self._pending.unlink()
+            raise
 
     def commits(self) -> tuple[Commit, ...]:
         """The commits, newest first. A line that a full disk or a power loss cut short is none."""

@@ -13,7 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from replaceme_core.errors import AccessDenied, InvalidInput, LeaseLost, OutOfSpace, RepositoryNotFound
+from replaceme_core.errors import (
+    AccessDenied,
+    HubUnreachable,
+    InvalidInput,
+    LeaseLost,
+    OutOfSpace,
+    RepositoryNotFound,
+)
 from replaceme_core.hub import directory as hub_journal
 from replaceme_core.hub import files as hub_files
 from replaceme_core.hub.directory import DirectoryHub
@@ -290,6 +297,49 @@ def test_a_disk_that_fills_up_meanwhile(
     assert staged_directories(directory_side) == []
     with pytest.raises(RepositoryNotFound):
         directory_side.hub.resolve(OUT, kind=MODEL)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_folder_that_cannot_be_moved_stays_as_it_was(
+    directory_side: DirectorySide, result: Publication, monkeypatch: pytest.MonkeyPatch, number: int, tmp_path: Path
+) -> None:
+    """As one on which another file system is mounted."""
+    hub = directory_side.hub
+    before = hub.publish(publication(tmp_path / "old", {"old.txt": b"old"}, trailer="Job: old"), before_commit=nothing)
+    rename, calls = Path.rename, iter(range(1, 10))
+
+    def fail(self: Path, target: Path) -> Path:
+        if next(calls) == number:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(HubUnreachable):
+            hub.publish(result, before_commit=nothing, may_replace=anything)
+    assert hub.find_publication(OUT, NEW) is None
+    assert hub.resolve(OUT, kind=MODEL).revision == before
+    assert staged_directories(directory_side) == []
+    hub.publish(result, before_commit=nothing, may_replace=anything)
+    assert directory_side.files(OUT) == RESULT
+
+
+def test_a_log_that_cannot_be_written_is_completed_later(
+    directory_side: DirectorySide, result: Publication, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result is there by then."""
+    replace_file = hub_journal._replace
+
+    def full(path: Path, text: str) -> None:
+        if path.suffix == ".jsonl":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace_file(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub_journal, "_replace", full)
+        revision = directory_side.hub.publish(result, before_commit=nothing)
+    assert directory_side.files(OUT) == RESULT
+    assert directory_side.hub.find_publication(OUT, NEW) == revision
 
 
 def test_readers_see_whole_results_while_another_publishes(directory_side: DirectorySide, tmp_path: Path) -> None:
