@@ -119,7 +119,7 @@ class Lease:
         action()
 
     def last_check(self) -> None:
-        """Check the lease in the database right before the commit on the Hub. After that only its loss counts.
+        """Check the lease in the database right before the commit on the Hub. After that only loss and shutdown count.
 
         Raises what `check` raises; `LeaseLost` also when the database cannot be reached.
         """
@@ -227,9 +227,13 @@ class Lease:
         self._end()
 
     def _stop(self, error: ReplaceMeError) -> None:
-        """End the work with `error`, unless it has ended. After the last check only the loss of the lease ends it."""
+        """End the work with `error`, unless it has ended.
+
+        After the last check only the loss of the lease ends it, and a shutdown: the next attempt looks for the commit.
+        """
         with self._state:
-            if self._closed.is_set() or self._committing or self._error is not None:
+            too_late = self._committing and not isinstance(error, ShutDown)
+            if self._closed.is_set() or too_late or self._error is not None:
                 return
             self._error = error
         logger.warning("job %s: attempt %s is stopped: %s", self.claim.job_id, self.claim.attempt, error)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from sqlalchemy import update
@@ -21,7 +22,7 @@ from replaceme_core.runner.process import PerhapsOutOfMemory, RunnerKilled
 from tests.fixtures.jobs.ledger import Ledger
 from worker import lease as lease_module
 from worker.attempt import outcome_after_sigkill
-from worker.lease import Lease
+from worker.lease import Lease, ShutDown
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,7 @@ def claim(ledger: Ledger) -> Claim:
     return ledger.claim(ledger.add())
 
 
-def held(ledger: Ledger, claim: Claim, *, lease_seconds: float = 60, **options: Callable[[], None]) -> Lease:
+def held(ledger: Ledger, claim: Claim, *, lease_seconds: float = 60, **options: Callable[[], Any]) -> Lease:
     return Lease(ledger.database, claim, lease_seconds=lease_seconds, claimed_at=time.monotonic(), **options)
 
 
@@ -110,6 +111,17 @@ def test_a_cancel_after_the_last_check_comes_too_late(ledger: Ledger, claim: Cla
         ledger.cancel(claim.job_id)
         assert not lease.ended.wait(0.4)
         lease.check()
+
+
+def test_a_shutdown_after_the_last_check_releases_the_job(ledger: Ledger, claim: Claim) -> None:
+    """A Hub that is away may be waited for much longer than a worker that shuts down has."""
+    shut = threading.Event()
+    with held(ledger, claim, must_release=shut.is_set) as lease:
+        lease.last_check()
+        shut.set()
+        assert lease.ended.wait(5)
+        with pytest.raises(ShutDown):
+            lease.check()
 
 
 def test_the_deadline_of_the_job_ends_it(ledger: Ledger, claim: Claim) -> None:
