@@ -135,7 +135,7 @@ def local_data_files(directory: Path, *, config: str | None, split: str) -> tupl
         if path.is_file()  # in a cache they are links to the blobs
     ]
     card = directory / CARD
-    text = read_card(card) if card.is_file() else None
+    text = read_card(card) if card.is_file() and card.stat().st_size <= CARD_LIMIT else None
     chosen = choose_data_files(files, config=config, split=split, card=text)
     return tuple(directory / path for path in chosen if path != CARD)
 
@@ -191,7 +191,7 @@ def choose_data_files(
             field="calibration.split",
             value=split,
         )
-    return (*chosen, CARD) if CARD in sizes else tuple(chosen)
+    return (*chosen, CARD) if sizes.get(CARD, CARD_LIMIT + 1) <= CARD_LIMIT else tuple(chosen)
 
 
 def format_of(path: str) -> str | None:

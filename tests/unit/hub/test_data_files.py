@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from replaceme_core.errors import InvalidInput
-from replaceme_core.hub.data_files import BYTE_LIMIT, choose_data_files, header_of, local_data_files, read_card
+from replaceme_core.hub.data_files import (
+    BYTE_LIMIT,
+    CARD_LIMIT,
+    choose_data_files,
+    header_of,
+    local_data_files,
+    read_card,
+)
 from replaceme_core.hub.port import RepositoryFile
 from tests.fixtures.hostile.cards import CARDS, FILES
 
@@ -97,6 +104,17 @@ def test_the_forms_a_card_may_use(entry: str, expected: tuple[str, ...]) -> None
     body = entry if entry.startswith("{") else f"{{{entry}}}"
     card = f"---\nconfigs:\n- {body}\n---\n"
     assert choose(["data/a.jsonl", "b.jsonl", "data/deep/c.jsonl"], card=card) == expected
+
+
+def test_a_card_that_is_too_large_decides_nothing(tmp_path: Path) -> None:
+    """Neither at submission, where it is not downloaded, nor in a runner."""
+    card = "---\nconfigs:\n- {data_files: b.jsonl}\n---\n" + "x" * CARD_LIMIT
+    for name, text in (("README.md", card), ("a.jsonl", "1"), ("b.jsonl", "2")):
+        (tmp_path / name).write_text(text)
+    files = [RepositoryFile(path=path.name, size=path.stat().st_size) for path in tmp_path.iterdir()]
+    chosen = choose_data_files(files, config=None, split="train")
+    assert chosen == ("a.jsonl", "b.jsonl")
+    assert local_data_files(tmp_path, config=None, split="train") == tuple(tmp_path / name for name in chosen)
 
 
 @pytest.mark.parametrize(
