@@ -116,6 +116,7 @@ _NAMED = 8  # the most names in a message
 _SHORT = 100  # the most characters of one of them
 
 _Patterns = Mapping[str, Sequence[str]]  # split -> patterns
+_BY_NAME = ""  # in place of a split: the one pattern is a folder, and the names of its files say which
 
 
 def data_files_of(hub: Hub, snapshot: Snapshot, *, config: str | None, split: str) -> tuple[str, ...]:
@@ -165,7 +166,10 @@ def choose_data_files(
     matches: Callable[[str], bool]
     if declared:
         patterns = _declared_patterns(declared, config=config, split=split)
-        matches = _matcher(patterns, data)
+        if patterns[0].endswith("/"):
+            matches = frozenset(_in_folder(data, patterns[0], split)).__contains__
+        else:
+            matches = _matcher(patterns, data)
     else:
         matches = frozenset(_by_name(_in_config(data, config), split)).__contains__
     chosen: list[str] = []
@@ -209,6 +213,8 @@ def _declared_patterns(declared: Mapping[str, _Patterns], *, config: str | None,
             f"name a config of the data set; there are {_few(declared)}", field="calibration.config", value=config
         )
     patterns = declared[config]
+    if _BY_NAME in patterns:
+        return patterns[_BY_NAME]
     if split not in patterns:
         raise InvalidInput(
             f"config {shorten(config, _SHORT)} has no split {split!r}; there are {_few(patterns)}",
@@ -216,6 +222,12 @@ def _declared_patterns(declared: Mapping[str, _Patterns], *, config: str | None,
             value=split,
         )
     return patterns[split]
+
+
+def _in_folder(data: Sequence[str], folder: str, split: str) -> list[str]:
+    """The paths of a split in a folder of which the card says no more."""
+    within = [path.removeprefix(folder) for path in data if path.startswith(folder)]
+    return [folder + path for path in _by_name(within, split)]
 
 
 def _in_config(data: Sequence[str], config: str | None) -> list[str]:
@@ -282,12 +294,14 @@ def _patterns(entry: Mapping[str, Value]) -> _Patterns:
     folder = _text(entry, "data_dir", "").strip("./")
     folder = f"{folder}/" if folder else ""
     patterns: dict[str, list[str]] = {}
-    files = entry.get("data_files") or ("**" if folder else [])
+    files = entry.get("data_files") or []
+    if folder and not files:
+        return {_BY_NAME: [folder]}
     for item in files if isinstance(files, list) else [files]:
         split, paths = (_text(item, "split", "train"), item.get("path")) if isinstance(item, dict) else ("train", item)
         for path in paths if isinstance(paths, list) else [paths]:
             if isinstance(path, str):
-                patterns.setdefault(split, []).append(folder + path.removeprefix("./"))
+                patterns.setdefault(split, []).append(folder + path.removeprefix("./").rstrip("/"))
     return patterns
 
 

@@ -106,6 +106,17 @@ def test_the_forms_a_card_may_use(entry: str, expected: tuple[str, ...]) -> None
     assert choose(["data/a.jsonl", "b.jsonl", "data/deep/c.jsonl"], card=card) == expected
 
 
+@pytest.mark.parametrize(("split", "expected"), [("train", "en/train.jsonl"), ("validation", "en/dev.jsonl")])
+def test_a_card_that_names_only_a_folder_leaves_the_splits_to_the_names(split: str, expected: str) -> None:
+    """As `datasets` does. The name of the folder itself says nothing."""
+    card = "---\nconfigs:\n- {config_name: english, data_dir: en}\n- {config_name: test, data_dir: ./test/}\n---\n"
+    paths = ["en/train.jsonl", "en/dev.jsonl", "fr/train.jsonl", "test/a.jsonl"]
+    assert choose(paths, config="english", split=split, card=card) == (expected,)
+    assert choose(paths, config="test", card=card) == ("test/a.jsonl",)
+    with pytest.raises(InvalidInput, match="there are train, validation"):
+        choose(paths, config="english", split="test", card=card)
+
+
 def test_a_card_that_is_too_large_decides_nothing(tmp_path: Path) -> None:
     """Neither at submission, where it is not downloaded, nor in a runner."""
     card = "---\nconfigs:\n- {data_files: b.jsonl}\n---\n" + "x" * CARD_LIMIT
