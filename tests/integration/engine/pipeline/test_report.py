@@ -189,7 +189,8 @@ def test_what_the_hub_and_a_person_read(finished: tuple[Finished, Recorder, Path
     ):
         assert expected in card.text
     assert "\n- Removed blocks are knowledge lost" in card.text and "\n- It has the biases" in card.text
-    assert "The same versions on the same hardware give the same bytes." in card.text
+    assert "compares the tensors. The same versions on the same hardware give the same bytes." in card.text
+    assert "fluent text. Nothing was trained afterwards;" in card.text
     assert words_of_ours(card) == []
     assert (out / PICTURE).read_bytes().startswith(b"\x89PNG")
     (text,) = re.findall(r"```json\n(.*?)```", card.text, flags=re.DOTALL)
