@@ -262,7 +262,7 @@ def _by_name(data: Sequence[str], split: str) -> list[str]:
 def _split_of(path: str) -> str | None:
     """The usual split of a path, from the name of the file, else of the nearest folder that mentions one."""
     for part in reversed(PurePosixPath(path).parts):
-        mentioned = set(_plain(part).split("_"))
+        mentioned = set(re.split("[^a-z]+", part.lower()))  # digits divide words: train1.csv
         for kind, words in _SPLITS.items():
             if not mentioned.isdisjoint(words):
                 return kind

@@ -190,6 +190,7 @@ WIKITEXT_2 = ("wikitext-2-raw-v1/train-00000-of-00001.parquet", "README.md")
         (["dev.jsonl", "train.jsonl"], {"split": "validation"}, ("dev.jsonl",)),
         (["test/train-0.csv", "test/test-0.csv"], {}, ("test/train-0.csv",)),
         (["train/a.txt", "contest/b.txt"], {}, ("train/a.txt",)),
+        (["test1.csv", "train1.csv", "train2.csv"], {}, ("train1.csv", "train2.csv")),
         (["train_sft-0.parquet", "train_gen-0.parquet"], {"split": "train_sft"}, ("train_sft-0.parquet",)),
         # one format is taken
         (["train.csv", "train.jsonl", "train.parquet", "train.txt"], {}, ("train.parquet",)),
