@@ -345,6 +345,8 @@ class DirectoryHub:
         target = self._root / repo_id if kind is RepositoryKind.MODEL else self._root / _DATASETS / repo_id
         if not leads_into(target, self._root):
             raise AccessDenied(f"{kind} {repo_id} is a link that leads out of the hub directory")
+        if target.is_file() or (target.is_symlink() and not target.exists()):
+            raise InvalidInput(f"{repo_id} is a file in the hub directory, or a link that leads nowhere")
         journal = self._journals.get(target)
         return target, journal or Journal(self._root / ".commits" / f"{kind}s" / repo_id, target=target)
 

@@ -162,6 +162,21 @@ def test_a_repository_that_is_a_link_out_is_refused(directory_side: DirectorySid
         directory_side.hub.resolve("acme/y", kind=MODEL)
 
 
+@pytest.mark.parametrize("is_link", [False, True])
+def test_what_is_no_folder_is_not_replaced(directory_side: DirectorySide, result: Publication, is_link: bool) -> None:
+    there = directory_side.root / OUT
+    there.parent.mkdir()
+    if is_link:
+        there.symlink_to("nowhere")
+    else:
+        there.write_text("theirs")
+    with pytest.raises(InvalidInput, match=f"{OUT} is a file"):
+        directory_side.hub.find_output(OUT)
+    with pytest.raises(InvalidInput, match=f"{OUT} is a file"):
+        directory_side.hub.publish(result, before_commit=nothing)
+    assert [path.name for path in there.parent.iterdir()] == [there.name]
+
+
 def test_a_link_inside_the_repository_is_a_file(directory_side: DirectorySide) -> None:
     directory_side.add_model("acme/x", {"config.json": b"{}"})
     (directory_side.root / "acme/x/same.json").symlink_to("config.json")
