@@ -134,6 +134,8 @@ class _Fetching:
             for tries_left in reversed(range(TRIES)):
                 try:
                     there = stream.seek(0, os.SEEK_END)
+                    if there > file.size:
+                        there = stream.seek(stream.truncate(0))
                     if there != file.size:
                         target = cast(BinaryIO, _Bounded(stream, file, self.stopping))
                         headers = build_hf_headers(token=self.token)

@@ -304,6 +304,15 @@ def test_the_next_call_goes_on_where_the_last_one_broke_off(
     assert blobs(tmp_path / "hub-cache") == {hashlib.sha256(WEIGHTS).hexdigest()}
 
 
+def test_what_is_left_of_a_download_and_longer_than_the_file_is_fetched_again(
+    hub: HuggingFaceHub, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    left = tmp_path / "hub-cache/models--acme--tiny/blobs" / f"{hashlib.sha256(WEIGHTS).hexdigest()}.incomplete"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(WEIGHTS + b"more")
+    assert (hub.download(snapshot, ("model.safetensors",)) / "model.safetensors").read_bytes() == WEIGHTS
+
+
 @pytest.mark.parametrize(("path", "sent"), [("model.safetensors", STORAGE), ("tokenizer.json", "/resolve/.*tokenizer")])
 def test_a_file_that_is_not_what_the_hub_lists_is_fetched_again(
     hub: HuggingFaceHub, fake: FakeHub, snapshot: Snapshot, tmp_path: Path, path: str, sent: str
