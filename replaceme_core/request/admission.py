@@ -108,6 +108,15 @@ class OutputRules:
 
     def check_replacement(self, output: OutputSpec, existing: ExistingOutput) -> None:
         """Raises `InvalidInput` unless a result may take the place of what is there."""
+        own = existing.job_id is not None and self.is_own(existing.job_id, existing.repo_id)
+        if not (output.create_pr or existing.is_empty or own or (output.overwrite and self.allow_overwrite)):
+            remedy = ", or say overwrite: true to replace all of it" if self.allow_overwrite else ""
+            raise InvalidInput(
+                f"{existing.repo_id} exists already and is not an earlier result of yours, or was changed since; "
+                f"name another repository{remedy}",
+                field="output.repo_id",
+                value=existing.repo_id,
+            )
         if output.private and existing.stays_public:
             raise InvalidInput(
                 f"{existing.repo_id} exists and is public, so the result would be public too; name another repository, "
@@ -115,18 +124,6 @@ class OutputRules:
                 field="output.private",
                 value=output.private,
             )
-        if output.create_pr:
-            return
-        own = existing.job_id is not None and self.is_own(existing.job_id, existing.repo_id)
-        if existing.is_empty or own or (output.overwrite and self.allow_overwrite):
-            return
-        remedy = ", or say overwrite: true to replace all of it" if self.allow_overwrite else ""
-        raise InvalidInput(
-            f"{existing.repo_id} exists already and is not an earlier result of yours, or was changed since; "
-            f"name another repository{remedy}",
-            field="output.repo_id",
-            value=existing.repo_id,
-        )
 
 
 def check_output(output: OutputSpec, hub: Hub, *, rules: OutputRules, private_source: str | None) -> None:

@@ -261,6 +261,15 @@ def test_a_private_result_does_not_go_into_a_public_repository() -> None:
         STRICT.check_replacement(asked.model_copy(update={"private": False}), there)
 
 
+def test_no_advice_makes_a_repository_of_others_a_target() -> None:
+    """Also if it is public: with `private: false` it would be refused again."""
+    there = ExistingOutput(repo_id="me/open", is_empty=False, stays_public=True, job_id=None)
+    for private in (True, False):
+        with pytest.raises(InvalidInput, match="exists already") as caught:
+            STRICT.check_replacement(OutputSpec(repo_id="me/open", private=private), there)
+        assert caught.value.field == "output.repo_id"
+
+
 def test_namespaces_are_a_list_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPLACEME_OUTPUT_NAMESPACES", "me, my-org ,")
     assert Settings(_env_file=None).output_namespaces == ("me", "my-org")  # type: ignore[call-arg]
