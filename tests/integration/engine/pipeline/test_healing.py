@@ -79,7 +79,7 @@ def test_a_healed_model_is_better_and_says_that_it_was_trained(source: Path) -> 
     card, page = ((out / name).read_text() for name in ("README.md", "report.html"))
     assert "were trained afterwards" in card
     assert "distillation of its 100 likeliest tokens" in card
-    assert f"--heal-tokens {32 * SEQUENCES}" in card
+    assert f"{32 * SEQUENCES:,} tokens of" in card
     for text in (card, page):
         assert "raining-free" not in text
         assert "othing was trained" not in text
