@@ -14,7 +14,7 @@ from benchmarks.harness.jobs import owner_of
 from benchmarks.harness.site import MODEL, Site
 from replaceme_core.ledger import reading
 from replaceme_core.report.page import render_page
-from tests.fixtures.browser.chromium import context_of, cut_off_on_a_phone, serious_findings, widths_that_overflow
+from tests.fixtures.browser.chromium import context_of, cut_off_on_a_phone, findings, widths_that_overflow
 from tests.fixtures.reports.real_run import finished_run
 
 MARK = "() => { window.stillTheSame = true; }"
@@ -44,7 +44,7 @@ RECORD = """() => {
 
 def check(page: Page) -> None:
     """What holds for every page."""
-    assert serious_findings(page) == [], page.url
+    assert findings(page) == [], page.url
     assert widths_that_overflow(page) == [], page.url
     assert page.locator("h1").count() == 1
     assert page.locator("main").count() == 1
@@ -340,7 +340,7 @@ def test_a_report_is_for_every_screen_and_for_paper_whatever_strangers_wrote(bro
         page.wait_for_function(LOADED)
         assert "taken over" not in page.title()
         assert page.get_by_text(HOSTILE).count() >= 2
-        assert serious_findings(page) == []
+        assert findings(page) == []
         assert widths_that_overflow(page) == []
         assert cut_off_on_a_phone(page, ".scroll:has(table)") == []
         page.keyboard.press("Tab")
