@@ -265,10 +265,11 @@ def unmet(row: Layout, config: Mapping[str, object]) -> str | None:
 
 def limits(row: Layout) -> str | None:
     """A sentence that says which models of a supported type are refused; `None` if none are."""
-    known = (
-        (one, " or ".join(json.dumps(value) for value in one.allowed if value is not None)) for one in row.requires
-    )
-    return "; ".join(f"not with {one.field} other than {words}: {one.reason}" for one, words in known) or None
+    found = []
+    for one in row.requires:
+        words = " or ".join(json.dumps(value) for value in one.allowed if value is not None)
+        found.append(f"not with {one.field} other than {words}: {one.reason}")
+    return "; ".join(found) or None
 
 
 ATTENTION = frozenset({"attention", "full_attention", "sliding_attention", "chunked_attention"})

@@ -116,13 +116,13 @@ _NAMED = 8  # the most names in a message
 _SHORT = 100  # the most characters of one of them
 
 _Patterns = Mapping[str, Sequence[str]]  # split -> patterns
-_BY_NAME = ""  # in place of a split: the one pattern is a folder, and the names of its files say which
+_Config = _Patterns | PurePosixPath  # or a folder, in which the names of files say their splits
 
 
 def data_files_of(hub: Hub, snapshot: Snapshot, *, config: str | None, split: str) -> tuple[str, ...]:
     """The result of `choose_data_files` with the card of the repository."""
     card: str | None = None
-    if snapshot.sizes.get(CARD, CARD_LIMIT + 1) <= CARD_LIMIT:
+    if _has_card(snapshot.sizes):
         with hub.hold(snapshot):
             card = read_card(hub.download(snapshot, (CARD,)) / CARD)
     return choose_data_files(snapshot.files, config=config, split=split, card=card)
@@ -135,9 +135,8 @@ def local_data_files(directory: Path, *, config: str | None, split: str) -> tupl
         for path in directory.rglob("*")
         if path.is_file()  # in a cache they are links to the blobs
     ]
-    card = directory / CARD
-    text = read_card(card) if card.is_file() and card.stat().st_size <= CARD_LIMIT else None
-    chosen = choose_data_files(files, config=config, split=split, card=text)
+    card = read_card(directory / CARD) if _has_card({file.path: file.size for file in files}) else None
+    chosen = choose_data_files(files, config=config, split=split, card=card)
     return tuple(directory / path for path in chosen if path != CARD)
 
 
@@ -165,11 +164,11 @@ def choose_data_files(
     patterns: Sequence[str] = ()
     matches: Callable[[str], bool]
     if declared:
-        patterns = _declared_patterns(declared, config=config, split=split)
-        if patterns[0].endswith("/"):
-            matches = frozenset(_in_folder(data, patterns[0], split)).__contains__
+        place = _declared_place(declared, config=config, split=split)
+        if isinstance(place, PurePosixPath):
+            patterns, matches = (f"{place}/",), frozenset(_in_folder(data, place, split)).__contains__
         else:
-            matches = _matcher(patterns, data)
+            patterns, matches = place, _matcher(place, data)
     else:
         matches = frozenset(_by_name(_in_config(data, config), split)).__contains__
     chosen: list[str] = []
@@ -195,7 +194,12 @@ def choose_data_files(
             field="calibration.split",
             value=split,
         )
-    return (*chosen, CARD) if sizes.get(CARD, CARD_LIMIT + 1) <= CARD_LIMIT else tuple(chosen)
+    return (*chosen, CARD) if _has_card(sizes) else tuple(chosen)
+
+
+def _has_card(sizes: Mapping[str, int]) -> bool:
+    """Whether there is a card that is read."""
+    return sizes.get(CARD, CARD_LIMIT + 1) <= CARD_LIMIT
 
 
 def format_of(path: str) -> str | None:
@@ -204,7 +208,9 @@ def format_of(path: str) -> str | None:
     return name.suffix if name.suffix in FORMATS and name.stem.lower() not in _NOT_DATA else None
 
 
-def _declared_patterns(declared: Mapping[str, _Patterns], *, config: str | None, split: str) -> Sequence[str]:
+def _declared_place(
+    declared: Mapping[str, _Config], *, config: str | None, split: str
+) -> Sequence[str] | PurePosixPath:
     if config is None and len(declared) == 1:
         config = next(iter(declared))
     config = config or "default"
@@ -213,8 +219,8 @@ def _declared_patterns(declared: Mapping[str, _Patterns], *, config: str | None,
             f"name a config of the data set; there are {_few(declared)}", field="calibration.config", value=config
         )
     patterns = declared[config]
-    if _BY_NAME in patterns:
-        return patterns[_BY_NAME]
+    if isinstance(patterns, PurePosixPath):
+        return patterns
     if split not in patterns:
         raise InvalidInput(
             f"config {shorten(config, _SHORT)} has no split {split!r}; there are {_few(patterns)}",
@@ -224,10 +230,11 @@ def _declared_patterns(declared: Mapping[str, _Patterns], *, config: str | None,
     return patterns[split]
 
 
-def _in_folder(data: Sequence[str], folder: str, split: str) -> list[str]:
+def _in_folder(data: Sequence[str], folder: PurePosixPath, split: str) -> list[str]:
     """The paths of a split in a folder of which the card says no more."""
-    within = [path.removeprefix(folder) for path in data if path.startswith(folder)]
-    return [folder + path for path in _by_name(within, split)]
+    start = f"{folder}/"
+    within = [path.removeprefix(start) for path in data if path.startswith(start)]
+    return [start + path for path in _by_name(within, split)]
 
 
 def _in_config(data: Sequence[str], config: str | None) -> list[str]:
@@ -278,10 +285,10 @@ def _plain(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", text.lower())
 
 
-def _declared(card: str) -> dict[str, _Patterns]:
-    """Patterns by config and split, from `configs:` in the card's header; empty if that is not usable."""
+def _declared(card: str) -> dict[str, _Config]:
+    """What each config has, from `configs:` in the card's header; empty if that is not usable."""
     configs = header_of(card).get("configs")
-    declared: dict[str, _Patterns] = {}
+    declared: dict[str, _Config] = {}
     for entry in configs if isinstance(configs, list) else ():
         if isinstance(entry, dict) and (patterns := _patterns(entry)):
             name = _text(entry, "config_name", "default")
@@ -290,13 +297,13 @@ def _declared(card: str) -> dict[str, _Patterns]:
     return declared
 
 
-def _patterns(entry: Mapping[str, Value]) -> _Patterns:
+def _patterns(entry: Mapping[str, Value]) -> _Config:
     folder = _text(entry, "data_dir", "").strip("./")
     folder = f"{folder}/" if folder else ""
     patterns: dict[str, list[str]] = {}
     files = entry.get("data_files") or []
     if folder and not files:
-        return {_BY_NAME: [folder]}
+        return PurePosixPath(folder)
     for item in files if isinstance(files, list) else [files]:
         split, paths = (_text(item, "split", "train"), item.get("path")) if isinstance(item, dict) else ("train", item)
         for path in paths if isinstance(paths, list) else [paths]:
