@@ -38,6 +38,8 @@ _MOST_OF_A_LABEL, _MOST_IN_A_FILE = 60, 1000
 _MORE_IS_BETTER = [one.label for one in view.QUANTITIES if one.unit.endswith("/s") or one.name == "distinct_4grams"]
 _SIZE = next(one.label for one in view.QUANTITIES if one.name == "bytes")
 _SPEEDS = [one.label for one in view.QUANTITIES if one.name in view.SPEEDS]
+_GREATEST_LIMIT = 1e6
+"""Of a loss of quality: no chart has room for more."""
 _TICKS = 4
 """About as many as an axis has."""
 
@@ -229,7 +231,7 @@ def show_sweep(
     most, problem = None, ""
     try:
         most = float(query.most) if query.most.strip() else None
-        if most is not None and not 0 < most < math.inf:
+        if most is not None and not 0 < most <= _GREATEST_LIMIT:
             raise ValueError
     except ValueError:
         most, problem = None, f"expected a number such as 1.6, got {query.most!r}"

@@ -25,7 +25,7 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
 FIRST_PAGE = "/ui/jobs"
-_PAGE = re.compile(r"/ui/[A-Za-z0-9/_-]*(\?[!-~]*)?")
+_PAGE = re.compile(r"/ui/(\.?[A-Za-z0-9/_-])*(\?[!-~]*)?")  # a table ends in .csv
 Next = Annotated[str, Query(max_length=2000)]
 FILES = "/static-offline-docs"
 """Where `fastapi_offline` serves the scripts of the description."""

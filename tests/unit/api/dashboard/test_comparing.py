@@ -94,8 +94,9 @@ def test_jobs_with_a_label(client: TestClient, sqlite_database: Database) -> Non
         chosen = re.findall(r'<tr role="row" class="chosen">\s*<th[^>]*><a href="/ui/jobs/([^"]+)"', marked[most].text)
         assert chosen == ([best] if best else []), most
     assert "every 2s" not in page.text, "all have ended"
-    wrong = client.get("/ui/sweep?label=sweep%3Ddepth&most=few")
-    assert (wrong.status_code, "expected a number such as 1.6" in text_of(wrong)) == (422, True)
+    for given in ("few", "nan", "0", "1.7e308"):
+        wrong = client.get(f"/ui/sweep?label=sweep%3Ddepth&most={given}")
+        assert (wrong.status_code, "expected a number such as 1.6" in text_of(wrong)) == (422, True)
     assert client.get("/ui/sweep?label=sweep%3Dnone").status_code == 404
     assert client.get("/ui/sweep?label=sweep").status_code == 422
 
