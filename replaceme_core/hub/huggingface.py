@@ -175,6 +175,7 @@ class HuggingFaceHub:
                 repo_type="model",
                 revision="main",
                 create_pr=publication.create_pr,
+                gitignore_content="#",  # none: with the one in the repository files are left out without an error
                 free_memory=False,
                 token=token,
             )

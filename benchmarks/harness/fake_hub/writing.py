@@ -7,6 +7,7 @@ import base64
 import json
 import re
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
@@ -51,8 +52,11 @@ _DATA_SET = re.compile(r"([\w-]+/)?[\w.-]+", re.ASCII)
 def preupload(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
     repository = _writable(store, request, at)
     present = repository.at(at["revision"]).tree
-    files = request.json()["files"]
+    files, ignored = request.json()["files"], request.json().get("gitIgnore")
     assert isinstance(files, list)
+    if ignored is None and ".gitignore" in present:
+        ignored = store.object(present[".gitignore"].sha256).read_text()
+    patterns = str(ignored or "").split()
     return as_json(
         {
             "files": [
@@ -61,7 +65,7 @@ def preupload(store: Store, request: Request, at: Mapping[str, str]) -> Reply:
                     "uploadMode": "lfs"
                     if file["path"].endswith(LFS_SUFFIXES) or file["size"] > REGULAR_LIMIT
                     else "regular",
-                    "shouldIgnore": False,
+                    "shouldIgnore": any(fnmatch(file["path"], pattern) for pattern in patterns),
                     "oid": present[file["path"]].oid if file["path"] in present else None,
                 }
                 for file in files

@@ -399,6 +399,19 @@ def test_what_is_published(hub: HuggingFaceHub, fake: FakeHub, result: Publicati
     assert [fake.store.repository("model", f"tester/{name}").private for name in ("out", "open")] == [True, False]
 
 
+def test_a_gitignore_in_the_repository_leaves_nothing_out(
+    hub: HuggingFaceHub, fake: FakeHub, result: Publication
+) -> None:
+    """The Hub names the files that it excludes, and the client library then leaves them out without an error."""
+    fake.add_model("tester/out", {".gitignore": b"*.safetensors\ntokenizer.*\n", "config.json": b"theirs"})
+    hub.publish(replace(result, create_pr=True), before_commit=nothing, may_replace=anything)
+    (proposed,) = fake.store.repository("model", "tester/out").proposed
+    assert FILES.keys() <= proposed.tree.keys()
+    hub.publish(result, before_commit=nothing, may_replace=anything)
+    assert proposed.tree.keys() - {".gitignore"} == fake.commits("tester/out")[-1].tree.keys()
+    assert fake.content("tester/out", "model.safetensors") == WEIGHTS
+
+
 CARD = """---
 model-index:
 - name: small
