@@ -89,19 +89,31 @@ def _watch(response: httpx2.Response) -> None:
 
 
 def _refuse_limited(response: httpx2.Response) -> None:
-    """Raise `RateLimited`, with the time that the Hub names. The caller waits, and may stop waiting."""
-    if response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
-        seconds = _seconds_to_wait(response.headers)
-        when = "" if seconds is None else f"; it asks to wait for {seconds:.0f} s"
+    """Raise `RateLimited`, or `HubUnreachable` for a Hub that is away, with the time that the Hub names.
+
+    The library would sleep as long; the caller waits, and may stop waiting.
+    """
+    status, is_limited = response.status_code, response.status_code == HTTPStatus.TOO_MANY_REQUESTS
+    if not (is_limited or status == HTTPStatus.REQUEST_TIMEOUT or status >= HTTPStatus.INTERNAL_SERVER_ERROR):
+        return
+    seconds = _seconds_to_wait(response.headers)
+    when = "" if seconds is None else f"; it asks to wait for {seconds:.0f} s"
+    if is_limited:
         raise RateLimited(f"the Hub limits how often it is asked (HTTP 429){when}", retry_after=seconds)
+    if seconds is not None:
+        away = HubUnreachable(f"the Hub cannot answer now (HTTP {status}){when}")
+        away.retry_after = seconds
+        raise away
+
+
+_LONGEST_WAIT = 10**9  # seconds; nobody waits that long, and a larger number may be none
 
 
 def _seconds_to_wait(headers: httpx2.Headers) -> float | None:
-    limits = parse_ratelimit_headers(headers)
+    limits, after = parse_ratelimit_headers(headers), headers.get("Retry-After", "")
     if limits is not None and limits.remaining == 0:
-        return float(limits.reset_in_seconds)
-    after = headers.get("Retry-After", "")
-    return float(after) if after.isdecimal() else None
+        return float(min(limits.reset_in_seconds, _LONGEST_WAIT))
+    return float(min(int(after), _LONGEST_WAIT)) if after.isdecimal() else None
 
 
 def _client() -> httpx2.Client:

@@ -23,6 +23,7 @@ class Fault(StrEnum):
     DRIP = "drip"  # the reply's body is sent a byte at a time, `value` seconds apart
     WRONG_ETAG = "wrong_etag"  # the reply names another ETag than that of its body
     LIMIT = "limit"  # not carried out, and answered with 429 and `value` as Retry-After
+    AWAY = "away"  # the same with 503
     REWRITE = "rewrite"  # `Rule.change` is called with the value of the reply's JSON, and may change it
     HOLD = "hold"  # carried out after `Rule.release`, even if the client has disconnected
     HOLD_REPLY = "hold_reply"  # carried out, and answered after `Rule.release`

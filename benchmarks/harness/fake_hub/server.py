@@ -169,8 +169,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._hang_up()
             if rule.fault is Fault.STATUS:
                 return self._reply(refusal(int(rule.value), "a fault that the test asked for"))
-            if rule.fault is Fault.LIMIT:
-                return self._reply(refusal(429, "too many requests", headers={"Retry-After": f"{rule.value:.0f}"}))
+            if rule.fault in (Fault.LIMIT, Fault.AWAY):
+                status, why = (429, "too many requests") if rule.fault is Fault.LIMIT else (503, "maintenance")
+                return self._reply(refusal(status, why, headers={"Retry-After": str(int(rule.value))}))
             if rule.fault is Fault.DELAY:
                 hub.stopping.wait(rule.value)
             if rule.fault is Fault.HOLD:

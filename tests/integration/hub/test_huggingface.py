@@ -372,6 +372,29 @@ def test_a_limit_says_when_to_come_back(hub: HuggingFaceHub, fake: FakeHub, snap
         assert time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize("path", ["/commits/main$", "/preupload/main$", "^/upload/", COMMIT])
+def test_a_hub_that_is_away_says_when_to_come_back(
+    hub: HuggingFaceHub, fake: FakeHub, result: Publication, path: str
+) -> None:
+    """At once too."""
+    fake.fail(Fault.AWAY, path, value=300)
+    began = time.monotonic()
+    with pytest.raises(HubUnreachable, match="wait for 300 s") as caught:
+        hub.publish(result, before_commit=nothing)
+    assert (caught.value.code, caught.value.retry_after) == ("hub_unreachable", 300)
+    assert time.monotonic() - began < 5
+    hub.publish(result, before_commit=nothing)
+    assert len(fake.commits("tester/out")) == 2
+
+
+@pytest.mark.parametrize("fault", [Fault.LIMIT, Fault.AWAY])
+def test_a_time_to_wait_that_is_no_time(hub: HuggingFaceHub, fake: FakeHub, fault: Fault) -> None:
+    fake.fail(fault, value=10**400)
+    with pytest.raises(HubUnreachable) as caught:
+        hub.resolve("acme/tiny", kind=MODEL)
+    assert caught.value.retry_after == 10**9
+
+
 def test_a_branch_that_moves_on_does_not_change_the_download(
     hub: HuggingFaceHub, fake: FakeHub, snapshot: Snapshot
 ) -> None:
