@@ -167,8 +167,20 @@ class Attempt:
             self.progress.note(Resolved(spec=pinned.spec))
         self._enter(Stage.DOWNLOAD, size=pinned.files[0].size)
         with inputs.held(pinned.files, lambda: self.hub):
-            model, texts = self._retry(lambda: inputs.download(pinned, self.hub, advance=self._advance(Stage.DOWNLOAD)))
+            model, texts = self._download(pinned)
             return self._compute(pinned, model, texts)
+
+    def _download(self, pinned: inputs.PinnedInputs) -> tuple[str, tuple[str | None, ...]]:
+        """A download goes on where it broke off: however often that is, it ends only if the Hub stays away."""
+        most = 0.0
+
+        def advance(fraction: float) -> None:
+            nonlocal most
+            most = max(most, fraction)
+            self.lease.check()
+            self.progress.note(Advanced(stage=Stage.DOWNLOAD, fraction=fraction))
+
+        return self._retry(lambda: inputs.download(pinned, self.hub, advance=advance), done=lambda: most)
 
     def _compute(self, pinned: inputs.PinnedInputs, model: str, texts: tuple[str | None, ...]) -> Write:
         spec = pinned.spec
@@ -339,20 +351,14 @@ class Attempt:
             expected = modelled_copy(stage, size, is_remote=self.settings.hub_address is not None)
             self.progress.note(Measured(stage=stage, name=MODELLED, value=expected, unit="s"))
 
-    def _advance(self, stage: Stage) -> inputs.Advance:
-        def advance(fraction: float) -> None:
-            self.lease.check()
-            self.progress.note(Advanced(stage=stage, fraction=fraction))
-
-        return advance
-
     def _retry(
         self,
         call: Callable[[], T],
         *,
         retry_on: Sequence[type[ReplaceMeError]] = (HubUnreachable,),
         at_least: float = 0.0,
+        done: Callable[[], float] = lambda: 0.0,
     ) -> T:
         """`retry_under_lease` for as long as the settings say, or for `at_least` these seconds."""
         seconds = max(self.settings.hub_patience_seconds, at_least)
-        return retry_under_lease(self.lease, call, seconds=seconds, retry_on=tuple(retry_on))
+        return retry_under_lease(self.lease, call, seconds=seconds, retry_on=tuple(retry_on), done=done)

@@ -286,22 +286,26 @@ def retry_under_lease(
     *,
     seconds: float,
     retry_on: tuple[type[ReplaceMeError], ...] = (HubUnreachable,),
+    done: Callable[[], float] = lambda: 0.0,
 ) -> T:
     """The result of `call`, which is retried for at most `seconds` after the first error in `retry_on`.
 
-    Where the Hub says when to come back, it is not asked before; such waits, of up to an hour in all, do not count.
-    Raises the last error when that time is up, any other error at once, and what `lease.check` raises as soon as the
-    lease ends, during a pause too. The lease is renewed meanwhile.
+    They begin anew with an error before which `done` has grown: the Hub has answered since. Where the Hub says when to
+    come back, it is not asked before; such waits, of up to an hour in all, do not count. Raises the last error when
+    that time is up, any other error at once, and what `lease.check` raises as soon as the lease ends, during a pause
+    too. The lease is renewed meanwhile.
     """
     pause = FIRST_PAUSE_SECONDS
     deadline: float | None = None
     allowed = LONGEST_WAIT_SECONDS
+    most = 0.0
     while True:
         try:
             return call_under_lease(lease, call)
         except retry_on as error:
             now = time.monotonic()
-            deadline = now + seconds if deadline is None else deadline
+            if deadline is None or done() > most:
+                deadline, pause, most = now + seconds, FIRST_PAUSE_SECONDS, done()
             asked = (error.retry_after or 0.0) if isinstance(error, Unavailable) else 0.0
             if now >= deadline or asked > allowed:
                 raise

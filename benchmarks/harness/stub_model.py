@@ -7,14 +7,19 @@ from pathlib import Path
 BLOCKS = 4
 
 
-def stub_weights(blocks: int) -> bytes:
+def stub_weights(blocks: int, *, values: int = 1) -> bytes:
     """A weight file that has blocks, so that its header can be read; no model can be loaded from it."""
+    size = 4 * values
     rows = {
-        f"model.layers.{block}.weight": {"dtype": "F32", "shape": [1], "data_offsets": [4 * block, 4 * block + 4]}
+        f"model.layers.{block}.weight": {
+            "dtype": "F32",
+            "shape": [values],
+            "data_offsets": [size * block, size * (block + 1)],
+        }
         for block in range(blocks)
     }
     raw = json.dumps(rows).encode()
-    return struct.pack("<Q", len(raw)) + raw + bytes(4 * blocks)
+    return struct.pack("<Q", len(raw)) + raw + bytes(size * blocks)
 
 
 STUB_MODEL = {

@@ -19,6 +19,7 @@ class Fault(StrEnum):
     STATUS = "status"  # not carried out, and answered with the HTTP status in `value`
     DELAY = "delay"  # carried out after `value` seconds
     TRUNCATE = "truncate"  # the reply's body ends after `value` bytes
+    RESET = "reset"  # the same; then the connection is reset, after half a second
     CORRUPT = "corrupt"  # the reply's body has another last byte
     DRIP = "drip"  # the reply's body is sent a byte at a time, `value` seconds apart
     WRONG_ETAG = "wrong_etag"  # the reply names another ETag than that of its body

@@ -12,6 +12,7 @@ import argparse
 import re
 import signal
 import socket
+import struct
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -200,8 +201,8 @@ class _Handler(BaseHTTPRequestHandler):
             reply = rewritten(reply, rule.change)
         if rule is not None and rule.fault is Fault.DRIP:
             return self._drip(reply, rule.value)
-        cut = int(rule.value) if rule is not None and rule.fault is Fault.TRUNCATE else None
-        return self._reply(reply, cut=cut)
+        cut = int(rule.value) if rule is not None and rule.fault in (Fault.TRUNCATE, Fault.RESET) else None
+        return self._reply(reply, cut=cut, reset=rule is not None and rule.fault is Fault.RESET)
 
     do_GET = do_HEAD = do_POST = do_PUT = _serve
 
@@ -228,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
             left -= len(chunk)
             yield chunk
 
-    def _reply(self, reply: Reply, *, cut: int | None = None) -> None:
+    def _reply(self, reply: Reply, *, cut: int | None = None, reset: bool = False) -> None:
         size = reply.body.stat().st_size if isinstance(reply.body, Path) else len(reply.body)
         start, end, status, headers = 0, size, reply.status, dict(reply.headers)
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"] or "")
@@ -244,7 +245,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self._send(reply.body, start=start, length=min(end - start, cut if cut is not None else size))
-        if cut is not None:
+        if reset:
+            self.server.hub.stopping.wait(0.5)  # what has arrived is read
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()  # and so do the files that were made of it
+            self.close_connection = True
+        elif cut is not None:
             self._hang_up()
         return None
 

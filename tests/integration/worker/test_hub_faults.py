@@ -13,6 +13,7 @@ from benchmarks.harness.fake_hub.faults import Fault
 from benchmarks.harness.fake_hub.server import FakeHub
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.runners.gates import is_held, open_gates, set_gate
+from benchmarks.harness.stub_model import BLOCKS, STUB_MODEL, stub_weights
 from replaceme_core.hub import client
 from replaceme_core.ledger.database import now
 from replaceme_core.ledger.states import JobStatus
@@ -50,6 +51,15 @@ def test_a_fault_while_reading(hub_bench: Bench, fake_hub: FakeHub, name: str, m
     assert again.status is JobStatus.SUCCEEDED, again.error
     assert not list(hub_bench.settings.hub_cache.rglob("*.incomplete"))
     assert not any((hub_bench.settings.hub_cache / ".reserved").iterdir())
+
+
+def test_a_download_that_breaks_off_again_and_again(hub_bench: Bench, fake_hub: FakeHub) -> None:
+    """Each time there is more of it, so the Hub is not away, however long it takes in all."""
+    fake_hub.add_model("acme/tiny", {**STUB_MODEL, "model.safetensors": stub_weights(BLOCKS, values=300_000)})
+    resets = [fake_hub.fail(Fault.RESET, "^/storage/", method="GET", value=1_500_000) for _ in range(3)]
+    job = hub_bench.run(hub_bench.add(), hub_patience_seconds=0.001)
+    assert job.status is JobStatus.SUCCEEDED, job.error
+    assert [reset.times for reset in resets] == [0, 0, 0]
 
 
 def test_a_gated_model(hub_bench: Bench, fake_hub: FakeHub) -> None:
