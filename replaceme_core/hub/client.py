@@ -4,6 +4,7 @@ A reply may be hostile, or another one than it should be. Importing this module 
 process; by itself the library waits forever, and sleeps where the Hub asks for it, in which nothing can interrupt it.
 """
 
+import errno
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -196,6 +197,8 @@ def _translated(error: BaseException, doing: str) -> ReplaceMeError | None:
             return HubUnreachable(f"the Hub cannot be reached while {doing} ({type(cause).__name__})")
         if isinstance(cause, OSError) and is_out_of_space(cause):
             return OutOfSpace(f"no space left on the device while {doing}")
+        if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
+            return InvalidInput(f"the name of a file, or its path, is too long for this system while {doing}")
         cause = cause.__cause__
     if is_out_of_space(error):
         return OutOfSpace(f"no space left on the device while {doing}")

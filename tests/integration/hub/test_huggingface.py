@@ -313,6 +313,16 @@ def test_what_is_left_of_a_download_and_longer_than_the_file_is_fetched_again(
     assert (hub.download(snapshot, ("model.safetensors",)) / "model.safetensors").read_bytes() == WEIGHTS
 
 
+@pytest.mark.parametrize("path", [f"LICENSE-{'x' * 300}.txt", f"{'/'.join(['x' * 100] * 50)}/train.txt"])
+def test_a_name_that_no_file_can_have_here_is_no_fault_of_the_machine(
+    hub: HuggingFaceHub, fake: FakeHub, path: str
+) -> None:
+    """Another worker could not store it either."""
+    fake.add_model("acme/long", {"config.json": b"{}", path: b"text"})
+    with pytest.raises(InvalidInput, match=r"too long for this system while downloading \S+ of model acme/long"):
+        hub.download(hub.resolve("acme/long", kind=MODEL), (path,))
+
+
 @pytest.mark.parametrize(("path", "sent"), [("model.safetensors", STORAGE), ("tokenizer.json", "/resolve/.*tokenizer")])
 def test_a_file_that_is_not_what_the_hub_lists_is_fetched_again(
     hub: HuggingFaceHub, fake: FakeHub, snapshot: Snapshot, tmp_path: Path, path: str, sent: str
