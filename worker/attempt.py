@@ -125,6 +125,7 @@ def _given(spec: CompressionSpec) -> tuple[object, ...]:
 class Attempt:
     """One attempt at a job. `directory` is its workspace.
 
+    `open_writer` is called for the Hub that gets the result, hours after `hub` was opened.
     `rules` are those for outputs of the job's owner; `history` are earlier jobs on this kind of worker.
     """
 
@@ -132,6 +133,7 @@ class Attempt:
     settings: Settings
     confinement: Confinement
     hub: Hub
+    open_writer: Callable[[], Hub]
     lease: Lease
     progress: ProgressWriter
     directory: Path
@@ -293,7 +295,7 @@ class Attempt:
 
         def publish() -> str:
             try:
-                return self.hub.publish(
+                return self.open_writer().publish(
                     publication,
                     before_commit=self.lease.last_check,
                     may_replace=lambda existing: self.rules.check_replacement(spec.output, existing),

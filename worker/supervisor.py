@@ -253,6 +253,7 @@ class Supervisor:
                     settings=self.settings,
                     confinement=self.confinement,
                     hub=hub,
+                    open_writer=partial(self._hub_to_publish, job, hub),
                     lease=lease,
                     progress=progress,
                     directory=directory,
@@ -284,16 +285,26 @@ class Supervisor:
             with self.database.session(read_only=True) as session:
                 return reading.has_made(session, job_id, repo_id, owner=job.owner)
 
-        hub = owner_hub(
+        hub = self._hub(job)
+        with self.database.session(read_only=True) as session:
+            namespaces = Owners(session).output_namespaces(job.owner)
+        return hub, self.settings.output_rules(is_own=has_made, namespaces=namespaces)
+
+    def _hub(self, job: Job) -> Hub:
+        return owner_hub(
             job.owner,
             job.spec.credential,
             settings=self.settings,
             database=self.database,
             default=self.open_hub,
         )
-        with self.database.session(read_only=True) as session:
-            namespaces = Owners(session).output_namespaces(job.owner)
-        return hub, self.settings.output_rules(is_own=has_made, namespaces=namespaces)
+
+    def _hub_to_publish(self, job: Job, hub: Hub) -> Hub:
+        """`hub`, with which the job began; or one with the token that its credential has got since."""
+        try:
+            return hub if job.spec.credential is None else self._hub(job)
+        except InvalidInput:  # the credential is deleted: that holds for jobs that have not begun
+            return hub
 
     def _history(self, job: Job) -> Sequence[PastJob]:
         """What earlier jobs took on this kind of worker; empty where that is not known."""

@@ -9,6 +9,8 @@ from cryptography.fernet import Fernet
 from pydantic import SecretStr
 from sqlalchemy import text
 
+from benchmarks.harness.processes import wait_until
+from benchmarks.harness.runners.gates import is_held, open_gates, set_gate
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database
@@ -62,7 +64,7 @@ def test_the_credential_is_used_and_seen_nowhere(
     job_id = add(bench, credential="mine")
     job = bench.run(job_id)
     assert job.status is JobStatus.SUCCEEDED, job.error
-    assert opened == [TOKEN]
+    assert set(opened) == {TOKEN}
     assert job.spec.credential == "mine", "it stays with the job, for a retry"
     assert [request.spec.credential for request in requests] == [None]
     with bench.database.session(read_only=True) as session:
@@ -72,6 +74,38 @@ def test_the_credential_is_used_and_seen_nowhere(
     everything = [*dump, report, caplog.text, requests[0].model_dump_json(), *published]
     assert any("mine" in each for each in dump)
     assert [each for each in everything if TOKEN in each or KEY.get_secret_value() in each] == []
+
+
+@pytest.mark.parametrize("change", ["replaced", "deleted"])
+def test_a_result_is_published_with_the_token_of_that_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """The one that the job began with may have been revoked; deleting a credential stops no job that runs."""
+    used: dict[str | None, DirectoryHub] = {}
+    publish, writers = DirectoryHub.publish, []
+
+    def open_hub(settings: object, *, token: str | None = None) -> DirectoryHub:
+        return used.setdefault(token, DirectoryHub(bench.hub_directory))
+
+    def noted(hub: DirectoryHub, *arguments: Any, **options: Any) -> str:
+        writers.append(next(token for token, one in used.items() if one is hub))
+        return publish(hub, *arguments, **options)
+
+    monkeypatch.setattr(Settings, "open_hub", open_hub)
+    monkeypatch.setattr(DirectoryHub, "publish", noted)
+    job_id, data = add(bench, credential="mine"), bench.settings.data
+    data.mkdir()
+    set_gate(data, job_id, "fold")
+    with bench.running(job_id):
+        wait_until(lambda: is_held(data, job_id, "fold"), seconds=20, what="the fold")
+        with bench.database.session() as session:
+            if change == "replaced":
+                Owners(session).put_credential("tests", "mine", "hf_another", box=bench.settings.secrets_box())
+            else:
+                Owners(session).delete_credential("tests", "mine")
+        open_gates(data)
+    assert bench.job(job_id).status is JobStatus.SUCCEEDED
+    assert writers == ["hf_another" if change == "replaced" else TOKEN]
 
 
 @pytest.mark.parametrize(
