@@ -233,6 +233,21 @@ def test_publishing_needs_a_write_token(fake: FakeHub, tmp_path: Path, result: P
         with_tokens(fake, tmp_path / "cache", write=WRITE_TOKEN).publish(elsewhere, before_commit=nothing)
 
 
+@pytest.mark.parametrize("path", ["^/upload/", STORAGE])
+def test_a_storage_that_refuses_refuses_no_token(
+    hub: HuggingFaceHub, fake: FakeHub, result: Publication, path: str
+) -> None:
+    """It gets none: the address is signed, for a while."""
+
+    def there_and_back() -> None:
+        hub.publish(result, before_commit=nothing)
+        hub.download(hub.resolve("tester/out", kind=MODEL), ("model.safetensors",))
+
+    fake.fail(Fault.STATUS, path, value=403)
+    with pytest.raises(AccessDenied, match="was sent no token, while"):
+        there_and_back()
+
+
 def test_a_private_result_is_read_as_its_owner_only(fake: FakeHub, tmp_path: Path, result: Publication) -> None:
     hub = with_tokens(fake, tmp_path / "cache", write=WRITE_TOKEN)
     revision = hub.publish(result, before_commit=nothing)
