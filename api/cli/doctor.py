@@ -6,7 +6,7 @@ Nothing secret is in its output: it can be attached to an issue.
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib.metadata import version
@@ -109,11 +109,18 @@ def _sandbox(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, 
 
 def _hub(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, str]]:
     where = "a directory" if settings.hub_address is None else settings.hub_address
-    with suppress(RepositoryNotFound, AccessDenied):  # it has answered
-        settings.open_hub().resolve(_NOBODY, kind=RepositoryKind.MODEL)
+    hub = settings.open_hub()
+    try:
+        hub.resolve(_NOBODY, kind=RepositoryKind.MODEL)
+    except RepositoryNotFound:
+        pass
+    except AccessDenied as error:
+        yield State.PROBLEM, error.message
     yield State.OK, f"{where} answers"
     if settings.hub_address is not None and settings.hub_write_token is None:
         yield State.WARNING, "there is no write token: results are published only with credentials of their owners"
+    else:
+        hub.namespace()
 
 
 def _database(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, str]]:

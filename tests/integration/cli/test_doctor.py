@@ -8,6 +8,8 @@ import torch
 from typer.testing import CliRunner
 
 from api.cli.main import app
+from benchmarks.harness.fake_hub.access import READ_TOKEN, WRITE_TOKEN
+from benchmarks.harness.fake_hub.server import FakeHub
 from replaceme_core.ledger.migrate import upgrade
 
 SECRET = "never-to-be-seen"
@@ -66,3 +68,28 @@ def test_places_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert rows["disk"] == [("problem", f"the data directory {data} is a file; choose another with --data")]
     assert rows["hub"] == [("problem", f"{data / 'hub'}: Not a directory")]
     assert rows["broker"] == [("problem", "the broker's URL must be redis://HOST:PORT/NUMBER or filesystem://")]
+
+
+@pytest.mark.parametrize(
+    ("read", "write", "state", "says"),
+    [
+        (READ_TOKEN, WRITE_TOKEN, "ok", "answers"),
+        ("hf_expired", WRITE_TOKEN, "problem", "the Hub refuses the token while looking up model"),
+        (
+            READ_TOKEN,
+            "hf_expired",
+            "problem",
+            "the Hub refuses the token while looking up the owner of the write token",
+        ),
+        ("hf two", WRITE_TOKEN, "problem", "the read token for the Hub has characters that no token can have"),
+    ],
+)
+def test_tokens_that_the_hub_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_hub: FakeHub, read: str, write: str, state: str, says: str
+) -> None:
+    for name, value in (("HUB", fake_hub.url), ("HUB_READ_TOKEN", read), ("HUB_WRITE_TOKEN", write)):
+        monkeypatch.setenv(f"REPLACEME_{name}", value)
+    code, rows, printed = found("--data", str(tmp_path / "data"))
+    assert [text for each, text in rows["hub"] if each == state and says in text], rows["hub"]
+    assert (code == 2) is (state == "problem")
+    assert read not in printed and write not in printed
