@@ -238,9 +238,9 @@ def _http_error(error: HfHubHTTPError, doing: str) -> ReplaceMeError:
         case 404:
             return RepositoryNotFound(f"not found on the Hub while {doing}{reason}")
         case 401 | 402 | 403:
-            what = (
-                "access, and was sent no token," if anonymous else "the token"
-            )  # as its storage, with a signed address
+            what = "the token"
+            if anonymous:  # its storage: the address is signed
+                what = "access, and was sent no token,"
             return AccessDenied(f"the Hub refuses {what} while {doing} (HTTP {status}){reason}")
         case 409 | 412:
             return StaleParent(f"the repository was changed by another writer while {doing} (HTTP {status}){reason}")

@@ -329,6 +329,14 @@ def _name_output(
         ending = f"{size}{ending_of(job_id)}"
         name = spec.model.repo_id.rpartition("/")[2][: _MAX_NAME_LENGTH - len(ending)].rstrip("-.")
         owner = rules.namespaces[0] if rules.namespaces else hub.namespace()
+        if rules.namespaces and spec.credential is not None:  # the operator's first choice is no guess for other tokens
+            owner = hub.namespace()
+            if owner not in rules.namespaces:
+                raise InvalidInput(
+                    f"this service publishes under {' and '.join(rules.namespaces)} only, and the token of this "
+                    f"credential belongs to {owner}: name a repository that it may write to",
+                    field="output.repo_id",
+                )
         return output.model_copy(update={"repo_id": f"{owner}/{name}{ending}"})
     if output.repo_id.lower() == spec.model.repo_id.lower():  # names on the Hub are not case-sensitive
         raise InvalidInput(

@@ -105,6 +105,9 @@ def test_a_result_is_named_after_what_is_left(root: Path) -> None:
     assert resolve(root, **search).output.repo_id == "local/name-0123abcd", "how many stay is found out later"
     there = OutputRules(namespaces=("me", "local"))
     assert resolve(root, rules=there).output.repo_id == "me/name-22of30-0123abcd"
+    assert resolve(root, rules=there, credential="mine").output.repo_id == "local/name-22of30-0123abcd"
+    with pytest.raises(InvalidInput, match="under me only, and the token of this credential belongs to local: name"):
+        resolve(root, rules=OutputRules(namespaces=("me",)), credential="mine")
     name = "n" * 70 + "-" * 1 + "m" * 25
     put_model(root, f"org/{name}")
     repo_id = resolve(root, model=f"org/{name}").output.repo_id
