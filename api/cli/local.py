@@ -124,7 +124,7 @@ def _print_outcome(outcome: Outcome, *, as_json: bool) -> None:
         console = make_console(stderr=False)
         print_report(console, Report(outcome.report))
         console.print(f"written to {outcome.directory}")
-        print_note("load it with AutoModelForCausalLM.from_pretrained")
+        print_note(f"load it with {outcome.report['auto_class']}.from_pretrained")
     print_warnings(make_console(stderr=True), Report({"warnings": warnings}))
 
 

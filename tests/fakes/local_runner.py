@@ -29,6 +29,7 @@ REPORT: dict[str, object] = {
     "removed_blocks": [2],
     "kept_blocks": [0, 1, 3],
     "method": "least_squares",
+    "auto_class": "AutoModelForImageTextToText",
     "candidates": [
         {"start": 2, "end": 2, "distance": 0.1, "residual": 0.25, "ridge": 0.1, "held_out_loss": 4.1, "chosen": True},
         {"start": 1, "end": 1, "distance": 0.1, "residual": "nan", "ridge": 0.1, "held_out_loss": None},

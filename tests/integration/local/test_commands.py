@@ -51,6 +51,7 @@ def test_compress_prints_one_object_or_tables(replaceme: Run, base: Base, tmp_pa
     done = replaceme(*base)
     for words in ("removed 1 of 4 blocks: 2", "Perplexity", "60.60", "+87.8 %", "written to out"):
         assert words in done.stdout
+    assert "load it with AutoModelForImageTextToText.from_pretrained" in done.stderr
     assert sent(tmp_path / "out")["cache_directory"] is None
 
 
