@@ -51,7 +51,8 @@ class Score:
 class TaskResult:
     """`accuracy` over `samples` questions, and all `metrics` by their names.
 
-    `chance` is the accuracy of guessing. Both are `None` for a task that has no accuracy, or no choices.
+    `chance` is the accuracy of guessing. Both are `None` for a task that has no accuracy, or no choices; `chance` also
+    for one that counts right answers in a way of its own.
     """
 
     name: str
@@ -248,8 +249,8 @@ def _load(names: Mapping[str, int | None], *, directory: Path, few_shot: int | N
 
 
 def _chance(task: "Task", documents: Sequence[Any]) -> float | None:
-    """The accuracy of guessing; `None` for a task without choices."""
-    if task.OUTPUT_TYPE != "multiple_choice" or not documents:
+    """The accuracy of guessing; `None` for a task without choices, or that counts right answers in a way of its own."""
+    if task.OUTPUT_TYPE != "multiple_choice" or task.get_config("process_results") is not None or not documents:
         return None
     return sum(1 / len(task.doc_to_choice(document)) for document in documents) / len(documents)
 

@@ -54,6 +54,16 @@ def test_the_numbers_are_those_of_the_librarys_own_command(tmp_path: Path) -> No
     assert (rolling.interval, rolling.accuracy, rolling.chance) == (None, None, None)
 
 
+def test_what_a_task_with_a_count_of_its_own_gives_for_guessing_is_not_known(tmp_path: Path) -> None:
+    """Such as truthfulqa_mc2, whose accuracy is the share of all right answers together."""
+    tasks = write_tasks(tmp_path / "tasks")
+    (tasks / "own.py").write_text("def count(doc, results):\n    return {'acc': 0.75}\n")
+    own = (tasks / "choice.yaml").read_text().replace(CHOICE, "own") + "process_results: !function own.count\n"
+    (tasks / "own.yaml").write_text(own)
+    (found,) = run_tasks(tiny_model(), ["own"], tasks, limit=2)
+    assert (found.accuracy, found.chance) == (0.75, None)
+
+
 def test_long_texts_are_read_fewer_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or one by one; the logits of all positions are in memory."""
     model, tasks = tiny_model(), write_tasks(tmp_path / "tasks")
