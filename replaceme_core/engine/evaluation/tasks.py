@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from replaceme_core.engine.activations.verified_file import Contents
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.measure import share_interval
-from replaceme_core.errors import InvalidInput
+from replaceme_core.errors import BrokenModel, InvalidInput
 from replaceme_core.library_errors import library_errors
 from replaceme_core.request.resolve import TASK_BATCH, texts_at_once
 from replaceme_core.request.tasks import expanded
@@ -37,6 +37,7 @@ _STRICT = "strict-match"
 """The filter of answers that is read first; a task such as GSM8K has an accuracy for each of its filters alone."""
 _NO_FILTER = "none"
 _CODE = (".yaml", ".yml", ".py")
+_FIX = "it may have fewer examples than few_shot asks for, or write more tokens than the model has positions"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,14 +170,17 @@ class LoadedTasks:
         harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=TASK_BATCH)
         _bound_logits(harness, vocabulary=model.config.get_text_config().vocab_size)
         task.set_fewshot_seed(seed=1234)  # that of the library's own command; each run draws on
-        with library_errors(f"the task {name} does not run on the model"):
-            found = evaluate(
-                lm=harness,
-                task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}},
-                limit=self.limit,
-                bootstrap_iters=BOOTSTRAPS,
-                log_samples=True,
-            )
+        try:
+            with library_errors(f"the task {name} does not run on the model", fix=_FIX):
+                found = evaluate(
+                    lm=harness,
+                    task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}},
+                    limit=self.limit,
+                    bootstrap_iters=BOOTSTRAPS,
+                    log_samples=True,
+                )
+        except BrokenModel as error:  # it has run on texts
+            raise InvalidInput(error.message, field="evaluation.tasks", value=name) from error
         samples = found["samples"][name]
         result = TaskResult.of(
             name,

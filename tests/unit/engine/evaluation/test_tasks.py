@@ -94,6 +94,12 @@ def test_limits_examples_and_copies_of_data_sets(tmp_path: Path) -> None:
     assert shots.few_shot == 2
 
 
+def test_more_examples_than_a_task_has_are_no_fault_of_the_model(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="it may have fewer examples than few_shot asks for") as raised:
+        run_tasks(tiny_model(), [CHOICE], write_tasks(tmp_path / "tasks"), few_shot=QUESTIONS + 1)
+    assert (raised.value.code, raised.value.field) == ("invalid_input", "evaluation.tasks")
+
+
 def test_each_model_gets_the_same_examples(tmp_path: Path) -> None:
     """The library draws them anew for each run."""
     loaded = load_tasks([CHOICE], directory=str(write_tasks(tmp_path / "tasks")), limit=3, few_shot=2)
