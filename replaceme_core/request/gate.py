@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from replaceme_core import shapes
 from replaceme_core.request.fields import Frozen, Ratio, wrong
-from replaceme_core.request.tasks import TaskName, expanded
+from replaceme_core.request.tasks import PAPER, TaskName, expanded
 from replaceme_core.wording import json_safe, shorten
 
 _UNITS: Mapping[str, str] = {"divergence": "nats", "embedding_distance": "1 - cosine"}
@@ -247,6 +247,8 @@ def check_conditions(gate: GateSpec | None, *, deepest: bool, evaluated: bool, t
         )
     run = expanded(tasks)
     missing = [name for name in gate.tasks or () if name not in run]
+    if PAPER in missing:
+        raise wrong("gate", f"{PAPER} stands for several tasks: judge one of them, or all of them by accuracy_kept")
     if missing or (gate.accuracy_kept is not None and not run):
         names = ", ".join(missing) or "some"
         raise wrong("gate", f"the gate judges tasks that are not run: name {names} in evaluation.tasks")

@@ -82,6 +82,8 @@ def test_a_gate_judges_tasks_that_are_run() -> None:
         assert CompressionSpec.model_validate(stored_spec(spec)) == spec
     with pytest.raises(ValidationError, match=r"name some in evaluation\.tasks"):
         a_spec(gate=kept)
+    with pytest.raises(ValidationError, match="replaceme_paper stands for several tasks: judge one of them"):
+        a_spec(gate={"tasks": {"replaceme_paper": {"min_kept": 0.9}}}, evaluation={"tasks": ["replaceme_paper"]})
 
 
 def test_without_a_gate_everything_is_stored_as_the_version_before_reads_it() -> None:
