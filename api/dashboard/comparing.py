@@ -36,6 +36,7 @@ FEWEST, MOST = 2, 5
 _MOST_GIVEN = 200
 _MOST_OF_A_LABEL, _MOST_IN_A_FILE = 60, 1000
 _MORE_IS_BETTER = [one.label for one in view.QUANTITIES if one.unit.endswith("/s") or one.name == "distinct_4grams"]
+_PERPLEXITY = next(one.label for one in view.QUANTITIES if one.name == "perplexity")
 _SIZE = next(one.label for one in view.QUANTITIES if one.name == "bytes")
 _SPEEDS = [one.label for one in view.QUANTITIES if one.name in view.SPEEDS]
 _GREATEST_LIMIT = 1e6
@@ -309,11 +310,18 @@ def _compared(database: Database, jobs: Sequence[JobBody], owner: str) -> list[C
 
 
 def _best(label: str, found: Sequence[Compared]) -> list[int]:
-    """The numbers of the jobs whose result is best in this quantity; none where all are alike."""
-    cells = {number: one.quantities[label][1] for number, one in enumerate(found) if label in one.quantities}
-    known = {number: value for number, cell in cells.items() if (value := value_of(cell)) is not None}
+    """The numbers of the jobs whose result is best in this quantity; none where all are alike.
+
+    A perplexity says nothing beside one on other tokens, so none is best where the originals have not the same one.
+    """
+    cells = {number: one.quantities[label] for number, one in enumerate(found) if label in one.quantities}
+    known = {number: value for number, cell in cells.items() if (value := value_of(cell[1])) is not None}
     if len(set(known.values())) < 2:
         return []
+    if label.startswith(_PERPLEXITY):
+        originals = [value_of(cells[number][0]) or 0.0 for number in known]
+        if not all(math.isclose(one, originals[0], rel_tol=1e-2) for one in originals):
+            return []
     best = (max if label in _MORE_IS_BETTER else min)(known.values())
     return [number for number, value in known.items() if value == best]
 

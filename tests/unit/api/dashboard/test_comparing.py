@@ -39,6 +39,11 @@ def test_jobs_side_by_side(client: TestClient, sqlite_database: Database) -> Non
     run(sqlite_database, better, lambda session, claim: succeed(session, claim, report=less))
     rows = rows_of(client.get("/ui/compare", params={"id": [measured, better]}))
     assert ["Perplexity", "12.35 → 15.43 +25.0 %", "12.35 → 14.00 +13.4 % best"] in rows
+    other = submit(client)  # measured on another text
+    sides = {"before": {**REPORTED["before"], "perplexity": 9.0}, "after": {**REPORTED["after"], "perplexity": 9.5}}
+    run(sqlite_database, other, lambda session, claim: succeed(session, claim, report={**REPORTED, **sides}))
+    rows = rows_of(client.get("/ui/compare", params={"id": [measured, other]}))
+    assert ["Perplexity", "12.35 → 15.43 +25.0 %", "9.00 → 9.50 +5.6 %"] in rows
     for given, shown in ((0, "No job was chosen"), (1, "One job was"), (6, "6 jobs were chosen")):
         ids = [f"{number:08}-0000-0000-0000-{0:012}" for number in range(given)]
         page = client.get("/ui/compare", params={"id": ids})
