@@ -49,10 +49,12 @@ def expanded(names: Sequence[str]) -> dict[str, int | None]:
 
     >>> list(expanded(["sciq", "replaceme_paper"]))[:3]
     ['sciq', 'race', 'winogrande']
+    >>> expanded(["replaceme_paper", "winogrande"]) == expanded(["winogrande", "replaceme_paper"])
+    True
     """
     found: dict[str, int | None] = {}
     for name in names:
-        found |= PAPER_TASKS if name == PAPER else {name: None}
+        found |= PAPER_TASKS if name == PAPER else {name: found.get(name)}
     return found
 
 

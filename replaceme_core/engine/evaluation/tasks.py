@@ -246,7 +246,7 @@ def _load(names: Mapping[str, int | None], *, directory: Path, few_shot: int | N
             raise InvalidInput(message, field="evaluation.tasks", value=name).because(error) from error
         shots = usual if few_shot is None else few_shot
         for task in tasks.values():
-            if shots is not None:
+            if shots is not None and task.get_config("num_fewshot") != 0:  # 0 is for a task that has no examples
                 task.set_config(key="num_fewshot", value=shots)
         loaded[name] = tasks
     return loaded

@@ -90,8 +90,10 @@ def test_limits_examples_and_copies_of_data_sets(tmp_path: Path) -> None:
         for name in (OF_A_DATA_SET, CHOICE)
     )
     assert (copied.samples, copied.metrics) == (5, plain.metrics)
-    (shots,) = run_tasks(tiny_model(), [CHOICE], tasks, limit=5, few_shot=2)
-    assert shots.few_shot == 2
+    none = (tasks / "choice.yaml").read_text().replace(CHOICE, "none") + "num_fewshot: 0\n"
+    (tasks / "none.yaml").write_text(none)
+    found = run_tasks(tiny_model(), [CHOICE, "none"], tasks, limit=5, few_shot=2)
+    assert [one.few_shot for one in found] == [2, 0], "as the library's own command does it"
 
 
 def test_more_examples_than_a_task_has_are_no_fault_of_the_model(tmp_path: Path) -> None:
