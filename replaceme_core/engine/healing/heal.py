@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from replaceme_core.engine.activations.cache import code_digest, file_digest
@@ -25,7 +26,7 @@ from replaceme_core.engine.healing.targets import HealingText, Targets, write_ta
 from replaceme_core.engine.methods.panel import Panel
 from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.lazy_model import open_model
-from replaceme_core.engine.model.load import auto_class, load_config
+from replaceme_core.engine.model.load import load_config
 from replaceme_core.engine.model.save import save_model
 from replaceme_core.engine.run import Run
 from replaceme_core.engine.text.drawing import TokenSet
@@ -38,7 +39,7 @@ from replaceme_core.request.removal import runs_of
 from replaceme_core.request.resolve import HEALED_BYTES
 from replaceme_core.request.spec import Loading
 from replaceme_core.runner.messages import describe
-from replaceme_core.wording import counted, json_safe
+from replaceme_core.wording import json_safe
 
 if TYPE_CHECKING:
     from replaceme_core.engine.healing.training import Course
@@ -138,7 +139,12 @@ class _Stage:
         with TemporaryDirectory(prefix=f".{self.output.name}.healed-", dir=self.output.parent) as there:
             healed = Path(there)
             try:
-                course, parameters = self._train(targets, healed)
+                course, parameters = self._train(targets)
+                release_memory()
+                if course.best > 0:
+                    self._save_best(healed)
+                else:
+                    problem = "no state of the training was better on the panel"
             except Exception as error:
                 if not (is_out_of_memory(error) or is_out_of_space(error)):
                     raise
@@ -147,11 +153,9 @@ class _Stage:
             progress.advance(TARGETS_PART + TRAINING_PART)
             panel, before = panel_of(self._opened(self.output), self.tokens)
             after: Losses | None = None
-            if problem is None and course.best == 0:
-                problem = "no state of the training was better on the panel"
             if problem is None:
                 panel, after = panel_of(self._opened(healed), self.tokens)
-                if panel.mean(before) - panel.mean(after) <= panel.error(after, before):
+                if not panel.is_worse(before, after):
                     problem = "the trained model is not better on the panel by more than a standard error"
             if problem is None:
                 for path in (*weight_files(self.output), self.output / INDEX):
@@ -163,14 +167,14 @@ class _Stage:
             is_kept=problem is None,
             problem=problem,
             ended_early=course.ended_early,
-            tokens=course.judged[-1].tokens if course.judged else 0,
+            tokens=course.judged[-1]["tokens"] if course.judged else 0,
             sequences=len(targets),
             parameters=parameters,
             weights=str(heal.weights),
             learning_rate=heal.learning_rate,
             tokens_per_second=course.tokens_per_second,
             losses=course.losses,
-            judged=[asdict(one) for one in course.judged],
+            judged=course.judged,
             panel=list(_rows(panel, original, before, after)),
         )
 
@@ -207,50 +211,41 @@ class _Stage:
                 directory, dtype=dtype or self.run.dtype, device=self.run.spec.compute.device, loading=Loading.WHOLE
             )
 
-    def _train(self, targets: Targets, healed: Path) -> tuple["Course", int]:
-        """Train, and save the best state in `healed` if one is better; also the number of values that are trained."""
+    def _train(self, targets: Targets) -> tuple["Course", int]:
+        """Train; also the number of values that are trained."""
         from replaceme_core.engine.healing.training import Training, choose_weights
 
         run, progress = self.run, self.run.clock.progress
         assert run.spec.heal is not None
         model = self._opened(self.output, dtype=torch.float32)
         cuts = [first - sum(block < first for block in self.removed) for first, _ in runs_of(self.removed)]
-        trained = choose_weights(resolve(model), run.spec.heal.weights, cuts=cuts)
+        choose_weights(resolve(model), run.spec.heal.weights, cuts=cuts)
         training = Training(
+            run=run,
             model=model,
-            trained=trained,
             targets=targets,
             tokens=self.tokens,
-            heal=run.spec.heal,
-            dtype=run.dtype,
-            seed=run.spec.calibration.seed,
             place=self.place,
             advance=lambda part: progress.advance(TARGETS_PART + TRAINING_PART * part),
-            metric=self._report,
         )
-        course = training.run()
-        if course.best > 0:
-            _cast(model, run.stored.dtype)
-            save_model(model, healed, source=run.source)
-        return course, sum(model.get_parameter(name).numel() for name in trained)
+        return training.train(), sum(one.numel() for one in model.parameters() if one.requires_grad)
 
-    def _report(self, name: str, nats: float, tokens: int) -> None:
-        self.run.clock.progress.metric(name, nats, "nats", candidate=counted(tokens, "tokens"))
+    def _save_best(self, healed: Path) -> None:
+        """Save the best state in `healed`, each weight in the dtype that it is loaded with: what the class computes in
+        float32, such as biases that choose experts, stays so."""
+        from replaceme_core.engine.healing.training import BEST
+
+        model = self._opened(self.output, dtype=self.run.stored.dtype)
+        with torch.no_grad():
+            for name, weight in load_file(self.place / BEST, device=str(model.device)).items():
+                model.get_parameter(name).copy_(weight)
+        save_model(model, healed, source=self.run.source)
 
     def _disk_bytes(self) -> int:
         """Of the targets, two checkpoints, the best state and the result, at most."""
         weights = sum(path.stat().st_size for path in weight_files(self.output))
         values = weights // self.run.stored.dtype.itemsize
         return self.text.count * self.text.length * TARGET_BYTES + 2 * HEALED_BYTES * values + weights
-
-
-def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """To `dtype`, but for what the class computes in float32 and keeps so, such as biases that choose experts."""
-    with torch.device("meta"):
-        loaded = auto_class(model.config).from_config(model.config, dtype=dtype, trust_remote_code=False)
-    dtypes = {name: values.dtype for name, values in loaded.state_dict().items()}
-    for name, values in model.state_dict(keep_vars=True).items():
-        values.data = values.data.to(dtypes[name])
 
 
 def _rows(
