@@ -25,8 +25,7 @@ from replaceme_core.engine.activations.cache import open_cache
 from replaceme_core.engine.activations.capture import with_intact_streams
 from replaceme_core.engine.evaluation.compare import Unmeasured
 from replaceme_core.engine.evaluation.tasks import load_tasks
-from replaceme_core.engine.healing.heal import heal, require_training
-from replaceme_core.engine.healing.targets import HealingText
+from replaceme_core.engine.healing.targets import HealingText, require_training
 from replaceme_core.engine.images import image_tokens, load_processor
 from replaceme_core.engine.methods.task import Pruning
 from replaceme_core.engine.model.changes import kept_blocks
@@ -135,7 +134,7 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
             tokens = task.tokens
             text = None
             if spec.heal is not None and tokenizer is not None:  # read early: it may be too short
-                text = HealingText.of(spec, tokens, tokenizer, paths=[*paths, *of_healing])
+                text = HealingText.of(task, tokenizer, paths=[*paths, *of_healing])
             structure, loss_unit = task.block_runner.resolved.structure, task.block_runner.loss_unit
             known, trials = None, list[Trial]()
             if spec.searches:
@@ -176,9 +175,11 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
         run.release()
         healing = None
         if text is not None:
+            from replaceme_core.engine.healing.heal import heal  # it imports the library that trains
+
             healing = heal(run, output, tokens, text=text, removed=removed)
             clock.begin(Stage.SAVE)
-            known = None if healing.is_kept else known
+            known = None if healing["is_kept"] else known
         difference = verify_saved(
             output,
             dtype=stored.dtype,

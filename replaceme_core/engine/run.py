@@ -195,9 +195,13 @@ class Run:
 
     def another_as_stored(self) -> PreTrainedModel:
         """The same, beside the model that is held."""
+        return self.load(self.source, dtype=self.stored.dtype)
+
+    def load(self, directory: Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """The model in `directory`, by default in the dtype to compute in."""
         compute = self.spec.compute
         with self.clock.loading():
-            return open_model(self.source, dtype=self.stored.dtype, device=compute.device, loading=compute.loading)
+            return open_model(directory, dtype=dtype or self.dtype, device=compute.device, loading=compute.loading)
 
     def release(self) -> None:
         """Free the model."""

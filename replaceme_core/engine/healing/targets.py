@@ -8,21 +8,25 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from replaceme_core.engine.methods.task import Task
+from replaceme_core.engine.model.load import load_config
+from replaceme_core.engine.results.checkpoint import checkpoint_key
+from replaceme_core.engine.run import Run
 from replaceme_core.engine.text.documents import documents, is_running_text
-from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.engine.text.panel import REPEATED
 from replaceme_core.engine.text.self_generated import generate_sequences
 from replaceme_core.engine.text.tokens import encode, pack
-from replaceme_core.errors import CalibrationTooSmall
+from replaceme_core.errors import CalibrationTooSmall, InvalidInput
+from replaceme_core.families.resolve import part_config
 from replaceme_core.request.calibration import MixedSource, errors_of
 from replaceme_core.request.defaults import HEAL_GENERATED, HEAL_LIKELIEST, LOGITS_AT_ONCE
-from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.wording import counted
 
 READ_FOR_EACH = 2
@@ -86,123 +90,123 @@ def loss_of(logits: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Ten
     return divergence.mean()
 
 
+def require_training() -> None:
+    """Raise `InvalidInput` where the library that trains is not installed."""
+    if find_spec("accelerate") is None:
+        raise InvalidInput(
+            "healing needs a library that this worker does not have (accelerate); install it with: "
+            "pip install 'replaceme[heal]'",
+            field="heal",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class HealingText:
-    """The `count` sequences of `length` tokens to train on: those `read` from texts, then those that are generated."""
+    """The `count` sequences of `length` tokens to train on: those `read` from texts, then those that are generated.
+
+    `key` is that of all that they follow from.
+    """
 
     count: int
     length: int
     seed: int
     read: torch.Tensor
+    key: str
 
     @classmethod
-    def of(
-        cls,
-        spec: ResolvedSpec,
-        tokens: TokenSet,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        paths: Sequence[Path | None],
-    ) -> "HealingText":
-        """Read the text that the resolved `spec` names, if it does; `paths` has one for each of its texts.
+    def of(cls, task: Task, tokenizer: PreTrainedTokenizerBase, *, paths: Sequence[Path | None]) -> "HealingText":
+        """Read the text that the specification of `task` names, if it does; `paths` has one for each of its texts.
 
         Else the sequences of the calibration that repeat passages, and the sources of its mix by their shares, as far
-        as they go. What shares a `PASSAGE` with text of `tokens` that judges or measures is left out. Raises
+        as they go. What shares a `PASSAGE` with text of `task` that judges or measures is left out. Raises
         `CalibrationTooSmall` where a named text is too short.
         """
+        spec, tokens = task.spec, task.tokens
         assert spec.heal is not None
         length, seed = spec.calibration.max_length, spec.calibration.seed
         count, named = max(1, spec.heal.tokens // length), spec.heal.source
-        reader = _Reader(tokenizer=tokenizer, length=length, seed=seed, apart_from=[tokens.held_out, tokens.measure])
+        rows = [*tokens.held_out.tolist(), *tokens.measure.tolist()]
+        taken = {passage for row in rows for passage in _passages(row)}
+
+        def read(source: MixedSource, path: Path | None, most: int) -> torch.Tensor:
+            """At most that many sequences that have none of the passages `taken`, of about twice as much text."""
+            runs = is_running_text(path)
+            with errors_of(source):
+                encoded = encode(documents(source, path), tokenizer, template=source.template, running_text=runs)
+                usable = (ids for ids in encoded if runs or taken.isdisjoint(_passages(ids)))
+                found = pack(usable, tokenizer, length=length, limit=READ_FOR_EACH * most).sequences
+            return _shuffled(found[[taken.isdisjoint(_passages(row)) for row in found.tolist()]], seed)[:most]
+
         if named is not None:
-            read = reader.read(named, paths[-1], count)
-            if len(read) < count:
+            found = read(named, paths[-1], count)
+            if len(found) < count:
                 raise CalibrationTooSmall(
-                    f"{named.name} has {counted(read.numel(), 'tokens')} beside what judges or measures the result, "
+                    f"{named.name} has {counted(found.numel(), 'tokens')} beside what judges or measures the result, "
                     f"and {count * length:,} are to be trained on: ask for fewer, or name a longer text",
                     field="heal.tokens",
                     value=count * length,
                 )
-            return cls(count=count, length=length, seed=seed, read=read)
-        repeats = [number for number, name in enumerate(tokens.sources) if name == REPEATED]
-        parts = [tokens.fit[torch.isin(tokens.fit_sources, torch.tensor(repeats, dtype=torch.long))]]
-        for source, path in zip(spec.calibration.mix, paths, strict=False):
-            if not source.self_generated and source.share > 0:
-                parts.append(reader.read(source, path, math.ceil(source.share * count)))
-        read = torch.cat(parts)
-        order = torch.randperm(len(read), generator=torch.Generator().manual_seed(seed))
-        return cls(count=count, length=length, seed=seed, read=read[order[:count]])
+        else:
+            repeats = torch.tensor([name == REPEATED for name in tokens.sources])
+            parts = [tokens.fit[repeats[tokens.fit_sources]]]
+            for source, path in zip(spec.calibration.mix, paths, strict=False):
+                if not source.self_generated and source.share > 0:
+                    parts.append(read(source, path, math.ceil(source.share * count)))
+            found = _shuffled(torch.cat(parts), seed)[:count]
+        return cls(count=count, length=length, seed=seed, read=found, key=checkpoint_key(task))
 
-    def parts(self) -> Iterator[tuple[int, Callable[..., torch.Tensor]]]:
-        """The parts in order, each with its number of sequences and what makes them.
-
-        That is given the original model, its tokenizer and what to report progress to.
-        """
-        for some in self.read.split(HEAL_GENERATED):
-            yield len(some), partial(_given, some)
-        for start in range(len(self.read), self.count, HEAL_GENERATED):
-            count = min(HEAL_GENERATED, self.count - start)
-            # not the seeds of the calibration and the evaluation, which are the first two
-            yield count, partial(generate_sequences, count=count, length=self.length, seed=self.seed + 2 + start)
+    def parts(self) -> Iterator[range]:
+        """The numbers of the sequences that are made together, in order: read ones, then generated ones."""
+        for start, end in ((0, len(self.read)), (len(self.read), self.count)):
+            for first in range(start, end, HEAL_GENERATED):
+                yield range(first, min(first + HEAL_GENERATED, end))
 
 
-def _given(some: torch.Tensor, model: object, tokenizer: object, **_: object) -> torch.Tensor:
-    return some
-
-
-class _Reader:
-    """Reads sequences of texts that share no passage with those in `apart_from`."""
-
-    def __init__(
-        self, *, tokenizer: PreTrainedTokenizerBase, length: int, seed: int, apart_from: Sequence[torch.Tensor]
-    ) -> None:
-        self._tokenizer, self._length, self._seed = tokenizer, length, seed
-        self._taken = {passage for tokens in apart_from for row in tokens.tolist() for passage in _passages(row)}
-
-    def read(self, source: MixedSource, path: Path | None, count: int) -> torch.Tensor:
-        """At most `count` sequences, of about twice as much text."""
-        runs = is_running_text(path)
-        with errors_of(source):
-            encoded = encode(documents(source, path), self._tokenizer, template=source.template, running_text=runs)
-            usable = (ids for ids in encoded if runs or self._taken.isdisjoint(_passages(ids)))
-            found = pack(usable, self._tokenizer, length=self._length, limit=READ_FOR_EACH * count).sequences
-        found = found[[self._taken.isdisjoint(_passages(row)) for row in found.tolist()]]
-        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(self._seed))
-        return found[order[:count]]
+def _shuffled(rows: torch.Tensor, seed: int) -> torch.Tensor:
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
 
 
 def _passages(ids: Sequence[int]) -> Iterator[tuple[int, ...]]:
     return (tuple(ids[start : start + PASSAGE]) for start in range(len(ids) - PASSAGE + 1))
 
 
-def write_targets(
-    place: Path,
-    text: HealingText,
-    *,
-    open_original: Callable[[], PreTrainedModel],
-    tokenizer: PreTrainedTokenizerBase,
-    vocabulary: int,
-    advance: Callable[[float], None],
-) -> Targets:
+def original_of(run: Run) -> PreTrainedModel:
+    """The original model, which `run` holds from then on."""
+    if run.model is None:
+        run.model = run.load(run.source)
+    return run.model
+
+
+def write_targets(place: Path, text: HealingText, run: Run, *, advance: Callable[[float], None]) -> Targets:
     """The targets of `text` in the directory `place`, which may have a part of them; only then the model is opened."""
-    count = min(HEAL_LIKELIEST, vocabulary)
+    assert run.tokenizer is not None
+    count = min(HEAL_LIKELIEST, part_config(load_config(run.source)).vocab_size)
     targets = Targets.at(place, sequences=text.count, length=text.length, likeliest=count)
     progress = place / "written"
     done = int(progress.read_text()) if progress.exists() else 0
-    model, start = None, 0
-    for size, make in text.parts():
-        end = start + size
-        if end > done:
-            model = open_original() if model is None else model
+    for rows in text.parts():
+        if rows.stop > done:
+            model = original_of(run)
 
-            def half(before: float, part: float, *, start: int = start, size: int = size) -> None:
-                advance((start + size * (before + part / 2)) / text.count)
+            def half(before: float, part: float, *, rows: range = rows) -> None:
+                advance((rows.start + len(rows) * (before + part / 2)) / text.count)
 
-            targets.tokens[start:end] = make(model, tokenizer, advance=partial(half, 0.0)).int()
-            _write(targets, range(start, end), model, advance=partial(half, 0.5))
-            write_whole(progress, str(end))
-        start = end
-        advance(end / text.count)
+            if rows.start < len(text.read):
+                made = text.read[rows.start : rows.stop]
+            else:
+                made = generate_sequences(
+                    model,
+                    run.tokenizer,
+                    count=len(rows),
+                    length=text.length,
+                    # not the seeds of the calibration and the evaluation, which are the first two
+                    seed=text.seed + 2 + rows.start,
+                    advance=partial(half, 0.0),
+                )
+            targets.tokens[rows.start : rows.stop] = made.int()
+            _write(targets, rows, model, advance=partial(half, 0.5))
+            write_whole(progress, str(rows.stop))
+        advance(rows.stop / text.count)
     return targets
 
 

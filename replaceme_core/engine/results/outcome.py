@@ -10,7 +10,6 @@ from replaceme_core.engine.activations.cache import file_digest
 from replaceme_core.engine.activations.capture import CaptureRecord
 from replaceme_core.engine.evaluation.compare import Comparison, judge
 from replaceme_core.engine.evaluation.speed import speed_changes
-from replaceme_core.engine.healing.heal import Healing
 from replaceme_core.engine.methods.task import Candidate, Pruning
 from replaceme_core.engine.model.changes import kept_blocks
 from replaceme_core.engine.model.load import load_config
@@ -153,7 +152,7 @@ def write_report(
     structure: MapStructure,
     planned: Estimate,
     trials: Sequence[Trial],
-    healing: Healing | None,
+    healing: Mapping[str, object] | None,
     provenance: Mapping[str, object],
     job_id: str | None,
     imported_bytes: int,
@@ -177,8 +176,8 @@ def write_report(
         warnings.append((DEQUANTIZED, scheme.note))
     if irregular:
         warnings.append(("irregular_pattern", _IRREGULAR.format(", ".join(irregular))))
-    if healing is not None and healing.problem is not None:
-        warnings.append(("not_healed", _NOT_HEALED.format(healing.problem)))
+    if healing is not None and healing["problem"] is not None:
+        warnings.append(("not_healed", _NOT_HEALED.format(healing["problem"])))
     if pruning.left_out:
         warnings.append(("time_budget", _LEFT_OUT.format(" and ".join(pruning.left_out))))
     report: dict[str, object] = {
@@ -208,7 +207,7 @@ def write_report(
         "reused": list(comparison.reused) if comparison else [],
         "gate": None if gate is None else gate.model_dump(mode="json"),
         "answers": _answers(comparison) if comparison else [],
-        "healing": None if healing is None else healing.as_dict(),
+        "healing": healing,
         "warnings": [{"code": code, "message": message} for code, message in warnings],
         "layers": [{"block": block, "distance": one} for block, one in enumerate(angles.blocks)] if angles else [],
         "windows": {"tokens": angles.tokens, "distances": angles.windows} if angles else None,

@@ -17,6 +17,7 @@ from benchmarks.harness import tiny_models
 from replaceme_core.engine.healing import training
 from replaceme_core.engine.healing.heal import TARGETS_PART, TRAINING_PART
 from replaceme_core.engine.healing.targets import PASSAGE, HealingText
+from replaceme_core.engine.methods.task import Task
 from replaceme_core.engine.pipeline import compress
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.report.page import plots_of
@@ -313,9 +314,9 @@ def test_documents_that_judge_or_measure_are_not_trained_on(source: Path, monkey
     tokens = []
     known = HealingText.of.__func__  # type: ignore[attr-defined]
 
-    def spied(cls: type[HealingText], spec: object, given: object, *rest: object, **more: object) -> HealingText:
-        tokens.append(given)
-        seen.append(known(cls, spec, given, *rest, **more))
+    def spied(cls: type[HealingText], task: Task, *rest: object, **more: object) -> HealingText:
+        tokens.append(task.tokens)
+        seen.append(known(cls, task, *rest, **more))
         return seen[-1]
 
     monkeypatch.setattr(HealingText, "of", classmethod(spied))
@@ -335,6 +336,6 @@ def test_documents_that_judge_or_measure_are_not_trained_on(source: Path, monkey
 
 
 def test_without_the_library_that_trains_it_says_what_to_install(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("replaceme_core.engine.healing.heal.find_spec", lambda name: None)
+    monkeypatch.setattr("replaceme_core.engine.healing.targets.find_spec", lambda name: None)
     with pytest.raises(InvalidInput, match=r"pip install 'replaceme\[heal\]'"):
         run(asked(source))
