@@ -7,16 +7,7 @@ from typing import Any, Self
 
 from replaceme_core.local.evaluate import Measured
 from replaceme_core.local.inputs import Text, admit, named_texts, validated
-from replaceme_core.local.run import (
-    Machine,
-    ShownCourse,
-    ShowProgress,
-    absolute,
-    check_absent,
-    check_installed,
-    show_nothing,
-)
-from replaceme_core.plan.eta import weights_of
+from replaceme_core.local.run import Machine, ShowProgress, absolute, check_absent, show_nothing
 from replaceme_core.request.admission import resolve_texts
 from replaceme_core.request.gate import GateResult
 from replaceme_core.request.removal import check_removal
@@ -109,9 +100,9 @@ def compress(
     Raises `InvalidInput` for what is wrong in the call, `AccessDenied` and `HubUnreachable` for the Hub, and any other
     error of `replaceme_core.errors` with which the run fails; then `out` does not exist.
     """
-    machine, out = Machine.of(settings, command="compress"), Path(out)
-    if heal is not None:
-        check_installed("compress --heal-tokens", "local", "heal")
+    trains = heal is not None
+    machine = Machine.of(settings, command="compress --heal-tokens" if trains else "compress", trains=trains)
+    out = Path(out)
     texts, healing, paths = named_texts(calibration, None if heal is None else heal.get("dataset"))
     heal = heal if healing is None else {**(heal or {}), "dataset": healing}
     given = {"heal": heal, "method": method, "evaluation": evaluation, "gate": gate, "compute": compute}
@@ -134,12 +125,12 @@ def compress(
     spec = spec.model_copy(update={"model": source.ref, "calibration": pinned, "heal": healed})
     snapshot = source.files.snapshot
     files = (source.files, *(pin_text(one, machine.hub, paths.__getitem__) for one in spec.texts))
-    course = ShownCourse(weights_of(spec, blocks=source.outline.blocks), on_progress, files=files)
     finished = machine.make(
         spec,
         files,
         out=out,
-        course=course,
+        show=on_progress,
+        blocks=source.outline.blocks,
         hub=None if snapshot is None else machine.settings.hub_address,
         tasks_directory=absolute(tasks_directory),
         cache_directory=absolute(cache),

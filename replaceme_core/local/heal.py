@@ -11,8 +11,7 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.local.compress import Outcome
 from replaceme_core.local.inputs import named_texts, outline_of, validated
 from replaceme_core.local.reproduce import pin_model, pin_texts, read_recorded
-from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, check_absent, check_installed, show_nothing
-from replaceme_core.plan.eta import weights_of
+from replaceme_core.local.run import Machine, ShowProgress, check_absent, show_nothing
 from replaceme_core.report.reading import Report
 from replaceme_core.request.admission import resolve_texts
 from replaceme_core.request.resolve import check_inputs
@@ -38,8 +37,7 @@ def heal(
     `heal` is the field of `POST /jobs`. `teacher` is the directory of the original, by default the recorded revision on
     the Hub; `texts` are those of the calibration that were files, in their order. Raises as `compress` does.
     """
-    machine, out = Machine.of(settings, command="heal"), Path(out)
-    check_installed("heal", "local", "heal")
+    machine, out = Machine.of(settings, command="heal", trains=True), Path(out)
     check_absent(out)
     _, named, paths = named_texts("builtin:general", heal.get("dataset"))
     asked = validated(HealSpec, heal if named is None else {**heal, "dataset": named})
@@ -64,7 +62,7 @@ def heal(
             spec,
             files,
             out=out,
-            course=ShownCourse(weights_of(spec), on_progress, files=files),
+            show=on_progress,
             check=recorded.check_model,
             check_texts=recorded.check_texts,
             pruned_directory=str(recorded.directory),

@@ -17,8 +17,7 @@ from replaceme_core.hub.files import read_json_file, sha256_of
 from replaceme_core.hub.model_files import files_to_download
 from replaceme_core.hub.port import REPORT, Hub, RepositoryKind
 from replaceme_core.local.inputs import outline_of
-from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, show_nothing
-from replaceme_core.plan.eta import weights_of
+from replaceme_core.local.run import Machine, ShowProgress, show_nothing
 from replaceme_core.report.reading import Report
 from replaceme_core.request.removal import ratio_of
 from replaceme_core.request.spec import CompressionSpec, EvaluationSpec, OutputSpec
@@ -64,12 +63,11 @@ def reproduce(
             warnings.append("its training had a limit of time, so it may end elsewhere at another speed")
         for warning in warnings:
             on_warning(warning)
-        course = ShownCourse(weights_of(spec), on_progress, files=files)
         finished = machine.make(
             spec,
             files,
             out=out,
-            course=course,
+            show=on_progress,
             check=recorded.check_model,
             check_texts=recorded.check_texts,
             compare_with=str(recorded.directory),

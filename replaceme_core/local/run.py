@@ -15,7 +15,7 @@ from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.hub.model_config import read_outline
 from replaceme_core.hub.model_files import CONFIG, side_files
 from replaceme_core.hub.port import Hub
-from replaceme_core.plan.eta import Course
+from replaceme_core.plan.eta import USUAL_BLOCKS, Course, weights_of
 from replaceme_core.plan.resources import planned_host_bytes
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.inputs import Pinned, fetch, held
@@ -68,14 +68,14 @@ class Machine:
     """Opened when it is first needed."""
 
     @classmethod
-    def of(cls, settings: Settings | None, *, command: str) -> Self:
+    def of(cls, settings: Settings | None, *, command: str, trains: bool = False) -> Self:
         """Raises `InvalidInput` for a setting that is wrong, libraries that are missing, and a sandbox that fails.
 
-        A runner of the operator's own is not checked.
+        Of a runner of the operator's own, only what it `trains` with is checked.
         """
         settings = read_settings() if settings is None else settings
-        if settings.runner_command is None:
-            check_installed(command, "local")
+        if trains or settings.runner_command is None:
+            check_installed(command, "local", *(("heal",) if trains else ()))
         return cls(
             settings=settings,
             runner=settings.runner_command or RUNNER_COMMAND,
@@ -108,15 +108,18 @@ class Machine:
         files: Sequence[Pinned],
         *,
         out: Path | None,
-        course: "ShownCourse",
+        show: "ShowProgress",
+        blocks: int = USUAL_BLOCKS,
         check: Callable[[Path], object] = read_outline,
         check_texts: Callable[[Sequence[Path | None]], None] = lambda paths: None,
         **more: object,
     ) -> Finished:
         """Carry out `spec` on `files`, a model and its texts, and move the result to `out`; `None`: it is not kept.
 
-        `more` are other fields of the request to the runner. Raises as `run` does.
+        The model has that many `blocks`, which decides how long a search takes. `more` are other fields of the request
+        to the runner. Raises as `run` does.
         """
+        course = ShownCourse(weights_of(spec, blocks=blocks), show, files=files)
         with staged(out) as result, self.fetched(files, course, check=check) as (directory, *paths):
             check_texts(paths)
             request = {
