@@ -43,6 +43,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
+from benchmarks.harness.discover import NotFound, discover, merged_kinds
 from benchmarks.harness.tiny_models import (
     BLOCKS,
     IMAGE_TYPES,
@@ -66,7 +67,6 @@ from benchmarks.harness.tiny_models import (
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import Cut, FittedCut, fold, remove_blocks, run_pruned
 from replaceme_core.errors import NumericalFailure, UnsupportedFamily
-from replaceme_core.families.discover import NotFound, discover, merged_kinds
 from replaceme_core.families.layout import (
     OWN_FIELDS,
     Inputs,

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
-from replaceme_core.families.discover import NotFound
+from benchmarks.harness.discover import NotFound
 from replaceme_core.families.resolve import embeddings
 
 Fields = dict[str, object]

@@ -1,8 +1,8 @@
 """Where a family of models keeps its blocks and writes its residual stream, and which of its blocks are of one kind.
 
 The rows are in `known.json`, which `python -m benchmarks.families` writes: it builds a tiny model of each type that the
-installed transformers knows, finds the layout by running it (`discover.py`), and proves it. The lists of a config that
-say what each block is are kept up to date here, and compared with what others compute from the index. Torch-free.
+installed transformers knows, finds the layout by running it, and proves it. The lists of a config that say what each
+block is are kept up to date here, and compared with what others compute from the index. Torch-free.
 """
 
 import json

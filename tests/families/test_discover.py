@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from benchmarks import families
-from replaceme_core.families.discover import NotFound, discover
+from benchmarks.harness.discover import NotFound, discover
 from replaceme_core.families.layout import FAMILIES, Weight
 from tests.fixtures.models.tiny import VARIANTS, Variant, tiny_model, token_ids
 
