@@ -114,7 +114,11 @@ def merged_kinds(kinds: Iterable[tuple[Write, ...]]) -> tuple[tuple[Write, ...],
         one: {
             path
             for write in one
-            for path in (write.module, write.projection, *(weight.path for weight in (*write.folds, *write.reads)))
+            for path in (
+                write.module,
+                write.projection and write.projection.module,
+                *(weight.path for weight in (*write.folds, *write.reads)),
+            )
         }
         for one in kinds
     }
@@ -271,7 +275,7 @@ def _writes(block: _Block, config: object, *, last: bool) -> tuple[Write, ...]:
             Write(
                 module=path,
                 scale=_field(config, factor),
-                projection=projection,
+                projection=None if projection is None else _weight_of(block, projection),
                 folds=folds,
                 reads=reads,
                 unit=unit,
@@ -363,6 +367,11 @@ def _folds(block: _Block, path: str, value: torch.Tensor, *, offset: float | Non
         return ()
     biases = {implied_bias(one.path) for one in found}
     return tuple(one for one in found if one.path not in biases)
+
+
+def _weight_of(block: _Block, path: str, *, reads: bool = False) -> Weight:
+    """The weight of a linear module, with the axis of its output, or of what it `reads`."""
+    return Weight(f"{path}.weight", int(isinstance(block.module.get_submodule(path), Conv1D) != reads))
 
 
 def _along_stream(
@@ -460,7 +469,7 @@ def _axes(block: _Block, path: str, writes: set[str]) -> list[list[Weight | None
     """For each parameter of the module at `path`, the axes at which it may read the stream, and last: at none."""
     module = block.module.get_submodule(path)
     if isinstance(module, nn.Linear | Conv1D):
-        weight = Weight(f"{path}.weight", 0 if isinstance(module, Conv1D) else 1)
+        weight = _weight_of(block, path, reads=True)
         reads = weight.path not in writes and module.weight.shape[weight.axis] == block.width
         return [[weight, None]] if reads else []
     own = {f"{path}.{name}": each for name, each in module.named_parameters(recurse=False)}

@@ -54,6 +54,11 @@ class Weight(NamedTuple):
     offset: float | None = None
     """Of a norm that computes `(offset + w) * x`, whose weight w (d,) absorbs a diagonal map only; else `None`."""
 
+    @property
+    def module(self) -> str:
+        """The path of the module that has it."""
+        return self.path.rpartition(".")[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Write:
@@ -63,8 +68,8 @@ class Write:
     """The module whose output is added, as (batch, positions, d) or (tokens, d)."""
     scale: str | None = None
     """The config's field with the factor by which the output is multiplied first; 1 if there is none."""
-    projection: str | None = None
-    """The linear module that computes the output, or what a norm `module` then normalises; `None` for experts."""
+    projection: Weight | None = None
+    """Of the linear module that computes the output, or what a norm `module` then normalises; `None` for experts."""
     folds: tuple[Weight, ...] = ()
     """All weights that together absorb a map of the output. The bias of each, if it has one, absorbs it as well."""
     reads: tuple[Weight, ...] = ()
@@ -76,6 +81,11 @@ class Write:
     """The module that computes the output and nothing else, so that it need not run where the output is known."""
     returns: int = 0
     """How many values `unit` returns as a tuple, the output first; 0 for the output alone."""
+
+    @property
+    def norm(self) -> Weight | None:
+        """The weight of `module`, where that is a norm of the projection's output."""
+        return None if self.projection is None or self.projection.module == self.module else self.folds[0]
 
 
 @dataclass(frozen=True, kw_only=True)

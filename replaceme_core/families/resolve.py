@@ -39,45 +39,6 @@ def embeddings(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Projection:
-    """The linear module of a block whose output is a write: for x (tokens, f), `x W'` (tokens, d) plus a bias.
-
-    `parameter` is the path of its weight, relative to the block: (d, f), or (f, d) where `transposed`.
-    """
-
-    module: nn.Module
-    parameter: str
-    transposed: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """The weights of a block that multiply the same input x (tokens, d). `module` is a module whose input is x."""
-
-    module: nn.Module
-    weights: tuple[Weight, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockWrite:
-    """One write of a live block: `scale` times the output of `module`."""
-
-    module: nn.Module
-    scale: float
-    folds: tuple[Weight, ...]
-    """The weights, and their biases, that absorb a map of the output."""
-    projection: Projection | None
-    norm: Weight | None
-    """The weight of `module`, where that is a norm of the projection's output."""
-    reading: Reading | None
-    unit: nn.Module | None
-    """Need not run where the output is known: it returns that, as element 0 of `returns` values unless these are 0."""
-    returns: int
-    gain: nn.Parameter | None = None
-    """A factor (d,) of the output that `folds` have absorbed."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ResolvedModel:
     """A model with its row of the table."""
 
@@ -106,51 +67,48 @@ class ResolvedModel:
         parent, _, name = self.layout.blocks.rpartition(".")
         setattr(self.root.get_submodule(parent), name, blocks)
 
-    def writes(self, block: nn.Module) -> tuple[BlockWrite, ...]:
+    def writes(self, block: nn.Module) -> tuple[Write, ...]:
         """What `block` adds to the stream, in the order of computation. Raises `AttributeError` for an unknown kind."""
         problems = []
-        for kind_of_block in self.layout.kinds:
+        for writes in self.layout.kinds:
             try:
-                return tuple(self._bound(block, write) for write in kind_of_block)
+                for write in writes:
+                    self._check(block, write)
+                return writes
             except AttributeError as error:
                 problems.append(str(error))
         raise AttributeError("; ".join(dict.fromkeys(problems)))
 
-    def _bound(self, block: nn.Module, write: Write) -> BlockWrite:
-        module, reading = block.get_submodule(write.module), None
-        for weight in write.folds:
-            self._check(block, weight, transposed_axis=2)
-        for weight in write.reads:
-            self._check(block, weight, transposed_axis=1)
-        if write.reads:
-            owner, _, _ = write.reads[0].path.rpartition(".")
-            reading = Reading(module=block.get_submodule(owner), weights=write.reads)
-        biases = (implied_bias(weight.path) for weight in write.folds)
-        own = tuple(Weight(path, -1) for path in biases if _parameter(block, path) is not None)
-        is_norm = write.projection is not None and write.projection != write.module
-        if any(weight.offset is not None for weight in write.folds) and own:
-            raise AttributeError(f"{own[0].path} is the bias of a norm, which cannot absorb a map")
-        return BlockWrite(
-            module=module,
-            scale=1.0 if write.scale is None else float(getattr(self.config, write.scale)),
-            folds=write.folds + own,
-            projection=None if write.projection is None else _projection(block, write.projection),
-            norm=write.folds[0] if is_norm else None,
-            reading=reading,
-            unit=None if write.unit is None else block.get_submodule(write.unit),
-            returns=write.returns,
-            gain=None if write.gain is None else block.get_parameter(write.gain),
-        )
+    def scale(self, write: Write) -> float:
+        """The factor by which the output is multiplied before it is added."""
+        return 1.0 if write.scale is None else float(getattr(self.config, write.scale))
 
-    def _check(self, block: nn.Module, weight: Weight, *, transposed_axis: int) -> None:
+    def _check(self, block: nn.Module, write: Write) -> None:
+        """Raise `AttributeError` unless `block` has all that `write` names, as it is described."""
+        for path in (write.module, write.unit or ""):
+            block.get_submodule(path)
+        if write.gain is not None:
+            block.get_parameter(write.gain)
+        if write.projection is not None:
+            module = block.get_submodule(write.projection.module)
+            if not isinstance(module, nn.Linear | Conv1D):
+                raise AttributeError(f"{write.projection.module} is a {type(module).__name__}, not a linear module")
+        for weight in write.folds:
+            self._check_weight(block, weight, transposed_axis=2)
+        for weight in write.reads:
+            self._check_weight(block, weight, transposed_axis=1)
+        biases = with_biases(block, write.folds)[len(write.folds) :]
+        if biases and any(weight.offset is not None for weight in write.folds):
+            raise AttributeError(f"{biases[0].path} is the bias of a norm, which cannot absorb a map")
+
+    def _check_weight(self, block: nn.Module, weight: Weight, *, transposed_axis: int) -> None:
         """Raise `AttributeError` unless `block` has the weight, as wide as the stream along its axis.
 
         Of experts that are stored transposed, the axis is the `transposed_axis`.
         """
-        owner, _, name = weight.path.rpartition(".")
-        module, width = block.get_submodule(owner), self.config.hidden_size
+        module, width = block.get_submodule(weight.module), self.config.hidden_size
         shape = tuple(block.get_parameter(weight.path).shape)
-        if isinstance(module, nn.Linear) and name == "weight":  # quantised values have another shape
+        if isinstance(module, nn.Linear) and weight.path.endswith(".weight"):  # quantised values have another shape
             shape = (module.out_features, module.in_features)
         if len(shape) <= weight.axis or shape[weight.axis] != width:
             raise AttributeError(f"{weight.path} is {shape}: its axis {weight.axis} is not {width} wide")
@@ -164,7 +122,7 @@ class ResolvedModel:
         """The norm after the last block, if it has a weight to absorb a factor. Raises `AttributeError`."""
         if self.layout.final_norm is None:
             return None
-        norm = self.root.get_submodule(self.layout.final_norm.path.rpartition(".")[0])
+        norm = self.root.get_submodule(self.layout.final_norm.module)
         return norm if isinstance(getattr(norm, "weight", None), nn.Parameter) else None
 
     @property
@@ -189,6 +147,12 @@ def implied_bias(path: str) -> str:
     return f"{owner}.bias" if name == "weight" else f"{path}_bias"
 
 
+def with_biases(block: nn.Module, weights: Sequence[Weight]) -> list[Weight]:
+    """The `weights` of a block, and after them the biases that belong to these, where it has any."""
+    own = dict(block.named_parameters())
+    return [*weights, *(Weight(path, -1) for one in weights if (path := implied_bias(one.path)) in own)]
+
+
 def first_tensor(value: object) -> torch.Tensor | None:
     """`value`, or the first of its elements that is a tensor."""
     if isinstance(value, torch.Tensor):
@@ -200,21 +164,6 @@ def first_tensor(value: object) -> torch.Tensor | None:
 def as_returned(value: object, count: int) -> object:
     """`value` as a module returns it that returns `count` values, this one first; alone where `count` is 0."""
     return (value, *[None] * (count - 1)) if count else value
-
-
-def _parameter(block: nn.Module, path: str) -> nn.Parameter | None:
-    try:
-        return block.get_parameter(path)
-    except AttributeError:
-        return None
-
-
-def _projection(block: nn.Module, path: str) -> Projection:
-    module = block.get_submodule(path)
-    is_linear = isinstance(module, nn.Linear | Conv1D)
-    if not is_linear:
-        raise AttributeError(f"{path} is a {type(module).__name__}, not a linear module")
-    return Projection(module=module, parameter=f"{path}.weight", transposed=isinstance(module, Conv1D))
 
 
 def resolve(model: PreTrainedModel) -> ResolvedModel:
@@ -247,12 +196,12 @@ def absorb_gains(resolved: ResolvedModel) -> None:
         return
     for block in resolved.blocks:
         for write in resolved.writes(block):
-            if write.gain is not None and bool((write.gain != 1).any()):
-                turn = write.gain.double().diag()
-                for weight in write.folds:
+            gain = None if write.gain is None else block.get_parameter(write.gain)
+            if gain is not None and bool((gain != 1).any()):
+                for weight in with_biases(block, write.folds):
                     parameter = block.get_parameter(weight.path)
-                    parameter.copy_(along(parameter.double(), turn, axis=weight.axis))
-                write.gain.fill_(1)
+                    parameter.copy_(along(parameter.double(), gain.double().diag(), axis=weight.axis))
+                gain.fill_(1)
 
 
 def check_residual(*, block: int, before: torch.Tensor, after: torch.Tensor, writes: Sequence[torch.Tensor]) -> float:

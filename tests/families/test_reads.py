@@ -26,15 +26,12 @@ def test_the_named_parameters_are_all_that_read_the_stream(variant: Variant) -> 
     stream = block_runner.enter(token_ids(2, 24))
     for index in range(len(block_runner.blocks)):
         inputs = inputs_of(block_runner, index, stream)
-        readings = [write.reading for write in block_runner.writes(index) if write.reading is not None]
-        read = [block_runner.input_of(index, stream, reading.module) for reading in readings]
+        readings = [write.reads for write in block_runner.writes(index) if write.reads]
+        read = [block_runner.input_of(index, stream, weights[0].module) for weights in readings]
         assert len(readings) == 2
         for values in read:  # of a parallel block attention and MLP read the same
             named = {
-                weight.path
-                for other, its in zip(readings, read, strict=True)
-                if same(its, values)
-                for weight in other.weights
+                weight.path for other, its in zip(readings, read, strict=True) if same(its, values) for weight in other
             }
             assert {path for path, given in inputs.items() if same(given, values)} == named
         stream = block_runner.run(index, stream)
@@ -51,7 +48,7 @@ def inputs_of(block_runner: BlockRunner, index: int, stream: torch.Tensor) -> di
     for path, module in block.named_modules():
         for name, each in module.named_parameters(recurse=False):
             if each.ndim > 1 and f"{path}.{name}" not in writes:
-                found[f"{path}.{name}"] = block_runner.input_of(index, stream, module)
+                found[f"{path}.{name}"] = block_runner.input_of(index, stream, path)
     return found
 
 
@@ -67,17 +64,17 @@ def test_a_block_continues_from_a_given_attention_write(variant: Variant) -> Non
     stream = block_runner.enter(token_ids(2, 24))
     first, second = block_runner.writes(0)
     assert first.unit is not None
-    assert second.reading is not None
-    module = second.reading.module
-    written, own = [block_runner.run_write(0, stream, 0)], block_runner.input_of(0, stream, module)
+    block, reader = block_runner.blocks[0], second.reads[0].module
+    written, own = [block_runner.run_write(0, stream, 0)], block_runner.input_of(0, stream, reader)
     after, write = block_runner.run_with_last_write(0, stream)
+    unit = block.get_submodule(first.unit)
     with torch.no_grad():
-        for parameter in [*first.unit.parameters(), *first.module.parameters()]:
+        for parameter in [*unit.parameters(), *block.get_submodule(first.module).parameters()]:
             parameter.fill_(math.nan)
-    assert torch.equal(block_runner.input_of(0, stream, module, written=written), own)
+    assert torch.equal(block_runner.input_of(0, stream, reader, written=written), own)
     assert torch.equal(block_runner.run(0, stream, written=written), after)
     assert torch.equal(block_runner.run_with_last_write(0, stream, written=written)[1], write)
-    assert "forward" not in vars(first.unit)
+    assert "forward" not in vars(unit)
 
 
 @every_variant

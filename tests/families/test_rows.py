@@ -81,15 +81,13 @@ def test_a_wrong_module_fails(variant: Variant) -> None:
 def wrong_layouts(model: PreTrainedModel, right: Layout, tokens: torch.Tensor) -> Iterator[Layout]:
     """Rows that are wrong in one field."""
     outputs, resolved = outputs_of_block_0(model, tokens), resolve(model)
-    names = {id(module): path for path, module in resolved.blocks[0].named_modules()}
     for write in resolved.writes(resolved.blocks[0]):
-        correct = names[id(write.module)]
         for path, output in outputs.items():
             # Some modules hand on what another has computed: mlp what mlp.down_proj has, for one.
-            given = outputs[correct]
+            given = outputs[write.module]
             if output.numel() != given.numel() or not torch.equal(output.flatten(), given.flatten()):
-                yield replace(right, kinds=changed(right, partial(elsewhere, correct, path)))
-        if write.scale != 1:
+                yield replace(right, kinds=changed(right, partial(elsewhere, write.module, path)))
+        if resolved.scale(write) != 1:
             yield replace(right, kinds=changed(right, lambda one: {"scale": None}))
     if right.added_in_place and getattr(model.config, "parallel_attn", False):
         yield replace(right, added_in_place=False)

@@ -30,8 +30,7 @@ from replaceme_core.engine.model.changes import (
 from replaceme_core.engine.numerics.solve import solve_delta
 from replaceme_core.engine.numerics.stream import Stream, inverse_length_weights, target_before_norm
 from replaceme_core.engine.numerics.sums import PRODUCT_DTYPE, SOLVE_DTYPE, Moments
-from replaceme_core.families.layout import MapStructure, Weight
-from replaceme_core.families.resolve import BlockWrite, Projection, Reading
+from replaceme_core.families.layout import MapStructure, Weight, Write
 from replaceme_core.request.defaults import KEPT_INPUT_BYTES
 
 
@@ -125,8 +124,8 @@ class _Pruned:
         writes = self.block_runner.writes(block)
         last = len(writes) - 1
         for number, write in enumerate(writes):
-            if corrects and write.reading is not None:
-                self._read(block, number, write.reading, targets)
+            if corrects and write.reads:
+                self._read(block, number, write.reads, targets)
             if number == last:
                 self._follow_last(block, write, targets, end=end)
             else:
@@ -134,27 +133,27 @@ class _Pruned:
                 follows = corrects and number == last - 1
                 self._follow_earlier(block, number, write, targets if follows else None)
 
-    def _read(self, block: int, number: int, reading: Reading, targets: Targets) -> None:
-        """Map the input of write `number` to its input in the dense model."""
-        writes = self.block_runner.writes(block)
+    def _read(self, block: int, number: int, weights: tuple[Weight, ...], targets: Targets) -> None:
+        """Map the input of write `number`, which the `weights` multiply, to its input in the dense model."""
+        writes, reader = self.block_runner.writes(block), weights[0].module
 
         def wanted(batch: int) -> torch.Tensor:
             before = targets.before(batch)
             if number == len(writes) - 1 > 0:
                 # the weights before it are not the dense model's any more: what they wrote there, as one of them
-                added = (targets.between(batch) - before) / writes[0].scale
+                added = (targets.between(batch) - before) / self.block_runner.resolved.scale(writes[0])
                 known = [added, *(torch.zeros_like(added) for _ in writes[1:number])]
             else:
                 known = self.written[batch]
-            return self.block_runner.input_of(block, before, reading.module, written=known)
+            return self.block_runner.input_of(block, before, reader, written=known)
 
         def rows(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            read = self.block_runner.input_of(block, self.streams[batch], reading.module, written=self.written[batch])
+            read = self.block_runner.input_of(block, self.streams[batch], reader, written=self.written[batch])
             return read, read, wanted(batch)
 
         moments = self._sums(rows, weigh=lambda end: torch.ones_like(end.length))
         change = solve_delta(moments, ridge=self.strength.reading).to(PRODUCT_DTYPE)
-        self._made(ReadingChange(block=block, weights=reading.weights, change=change))
+        self._made(ReadingChange(block=block, weights=weights, change=change))
 
     def _sums(
         self,
@@ -180,7 +179,7 @@ class _Pruned:
         self.put(change)
         self.changes.append(change)
 
-    def _follow_earlier(self, block: int, number: int, write: BlockWrite, targets: Targets | None) -> None:
+    def _follow_earlier(self, block: int, number: int, write: Write, targets: Targets | None) -> None:
         """Run write `number`, which is not the last; with `targets`, fitted to the dense stream before the last one."""
         read: dict[int, torch.Tensor] = {}
         if targets is not None:
@@ -190,9 +189,9 @@ class _Pruned:
             if inputs is None or write.projection is None:
                 known.append(self.block_runner.run_write(block, stream, number, written=known))
             else:
-                known.append(self.block_runner.project(block, write.projection.module, inputs, like=stream))
+                known.append(self.block_runner.project(block, write.projection, inputs, like=stream))
 
-    def _follow_last(self, block: int, write: BlockWrite, targets: Targets, *, end: int) -> None:
+    def _follow_last(self, block: int, write: Write, targets: Targets, *, end: int) -> None:
         module, number = self.block_runner.blocks[block], len(self.block_runner.writes(block)) - 1
         ridge = self.strength.anchor if end > block else self.strength.later
         delta, read = None, dict[int, torch.Tensor]()
@@ -206,7 +205,7 @@ class _Pruned:
         for batch in self.streams:
             stream, written = self.streams[batch], self.written[batch]
             if write.projection is not None and batch in read:
-                given = self.block_runner.project(block, write.projection.module, read.pop(batch), like=stream)
+                given = self.block_runner.project(block, write.projection, read.pop(batch), like=stream)
                 self.streams[batch] = self.block_runner.with_writes(block, stream, [*written, given])
             elif delta is None:
                 self.streams[batch] = self.block_runner.run(block, stream, written=written)
@@ -219,7 +218,7 @@ class _Pruned:
         self,
         block: int,
         number: int,
-        write: BlockWrite,
+        write: Write,
         targets: Callable[[int], torch.Tensor],
         *,
         ridge: float,
@@ -231,7 +230,7 @@ class _Pruned:
         """
         if write.projection is None:
             return
-        weight = write.norm
+        weight, scale = write.norm, self.block_runner.resolved.scale(write)
 
         def values(batch: int) -> ProjectionValues:
             return self.block_runner.run_with_projection(
@@ -242,13 +241,13 @@ class _Pruned:
             found = values(batch)
             if keep is not None:
                 keep[batch] = found.inputs
-            return found.inputs * write.scale, found.stream, targets(batch)
+            return found.inputs * scale, found.stream, targets(batch)
 
         def before_norm(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             found = values(batch)
             assert weight is not None
             size = self._norm(block, weight)  # in memory: it has just run
-            wanted = (found.written + flat(targets(batch) - found.stream)).to(PRODUCT_DTYPE) / write.scale
+            wanted = (found.written + flat(targets(batch) - found.stream)).to(PRODUCT_DTYPE) / scale
             target = target_before_norm(wanted, given=found.output.to(PRODUCT_DTYPE), weight=size.to(PRODUCT_DTYPE))
             return found.inputs, found.output, target
 
@@ -269,10 +268,10 @@ class _Pruned:
         own = self.block_runner.blocks[block].get_parameter(weight.path)
         return own.to(SOLVE_DTYPE) + (weight.offset or 0.0)
 
-    def _make_weight(self, block: int, projection: Projection, delta: torch.Tensor) -> None:
+    def _make_weight(self, block: int, projection: Weight, delta: torch.Tensor) -> None:
         """`delta` is (f, d)."""
-        change = (delta if projection.transposed else delta.T).to(PRODUCT_DTYPE)  # half the memory meanwhile
-        self._made(WeightChange(block=block, parameter=projection.parameter, change=change))
+        change = (delta if projection.axis else delta.T).to(PRODUCT_DTYPE)  # half the memory meanwhile
+        self._made(WeightChange(block=block, parameter=projection.path, change=change))
 
     def _solve_map(self, block: int, targets: Callable[[int], torch.Tensor]) -> torch.Tensor:
         def rows(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -285,10 +284,10 @@ class _Pruned:
         return solve_delta(self._sums(rows), ridge=self.strength.fold, diagonal=diagonal)
 
 
-def may_keep(projection: Projection, block: nn.Module, *, tokens: int) -> bool:
+def may_keep(projection: Weight, block: nn.Module, *, tokens: int) -> bool:
     """Whether the inputs (tokens, f) of the projection of an MLP are small enough to wait for its new weight.
 
     Else the MLP is run a second time. A fixed limit, not what is free: the same request must give the same bytes.
     """
-    shape = block.get_parameter(projection.parameter).shape
-    return tokens * shape[0 if projection.transposed else 1] * PRODUCT_DTYPE.itemsize <= KEPT_INPUT_BYTES
+    shape = block.get_parameter(projection.path).shape
+    return tokens * shape[1 - projection.axis] * PRODUCT_DTYPE.itemsize <= KEPT_INPUT_BYTES

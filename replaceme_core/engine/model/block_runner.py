@@ -17,8 +17,8 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.lazy_model import block_reader, load_block
+from replaceme_core.families.layout import Weight, Write
 from replaceme_core.families.resolve import (
-    BlockWrite,
     ResolvedModel,
     as_returned,
     check_residual,
@@ -308,9 +308,10 @@ class BlockRunner:
         with ExitStack() as stack:
             for write, known in zip(self.writes(block) if written else (), written, strict=False):
                 # A norm behind the unit would change what is known, so its output is replaced as well.
-                stack.enter_context(replace_output(write.module, known))
+                stack.enter_context(replace_output(self._hook(block, write).module, known))
                 if write.unit is not None:
-                    stack.enter_context(replace_forward(write.unit, as_returned(known, write.returns)))
+                    unit = self.blocks[block].get_submodule(write.unit)
+                    stack.enter_context(replace_forward(unit, as_returned(known, write.returns)))
             seen = [stack.enter_context(record_values(hook, stop=stop and hook is hooks[-1])) for hook in hooks]
             with suppress(Stop):
                 output = self.blocks[block](stream, *arguments.args, **arguments.kwargs)
@@ -323,7 +324,7 @@ class BlockRunner:
             self.enter(torch.zeros(shape, dtype=torch.long, device=stream.device))
         return self._arguments[shape]
 
-    def writes(self, block: int) -> tuple[BlockWrite, ...]:
+    def writes(self, block: int) -> tuple[Write, ...]:
         """What `block` adds to the stream, in the order of computation."""
         return self.resolved.writes(self.blocks[block])
 
@@ -332,19 +333,18 @@ class BlockRunner:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The stream after `block`, and the write that absorbs a map, with its scale; both (batch, positions, d)."""
         last = self.writes(block)[-1]
-        after, (write,) = self._run(block, stream, hooks=[self._hook(last)], written=written)
-        return after, _scaled(write, last).reshape(after.shape)
+        after, (write,) = self._run(block, stream, hooks=[self._hook(block, last)], written=written)
+        return after, self._scaled(write, last).reshape(after.shape)
 
     def run_write(self, block: int, stream: torch.Tensor, number: int, *, written: Written = ()) -> torch.Tensor:
         """The output (batch, positions, d) of write `number` of `block`, not scaled; nothing after it is run."""
-        hooks = [self._hook(self.writes(block)[number])]
+        hooks = [self._hook(block, self.writes(block)[number])]
         _, (output,) = self._in_parts(block, stream, hooks=hooks, written=written, stop=True)
         return output.reshape(stream.shape)
 
-    def project(self, block: int, projection: nn.Module, inputs: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
-        """The output of `projection` of `block` for `inputs` (tokens, f), in the shape of the stream `like`."""
-        self.load_block(block)
-        output: torch.Tensor = projection(inputs)
+    def project(self, block: int, projection: Weight, inputs: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
+        """The output of the `projection` of a write for `inputs` (tokens, f), in the shape of the stream `like`."""
+        output: torch.Tensor = self.load_block(block).get_submodule(projection.module)(inputs)
         return output.reshape(like.shape)
 
     def run_with_projection(
@@ -357,10 +357,10 @@ class BlockRunner:
         writes = self.writes(block)
         write, stop = writes[number], number < len(writes) - 1
         assert write.projection is not None
-        projection = write.projection.module
-        hooks = [Hook(module=projection, on_input=True), Hook(module=projection), self._hook(write)]
+        projection = self.blocks[block].get_submodule(write.projection.module)
+        hooks = [Hook(module=projection, on_input=True), Hook(module=projection), self._hook(block, write)]
         after, (inputs, output, added) = self._in_parts(block, stream, hooks=hooks, written=written, stop=stop)
-        scaled = _scaled(added, write).reshape(stream.shape)
+        scaled = self._scaled(added, write).reshape(stream.shape)
         if after is None:
             after = self.with_writes(block, stream, [*written, added])
         return ProjectionValues(inputs=flat(inputs), output=flat(output), written=flat(scaled), stream=after)
@@ -373,22 +373,28 @@ class BlockRunner:
         if self.resolved.layout.changes_stream:
             return self.run(block, stream, written=outputs)
         for output, write in zip(outputs, self.writes(block), strict=False):
-            stream = stream + _scaled(output, write).reshape(stream.shape)
+            stream = stream + self._scaled(output, write).reshape(stream.shape)
         return stream
 
-    def input_of(self, block: int, stream: torch.Tensor, reader: nn.Module, *, written: Written = ()) -> torch.Tensor:
-        """The input of `reader`, a module of `block` (tokens, f); nothing after it is run."""
-        hooks = [Hook(module=reader, on_input=True)]
+    def input_of(self, block: int, stream: torch.Tensor, reader: str, *, written: Written = ()) -> torch.Tensor:
+        """The input (tokens, f) of the module of `block` at the path `reader`; nothing after it is run."""
+        hooks = [Hook(module=self.blocks[block].get_submodule(reader), on_input=True)]
         return flat(self._in_parts(block, stream, hooks=hooks, written=written, stop=True)[1][0])
 
     def run_with_writes(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The stream after `block` (batch, positions, d), and all its writes, (tokens, d) each."""
         writes = self.writes(block)
-        after, seen = self._run(block, stream, hooks=[self._hook(write) for write in writes], written=())
-        return after, [flat(_scaled(output, write)) for output, write in zip(seen, writes, strict=True)]
+        after, seen = self._run(block, stream, hooks=[self._hook(block, write) for write in writes], written=())
+        return after, [flat(self._scaled(output, write)) for output, write in zip(seen, writes, strict=True)]
 
-    def _hook(self, write: BlockWrite) -> Hook:
-        return Hook(module=write.module, copy=self.resolved.layout.added_in_place)
+    def _hook(self, block: int, write: Write) -> Hook:
+        module = self.blocks[block].get_submodule(write.module)
+        return Hook(module=module, copy=self.resolved.layout.added_in_place)
+
+    def _scaled(self, output: torch.Tensor, write: Write) -> torch.Tensor:
+        """A recorded output as it is added to the stream."""
+        scale = self.resolved.scale(write)
+        return output if scale == 1 else output * scale
 
     def leave(self, stream: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """What the model makes of the stream after the last block.
@@ -412,7 +418,7 @@ class BlockRunner:
         for index in range(len(self.blocks)):
             if self.resolved.layout.changes_stream:
                 after, write = self.run_with_last_write(index, stream)
-                module = self.writes(index)[-1].module
+                module = self._hook(index, self.writes(index)[-1]).module
                 with module.register_forward_hook(lambda _module, _inputs, output: output * 2):
                     more = self.run(index, stream)
                 error = check_residual(block=index, before=flat(after), after=flat(more), writes=[flat(write)])
@@ -440,11 +446,6 @@ def sequences_at_once(stream: torch.Tensor, *, is_lazy: bool) -> int:
 def without_side_outputs(model: nn.Module) -> dict[str, bool]:
     """Arguments of a model's forward that switch off what it would compute from more than the stream."""
     return {ROUTER_LOGITS: False} if ROUTER_LOGITS in inspect.signature(model.forward).parameters else {}
-
-
-def _scaled(output: torch.Tensor, write: BlockWrite) -> torch.Tensor:
-    """A recorded output as it is added to the stream."""
-    return output if write.scale == 1 else output * write.scale
 
 
 def flat(values: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from replaceme_core.engine.numerics.solve import folded
 from replaceme_core.engine.numerics.sums import PRODUCT_DTYPE, SOLVE_DTYPE
 from replaceme_core.errors import InvalidInput, NumericalFailure
 from replaceme_core.families.layout import Weight, follow_blocks
-from replaceme_core.families.resolve import ResolvedModel, along
+from replaceme_core.families.resolve import ResolvedModel, along, with_biases
 from replaceme_core.request.removal import runs_of
 
 
@@ -226,7 +226,7 @@ def kept_blocks(blocks: int, removed: Sequence[int]) -> list[int]:
 def fold(resolved: ResolvedModel, fitted: FittedCut) -> None:
     """Fold the map into all weights of the anchor block that absorb it, in place."""
     block = load_block(resolved.blocks[fitted.cut.anchor])
-    for weight in resolved.writes(block)[-1].folds:
+    for weight in with_biases(block, resolved.writes(block)[-1].folds):
         parameter = block.get_parameter(weight.path)
         # Experts one at a time: all in float64 at once would be four times their size.
         if parameter.dim() > 2 and weight.axis > 0:
