@@ -63,10 +63,6 @@ class ResolvedModel:
         assert isinstance(blocks, nn.ModuleList)
         return blocks
 
-    def replace_blocks(self, blocks: nn.ModuleList) -> None:
-        parent, _, name = self.layout.blocks.rpartition(".")
-        setattr(self.root.get_submodule(parent), name, blocks)
-
     def writes(self, block: nn.Module) -> tuple[Write, ...]:
         """What `block` adds to the stream, in the order of computation. Raises `AttributeError` for an unknown kind."""
         problems = []

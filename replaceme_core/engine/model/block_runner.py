@@ -1,13 +1,13 @@
 """Run a model one block at a time on a residual stream that the caller holds.
 
 The model's own `forward` still prepares masks and positions, and computes what comes after the last block (final norm,
-logits and their scaling). Meanwhile stubs that record or return a stream take the place of its blocks.
+logits and their scaling). Meanwhile its blocks record or return a stream, and compute nothing.
 """
 
 import inspect
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 ROUTER_LOGITS = "output_router_logits"
 """An argument of models with experts: what routers return while the blocks are not run is not there."""
+
+Arguments = tuple[Sequence[object], Mapping[str, object]]
+"""What a model passes to a block after the stream, and by name: masks, positions, rotary embeddings ..."""
 
 Written = Sequence[torch.Tensor]
 """The outputs, not scaled, of the first writes of a block, (batch, positions, d) each."""
@@ -93,10 +96,10 @@ def scale_output(module: nn.Module, factor: float) -> AbstractContextManager[obj
 
 
 @contextmanager
-def replace_forward(module: nn.Module, output: object) -> Iterator[None]:
-    """`module` returns `output` and computes nothing."""
-    own = vars(module).get("forward")  # set where an offloading library wraps the forward of the module
-    vars(module)["forward"] = lambda *_args, **_kwargs: output
+def replace_forward(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
+    """`module` computes `forward` instead of its own."""
+    own = vars(module).get("forward")  # set where an offloading library, or `lazy_model`, wraps that of the module
+    vars(module)["forward"] = forward
     try:
         yield
     finally:
@@ -104,6 +107,11 @@ def replace_forward(module: nn.Module, output: object) -> Iterator[None]:
             del vars(module)["forward"]
         else:
             vars(module)["forward"] = own
+
+
+def returning(value: object) -> Callable[..., object]:
+    """A forward that returns `value` and computes nothing."""
+    return lambda *_args, **_kwargs: value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,61 +126,6 @@ class ProjectionValues:
     output: torch.Tensor
     written: torch.Tensor
     stream: torch.Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """What a model passes to a block in addition to the stream: masks, positions, rotary embeddings ..."""
-
-    args: tuple[object, ...] = ()
-    kwargs: Mapping[str, object] = field(default_factory=dict)
-
-
-class _Stub(nn.Module):
-    """In place of a block: returns what that would, with `None` beside the stream."""
-
-    def __init__(self, block: nn.Module, *, returns: int) -> None:
-        super().__init__()
-        self._returns = returns
-        # Some forwards read plain attributes of a block, such as attention_type, before they call it.
-        for name, value in vars(block).items():
-            if not name.startswith("_") and name != "training":
-                setattr(self, name, value)
-
-    def _returned(self, stream: torch.Tensor) -> object:
-        return as_returned(stream, self._returns)
-
-
-class RecordingStub(_Stub):
-    """Records what the model passes to its block, and returns the stream unchanged."""
-
-    def __init__(self, block: nn.Module, *, last: bool, returns: int) -> None:
-        super().__init__(block, returns=returns)
-        self.recorded = Arguments()
-        self.stream: torch.Tensor | None = None
-        self._last = last
-
-    def forward(self, *args: object, **kwargs: object) -> object:
-        if args:
-            stream, *others = args
-        else:  # the model names the stream, which is the first argument of its blocks
-            stream, others = kwargs.pop(next(iter(kwargs))), []
-        assert isinstance(stream, torch.Tensor)
-        self.stream, self.recorded = stream, Arguments(args=tuple(others), kwargs=kwargs)
-        if self._last:
-            raise Stop
-        return self._returned(stream)
-
-
-class OutputStub(_Stub):
-    """In place of all blocks: returns `stream`, whatever its input."""
-
-    def __init__(self, block: nn.Module, stream: torch.Tensor, *, returns: int) -> None:
-        super().__init__(block, returns=returns)
-        self._stream = [stream]  # in a list, so that `nn.Module` does not register it
-
-    def forward(self, *_args: object, **_kwargs: object) -> object:
-        return self._returned(self._stream[0])
 
 
 @dataclass(kw_only=True)
@@ -222,26 +175,33 @@ class BlockRunner:
         if self.is_lazy:
             release_memory()
 
-    @contextmanager
-    def _stubs(self, modules: list[nn.Module]) -> Iterator[None]:
-        self.resolved.replace_blocks(nn.ModuleList(modules))
-        try:
-            yield
-        finally:
-            self.resolved.replace_blocks(self.blocks)
-
     def enter(self, tokens: torch.Tensor) -> torch.Tensor:
         """The stream before block 0 for `tokens` (batch, positions). No block is run."""
-        last = len(self.blocks) - 1
-        returns = self.resolved.layout.block_returns
-        stubs = [RecordingStub(block, last=index == last, returns=returns) for index, block in enumerate(self.blocks)]
-        with self._stubs(list(stubs)), suppress(Stop):
+        streams, recorded = list[torch.Tensor](), list[Arguments]()
+
+        def record(*args: object, **kwargs: object) -> object:
+            # where the model names the stream, it is the first argument of its blocks all the same
+            stream, *others = args or (kwargs.pop(next(iter(kwargs))),)
+            assert isinstance(stream, torch.Tensor)
+            streams.append(stream)
+            recorded.append((others, kwargs))
+            if len(recorded) == len(self.blocks):
+                raise Stop
+            return as_returned(stream, self.resolved.layout.block_returns)
+
+        with self._computing(record), suppress(Stop):
             self._model(tokens)
         # Masks and positions depend on the shape alone: sequences are packed full, nothing is padded.
-        stream = stubs[0].stream
-        assert stream is not None, "the model did not call its first block"
-        self._arguments[tuple(stream.shape[:2])] = [stub.recorded for stub in stubs]
-        return stream
+        self._arguments[tuple(streams[0].shape[:2])] = recorded
+        return streams[0]
+
+    @contextmanager
+    def _computing(self, forward: Callable[..., object]) -> Iterator[None]:
+        """All blocks compute `forward` while the context is open."""
+        with ExitStack() as stack:
+            for block in self.blocks:
+                stack.enter_context(replace_forward(block, forward))
+            yield
 
     def remember(self, numbers: torch.Tensor) -> None:
         """Compute the embeddings of the images of these numbers (n,) by the model as it is now, for `references`."""
@@ -304,17 +264,17 @@ class BlockRunner:
     def _run_part(
         self, block: int, stream: torch.Tensor, *, hooks: Sequence[Hook], written: Written, stop: bool
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        arguments, after = self._arguments_for(stream)[block], None
+        (args, kwargs), after = self._arguments_for(stream)[block], None
         with ExitStack() as stack:
             for write, known in zip(self.writes(block) if written else (), written, strict=False):
                 # A norm behind the unit would change what is known, so its output is replaced as well.
                 stack.enter_context(replace_output(self._hook(block, write).module, known))
                 if write.unit is not None:
                     unit = self.blocks[block].get_submodule(write.unit)
-                    stack.enter_context(replace_forward(unit, as_returned(known, write.returns)))
+                    stack.enter_context(replace_forward(unit, returning(as_returned(known, write.returns))))
             seen = [stack.enter_context(record_values(hook, stop=stop and hook is hooks[-1])) for hook in hooks]
             with suppress(Stop):
-                output = self.blocks[block](stream, *arguments.args, **arguments.kwargs)
+                output = self.blocks[block](stream, *args, **kwargs)
                 after = first_tensor(output)
         return after, [each[0] for each in seen]
 
@@ -401,7 +361,7 @@ class BlockRunner:
 
         Logits (batch, positions, vocabulary), or of images embeddings (batch, width of an embedding).
         """
-        with self._stubs([OutputStub(self.blocks[-1], stream, returns=self.resolved.layout.block_returns)]):
+        with self._computing(returning(as_returned(stream, self.resolved.layout.block_returns))):
             return self._model(tokens)
 
     def _model(self, tokens: torch.Tensor) -> torch.Tensor:

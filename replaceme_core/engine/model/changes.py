@@ -249,9 +249,9 @@ def scale_final_norm(resolved: ResolvedModel, scale: float) -> None:
 
 def remove_blocks(resolved: ResolvedModel, removed: Sequence[int]) -> None:
     """Remove blocks in place: the others get new slots in the KV cache, and the config describes those that stay."""
-    old = resolved.blocks
-    kept = kept_blocks(len(old), removed)
-    resolved.replace_blocks(nn.ModuleList([old[index] for index in kept]))
+    kept = kept_blocks(len(resolved.blocks), removed)
+    for index in sorted(set(removed), reverse=True):
+        del resolved.blocks[index]
     for slot, block in enumerate(resolved.blocks):
         for module in block.modules():
             if isinstance(vars(module).get("layer_idx"), int):

@@ -1,7 +1,7 @@
 """A lazily loaded model: each block is read from the files when it is called, and two are in memory at a time.
 
-Embeddings, final norm and head are in memory. The weights of a block are on the meta device; a forward pre-hook puts
-them in place, and they are dropped when another block is called. A thread reads the next block meanwhile. So any code
+Embeddings, final norm and head are in memory. The weights of a block are on the meta device; its forward puts them in
+place first, and they are dropped when another block is called. A thread reads the next block meanwhile. So any code
 that runs a model can run this one, with memory for two blocks. It is slow where all blocks run for each batch; where
 one block runs for all batches before the next one, the disk costs nothing that computing does not hide.
 
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -100,7 +101,7 @@ def load_lazily(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrain
     source.load_rest()
     for index, block in enumerate(blocks):
         vars(block)[_READER] = BlockReader(source, index)
-        block.register_forward_pre_hook(_load_before_forward)
+        vars(block)["forward"] = partial(_load_and_compute, block)
     model.eval()
     return model
 
@@ -126,8 +127,8 @@ class BlockReader:
         self._source.forget(self._index)
 
 
-def _load_before_forward(block: nn.Module, _inputs: object) -> None:
-    load_block(block)
+def _load_and_compute(block: nn.Module, *args: object, **kwargs: object) -> object:
+    return type(block).forward(load_block(block), *args, **kwargs)
 
 
 @dataclass(kw_only=True)

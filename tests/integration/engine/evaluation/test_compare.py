@@ -88,7 +88,7 @@ def compared(
     with torch.no_grad():
         pruned.lm_head.weight.mul_(3.0)
     for block in dense.model.layers:
-        block.register_forward_pre_hook(lambda *_: runs.append(1))
+        block.mlp.register_forward_pre_hook(lambda *_: runs.append(1))
     original = Original(
         subject=Subject(name="before", model=dense, directory=source, results=results or DenseResults()),
         tokens=tokens(*names or ["file:a.txt"]),

@@ -78,7 +78,7 @@ def test_models_take_batches_in_turn(directory: Path, monkeypatch: pytest.Monkey
     subjects, order = [], []
     for name in "ab":
         model = load_model(directory, dtype=torch.float32, device="cpu")
-        resolve(model).blocks[0].register_forward_hook(lambda *_, name=name: order.append(name))
+        resolve(model).blocks[0].mlp.register_forward_hook(lambda *_, name=name: order.append(name))
         subjects.append(Subject(name="tiny", model=model, directory=directory))
     first, second = measure(subjects, token_ids(3, 16))
     assert "".join(order) == "ab" + "ababab"
@@ -182,7 +182,7 @@ def test_it_runs_once_and_its_numbers_stay_the_same(
     model, pruned = tiny_model(variant), tiny_model(variant, seed=1)
     monkeypatch.setattr("replaceme_core.engine.evaluation.measure.LOGITS_AT_ONCE", 1)
     passes: list[int] = []
-    resolve(model).blocks[0].register_forward_hook(lambda *_: passes.append(1))
+    resolve(model).blocks[0].mlp.register_forward_hook(lambda *_: passes.append(1))
 
     def measured(results: DenseResults, speeds: list[float]) -> tuple[list[float], Divergence]:
         before = Subject(name="the source model", model=model, directory=directory, results=results, speeds=speeds)

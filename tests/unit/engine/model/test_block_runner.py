@@ -8,7 +8,7 @@ from torch import nn
 
 from replaceme_core.engine.methods.refit_projections import Strength, refit_kept
 from replaceme_core.engine.model import block_runner as module
-from replaceme_core.engine.model.block_runner import BlockRunner, replace_forward, summed_loss
+from replaceme_core.engine.model.block_runner import BlockRunner, replace_forward, returning, summed_loss
 from replaceme_core.engine.model.changes import Cut
 from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.engine.model.load import load_model
@@ -25,12 +25,14 @@ ERRORS = (
 
 def starve(module: nn.Module, *, at_most: int, error: Exception) -> None:
     """Let `module` fail for more than `at_most` sequences, as an allocator would."""
+    forward = module.forward
 
-    def refuse(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if len(inputs[0]) > at_most:
+    def refuse(stream: torch.Tensor, *args: object, **kwargs: object) -> object:
+        if len(stream) > at_most:
             raise error
+        return forward(stream, *args, **kwargs)
 
-    module.register_forward_pre_hook(refuse)
+    vars(module)["forward"] = refuse
 
 
 @torch.inference_mode()
@@ -44,7 +46,7 @@ def test_a_batch_goes_through_a_block_in_parts_whose_memory_is_reused(
     stream = block_runner.enter(tokens)
     monkeypatch.setattr("replaceme_core.engine.model.block_runner.PART_BYTES", 3 * 4 * stream[0].nbytes)
     seen: list[int] = []
-    block_runner.blocks[0].register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
+    block_runner.blocks[0].mlp.register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
     after = block_runner.run(0, stream)
     assert seen == sizes
     alone = torch.cat([block_runner.run(0, one) for one in stream.split(1)])
@@ -123,8 +125,8 @@ def test_what_halving_does_not_help_is_raised(at_most: int, error: Exception) ->
 def test_a_forward_set_by_another_library_is_restored() -> None:
     module = nn.Linear(2, 2)
     vars(module)["forward"] = forward = lambda values: values + 1
-    with replace_forward(module, torch.ones(1, 2)):
-        pass
+    with replace_forward(module, returning(torch.zeros(1, 2))):
+        assert not module(torch.zeros(1, 2)).any()
     assert vars(module)["forward"] is forward
     assert torch.equal(module(torch.zeros(1, 2)), torch.ones(1, 2))
 
