@@ -220,29 +220,22 @@ class BlockRunner:
         Here and below, `written` are the first of the block's writes, as `run_write` returns them; they are not
         computed again.
         """
-        return self._run(block, stream, hooks=(), written=written)[0]
+        (after,) = self._values(block, stream, [self._after(block)], written=written)
+        return after
 
-    def _run(
-        self, block: int, stream: torch.Tensor, *, hooks: Sequence[Hook], written: Written
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The stream after `block`, and the values that `hooks` recorded."""
-        after, seen = self._in_parts(block, stream, hooks=hooks, written=written, stop=False)
-        assert after is not None, "the block was not run to its end"
-        return after, seen
+    def _values(
+        self, block: int, stream: torch.Tensor, hooks: Sequence[Hook], *, written: Written
+    ) -> list[torch.Tensor]:
+        """What each of `hooks` records while `block` runs; nothing after the last of them is run.
 
-    def _in_parts(
-        self, block: int, stream: torch.Tensor, *, hooks: Sequence[Hook], written: Written, stop: bool
-    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """Run a batch in parts (`sequences_at_once`), which are halved where memory runs out, down to one sequence.
-
-        The smaller size is kept for all later blocks. With `stop`, nothing after the last of `hooks` is run, and there
-        is no stream after the block.
+        A batch is run in parts (`sequences_at_once`), which are halved where memory runs out, down to one sequence. The
+        smaller size is kept for all later blocks.
         """
         while True:
             at_once = min(len(stream), self.max_sequences or sequences_at_once(stream, is_lazy=self.is_lazy))
             try:
                 parts = [
-                    self._run_part(block, part, hooks=hooks, written=given, stop=stop)
+                    self._values_of_part(block, part, hooks, written=given)
                     for part, *given in zip(
                         stream.split(at_once), *(one.split(at_once) for one in written), strict=True
                     )
@@ -256,15 +249,12 @@ class BlockRunner:
             logger.warning("out of memory in block %d; from now on %d sequences at a time", block, self.max_sequences)
             if stream.device.type != "cpu":
                 torch.get_device_module(stream.device).empty_cache()
-        if len(parts) == 1:
-            return parts[0]
-        after = None if stop else torch.cat([part for part, _ in parts if part is not None])
-        return after, [torch.cat([seen[index] for _, seen in parts]) for index in range(len(hooks))]
+        return parts[0] if len(parts) == 1 else [torch.cat(values) for values in zip(*parts, strict=True)]
 
-    def _run_part(
-        self, block: int, stream: torch.Tensor, *, hooks: Sequence[Hook], written: Written, stop: bool
-    ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        (args, kwargs), after = self._arguments_for(stream)[block], None
+    def _values_of_part(
+        self, block: int, stream: torch.Tensor, hooks: Sequence[Hook], *, written: Written
+    ) -> list[torch.Tensor]:
+        args, kwargs = self._arguments_for(stream)[block]
         with ExitStack() as stack:
             for write, known in zip(self.writes(block) if written else (), written, strict=False):
                 # A norm behind the unit would change what is known, so its output is replaced as well.
@@ -272,11 +262,10 @@ class BlockRunner:
                 if write.unit is not None:
                     unit = self.blocks[block].get_submodule(write.unit)
                     stack.enter_context(replace_forward(unit, returning(as_returned(known, write.returns))))
-            seen = [stack.enter_context(record_values(hook, stop=stop and hook is hooks[-1])) for hook in hooks]
+            seen = [stack.enter_context(record_values(hook, stop=hook is hooks[-1])) for hook in hooks]
             with suppress(Stop):
-                output = self.blocks[block](stream, *args, **kwargs)
-                after = first_tensor(output)
-        return after, [each[0] for each in seen]
+                self.blocks[block](stream, *args, **kwargs)
+        return [each[0] for each in seen]
 
     def _arguments_for(self, stream: torch.Tensor) -> list[Arguments]:
         shape = tuple(stream.shape[:2])
@@ -293,13 +282,12 @@ class BlockRunner:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The stream after `block`, and the write that absorbs a map, with its scale; both (batch, positions, d)."""
         last = self.writes(block)[-1]
-        after, (write,) = self._run(block, stream, hooks=[self._hook(block, last)], written=written)
+        write, after = self._values(block, stream, [self._hook(block, last), self._after(block)], written=written)
         return after, self._scaled(write, last).reshape(after.shape)
 
     def run_write(self, block: int, stream: torch.Tensor, number: int, *, written: Written = ()) -> torch.Tensor:
         """The output (batch, positions, d) of write `number` of `block`, not scaled; nothing after it is run."""
-        hooks = [self._hook(block, self.writes(block)[number])]
-        _, (output,) = self._in_parts(block, stream, hooks=hooks, written=written, stop=True)
+        (output,) = self._values(block, stream, [self._hook(block, self.writes(block)[number])], written=written)
         return output.reshape(stream.shape)
 
     def project(self, block: int, projection: Weight, inputs: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
@@ -315,14 +303,15 @@ class BlockRunner:
         Nothing after it is run, unless it is the last one.
         """
         writes = self.writes(block)
-        write, stop = writes[number], number < len(writes) - 1
+        write = writes[number]
         assert write.projection is not None
         projection = self.blocks[block].get_submodule(write.projection.module)
         hooks = [Hook(module=projection, on_input=True), Hook(module=projection), self._hook(block, write)]
-        after, (inputs, output, added) = self._in_parts(block, stream, hooks=hooks, written=written, stop=stop)
+        if number == len(writes) - 1:
+            hooks.append(self._after(block))
+        inputs, output, added, *last = self._values(block, stream, hooks, written=written)
         scaled = self._scaled(added, write).reshape(stream.shape)
-        if after is None:
-            after = self.with_writes(block, stream, [*written, added])
+        after = last[0] if last else self.with_writes(block, stream, [*written, added])
         return ProjectionValues(inputs=flat(inputs), output=flat(output), written=flat(scaled), stream=after)
 
     def with_writes(self, block: int, stream: torch.Tensor, outputs: Written) -> torch.Tensor:
@@ -339,13 +328,18 @@ class BlockRunner:
     def input_of(self, block: int, stream: torch.Tensor, reader: str, *, written: Written = ()) -> torch.Tensor:
         """The input (tokens, f) of the module of `block` at the path `reader`; nothing after it is run."""
         hooks = [Hook(module=self.blocks[block].get_submodule(reader), on_input=True)]
-        return flat(self._in_parts(block, stream, hooks=hooks, written=written, stop=True)[1][0])
+        return flat(self._values(block, stream, hooks, written=written)[0])
 
     def run_with_writes(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The stream after `block` (batch, positions, d), and all its writes, (tokens, d) each."""
         writes = self.writes(block)
-        after, seen = self._run(block, stream, hooks=[self._hook(block, write) for write in writes], written=())
+        hooks = [*(self._hook(block, write) for write in writes), self._after(block)]
+        *seen, after = self._values(block, stream, hooks, written=())
         return after, [flat(self._scaled(output, write)) for output, write in zip(seen, writes, strict=True)]
+
+    def _after(self, block: int) -> Hook:
+        """On the stream after `block`."""
+        return Hook(module=self.blocks[block])
 
     def _hook(self, block: int, write: Write) -> Hook:
         module = self.blocks[block].get_submodule(write.module)
