@@ -16,7 +16,7 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from replaceme_core.engine.model.allocator import release_memory
-from replaceme_core.engine.model.lazy_model import block_reader, load_block
+from replaceme_core.engine.model.lazy_model import files_of, load_block
 from replaceme_core.families.layout import Weight, Write
 from replaceme_core.families.resolve import (
     ResolvedModel,
@@ -161,7 +161,7 @@ class BlockRunner:
     @property
     def is_lazy(self) -> bool:
         """Whether blocks are read from disk one at a time, since the model does not fit into memory."""
-        return block_reader(self.blocks[0]) is not None
+        return files_of(self.blocks[0]) is not None
 
     @property
     def positions_at_once(self) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from replaceme_core.engine.model.block_runner import BlockRunner
-from replaceme_core.engine.model.lazy_model import BlockReader, block_reader, load_block
+from replaceme_core.engine.model.lazy_model import ModelFiles, files_of, load_block
 from replaceme_core.engine.numerics.solve import folded
 from replaceme_core.engine.numerics.sums import PRODUCT_DTYPE, SOLVE_DTYPE
 from replaceme_core.errors import InvalidInput, NumericalFailure
@@ -169,14 +169,14 @@ Change = WeightChange | ReadingChange
 def try_changes(blocks: nn.ModuleList) -> Iterator[Callable[[Change], None]]:
     """Yields a function that applies a change to a live model, loaded whole or lazily; undone when the context ends."""
     originals: list[tuple[nn.Parameter, torch.Tensor]] = []
-    readers: list[BlockReader] = []
+    read: list[tuple[ModelFiles, int]] = []
 
     def put(one: Change) -> None:
-        reader = block_reader(blocks[one.block])
-        if reader is not None:
-            readers.append(reader)
+        if (found := files_of(blocks[one.block])) is not None:
+            read.append(found)
+            files, index = found
             for parameter in one.parameters:
-                reader.change(parameter, partial(_tried, one, parameter))
+                files.change(index, parameter, partial(_tried, one, parameter))
             return
         for parameter in one.parameters:
             weight = blocks[one.block].get_parameter(parameter)
@@ -188,8 +188,8 @@ def try_changes(blocks: nn.ModuleList) -> Iterator[Callable[[Change], None]]:
     finally:
         for weight, data in reversed(originals):
             weight.data = data
-        for reader in readers:
-            reader.restore()
+        for files, index in read:
+            files.restore(index)
 
 
 def _tried(one: Change, parameter: str, values: torch.Tensor) -> torch.Tensor:

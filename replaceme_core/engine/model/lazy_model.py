@@ -42,29 +42,28 @@ from replaceme_core.engine.model.load import (
 )
 from replaceme_core.engine.model.safetensors_io import StoredTensor, tensors_of
 from replaceme_core.errors import BrokenModel
-from replaceme_core.families.layout import Layout, lookup
+from replaceme_core.families.layout import FAMILIES
 from replaceme_core.hub.model_files import weight_files
 from replaceme_core.library_errors import library_errors
 from replaceme_core.request.resolve import ResolvedCompute
 from replaceme_core.request.spec import Loading
 
-_READER = "_reader"
-"""The attribute of a block that holds its `BlockReader`. A global table would keep every model alive."""
+_FILES = "_files"
+"""The attribute of a block that holds its files and its index. A global table would keep every model alive."""
 
 
 def load_block(block: nn.Module) -> nn.Module:
     """`block`, with its weights in memory until another block is called or loaded."""
-    reader = block_reader(block)
-    if reader is not None:
-        reader.read()
+    if (found := files_of(block)) is not None:
+        files, index = found
+        files.load(index)
     return block
 
 
-def block_reader(block: nn.Module) -> "BlockReader | None":
-    """The reader of a lazily loaded block; `None` for a block of a model that was loaded whole."""
-    reader = vars(block).get(_READER)
-    assert reader is None or isinstance(reader, BlockReader)
-    return reader
+def files_of(block: nn.Module) -> "tuple[ModelFiles, int] | None":
+    """Where a lazily loaded block is read from, and its index there; `None` for one that was loaded with its model."""
+    found: tuple[ModelFiles, int] | None = vars(block).get(_FILES)
+    return found
 
 
 def open_model(directory: Path, *, dtype: torch.dtype, device: str, loading: Loading) -> PreTrainedModel:
@@ -83,8 +82,7 @@ def open_for_capture(directory: Path, *, dtype: torch.dtype, compute: ResolvedCo
 def load_lazily(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrainedModel:
     """As `load_model`, with the blocks left in their files until they are called. Raises `BrokenModel`."""
     config = load_config(directory)
-    row = lookup(config.model_type)
-    assert isinstance(row, Layout), "unsupported types are refused before"
+    row = FAMILIES[config.model_type]  # unsupported types are refused before
     with library_errors("config.json does not describe a model that can be built"), _parameters_on_meta():
         model: PreTrainedModel = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
     for module in model.modules():
@@ -97,34 +95,13 @@ def load_lazily(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrain
     files = tensors_of(weight_files(directory))
     blocks = model.get_submodule(row.blocks)
     assert isinstance(blocks, nn.ModuleList)
-    source = _ModelFiles(model=model, files=files, device=device, blocks=row.blocks)
+    source = ModelFiles(model=model, files=files, device=device, blocks=row.blocks)
     source.load_rest()
     for index, block in enumerate(blocks):
-        vars(block)[_READER] = BlockReader(source, index)
+        vars(block)[_FILES] = source, index
         vars(block)["forward"] = partial(_load_and_compute, block)
     model.eval()
     return model
-
-
-class BlockReader:
-    """Reads one block, as it is stored or with changes that are being tried."""
-
-    def __init__(self, source: "_ModelFiles", index: int) -> None:
-        self._source = source
-        self._index = index
-
-    def read(self) -> None:
-        self._source.load(self._index)
-
-    def change(self, parameter: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Apply `change` to a parameter of the block whenever it is read, until `restore`."""
-        self._source.changes.setdefault(self._index, []).append((parameter, change))
-        self._source.forget(self._index)
-
-    def restore(self) -> None:
-        """Read the block as it is stored again."""
-        self._source.changes.pop(self._index, None)
-        self._source.forget(self._index)
 
 
 def _load_and_compute(block: nn.Module, *args: object, **kwargs: object) -> object:
@@ -132,7 +109,7 @@ def _load_and_compute(block: nn.Module, *args: object, **kwargs: object) -> obje
 
 
 @dataclass(kw_only=True)
-class _ModelFiles:
+class ModelFiles:
     """The files of a model, and which of its blocks is in memory."""
 
     model: PreTrainedModel
@@ -220,6 +197,16 @@ class _ModelFiles:
         following = self.following.get(block, block + 1)
         if following in self.direct or following in self.converted:
             self.ahead = following, self.reader.submit(self._read, following)
+
+    def change(self, block: int, parameter: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Apply `change` to a parameter of the block whenever it is read, until `restore`."""
+        self.changes.setdefault(block, []).append((parameter, change))
+        self.forget(block)
+
+    def restore(self, block: int) -> None:
+        """Read the block as it is stored again."""
+        self.changes.pop(block, None)
+        self.forget(block)
 
     def forget(self, block: int) -> None:
         """Drop the weights of the block, if they are in memory."""
