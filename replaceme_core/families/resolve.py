@@ -9,18 +9,16 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from replaceme_core.errors import NumericalFailure, UnsupportedFamily
-from replaceme_core.families.layout import Inputs, Layout, MapStructure, Weight, Write, lookup, unmet
+from replaceme_core.families.layout import FAMILIES, Inputs, Layout, MapStructure, Weight, Write, lookup, unmet
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Largest error of the residual identity relative to the write, median over tokens. At a wrong module it is about 1."""
 
 
-def part_config(config: PreTrainedConfig, row: Layout | str | None = None) -> PreTrainedConfig:
+def part_config(config: PreTrainedConfig, row: Layout | None = None) -> PreTrainedConfig:
     """The config of the tower that is compressed; of a type that has no row, that of its language model."""
-    row = lookup(config.model_type) if row is None else row
-    part = config.get_text_config()
-    if isinstance(row, Layout) and row.inputs is Inputs.IMAGES:
-        part = config if row.part is None else getattr(config, row.part)
+    row = row or FAMILIES.get(config.model_type)
+    part = config.get_text_config() if row is None or row.part is None else getattr(config, row.part)
     assert isinstance(part, PreTrainedConfig)
     return part
 

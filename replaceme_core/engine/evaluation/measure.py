@@ -25,7 +25,7 @@ from replaceme_core.engine.model.block_runner import (
 from replaceme_core.engine.model.device import synchronise
 from replaceme_core.engine.model.lazy_model import open_model
 from replaceme_core.errors import NumericalFailure
-from replaceme_core.families.layout import Layout, lookup
+from replaceme_core.families.layout import FAMILIES
 from replaceme_core.families.resolve import part_config, resolve
 from replaceme_core.hub.model_files import weight_files
 from replaceme_core.request.defaults import LOGITS_AT_ONCE
@@ -167,8 +167,7 @@ class Subject:
     @cached_property
     def runner(self) -> BlockRunner | None:
         """`None` for a type that is not compressed: its logits are made all at once."""
-        is_known = isinstance(lookup(self.model.config.model_type), Layout)
-        return BlockRunner(resolved=resolve(self.model)) if is_known else None
+        return BlockRunner(resolved=resolve(self.model)) if self.model.config.model_type in FAMILIES else None
 
     @contextmanager
     def streams(self, batches: Sequence[torch.Tensor]) -> Iterator["_Streams"]:

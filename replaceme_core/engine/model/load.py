@@ -41,7 +41,7 @@ from replaceme_core.engine.model.known_keys import (
 from replaceme_core.engine.model.safetensors_io import STORED_DTYPES, all_finite, tensors_of
 from replaceme_core.engine.text.limits import ends_badly
 from replaceme_core.errors import BrokenModel, InvalidInput
-from replaceme_core.families.layout import IMAGE_MODEL, LANGUAGE_MODEL, Layout, lookup
+from replaceme_core.families.layout import FAMILIES, IMAGE_MODEL, LANGUAGE_MODEL
 from replaceme_core.families.resolve import part_config, resolve
 from replaceme_core.hub.files import read_json_file
 from replaceme_core.hub.model_config import admit_config, read_weights
@@ -151,8 +151,8 @@ def _config(view: Path, directory: Path) -> PreTrainedConfig:
 
 def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM]:
     """The class that builds the whole model of `config`; of a type that is not compressed, that of language models."""
-    row = lookup(config.model_type)
-    name = row.loads_with(config.architectures) if isinstance(row, Layout) else None
+    row = FAMILIES.get(config.model_type)
+    name = None if row is None else row.loads_with(config.architectures)
     found = getattr(transformers, name or LANGUAGE_MODEL)
     assert isinstance(found, type)
     return found
@@ -160,8 +160,7 @@ def auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM]:
 
 def _without_pooler(config: PreTrainedConfig, names: Iterable[str]) -> dict[str, object]:
     """Arguments for a model of images that was saved without its pooling layer, which its class would make up."""
-    row = lookup(config.model_type)
-    if not isinstance(row, Layout) or row.loads_with(config.architectures) != IMAGE_MODEL:
+    if auto_class(config).__name__ != IMAGE_MODEL:
         return {}
     kind = MODEL_MAPPING.get(type(config), None)
     has_option = isinstance(kind, type) and "add_pooling_layer" in inspect.signature(kind).parameters
@@ -170,8 +169,8 @@ def _without_pooler(config: PreTrainedConfig, names: Iterable[str]) -> dict[str,
 
 def check_positions(config: PreTrainedConfig, *, longest: int) -> None:
     """Raise `InvalidInput` if the model has a table of positions that is too short for `longest` tokens."""
-    row = lookup(config.model_type)
-    if isinstance(row, Layout) and row.learned_positions:
+    row = FAMILIES.get(config.model_type)
+    if row is not None and row.learned_positions:
         check_length(longest, getattr(part_config(config), "max_position_embeddings", None))
 
 
