@@ -21,7 +21,6 @@ from replaceme_core.library_errors import library_errors, require_space
 from replaceme_core.request.spec import Loading
 from replaceme_core.wording import counted
 
-FILE_SIZE = "5GB"
 FILE_BYTES = 5 * 10**9
 
 
@@ -49,7 +48,7 @@ def complete_or_absent(target: Path, *, least: int = 0) -> Iterator[Path]:
 def save_model(model: PreTrainedModel, directory: Path, *, source: Path) -> None:
     """Save weights in the model's own dtype, config and generation config, and copy the tokenizer files of `source`."""
     _clean(model)
-    model.save_pretrained(directory, max_shard_size=FILE_SIZE)
+    model.save_pretrained(directory, max_shard_size=FILE_BYTES)
     _copy_files(source, directory)
     _equal_permissions(directory)
 

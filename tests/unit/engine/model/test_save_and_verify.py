@@ -87,7 +87,6 @@ def test_every_file_has_the_same_permissions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, Path], None]
 ) -> None:
     """Several files of weights, their index and the tokenizer: all as anybody's new file, whatever wrote them."""
-    monkeypatch.setattr(save, "FILE_SIZE", "20KB")
     monkeypatch.setattr(save, "FILE_BYTES", 20_000)
     source = save_tiny(tmp_path / "source")
     (source / "tokenizer.json").chmod(0o600)
