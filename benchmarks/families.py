@@ -73,7 +73,6 @@ from replaceme_core.families.layout import (
     Known,
     Layout,
     MapStructure,
-    Period,
     Requirement,
     follow_blocks,
     irregular_lists,
@@ -317,7 +316,7 @@ def with_rules(row: Layout, configs: Sequence[PreTrainedConfig]) -> Layout:
     numbers = [name for name in live if isinstance(fields[name], int)]
     for name in (name for name in live if name not in numbers):
         for step in (None, *numbers):
-            periods = row.periods if step is None else (*row.periods, Period(step=step, exceptions=name))
+            periods = row.periods if step is None else (*row.periods, (step, name))
             ruled = replace(row, index_lists=(*row.index_lists, name), periods=periods)
             others = [_with(base, {name: listed}) for listed in ([1, 3], [2])]
             if all(follows(config, ruled) for config in (base, *others) if config is not None):

@@ -147,7 +147,11 @@ class Layout:
     """Fields of the config with an index that separates blocks of two kinds."""
     last_indices: tuple[str, ...] = ()
     """Fields of the config with the index of the last block of a kind."""
-    periods: tuple["Period", ...] = ()
+    periods: tuple[tuple[str, str], ...] = ()
+    """Pairs of fields, a step and exceptions: blocks at a step are of one kind, the others and exceptions of another.
+
+    Before blocks are removed it becomes a list of all exceptions and a step of 1, else kept blocks change their kind.
+    """
     steps: tuple[str, ...] = ()
     """Fields of the config with the step by which others compute the lists from the index of the block."""
     computed_lists: tuple[str, ...] = ()
@@ -225,17 +229,6 @@ def _sides(value: object) -> Sequence[int]:
     """Height and width, from both or from one for both; nothing for what is no size."""
     both = value if isinstance(value, list | tuple) else (value, value)
     return both if len(both) == 2 and all(type(side) is int and 0 < side < 2**16 for side in both) else ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Period:
-    """Every `step`-th block is of one kind, the others and those in `exceptions` of another; both are fields.
-
-    Before blocks are removed it becomes a list of all exceptions and a step of 1, else kept blocks change their kind.
-    """
-
-    step: str
-    exceptions: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,11 +318,10 @@ def follow_blocks(config: Config, *, layout: Layout, kept: Sequence[int]) -> Non
     A step that does not give the lists any more is left out.
     """
     blocks = config.num_hidden_layers
-    for period in layout.periods:
-        step, exceptions = getattr(config, period.step), set(getattr(config, period.exceptions) or ())
-        all_exceptions = [index for index in range(blocks) if index in exceptions or (index + 1) % step != 0]
-        setattr(config, period.exceptions, all_exceptions)
-        setattr(config, period.step, 1)
+    for step, exceptions in layout.periods:
+        every, known = getattr(config, step), set(getattr(config, exceptions) or ())
+        setattr(config, exceptions, [index for index in range(blocks) if index in known or (index + 1) % every != 0])
+        setattr(config, step, 1)
     for name in layout.per_layer_lists:
         values = getattr(config, name, None)
         if isinstance(values, list | tuple):

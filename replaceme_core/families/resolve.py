@@ -172,9 +172,7 @@ def resolve(model: PreTrainedModel) -> ResolvedModel:
         blocks = resolved.root.get_submodule(row.blocks)
         if not isinstance(blocks, nn.ModuleList) or len(blocks) != resolved.config.num_hidden_layers:
             raise AttributeError(f"{row.blocks} is not a list of {resolved.config.num_hidden_layers} blocks")
-        for block in blocks:
-            resolved.writes(block)
-        absorb_gains(resolved)
+        absorb_gains(resolved)  # finds the writes of every block
         _ = resolved.final_norm
     except AttributeError as error:
         raise UnsupportedFamily(
@@ -186,8 +184,6 @@ def resolve(model: PreTrainedModel) -> ResolvedModel:
 @torch.no_grad()
 def absorb_gains(resolved: ResolvedModel) -> None:
     """Multiply what computes the output of each write by its gain, which is one then, so that a full map fits."""
-    if not any(write.gain for kind_of_block in resolved.layout.kinds for write in kind_of_block):
-        return
     for block in resolved.blocks:
         for write in resolved.writes(block):
             gain = None if write.gain is None else block.get_parameter(write.gain)

@@ -18,13 +18,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.lazy_model import files_of, load_block
 from replaceme_core.families.layout import Weight, Write
-from replaceme_core.families.resolve import (
-    ResolvedModel,
-    as_returned,
-    check_residual,
-    embeddings,
-    first_tensor,
-)
+from replaceme_core.families.resolve import ResolvedModel, as_returned, check_residual, embeddings, first_tensor
 from replaceme_core.library_errors import is_out_of_memory
 from replaceme_core.request.defaults import LOGITS_AT_ONCE, LOGITS_AT_ONCE_BY_BLOCK, MLP_WIDTH, PART_BYTES
 
@@ -373,7 +367,7 @@ class BlockRunner:
             if self.resolved.layout.changes_stream:
                 after, write = self.run_with_last_write(index, stream)
                 module = self._hook(index, self.writes(index)[-1]).module
-                with module.register_forward_hook(lambda _module, _inputs, output: output * 2):
+                with scale_output(module, 2):
                     more = self.run(index, stream)
                 error = check_residual(block=index, before=flat(after), after=flat(more), writes=[flat(write)])
             else:
