@@ -60,17 +60,24 @@ TextFiles = Annotated[
 
 @contextmanager
 def shown_run() -> Iterator[ShowProgress]:
-    """Show progress on standard error. SIGTERM is handled like Ctrl-C: the runner ends, temporary files are removed."""
+    """Show progress on standard error. SIGTERM is handled like Ctrl-C: the runner ends, temporary files are removed.
+
+    So is the end of the terminal, unless `nohup` has the command go on.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:  # a terminal that closes sends it twice
+            signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    ends = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
+    before = {one: signal.signal(one, interrupt) for one in ends}
     try:
         with progress_display(make_console(stderr=True), clock=time.monotonic) as show:
             yield show
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 _OF_HEALING = tuple(f"heal.{name}" for name in ("dataset", "learning_rate", "time_budget_seconds", "weights"))

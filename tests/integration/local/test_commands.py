@@ -118,7 +118,8 @@ def test_failures_of_the_runner(
     assert left_over(tmp_path) == []
 
 
-def test_a_signal_leaves_nothing(base: Base, tmp_path: Path, scratch: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])  # SIGHUP: the terminal was closed
+def test_a_signal_leaves_nothing(base: Base, tmp_path: Path, scratch: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "api.cli", *map(str, base), "--out", tmp_path / "out"],
         env=environment(**runner("hangs", scratch)),
@@ -130,7 +131,7 @@ def test_a_signal_leaves_nothing(base: Base, tmp_path: Path, scratch: Path) -> N
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)  # handled as SIGINT is
+        process.send_signal(number)  # handled as SIGINT is
         _, stderr = process.communicate(timeout=30)
     finally:
         process.kill()
