@@ -144,7 +144,7 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
                 pruning, known = found.pruning, found.comparison
                 clock.begin(Stage.SOLVE)  # the solution is that of the trial
             elif pruned is not None:
-                pruning = Pruning(removed=spec.drop or ())
+                pruning = Pruning(removed=spec.drop or (), method=request.pruned_by)
             else:
                 pruning = decide(task, run.checkpoints)
             captured = task.activations.record()

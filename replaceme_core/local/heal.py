@@ -14,6 +14,7 @@ from replaceme_core.local.reproduce import pin_model, pin_texts, read_recorded
 from replaceme_core.local.run import Machine, ShowProgress, check_absent, show_nothing
 from replaceme_core.report.reading import Report
 from replaceme_core.request.admission import resolve_texts
+from replaceme_core.request.method import Method
 from replaceme_core.request.resolve import check_inputs
 from replaceme_core.request.spec import EvaluationSpec, HealSpec, Loading
 from replaceme_core.runner.inputs import pin_text
@@ -45,7 +46,7 @@ def heal(
         removed = recorded.report.get("removed_blocks")
         if not isinstance(removed, list) or Report(recorded.report).is_true("healing", "is_kept"):
             raise InvalidInput(f"{result} was trained already, or does not say which blocks are gone", field="result")
-        before = recorded.spec
+        before, chosen = recorded.spec, recorded.report.get("chosen_method")
         _, found, _ = resolve_texts(before.calibration, asked, machine.hub, find_file=paths.get)
         method = before.method.model_copy(update={"groups": 1})  # of named blocks there are none
         # not how this machine's memory made the result read: where it was block by block, the model may fit here
@@ -66,5 +67,6 @@ def heal(
             check=recorded.check_model,
             check_texts=recorded.check_texts,
             pruned_directory=str(recorded.directory),
+            pruned_by=chosen if chosen in tuple(Method) else None,
         )
     return Outcome.of(finished, spec=spec, directory=out)

@@ -191,6 +191,8 @@ class RunnerRequest(ModelRequest):
     """With the YAML files and the data of tasks; `None`: none."""
     pruned_directory: AbsolutePath | None = None
     """An earlier result, without the blocks that `spec.drop` names, which is healed; `None`: blocks are removed."""
+    pruned_by: Method | None = None
+    """The method that made it, where its request left that open."""
     compare_with: AbsolutePath | None = None
     """A directory with the weights that should come out: the final report also has the `comparison` with these."""
 
