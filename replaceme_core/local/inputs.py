@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from replaceme_core.errors import AccessDenied, HubUnreachable, InvalidInput, UnknownRepository
+from replaceme_core.errors import AccessDenied, HubUnreachable, InvalidInput, RepositoryNotFound, UnknownRepository
 from replaceme_core.hub.model_config import ModelOutline, read_outline
 from replaceme_core.hub.model_files import files_to_download, image_files
 from replaceme_core.hub.port import REPOSITORY, Hub
@@ -83,7 +83,7 @@ def admit(name: str | Path, hub: Callable[[], Hub]) -> AdmittedModel:
             value=name,
         )
     asked = validated(ModelRequest, {"repo_id": repository, "revision": revision or None})
-    with _looked_up(name):
+    with looked_up(name):
         snapshot = find_model(ModelRef(repo_id=asked.repo_id, revision=asked.revision), hub())
     admitted = admit_model(snapshot, hub())
     names = files_to_download(snapshot, hub())
@@ -105,11 +105,11 @@ def outline_of(directory: Path) -> ModelOutline:
 
 
 @contextmanager
-def _looked_up(name: str) -> Iterator[None]:
+def looked_up(name: str) -> Iterator[None]:
     """Say that the name was looked up on the Hub, since it may be a misspelled directory, and with which token."""
     try:
         yield
-    except (UnknownRepository, HubUnreachable) as error:
+    except (RepositoryNotFound, UnknownRepository, HubUnreachable) as error:
         error.args = (f"there is no directory {name} here, and on the Hub: {error.message}",)
         raise
     except AccessDenied as error:

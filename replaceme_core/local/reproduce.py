@@ -16,7 +16,7 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.files import read_json_file, sha256_of
 from replaceme_core.hub.model_files import files_to_download
 from replaceme_core.hub.port import REPORT, Hub, RepositoryKind
-from replaceme_core.local.inputs import outline_of
+from replaceme_core.local.inputs import looked_up, outline_of
 from replaceme_core.local.run import Machine, ShowProgress, show_nothing
 from replaceme_core.report.reading import Report
 from replaceme_core.request.removal import ratio_of
@@ -140,7 +140,8 @@ def read_recorded(result: str, *, revision: str | None, hub: Callable[[], Hub]) 
     with ExitStack() as holds:
         directory = Path(result).expanduser()
         if not directory.is_dir():
-            snapshot = hub().resolve(result, kind=RepositoryKind.MODEL, revision=revision)
+            with looked_up(result):
+                snapshot = hub().resolve(result, kind=RepositoryKind.MODEL, revision=revision)
             if not snapshot.has(REPORT):
                 raise InvalidInput(f"{result} has no {REPORT}, so it is no result of this tool", field="result")
             holds.enter_context(hub().hold(snapshot))

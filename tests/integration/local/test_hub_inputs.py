@@ -209,3 +209,8 @@ def test_what_is_refused_before_anything_large_is_downloaded(
     with pytest.raises(HubUnreachable, match=looked_up.format("acme/tiny")):
         run("acme/tiny", settings=make_settings(hub="http://127.0.0.1:9"))
     assert list(tmp_path.glob("out*")) == []
+
+
+def test_a_misspelled_result_is_said_to_be_no_directory(fake_hub: FakeHub, make_settings: Make) -> None:
+    with pytest.raises(RepositoryNotFound, match="there is no directory acme/resutl here, and on the Hub"):
+        reproduce("acme/resutl", settings=make_settings())
