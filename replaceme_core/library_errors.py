@@ -13,8 +13,15 @@ from pathlib import Path
 from replaceme_core.errors import BrokenModel, OutOfMemory, OutOfSpace, ReplaceMeError
 from replaceme_core.wording import shorten
 
-_CODES = (errno.ENOSPC, errno.EDQUOT)
-_PHRASES = ("no space left", "disk quota exceeded", "(os error 28)", "(os error 122)")
+_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PHRASES = (
+    "no space left",
+    "disk quota exceeded",
+    "file too large",
+    "(os error 27)",
+    "(os error 28)",
+    "(os error 122)",
+)
 _NO_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -41,7 +48,7 @@ def require_space(directory: Path, needed: int, *, purpose: str) -> None:
 
 
 def is_out_of_space(error: BaseException) -> bool:
-    """Whether the operating system reported a full disk or an exceeded quota."""
+    """Whether the operating system reported a full disk, an exceeded quota, or a file longer than it may be."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _CODES
     text = str(error).lower()  # safetensors, Xet and others keep only the text of the system's error

@@ -78,6 +78,10 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         as_json = "--json" in ctx.args
         try:
+            if any("\udc80" <= one <= "\udcff" for one in "".join(sys.argv)):  # bytes of another encoding
+                from replaceme_core.errors import InvalidInput
+
+                raise InvalidInput("an argument is no text in UTF-8; rename the file that it names")
             return super().invoke(ctx)
         except typer.Exit:
             raise

@@ -102,7 +102,7 @@ def compress(
     """
     trains = heal is not None
     machine = Machine.of(settings, command="compress --heal-tokens" if trains else "compress", trains=trains)
-    out = Path(out)
+    out = Path(out).expanduser()
     texts, healing, paths = named_texts(calibration, None if heal is None else heal.get("dataset"))
     heal = heal if healing is None else {**(heal or {}), "dataset": healing}
     given = {"heal": heal, "method": method, "evaluation": evaluation, "gate": gate, "compute": compute}

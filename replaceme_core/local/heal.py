@@ -38,14 +38,15 @@ def heal(
     `heal` is the field of `POST /jobs`. `teacher` is the directory of the original, by default the recorded revision on
     the Hub; `texts` are those of the calibration that were files, in their order. Raises as `compress` does.
     """
-    machine, out = Machine.of(settings, command="heal", trains=True), Path(out)
+    machine, out = Machine.of(settings, command="heal", trains=True), Path(out).expanduser()
     check_absent(out)
     _, named, paths = named_texts("builtin:general", heal.get("dataset"))
     asked = validated(HealSpec, heal if named is None else {**heal, "dataset": named})
     with read_recorded(str(result), revision=revision, hub=machine.hub) as recorded:
         removed = recorded.report.get("removed_blocks")
-        if not isinstance(removed, list) or Report(recorded.report).is_true("healing", "is_kept"):
+        if not (isinstance(removed, list) and removed) or Report(recorded.report).is_true("healing", "is_kept"):
             raise InvalidInput(f"{result} was trained already, or does not say which blocks are gone", field="result")
+        recorded.check_result()
         before, chosen = recorded.spec, recorded.report.get("chosen_method")
         _, found, _ = resolve_texts(before.calibration, asked, machine.hub, find_file=paths.get)
         method = before.method.model_copy(update={"groups": 1})  # of named blocks there are none

@@ -117,6 +117,10 @@ class Recorded:
         _check_digests(self.part("model"), directory, field="model")
         outline_of(directory)
 
+    def check_result(self) -> None:
+        """Raises `InvalidInput` where a file that came out is not the recorded one."""
+        _check_digests(self.part("result"), self.directory, field="result")
+
     def check_texts(self, paths: Sequence[Path | None]) -> None:
         """Raises `InvalidInput` where a text is not the recorded one. `paths` are those of the sources."""
         texts = self.report.get("calibration_texts")
@@ -154,7 +158,12 @@ def read_recorded(result: str, *, revision: str | None, hub: Callable[[], Hub]) 
 def pin_model(spec: CompressionSpec, *, given: Path | None, hub: Callable[[], Hub], option: str = "--model") -> Pinned:
     """The source: the directory that is `given` by the `option`, or the recorded revision on the Hub."""
     if given is not None:
-        return Pinned(path=given.resolve())
+        directory = given.expanduser().resolve()
+        if not directory.is_dir():
+            raise InvalidInput(
+                f"there is no directory {directory}; name that of the original with {option}", field="model"
+            )
+        return Pinned(path=directory)
     if spec.model.revision is None:
         raise InvalidInput(
             f"the result was made from a model in a directory; name that directory with {option}", field="model"
@@ -174,6 +183,7 @@ def pin_texts(spec: CompressionSpec, *, given: Sequence[Path], hub: Callable[[],
         path = next(files, None)
         if path is None:
             raise InvalidInput(f"{name} is a file; name it with --text", field="calibration")
+        path = path.expanduser()
         if not (path.is_dir() if name.endswith("/") else path.is_file()):
             raise InvalidInput(f"there is no file {path}", field="calibration", value=str(path))
         return path.resolve()
@@ -218,15 +228,13 @@ def _check_digests(digests: Mapping[str, object], directory: Path, *, field: str
     for name, digest in digests.items():
         path = directory / Path(name).name if field == "model" else directory / name
         if ".." in Path(name).parts or Path(name).is_absolute() or not path.is_file():
-            raise InvalidInput(f"{directory.name} has no file {name!r}, which the result was made from", field=field)
+            raise InvalidInput(f"{directory.name} has no file {name!r}, which is recorded", field=field)
         if sha256_of(path) != digest:
             raise _changed(name, field=field)
 
 
 def _changed(name: str, *, field: str) -> InvalidInput:
-    return InvalidInput(
-        f"{name} is not the file that the result was made from: its SHA-256 is another one", field=field, value=name
-    )
+    return InvalidInput(f"{name} is not the recorded file: its SHA-256 is another one", field=field, value=name)
 
 
 def _version(name: str) -> str | None:

@@ -230,7 +230,7 @@ def _how(spec: ResolvedSpec, name: Method, structure: MapStructure) -> Markup:
     card = traits.card.format(name=name, **_SHAPE_AND_PLACE[structure])
     if traits.selection_card is None:
         return Markup(card)
-    how = traits.selection_card if spec.drop is None else "They were named in the request"
+    how = traits.selection_card if spec.drop is None else "They are named in its specification"
     return Markup(f"{how} (method `{name}`). {card}")
 
 

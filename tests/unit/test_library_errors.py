@@ -23,6 +23,7 @@ def test_more_than_is_free_is_refused_with_both_numbers(tmp_path: Path) -> None:
     [
         (OSError("I/O error: No space left on device (os error 28)"), True),
         (RuntimeError("Data processing error: No space left on device"), True),
+        (OSError("I/O error: File too large (os error 27)"), True),
         (OSError(errno.EACCES, "Permission denied", "/data/no space left"), False),
         (RuntimeError("something else"), False),
     ],

@@ -231,6 +231,23 @@ def test_bad_input_is_refused_before_anything_starts(
         assert {path.name for path in tmp_path.rglob("*")} == before, command
 
 
+def test_a_name_that_is_no_text_is_refused() -> None:
+    done = subprocess.run([sys.executable, "-m", "api.cli", "evaluate", b"m\xf6"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: an argument is no text in UTF-8; rename the file that it names\n",
+    )
+
+
+def test_the_home_directory_may_be_named(
+    replaceme: Run, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shell knows it in words of their own only, and not in `--out=~/out`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert replaceme(*base, "--out", "~/mine").exit_code == 0
+    assert (tmp_path / "mine").is_dir()
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors"])
 def test_a_model_that_changes_during_the_run(model: Path, tmp_path: Path, name: str) -> None:
     """A directory of images may have what it likes beside it."""

@@ -139,6 +139,14 @@ def test_healing_needs_a_result_that_no_training_has_made_better(
     done = replaceme("heal", result, "--out", tmp_path / "again", *options)
     assert done.exit_code == 2
     assert "name that directory with --teacher" in " ".join(done.stderr.split())
+    healing = ("heal", result, "--out", tmp_path / "again", "--teacher", model, *options)
+    for changed, words in (
+        ({"removed_blocks": []}, "does not say which blocks are gone"),
+        ({"result": {"model.safetensors": "0" * 64}}, "model.safetensors is not the recorded file"),
+    ):
+        (result / "replaceme.json").write_text(json.dumps({**record, **changed}))
+        done = replaceme(*healing)
+        assert (done.exit_code, words in done.stderr) == (2, True), done.stderr
 
 
 def test_what_is_missing_is_asked_for(replaceme: Run, result: Path, model: Path, text: Path, tmp_path: Path) -> None:
@@ -148,7 +156,8 @@ def test_what_is_missing_is_asked_for(replaceme: Run, result: Path, model: Path,
         ((result, "--model", model, "--text", text, "--text", text), "more often than the result has texts"),
         ((result, "--model", model, "--text", tmp_path / "no.txt"), "there is no file"),
         ((model,), "has no replaceme.json, so it is no result of this tool"),
-        ((result, "--model", tmp_path, "--text", text), "has no file 'config.json', which the result was made from"),
+        ((result, "--model", tmp_path, "--text", text), "has no file 'config.json', which is recorded"),
+        ((result, "--model", tmp_path / "no", "--text", text), "there is no directory"),
     ):
         done = replaceme("reproduce", *arguments)
         assert done.exit_code == 2, done.stderr
@@ -159,12 +168,12 @@ def test_other_files_than_the_recorded_ones_are_refused(reproduce: Run, model: P
     for file, content in ((text, b"words"), (model / "model.safetensors", b"weights")):
         file.write_bytes(b"other")
         done = reproduce()
-        assert (done.exit_code, f"{file.name} is not the file" in done.stderr) == (2, True)
+        assert (done.exit_code, f"{file.name} is not the recorded file" in done.stderr) == (2, True)
         file.write_bytes(content)
     for name in ("../some text.txt", "/etc/hostname", "a/../../x"):
         done = reproduce(model={name: "0" * 64})
         assert done.exit_code == 2
-        assert "which the result was made from" in done.stderr, "no file elsewhere is looked at"
+        assert "which is recorded" in done.stderr, "no file elsewhere is looked at"
 
 
 def test_a_record_that_cannot_be_carried_out(reproduce: Run) -> None:
