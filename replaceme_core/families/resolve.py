@@ -1,7 +1,8 @@
 """A row of the table bound to a live model: its blocks and their writes, checked before any expensive work."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -42,6 +43,10 @@ class ResolvedModel:
 
     model: PreTrainedModel
     layout: Layout
+    _found: WeakKeyDictionary[nn.Module, tuple[Write, ...]] = field(
+        default_factory=WeakKeyDictionary, init=False, compare=False, repr=False
+    )
+    """What each block writes. To look takes as long as running a block of a tiny model."""
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -63,11 +68,14 @@ class ResolvedModel:
 
     def writes(self, block: nn.Module) -> tuple[Write, ...]:
         """What `block` adds to the stream, in the order of computation. Raises `AttributeError` for an unknown kind."""
+        if block in self._found:
+            return self._found[block]
         problems = []
         for writes in self.layout.kinds:
             try:
                 for write in writes:
                     self._check(block, write)
+                self._found[block] = writes
                 return writes
             except AttributeError as error:
                 problems.append(str(error))
