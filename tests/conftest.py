@@ -65,10 +65,13 @@ def _short_collections() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """A run in this process sets the number of threads, and the next test would begin with it."""
+def _as_at_the_start(request: pytest.FixtureRequest) -> None:
+    """A run in this process sets the number of threads, and leaves objects that each later collection would visit."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+    if "engine" in request.path.parts:  # a test imports classes of models, and a run collects ten times
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture
