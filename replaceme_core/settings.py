@@ -114,6 +114,7 @@ def _check_metrics_key(key: SecretStr | None) -> SecretStr | None:
 
 
 Names = Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_listed)]
+Seconds = Annotated[float, Field(le=3_153_600_000)]  # a hundred years: databases and clocks have no room for more
 
 
 class Settings(BaseSettings):
@@ -145,8 +146,8 @@ class Settings(BaseSettings):
     allow_publishing_private: bool = False
     calibration_root: Path | None = None
     tasks_directory: Path | None = None
-    lease_seconds: float = Field(default=60, gt=0)
-    sweep_seconds: float = Field(default=10, gt=0)
+    lease_seconds: Seconds = Field(default=60, gt=0)
+    sweep_seconds: Seconds = Field(default=10, gt=0)
     max_attempts: int = Field(default=3, ge=1)
     default_worker_kind: WorkerKind | None = Field(default=None, validation_alias="REPLACEME_DEFAULT_ROUTE")
     worker_kinds: tuple[WorkerKind, ...] | None = Field(default=None, min_length=1, validation_alias="REPLACEME_ROUTES")
@@ -163,14 +164,14 @@ class Settings(BaseSettings):
     cors_origins: Annotated[Names, _ORIGINS] = None
     log_format: LogFormat = LogFormat.JSON
     metrics_key: Annotated[SecretStr | None, AfterValidator(_check_metrics_key)] = None
-    idempotency_seconds: float = Field(default=86_400, gt=0)
-    retention_seconds: float | None = Field(default=None, gt=0)
+    idempotency_seconds: Seconds = Field(default=86_400, gt=0)
+    retention_seconds: Seconds | None = Field(default=None, gt=0)
     max_queue_seconds: float | None = Field(default=None, ge=1, le=31_536_000)
     max_runtime_seconds: float = Field(default=604_800, ge=1, le=31_536_000)
-    stage_seconds: float = Field(default=86_400, ge=0)
-    drain_seconds: float = Field(default=10, ge=0)
-    cancel_grace_seconds: float = Field(default=2, ge=0)
-    hub_patience_seconds: float = Field(default=120, ge=0)
+    stage_seconds: Seconds = Field(default=86_400, ge=0)
+    drain_seconds: Seconds = Field(default=10, ge=0)
+    cancel_grace_seconds: Seconds = Field(default=2, ge=0)
+    hub_patience_seconds: Seconds = Field(default=120, ge=0)
     runner_command: tuple[str, ...] | None = None
     sandbox: SandboxMode = SandboxMode.AUTO
     sandbox_user: str | None = Field(default=None, min_length=1)
@@ -185,7 +186,7 @@ class Settings(BaseSettings):
     webhook_allow_http: bool = False
     webhook_networks: Annotated[Names, AfterValidator(check_networks)] = None
     webhook_timeout_seconds: float = Field(default=10, gt=0, le=60)
-    webhook_log_seconds: float = Field(default=1_209_600, gt=0)
+    webhook_log_seconds: Seconds = Field(default=1_209_600, gt=0)
 
     @model_validator(mode="before")
     @classmethod

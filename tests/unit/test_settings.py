@@ -34,6 +34,8 @@ AN_ADDRESS = "expected an address such as redis://:PASSWORD@HOST:PORT; in its pa
         ("DEFAULT_ROUTE", "tpu", "expected 'cpu' or 'gpu'"),
         ("ROUTES", "cpu", 'expected a list such as ["a", "b"]'),
         ("RUNNER_COMMAND", "python", 'expected a list such as ["a", "b"]'),
+        ("LEASE_SECONDS", "inf", "expected less than or equal to 3153600000"),
+        ("RETENTION_SECONDS", "1e12", "expected less than or equal to 3153600000"),
         ("HUB", "nowhere", "expected dir:PATH, or an endpoint"),
         ("BROKER_URL", "redis://:hun@ter/two@127.0.0.1:9/0", AN_ADDRESS),
         ("DATABASE_URL", "postgresql+psycopg://u:hun@ter/two@h/x", AN_ADDRESS),
