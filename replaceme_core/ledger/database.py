@@ -208,7 +208,10 @@ def make_engine(url: str, *, foreign_keys: bool = True, pooled: bool = True, aut
 
         return engine
     assert parsed.database is not None
-    Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatabaseUnreachable("the directory of the database cannot be made").because(error) from error
     _make_private(Path(parsed.database))
     engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS}, **_QUIET, **pool)
 

@@ -11,8 +11,9 @@ from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 
 import replaceme_core
+from replaceme_core.errors import DatabaseUnreachable
 from replaceme_core.ledger import changes, reading, webhooks
-from replaceme_core.ledger.database import UtcDateTime, now
+from replaceme_core.ledger.database import UtcDateTime, make_engine, now
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 ELSEWHERE = NOON.astimezone(timezone(timedelta(hours=5, minutes=30)))
@@ -39,6 +40,13 @@ def test_now_is_the_time_of_the_statement() -> None:
 
 
 ROOT = Path(replaceme_core.__file__).parent.parent
+
+
+def test_a_directory_that_cannot_be_made_is_a_database_that_cannot_be_reached(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DatabaseUnreachable, match="the directory of the database cannot be made") as raised:
+        make_engine(f"sqlite:///{tmp_path}/file/data/replaceme.sqlite3", pooled=False)
+    assert "Not a directory" in raised.value.explained
 
 
 def test_only_the_session_commits() -> None:
