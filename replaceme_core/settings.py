@@ -29,6 +29,7 @@ from replaceme_core.validation import in_plain_words
 HUGGING_FACE = "https://huggingface.co"
 RUN_JOB_TASK = "replaceme.run_job"  # name of the Celery task; its one argument is the job's id
 _ENDPOINT = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[A-Za-z0-9._~-]+)*/?")
+_TOKEN = re.compile(r"\s*[A-Za-z0-9._~+/=-]*\s*")
 _SHORTEST_KEY = 16
 SECRETS_DIRECTORY = Path("/run/secrets")
 
@@ -107,6 +108,12 @@ def _check_keys(keys: SecretStr | None) -> SecretStr | None:
     return keys if keys is not None and parse_keys(keys.get_secret_value()) else None
 
 
+def _check_token(token: SecretStr | None) -> SecretStr | None:
+    if token is not None and not _TOKEN.fullmatch(token.get_secret_value()):
+        raise ValueError("expected a token such as hf_..., in ASCII and in one line")
+    return token
+
+
 def _check_metrics_key(key: SecretStr | None) -> SecretStr | None:
     if key is not None and len(key) < _SHORTEST_KEY:
         raise ValueError(f"expected at least {_SHORTEST_KEY} characters, as `openssl rand -hex 32` prints them")
@@ -139,8 +146,8 @@ class Settings(BaseSettings):
     database_url: Annotated[str | None, AfterValidator(check_server)] = None
     broker_url: Annotated[str | None, AfterValidator(check_server)] = None
     hub: Annotated[str, AfterValidator(check_hub)] = HUGGING_FACE
-    hub_read_token: SecretStr | None = None
-    hub_write_token: SecretStr | None = None
+    hub_read_token: Annotated[SecretStr | None, AfterValidator(_check_token)] = None
+    hub_write_token: Annotated[SecretStr | None, AfterValidator(_check_token)] = None
     output_namespaces: Annotated[Names, AfterValidator(check_namespaces)] = None
     allow_overwrite: bool = False
     allow_publishing_private: bool = False

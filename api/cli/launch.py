@@ -341,6 +341,8 @@ def check_broker(settings: Settings) -> None:
     """Raises `QueueUnreachable` or `InvalidInput`. A worker would wait for its broker forever, without an error."""
     broker = Queue(settings)
     try:
+        if not settings.resolved_broker_url.startswith(("filesystem", "redis", "unix", "sentinel")):
+            raise LookupError  # what has no scheme is asked as AMQP, and does not answer
         broker.ping()
     except (LookupError, ImportError, TypeError, ValueError) as error:
         raise InvalidInput(

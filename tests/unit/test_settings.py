@@ -37,6 +37,8 @@ AN_ADDRESS = "expected an address such as redis://:PASSWORD@HOST:PORT; in its pa
         ("LEASE_SECONDS", "inf", "expected less than or equal to 3153600000"),
         ("RETENTION_SECONDS", "1e12", "expected less than or equal to 3153600000"),
         ("HUB", "nowhere", "expected dir:PATH, or an endpoint"),
+        ("HUB_READ_TOKEN", "hf_hun\nx", "expected a token such as hf_..., in ASCII"),
+        ("HUB_WRITE_TOKEN", "hf_h\xe4", "expected a token such as hf_..., in ASCII"),
         ("BROKER_URL", "redis://:hun@ter/two@127.0.0.1:9/0", AN_ADDRESS),
         ("DATABASE_URL", "postgresql+psycopg://u:hun@ter/two@h/x", AN_ADDRESS),
     ],

@@ -81,7 +81,6 @@ def test_places_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             "problem",
             "the Hub refuses the token while looking up the owner of the write token",
         ),
-        ("hf two", WRITE_TOKEN, "problem", "the read token for the Hub has characters that no token can have"),
     ],
 )
 def test_tokens_that_the_hub_refuses(

@@ -52,7 +52,9 @@ def test_other_addresses_need_a_live_key_of_a_person_or_the_operators_word(
     require_refusal()
 
 
-@pytest.mark.parametrize("url", ["http://x", "a.b://x", "redis://127.0.0.1:1/x", "redis://127.0.0.1:1/0?x=y"])
+@pytest.mark.parametrize(
+    "url", ["http://x", "a.b://x", "word", "amqp://x", "redis://127.0.0.1:1/x", "redis://127.0.0.1:1/0?x=y"]
+)
 def test_a_broker_that_no_message_can_be_sent_to(url: str) -> None:
     with pytest.raises(InvalidInput, match=r"must be redis://HOST:PORT/NUMBER or filesystem://") as refused:
         check_broker(settings(broker_url=url))
