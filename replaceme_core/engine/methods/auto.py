@@ -97,9 +97,7 @@ def _race(task: Task, ranked: MappedSets, budget: "_Budget") -> Blocks | None:
 def _table(ranked: MappedSets, fitted: JudgedRefit) -> list[Candidate]:
     """With the losses after the refit in the rows of the set that was refitted."""
     panel, blocks = Panel.of(fitted.task.activations), tuple(fitted.pruning.removed)
-    mean, by_source = panel.mean(fitted.losses), panel.by_source(fitted.losses)
-    rows = [replace(row, held_out_loss=mean, source_losses=by_source) for row in ranked.rows_of(blocks)]
-    return ranked.table(blocks, rows)
+    return ranked.table(blocks, [panel.row(row, fitted.losses) for row in ranked.rows_of(blocks)])
 
 
 @dataclass(kw_only=True)

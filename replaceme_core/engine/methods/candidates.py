@@ -15,7 +15,7 @@ from typing import TypeVar
 from replaceme_core.engine.activations.capture import Activations, Losses
 from replaceme_core.engine.activations.cut_sums import CutStatistics
 from replaceme_core.engine.methods.panel import Panel, report_dense_loss, variant_losses
-from replaceme_core.engine.methods.task import Candidate, PartOfStage, Task, reported_ridge
+from replaceme_core.engine.methods.task import Candidate, PartOfStage, Task
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, runs, windows
 from replaceme_core.engine.numerics.solve import choose_ridge, solve_delta
 from replaceme_core.engine.numerics.sums import PRODUCT_DTYPE
@@ -62,7 +62,8 @@ class RidgeFit:
     Held-out tokens judge this map: one that has been fitted on them too would look better than it is.
     """
 
-    fitted: FittedCut
+    statistics: CutStatistics
+    from_fit_tokens: FittedCut
     ridge: float
     residual: float
 
@@ -75,17 +76,18 @@ class RidgeFit:
         ridges = RIDGES if ridge is None else (ridge,)
         best, residual = choose_ridge(statistics.fit, statistics.held_out, ridges=ridges, diagonal=statistics.diagonal)
         delta = solve_delta(statistics.fit, ridge=best, diagonal=statistics.diagonal)
-        return cls(fitted=FittedCut(cut=statistics.cut, delta=delta), ridge=best, residual=residual)
+        fitted = FittedCut(cut=statistics.cut, delta=delta)
+        return cls(statistics=statistics, from_fit_tokens=fitted, ridge=best, residual=residual)
 
-    def row(self, statistics: CutStatistics) -> Candidate:
-        """What is known before the blocks after the cut are run."""
+    def row(self) -> Candidate:
+        """What is known before the blocks after the cut are run. An infinite ridge makes no map."""
         return Candidate(
-            start=statistics.cut.start,
-            end=statistics.cut.end,
-            distance=statistics.angle.value,
+            start=self.statistics.cut.start,
+            end=self.statistics.cut.end,
+            distance=self.statistics.angle.value,
             residual=self.residual,
-            ridge=reported_ridge(self.ridge),
-            tokens=statistics.tokens,
+            ridge=None if math.isinf(self.ridge) else self.ridge,
+            tokens=self.statistics.tokens,
         )
 
 
@@ -123,8 +125,8 @@ class MappedSets:
         statistics = self.task.activations.statistics(cut, numbers=self.numbers)
         statistics.diagonal = self.task.diagonal
         fit = RidgeFit.of(statistics, ridge=self.task.spec.method.ridge)
-        self.rows[cut], self.sinks = fit.row(statistics), max(self.sinks, statistics.sinks)
-        return replace(fit.fitted, delta=fit.fitted.delta.to(PRODUCT_DTYPE))
+        self.rows[cut], self.sinks = fit.row(), max(self.sinks, statistics.sinks)
+        return FittedCut(cut=cut, delta=fit.from_fit_tokens.delta.to(PRODUCT_DTYPE))
 
     def mean(self, removed: Collection[int]) -> float:
         """The mean held-out loss with maps."""
@@ -149,8 +151,7 @@ class MappedSets:
 
     def rows_of(self, blocks: Blocks) -> list[Candidate]:
         """A row for each cut of a set that was tried."""
-        mean, by_source = self.mean(blocks), self.panel.by_source(self.tried[blocks])
-        return [replace(self.rows[cut], held_out_loss=mean, source_losses=by_source) for cut in runs(blocks)]
+        return [self.panel.row(self.rows[cut], self.tried[blocks]) for cut in runs(blocks)]
 
     def table(self, chosen: Blocks, rows: Sequence[Candidate] = ()) -> list[Candidate]:
         """All rows: of cuts in order, then of sets. `rows` of the `chosen` set take the place of its own."""
@@ -250,9 +251,8 @@ def choose_one_by_one(task: Task) -> tuple[Blocks, list[Candidate]]:
             best = min(best, before + costs[block])
         taken = min(some_of(tried), key=lambda block: costs[block])
         for block in tried:
-            row = sets.rows_of(tuple(sorted([*removed, block])))[0]
-            one = Candidate(start=block, end=block, chosen=block == taken, step=step)
-            table.append(replace(one, held_out_loss=row.held_out_loss, source_losses=row.source_losses))
+            row = Candidate(start=block, end=block, chosen=block == taken, step=step)
+            table.append(sets.panel.row(row, sets.tried[tuple(sorted([*removed, block]))]))
         removed, before = tuple(sorted([*removed, taken])), best
         del costs[taken]
         task.progress.advance(step / task.remove)

@@ -48,14 +48,19 @@ def _improved(task: Task, start: CutFit, *, done: list[FittedCut]) -> CutFit:
         diagonal=start.statistics.diagonal,
         light=task.spec.method.loss == "light",
     )
-    progress, name = task.progress, str(start.cut)
-    progress.metric("cosine_loss_before", found.before, "ratio", block=start.cut.anchor, candidate=name)
-    progress.metric("cosine_loss", found.after, "ratio", block=start.cut.anchor, candidate=name)
+    progress, cut = task.progress, start.statistics.cut
+    progress.metric("cosine_loss_before", found.before, "ratio", block=cut.anchor, candidate=str(cut))
+    progress.metric("cosine_loss", found.after, "ratio", block=cut.anchor, candidate=str(cut))
     if not found.after < found.before:
         return start
     # The map of all tokens moves as the one of the fit tokens did, so that what it has learned of the others stays.
     delta = start.from_all_tokens.delta + (found.fitted.delta - start.from_fit_tokens.delta)
-    return replace(start, from_fit_tokens=found.fitted, from_all_tokens=replace(start.from_all_tokens, delta=delta))
+    return replace(
+        start,
+        from_fit_tokens=found.fitted,
+        from_all_tokens=FittedCut(cut=found.fitted.cut, delta=delta),
+        residual=start.statistics.held_out.residual(found.fitted.delta),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

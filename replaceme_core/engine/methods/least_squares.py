@@ -4,59 +4,37 @@ Methods that fit a map for each cut in another way share what is here: find the 
 maps or not.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Self
 
 from replaceme_core.engine.activations.cut_sums import CutStatistics
 from replaceme_core.engine.methods.as_published import as_published
 from replaceme_core.engine.methods.candidates import RidgeFit, blocks_of, rank
 from replaceme_core.engine.methods.panel import Panel, variant_losses, with_or_without
-from replaceme_core.engine.methods.task import Candidate, Pruning, Task, reported_ridge
-from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, runs
+from replaceme_core.engine.methods.task import Pruning, Task
+from replaceme_core.engine.model.changes import FittedCut, Variant, runs
 from replaceme_core.engine.numerics.solve import solve_delta
 from replaceme_core.runner.messages import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class CutFit:
-    """A cut with its map from all calibration tokens, and with the one from the fit tokens alone, which is judged."""
+class CutFit(RidgeFit):
+    """With the map from all calibration tokens, which is the result."""
 
-    statistics: CutStatistics
     from_all_tokens: FittedCut
-    from_fit_tokens: FittedCut
-    ridge: float | None
-
-    @property
-    def cut(self) -> Cut:
-        return self.statistics.cut
-
-    @property
-    def residual(self) -> float:
-        """What the map from the fit tokens leaves on the held-out tokens, relative to the stream."""
-        return self.statistics.held_out.residual(self.from_fit_tokens.delta)
-
-    def without_map(self) -> Self:
-        """Plain removal of the same cut."""
-        plain = self.from_fit_tokens.without_map()
-        return replace(self, from_all_tokens=plain, from_fit_tokens=plain, ridge=None)
 
 
 def fit_cut(statistics: CutStatistics, *, ridge: float | None) -> CutFit:
-    """In closed form, at `ridge` or at the one that held-out tokens choose.
+    """In closed form, at `ridge` or at the one that held-out tokens choose; an infinite one is plain removal.
 
     Sums add up, so once the ridge is chosen the held-out tokens join the fit.
     """
     judged = RidgeFit.of(statistics, ridge=ridge)
     everything = statistics.fit + statistics.held_out
     delta = solve_delta(everything, ridge=judged.ridge, diagonal=statistics.diagonal)
-    return CutFit(
-        statistics=statistics,
-        from_all_tokens=FittedCut(cut=statistics.cut, delta=delta),
-        from_fit_tokens=judged.fitted,
-        ridge=reported_ridge(judged.ridge),
-    )
+    return CutFit(**vars(judged), from_all_tokens=FittedCut(cut=statistics.cut, delta=delta))
 
 
 Fit = Callable[[CutStatistics], CutFit]
@@ -105,31 +83,10 @@ def accepted(task: Task, fitted: Sequence[CutFit]) -> Pruning:
     At a ridge that was requested the maps are taken as they are.
     """
     with_maps = variant_losses(task.activations, Variant.of([one.from_fit_tokens for one in fitted]))
-    kept, plain = with_or_without(task, blocks_of(one.cut for one in fitted), with_maps)
+    kept, plain = with_or_without(task, blocks_of(one.statistics.cut for one in fitted), with_maps)
     panel = Panel.of(task.activations)
     if task.spec.method.ridge is not None:
         kept = with_maps
-    taken = [one.without_map() for one in fitted] if kept is plain else fitted
-    table = [
-        replace(
-            _row(one),
-            held_out_loss=panel.mean(kept),
-            source_losses=panel.by_source(kept),
-            plain_loss=panel.mean(plain),
-        )
-        for one in taken
-    ]
-    return Pruning.of_cuts([one.from_all_tokens for one in taken], table)
-
-
-def _row(one: CutFit) -> Candidate:
-    """The row of a cut that was named, or chosen before it was fitted."""
-    return Candidate(
-        start=one.cut.start,
-        end=one.cut.end,
-        distance=one.statistics.angle.value,
-        residual=one.residual,
-        ridge=one.ridge,
-        chosen=True,
-        tokens=one.statistics.tokens,
-    )
+    taken = [fit_cut(one.statistics, ridge=math.inf) for one in fitted] if kept is plain else fitted
+    rows = [replace(one.row(), chosen=True, plain_loss=panel.mean(plain)) for one in taken]
+    return Pruning.of_cuts([one.from_all_tokens for one in taken], [panel.row(row, kept) for row in rows])

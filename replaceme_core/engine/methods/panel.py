@@ -13,7 +13,7 @@ import torch
 
 from replaceme_core.engine.activations.capture import Activations, Losses
 from replaceme_core.engine.activations.cut_sums import Batch
-from replaceme_core.engine.methods.task import Task
+from replaceme_core.engine.methods.task import Candidate, Task
 from replaceme_core.engine.model.block_runner import BlockRunner, summed_loss
 from replaceme_core.engine.model.changes import Variant
 from replaceme_core.engine.text.panel import QUESTIONS, REPEATED
@@ -59,6 +59,10 @@ class Panel:
     def by_source(self, losses: Losses) -> tuple[tuple[str, float], ...]:
         """The name of each source with the mean loss on it, in nats per prediction."""
         return tuple((self.names[source], self._of(losses, source)) for source in self.sources)
+
+    def row(self, row: Candidate, losses: Losses) -> Candidate:
+        """The same with these losses."""
+        return replace(row, held_out_loss=self.mean(losses), source_losses=self.by_source(losses))
 
     def mean(self, losses: Losses) -> float:
         """The mean over the sources, each with the same weight, of the mean loss in nats per prediction.

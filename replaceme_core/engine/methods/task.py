@@ -106,11 +106,6 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def reported_ridge(ridge: float) -> float | None:
-    """A ridge as the table shows it: an infinite one makes no map."""
-    return None if math.isinf(ridge) else ridge
-
-
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
     """The blocks to remove, the maps to fold before them, and changes to other weights; `candidates` explain why.

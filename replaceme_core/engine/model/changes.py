@@ -5,9 +5,8 @@ It is tried on a live model, which is left as it was, and then made for good on 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Self
 
 import torch
 from torch import nn
@@ -50,10 +49,6 @@ class FittedCut:
 
     cut: Cut
     delta: torch.Tensor
-
-    def without_map(self) -> Self:
-        """Plain removal of the same cut."""
-        return replace(self, delta=torch.zeros_like(self.delta))
 
 
 def windows(blocks: int, length: int) -> list[Cut]:

@@ -84,7 +84,7 @@ def test_maps_are_fitted_on_a_part_and_judged_on_half_of_the_panel() -> None:
     statistics = task.activations.statistics(cut, numbers=sets.numbers)
     assert statistics.fit.tokens < FIT.numel()
     assert statistics.held_out.tokens == HELD_OUT.numel() // 2
-    variant = Variant.of([RidgeFit.of(statistics, ridge=None).fitted])
+    variant = Variant.of([RidgeFit.of(statistics, ridge=None).from_fit_tokens])
     losses = variant_losses(task.activations, variant, numbers=sets.panel.batches)
     assert sets.mean([2, 3]) == pytest.approx(sets.panel.mean(losses))
 
