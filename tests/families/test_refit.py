@@ -39,7 +39,6 @@ def refitted(
 ) -> Refit:
     with torch.inference_mode():
         return refit_kept(
-            block_runner,
             activations(block_runner) if on is None else on,
             removed=removed,
             strength=strength,

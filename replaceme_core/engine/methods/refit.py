@@ -100,7 +100,6 @@ def refit_without(
     """The fit without the blocks `removed` on the batches `fit`, and its losses on those `judged`, by default all."""
     method, activations = task.spec.method, task.activations
     found = refit_kept(
-        task.block_runner,
         activations,
         removed=removed,
         strength=Strength(

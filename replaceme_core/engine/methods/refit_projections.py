@@ -10,7 +10,7 @@ of the removed blocks, the whole weight is the unknown: f x d, instead of the d 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -48,17 +48,7 @@ class Strength:
     fold: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Refit:
-    """The changes, and the pruned model's stream after its last block, by held-out batch as these are numbered."""
-
-    changes: Sequence[Change]
-    folds: Sequence[FittedCut]
-    streams: Mapping[int, torch.Tensor]
-
-
 def refit_kept(
-    block_runner: BlockRunner,
     activations: Activations,
     *,
     removed: Sequence[int],
@@ -67,22 +57,22 @@ def refit_kept(
     judged: Collection[int],
     unchanged_from: int,
     advance: Callable[[float], None],
-) -> Refit:
+) -> "Refit":
     """Solve every projection from the first cut to before block `unchanged_from`, which is after the last cut.
 
-    The live model is as before afterwards, to the bit. Only the batches `fit` take part, so that the loss on the
+    Returns the changes with the streams after the last block, of the batches `judged`. The live model is as before
+    afterwards, to the bit. Only the batches `fit` take part, so that the loss on the
     held-out ones `judged`, which are run beside them, is a fair estimate unless they are among them. Raises
     `NumericalFailure` where a projection cannot be solved for.
     """
-    gone, blocks = frozenset(removed), len(block_runner.blocks)
+    block_runner, gone = activations.block_runner, frozenset(removed)
     first = min(gone) - 1
     assert unchanged_from > max(gone), "what is before a cut changes"
     kept = [block for block in range(first, unchanged_from) if block not in gone]
     with try_changes(block_runner.blocks) as put:
         dense = DenseTargets(dense=activations, block=first, batches=fit)
-        pruned = _Pruned(
+        pruned = Refit(
             block_runner=block_runner,
-            activations=activations,
             strength=strength,
             fit=fit,
             put=put,
@@ -94,19 +84,18 @@ def refit_kept(
             pruned.follow(block, targets, end=following - 1, corrects=block != first)
             del targets  # before those of the next block are in memory
             advance((number + 1) / len(kept))
-        streams = {batch: pruned.streams[batch] for batch in judged}
-        for block in range(unchanged_from, blocks):
-            for batch, stream in streams.items():
-                streams[batch] = block_runner.run(block, stream)
-        return Refit(changes=pruned.changes, folds=pruned.folds, streams=streams)
+        pruned.streams = {batch: pruned.streams[batch] for batch in judged}
+        for block in range(unchanged_from, len(block_runner.blocks)):
+            for batch, stream in pruned.streams.items():
+                pruned.streams[batch] = block_runner.run(block, stream)
+        return pruned
 
 
 @dataclass(kw_only=True)
-class _Pruned:
-    """The pruned model's stream before the next block on the batches that are run, and the changes so far."""
+class Refit:
+    """The changes so far, and the pruned model's streams before the next block, by batch as these are numbered."""
 
     block_runner: BlockRunner
-    activations: Activations
     strength: Strength
     fit: Sequence[int]
     put: Callable[[Change], None]

@@ -85,7 +85,6 @@ def test_a_refit_is_that_of_the_whole_batch(name: str) -> None:
             starve(block_runner.blocks[3], at_most=1, error=ERRORS[0])
         strength = Strength(anchor=0.1, later=0.1, reading=0.1, fold=0.1)
         found = refit_kept(
-            block_runner,
             activations,
             removed=[2],
             strength=strength,
