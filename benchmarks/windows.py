@@ -134,8 +134,7 @@ def prepare(options: argparse.Namespace, *, streams: Path) -> Bench:
     block_runner = BlockRunner(resolved=resolve(load_model(model, dtype=dtype, device=spec.compute.device)))
     activations = Activations(
         block_runner=block_runner,
-        fit=tokens.fit,
-        held_out=tokens.held_out,
+        text=tokens,
         batch_size=spec.compute.batch_size,
         advance=lambda _: None,
         make_store=lambda: FileStore(directory=streams),

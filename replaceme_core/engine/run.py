@@ -133,17 +133,13 @@ class Run:
                 cached = stack.enter_context(closing(CachedActivations(cache=self.cache, key=key)))
             activations = Activations(
                 block_runner=block_runner,
-                fit=tokens.fit,
-                held_out=tokens.held_out,
-                held_out_sources=tokens.held_out_sources,
-                held_out_scored=tokens.held_out_scored,
-                source_names=tokens.sources,
+                text=tokens,
                 batch_size=spec.compute.batch_size,
                 advance=partial(_advance, progress, writing, 1.0),
                 cached=cached,
                 always_store=self.is_lazy,
                 make_store=partial(scratch_store, stack, beside=self.output),
-                allows=allows,
+                may_go=allows,
             )
             with library_errors(_DOES_NOT_RUN):
                 error = activations.prove(CHECKED_TOKENS)

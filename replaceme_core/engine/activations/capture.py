@@ -27,6 +27,7 @@ from replaceme_core.engine.model.block_runner import BlockRunner, summed_loss
 from replaceme_core.engine.model.changes import Cut, FittedCut, run_pruned
 from replaceme_core.engine.numerics.stream import MeanAngle, Stream, token_weights
 from replaceme_core.engine.numerics.sums import SOLVE_DTYPE
+from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.families.layout import MapStructure
 from replaceme_core.request.defaults import CHOICE_STREAM_BYTES
 
@@ -89,32 +90,24 @@ class Activations:
     """
 
     block_runner: BlockRunner
-    fit: torch.Tensor
-    held_out: torch.Tensor
+    text: TokenSet
     batch_size: int
     advance: Callable[[float], None]
     make_store: Callable[[], FileStore]
-    held_out_sources: torch.Tensor | None = None
-    """Of each held-out sequence, as `schedule` takes them: indices into `source_names`."""
-    held_out_scored: torch.Tensor | None = None
-    """Of each token of these, as `schedule` takes them."""
-    source_names: Sequence[str] = ("text",)
     cached: CachedActivations | None = None
     always_store: bool = False
     store: FileStore | None = None
     stored: Sequence[int] = ()
     """The batches whose streams `store` has, in the order in which it has them."""
     dense_block_runs: int = 0
-    allows: Callable[[Sequence[int]], bool] | None = None
-    """Whether blocks may be removed together; `None`: any."""
+    may_go: Callable[[Sequence[int]], bool] = lambda _: True
+    """Whether blocks may be removed together."""
     _dense_losses: dict[int, float] = field(init=False, default_factory=dict)
     batches: list[Batch] = field(init=False)
     _found: bool = False
 
     def __post_init__(self) -> None:
-        self.batches = schedule(
-            self.fit, self.held_out, self.batch_size, sources=self.held_out_sources, scored=self.held_out_scored
-        )
+        self.batches = schedule(self.text, self.batch_size)
         if self.cached is not None:
             self.store = self.cached.find()
             self._found = self.store is not None
@@ -149,10 +142,6 @@ class Activations:
     def device(self) -> torch.device:
         device: torch.device = self.block_runner.resolved.model.device
         return device
-
-    def may_go(self, blocks: Sequence[int]) -> bool:
-        """Whether the blocks may be removed together."""
-        return self.allows is None or self.allows(blocks)
 
     def allowed(self, cuts: Sequence[Cut]) -> Sequence[Cut]:
         """Those of `cuts` that keep the pattern of kinds of blocks, where the request asks for that."""
@@ -295,7 +284,7 @@ class Activations:
         """
         if self.complete and self.cached is not None and PROOF in self.cached.facts:
             return self.cached.facts[PROOF]
-        error = self.block_runner.prove(self.fit[:1, :positions].to(self.device))
+        error = self.block_runner.prove(self.text.fit[:1, :positions].to(self.device))
         self.dense_block_runs += len(self.block_runner.blocks)
         if self.cached is not None:
             self.cached.facts[PROOF] = error

@@ -11,6 +11,7 @@ import torch
 from replaceme_core.engine.model.changes import Cut
 from replaceme_core.engine.numerics.stream import MeanAngle, Stream, token_weights
 from replaceme_core.engine.numerics.sums import Moments
+from replaceme_core.engine.text.drawing import TokenSet, alternating
 from replaceme_core.request.defaults import HELD_OUT_BATCHES
 
 
@@ -34,28 +35,17 @@ class Batch:
         return self.tokens[:, 1:].numel() if self.scored is None else int(self.scored[:, 1:].sum())
 
 
-def schedule(
-    fit: torch.Tensor,
-    held_out: torch.Tensor,
-    batch_size: int,
-    *,
-    sources: torch.Tensor | None = None,
-    scored: torch.Tensor | None = None,
-) -> list[Batch]:
+def schedule(text: TokenSet, batch_size: int) -> list[Batch]:
     """The batches of a pass: those of the fit tokens, then the held-out ones.
 
-    `sources` (held-out sequences,) tells where each of these comes from; `None`: all from one source. The batches of
-    sources alternate in proportion, so that the first of them have a part of each. `scored` has those of `Batch`; what
-    follows the last of them in a batch is not run.
+    The held-out batches of sources alternate in proportion, so that the first of them have a part of each. What follows
+    the last scored token of a batch is not run.
     """
-    small = min(batch_size, max(1, len(held_out) // HELD_OUT_BATCHES))
-    if sources is None:
-        sources = torch.zeros(len(held_out), dtype=torch.long)
-    if scored is None:
-        scored = torch.ones_like(held_out, dtype=torch.bool)
-    placed: list[tuple[float, Batch]] = []
+    small, sources = min(batch_size, max(1, len(text.held_out) // HELD_OUT_BATCHES)), text.held_out_sources
+    scored = torch.ones_like(text.held_out, dtype=torch.bool) if text.held_out_scored is None else text.held_out_scored
+    held_out: list[Batch] = []
     for source in sources.unique().tolist():
-        parts, counts = (values[sources == source].split(small) for values in (held_out, scored))
+        parts, counts = (values[sources == source].split(small) for values in (text.held_out, scored))
         for number, (tokens, count) in enumerate(zip(parts, counts, strict=True)):
             end = int(count.any(dim=0).nonzero().max()) + 1
             batch = Batch(
@@ -65,9 +55,12 @@ def schedule(
                 source=source,
                 scored=count[:, :end],
             )
-            placed.append(((number + 0.5) / len(parts), batch))
-    held_out_batches = [batch for _, batch in sorted(placed, key=lambda one: one[0])]
-    return [*(Batch(tokens=tokens) for tokens in fit.split(batch_size)), *held_out_batches]
+            held_out.append(batch)
+    turns = alternating(torch.tensor([batch.source for batch in held_out], dtype=torch.long))
+    return [
+        *(Batch(tokens=tokens) for tokens in text.fit.split(batch_size)),
+        *(held_out[turn] for turn in turns.tolist()),
+    ]
 
 
 @dataclass(kw_only=True)

@@ -82,8 +82,8 @@ def descend(
     make = CosineTokens.light if light else CosineTokens.exact
     one = _buffers(activations, activations.held_out_batches, start.cut, make, done=done, limit=BUFFER_TOKENS)
     held_out = next(one)
-    wanted = max(BUFFER_TOKENS, int(COSINE_SHARE * activations.fit.numel()))
-    count = max(1, min(wanted, activations.fit.numel()) // BUFFER_TOKENS)
+    wanted = max(BUFFER_TOKENS, int(COSINE_SHARE * activations.text.fit.numel()))
+    count = max(1, min(wanted, activations.text.fit.numel()) // BUFFER_TOKENS)
     some = _buffers(activations, activations.fit_batches, start.cut, make, done=done, limit=count * BUFFER_TOKENS)
     fit = CosineFit.start(start.delta, diagonal=diagonal, rate=COSINE_RATE)
     order = torch.Generator().manual_seed(0)

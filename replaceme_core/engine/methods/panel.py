@@ -36,7 +36,7 @@ class Panel:
         """The panel of the held-out batches `numbers`, by default of all."""
         numbers = activations.held_out_batches if numbers is None else numbers
         batches = {number: activations.batches[number] for number in numbers}
-        return cls(batches=batches, names=activations.source_names, unit=activations.block_runner.loss_unit)
+        return cls(batches=batches, names=activations.text.sources, unit=activations.block_runner.loss_unit)
 
     def half(self) -> "Panel":
         """Every second batch of each source."""

@@ -31,7 +31,7 @@ from replaceme_core.request.gate import GateSpec
 from replaceme_core.request.resolve import ResolvedCompute
 from replaceme_core.request.spec import Quantization
 from tests.fixtures.evaluation.local_tasks import CHOICE, OF_A_DATA_SET, offline, write_tasks
-from tests.fixtures.models.tasks import of_one_source
+from tests.fixtures.models.activations import of_one_source
 from tests.fixtures.models.tiny import BLOCKS, byte_tokenizer, save_tiny, tiny_model, token_ids
 
 pytestmark = pytest.mark.filterwarnings("default")  # what the library of tasks warns of is not ours

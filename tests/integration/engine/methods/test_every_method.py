@@ -79,6 +79,6 @@ def test_a_value_that_is_not_finite_is_not_known() -> None:
 def test_more_blocks_than_may_go_are_refused(method: dict[str, object]) -> None:
     """As an error of the request: a search for the deepest cut then tries fewer."""
     task, _ = make_task(tiny_model(), remove=4, fit=FIT, held_out=HELD_OUT, method=method)
-    task.activations.allows = lambda blocks: not {1, 2}.intersection(blocks)
+    task.activations.may_go = lambda blocks: not {1, 2}.intersection(blocks)
     with pytest.raises(InvalidInput, match="remove fewer"):
         carry_out(task)

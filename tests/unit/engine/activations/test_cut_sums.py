@@ -6,6 +6,7 @@ import torch
 from replaceme_core.engine.activations.cut_sums import CutStatistics, schedule
 from replaceme_core.engine.model.changes import Cut
 from replaceme_core.engine.numerics.stream import Stream, token_weights
+from tests.fixtures.models.activations import of_one_source
 from tests.fixtures.models.tiny import token_ids
 
 FIT, HELD_OUT = token_ids(6, 32, seed=1), token_ids(8, 32, seed=2)
@@ -13,7 +14,7 @@ FIT, HELD_OUT = token_ids(6, 32, seed=1), token_ids(8, 32, seed=2)
 
 def test_held_out_sequences_come_in_parts() -> None:
     """They alternate between two halves."""
-    work = schedule(FIT, HELD_OUT, 4)
+    work = schedule(of_one_source(fit=FIT, held_out=HELD_OUT), 4)
     assert [(len(batch.tokens), batch.held_out) for batch in work] == [(4, False), (2, False)] + [(1, True)] * 8
     assert [batch.second_half for batch in work] == [False] * 2 + [False, True] * 4
     assert torch.equal(torch.cat([batch.tokens for batch in work if batch.held_out]), HELD_OUT)

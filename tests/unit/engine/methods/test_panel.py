@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant
 from replaceme_core.engine.text.panel import QUESTIONS, REPEATED
 from replaceme_core.request.calibration import SELF_GENERATED
-from tests.fixtures.models.activations import activations_of
+from tests.fixtures.models.activations import activations_of, of_one_source
 from tests.fixtures.models.tiny import WIDTH, tiny_model, token_ids
 
 BEST = [100.0, 120.0, 90.0, 110.0]
@@ -83,7 +84,8 @@ def test_only_what_counts_is_predicted_and_nothing_runs_after_it() -> None:
     tokens = token_ids(8, 16)
     scored = torch.zeros(4, 16, dtype=torch.bool)
     scored[:, 1:9:2] = True
-    activations = activations_of(tiny_model(), tokens[:4], tokens[4:], held_out_scored=scored, batch_size=2)
+    text = replace(of_one_source(fit=tokens[:4], held_out=tokens[4:]), held_out_scored=scored)
+    activations = activations_of(tiny_model(), text.fit, text.held_out, text=text, batch_size=2)
     found = Panel.of(activations)
     assert [batch.predictions for batch in found.batches.values()] == [4] * 4
     model = tiny_model()

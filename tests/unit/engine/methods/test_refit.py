@@ -110,7 +110,8 @@ def test_the_factor_of_the_final_norm_is_that_of_text_and_not_of_own_text() -> N
     for other in ("text of somebody else", SELF_GENERATED):
         task, _ = make_task(tiny_model(), fit=FIT, held_out=held_out, method=METHOD, drop=[2, 3])
         sources = torch.tensor([0] * 4 + [1] * 4)
-        marked = replace(task.activations, held_out_sources=sources, source_names=("text", other))
+        text = replace(task.tokens, held_out_sources=sources, sources=("text", other))
+        marked = replace(task.activations, text=text)
         scales.append(refit_of(replace(task, activations=marked), [2, 3]).final_scale)
     assert scales[1] > scales[0] + 0.02
 

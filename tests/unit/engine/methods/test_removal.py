@@ -67,7 +67,7 @@ def test_the_blocks_of_least_influence_go_wherever_they_stand() -> None:
 def test_named_blocks_go_where_a_pattern_is_kept() -> None:
     """Though a step on the way to them would break it."""
     task, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, drop=[2, 3], method=INFLUENCE)
-    pattern = replace(task.activations, allows=lambda removed: len(removed) % 2 == 0)
+    pattern = replace(task.activations, may_go=lambda removed: len(removed) % 2 == 0)
     assert list(carry_out(replace(task, activations=pattern)).removed) == [2, 3]
 
 

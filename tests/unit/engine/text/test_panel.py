@@ -16,7 +16,7 @@ from replaceme_core.engine.text.panel import (
 )
 from replaceme_core.request.defaults import PANEL_POSITIONS, PANEL_STEP
 from replaceme_core.request.resolve import ResolvedCalibration
-from tests.fixtures.models.tasks import of_one_source
+from tests.fixtures.models.activations import of_one_source
 from tests.fixtures.models.tiny import byte_tokenizer
 
 LENGTH = 40

@@ -24,7 +24,7 @@ from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.defaults import GENERAL_SHARE, OWN_SHARE
 from replaceme_core.request.resolve import Machine, ResolvedSpec, resolve_spec
 from replaceme_core.request.spec import CompressionSpec, EvaluationSpec
-from tests.fixtures.models.tasks import of_one_source
+from tests.fixtures.models.activations import of_one_source
 from tests.fixtures.models.tiny import byte_tokenizer
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
