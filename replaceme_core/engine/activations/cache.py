@@ -20,8 +20,8 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -97,41 +97,16 @@ _DRAFT = ".draft-"
 _TRASH = ".trash-"
 
 
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """A complete entry, not evicted before `close`. `facts` is the content of its `entry.json`."""
 
-    def __init__(self, directory: Path, facts: Mapping[str, Any], descriptor: int) -> None:
-        self.directory = directory
-        self.facts = facts
-        self._descriptor: int | None = descriptor
+    directory: Path
+    facts: Mapping[str, Any]
+    descriptor: int
 
     def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-
-class Draft:
-    """A directory to write into. `close` removes it unless it was published."""
-
-    def __init__(self, cache: "ActivationCache", directory: Path, descriptor: int) -> None:
-        self.directory = directory
-        self._cache = cache
-        self._descriptor = descriptor
-
-    def publish(self, key: str, facts: Mapping[str, object]) -> Entry | None:
-        """Make this the entry `key`. Returns `None`, and stays a draft, if there is one by now or no space for it."""
-        written = self.directory / f"{ENTRY}.new"
-        with written.open("x", encoding="utf-8") as file:
-            json.dump(facts, file)
-            file.flush()
-            os.fsync(file.fileno())
-        written.rename(self.directory / ENTRY)
-        return self._cache.admit(self.directory, key)
-
-    def close(self) -> None:
-        shutil.rmtree(self.directory, ignore_errors=True)  # a published draft has another name
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
 
 class ActivationCache:
@@ -155,22 +130,34 @@ class ActivationCache:
         with locked(self._directory / "lock"):
             return self._open(self._directory / key)
 
-    def draft(self) -> Draft:
-        """A new, empty draft. Drafts of processes that ended are removed first."""
+    @contextmanager
+    def draft(self) -> Iterator[Path]:
+        """A new, empty directory to write into, removed at the end unless it was published.
+
+        Drafts of processes that ended are removed first.
+        """
+        path = self._directory / f"{_DRAFT}{uuid.uuid4().hex}"
         with locked(self._directory / "lock"):
             self._remove_abandoned()
-            path = self._directory / f"{_DRAFT}{uuid.uuid4().hex}"
             path.mkdir()
-            return Draft(self, path, lock_file(path / _HELD))
+            descriptor = lock_file(path / _HELD)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)  # a published draft has another name
+            os.close(descriptor)
 
     def discard(self, entry: Entry) -> None:
         """Remove a damaged entry, even if others read it: they read the same damaged files."""
-        entry.close()
         with locked(self._directory / "lock"):
             self._remove(entry.directory)
 
-    def admit(self, draft: Path, key: str) -> Entry | None:
-        """Rename `draft` to `key`; `None` if there is such an entry or no space for it."""
+    def publish(self, draft: Path, key: str, facts: Mapping[str, object]) -> Entry | None:
+        """Make a draft the entry `key`. Returns `None`, and it stays a draft, if there is one by now or no space."""
+        with (draft / ENTRY).open("x", encoding="utf-8") as file:
+            json.dump(facts, file)
+            file.flush()
+            os.fsync(file.fileno())
         target = self._directory / key
         with locked(self._directory / "lock"):
             if target.exists() or not self._make_room(_size(draft)):
@@ -194,7 +181,7 @@ class ActivationCache:
             return None
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         os.utime(path / ENTRY)
-        return Entry(path, facts, descriptor)
+        return Entry(directory=path, facts=facts, descriptor=descriptor)
 
     def _make_room(self, size: int) -> bool:
         """Evict entries until `size` more bytes fit, except those in use. Returns whether they fit."""
@@ -288,13 +275,15 @@ class CachedActivations:
     key: str
     facts: dict[str, float] = field(default_factory=dict)
     _entry: Entry | None = None
-    _draft: Draft | None = None
+    _held: ExitStack = field(default_factory=ExitStack)
+    """The entry that is read, or the draft that is written."""
 
     def find(self) -> FileStore | None:
         """The complete activations of an earlier job; `None` if there are none."""
         self._entry = self.cache.find(self.key)
         if self._entry is None:
             return None
+        self._held.enter_context(closing(self._entry))
         try:
             streams, self.facts = _read(self._entry)
         except DamagedStore:
@@ -305,14 +294,13 @@ class CachedActivations:
     def begin(self) -> FileStore:
         """A new store. `complete` publishes it once it is filled."""
         self.close()
-        self._draft = self.cache.draft()
-        return FileStore(directory=self._draft.directory)
+        return FileStore(directory=self._held.enter_context(self.cache.draft()))
 
     def complete(self, streams: FileStore) -> None:
         """Publish `streams` for later jobs. If they do not fit into the cache, only this job can use them."""
-        assert self._draft is not None, "`begin` was not called"
-        self._entry = self._draft.publish(self.key, {"index": streams.index, "facts": self.facts})
+        self._entry = self.cache.publish(streams.directory, self.key, {"index": streams.index, "facts": self.facts})
         if self._entry is not None:
+            self._held.enter_context(closing(self._entry))
             streams.directory = self._entry.directory
 
     def discard(self) -> None:
@@ -323,10 +311,8 @@ class CachedActivations:
 
     def close(self) -> None:
         """Release the entry or draft; nothing may be read from it afterwards."""
-        for held in (self._entry, self._draft):
-            if held is not None:
-                held.close()
-        self._entry = self._draft = None
+        self._held.close()
+        self._entry = None
 
 
 def _read(entry: Entry) -> tuple[FileStore, dict[str, float]]:

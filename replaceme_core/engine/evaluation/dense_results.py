@@ -9,7 +9,7 @@ rounding, the code and its libraries, and what was asked. A damaged file is not 
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -137,12 +137,11 @@ def _read(cache: ActivationCache, key: str, name: str) -> Contents | None:
         entry = cache.find(key)
         if entry is None:
             return None
-        contents = read_contents(entry.directory / _FILE)
-        if contents is None:
-            cache.discard(entry)
-        else:
-            entry.close()
-        return contents
+        with closing(entry):
+            contents = read_contents(entry.directory / _FILE)
+            if contents is None:
+                cache.discard(entry)
+            return contents
     except OSError as error:
         logger.warning("the result %s that was kept cannot be read: %s", name, error)
         return None
@@ -151,15 +150,12 @@ def _read(cache: ActivationCache, key: str, name: str) -> Contents | None:
 def _write(cache: ActivationCache, key: str, name: str, contents: Contents) -> bool:
     """Whether the result is in `cache` under `key` now."""
     try:
-        draft = cache.draft()
-        try:
-            read = write_verified(draft.directory / _FILE, contents.tensors, contents.record, read=read_contents)
-            entry = None if read is None else draft.publish(key, {"name": name})
+        with cache.draft() as draft:
+            read = write_verified(draft / _FILE, contents.tensors, contents.record, read=read_contents)
+            entry = None if read is None else cache.publish(draft, key, {"name": name})
             if entry is not None:
                 entry.close()
             return entry is not None
-        finally:
-            draft.close()
     except OSError as error:
         logger.warning("the result %s cannot be kept: %s", name, error)
         return False

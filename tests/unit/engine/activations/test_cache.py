@@ -33,10 +33,9 @@ def directory(tmp_path: Path) -> Path:
 
 def fill(cache: ActivationCache, key: str, *, payload: int = PAYLOAD) -> bool:
     """Whether the entry was admitted."""
-    draft = cache.draft()
-    (draft.directory / "stream-0").write_bytes(bytes(payload))
-    entry = draft.publish(key, {"of": key})
-    draft.close()
+    with cache.draft() as draft:
+        (draft / "stream-0").write_bytes(bytes(payload))
+        entry = cache.publish(draft, key, {"of": key})
     if entry is None:
         return False
     entry.close()
@@ -53,13 +52,14 @@ def test_the_draft_of_a_killed_writer_is_ignored_and_removed(directory: Path) ->
         reader, writer = os.pipe()
         process = os.fork()
     if process == 0:
-        draft = ActivationCache(directory, limit=10_000).draft()
-        (draft.directory / "stream-0").write_bytes(b"half")
-        os.write(writer, b"written")
-        signal.pause()
+        with ActivationCache(directory, limit=10_000).draft() as draft:
+            (draft / "stream-0").write_bytes(b"half")
+            os.write(writer, b"written")
+            signal.pause()
     assert os.read(reader, 7) == b"written"
     cache = ActivationCache(directory, limit=10_000)
-    cache.draft().close()
+    with cache.draft():
+        pass
     assert len(names(directory)) == 1, "it lives, so what it writes stays"
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
@@ -101,17 +101,15 @@ def test_an_entry_that_is_too_large_is_not_stored(directory: Path) -> None:
 
 def test_of_two_writers_of_one_key_the_first_is_kept(directory: Path) -> None:
     cache = ActivationCache(directory, limit=10_000)
-    first, second = cache.draft(), cache.draft()
-    for draft, letter in ((first, b"1"), (second, b"2")):
-        (draft.directory / "stream-0").write_bytes(letter)
-    entry = first.publish(KEYS[0], {})
-    assert entry is not None
-    assert second.publish(KEYS[0], {}) is None
-    assert (second.directory / "stream-0").read_bytes() == b"2", "it still serves its own job"
-    assert (entry.directory / "stream-0").read_bytes() == b"1"
-    second.close()
+    with cache.draft() as first, cache.draft() as second:
+        for draft, letter in ((first, b"1"), (second, b"2")):
+            (draft / "stream-0").write_bytes(letter)
+        entry = cache.publish(first, KEYS[0], {})
+        assert entry is not None
+        assert cache.publish(second, KEYS[0], {}) is None
+        assert (second / "stream-0").read_bytes() == b"2", "it still serves its own job"
+        assert (entry.directory / "stream-0").read_bytes() == b"1"
     entry.close()
-    first.close()
     assert names(directory) == [KEYS[0]]
 
 
@@ -134,6 +132,8 @@ def test_a_damaged_entry_is_discarded_though_others_hold_it(directory: Path) -> 
     cache.discard(mine)
     assert cache.find(KEYS[0]) is None
     cache.discard(other)
+    mine.close()
+    other.close()
 
 
 def test_the_digest_covers_every_module_that_the_pipeline_imports() -> None:
