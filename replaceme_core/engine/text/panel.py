@@ -116,11 +116,11 @@ def question_sequences(
         ids += [*whole, *ends]
         answers += [*(place >= same for place in range(len(whole))), *(False for _ in ends)]
         if len(ids) >= length:
-            sequences.append(ids[:length])
-            marks.append(answers[:length])
+            if any(answers[1:length]):
+                sequences.append(ids[:length])
+                marks.append(answers[:length])
             ids, answers = list(begin), [False] * len(begin)
-    kept = [number for number, mark in enumerate(marks) if any(mark[1:])][:most]
     return (
-        torch.tensor([sequences[number] for number in kept], dtype=torch.long).reshape(-1, length),
-        torch.tensor([marks[number] for number in kept], dtype=torch.bool).reshape(-1, length),
+        torch.tensor(sequences[:most], dtype=torch.long).reshape(-1, length),
+        torch.tensor(marks[:most], dtype=torch.bool).reshape(-1, length),
     )

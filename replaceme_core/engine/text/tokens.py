@@ -282,12 +282,7 @@ def _sequences(
     """How many sequences the text has; no more than `wanted` are counted."""
     if wanted == 0:
         return 0
-    body = calibration.max_length - len(beginning_of_text(tokenizer))
-    tokens = 0
     with errors_of(source):
         running_text = is_running_text(path)
-        for ids in encode(documents(source, path), tokenizer, template=source.template, running_text=running_text):
-            tokens += len(ids)
-            if tokens >= wanted * body:
-                return wanted
-    return tokens // body
+        encoded = encode(documents(source, path), tokenizer, template=source.template, running_text=running_text)
+        return len(pack(encoded, tokenizer, length=calibration.max_length, limit=wanted).sequences)
