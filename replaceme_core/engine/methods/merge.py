@@ -1,13 +1,12 @@
 """Parameter differences of the removed blocks are added to the block before them (LaCo, arXiv 2402.11187, eq. 2)."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from torch import nn
 
-from replaceme_core.engine.activations.capture import Losses, capture_distances
+from replaceme_core.engine.activations.capture import Activations, Losses, capture_distances
 from replaceme_core.engine.methods.candidates import allowed_windows, blocks_of, store_streams
-from replaceme_core.engine.methods.panel import Panel, variant_losses
+from replaceme_core.engine.methods.panel import Panel, report_result, variant_losses
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import Cut, Variant, WeightChange, runs, try_changes
@@ -42,11 +41,7 @@ def _named(task: Task, cuts: list[Cut]) -> tuple[list[Cut], list[Candidate]]:
                 value=list(blocks_of(cuts)),
             )
     task.begin(Stage.SELECT)
-    with merged(task.block_runner, cuts):
-        losses = variant_losses(task.activations, without(cuts))
-    panel = Panel.of(task.activations)
-    task.progress.metric("result_held_out_loss", panel.mean(losses), panel.unit)
-    task.progress.advance(1.0)
+    report_result(task, merged_losses(task.activations, cuts))
     return cuts, [Candidate(start=cut.start, end=cut.end, chosen=True) for cut in cuts]
 
 
@@ -66,8 +61,7 @@ def _best_window(task: Task) -> tuple[list[Cut], list[Candidate]]:
     panel, losses = Panel.of(activations), dict[Cut, Losses]()
     tried = sorted(distances, key=lambda cut: distances[cut])[: task.spec.method.replays]
     for number, cut in enumerate(tried, start=1):
-        with merged(task.block_runner, [cut]):
-            losses[cut] = variant_losses(activations, without([cut]))
+        losses[cut] = merged_losses(activations, [cut])
         task.progress.advance(number / len(tried))
     winner = min(tried, key=lambda cut: panel.mean(losses[cut]))
     candidates = [
@@ -81,12 +75,6 @@ def _best_window(task: Task) -> tuple[list[Cut], list[Candidate]]:
         for cut in distances
     ]
     return [winner], candidates
-
-
-def without(cuts: Sequence[Cut]) -> Variant:
-    """The model without the blocks of `cuts`, while their anchor blocks are merged (`merged`)."""
-    removed = frozenset(block for cut in cuts for block in cut.blocks)
-    return Variant(removed=removed, changed=frozenset(cut.anchor for cut in cuts))
 
 
 def mergeable(blocks: nn.ModuleList, cut: Cut) -> bool:
@@ -108,11 +96,12 @@ def merge_changes(block_runner: BlockRunner, cut: Cut) -> list[WeightChange]:
     return [WeightChange(block=cut.anchor, parameter=name, change=change) for name, change in changes.items()]
 
 
-@contextmanager
-def merged(block_runner: BlockRunner, cuts: Sequence[Cut]) -> Iterator[None]:
-    """The anchor blocks of `cuts` are merged while the context is open; afterwards they are as before, to the bit."""
+def merged_losses(activations: Activations, cuts: Sequence[Cut]) -> Losses:
+    """The held-out losses once `cuts` are merged; the live blocks are as before afterwards, to the bit."""
+    block_runner = activations.block_runner
     changes = [change for cut in cuts for change in merge_changes(block_runner, cut)]
     with try_changes(block_runner.blocks) as put:
         for one in changes:
             put(one)
-        yield
+        merged = Variant(removed=frozenset(blocks_of(cuts)), changed=frozenset(cut.anchor for cut in cuts))
+        return variant_losses(activations, merged)

@@ -6,7 +6,7 @@ import torch
 
 from replaceme_core.engine.activations.capture import capture_distances
 from replaceme_core.engine.methods.candidates import allowed_windows, blocks_of, some_of
-from replaceme_core.engine.methods.panel import Panel, losses_without_each, variant_losses
+from replaceme_core.engine.methods.panel import losses_without_each, report_result, variant_losses
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.model.changes import Cut, Variant, runs
 from replaceme_core.runner.messages import Stage
@@ -109,9 +109,6 @@ def evidence(task: Task) -> list[torch.Tensor]:
 
 def _plain_removal(task: Task, removed: Sequence[int], candidates: Sequence[Candidate]) -> Pruning:
     """Remove the blocks and change no weight; the held-out loss of that is reported."""
-    losses = variant_losses(task.activations, Variant(removed=frozenset(removed)))
-    panel = Panel.of(task.activations)
-    task.progress.metric("result_held_out_loss", panel.mean(losses), panel.unit)
-    task.progress.advance(1.0)
+    report_result(task, variant_losses(task.activations, Variant(removed=frozenset(removed))))
     task.begin(Stage.SOLVE)
     return Pruning(removed=sorted(removed), candidates=candidates)
