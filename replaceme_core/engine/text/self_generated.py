@@ -6,6 +6,7 @@ kinds it has learned. A model that was tuned to follow instructions, after the s
 question and answers it (Magpie, arXiv 2406.08464).
 """
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -42,26 +43,21 @@ instructions still has the token, but its `bos_token` and `eos_token` are those 
 
 @dataclass(frozen=True, kw_only=True)
 class Openings:
-    """Token ids that are given to the model, one or more; `None` where the tokenizer has no usable chat template.
+    """Token ids that are given to the model, one or more.
 
-    `document` begins a document; `user` the first turn of a conversation; `assistant` comes after that turn.
+    `document` begins a document; `turns` begin the first turn of a conversation, the user's, and the one after it.
+    There are none where the tokenizer has no usable chat template.
     """
 
     document: tuple[int, ...]
-    user: tuple[int, ...] | None = None
-    assistant: tuple[int, ...] | None = None
+    turns: tuple[tuple[int, ...], ...] = ()
 
     def of(self, row: int) -> Iterator[Sequence[int]]:
-        """Yield, without end, the tokens to give to a row at its start and after each end token.
+        """Without end, the tokens to give to a row at its start and after each end token.
 
         With a chat template, every second row holds conversations; all others hold documents.
         """
-        while True:
-            if self.user is None or self.assistant is None or row % 2 == 0:
-                yield self.document
-            else:
-                yield self.user
-                yield self.assistant
+        return itertools.cycle(self.turns if self.turns and row % 2 else (self.document,))
 
 
 def openings(tokenizer: PreTrainedTokenizerBase) -> Openings:
@@ -72,9 +68,8 @@ def openings(tokenizer: PreTrainedTokenizerBase) -> Openings:
     asked = render(tokenizer, [{"role": "user", "content": _PLACEHOLDER}], asks=True)
     user, found, assistant = asked.partition(_PLACEHOLDER)
     turns = _ids(tokenizer, user), _ids(tokenizer, assistant)
-    if not found or not all(turns):  # a tokenizer may drop the newlines of which a plain template consists
-        return Openings(document=document)
-    return Openings(document=document, user=turns[0], assistant=turns[1])
+    # a tokenizer may drop the newlines of which a plain template consists
+    return Openings(document=document, turns=turns if found and all(turns) else ())
 
 
 def _start_of_text(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -69,7 +69,7 @@ def text_of(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
 @pytest.mark.parametrize("template", [None, "{{ messages[0].content }}", "nothing of what is said"])
 def test_without_a_template_that_has_turns_it_writes_documents(template: str | None) -> None:
     found = openings(chatty(template))
-    assert found.user is None
+    assert found.turns == ()
     assert [next(found.of(row)) for row in range(2)] == [found.document] * 2
 
 
