@@ -332,10 +332,13 @@ def with_intact_streams(action: Callable[[], Found]) -> Found:
         return action()
 
 
-def capture_distances(activations: Activations, cuts: Sequence[Cut]) -> dict[Cut, MeanAngle]:
+def capture_distances(
+    activations: Activations, cuts: Sequence[Cut], *, last_tokens: bool = False
+) -> dict[Cut, MeanAngle]:
     """The mean angular distance across each of `cuts`, of any length, over all tokens that are no sinks.
 
-    From one pass that stores nothing, or from the batches that are stored.
+    With `last_tokens` over the last one of each sequence. From one pass that stores nothing, or from the batches that
+    are stored.
     """
     angles = {cut: MeanAngle() for cut in cuts}
     last_block = max(cut.end for cut in cuts)
@@ -344,10 +347,10 @@ def capture_distances(activations: Activations, cuts: Sequence[Cut]) -> dict[Cut
     for place, number in enumerate(numbers, start=1):
         kept: dict[int, Stream] = {}  # by the first block of a cut, which reads it
         for block, stream in enumerate(activations.streams_through(number, last_block=last_block)):
-            here = Stream(stream.flatten(0, 1))
+            here = Stream((stream[:, -1:] if last_tokens else stream).flatten(0, 1))
             for cut in cuts:
                 if cut.end == block - 1:
-                    mask = token_weights(kept[cut.start], here) == 1
+                    mask = (token_weights(kept[cut.start], here) == 1) | last_tokens
                     angles[cut].add(kept[cut.start], here, mask=mask)
             kept = {start: one for start, one in kept.items() if starts[start] >= block}
             if block in starts:

@@ -6,12 +6,10 @@ Not kept are slips that are not the method: the final norm in the last hidden st
 inverse of a singular matrix.
 """
 
-from collections.abc import Sequence
-
 import torch
 
-from replaceme_core.engine.activations.capture import Activations
-from replaceme_core.engine.methods.candidates import allowed_windows
+from replaceme_core.engine.activations.capture import Activations, capture_distances
+from replaceme_core.engine.methods.candidates import allowed_windows, least_distance
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.model.changes import Cut, FittedCut, runs
 from replaceme_core.engine.numerics.stream import Stream
@@ -28,31 +26,12 @@ def as_published(task: Task) -> Pruning:
         cuts = runs(task.spec.drop)
         candidates = [Candidate(start=cut.start, end=cut.end, ridge=ridge, chosen=True) for cut in cuts]
     else:
-        distances = last_token_distances(task.activations, allowed_windows(task))
+        angles = capture_distances(task.activations, allowed_windows(task), last_tokens=True)
         task.begin(Stage.SELECT)
-        cuts = [min(distances, key=lambda cut: distances[cut])]
-        candidates = [
-            Candidate(start=cut.start, end=cut.end, distance=distance, chosen=cut in cuts)
-            for cut, distance in distances.items()
-        ]
+        cuts, candidates = least_distance(angles)
     task.begin(Stage.SOLVE)
     maps = [published_map(task.activations, cut, ridge=0.0 if ridge is None else ridge) for cut in cuts]
     return Pruning.of_cuts(maps, candidates)
-
-
-def last_token_distances(activations: Activations, cuts: Sequence[Cut]) -> dict[Cut, float]:
-    """Mean angular distance across each of `cuts` over the last token of every sequence, in [0, 1]."""
-    last_block = max(cut.end for cut in cuts)
-    ends: list[list[torch.Tensor]] = [[] for _ in range(last_block + 2)]  # what each block reads, (sequences, d)
-    for number in range(len(activations.batches)):
-        for block, stream in enumerate(activations.streams_through(number, last_block=last_block)):
-            ends[block].append(stream[:, -1].clone())
-        activations.advance((number + 1) / len(activations.batches))
-    streams = [Stream(torch.cat(parts)) for parts in ends]
-    return {
-        cut: float((streams[cut.start].cosine(streams[cut.end + 1]).clamp(-1, 1).arccos() / torch.pi).mean())
-        for cut in cuts
-    }
 
 
 def published_map(activations: Activations, cut: Cut, *, ridge: float) -> FittedCut:

@@ -18,6 +18,7 @@ from replaceme_core.engine.methods.panel import Panel, report_dense_loss, varian
 from replaceme_core.engine.methods.task import Candidate, PartOfStage, Task
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, runs, windows
 from replaceme_core.engine.numerics.solve import choose_ridge, solve_delta
+from replaceme_core.engine.numerics.stream import MeanAngle
 from replaceme_core.engine.numerics.sums import PRODUCT_DTYPE
 from replaceme_core.errors import InvalidInput
 from replaceme_core.request.defaults import MOST_RUNS, RACE_PART, RIDGES
@@ -262,6 +263,17 @@ def choose_one_by_one(task: Task) -> tuple[Blocks, list[Candidate]]:
 def allowed_windows(task: Task) -> Sequence[Cut]:
     """The windows that the task may remove. Raises `InvalidInput` if there are none."""
     return some_of(task.activations.allowed(windows(len(task.block_runner.blocks), task.remove)))
+
+
+def least_distance(
+    angles: Mapping[Cut, MeanAngle], *, named: list[Cut] | None = None
+) -> tuple[list[Cut], list[Candidate]]:
+    """The `named` cuts, or the one of least distance across it; and a row for each of `angles`."""
+    chosen = named or [min(angles, key=lambda cut: angles[cut].value)]
+    return chosen, [
+        Candidate(start=cut.start, end=cut.end, distance=angle.value, chosen=cut in chosen)
+        for cut, angle in angles.items()
+    ]
 
 
 def some_of(candidates: Sequence[Removable]) -> Sequence[Removable]:

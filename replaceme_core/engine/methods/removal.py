@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from replaceme_core.engine.activations.capture import capture_distances
-from replaceme_core.engine.methods.candidates import allowed_windows, blocks_of, some_of
+from replaceme_core.engine.methods.candidates import allowed_windows, blocks_of, least_distance, some_of
 from replaceme_core.engine.methods.panel import losses_without_each, report_result, variant_losses
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.model.changes import Cut, Variant, runs
@@ -18,17 +18,11 @@ blocks costs about n L / 4 dense passes over them, and a smaller difference betw
 
 def drop(task: Task) -> Pruning:
     """Remove the window of least angular distance (UIDL, arXiv 2403.17887), or the named blocks."""
-    named = task.spec.drop
-    cuts = allowed_windows(task) if named is None else runs(named)
-    angles = capture_distances(task.activations, cuts)
+    named = runs(task.spec.drop or ())
+    angles = capture_distances(task.activations, named or allowed_windows(task))
     task.progress.metric("tokens", task.calibration_tokens, "tokens")
     task.begin(Stage.SELECT)
-    distances = {cut: angle.value for cut, angle in angles.items()}
-    chosen = cuts if named is not None else [min(distances, key=lambda cut: distances[cut])]
-    candidates = [
-        Candidate(start=cut.start, end=cut.end, distance=distance, chosen=cut in chosen)
-        for cut, distance in distances.items()
-    ]
+    chosen, candidates = least_distance(angles, named=named)
     return _plain_removal(task, blocks_of(chosen), candidates)
 
 
