@@ -185,21 +185,16 @@ class ActivationCache:
 
     def _make_room(self, size: int) -> bool:
         """Evict entries until `size` more bytes fit, except those in use. Returns whether they fit."""
-        by_use = sorted(self._entries(), key=lambda path: (path / ENTRY).stat().st_mtime_ns)
-        taken = sum(map(_size, by_use))
-        for path in by_use:
+        by_use = sorted(self._directory.glob(f"[!.]*/{ENTRY}"), key=lambda index: index.stat().st_mtime_ns)
+        taken = sum(_size(index.parent) for index in by_use)
+        for index in by_use:
             if taken + size <= self._limit:
                 break
-            freed = _size(path)
-            if _is_unlocked(path / ENTRY):
-                self._remove(path)
+            freed = _size(index.parent)
+            if _is_unlocked(index):
+                self._remove(index.parent)
                 taken -= freed
         return taken + size <= self._limit
-
-    def _entries(self) -> list[Path]:
-        return [
-            path for path in self._directory.iterdir() if not path.name.startswith(".") and (path / ENTRY).is_file()
-        ]
 
     def _remove_abandoned(self) -> None:
         for path in self._directory.iterdir():

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 from uuid import uuid4
 
 import torch
@@ -64,7 +64,11 @@ def read_contents(path: Path) -> Contents | None:
             return None
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-            return Contents(record=_checked(file.metadata(), tensors.items()), tensors=tensors)
+            header = file.metadata() or {}
+        record = dict(json.loads(header["record"]))
+        if content_digest(record, tensors.items()) != header["digest"]:
+            raise ValueError("its digest does not match its content")
+        return Contents(record=record, tensors=tensors)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         logger.warning("the file %s is not used: %s", path.name, error)
         return None
@@ -91,12 +95,3 @@ def content_digest(record: object, tensors: Iterable[tuple[str, torch.Tensor]]) 
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
-
-
-def _checked(metadata: Mapping[str, str] | None, tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, Any]:
-    """The record in a header, if the digest of the record and of `tensors` is the one in the header."""
-    header = metadata or {}
-    record = dict(json.loads(header["record"]))
-    if content_digest(record, tensors) != header["digest"]:
-        raise ValueError("its digest does not match its content")
-    return record
