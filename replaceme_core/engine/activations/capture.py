@@ -360,52 +360,45 @@ def capture_distances(
     return angles
 
 
-@dataclass(frozen=True, kw_only=True)
-class Targets:
-    """What a refitted block is compared with, by batch: three dense streams, all (sequences, positions, d).
-
-    `before` is the one before the block, `between` the one before its last write, `end` the one that the
-    pruned model's next block should read.
-    """
-
-    before: Callable[[int], torch.Tensor]
-    between: Callable[[int], torch.Tensor]
-    end: Callable[[int], torch.Tensor]
-
-
 @dataclass(kw_only=True)
-class DenseTargets:
-    """The dense streams of `batches` before one block after another, from `block` on, for a refit in that order.
+class Targets:
+    """The dense streams that a refit of one block after another is compared with, all (sequences, positions, d).
 
-    Reads the streams that are stored, and holds the others in memory.
+    Reads the streams that are stored, and holds those of the other `batches` in memory, of one block at a time. The
+    first block is `until`.
     """
 
     dense: Activations
-    block: int
+    until: int
     batches: Sequence[int]
-    _held: dict[int, torch.Tensor] = field(init=False)
+    _block: int = field(init=False)
+    _before: dict[int, torch.Tensor] = field(init=False, default_factory=dict)
+    _between: dict[int, torch.Tensor] = field(init=False, default_factory=dict)
+    _end: dict[int, torch.Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         self.dense.prepare()
         held = [batch for batch in self.batches if batch not in self.dense.stored]
-        self._held = {batch: self.dense.before(self.block, batch) for batch in held}
+        self._end = {batch: self.dense.before(self.until, batch) for batch in held}
 
-    def stream(self, batch: int) -> torch.Tensor:
-        """Before the present block (sequences, positions, d), of any batch."""
-        return self._held[batch] if batch in self._held else self.dense.before(self.block, batch)
+    def advance_to(self, until: int) -> None:
+        """On to the next block, whose end is the stream before block `until`. Before the block's weights change."""
+        self._block, self.until = self.until, until
+        self._before, self._between = dict(self._end), {}
+        for batch, stream in self._before.items():
+            after, write = self.dense.block_runner.run_with_last_write(self._block, stream)
+            self._between[batch] = after - write
+            self.dense.dense_block_runs += 1
+            self._end[batch] = self.dense.run(after, since=self._block + 1, until=until)
 
-    def advance_to(self, until: int) -> Targets:
-        """The targets of the present block, and on to block `until`. To be called before the block's weights change."""
-        dense, block, self.block = self.dense, self.block, until
-        before, between = dict(self._held), dict[int, torch.Tensor]()
-        for batch, stream in before.items():
-            after, write = dense.block_runner.run_with_last_write(block, stream)
-            between[batch] = after - write
-            dense.dense_block_runs += 1
-            self._held[batch] = dense.run(after, since=block + 1, until=until)
-        end = dict(self._held)
-        return Targets(
-            before=lambda batch: before[batch] if batch in before else dense.before(block, batch),
-            between=lambda batch: between[batch] if batch in between else torch.sub(*dense.after(block, batch)),
-            end=lambda batch: end[batch] if batch in end else dense.before(until, batch),
-        )
+    def before(self, batch: int) -> torch.Tensor:
+        """The stream before the block."""
+        return self._before[batch] if batch in self._before else self.dense.before(self._block, batch)
+
+    def between(self, batch: int) -> torch.Tensor:
+        """The stream before its last write."""
+        return self._between[batch] if batch in self._between else torch.sub(*self.dense.after(self._block, batch))
+
+    def end(self, batch: int) -> torch.Tensor:
+        """The stream that the pruned model's next block should read, of any batch."""
+        return self._end[batch] if batch in self._end else self.dense.before(self.until, batch)

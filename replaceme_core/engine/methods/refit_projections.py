@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from replaceme_core.engine.activations.capture import Activations, DenseTargets, Targets
+from replaceme_core.engine.activations.capture import Activations, Targets
 from replaceme_core.engine.model.block_runner import BlockRunner, ProjectionValues, flat
 from replaceme_core.engine.model.changes import (
     Change,
@@ -70,19 +70,18 @@ def refit_kept(
     assert unchanged_from > max(gone), "what is before a cut changes"
     kept = [block for block in range(first, unchanged_from) if block not in gone]
     with try_changes(block_runner.blocks) as put:
-        dense = DenseTargets(dense=activations, block=first, batches=fit)
+        targets = Targets(dense=activations, until=first, batches=fit)
         pruned = Refit(
             block_runner=block_runner,
             strength=strength,
             fit=fit,
             put=put,
-            streams={batch: dense.stream(batch) for batch in sorted({*fit, *judged})},
+            streams={batch: targets.end(batch) for batch in sorted({*fit, *judged})},
         )
         for number, (block, following) in enumerate(zip(kept, [*kept[1:], unchanged_from], strict=True)):
-            targets = dense.advance_to(following)
+            targets.advance_to(following)
             # up to the last write of the first block the stream is the dense model's: nothing to correct
             pruned.follow(block, targets, end=following - 1, corrects=block != first)
-            del targets  # before those of the next block are in memory
             advance((number + 1) / len(kept))
         pruned.streams = {batch: pruned.streams[batch] for batch in judged}
         for block in range(unchanged_from, len(block_runner.blocks)):

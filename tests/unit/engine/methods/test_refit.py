@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from replaceme_core.engine.activations.capture import DenseTargets, Targets
+from replaceme_core.engine.activations.capture import Activations, Targets
 from replaceme_core.engine.methods.refit import least, refit_without
 from replaceme_core.engine.methods.task import Pruning, Task
 from replaceme_core.engine.model.changes import Cut
@@ -150,15 +150,18 @@ def test_dense_streams_that_are_not_stored_are_run_to_the_same_bit(monkeypatch: 
 
 @torch.inference_mode()
 def test_the_targets_of_one_block_at_a_time_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, advance_to = list[weakref.ref[Targets]](), DenseTargets.advance_to
+    seen, advance_to, run = list[weakref.ref[torch.Tensor]](), Targets.advance_to, Activations.run
 
-    def noted(targets: DenseTargets, until: int) -> Targets:
-        assert all(earlier() is None for earlier in seen)
-        found = advance_to(targets, until)
-        seen.append(weakref.ref(found))
-        return found
+    def ran(activations: Activations, stream: torch.Tensor, *, since: int, until: int) -> torch.Tensor:
+        assert all(earlier() is None for earlier in seen), "those of the block before are gone"
+        return run(activations, stream, since=since, until=until)
 
-    monkeypatch.setattr(DenseTargets, "advance_to", noted)
+    def noted(targets: Targets, until: int) -> None:
+        advance_to(targets, until)
+        seen.extend(weakref.ref(targets.between(batch)) for batch in targets.batches)
+
+    monkeypatch.setattr(Activations, "run", ran)
+    monkeypatch.setattr(Targets, "advance_to", noted)
     task, _ = make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, method=METHOD, drop=[2, 4])
     refit_of(task, [2, 4])
     assert len(seen) > 1
