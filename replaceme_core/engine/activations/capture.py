@@ -101,7 +101,7 @@ class Activations:
     """The batches whose streams `store` has, in the order in which it has them."""
     dense_block_runs: int = 0
     may_go: Callable[[Sequence[int]], bool] = lambda _: True
-    """Whether blocks may be removed together."""
+    """Whether blocks may be removed together: in some models those that keep the pattern of kinds of blocks."""
     _dense_losses: dict[int, float] = field(init=False, default_factory=dict)
     batches: list[Batch] = field(init=False)
     _found: bool = False
@@ -142,10 +142,6 @@ class Activations:
     def device(self) -> torch.device:
         device: torch.device = self.block_runner.resolved.model.device
         return device
-
-    def allowed(self, cuts: Sequence[Cut]) -> Sequence[Cut]:
-        """Those of `cuts` that keep the pattern of kinds of blocks, where the request asks for that."""
-        return [cut for cut in cuts if self.may_go(cut.blocks)]
 
     # The pass that stores streams.
 

@@ -43,7 +43,7 @@ def store_streams(task: Task) -> Activations:
     activations.capture()
     task.begin(Stage.SELECT)
     report_dense_loss(task)
-    task.progress.metric("tokens", task.calibration_tokens, "tokens")
+    task.progress.metric("tokens", activations.count(), "tokens")
     task.progress.metric("choice_tokens", activations.count(activations.stored), "tokens")
     return activations
 
@@ -200,7 +200,7 @@ def try_best(sets: MappedSets, *, groups: int, start: float, end: float) -> None
     task = sets.task
     shares = sorted({task.remove // groups, math.ceil(task.remove / groups)})
     blocks, progress = len(task.block_runner.blocks), PartOfStage(task.progress, start=start, end=end)
-    cuts = task.activations.allowed([cut for share in shares for cut in windows(blocks, share)])
+    cuts = [cut for share in shares for cut in windows(blocks, share) if task.activations.may_go(cut.blocks)]
     residuals = {}
     for number, cut in enumerate(cuts, start=1):
         residuals[cut] = sets.residual(cut)
@@ -262,7 +262,8 @@ def choose_one_by_one(task: Task) -> tuple[Blocks, list[Candidate]]:
 
 def allowed_windows(task: Task) -> Sequence[Cut]:
     """The windows that the task may remove. Raises `InvalidInput` if there are none."""
-    return some_of(task.activations.allowed(windows(len(task.block_runner.blocks), task.remove)))
+    cuts = windows(len(task.block_runner.blocks), task.remove)
+    return some_of([cut for cut in cuts if task.activations.may_go(cut.blocks)])
 
 
 def least_distance(

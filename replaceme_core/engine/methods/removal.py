@@ -20,7 +20,7 @@ def drop(task: Task) -> Pruning:
     """Remove the window of least angular distance (UIDL, arXiv 2403.17887), or the named blocks."""
     named = runs(task.spec.drop or ())
     angles = capture_distances(task.activations, named or allowed_windows(task))
-    task.progress.metric("tokens", task.calibration_tokens, "tokens")
+    task.progress.metric("tokens", task.activations.count(), "tokens")
     task.begin(Stage.SELECT)
     chosen, candidates = least_distance(angles, named=named)
     return _plain_removal(task, blocks_of(chosen), candidates)
@@ -33,7 +33,7 @@ def block_influence(task: Task) -> Pruning:
     """
     blocks = range(1, len(task.block_runner.blocks)) if task.spec.drop is None else task.spec.drop
     angles = capture_distances(task.activations, [Cut(start=block, end=block) for block in blocks])
-    task.progress.metric("tokens", task.calibration_tokens, "tokens")
+    task.progress.metric("tokens", task.activations.count(), "tokens")
     task.begin(Stage.SELECT)
     influence = {cut.start: angle.influence for cut, angle in angles.items()}
     removed = [*(task.spec.drop or ())]

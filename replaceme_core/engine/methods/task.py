@@ -48,11 +48,6 @@ class Task:
         check_structure(self.spec, resolved.structure, model_type=resolved.layout.model_type)
         return (self.spec.method.structure or resolved.structure) is MapStructure.DIAGONAL
 
-    @property
-    def calibration_tokens(self) -> int:
-        """Fit and held-out tokens together."""
-        return self.activations.count()
-
     def require_rank(self) -> None:
         """Raises `CalibrationTooSmall` if the fit tokens cannot determine a map."""
         if not self.diagonal:
