@@ -198,8 +198,7 @@ class Training(TrainerCallback):
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=checkpoint)
         done = self._tokens(trainer.state.global_step) - self._tokens(first)
-        seconds = time.monotonic() - self._began - self._judging
-        return replace(Course.of(trainer.state), tokens_per_second=done / seconds)
+        return replace(Course.of(trainer.state), tokens_per_second=done / self._stepping)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -211,6 +210,7 @@ class Training(TrainerCallback):
         self._saved = self._began
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        self._stepping = time.monotonic() - self._began - self._judging  # until the last step: not what is saved then
         self.advance(state.global_step / state.max_steps)
         is_over = self._budget is not None and self._seconds >= self._budget
         if is_over and not control.should_training_stop:

@@ -210,6 +210,19 @@ def test_killed_while_an_old_checkpoint_is_removed_it_goes_on_from_the_new_one(
     assert lives == [8, math.ceil(SEQUENCES / HEAL_BATCH) - 8]
 
 
+def test_the_last_checkpoint_is_not_in_the_speed_of_the_training(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, save, since = training.time.monotonic, trainer.Trainer._save_checkpoint, [0.0]
+
+    def slowly(*given: Any, **named: Any) -> None:
+        save(*given, **named)
+        since[0] += 1e6
+
+    monkeypatch.setattr(training.time, "monotonic", lambda: clock() + since[0])
+    monkeypatch.setattr(trainer.Trainer, "_save_checkpoint", slowly)
+    finished, _, _ = run(asked(source))
+    assert finished.report["healing"]["tokens_per_second"] > 1  # type: ignore[index]
+
+
 def test_a_training_that_ended_early_is_not_gone_on_with(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the worker is lost between its end and the result."""
     monkeypatch.setattr(training, "HEAL_JUDGED_TOKENS", 0)
