@@ -255,7 +255,7 @@ def check_conditions(gate: GateSpec | None, *, deepest: bool, evaluated: bool, t
 
 
 class DeepestCut(Frozen):
-    """Remove as many blocks as still pass the gate, at most the fraction `max` of them."""
+    """Remove as many blocks as still pass the gate, at most the fraction `max` of them, rounded as any ratio is."""
 
     max: Ratio
     """Greatest fraction of the blocks to remove, between 0 and 1."""

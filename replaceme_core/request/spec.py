@@ -207,7 +207,7 @@ class CompressionSpec(Frozen):
     ratio: RatioOrDeepest | None = None
     """Fraction of the blocks to remove, between 0 and 1.
 
-    With a maximum: the deepest cut that passes the gate, at most that fraction.
+    With a maximum: the deepest cut that passes the gate, at most that fraction, rounded as any ratio is.
     """
     drop: BlockIndices | None = None
     """Blocks to remove, instead of a ratio, counted from 0."""
