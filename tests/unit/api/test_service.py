@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from api.http import server
 from api.main import create_app
-from replaceme_core.errors import AccessDenied, InvalidInput
+from replaceme_core.errors import InvalidInput
 from replaceme_core.families.layout import FAMILIES
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database
@@ -92,10 +92,9 @@ def test_the_documentation_loads_nothing_from_another_host(client: TestClient) -
     assert 'href="http' not in page.text
 
 
-@pytest.mark.parametrize("change", [{"database_url": "nonsense"}, {"hub": "https://hub.test", "hub_read_token": "a b"}])
-def test_invalid_settings_stop_the_service(settings: Settings, change: dict[str, str]) -> None:
-    app = create_app(Settings(_env_file=None, **{**settings.model_dump(exclude_none=True), **change}))
-    with pytest.raises((InvalidInput, AccessDenied)), TestClient(app):
+def test_an_invalid_setting_stops_the_service(settings: Settings) -> None:
+    app = create_app(settings.model_copy(update={"database_url": "nonsense"}))
+    with pytest.raises(InvalidInput), TestClient(app):
         pass
 
 

@@ -80,11 +80,11 @@ def test_secrets_are_files_that_the_settings_find(tmp_path: Path, monkeypatch: p
         monkeypatch.delenv(name, raising=False)
     ours = [name for name in declared if name.startswith("replaceme_")]
     for name in ours:
-        (tmp_path / name).write_text(f"value of {name}\n")
+        (tmp_path / name).write_text(f"value_of_{name}\n")
     (tmp_path / "replaceme_encryption_key").write_text("A" * 43 + "=\n")  # the one whose form is checked
     settings = Settings(_env_file=None, _secrets_dir=tmp_path)  # type: ignore[call-arg]
     assert settings.model_fields_set == {name.removeprefix("replaceme_") for name in ours}
-    assert settings.database_url == "value of replaceme_database_url"
+    assert settings.database_url == "value_of_replaceme_database_url"
 
 
 def test_no_secret_is_in_the_environment() -> None:
