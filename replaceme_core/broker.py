@@ -61,6 +61,8 @@ QUEUE = "replaceme"
 """The queue of jobs for any worker; every worker consumes from it. The other queues are named after worker kinds."""
 QUEUES = (QUEUE, *(worker_kind.value for worker_kind in WorkerKind))
 FILESYSTEM_TRANSPORT = "replaceme_core.broker:Transport"
+FILES, REDIS = ("filesystem",), ("redis", "unix", "sentinel")
+"""How addresses of the two kinds of brokers begin."""
 _CONNECT_SECONDS = 3
 _ANSWER_SECONDS = 30
 
@@ -103,7 +105,7 @@ def broker_config(settings: Settings) -> dict[str, object]:
 
 def _transport(settings: Settings) -> dict[str, object]:
     url = settings.resolved_broker_url
-    if url.startswith("filesystem"):
+    if url.startswith(FILES):
         messages, control = settings.broker_directory / "messages", settings.broker_directory / "control"
         return {
             "broker_url": url,
@@ -118,7 +120,7 @@ def _transport(settings: Settings) -> dict[str, object]:
             # commands to workers are files, which would stay forever if a worker has ended
             "worker_enable_remote_control": False,
         }
-    if url.startswith(("redis", "unix", "sentinel")):
+    if url.startswith(REDIS):
         return {
             "broker_url": url,
             # fetch a message only with a free slot, so that none waits at a busy worker

@@ -16,7 +16,7 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.cache import CACHE_BYTES as HUB_CACHE_BYTES
 from replaceme_core.hub.directory import DirectoryHub
-from replaceme_core.hub.port import DIRECTORY_PREFIX, Hub
+from replaceme_core.hub.port import DIRECTORY_PREFIX, TOKEN, Hub
 from replaceme_core.request.admission import OutputRules, check_namespaces
 from replaceme_core.runner.memory_limit import MemoryLimit
 from replaceme_core.runner.messages import CACHE_BYTES
@@ -29,7 +29,6 @@ from replaceme_core.validation import in_plain_words
 HUGGING_FACE = "https://huggingface.co"
 RUN_JOB_TASK = "replaceme.run_job"  # name of the Celery task; its one argument is the job's id
 _ENDPOINT = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[A-Za-z0-9._~-]+)*/?")
-_TOKEN = re.compile(r"\s*[A-Za-z0-9._~+/=-]*\s*")
 _SHORTEST_KEY = 16
 SECRETS_DIRECTORY = Path("/run/secrets")
 
@@ -109,7 +108,8 @@ def _check_keys(keys: SecretStr | None) -> SecretStr | None:
 
 
 def _check_token(token: SecretStr | None) -> SecretStr | None:
-    if token is not None and not _TOKEN.fullmatch(token.get_secret_value()):
+    given = "" if token is None else token.get_secret_value().strip()  # files of secrets end with a line end
+    if given and not TOKEN.fullmatch(given):
         raise ValueError("expected a token such as hf_..., in ASCII and in one line")
     return token
 

@@ -25,6 +25,7 @@ from typing import NoReturn
 from api.cli.child_processes import ChildProcess, Ended, ProcessEvent, Ready, Signalled, signals_to
 from api.http.callers import check_exposure
 from api.queue import Queue
+from replaceme_core.broker import FILES, REDIS
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.hardware import WorkerKind, count_gpus, local_worker_kinds
 from replaceme_core.hub.port import DIRECTORY_PREFIX
@@ -341,7 +342,7 @@ def check_broker(settings: Settings) -> None:
     """Raises `QueueUnreachable` or `InvalidInput`. A worker would wait for its broker forever, without an error."""
     broker = Queue(settings)
     try:
-        if not settings.resolved_broker_url.startswith(("filesystem", "redis", "unix", "sentinel")):
+        if not settings.resolved_broker_url.startswith((*FILES, *REDIS)):
             raise LookupError  # what has no scheme is asked as AMQP, and does not answer
         broker.ping()
     except (LookupError, ImportError, TypeError, ValueError) as error:

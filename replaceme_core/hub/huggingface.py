@@ -5,7 +5,6 @@ and without a token the call is anonymous. Uploads to Xet storage are left to th
 `HF_HUB_DISABLE_XET=1` for an endpoint without it); files are read over plain HTTP.
 """
 
-import string
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from copy import copy
@@ -29,6 +28,7 @@ from replaceme_core.hub.downloads import Token, fetch_files, fetch_range, file_u
 from replaceme_core.hub.files import walk
 from replaceme_core.hub.port import (
     NAME,
+    TOKEN,
     ExistingOutput,
     Hub,
     Publication,
@@ -41,7 +41,6 @@ from replaceme_core.hub.port import (
 
 MOST_PULL_REQUESTS = 20
 _KEPT = frozenset({".gitattributes"})  # created by the Hub: lists what is stored as a large file
-_TOKEN_CHARACTERS = frozenset(string.ascii_letters + string.digits + "-._~+/=")
 
 
 class HuggingFaceHub:
@@ -262,7 +261,7 @@ def _checked(token: str | None, use: str) -> Token:
     token = token.strip() if token else None
     if not token:
         return False
-    if not _TOKEN_CHARACTERS.issuperset(token):
+    if not TOKEN.fullmatch(token):
         raise AccessDenied(f"the {use} token for the Hub has characters that no token can have")
     return token
 

@@ -19,6 +19,8 @@ from replaceme_core.hub.files import JSON_LIMIT, read_json_file
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
 """Of an owner, or of a repository of one."""
 REPOSITORY = re.compile(f"{NAME.pattern}/{NAME.pattern}")
+TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")
+"""Safe in a header."""
 DIRECTORY_PREFIX = "dir:"
 """Of a Hub that is a directory."""
 

@@ -328,15 +328,14 @@ def _name_output(
         size = "" if spec.searches else f"-{kept}of{blocks}"  # a search finds out how many stay
         ending = f"{size}{ending_of(job_id)}"
         name = spec.model.repo_id.rpartition("/")[2][: _MAX_NAME_LENGTH - len(ending)].rstrip("-.")
-        owner = rules.namespaces[0] if rules.namespaces else hub.namespace()
-        if rules.namespaces and spec.credential is not None:  # the operator's first choice is no guess for other tokens
-            owner = hub.namespace()
-            if owner not in rules.namespaces:
-                raise InvalidInput(
-                    f"this service publishes under {' and '.join(rules.namespaces)} only, and the token of this "
-                    f"credential belongs to {owner}: name a repository that it may write to",
-                    field="output.repo_id",
-                )
+        is_own = spec.credential is not None  # the operator's first choice is no guess for the token of another
+        owner = hub.namespace() if is_own or not rules.namespaces else rules.namespaces[0]
+        if rules.namespaces and owner not in rules.namespaces:
+            raise InvalidInput(
+                f"this service publishes under {' and '.join(rules.namespaces)} only, and the token of this credential "
+                f"belongs to {owner}: name a repository that it may write to",
+                field="output.repo_id",
+            )
         return output.model_copy(update={"repo_id": f"{owner}/{name}{ending}"})
     if output.repo_id.lower() == spec.model.repo_id.lower():  # names on the Hub are not case-sensitive
         raise InvalidInput(
