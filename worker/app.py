@@ -165,8 +165,14 @@ def select_worker_kinds(
 
 @celeryd_after_setup.connect  # type: ignore[untyped-decorator]
 def use_own_temporary_directory(**_: object) -> None:
-    """Put temporary files where a sweep finds them. In the system's place, the pool's own would stay after SIGKILL."""
-    os.environ["TMPDIR"] = tempfile.tempdir = str(_temporary_directory())
+    """Put temporary files where a sweep finds them. In the system's place, the pool's own would stay after SIGKILL.
+
+    Raises `SystemExit` if the workspace cannot be written.
+    """
+    try:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(_temporary_directory())
+    except OSError as error:
+        raise SystemExit(f"this worker cannot start: {error.filename} cannot be written: {error.strerror}") from error
 
 
 @cache

@@ -249,9 +249,14 @@ def check_conditions(gate: GateSpec | None, *, deepest: bool, evaluated: bool, t
     missing = [name for name in gate.tasks or () if name not in run]
     if PAPER in missing:
         raise wrong("gate", f"{PAPER} stands for several tasks: judge one of them, or all of them by accuracy_kept")
-    if missing or (gate.accuracy_kept is not None and not run):
-        names = ", ".join(missing) or "some"
-        raise wrong("gate", f"the gate judges tasks that are not run: name {names} in evaluation.tasks")
+    if missing:
+        raise wrong("gate", f"the gate judges tasks that are not run: name {', '.join(missing)} in evaluation.tasks")
+    if gate.accuracy_kept is not None and not run:
+        raise wrong(
+            "gate",
+            "accuracy_kept is of tasks, and none is run: name some in evaluation.tasks; for a model of images, which "
+            "has no tasks, leave it out",
+        )
 
 
 class DeepestCut(Frozen):
@@ -280,7 +285,7 @@ def number_or_deepest(value: object) -> object:
 RatioOrDeepest = Annotated[Ratio | DeepestCut, BeforeValidator(number_or_deepest)]
 
 
-_CRITERION = re.compile(r"(?P<name>tasks\.[\w.-]+|\w+) *(?P<sign><=|>=) *(?P<limit>\d+(?:\.\d*)?(?:e-?\d+)?|\.\d+)")
+_CRITERION = re.compile(r"(?P<name>tasks\.[\w.-]+|\w+) *(?P<sign><=|>=) *(?P<limit>\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+)")
 _BOUNDS = {"<=": "max", ">=": "min"}
 
 

@@ -7,7 +7,15 @@ from pydantic import ValidationError
 
 from benchmarks.harness.specs import a_spec
 from replaceme_core.ledger.records import stored_spec
-from replaceme_core.request.gate import GateResult, GateSpec, Trial, deepest, most_trials
+from replaceme_core.request.gate import (
+    GateResult,
+    GateSpec,
+    Trial,
+    deepest,
+    most_trials,
+    read_criteria,
+    written_criteria,
+)
 from replaceme_core.request.spec import CompressionSpec
 
 VALUES = {
@@ -80,10 +88,16 @@ def test_a_gate_judges_tasks_that_are_run() -> None:
     for criteria, tasks in ((kept, ["mine"]), (of_piqa, ["replaceme_paper"])):
         spec = a_spec(gate=criteria, evaluation={"tasks": tasks})
         assert CompressionSpec.model_validate(stored_spec(spec)) == spec
-    with pytest.raises(ValidationError, match=r"name some in evaluation\.tasks"):
+    with pytest.raises(ValidationError, match=r"name some in evaluation\.tasks; for a model of images.*leave it out"):
         a_spec(gate=kept)
     with pytest.raises(ValidationError, match="replaceme_paper stands for several tasks: judge one of them"):
         a_spec(gate={"tasks": {"replaceme_paper": {"min_kept": 0.9}}}, evaluation={"tasks": ["replaceme_paper"]})
+
+
+def test_what_is_written_of_a_gate_is_read_back() -> None:
+    for limit in (1e-7, 0.25, 1.0, 1e16, 1.5e300):
+        given = gate(perplexity_ratio={"max": limit}, tasks={"piqa": {"min_kept": 0.5}})
+        assert gate(**read_criteria(written_criteria(given))) == given
 
 
 def test_without_a_gate_everything_is_stored_as_the_version_before_reads_it() -> None:

@@ -85,6 +85,14 @@ def test_a_process_for_one_job_drains_at_a_signal_while_it_starts(monkeypatch: p
     assert levels == [(True, True)]
 
 
+def test_a_workspace_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("REPLACEME_DATA", str(tmp_path / "file" / "data"))
+    worker.app._temporary_directory.cache_clear()
+    with pytest.raises(SystemExit, match=r"cannot start: .*/file/data.* cannot be written: Not a directory"):
+        worker.app.use_own_temporary_directory()
+
+
 def test_a_message_while_the_database_has_no_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
