@@ -28,6 +28,7 @@ from replaceme_core.ledger.states import TERMINAL, JobStatus
 from replaceme_core.report import view
 from replaceme_core.report.figures import digits, percent
 from replaceme_core.report.reading import Report, Shown
+from replaceme_core.runner.messages import Stage
 from replaceme_core.validation import parameter_problem
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -219,7 +220,7 @@ async def compare(
         measured=[one.quantities for one in found],
         charts=charts_of(found),
         best={label: _best(label, found) for label in labels},
-        stages=list(dict.fromkeys(stage.name for job in jobs for stage in job.stages)),
+        stages=[name for name in Stage if any(stage.name is name for job in jobs for stage in job.stages)],
     )
 
 

@@ -42,6 +42,10 @@ def test_jobs_side_by_side(client: TestClient, sqlite_database: Database) -> Non
     other = submit(client)  # measured on another text
     sides = {"before": {**REPORTED["before"], "perplexity": 9.0}, "after": {**REPORTED["after"], "perplexity": 9.5}}
     run(sqlite_database, other, lambda session, claim: succeed(session, claim, report={**REPORTED, **sides}))
+    heals = submit(client, heal={"tokens": 1000})
+    rows = rows_of(client.get("/ui/compare", params={"id": [measured, heals]}))
+    names = [row[0] for row in rows]
+    assert names.index("fold") < names.index("heal") < names.index("save") < names.index("publish"), "in order"
     rows = rows_of(client.get("/ui/compare", params={"id": [measured, other]}))
     assert ["Perplexity", "12.35 → 15.43 +25.0 %", "9.00 → 9.50 +5.6 %"] in rows
     for given, shown in ((0, "No job was chosen"), (1, "One job was"), (6, "6 jobs were chosen")):
