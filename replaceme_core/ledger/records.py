@@ -53,7 +53,7 @@ class Job(shapes.Job):
 
 @dataclass(frozen=True, kw_only=True)
 class JobEvent:
-    """One event in a job's history. `seq` counts 1, 2, 3 ... within the job, without gaps."""
+    """One event in a job's history. `seq` counts 1, 2, 3 ... within the job, without gaps but for a restore."""
 
     job_id: str
     seq: int

@@ -97,7 +97,7 @@ class JobRow(Base):
     spec: Mapped[JsonObject]
     attempt: Mapped[int]
     event_count: Mapped[int]
-    """The number of events, which is the `seq` of the last one. It grows under the row's lock, hence no gaps."""
+    """The `seq` of the last event. It grows under the row's lock, hence no gaps but that of a restored backup."""
 
     stage: Mapped[Stage | None]
     overall: Mapped[float]

@@ -34,7 +34,8 @@ AFTER_RESTORE = re.findall("^[A-Z][^;]*;$", HOW_TO.partition("```sql\n")[2].part
 
 def test_the_how_to_contains_the_tested_commands() -> None:
     assert f"python3 -c '{ONLINE_BACKUP}'" in HOW_TO
-    jobs, feed = AFTER_RESTORE
+    numbers, jobs, feed = AFTER_RESTORE
+    assert numbers.startswith("UPDATE jobs SET event_count ")
     assert "spared = spared + 1" in jobs and feed.startswith("UPDATE event_feed ")
     assert "pg_dump --format=custom" in HOW_TO
     assert "pg_restore --exit-on-error --no-owner" in HOW_TO
@@ -101,6 +102,9 @@ def assert_whole(url: str, known: list[str], *, seen: int) -> None:
         assert claim is not None
         assert claim.attempt == 2, "it looks for an earlier result first"
         assert claim.counted in (1, 2)
+        numbers = select(JobEventRow.seq).where(JobEventRow.job_id == claim.job_id).order_by(JobEventRow.seq)
+        *old, new = session.scalars(numbers)
+        assert new > max(old) + 1000, "its followers and receivers would take it for one that they know"
     ledger.succeed(ledger.add())
     number_all(database, most=100)
     with database.session(read_only=True) as session:
