@@ -37,6 +37,7 @@ def test_the_how_to_contains_the_tested_commands() -> None:
     numbers, jobs, feed = AFTER_RESTORE
     assert numbers.startswith("UPDATE jobs SET event_count ")
     assert "spared = spared + 1" in jobs and feed.startswith("UPDATE event_feed ")
+    assert "`data/encryption-key` and `data/api-key` back" in HOW_TO, "what else is neither ledger nor hub"
     assert "pg_dump --format=custom" in HOW_TO
     assert "pg_restore --exit-on-error --no-owner" in HOW_TO
 
