@@ -204,6 +204,8 @@ def finish(
         write_for_pipeline(Ended.of_job(job), junit=junit)
     print_job(job, as_json=service.as_json)
     if job.is_terminal:
+        if service.as_json and job.error is not None:  # the log of a pipeline whose JSON goes to a file
+            print_note(f"error: {job.error.code}: {job.error.message}")
         raise typer.Exit(code_of_end(job))
     if timeout is not None:
         print_note(

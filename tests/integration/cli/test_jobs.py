@@ -99,6 +99,7 @@ def test_a_job_that_fails(command: Run) -> None:
     done = command(*SUBMIT, "--ratio", "0.25", "--label", "stub.fail=space", "--wait", "--json")
     assert done.exit_code == 3
     assert json.loads(done.stdout)["error"]["code"] == "out_of_space"
+    assert "error: out_of_space: no space left" in done.stderr, "it is all that the log of a pipeline has"
 
 
 def test_cancel_ends_a_running_job(command: Run, busy: str) -> None:
