@@ -116,6 +116,7 @@ VARIANTS: Mapping[str, Values] = {
     "everything": EVERYTHING,
     "without keda": {**EVERYTHING, "keda": {"enabled": False}},
     "small": {"api": {"replicas": 1, "maxReplicas": 1}, "networkPolicies": {"enabled": False}},
+    "no way out": {"networkPolicies": {"egress": []}},
 }
 
 
