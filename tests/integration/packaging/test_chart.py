@@ -179,6 +179,12 @@ def _keys(volume: Thing) -> Iterator[str]:
         yield from (item["key"] for item in source["items"])
 
 
+@pytest.mark.parametrize(("values", "name"), [({"fullnameOverride": "my.name"}, "demo"), ({}, "my.name")])
+def test_a_service_has_a_name_without_dots(values: Values, name: str) -> None:
+    (service,) = (one for one in rendered(values, name=name) if one["kind"] == "Service")
+    assert service["metadata"]["name"] == "my-name-api", "Kubernetes refuses others, in a release Helm does not"
+
+
 def test_secrets_cannot_be_values() -> None:
     for name in ("REPLACEME_HUB_READ_TOKEN", "REPLACEME_DATABASE_URL", "REPLACEME_ENCRYPTION_KEY", "PATH"):
         with pytest.raises(HelmError, match="invalid propertyName"):
