@@ -36,6 +36,8 @@ def report(
 ) -> None:
     if plots is not None and not can_draw():
         raise InvalidInput(f"the plots cannot be drawn; {_NO_PICTURES}")
+    if not job:
+        raise InvalidInput("an empty name is neither the id of a job nor a directory")
     file = Path(job) / REPORT
     if file.is_file():
         try:

@@ -310,6 +310,7 @@ def test_a_report_that_cannot_be_read_or_written_is_bad_input(
         assert (done.exit_code, done.stdout, words in done.stderr) == (2, "", True), done.output
 
     file, plots = result / "replaceme.json", result / "plots"
+    require("an empty name is neither", "")
     require("cannot be written", result, "--html", tmp_path / "none" / "page.html")
     require("cannot be written", result, "--plots", file)
     with monkeypatch.context() as patch:
