@@ -43,9 +43,12 @@ class NotTheService(ServiceError):
 
 class Refused(ServiceError):
     def __init__(self, problem: Problem, *, retry_after: float | None = None) -> None:
-        super().__init__(problem.detail or problem.title or f"HTTP {problem.status}")
+        super().__init__(problem)  # what a copy is made from, such as one that leaves a process
         self.problem = problem
         self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return self.problem.detail or self.problem.title or f"HTTP {self.problem.status}"
 
 
 class NotAllowed(Refused):

@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from copy import deepcopy
 
 import httpx2
 import pytest
@@ -66,6 +67,16 @@ def test_what_is_no_success_is_a_typed_error(
     if isinstance(caught.value, Refused):
         assert caught.value.problem.status == status
         assert [one.field for one in caught.value.problem.errors] == (["ratio"] if body is None else [])
+
+
+def test_an_error_leaves_the_process_that_met_it(service: StubService, client: Client) -> None:
+    service.answers[HERE] = [(409, a_problem(409))]
+    with pytest.raises(Conflicting) as caught:
+        client.job(JOB_ID)
+    caught.value.retry_after = 2.0
+    copy = deepcopy(caught.value)  # as pickle does it
+    assert (type(copy), str(copy), copy.problem) == (Conflicting, "what happened", caught.value.problem)
+    assert copy.retry_after == 2.0
 
 
 def test_an_answer_that_cannot_be_decoded_is_not_of_the_service(service: StubService, client: Client) -> None:
