@@ -79,10 +79,12 @@ class Client:
         With a key (1 to 255 visible ASCII characters, unique for each job) the request is repeated if it gets no
         response or a 5xx. All repetitions return the same job, whichever of them created it.
         """
+        _check_kind(request, is_sweep=False)
         return self._create("/jobs", kind=Job, key=idempotency_key, body=request)
 
     def submit_sweep(self, request: Mapping[str, object], *, idempotency_key: str | None = None) -> tuple[Job, ...]:
         """Submit one job per number in the list `ratio` of `request`, all or none; they share the label `sweep`."""
+        _check_kind(request, is_sweep=True)
         return self._create("/jobs", key=idempotency_key, body=request, kind=Page[Job]).items
 
     def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
@@ -99,6 +101,7 @@ class Client:
 
     def validate(self, request: Mapping[str, object]) -> Plan:
         """The plan for a request that `submit` would accept. Raises the error that `submit` would raise."""
+        _check_kind(request, is_sweep=False)
         body = {**request, "validate_only": True}
         return self._connection.ask(Plan, "POST", "/jobs", body=body, is_repeatable=True)
 
@@ -262,6 +265,12 @@ def _event(data: str) -> JobEvent:
         return JobEvent.model_validate_json(data)
     except ValidationError as error:
         raise NotTheService(f"an event is not one of this service: {error.errors()[0]['msg']}") from error
+
+
+def _check_kind(request: Mapping[str, object], *, is_sweep: bool) -> None:
+    """Raise `ValueError` for what would be queued, and then answered in a form that the method does not return."""
+    if isinstance(request.get("ratio"), (list, tuple)) is not is_sweep:
+        raise ValueError("`ratio` is a list for submit_sweep, and no list for submit and validate")
 
 
 def _with_zone(at: datetime | None) -> str | None:

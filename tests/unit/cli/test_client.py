@@ -107,6 +107,16 @@ def test_an_error_names_the_service_without_a_password(address: str, password: s
     assert f"http://{address}" in message
 
 
+def test_a_sweep_and_a_job_are_not_mistaken_for_each_other(client: Client) -> None:
+    """Nothing is sent: the service would queue it."""
+    for ratios in ([0.2, 0.4], (0.2, 0.4)):
+        for method in (client.submit, client.validate):
+            with pytest.raises(ValueError, match="submit_sweep"):
+                method({"ratio": ratios})
+    with pytest.raises(ValueError, match="submit_sweep"):
+        client.submit_sweep({"ratio": 0.2})
+
+
 def test_submit_says_what_to_do_when_its_key_finds_a_failed_job(service: StubService) -> None:
     service.answers["POST /jobs"] = [(202, a_job(status="failed", notice="this key made a job that has failed"))]
     options = ("--model", "acme/tiny", "--ratio", "0.25", "--calibration", "builtin:general", "--idempotency-key", "k")
