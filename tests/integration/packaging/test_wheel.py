@@ -25,6 +25,7 @@ def test_a_wheel_carries_its_licence_and_every_file_of_the_packages_and_nothing_
         (licence,) = (name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE"))
         assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
     assert shipped == there
+    assert {"api/py.typed", "replaceme_core/py.typed"} < shipped, "type checkers read no other annotations"
     assert {"migrations/env.py", "migrations/script.py.mako", "migrations/versions/0012_ledger.py"} < shipped
 
 
