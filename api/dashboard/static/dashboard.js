@@ -101,11 +101,12 @@ const connection = (text) => {
   byId("connection").textContent = text;
   byId("connection").hidden = !text;
 };
-const lost = () => connection("The service does not answer. What you see may be old; the page tries again by itself.");
-document.addEventListener("htmx:sendError", lost);
+// A plan is asked for when the form changes, all else every few seconds.
+const again = (event) => event.detail.elt.matches("#plan") ? "Change a field to try again." : "The page tries again by itself.";
+document.addEventListener("htmx:sendError", (event) => connection(`The service does not answer. What you see may be old. ${again(event)}`));
 document.addEventListener("htmx:afterRequest", (event) => { if (event.detail.successful) connection(""); });
 document.addEventListener("htmx:responseError", (event) => {
   const status = event.detail.xhr.status;
-  const next = status === 429 || status >= 500 ? "The page tries again by itself." : "Load the page again.";
+  const next = status === 429 || status >= 500 ? again(event) : "Load the page again.";
   connection(status === 404 ? "This is not there any more." : `The service answers with an error (HTTP ${status}). ${next}`);
 });
