@@ -102,6 +102,9 @@ def test_jobs_with_a_label(client: TestClient, sqlite_database: Database) -> Non
     for most, best in (("2", small), ("3", smaller), ("1", None)):
         chosen = re.findall(r'<tr role="row" class="chosen">\s*<th[^>]*><a href="/ui/jobs/([^"]+)"', marked[most].text)
         assert chosen == ([best] if best else []), most
+    assert 'viewBox="0 -15 640 315"' in page.text
+    wide = client.get("/ui/sweep?label=sweep%3Ddepth&most=1000000").text
+    assert ">1,000,000.0<" in wide and 'viewBox="-49 -15 689 315"' in wide, "there is room for what the axis says"
     assert "every 2s" not in page.text, "all have ended"
     for given in ("few", "nan", "0", "1.7e308"):
         wrong = client.get(f"/ui/sweep?label=sweep%3Ddepth&most={given}")
