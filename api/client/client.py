@@ -92,6 +92,8 @@ class Client:
         return self._create(path_of("jobs", job_id, "retry"), kind=Job, key=idempotency_key)
 
     def _create(self, path: str, *, kind: type[T], key: str | None, body: Mapping[str, object] | None = None) -> T:
+        if key is not None and not (key.isascii() and key.isprintable()):  # a line's end, for one
+            raise ValueError("the idempotency key has characters that no header has")
         headers = {} if key is None else {"Idempotency-Key": key}
         return self._connection.ask(kind, "POST", path, body=body, headers=headers, is_repeatable=key is not None)
 

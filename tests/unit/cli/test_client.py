@@ -117,6 +117,13 @@ def test_a_sweep_and_a_job_are_not_mistaken_for_each_other(client: Client) -> No
         client.submit_sweep({"ratio": 0.2})
 
 
+@pytest.mark.parametrize("key", ["nightly\n", "n\u00e4chtlich"])
+def test_a_key_that_cannot_be_sent_is_not_a_service_that_is_down(client: Client, pauses: list[float], key: str) -> None:
+    with pytest.raises(ValueError, match="idempotency key"):
+        client.submit({"model": "acme/tiny"}, idempotency_key=key)
+    assert pauses == []
+
+
 def test_submit_says_what_to_do_when_its_key_finds_a_failed_job(service: StubService) -> None:
     service.answers["POST /jobs"] = [(202, a_job(status="failed", notice="this key made a job that has failed"))]
     options = ("--model", "acme/tiny", "--ratio", "0.25", "--calibration", "builtin:general", "--idempotency-key", "k")
