@@ -234,7 +234,8 @@ class Client:
         return self._connection.ask(Page[Family], "GET", "/families").items
 
     def watch(self, job_id: str, *, timeout: float | None = None) -> Iterator[Job]:
-        """The job whenever it has changed; the last item is terminal. Raises `TimeoutError`.
+        """The job whenever it has changed; the last item is terminal. Raises `TimeoutError`, and `ServiceUnreachable`
+        where the service does not answer for as long.
 
         Asks as often as the service wants to be asked. Tolerates a service that is down for less than 30 seconds, such
         as during a restart.

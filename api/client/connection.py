@@ -37,6 +37,8 @@ LONGEST_PAUSE_SECONDS = 60.0
 """A service that asks for more gets no repetition: the caller decides."""
 DOWN_SECONDS = 30.0
 """How long reads that follow a job tolerate a service that is down."""
+LEAST_SECONDS = 5.0
+"""What a request gets whose caller has less time left than this: one answer is worth waiting for."""
 POLL_SECONDS = 0.5
 KEY_VARIABLE: Final = "REPLACEME_API_KEY"
 KEY_FILE: Final = "api-key"
@@ -51,13 +53,15 @@ Query = Sequence[tuple[str, str | int | None]]
 class Parts(TypedDict, total=False):
     """What a request has beside its method and path. Parameters of the query that are `None` are left out.
 
-    `is_repeatable`: a second request does nothing that the first has not done; by default all but `POST`.
+    `is_repeatable`: a second request does nothing that the first has not done; by default all but `POST`. `seconds`:
+    a shorter time than that of the connection.
     """
 
     body: Mapping[str, object] | None
     query: Query
     headers: Mapping[str, str]
     is_repeatable: bool
+    seconds: float
 
 
 class Connection:
@@ -69,6 +73,7 @@ class Connection:
     def __init__(
         self, url: str, *, timeout: float, api_key: str | None = None, transport: httpx2.BaseTransport | None = None
     ) -> None:
+        self._timeout = timeout
         self.url = re.sub("//.*@", "//", url.rstrip("/"))  # in errors, which a password is not
         try:
             is_local = urlsplit(url).hostname in ("127.0.0.1", "::1", "localhost")
@@ -116,7 +121,8 @@ class Connection:
         began = time.monotonic()
         while True:
             try:
-                return self.send_once("GET", path, **parts)
+                seconds = max(LEAST_SECONDS, until - time.monotonic())
+                return self.send_once("GET", path, **parts, seconds=seconds)
             except ServiceError as error:
                 time.sleep(pause_while_down(error, down_since=began, until=until))
 
@@ -161,6 +167,7 @@ class Connection:
             json=parts.get("body"),
             params=[(name, value) for name, value in parts.get("query", ()) if value is not None] or None,
             headers={**parts.get("headers", {}), **key},
+            timeout=min(self._timeout, parts.get("seconds", math.inf)),
         )
         return self._http.send(request, stream=True)
 

@@ -92,6 +92,17 @@ document.addEventListener("click", async (event) => {
   }
 });
 
+// Pressed twice while the service is slow, a form would make two keys or webhooks.
+const SLOWEST = 30_000;
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (form.getAttribute("method") !== "post") return; // a field may have the name "method"
+  if (form.dataset.sent) return event.preventDefault();
+  form.dataset.sent = "yes";
+  setTimeout(() => { delete form.dataset.sent; }, SLOWEST);
+});
+window.addEventListener("pageshow", () => document.querySelectorAll("[data-sent]").forEach((one) => { delete one.dataset.sent; }));
+
 let leaving = false; // a page that is left ends its requests, which is no error
 window.addEventListener("pagehide", () => { leaving = true; });
 window.addEventListener("pageshow", () => { leaving = false; });

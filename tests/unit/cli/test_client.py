@@ -184,6 +184,18 @@ def test_what_is_repeated_and_when(
     assert {*service.keys} == ({"k"} if call is submit_with_key else {None})
 
 
+def test_waiting_for_a_service_that_hangs_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.client.connection.LEAST_SECONDS", 0.1)
+    began = time.monotonic()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as deaf,
+        Client(f"http://127.0.0.1:{deaf.getsockname()[1]}") as client,
+        pytest.raises(ServiceUnreachable, match="did not respond in time"),
+    ):
+        client.wait(JOB_ID, timeout=0.5)
+    assert time.monotonic() - began < 10, "not the 30 seconds of a request"
+
+
 def test_waiting_asks_as_often_as_the_service_wants(service: StubService, client: Client, pauses: list[float]) -> None:
     service.headers |= {"Retry-After": "4", "ETag": '"v1"'}
     running, done = a_job(status="running", priority=7), a_job(status="succeeded")
