@@ -103,7 +103,9 @@ class Submitter:
         webhook, requests = request.webhook, request.each()
         self.check_webhook(webhook, caller)
         with self.database.session(read_only=True) as session:
-            self._check_number(session, caller, adds=len(requests))
+            excess = self._excess(session, caller, adds=len(requests))
+            if excess is not None:
+                raise excess
             if webhook is not None:
                 webhooks.check_signer(session, webhook.signed_by, owner=caller.owner)
         if webhook is not None:
@@ -153,7 +155,7 @@ class Submitter:
                 default_worker_kind=self.settings.default_worker_kind,
                 key_id=caller.key_id,
             )
-            return self._accept(session, job, new_id=new_id, webhook=webhook, scope=scope)
+            return self._accept(session, job, webhook=webhook, scope=scope)
 
     def _prepare(
         self, request: JobRequest, *, ids: Sequence[str], keys: Sequence[IdempotencyKey | None], caller: Caller
@@ -200,41 +202,32 @@ class Submitter:
     def _find_or_count(
         self, session: Session, keys: Sequence[IdempotencyKey | None], caller: Caller, *, exact: bool = False
     ) -> tuple[Submitted, ...]:
-        """The earlier jobs of a repeated request; if there are none, raises as `_check_number` does.
+        """The earlier jobs of a repeated request. Raises `TooManyJobs` if there are none, and no place for new ones.
 
-        The first request may be accepted at this moment and take the last place, so it is looked for again.
+        `exact`: right before jobs are added, so that of the requests with one key, and for the last place, one is the
+        first. Places are counted before jobs are looked for: what is accepted in between is found.
         """
+        given = [key for key in keys if key is not None]
+        if given and exact:
+            changes.lock_key(session, given[0], owner=caller.owner)
+        excess = self._excess(session, caller, adds=len(keys), exact=exact)
+        earlier = changes.find_by_keys(session, given, owner=caller.owner)
+        if excess is not None and not earlier:
+            raise excess
+        return tuple(_submitted_before(session, job) for job in earlier)
 
-        def earlier() -> tuple[Submitted, ...]:
-            def read() -> list[Job | None]:
-                return [changes.find_by_key(session, key, owner=caller.owner) for key in keys if key is not None]
-
-            jobs = read()
-            if any(jobs) and not all(jobs):  # those of a sweep are committed together: here, between two reads
-                jobs = read()
-            return tuple(_submitted_before(session, job) for job in jobs if job is not None)
-
-        found = earlier()
-        if not found:
-            try:
-                self._check_number(session, caller, adds=len(keys), exact=exact)
-            except TooManyJobs:
-                found = earlier()
-                if not found:
-                    raise
-        return found
-
-    def _check_number(self, session: Session, caller: Caller, *, adds: int = 1, exact: bool = False) -> None:
-        """Raises `TooManyJobs`. `exact`: right before jobs are added, so that one request gets the last places."""
+    def _excess(self, session: Session, caller: Caller, *, adds: int, exact: bool = False) -> TooManyJobs | None:
+        """Why the caller may not add this many jobs; `None`: it may."""
         most = limit_of(caller.limits.jobs, self.settings.most_jobs)
         if most is None:
-            return
-        if adds > most or changes.has_active(session, most - adds + 1, owner=caller.owner, exact=exact):
-            more = "" if adds == 1 else f", and this sweep would add {adds}"
-            raise TooManyJobs(
-                f"{counted(most, 'jobs')} queued or running is the limit of what you may have{more}; wait for some to "
-                "end, or cancel some"
-            )
+            return None
+        if adds <= most and not changes.has_active(session, most - adds + 1, owner=caller.owner, exact=exact):
+            return None
+        more = "" if adds == 1 else f", and this sweep would add {adds}"
+        return TooManyJobs(
+            f"{counted(most, 'jobs')} queued or running is the limit of what you may have{more}; wait for some to "
+            "end, or cancel some"
+        )
 
     def _store(
         self,
@@ -274,7 +267,7 @@ class Submitter:
                     default_worker_kind=self.settings.default_worker_kind,
                     key_id=caller.key_id,
                 )
-                submitted.append(self._accept(session, job, new_id=job_id, webhook=added, secret=secret, scope=scope))
+                submitted.append(self._accept(session, job, webhook=added, secret=secret, scope=scope))
             return tuple(submitted)
 
     def _accept(
@@ -282,16 +275,11 @@ class Submitter:
         session: LedgerSession,
         job: Job,
         *,
-        new_id: str,
         webhook: Webhook | None,
         secret: str | None = None,
         scope: Scope,
     ) -> Submitted:
-        """What is left to do within the transaction that has added a job, or has found that of the same request."""
-        if job.id != new_id:  # the same request was here a moment ago
-            if webhook is not None:
-                webhooks.remove(session, webhook.id, owner=job.owner)
-            return _submitted_before(session, job)
+        """What is left to do within the transaction that has added a job."""
         check_worker_kind(job.spec.compute.device, self.settings)
         session.after_commit(lambda: _enqueue(self.queue, job))
         deadline.check(scope)

@@ -1,20 +1,18 @@
 """What clients change: they add jobs, retry, cancel and delete them. Nobody reaches a job of another owner.
 
-A job and its idempotency key are written in one transaction, and a key is unique for its owner. So a second request
-with the same key sees either nothing or the job: no client has to wait for a state in between.
+A job and its idempotency key are written in one transaction, which holds a lock on the key from before it looked for
+that job. So a second request with the same key waits for the first one, and finds its job, or nothing.
 """
 
 import math
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, bindparam, delete, insert, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import bindparam, delete, insert, select
 from sqlalchemy.orm import Session
 
-from replaceme_core.errors import Conflict, IdempotencyKeyReused, StaleTransition
+from replaceme_core.errors import IdempotencyKeyReused, StaleTransition
 from replaceme_core.hardware import WorkerKind, worker_kind_of
 from replaceme_core.ledger.database import lock_until_commit, now
 from replaceme_core.ledger.reading import JobFilters
@@ -38,54 +36,51 @@ def add(
     key_id: str | None = None,
     retry_of: str | None = None,
 ) -> Job:
-    """Insert a queued job, or return the one that `idempotency_key` made before, whose id is not `job_id`.
+    """Insert a queued job, and the `idempotency_key` for which `find_by_keys` has found none under its lock.
 
     The new row counts as enqueued: the caller sends its message right after the commit. `job_id` is a UUID in lower
     case, by default a random one. The device in `spec` decides the kind of worker; `default_worker_kind` applies where
-    it names none. `key_id` is the API key that asks for it, `retry_of` the job that this one repeats. Raises `Conflict`
-    if the id exists, and `IdempotencyKeyReused`.
+    it names none. `key_id` is the API key that asks for it, `retry_of` the job that this one repeats.
     """
     job_id = str(uuid4()) if job_id is None else job_id
     if not is_uuid(job_id):
         raise ValueError(f"a job id is a UUID in lower case, not {job_id!r}")
-    earlier = None if idempotency_key is None else find_by_key(session, idempotency_key, owner=owner)
-    if earlier is not None:
-        return earlier
-    try:
-        # a savepoint: if another transaction has written the key first, this one must be able to read its job
-        with nullcontext() if idempotency_key is None else session.begin_nested():
-            worker_kind = worker_kind_of(spec.compute.device) or default_worker_kind
-            made = {"worker_kind": worker_kind, "retry_of": retry_of, "key_id": key_id}
-            row = _insert_job(session, spec, owner, job_id, made)
-            if idempotency_key is not None:
-                # waits for a transaction that writes the same key
-                _insert_key(session, idempotency_key, owner, job_id)
-    except IntegrityError:
-        earlier = None if idempotency_key is None else find_by_key(session, idempotency_key, owner=owner)
-        if earlier is None:
-            raise Conflict(f"job {job_id} already exists") from None
-        return earlier
+    worker_kind = worker_kind_of(spec.compute.device) or default_worker_kind
+    made = {"worker_kind": worker_kind, "retry_of": retry_of, "key_id": key_id}
+    row = _insert_job(session, spec, owner, job_id, made)
+    if idempotency_key is not None:
+        _insert_key(session, idempotency_key, owner, job_id)
     return to_job(row)
 
 
-def find_by_key(session: Session, key: IdempotencyKey, *, owner: str) -> Job | None:
-    """The job that this key has made. Raises `IdempotencyKeyReused` if the key came with another request."""
+def lock_key(session: Session, key: IdempotencyKey, *, owner: str) -> None:
+    """Let other requests with this key wait until this transaction ends, before it looks for what the key has made."""
+    lock_until_commit(session, f"key {key.key} of {owner}")
+
+
+def find_by_keys(session: Session, keys: Sequence[IdempotencyKey], *, owner: str) -> list[Job]:
+    """The jobs that the keys of one request have made, the oldest first. One statement: a sweep is seen whole.
+
+    Raises `IdempotencyKeyReused` if they came with another request.
+    """
+    if not keys:
+        return []
     found = session.execute(
-        select(JobRow, IdempotencyKeyRow.fingerprint)
+        select(JobRow, IdempotencyKeyRow)
         .join(IdempotencyKeyRow, IdempotencyKeyRow.job_id == JobRow.id)
-        .where(*_is(key, owner), IdempotencyKeyRow.expires_at > now()),
+        .where(IdempotencyKeyRow.owner == owner, IdempotencyKeyRow.key.in_([key.key for key in keys]))
+        .where(IdempotencyKeyRow.expires_at > now())
+        .order_by(JobRow.number),
         execution_options={"populate_existing": True},
-    ).one_or_none()
-    if found is None:
-        return None
-    row, fingerprint = found
-    if fingerprint != key.fingerprint:
-        raise IdempotencyKeyReused(
-            "this key was used for a different request; a new request needs a new key",
-            field="Idempotency-Key",
-            value=key.key,
-        )
-    return to_job(row)
+    ).all()
+    for _, stored in found:
+        if stored.fingerprint != keys[0].fingerprint:
+            raise IdempotencyKeyReused(
+                "this key was used for a different request; a new request needs a new key",
+                field="Idempotency-Key",
+                value=keys[0].key,
+            )
+    return [to_job(row) for row, _ in found]
 
 
 def _insert_job(
@@ -130,7 +125,8 @@ def _insert_job(
 
 def _insert_key(session: Session, key: IdempotencyKey, owner: str, job_id: str) -> None:
     expired = IdempotencyKeyRow.expires_at <= now()  # a key that expired and that no sweep has deleted yet
-    session.execute(delete(IdempotencyKeyRow).where(*_is(key, owner), expired))
+    is_it = (IdempotencyKeyRow.owner == owner, IdempotencyKeyRow.key == key.key)
+    session.execute(delete(IdempotencyKeyRow).where(*is_it, expired))
     session.execute(
         insert(IdempotencyKeyRow).values(
             owner=owner,
@@ -140,10 +136,6 @@ def _insert_key(session: Session, key: IdempotencyKey, owner: str, job_id: str) 
             expires_at=now(plus_seconds=key.keep_seconds),
         )
     )
-
-
-def _is(key: IdempotencyKey, owner: str) -> tuple[ColumnElement[bool], ...]:
-    return IdempotencyKeyRow.owner == owner, IdempotencyKeyRow.key == key.key
 
 
 def retry(
@@ -156,12 +148,12 @@ def retry(
     default_worker_kind: WorkerKind | None = None,
     key_id: str | None = None,
 ) -> Job:
-    """Add the job `new_id` and link both ways, or return the job that `idempotency_key` made before.
+    """Add the job `new_id`, as `add` does, and link both ways.
 
     An output that was named after the earlier job is named after the new one. So each result stays where its job says
     that it is; a repository that the request named is written again.
 
-    Raises `JobNotFound`, `StaleTransition` while the job has not finished, and as `add` does.
+    Raises `JobNotFound`, and `StaleTransition` while the job has not finished.
     """
     earlier = find_job(session, job_id, owner=owner, lock=True)
     if earlier.status not in TERMINAL:
@@ -181,8 +173,7 @@ def retry(
         key_id=key_id,
         retry_of=job_id,
     )
-    if job.id == new_id:
-        update_job(session, job_id, values={"retried_as": new_id})
+    update_job(session, job_id, values={"retried_as": new_id})
     return job
 
 

@@ -116,7 +116,7 @@ CALLS: dict[str, Callable[[Session], object]] = {
     "events of an owner": lambda session: events_after(session, 10 * JOBS, limit=100, owner=ONE),
     "figures for monitoring": read_figures,
     "add": lambda session: changes.add(session, spec=a_spec(labels={"run": "7"}), owner=ONE, idempotency_key=KEY),
-    "find by key": lambda session: changes.find_by_key(session, KEY, owner=ONE),
+    "find by keys": lambda session: changes.find_by_keys(session, [KEY], owner=ONE),
     "add to the log": lambda session: attempts.add_log(session, CLAIM, ["a line"]),
     "renew": lambda session: attempts.renew(session, CLAIM, lease_seconds=60),
     "claim": lambda session: claim_job(session, QUEUED),

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from benchmarks.harness.jobs import report_of
 from benchmarks.harness.specs import a_spec
-from replaceme_core.errors import Conflict, DatabaseUnreachable, JobNotFound, LeaseLost, NotFound, StaleTransition
+from replaceme_core.errors import DatabaseUnreachable, JobNotFound, LeaseLost, NotFound, StaleTransition
 from replaceme_core.ledger import attempts, changes, reading
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import Claim, IdempotencyKey
@@ -98,6 +99,9 @@ KEY = IdempotencyKey(key="k", fingerprint="f" * 64, keep_seconds=3600)
 
 def add_with_key(database: Database, *, job_id: str | None = None) -> str:
     with database.session() as session:
+        changes.lock_key(session, KEY, owner="ada")
+        for found in changes.find_by_keys(session, [KEY], owner="ada"):
+            return found.id
         return changes.add(session, spec=a_spec(), owner="ada", job_id=job_id, idempotency_key=KEY).id
 
 
@@ -118,6 +122,6 @@ def test_what_is_undone_or_refused_leaves_the_key_free(database: Database) -> No
         lost = changes.add(session, spec=a_spec(), owner="ada", idempotency_key=KEY)
         raise ZeroDivisionError  # the process dies before its commit
     existing = Ledger(database).add()
-    with pytest.raises(Conflict):
+    with pytest.raises(IntegrityError):
         add_with_key(database, job_id=existing)
     assert add_with_key(database) not in (lost.id, existing)

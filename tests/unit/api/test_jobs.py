@@ -1,7 +1,7 @@
 """Submission of jobs: what is filled in, what is refused, and requests that are sent again."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -253,18 +253,18 @@ def test_a_repetition_returns_the_job_that_has_just_taken_the_last_place(
 
 
 def test_a_repeated_sweep_has_all_of_its_jobs(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the first one is committed while the repeated one looks for its jobs, one after the other."""
+    """Also where the first one is committed after the repeated one has looked for its jobs the first time."""
     sweep = {"ratio": [0.1, 0.25, 0.5]}
     first = post(client, "k", **sweep).json()["items"]
-    find, missed = changes.find_by_key, list[object]()
+    find, missed = changes.find_by_keys, list[object]()
 
-    def find_late(session: Session, key: IdempotencyKey, *, owner: str) -> Job | None:
-        if len(missed) < 2:
-            missed.append(key)
-            return None
-        return find(session, key, owner=owner)
+    def find_late(session: Session, keys: Sequence[IdempotencyKey], *, owner: str) -> list[Job]:
+        if not missed:
+            missed.extend(keys)
+            return []
+        return find(session, keys, owner=owner)
 
-    monkeypatch.setattr(changes, "find_by_key", find_late)
+    monkeypatch.setattr(changes, "find_by_keys", find_late)
     assert [job["id"] for job in post(client, "k", **sweep).json()["items"]] == [job["id"] for job in first]
 
 
