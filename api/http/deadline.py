@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http.problems import unavailable_response
+from api.http.problems import problem_of
 from replaceme_core.errors import Unavailable
 
 READING_SECONDS = 12.0  # more than the wait for a connection of the pool
@@ -91,12 +91,8 @@ class Deadline:
         self._abandoned.add(request)
         request.add_done_callback(self._forget)
         _log.warning("request passed its deadline", method=scope["method"], path=scope["path"][:200], seconds=seconds)
-        response = unavailable_response(
-            code="unavailable",
-            detail=f"no response within {seconds:g} seconds; check whether the request took effect before you retry",
-            headers={"Connection": "close"},
-        )
-        await response(scope, receive, send)
+        late = f"no response within {seconds:g} seconds; check whether the request took effect before you retry"
+        await problem_of(Unavailable(late), headers={"Connection": "close"})(scope, receive, send)
 
     def _forget(self, request: asyncio.Future[None]) -> None:
         self._abandoned.discard(request)

@@ -6,7 +6,7 @@ open because somebody forgot it.
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from http import HTTPMethod, HTTPStatus
 
@@ -19,8 +19,8 @@ from starlette.types import Scope as AsgiScope
 
 from api.http.callers import Caller, Callers, Unknown, set_caller
 from api.http.hosts import network_of, path_of
-from api.http.problems import problem_response, unavailable_response
-from replaceme_core.errors import MissingScope, Unavailable
+from api.http.problems import problem_of, problem_response
+from replaceme_core.errors import MissingScope, TooManyRequests, Unavailable
 from replaceme_core.ledger.keys import OF_WEBHOOKS, Scope
 from replaceme_core.wording import counted
 
@@ -107,14 +107,12 @@ class RateLimits:
         return Usage(is_within=is_within, limit=limit, remaining=stats.remaining, reset_seconds=reset_seconds)
 
 
-UNAUTHENTICATED, TOO_MANY_REQUESTS = "unauthenticated", "too_many_requests"
 CHALLENGE = 'Bearer realm="replaceme"'
 HOLD = "replaceme.hold"
 """In the scope of a request: a function that counts its connection for a caller, a key's id or an address.
 
 It returns `None`, or the limit if the caller holds more. Only our own server has it (`api/http/server.py`).
 """
-_RETRY_SECONDS = 5
 
 
 class Guard:
@@ -143,7 +141,7 @@ class Guard:
         try:
             caller = await self._callers().identify(scope)
         except Unavailable as error:
-            await unavailable_response(code=error.code, detail=error.message)(scope, receive, send)
+            await problem_of(error)(scope, receive, send)
             return
         if isinstance(caller, Unknown):
             await _refuse_unknown(caller)(scope, receive, send)
@@ -179,36 +177,26 @@ def _excess(scope: AsgiScope, key_id: str | None) -> int | None:
 
 def _refuse_unknown(unknown: Unknown) -> ASGIApp:
     challenge = f'{CHALLENGE}, error="invalid_token"' if unknown.has_key else CHALLENGE
-    return problem_response(
-        status=HTTPStatus.UNAUTHORIZED,
-        code=UNAUTHENTICATED,
-        detail=unknown.detail,
-        headers={"WWW-Authenticate": challenge},
-    )
+    headers = {"WWW-Authenticate": challenge}
+    return problem_response(status=HTTPStatus.UNAUTHORIZED, detail=unknown.detail, headers=headers)
 
 
 def _refuse_scope(needed: Collection[Scope], there: Collection[Scope]) -> ASGIApp:
     missing = " and ".join(scope for scope in needed if scope not in there)
-    return problem_response(
-        status=HTTPStatus.FORBIDDEN,
-        code=MissingScope.code,
-        detail=f"the key does not have the scope {missing}, which this request needs",
+    return problem_of(
+        MissingScope(f"the key does not have the scope {missing}, which this request needs"),
         headers={"WWW-Authenticate": f'{CHALLENGE}, error="insufficient_scope", scope="{" ".join(needed)}"'},
     )
 
 
-def _too_many(detail: str, headers: Mapping[str, str]) -> ASGIApp:
-    return problem_response(status=HTTPStatus.TOO_MANY_REQUESTS, code=TOO_MANY_REQUESTS, detail=detail, headers=headers)
-
-
 def _refuse_usage(usage: Usage) -> ASGIApp:
     detail = f"more than {counted(usage.limit, 'requests')} in a minute; try again in {usage.reset_seconds} s"
-    return _too_many(detail, {"Retry-After": str(usage.reset_seconds)})
+    return problem_of(TooManyRequests(detail), headers={"Retry-After": str(usage.reset_seconds)})
 
 
 def _refuse_excess(limit: int) -> ASGIApp:
     detail = f"you hold {limit:,} connections already, streams of events and held responses included; close some"
-    return _too_many(detail, {"Retry-After": str(_RETRY_SECONDS), "Connection": "close"})
+    return problem_of(TooManyRequests(detail), headers={"Connection": "close"})
 
 
 def _with_usage(usage: Usage, send: Send) -> Send:

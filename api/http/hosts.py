@@ -25,7 +25,7 @@ from api.http.problems import problem_response
 from replaceme_core.settings import Settings
 from replaceme_core.wording import shorten
 
-MISDIRECTED, FOREIGN_ORIGIN = "misdirected_request", "foreign_origin"
+FOREIGN_ORIGIN = "foreign_origin"
 ANY_HOST = ANY_PROXY = "*"
 _READING = ("GET", "HEAD", "OPTIONS")
 _NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
@@ -133,20 +133,20 @@ class Hosts:
         if refusal is None:
             await self._app(scope, receive, send)
             return
-        status, code, detail = refusal
+        status, detail = refusal
+        code = FOREIGN_ORIGIN if status == HTTPStatus.FORBIDDEN else None
         # the body stays unread, so the connection cannot be reused
         response = problem_response(status=status, code=code, detail=detail, headers={"Connection": "close"})
         await response(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> tuple[HTTPStatus, str, str] | None:
+    def _refusal(self, scope: Scope) -> tuple[HTTPStatus, str] | None:
         names = _values(scope, b"host")
         host = host_of(names[0]) if len(names) == 1 else None
         if host is None:
-            return HTTPStatus.BAD_REQUEST, "bad_request", "expected one Host header with the name of this service"
+            return HTTPStatus.BAD_REQUEST, "expected one Host header with the name of this service"
         if not (is_loopback(host) or {host, ANY_HOST} & self._allowed or path_of(scope) == "/metrics"):
             return (
                 HTTPStatus.MISDIRECTED_REQUEST,
-                MISDIRECTED,
                 f"this service does not answer to the host {shorten(host, _LONGEST)!r}; if it should, its operator can "
                 "add the host to REPLACEME_ALLOWED_HOSTS",
             )
@@ -159,13 +159,12 @@ class Hosts:
             if not self._is_own(origin, names[0]):
                 return (
                     HTTPStatus.FORBIDDEN,
-                    FOREIGN_ORIGIN,
                     f"pages of {shorten(origin, _LONGEST)!r} may not change anything here; if they should, the "
                     "operator can add that origin to REPLACEME_CORS_ORIGINS",
                 )
         if any(value.strip().lower() not in _OWN_SITE for value in _values(scope, b"sec-fetch-site")):
             detail = "pages of other sites, and of other ports of this host, may not change anything here"
-            return HTTPStatus.FORBIDDEN, FOREIGN_ORIGIN, detail
+            return HTTPStatus.FORBIDDEN, detail
         return None
 
     def _is_own(self, origin: str, authority: str) -> bool:
@@ -197,7 +196,7 @@ class Cors(CORSMiddleware):
             return response
         detail = bytes(response.body).decode()
         headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
-        return problem_response(status=HTTPStatus.BAD_REQUEST, code="bad_request", detail=detail, headers=headers)
+        return problem_response(status=HTTPStatus.BAD_REQUEST, detail=detail, headers=headers)
 
 
 class Proxies:

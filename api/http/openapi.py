@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from api.http.problems import PROBLEM_JSON, http_error_of, problem_response
+from api.http.problems import PROBLEM_JSON, problem_of, problem_response
 from replaceme_core import errors as core
 from replaceme_core.ledger.states import TYPE_PREFIX, EventType
 from replaceme_core.shapes import Message, Shape
@@ -120,57 +120,38 @@ class ProblemBody(Shape):
     """The invalid fields; present with status 422."""
 
 
-def _own(status: HTTPStatus, code: str, detail: str, *headers: str) -> JSONResponse:
-    return problem_response(status=status, code=code, detail=detail, headers=dict.fromkeys(headers, ""))
-
-
-def _core(
-    kind: type[core.ReplaceMeError], detail: str, *headers: str, errors: Sequence[Problem] | None = None
-) -> JSONResponse:
-    row, always = http_error_of(kind(detail)), dict.fromkeys(headers, "")
-    return problem_response(
-        status=row.status, title=row.title, code=kind.code, detail=detail, errors=errors, headers=always
-    )
-
-
 _WRONG: Problem = {
     "field": "ratio",
     "value": 1.5,
     "message": "expected a number greater than 0 and less than 1, got 1.5",
 }
 _COMPONENTS: Mapping[str, JSONResponse] = {
-    "BadRequest": _own(HTTPStatus.BAD_REQUEST, "bad_request", "expected one Host header with the name of this service"),
-    "Unauthenticated": _own(
-        HTTPStatus.UNAUTHORIZED,
-        "unauthenticated",
-        "this key is not known here, is revoked, or has expired",
-        "WWW-Authenticate",
+    "BadRequest": problem_response(
+        status=HTTPStatus.BAD_REQUEST, detail="expected one Host header with the name of this service"
     ),
-    "Forbidden": _core(core.MissingScope, "the key does not have the scope jobs:write, which this request needs"),
-    "JobNotFound": _core(core.JobNotFound, "there is no job 'x'"),
-    "KeyNotFound": _core(core.KeyNotFound, "there is no key 'x'"),
-    "CredentialNotFound": _core(core.CredentialNotFound, "there is no credential 'x'"),
-    "NotFound": _core(core.NotFound, "there is no webhook 'x'"),
-    "Conflict": _core(core.StaleTransition, f"job {_JOB_ID} is succeeded"),
-    "ContentTooLarge": _own(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "content_too_large", "the body is larger than 65536 bytes"
+    "Unauthenticated": problem_response(
+        status=HTTPStatus.UNAUTHORIZED,
+        detail="this key is not known here, is revoked, or has expired",
+        headers={"WWW-Authenticate": ""},
     ),
-    "UnsupportedMediaType": _own(
-        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-        "unsupported_media_type",
-        "expected content-type application/json, got text/plain",
+    "Forbidden": problem_of(core.MissingScope("the key does not have the scope jobs:write, which this request needs")),
+    "JobNotFound": problem_of(core.JobNotFound("there is no job 'x'")),
+    "KeyNotFound": problem_of(core.KeyNotFound("there is no key 'x'")),
+    "CredentialNotFound": problem_of(core.CredentialNotFound("there is no credential 'x'")),
+    "NotFound": problem_of(core.NotFound("there is no webhook 'x'")),
+    "Conflict": problem_of(core.StaleTransition(f"job {_JOB_ID} is succeeded")),
+    "ContentTooLarge": problem_response(
+        status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail="the body is larger than 65536 bytes"
     ),
-    "Misdirected": _own(
-        HTTPStatus.MISDIRECTED_REQUEST, "misdirected_request", "this service does not answer to the host example.com"
+    "UnsupportedMediaType": problem_response(
+        status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail="expected content-type application/json, got text/plain"
     ),
-    "Invalid": _core(core.InvalidInput, f"ratio: {_WRONG['message']}", errors=[_WRONG]),
-    "TooMany": _own(
-        HTTPStatus.TOO_MANY_REQUESTS,
-        "too_many_requests",
-        "more than 600 requests in a minute; try again in 12 seconds",
-        "Retry-After",
+    "Misdirected": problem_response(
+        status=HTTPStatus.MISDIRECTED_REQUEST, detail="this service does not answer to the host example.com"
     ),
-    "Unavailable": _core(core.DatabaseUnreachable, "the database does not answer", "Retry-After"),
+    "Invalid": problem_of(core.InvalidInput(f"ratio: {_WRONG['message']}"), errors=[_WRONG]),
+    "TooMany": problem_of(core.TooManyRequests("more than 600 requests in a minute; try again in 12 seconds")),
+    "Unavailable": problem_of(core.DatabaseUnreachable("the database does not answer")),
 }
 _HEADERS = {
     "Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}},

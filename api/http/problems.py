@@ -46,7 +46,7 @@ HTTP_ERRORS: dict[type[core.ReplaceMeError], HttpError] = {
     core.InvalidInput: HttpError(status=HTTPStatus.UNPROCESSABLE_ENTITY, title="The request cannot be carried out"),
     core.NotFound: HttpError(status=HTTPStatus.NOT_FOUND, title="Not found"),
     core.Conflict: HttpError(status=HTTPStatus.CONFLICT, title="Conflict with the current state"),
-    core.TooManyRequests: HttpError(status=HTTPStatus.TOO_MANY_REQUESTS, title="Too many requests"),
+    core.TooManyRequests: HttpError(status=HTTPStatus.TOO_MANY_REQUESTS, title=HTTPStatus.TOO_MANY_REQUESTS.phrase),
     core.TooManyJobs: HttpError(status=HTTPStatus.TOO_MANY_REQUESTS, title="Too many unfinished jobs"),
     core.MissingScope: HttpError(status=HTTPStatus.FORBIDDEN, title=HTTPStatus.FORBIDDEN.phrase),
     core.AccessDenied: HttpError(status=HTTPStatus.FORBIDDEN, title="The Hub denies access"),
@@ -55,13 +55,17 @@ HTTP_ERRORS: dict[type[core.ReplaceMeError], HttpError] = {
     core.ReplaceMeError: HttpError(status=HTTPStatus.INTERNAL_SERVER_ERROR, title="Internal error"),
 }
 
-FRAMEWORK_CODES = {
+CODES = {
     HTTPStatus.BAD_REQUEST: "bad_request",
+    HTTPStatus.UNAUTHORIZED: "unauthenticated",
     HTTPStatus.NOT_FOUND: "not_found",
     HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "content_too_large",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "unsupported_media_type",
+    HTTPStatus.MISDIRECTED_REQUEST: "misdirected_request",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "headers_too_large",
 }
+"""Of errors that only HTTP has, the framework's and ours; `http_error` for every other status."""
 
 
 class MalformedBody(HTTPException):
@@ -88,13 +92,14 @@ def http_error_of(error: core.ReplaceMeError) -> HttpError:
 def problem_response(
     *,
     status: HTTPStatus,
-    code: str,
     detail: str,
+    code: str | None = None,
     title: str | None = None,
     errors: Sequence[Problem] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    """One error as a response; `title` defaults to the reason phrase of `status`."""
+    """One error as a response; `code` and `title` default to what `CODES` and the standard say of `status`."""
+    code = code or CODES.get(status, "http_error")
     body: dict[str, object] = {
         "type": f"urn:replaceme:problem:{code}",
         "title": title or status.phrase,
@@ -107,15 +112,18 @@ def problem_response(
     return JSONResponse(body, status_code=status, headers=headers, media_type=PROBLEM_JSON)
 
 
-def unavailable_response(*, code: str, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """503 with a `Retry-After` header."""
-    row = HTTP_ERRORS[core.Unavailable]
+def problem_of(
+    error: core.ReplaceMeError, *, errors: Sequence[Problem] | None = None, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """An error of the core as a response, with a `Retry-After` where another try may help."""
+    row, more = http_error_of(error), dict(headers or {})
+    if isinstance(error, core.InvalidInput) and errors is None:
+        errors = [problem(error.field or "body", error.value, error.message)]
+    if isinstance(error, core.TooManyRequests | core.Unavailable):
+        seconds = _RETRY_SECONDS if error.retry_after is None else error.retry_after
+        more.setdefault("Retry-After", str(max(math.ceil(seconds), 1)))
     return problem_response(
-        status=row.status,
-        title=row.title,
-        code=code,
-        detail=detail,
-        headers={"Retry-After": str(_RETRY_SECONDS), **(headers or {})},
+        status=row.status, title=row.title, code=error.code, detail=error.message, errors=errors, headers=more
     )
 
 
@@ -130,23 +138,13 @@ def install(app: FastAPI) -> None:
 
 async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, core.ReplaceMeError)
-    row = http_error_of(error)
-    if row.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+    if http_error_of(error).status == HTTPStatus.INTERNAL_SERVER_ERROR:
         _log.error("internal error", code=error.code, error=error.explained)
         return internal_error()
     logged = isinstance(error, core.DatabaseUnreachable | core.DatabaseOutdated)  # by the session of the database
     if error.reason is not None and not logged:
         _log.warning("request refused", code=error.code, error=error.message, reason=error.reason)
-    errors, headers = None, {}
-    if isinstance(error, core.InvalidInput):
-        errors = [problem(error.field or "body", error.value, error.message)]
-    if isinstance(error, core.TooManyRequests | core.Unavailable):
-        seconds = _RETRY_SECONDS if error.retry_after is None else error.retry_after
-        headers["Retry-After"] = str(max(math.ceil(seconds), 1))
-    detail = shorten(error.message, core.LONGEST_MESSAGE)
-    return problem_response(
-        status=row.status, title=row.title, code=error.code, detail=detail, errors=errors, headers=headers
-    )
+    return problem_of(error)
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
@@ -165,7 +163,7 @@ async def _on_invalid_request(request: Request, error: Exception) -> JSONRespons
     detail = "; ".join(f"{item['field']}: {item['message']}" for item in found[:3])
     if count > 3:
         detail = f"{shorten(detail, 400)}; {count} problems in total"
-    return _invalid_input(detail, found)
+    return problem_of(core.InvalidInput(detail), errors=found)
 
 
 def _body_schema(request: Request) -> Mapping[str, object]:
@@ -179,13 +177,6 @@ def _without_values(body: object) -> object:
     return dict.fromkeys(body, _HIDDEN) if isinstance(body, dict) else _HIDDEN
 
 
-def _invalid_input(detail: str, errors: Sequence[Problem]) -> JSONResponse:
-    row = HTTP_ERRORS[core.InvalidInput]
-    return problem_response(
-        status=row.status, title=row.title, code=core.InvalidInput.code, detail=detail, errors=errors
-    )
-
-
 async def _on_hang_up(_: Request, __: Exception) -> Response:
     """No error: the client has gone before its request was complete. Nobody gets this; the log has the status."""
     return Response(status_code=_CLIENT_CLOSED_REQUEST)
@@ -197,7 +188,7 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
         found = error.problem
         if _has_secrets(_body_schema(request)):
             found = {**found, "value": _HIDDEN}
-        return _invalid_input(error.detail, [found])
+        return problem_of(core.InvalidInput(error.detail), errors=[found])
     status = HTTPStatus(error.status_code)
     headers = dict(error.headers or {})
     detail = error.detail
@@ -211,9 +202,7 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
                 allowed.insert(1, "HEAD")
             headers["Allow"] = ", ".join(allowed) or headers.get("Allow", "")  # a mount of files is no route
             detail = f"{request.method} is not allowed at {path}; allowed: {headers['Allow']}"
-    return problem_response(
-        status=status, code=FRAMEWORK_CODES.get(status, "http_error"), detail=detail, headers=headers
-    )
+    return problem_response(status=status, detail=detail, headers=headers)
 
 
 def _allowed_methods(request: Request) -> list[str]:

@@ -75,10 +75,7 @@ class BodyLimit:
         if declared.isdigit() and int(declared[:20]) > MOST_BYTES:
             # the body stays unread, so the connection cannot be reused
             response = problem_response(
-                status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                code="content_too_large",
-                detail=_TOO_LARGE,
-                headers={"Connection": "close"},
+                status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail=_TOO_LARGE, headers={"Connection": "close"}
             )
             await response(scope, receive, send)
             return

@@ -30,10 +30,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from api.http.callers import check_exposure
 from api.http.guard import HOLD
 from api.http.hosts import is_trusted, network_of
-from api.http.problems import problem_response, unavailable_response
+from api.http.problems import problem_of, problem_response
 from api.http.request_log import FOR_BROWSERS
 from replaceme_core import telemetry
-from replaceme_core.errors import ReplaceMeError
+from replaceme_core.errors import ReplaceMeError, Unavailable
 from replaceme_core.settings import read_settings
 
 HEAD_BYTES = 16 * 1024  # of a request line and its headers together
@@ -139,13 +139,11 @@ class LimitedProtocol(HttpToolsProtocol):
         """Close it to make room for another. A client that has sent a request, or a part of one, gets 503."""
         is_begun = self._in_head and self._message_bytes > 0 if self.is_idle else not self.cycle.response_started
         if is_begun and not self.pipeline:
-            self._respond(
-                unavailable_response(
-                    code="unavailable",
-                    detail="you hold too many connections, and this one was closed for another; check whether the "
-                    "request took effect before you retry",
-                )
+            excess = Unavailable(
+                "you hold too many connections, and this one was closed for another; check whether the request took "
+                "effect before you retry"
             )
+            self._respond(problem_of(excess))
             self.transport.close()
         else:
             self.transport.abort()
@@ -208,12 +206,12 @@ class LimitedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what cannot be read, and close the connection."""
         if self._fields > HEAD_FIELDS or self._message_bytes > HEAD_BYTES:
-            status, code = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large"
+            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             detail = f"expected at most {HEAD_BYTES} bytes of headers in at most {HEAD_FIELDS} lines"
         else:
-            status, code, detail = HTTPStatus.BAD_REQUEST, "bad_request", "the request is not valid HTTP"
+            status, detail = HTTPStatus.BAD_REQUEST, "the request is not valid HTTP"
         if self.is_idle or not self.cycle.response_started:
-            self._respond(problem_response(status=status, code=code, detail=detail))
+            self._respond(problem_response(status=status, detail=detail))
         self.transport.close()
 
     def _respond(self, response: Response) -> None:

@@ -8,8 +8,8 @@ from typing import Literal
 from fastapi import APIRouter, HTTPException, Request, Response
 from pydantic import Field
 
-from api.http.guard import CHALLENGE, UNAUTHENTICATED
-from api.http.problems import problem_response, unavailable_response
+from api.http.guard import CHALLENGE
+from api.http.problems import problem_of, problem_response
 from api.http.responses import NO_STORE, UNCHANGED, listed
 from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep
 from replaceme_core.errors import Unavailable
@@ -85,7 +85,7 @@ def ready(services: ServicesDep) -> Response | ReadyBody:
         down.append(error)
     if not down:
         return ReadyBody(workers=workers, sandboxes=sandboxes)
-    return unavailable_response(code=down[0].code, detail="; ".join(error.message for error in down))
+    return problem_of(type(down[0])("; ".join(error.message for error in down)))
 
 
 @workers.get("/workers", response_model=Page[Worker], responses={**UNCHANGED})
@@ -110,7 +110,6 @@ async def scrape(services: ServicesDep, request: Request) -> Response:
     if kind.lower() != "bearer" or not _is_same(given.strip(), key.get_secret_value()):
         return problem_response(
             status=HTTPStatus.UNAUTHORIZED,
-            code=UNAUTHENTICATED,
             detail="expected `Authorization: Bearer KEY` with the key in REPLACEME_METRICS_KEY, which is no API key",
             headers={"WWW-Authenticate": CHALLENGE},
         )
