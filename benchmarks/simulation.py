@@ -268,7 +268,7 @@ class Submissions(Submitter):
 
 
 def submissions_of(database: Database, queue: Queue, settings: Settings) -> Submissions:
-    unused = {"planning": cast(Planning, None), "write_slots": Slots(1, of_one=1)}
+    unused = {"planning": cast(Planning, None), "write_slots": Slots(1, of_one=1, doing="writing")}
     box = partial(SecretsBox, [])
     return Submissions(settings=settings, database=database, queue=queue, open_secrets_box=box, **unused)
 

@@ -40,7 +40,7 @@ class Services:
 
     def __init__(self, settings: Settings | None = None) -> None:
         self._given = settings
-        self.write_slots = Slots(WRITE_SLOTS, of_one=WRITE_SLOTS_OF_ONE)
+        self.write_slots = Slots(WRITE_SLOTS, of_one=WRITE_SLOTS_OF_ONE, doing="writing")
 
     @cached_property
     def settings(self) -> Settings:

@@ -44,40 +44,29 @@ DISK_SECONDS = 5.0
 
 
 class Slots:
-    """Limits how many requests do something at the same time: those of each owner, who may have many keys, and all."""
+    """Limits how many requests do something at the same time: those of each owner, who may have many keys, and all.
 
-    def __init__(self, most: int, *, of_one: int) -> None:
+    `doing` is what they do, and `seconds` how long one waits for it; `None`: as long as it takes.
+    """
+
+    def __init__(self, most: int, *, of_one: int, doing: str, seconds: float | None = None) -> None:
         self._all = asyncio.Semaphore(most)
-        self._of_one = of_one
+        self._most, self._of_one, self._doing, self._seconds = most, of_one, doing, seconds
         self._own: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     @asynccontextmanager
-    async def hold(self, owner: str, *, seconds: float | None = None) -> AsyncIterator[None]:
-        """Wait for a slot, without a thread, and hold it. Raises `TimeoutError` after `seconds`."""
+    async def hold(self, owner: str) -> AsyncIterator[None]:
+        """Wait for a slot, without a thread, and hold it. Raises `TooManyRequests` after `seconds`."""
         own = self._own.setdefault(owner, asyncio.Semaphore(self._of_one))
         async with AsyncExitStack() as held:
-            async with asyncio.timeout(seconds):
-                await held.enter_async_context(own)
-                await held.enter_async_context(self._all)
-            yield
-
-
-class ReadingSlots:
-    """Limits how many requests read a repository at the same time."""
-
-    def __init__(self) -> None:
-        self._slots = Slots(MOST_READING, of_one=MOST_READING_OF_ONE)
-
-    @asynccontextmanager
-    async def hold(self, caller: Caller) -> AsyncIterator[None]:
-        """Wait for a slot and hold it. Raises `TooManyRequests` after `READING_WAIT_SECONDS`."""
-        async with AsyncExitStack() as held:
             try:
-                await held.enter_async_context(self._slots.hold(caller.owner, seconds=READING_WAIT_SECONDS))
+                async with asyncio.timeout(self._seconds):
+                    await held.enter_async_context(own)
+                    await held.enter_async_context(self._all)
             except TimeoutError:
                 raise TooManyRequests(
-                    f"too many requests are reading models, of you (at most {MOST_READING_OF_ONE} at once) or of all "
-                    f"callers (at most {MOST_READING}); try again in {TooManyRequests.retry_after:g} seconds"
+                    f"too many requests are {self._doing}, of you (at most {self._of_one} at once) or of all callers "
+                    f"(at most {self._most}); try again in {TooManyRequests.retry_after:g} seconds"
                 ) from None
             yield
 
@@ -86,7 +75,9 @@ class Planning:
     """Plans requests for the workers of this service."""
 
     def __init__(self, *, settings: Settings, database: Database, hub: Hub) -> None:
-        self.slots = ReadingSlots()
+        self.slots = Slots(
+            MOST_READING, of_one=MOST_READING_OF_ONE, doing="reading models", seconds=READING_WAIT_SECONDS
+        )
         self._settings = settings
         self._database = database
         self._hub = hub
@@ -99,7 +90,7 @@ class Planning:
 
         Raises `InvalidInput` for a credential that the caller does not have, and `TooManyRequests`.
         """
-        async with self.slots.hold(caller):
+        async with self.slots.hold(caller.owner):
             return await run_in_threadpool(self._plan, request, caller=caller)
 
     def _plan(self, request: CompressionRequest, *, caller: Caller) -> Plan:

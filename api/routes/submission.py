@@ -71,7 +71,7 @@ class Submitter:
         keys = self._keys(key, request)
         ids = [str(uuid4()) for _ in keys]
         caller = caller_of(scope)
-        async with self.planning.slots.hold(caller):
+        async with self.planning.slots.hold(caller.owner):
             prepared = await run_in_threadpool(self._prepare, request, ids=ids, keys=keys, caller=caller)
         if isinstance(prepared, tuple):
             return prepared
@@ -96,7 +96,7 @@ class Submitter:
 
     async def validate(self, request: JobRequest, *, caller: Caller) -> tuple[Plan, ...]:
         """The plan of each job of a request that would be accepted, queueing nothing. Raises what `submit` would."""
-        async with self.planning.slots.hold(caller):
+        async with self.planning.slots.hold(caller.owner):
             return await run_in_threadpool(self._validate, request, caller=caller)
 
     def _validate(self, request: JobRequest, *, caller: Caller) -> tuple[Plan, ...]:

@@ -245,7 +245,7 @@ async def _write_after_check(
     A look-up may take seconds: each caller has as many threads for them as for reading models.
     """
     if url is not None:
-        async with services.planning.slots.hold(caller_of(request.scope)):
+        async with services.planning.slots.hold(caller_of(request.scope).owner):
             await run_in_threadpool(check_url, url, services.settings)
 
     def in_transaction() -> Webhook:

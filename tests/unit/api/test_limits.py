@@ -19,6 +19,7 @@ from api.main import create_app
 from api.routes.deps import WRITE_SLOTS, WRITE_SLOTS_OF_ONE
 from api.routes.planning import MOST_READING, MOST_READING_OF_ONE, Slots
 from benchmarks.harness.stub_model import stub_weights
+from replaceme_core.errors import TooManyRequests
 from replaceme_core.ledger import attempts
 from replaceme_core.ledger.database import Database
 from replaceme_core.settings import Settings
@@ -150,7 +151,7 @@ def test_requests_that_read_models_at_the_same_time(
 
     The look-up of a webhook's host needs a slot, too.
     """
-    monkeypatch.setattr("api.routes.planning.READING_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(client.app.state.services.planning.slots, "_seconds", 0.2)  # type: ignore[attr-defined]
     greedy, again, second, third = (holder_with(client, settings, owner=name) for name in ("a", "a", "b", "c"))
     hook = f"/webhooks/{greedy.post('/webhooks', json={'url': 'https://hooks.example.com'}).json()['id']}"
     move = {"url": "https://hooks.example.com/other"}
@@ -184,16 +185,16 @@ def test_requests_that_read_models_at_the_same_time(
 
 def test_writes_of_one_owner_leave_slots_to_others() -> None:
     async def hold_all() -> list[bool]:
-        slots = Slots(WRITE_SLOTS, of_one=WRITE_SLOTS_OF_ONE)
+        slots = Slots(WRITE_SLOTS, of_one=WRITE_SLOTS_OF_ONE, doing="writing", seconds=0.1)
         async with AsyncExitStack() as held:
             for _ in range(WRITE_SLOTS_OF_ONE):
                 await held.enter_async_context(slots.hold("a"))
             found = []
             for owner in ("a", "b"):
                 try:
-                    await held.enter_async_context(slots.hold(owner, seconds=0.1))
+                    await held.enter_async_context(slots.hold(owner))
                     found.append(True)
-                except TimeoutError:
+                except TooManyRequests:
                     found.append(False)
             return found
 
