@@ -1,4 +1,4 @@
-"""The states of jobs, of webhooks and of their deliveries, and the table of transitions between those of a job.
+"""The states of jobs, of webhooks and of their deliveries, and how a job goes from one to the next.
 
           worker lost, or job released by it
              +-----------------------------+
@@ -15,7 +15,6 @@ A status is a fact. A request to cancel is a flag, and progress is the stage. Im
 """
 
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Final
 
 
@@ -56,25 +55,7 @@ ATTEMPT_ENDS: Final = (
 """A new type that ends an attempt is here too; any other one is only written."""
 
 ACTIVE: Final = (JobStatus.QUEUED, JobStatus.RUNNING)
-TERMINAL: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
-
-ALLOWED: Final = MappingProxyType(
-    {
-        # a queued job fails when its time in the queue or its time for the whole run is over
-        JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELLED}),
-        # a running job is queued again when its worker is lost, or releases it while shutting down
-        JobStatus.RUNNING: frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.QUEUED}),
-        JobStatus.SUCCEEDED: frozenset[JobStatus](),
-        JobStatus.FAILED: frozenset[JobStatus](),
-        JobStatus.CANCELLED: frozenset[JobStatus](),
-    }
-)
-
-
-def is_allowed(old: JobStatus, new: JobStatus) -> bool:
-    """Whether the table of transitions contains `old -> new`."""
-    return new in ALLOWED[old]
-
+TERMINAL: Final = frozenset(JobStatus).difference(ACTIVE)
 
 DEFAULT_EVENTS: Final = (EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED)
 TYPE_PREFIX: Final = "job."
