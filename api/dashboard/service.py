@@ -72,7 +72,7 @@ def sign_out(request: Request, services: ServicesDep) -> Response:
     assert session is not None, "the form had its token"
     if session.key_hash is not None:  # else anybody could make the database write
         with services.database.session() as ledger:
-            ledger.after_commit(services.callers.forget)
+            ledger.after_commit.append(services.callers.forget)
             Keys(ledger).end_session(session.id, seconds=SESSION_SECONDS)
     return see(SIGN_IN, request.scope, {"Set-Cookie": cookie("", request.scope, seconds=0)})
 

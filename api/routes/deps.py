@@ -174,7 +174,7 @@ ReadingSessionDep = Annotated[LedgerSession, Depends(reading_session, scope="fun
 
 
 async def keys(session: SessionDep, services: ServicesDep) -> Keys:
-    session.after_commit(services.callers.forget)
+    session.after_commit.append(services.callers.forget)
     return Keys(session)
 
 

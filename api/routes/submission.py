@@ -281,7 +281,7 @@ class Submitter:
     ) -> Submitted:
         """What is left to do within the transaction that has added a job."""
         check_worker_kind(job.spec.compute.device, self.settings)
-        session.after_commit(lambda: _enqueue(self.queue, job))
+        session.after_commit.append(lambda: _enqueue(self.queue, job))
         deadline.check(scope)
         return Submitted(job=job, repeated=False, webhook=webhook, secret=secret)
 

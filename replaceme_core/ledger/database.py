@@ -46,7 +46,6 @@ from replaceme_core.errors import (
     DatabaseUnreachable,
     InvalidInput,
     ReplaceMeError,
-    Unavailable,
 )
 from replaceme_core.settings import check_server
 
@@ -307,32 +306,14 @@ def _outdated() -> DatabaseOutdated:
 
 
 class LedgerSession(Session):
-    """A transaction of the ledger. It commits when its `with` block ends without an error."""
+    """A transaction of the ledger. It commits when its `with` block ends without an error.
+
+    `after_commit` is what to do then, when its connection is free again; after a rollback it is not done.
+    """
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine, autoflush=False, expire_on_commit=False)
-        self.actions: list[Callable[[], None]] = []
-
-    def after_commit(self, action: Callable[[], None]) -> None:
-        """Run `action` once the transaction is committed; drop it if the transaction is rolled back.
-
-        If an action raises `Unavailable`, the error is logged and the next action runs: the change is committed, and
-        the sweep will send its message. Any other error is raised after all actions have run.
-        """
-        self.actions.append(action)
-
-
-def _run_all(actions: list[Callable[[], None]]) -> None:
-    failure: Exception | None = None
-    for action in actions:
-        try:
-            action()
-        except Unavailable as error:
-            _log.warning("an action after the commit failed: %s", error)
-        except Exception as error:
-            failure = failure or error
-    if failure is not None:
-        raise failure
+        self.after_commit: list[Callable[[], None]] = []
 
 
 class Database:
@@ -374,7 +355,8 @@ class Database:
                 raise
             _log.warning("%s", known.explained)  # the reason is in no answer
             raise known from error
-        _run_all(session.actions)
+        for action in session.after_commit:
+            action()
 
     def ping(self) -> None:
         """Raises `DatabaseUnreachable`."""

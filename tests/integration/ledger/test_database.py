@@ -1,7 +1,7 @@
 """Transactions: commits, actions after the commit, a database that is not reachable, and one that is a file."""
 
 import re
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.servers import RestartablePostgres
 from benchmarks.harness.specs import a_spec
-from replaceme_core.errors import DatabaseFull, DatabaseUnreachable, InvalidInput, QueueUnreachable
+from replaceme_core.errors import DatabaseFull, DatabaseUnreachable, InvalidInput
 from replaceme_core.ledger import attempts, changes, reading
 from replaceme_core.ledger import database as database_module
 from replaceme_core.ledger.database import Database, change_or_insert, now
@@ -28,36 +28,15 @@ def test_messages_follow_the_commit_and_none_is_sent_without_it(database: Databa
     ledger, seen = Ledger(database), []
     with suppress(ZeroDivisionError), database.session() as session:
         changes.add(session, spec=a_spec(), owner="ada")
-        session.after_commit(lambda: seen.append("sent"))
+        session.after_commit.append(lambda: seen.append("sent"))
         raise ZeroDivisionError
     with database.session() as session:
         assert reading.page(session, owner="ada", limit=5).items == ()
         job = changes.add(session, spec=a_spec(), owner="ada")
-        session.after_commit(lambda: seen.append(ledger.status(job.id)))  # another connection sees it already
-        session.after_commit(lambda: seen.append(ledger.claim(job.id).attempt))
+        session.after_commit.append(lambda: seen.append(ledger.status(job.id)))  # another connection sees it already
+        session.after_commit.append(lambda: seen.append(ledger.claim(job.id).attempt))
         assert seen == []
     assert seen == [JobStatus.QUEUED, 1]
-
-
-@pytest.mark.parametrize(
-    ("error", "is_raised"), [(QueueUnreachable("the broker is away"), False), (ZeroDivisionError("a mistake"), True)]
-)
-def test_an_action_that_fails_undoes_nothing_and_stops_no_other(
-    sqlite_database: Database, ledger: Ledger, caplog: pytest.LogCaptureFixture, error: Exception, is_raised: bool
-) -> None:
-    """A mistake is raised, after all actions. A message that cannot be sent is logged: a sweep will send it."""
-    seen = []
-
-    def fail() -> None:
-        raise error
-
-    with pytest.raises(ZeroDivisionError) if is_raised else nullcontext(), sqlite_database.session() as session:
-        job = changes.add(session, spec=a_spec(), owner="ada")
-        session.after_commit(fail)
-        session.after_commit(lambda: seen.append("next"))
-    assert seen == ["next"]
-    assert (str(error) in caplog.text) is not is_raised
-    assert ledger.status(job.id) is JobStatus.QUEUED
 
 
 def test_a_read_only_session_writes_nothing(database: Database) -> None:
