@@ -6,7 +6,7 @@ seconds, so that frequent scrapes cost the database nothing. Labels have few val
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from itertools import accumulate
@@ -26,12 +26,13 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+from sqlalchemy.orm import Session
 
 from replaceme_core import errors
 from replaceme_core.errors import ReplaceMeError, Unavailable
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.states import DeliveryState, EventType
-from replaceme_core.ledger.watching import BOUNDS, COUNTED, Figures, Totals, number_all, read_figures
+from replaceme_core.ledger.watching import BOUNDS, COUNTED, StageTotal, event_totals, gauges, number_all, stage_totals
 
 NO_ROUTE: Final = "none"
 """The label of a request that no route got: nothing is at its path, or it was refused before."""
@@ -121,7 +122,7 @@ class ServiceMetrics(Collector):
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._figures: Figures | None = None
+        self._metrics: list[Metric] = []
         self._expires_at = float("-inf")
 
     def describe(self) -> list[Metric]:
@@ -130,35 +131,36 @@ class ServiceMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All metrics; without the database only `replaceme_database_up`, which is 0 then."""
-        figures = self._read()
-        up = GaugeMetricFamily("replaceme_database_up", "1 if the figures below could be read from the database.")
-        up.add_metric([], float(figures is not None))
-        yield up
-        if figures is not None:
-            for gauge in figures.gauges:
-                family = GaugeMetricFamily(f"replaceme_{gauge.name}", gauge.text, labels=gauge.labels)
-                for labels, value in gauge.values.items():
-                    family.add_metric(labels, value)
-                yield family
-            yield from _of_totals(figures.totals)
+        if time.monotonic() >= self._expires_at:
+            up = GaugeMetricFamily("replaceme_database_up", "1 if the figures below could be read from the database.")
+            found = self._read()
+            up.add_metric([], float(bool(found)))
+            self._metrics = [up, *found]
+            self._expires_at = time.monotonic() + CACHE_SECONDS
+        return iter(self._metrics)
 
-    def _read(self) -> Figures | None:
-        if time.monotonic() < self._expires_at:
-            return self._figures
+    def _read(self) -> list[Metric]:
         try:
             number_all(self._database)
             with self._database.session(read_only=True) as session:
-                self._figures = read_figures(session)
+                totals = [_of_events(event_totals(session)), _of_stages(stage_totals(session))]
+                return [*_of_gauges(session), *totals]
         except Unavailable:  # logged by the session
-            self._figures = None
+            return []
         except ReplaceMeError as error:
             _log.warning("the metrics of the service cannot be read", error=error.explained)
-            self._figures = None
-        self._expires_at = time.monotonic() + CACHE_SECONDS
-        return self._figures
+            return []
 
 
-def _of_totals(totals: Totals) -> Iterator[Metric]:
+def _of_gauges(session: Session) -> Iterator[Metric]:
+    for gauge in gauges(session):
+        family = GaugeMetricFamily(f"replaceme_{gauge.name}", gauge.text, labels=gauge.labels)
+        for labels, value in gauge.values.items():
+            family.add_metric(labels, value)
+        yield family
+
+
+def _of_events(totals: Mapping[tuple[str, str], int]) -> Metric:
     events = CounterMetricFamily(
         "replaceme_job_events",
         "Events of jobs: submitted (created), attempts (claimed) and how they ended; of failures with the error code.",
@@ -167,16 +169,19 @@ def _of_totals(totals: Totals) -> Iterator[Metric]:
     # all from the start: to Prometheus, a counter that begins with 1 has not increased, and the first failure is missed
     counted = {(kind.value, _NO_CODE): 0 for kind in COUNTED}
     counted |= {(EventType.FAILED.value, code): 0 for code in _ERROR_CODES}
-    for (kind, code), count in sorted((counted | totals.events).items()):
+    for (kind, code), count in sorted({**counted, **totals}.items()):
         events.add_metric([kind, code], count)
-    yield events
+    return events
+
+
+def _of_stages(totals: Mapping[str, StageTotal]) -> Metric:
     stages = HistogramMetricFamily(
         "replaceme_stage_duration_seconds",
         "How long stages of jobs took, those of lost attempts too.",
         labels=("stage",),
     )
-    for stage, total in sorted(totals.stages.items()):
+    for stage, total in sorted(totals.items()):
         bounds = [*(str(float(bound)) for bound in BOUNDS), "+Inf"]
         buckets = list(zip(bounds, accumulate(map(float, total.counts)), strict=True))
         stages.add_metric([stage], buckets=buckets, sum_value=total.seconds)
-    yield stages
+    return stages

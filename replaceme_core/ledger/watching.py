@@ -131,14 +131,6 @@ class StageTotal:
     seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Totals:
-    """`events` by type and error code ("" for all but failures); `stages` by name."""
-
-    events: dict[tuple[str, str], int]
-    stages: dict[str, StageTotal]
-
-
 def _count(session: Session, numbered: Sequence[Row[int, datetime, str, EventType, JsonObject]]) -> None:
     """Add these events, and the stages that they end. Needs the lock on the numbering of events."""
     types = Counter(
@@ -158,23 +150,24 @@ def _count(session: Session, numbered: Sequence[Row[int, datetime, str, EventTyp
         change_or_insert(session, StageTotalRow, {"stage": stage, "up_to": up_to}, change=more, new=new)
 
 
-def read_totals(session: Session) -> Totals:
-    """All totals. The tables have a row for each type, error code and stage, not for each job."""
-    events = session.execute(select(EventTotalRow.type, EventTotalRow.code, EventTotalRow.count))
-    stages: dict[str, dict[int, tuple[int, float]]] = defaultdict(dict)
+def event_totals(session: Session) -> dict[tuple[str, str], int]:
+    """Events by type and error code ("" for all but failures). There are rows for these, not for each job."""
+    found = session.execute(select(EventTotalRow.type, EventTotalRow.code, EventTotalRow.count))
+    return {(kind, code): number for kind, code, number in found}
+
+
+def stage_totals(session: Session) -> dict[str, StageTotal]:
+    """The same of stages, by name."""
+    groups: dict[str, dict[int, int]] = defaultdict(dict)
+    sums: dict[str, float] = defaultdict(float)
     rows = session.execute(select(StageTotalRow.stage, StageTotalRow.up_to, StageTotalRow.count, StageTotalRow.seconds))
     for stage, up_to, number, seconds in rows:
-        stages[stage][up_to] = number, seconds
-    return Totals(
-        events={(kind, code): number for kind, code, number in events},
-        stages={
-            stage: StageTotal(
-                counts=tuple(groups.get(bound, (0, 0.0))[0] for bound in (*BOUNDS, 0)),
-                seconds=sum(seconds for _, seconds in groups.values()),
-            )
-            for stage, groups in stages.items()
-        },
-    )
+        groups[stage][up_to] = number
+        sums[stage] += seconds
+    return {
+        stage: StageTotal(counts=tuple(counts.get(bound, 0) for bound in (*BOUNDS, 0)), seconds=sums[stage])
+        for stage, counts in groups.items()
+    }
 
 
 def _ended_stages(
@@ -273,26 +266,13 @@ _PENDING: ColumnElement[bool] = DeliveryRow.state == literal(
 class Gauge:
     """A number of the service as it is now, all owners together, by the values of its `labels`.
 
-    `/metrics` shows all that `_gauges` yields, as `replaceme_NAME`. Labels have few values, whatever clients send.
+    `/metrics` shows all that `gauges` yields, as `replaceme_NAME`. Labels have few values, whatever clients send.
     """
 
     name: str
     text: str
     labels: tuple[str, ...] = ()
     values: Mapping[tuple[str, ...], float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """The service as a whole."""
-
-    gauges: tuple[Gauge, ...]
-    totals: Totals
-
-
-def read_figures(session: Session) -> Figures:
-    """All figures, those of at most `MOST_WORKERS` workers."""
-    return Figures(gauges=tuple(_gauges(session)), totals=read_totals(session))
 
 
 ANY_KIND = "any"
@@ -303,7 +283,8 @@ def _label_of(kind: WorkerKind | None) -> str:
     return ANY_KIND if kind is None else kind.value
 
 
-def _gauges(session: Session) -> Iterator[Gauge]:
+def gauges(session: Session) -> Iterator[Gauge]:
+    """All of them, with the memory of at most `MOST_WORKERS` workers."""
     yield from _of_jobs(session)
     yield Gauge(
         name="workers",

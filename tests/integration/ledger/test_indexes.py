@@ -34,7 +34,7 @@ from replaceme_core.ledger.tables import (
     TryRow,
     WebhookRow,
 )
-from replaceme_core.ledger.watching import events_after, has_unnumbered, read_figures
+from replaceme_core.ledger.watching import events_after, gauges, has_unnumbered
 from replaceme_core.ledger.webhooks import message_id
 from replaceme_core.runner.messages import Stage
 from tests.fixtures.jobs.ledger import claim_job
@@ -114,7 +114,7 @@ CALLS: dict[str, Callable[[Session], object]] = {
     "get": lambda session: reading.get(session, DONE, owner=ONE),
     "unnumbered events": has_unnumbered,
     "events of an owner": lambda session: events_after(session, 10 * JOBS, limit=100, owner=ONE),
-    "figures for monitoring": read_figures,
+    "figures for monitoring": lambda session: list(gauges(session)),
     "add": lambda session: changes.add(session, spec=a_spec(labels={"run": "7"}), owner=ONE, idempotency_key=KEY),
     "find by keys": lambda session: changes.find_by_keys(session, [KEY], owner=ONE),
     "add to the log": lambda session: attempts.add_log(session, CLAIM, ["a line"]),

@@ -18,9 +18,10 @@ from replaceme_core.ledger.watching import (
     BOUNDS,
     REMEMBERED_SECONDS,
     Workers,
+    event_totals,
     events_after,
     number_all,
-    read_totals,
+    stage_totals,
 )
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
@@ -62,9 +63,9 @@ def test_positions_rise_for_readers_while_many_write_and_number(ledger_on_both: 
     for job_id in {job_id for _, job_id, _ in seen}:
         assert [seq for _, of_job, seq in seen if of_job == job_id] == [1, 2, 3]
     with database.session(read_only=True) as session:
-        totals = read_totals(session)
-    assert totals.events == {("created", ""): 24, ("claimed", ""): 24, ("failed", "out_of_memory"): 24}
-    assert totals.stages == {}
+        events, stages = event_totals(session), stage_totals(session)
+    assert events == {("created", ""): 24, ("claimed", ""): 24, ("failed", "out_of_memory"): 24}
+    assert stages == {}
 
 
 def test_a_clock_that_was_set_back_does_not_turn_a_history_around(ledger: Ledger) -> None:
@@ -155,10 +156,10 @@ def test_stages_are_counted_once_by_how_long_they_took(ledger_on_both: Ledger) -
     number_all(database)
     with database.session() as session:
         changes.delete_job(session, job_id, owner="someone")
-        totals = read_totals(session)
+        events, stages = event_totals(session), stage_totals(session)
         groups = {(row.stage, row.up_to): row.count for row in session.scalars(select(StageTotalRow))}
     assert groups == {("download", 60): 1, ("download", 1): 1, ("calibrate", 14400): 1}
-    assert totals.stages["download"].counts == (1, 0, 0, 1, *(0,) * (len(BOUNDS) - 3))
-    assert 39 < totals.stages["download"].seconds < 42
-    assert 3900 < totals.stages["calibrate"].seconds < 4000
-    assert totals.events == {("created", ""): 1, ("claimed", ""): 2, ("released", ""): 2, ("cancelled", ""): 1}
+    assert stages["download"].counts == (1, 0, 0, 1, *(0,) * (len(BOUNDS) - 3))
+    assert 39 < stages["download"].seconds < 42
+    assert 3900 < stages["calibrate"].seconds < 4000
+    assert events == {("created", ""): 1, ("claimed", ""): 2, ("released", ""): 2, ("cancelled", ""): 1}

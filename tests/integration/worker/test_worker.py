@@ -20,7 +20,7 @@ from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.records import Worker
 from replaceme_core.ledger.states import JobStatus
-from replaceme_core.ledger.watching import Workers, read_figures
+from replaceme_core.ledger.watching import Workers, gauges
 from replaceme_core.plan.duration import MODELLED
 from replaceme_core.runner.messages import Stage
 from tests.fixtures.jobs.ledger import Ledger
@@ -130,8 +130,8 @@ def workers(site: Site) -> tuple[Worker, ...]:
 def memory_of(site: Site, worker: Worker) -> dict[str, float]:
     """What monitoring shows of its memory, by name."""
     with site.database.session(read_only=True) as session:
-        gauges = {gauge.name: gauge.values for gauge in read_figures(session).gauges}
-    values = {name: gauges[f"worker_{name}_bytes"].get((worker.name,)) for name in MEMORY}
+        found = {gauge.name: gauge.values for gauge in gauges(session)}
+    values = {name: found[f"worker_{name}_bytes"].get((worker.name,)) for name in MEMORY}
     return {name: value for name, value in values.items() if value is not None}
 
 
