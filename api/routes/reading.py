@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import structlog
@@ -181,11 +181,10 @@ class BatchedReader:
             cached = self._positions = _CachedPositions.read(session)
         elif now >= cached.refresh_at and (self._refresh is None or self._refresh.done()):
             self._refresh = self._position_thread.submit(self._refresh_positions)
-        # a job that was queued after the positions were read is looked up by itself
-        return {
-            job.id: cached.snapshot.position_of(job) or scheduling.queue_position(session, job.id, owner=job.owner)
-            for job in queued
-        }
+        later = [job.id for job in queued if cached.snapshot.position_of(job) is None]
+        if later:
+            cached = self._positions = replace(cached, snapshot=cached.snapshot.including(session, later))
+        return {job.id: cached.snapshot.position_of(job) for job in queued}
 
     def _refresh_positions(self) -> None:
         try:

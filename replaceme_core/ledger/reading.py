@@ -53,11 +53,9 @@ class JobSnapshot:
     def __init__(self, row: JobRow) -> None:
         self._row = row
         self.id: str = row.id
-        self.owner: str = row.owner
         self.status: JobStatus = row.status
         self.priority: int = row.priority
         self.eta_seconds: float | None = row.eta_seconds
-        self.not_before: datetime | None = row.not_before
         shown = repr([getattr(row, name) for name in _SHOWN])
         self.version = hashlib.blake2b(shown.encode(errors="replace"), digest_size=_VERSION_BYTES).hexdigest()
 

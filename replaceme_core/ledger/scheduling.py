@@ -4,14 +4,13 @@ start is the longest ago, then the oldest job.
 So within one priority no owner's hundred jobs delay another owner's single job, even with a single worker. Each
 statement of the choice is answered by an index; its cost grows with the number of owners, not of jobs.
 
-The position of a queued job follows from the same rules. It has to count the jobs ahead, up to `MAX_COUNTED` of them:
-for one job, or for the whole queue, read once (`QueueSnapshot`), for a process that is asked about many jobs within a
-moment.
+The position of a queued job follows from the same rules. It has to count the jobs ahead, up to `MAX_COUNTED` of them.
+So the whole queue is read once (`QueueSnapshot`), for a process that is asked about many jobs within a moment.
 """
 
 import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -23,7 +22,6 @@ from replaceme_core.ledger.database import lock_until_commit, now
 from replaceme_core.ledger.reading import JobSnapshot
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import ApiKeyRow, JobRow
-from replaceme_core.ledger.transitions import find_job
 from replaceme_core.request.spec import HIGHEST_PRIORITY
 from replaceme_core.shapes import QueuePosition
 
@@ -214,6 +212,13 @@ class _QueuedJob(NamedTuple):  # made by the thousand: a frozen dataclass takes 
     worker_kind: WorkerKind | None
 
 
+_QUEUED_JOBS = select(
+    JobRow.id, JobRow.priority, JobRow.owner, JobRow.number, JobRow.not_before, JobRow.worker_kind
+).where(QUEUED)
+Running = Mapping[WorkerKind | None, tuple[int, float | None]]
+"""How many jobs of each kind are running, and in how many seconds the first of them ends."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _KindQueue:
     """The jobs that compete for the workers of one kind. A job's index counts from 1 within its owner and priority.
@@ -237,6 +242,7 @@ class QueueSnapshot:
     """The lowest priority whose jobs are all in `queued`. No position below it is known."""
     by_worker_kind: Mapping[WorkerKind | None, _KindQueue]
     running: Mapping[str, int]
+    running_by_kind: Running
     last_starts: Mapping[str, datetime | None]
     duration: float | None
 
@@ -258,6 +264,19 @@ class QueueSnapshot:
             # to the minute: it is no more exact, and a client that polls need not get each second of it
             start = start.replace(second=0, microsecond=0) + timedelta(minutes=1)
         return QueuePosition(position=position, estimated_start_at=start)
+
+    def including(self, session: Session, job_ids: Collection[str]) -> "QueueSnapshot":
+        """The same queue with jobs that have come into it since."""
+        these = JobRow.id.in_(job_ids)
+        later = {row[0]: _QueuedJob._make(row) for row in session.execute(_QUEUED_JOBS.where(these))}
+        queued = {**self.queued, **later}
+        jobs = sorted(queued.values(), key=lambda job: job.number)
+        return replace(
+            self,
+            queued=queued,
+            by_worker_kind=_by_worker_kind(jobs, self.running_by_kind),
+            last_starts={**self.last_starts, **_last_starts(session, these)},
+        )
 
     def _count(self, job: _QueuedJob, queue: _KindQueue) -> int:
         """The number of jobs that start up to and including this one.
@@ -293,78 +312,36 @@ class QueueSnapshot:
         return position
 
 
-def queue_position(session: Session, job_id: str, *, owner: str) -> QueuePosition | None:
-    """Position and estimated start of a job; `None` if it is not queued. Raises `JobNotFound`.
+def read_queue(session: Session) -> QueueSnapshot:
+    """Six statements, each answered by an index. The result grows with the queue, up to `MAX_COUNTED` jobs.
 
     Jobs that wait after a lost attempt are counted as if they could start. Jobs for other kinds of workers are not
     counted.
     """
-    row = find_job(session, job_id, owner=owner)
-    if row.status is not JobStatus.QUEUED:
-        return None
-    same_workers = is_served(None if row.worker_kind is None else (row.worker_kind,))
-    ahead = (QUEUED, same_workers, JobRow.priority >= row.priority)
-    waiting = select(JobRow.number).where(*ahead).limit(MAX_COUNTED + 1).subquery()
-    if session.scalars(select(func.count()).select_from(waiting)).one() > MAX_COUNTED:
-        return QueuePosition(position=None, estimated_start_at=None)
-    groups = (
-        select(JobRow.priority, JobRow.owner, func.count().label("count"), func.min(JobRow.number).label("oldest"))
-        .where(*ahead)
-        .group_by(JobRow.priority, JobRow.owner)
-        .subquery("groups")
-    )
-    counts: dict[int, dict[str, tuple[int, int]]] = {}
-    last_starts: dict[str, datetime | None] = {}
-    for priority, name, count, oldest, at in session.execute(select(groups, last_start(groups.c.owner))):
-        counts.setdefault(priority, {})[name] = count, oldest
-        last_starts[name] = at
-    own = (QUEUED, same_workers, JobRow.priority == row.priority, JobRow.owner == owner, JobRow.number <= row.number)
-    index = session.scalars(select(func.count()).select_from(JobRow).where(*own)).one()
-    job = _QueuedJob(job_id, row.priority, owner, row.number, row.not_before, row.worker_kind)
-    queue = _kind_queue(counts, {job_id: index}, _running_by_kind(session), row.worker_kind)
-    snapshot = _snapshot(session, [job], {row.worker_kind: queue}, last_starts)
-    return snapshot.position_of(JobSnapshot(row))
-
-
-def read_queue(session: Session) -> QueueSnapshot:
-    """Six statements, each answered by an index. The result grows with the queue, up to `MAX_COUNTED` jobs."""
-    rows = session.execute(
-        select(JobRow.id, JobRow.priority, JobRow.owner, JobRow.number, JobRow.not_before, JobRow.worker_kind)
-        .where(QUEUED)
-        # backwards through the index by priority, owner and number, so that the limit cuts off the lowest priority
-        .order_by(JobRow.priority.desc(), JobRow.owner.desc(), JobRow.number.desc())
-        .limit(MAX_COUNTED + 1)
-    ).all()
+    # backwards through the index by priority, owner and number, so that the limit cuts off the lowest priority
+    backwards = (JobRow.priority.desc(), JobRow.owner.desc(), JobRow.number.desc())
+    rows = session.execute(_QUEUED_JOBS.order_by(*backwards).limit(MAX_COUNTED + 1)).all()
     queued = [_QueuedJob._make(row) for row in reversed(rows)]
-    last_starts: dict[str, datetime | None] = {}
-    if queued:
-        owners = select(JobRow.owner).where(QUEUED).distinct().subquery()
-        found = session.execute(select(owners.c.owner, last_start(owners.c.owner)))
-        last_starts = {row[0]: row[1] for row in found}
-    running = _running_by_kind(session)
-    queues = {kind: _competing(queued, running, kind) for kind in {job.worker_kind for job in queued}}
-    counted_from = queued[0].priority + 1 if len(rows) > MAX_COUNTED else 0
-    return _snapshot(session, queued, queues, last_starts, counted_from=counted_from)
-
-
-def _snapshot(
-    session: Session,
-    queued: Iterable[_QueuedJob],
-    by_worker_kind: Mapping[WorkerKind | None, _KindQueue],
-    last_starts: Mapping[str, datetime | None],
-    *,
-    counted_from: int = 0,
-) -> QueueSnapshot:
+    ends = select(JobRow.worker_kind, func.count(), func.min(JobRow.eta_seconds)).where(RUNNING)
+    running_by_kind = {kind: (count, end) for kind, count, end in session.execute(ends.group_by(JobRow.worker_kind))}
     running = session.execute(select(JobRow.owner, func.count()).where(RUNNING).group_by(JobRow.owner))
     return QueueSnapshot(
         at=session.scalars(select(now())).one(),
         queued={job.job_id: job for job in queued},
-        counted_from=counted_from,
-        by_worker_kind=by_worker_kind,
+        counted_from=queued[0].priority + 1 if len(rows) > MAX_COUNTED else 0,
+        by_worker_kind=_by_worker_kind(queued, running_by_kind),
         running={row[0]: row[1] for row in running},
-        last_starts=last_starts,
+        running_by_kind=running_by_kind,
+        last_starts=_last_starts(session, QUEUED) if queued else {},
         duration=_usual_duration(session),
     )
+
+
+def _last_starts(session: Session, which: ColumnElement[bool]) -> dict[str, datetime | None]:
+    """By owner, of the owners of these jobs."""
+    owners = select(JobRow.owner).where(which).distinct().subquery()
+    found = session.execute(select(owners.c.owner, last_start(owners.c.owner)))
+    return {row[0]: row[1] for row in found}
 
 
 def _usual_duration(session: Session) -> float | None:
@@ -379,35 +356,26 @@ def _usual_duration(session: Session) -> float | None:
     return statistics.median(seconds) if seconds else None
 
 
-Running = Mapping[WorkerKind | None, tuple[int, float | None]]
-"""How many jobs of each kind are running, and in how many seconds the first of them ends."""
+def _by_worker_kind(queued: Sequence[_QueuedJob], running: Running) -> dict[WorkerKind | None, _KindQueue]:
+    """The jobs that compete with one of each kind, from `queued`, in which those of an owner are in their order.
 
-
-def _running_by_kind(session: Session) -> Running:
-    ends = select(JobRow.worker_kind, func.count(), func.min(JobRow.eta_seconds)).where(RUNNING)
-    return {kind: (count, end) for kind, count, end in session.execute(ends.group_by(JobRow.worker_kind))}
-
-
-def _competing(queued: Iterable[_QueuedJob], running: Running, worker_kind: WorkerKind | None) -> _KindQueue:
-    """The jobs that compete with one of this kind; a job that any worker may take competes with all."""
-    counts: dict[int, dict[str, tuple[int, int]]] = {}
-    indexes: dict[str, int] = {}
-    for job in queued:
-        if worker_kind is None or job.worker_kind in (None, worker_kind):
-            by_owner = counts.setdefault(job.priority, {})
-            count, oldest = by_owner.get(job.owner, (0, job.number))
-            by_owner[job.owner] = count + 1, oldest
-            indexes[job.job_id] = count + 1
-    return _kind_queue(counts, indexes, running, worker_kind)
-
-
-def _kind_queue(
-    counts: QueueCounts, indexes: Mapping[str, int], running: Running, worker_kind: WorkerKind | None
-) -> _KindQueue:
-    competing = [of for other, of in running.items() if worker_kind is None or other in (None, worker_kind)]
-    return _KindQueue(
-        counts=counts,
-        indexes=indexes,
-        running=sum(count for count, _ in competing),
-        first_end=min((end for _, end in competing if end is not None), default=None),
-    )
+    A job that any worker may take competes with all.
+    """
+    found = {}
+    for kind in {job.worker_kind for job in queued}:
+        counts: dict[int, dict[str, tuple[int, int]]] = {}
+        indexes: dict[str, int] = {}
+        for job in queued:
+            if kind is None or job.worker_kind in (None, kind):
+                by_owner = counts.setdefault(job.priority, {})
+                count, oldest = by_owner.get(job.owner, (0, job.number))
+                by_owner[job.owner] = count + 1, oldest
+                indexes[job.job_id] = count + 1
+        competing = [of for other, of in running.items() if kind is None or other in (None, kind)]
+        found[kind] = _KindQueue(
+            counts=counts,
+            indexes=indexes,
+            running=sum(count for count, _ in competing),
+            first_end=min((end for _, end in competing if end is not None), default=None),
+        )
+    return found

@@ -124,7 +124,8 @@ CALLS: dict[str, Callable[[Session], object]] = {
     "claim the next for a worker kind": lambda session: attempts.claim_next(
         session, worker="w", lease_seconds=60, worker_kinds=[WorkerKind.GPU]
     ),
-    "queue position": lambda session: scheduling.queue_position(session, QUEUED, owner=TWO),
+    "queue": scheduling.read_queue,
+    "queue and a job": lambda session: scheduling.read_queue(session).including(session, [QUEUED]),
     "wake-ups": lambda session: collect_wake_ups(session, older_than_seconds=60, limit=16),
     "wake-ups for a worker kind": lambda session: collect_wake_ups(
         session, older_than_seconds=60, limit=100, worker_kinds=[WorkerKind.GPU]
