@@ -232,7 +232,6 @@ def cancel_matching(
 
     No further one is begun after `seconds`: each may have messages to a hundred webhooks, and workers wait for rows.
     Jobs that somebody has asked to cancel before are passed over, so that the next call goes on where this one ended.
-    Raises `InvalidInput` (field `labels`).
     """
     found = session.scalars(
         select(JobRow)
