@@ -343,8 +343,7 @@ def cancel_jobs(
     done = changes.cancel_matching(
         session, owner=caller, filters=body.filters(), limit=MOST_CANCELLED, seconds=CANCEL_SECONDS
     )
-    items = tuple(CancelledBody(id=job_id, status=status) for job_id, status in done.statuses.items())
-    return CancelledJobsBody(items=items, more=done.more)
+    return CancelledJobsBody.of(done)
 
 
 @router.get("/jobs/{job_id}", response_model=WholeJobBody, responses={**UNCHANGED})

@@ -16,12 +16,13 @@ from replaceme_core.errors import IdempotencyKeyReused, StaleTransition
 from replaceme_core.hardware import WorkerKind, worker_kind_of
 from replaceme_core.ledger.database import lock_until_commit, now
 from replaceme_core.ledger.reading import JobFilters
-from replaceme_core.ledger.records import BulkCancel, IdempotencyKey, Job, stored_spec, to_job, to_spec
+from replaceme_core.ledger.records import IdempotencyKey, Job, stored_spec, to_job, to_spec
 from replaceme_core.ledger.states import ACTIVE, TERMINAL, EventType, JobStatus
 from replaceme_core.ledger.tables import IdempotencyKeyRow, JobLabelRow, JobRow, is_uuid
 from replaceme_core.ledger.transitions import find_job, finished, transition, update_job, write_events
 from replaceme_core.request.fields import ending_of
 from replaceme_core.request.spec import CompressionSpec
+from replaceme_core.shapes import CancelledJob, CancelledJobs
 from replaceme_core.telemetry import origin
 
 
@@ -227,7 +228,7 @@ def _cancel(session: Session, row: JobRow) -> None:
 
 def cancel_matching(
     session: Session, *, owner: str, filters: JobFilters, limit: int, seconds: float = math.inf
-) -> BulkCancel:
+) -> CancelledJobs:
     """Ask to cancel up to `limit` queued and running jobs that match, the oldest first, but at least one.
 
     No further one is begun after `seconds`: each may have messages to a hundred webhooks, and workers wait for rows.
@@ -242,13 +243,13 @@ def cancel_matching(
         execution_options={"populate_existing": True},
     ).all()
     end = time.monotonic() + seconds
-    statuses: dict[str, JobStatus] = {}
+    done: list[CancelledJob] = []
     for row in found[:limit]:
-        if statuses and time.monotonic() > end:
+        if done and time.monotonic() > end:
             break
         _cancel(session, row)
-        statuses[row.id] = row.status
-    return BulkCancel(statuses=statuses, more=len(found) > len(statuses))
+        done.append(CancelledJob(id=row.id, status=row.status))
+    return CancelledJobs(items=tuple(done), more=len(found) > len(done))
 
 
 _MOST_AT_ONCE = 256

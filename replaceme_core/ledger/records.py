@@ -102,14 +102,6 @@ class WakeUp:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BulkCancel:
-    """The jobs that were asked to cancel, with their status since; `more`: others match, and another call is needed."""
-
-    statuses: Mapping[str, JobStatus]
-    more: bool
-
-
-@dataclass(frozen=True, kw_only=True)
 class WorkerMemory:
     """Bytes that the processes of a worker may use and use, and the same of its GPU; `None`: not known, or no GPU."""
 
