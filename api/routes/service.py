@@ -1,6 +1,5 @@
 """The service: whether it lives and is ready, its workers, the families of models that it knows, its metrics."""
 
-import hashlib
 import hmac
 from http import HTTPStatus
 from typing import Literal
@@ -15,6 +14,7 @@ from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep
 from replaceme_core.errors import Unavailable
 from replaceme_core.families.layout import MapStructure
 from replaceme_core.hardware import WorkerKind
+from replaceme_core.ledger.keys import hash_of
 from replaceme_core.ledger.migrate import check_migrated
 from replaceme_core.ledger.records import Worker
 from replaceme_core.ledger.watching import Workers
@@ -107,7 +107,9 @@ async def scrape(services: ServicesDep, request: Request) -> Response:
     if monitoring is None or key is None:
         raise HTTPException(HTTPStatus.NOT_FOUND)
     kind, _, given = request.headers.get("authorization", "").partition(" ")
-    if kind.lower() != "bearer" or not _is_same(given.strip(), key.get_secret_value()):
+    # as hashes, so that the time says nothing of the key or its length
+    is_it = hmac.compare_digest(hash_of(given.strip()), hash_of(key.get_secret_value()))
+    if kind.lower() != "bearer" or not is_it:
         return problem_response(
             status=HTTPStatus.UNAUTHORIZED,
             detail="expected `Authorization: Bearer KEY` with the key in REPLACEME_METRICS_KEY, which is no API key",
@@ -115,8 +117,3 @@ async def scrape(services: ServicesDep, request: Request) -> Response:
         )
     body, media_type = await monitoring.scrape(accept=request.headers.get("accept", ""))
     return Response(body, headers={"Content-Type": media_type, "Cache-Control": NO_STORE})
-
-
-def _is_same(given: str, key: str) -> bool:
-    """Compared as hashes, so that the time says nothing of the key or its length."""
-    return hmac.compare_digest(*(hashlib.sha256(text.encode(errors="replace")).digest() for text in (given, key)))
