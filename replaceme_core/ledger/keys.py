@@ -11,14 +11,12 @@ import secrets
 import string
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from uuid import uuid4
 
 from pydantic import Field
 from sqlalchemy import ColumnElement, and_, case, delete, exists, insert, or_, select, update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from replaceme_core import shapes
@@ -164,8 +162,8 @@ class Keys:
     def end_session(self, session_id: str, *, seconds: float) -> None:
         """Accept a session of the dashboard no more, which would have ended by itself after `seconds` at the latest."""
         self._session.execute(delete(EndedSessionRow).where(EndedSessionRow.expires_at <= now()))
-        with suppress(IntegrityError), self._session.begin_nested():  # it may have been ended before
-            self._session.execute(insert(EndedSessionRow).values(id=session_id, expires_at=now(plus_seconds=seconds)))
+        until = {"expires_at": now(plus_seconds=seconds)}
+        change_or_insert(self._session, EndedSessionRow, {"id": session_id}, change=until, new=until)
 
     def get(self, key_id: str) -> ApiKey:
         """Raises `KeyNotFound`."""
