@@ -28,9 +28,8 @@ class EventsQuery(Parameters):
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
-class AllEventsQuery(Parameters):
+class AllEventsQuery(EventsQuery):
     after: Annotated[int, Field(ge=0, le=_HIGHEST_POSITION, description="a position")] = 0
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
 _STREAMED: dict[int | str, dict[str, Any]] = {
