@@ -40,22 +40,15 @@ def is_head(scope: Scope) -> bool:
 
 
 class Head:
-    """ASGI middleware: answers `HEAD` as `GET` and drops the body."""
+    """ASGI middleware: answers `HEAD` as `GET`. The server sends no body then."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "HEAD":
-            await self._app(scope, receive, send)
-            return
-
-        async def send_without_body(message: Message) -> None:
-            if message["type"] == "http.response.body":
-                message = {**message, "body": b""}
-            await send(message)
-
-        await self._app({**scope, "method": "GET", _HEAD_KEY: True}, receive, send_without_body)
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET", _HEAD_KEY: True}
+        await self._app(scope, receive, send)
 
 
 # Bodies
