@@ -358,11 +358,6 @@ class Database:
         for action in session.after_commit:
             action()
 
-    def ping(self) -> None:
-        """Raises `DatabaseUnreachable`."""
-        with self.session(read_only=True) as session:
-            session.execute(select(1))
-
     def close(self) -> None:
         """Close all pooled connections."""
         for engine in (self._engine, self._autocommit):

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import psutil
 import pytest
+from sqlalchemy import select
 
 from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import DatabaseUnreachable
@@ -136,7 +137,8 @@ def test_messages_come_twice_reordered_and_for_unknown_jobs(cluster: Cluster) ->
 
 def _answers(cluster: Cluster) -> bool:
     try:
-        cluster.database.ping()
+        with cluster.database.session(read_only=True) as session:
+            session.execute(select(1))
     except DatabaseUnreachable:
         return False
     return True

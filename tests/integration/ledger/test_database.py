@@ -223,8 +223,8 @@ def test_unknown_urls(url: str) -> None:
 def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     database = Database(f"sqlite:///{tmp_path / 'folder'}")
-    with pytest.raises(DatabaseUnreachable):
-        database.ping()
+    with pytest.raises(DatabaseUnreachable), database.session(read_only=True) as session:
+        session.execute(select(1))
     database.close()
 
 
