@@ -6,7 +6,7 @@ that job. So a second request with the same key waits for the first one, and fin
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from uuid import uuid4
 
 from sqlalchemy import bindparam, delete, insert, select
@@ -46,9 +46,38 @@ def add(
     job_id = str(uuid4()) if job_id is None else job_id
     if not is_uuid(job_id):
         raise ValueError(f"a job id is a UUID in lower case, not {job_id!r}")
-    worker_kind = worker_kind_of(spec.compute.device) or default_worker_kind
-    made = {"worker_kind": worker_kind, "retry_of": retry_of, "key_id": key_id}
-    row = _insert_job(session, spec, owner, job_id, made)
+    limit, made_by = spec.max_queue_seconds, origin()
+    row = session.scalars(
+        insert(JobRow)
+        .values(
+            id=job_id,
+            owner=owner,
+            status=JobStatus.QUEUED,
+            spec=stored_spec(spec),
+            attempt=0,
+            event_count=1,
+            overall=0.0,
+            stage_fraction=0.0,
+            priority=spec.priority,
+            model=spec.model.repo_id,
+            max_queue_seconds=limit,
+            max_runtime_seconds=spec.max_runtime_seconds,
+            credential=spec.credential,
+            worker_kind=worker_kind_of(spec.compute.device) or default_worker_kind,
+            retry_of=retry_of,
+            key_id=key_id,
+            request_id=made_by.request_id,
+            traceparent=made_by.traceparent,
+            deadline_at=None if limit is None else now(plus_seconds=limit),
+            created_at=now(),
+            enqueued_at=now(),
+        )
+        .returning(JobRow)
+    ).one()
+    labels = [{"job_id": job_id, "name": name, "value": value} for name, value in spec.labels.items()]
+    if labels:
+        session.execute(insert(JobLabelRow), labels)
+    write_events(session, row, [(EventType.CREATED, {})])
     if idempotency_key is not None:
         _insert_key(session, idempotency_key, owner, job_id)
     return to_job(row)
@@ -82,46 +111,6 @@ def find_by_keys(session: Session, keys: Sequence[IdempotencyKey], *, owner: str
                 value=keys[0].key,
             )
     return [to_job(row) for row, _ in found]
-
-
-def _insert_job(
-    session: Session,
-    spec: CompressionSpec,
-    owner: str,
-    job_id: str,
-    made: Mapping[str, object],
-) -> JobRow:
-    limit, made_by = spec.max_queue_seconds, origin()
-    row = session.scalars(
-        insert(JobRow)
-        .values(
-            id=job_id,
-            owner=owner,
-            status=JobStatus.QUEUED,
-            spec=stored_spec(spec),
-            attempt=0,
-            event_count=1,
-            overall=0.0,
-            stage_fraction=0.0,
-            priority=spec.priority,
-            model=spec.model.repo_id,
-            max_queue_seconds=limit,
-            max_runtime_seconds=spec.max_runtime_seconds,
-            credential=spec.credential,
-            request_id=made_by.request_id,
-            traceparent=made_by.traceparent,
-            deadline_at=None if limit is None else now(plus_seconds=limit),
-            created_at=now(),
-            enqueued_at=now(),
-            **made,
-        )
-        .returning(JobRow)
-    ).one()
-    labels = [{"job_id": job_id, "name": name, "value": value} for name, value in spec.labels.items()]
-    if labels:
-        session.execute(insert(JobLabelRow), labels)
-    write_events(session, row, [(EventType.CREATED, {})])
-    return row
 
 
 def _insert_key(session: Session, key: IdempotencyKey, owner: str, job_id: str) -> None:
