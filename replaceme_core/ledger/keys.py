@@ -289,8 +289,11 @@ class Owners:
         return [Credential.of(row) for row in rows]
 
     def put_credential(self, owner: str, name: str, token: str, *, box: SecretsBox) -> Credential:
-        """Store a token under a name, in place of an earlier one. Raises `InvalidInput`."""
-        sealed = _seal(token, owner=owner, name=name, box=box)
+        """Store a token under a name, in place of an earlier one; it is encrypted together with whose it is.
+
+        Raises `InvalidInput`, also where the box has no key.
+        """
+        sealed = box.seal(json.dumps([owner, name, token]), field="token")
         there = [one.name for one in self.credentials(owner)]
         if name not in there and len(there) >= MOST_CREDENTIALS:
             raise InvalidInput(f"expected at most {MOST_CREDENTIALS} credentials; delete one first", field="name")
@@ -306,32 +309,25 @@ class Owners:
             raise CredentialNotFound(f"there is no credential {name!r}")
 
     def token(self, owner: str, name: str, *, box: SecretsBox) -> str:
-        """The token of a credential. Raises `InvalidInput` (field `credential`), and `AccessDenied`."""
+        """The token of a credential. Raises `InvalidInput` (field `credential`) where there is none.
+
+        And `AccessDenied` if the box has no key that fits, or if it was sealed for another owner or name.
+        """
         sealed = self._session.scalar(
             select(CredentialRow.sealed).where(CredentialRow.owner == owner, CredentialRow.name == name)
         )
         if sealed is None:
             raise InvalidInput(f"there is no credential {name!r}", field="credential", value=name)
-        return _open(sealed, owner=owner, name=name, box=box)
-
-
-def _seal(token: str, *, owner: str, name: str, box: SecretsBox) -> str:
-    """The token, encrypted together with whose it is. Raises `InvalidInput` where the box has no key."""
-    return box.seal(json.dumps([owner, name, token]), field="token")
-
-
-def _open(sealed: str, *, owner: str, name: str, box: SecretsBox) -> str:
-    """Raises `AccessDenied` if the box has no key that fits, or if it was sealed for another owner or name."""
-    try:
-        *whose, token = json.loads(box.open(sealed))
-    except SecretUnreadable:
-        raise AccessDenied(
-            f"the credential {name!r} cannot be decrypted here; store it again, or ask the operator whether all "
-            "processes have the same REPLACEME_ENCRYPTION_KEY"
-        ) from None
-    if whose != [owner, name]:
-        raise AccessDenied(f"the credential {name!r} was stored for another owner or under another name")
-    return str(token)
+        try:
+            *whose, token = json.loads(box.open(sealed))
+        except SecretUnreadable:
+            raise AccessDenied(
+                f"the credential {name!r} cannot be decrypted here; store it again, or ask the operator whether all "
+                "processes have the same REPLACEME_ENCRYPTION_KEY"
+            ) from None
+        if whose != [owner, name]:
+            raise AccessDenied(f"the credential {name!r} was stored for another owner or under another name")
+        return str(token)
 
 
 def owner_hub(
