@@ -43,8 +43,8 @@ def install(app: FastAPI, *, scopes_of: Callable[[str, str], Sequence[str]]) -> 
             document = described()
             components = document.setdefault("components", {})
             components["securitySchemes"] = {_SECURITY: _SCHEME}
-            components["responses"], schemas = problem_components()
-            components["schemas"] = schemas | _schemas_of(Message) | components["schemas"]
+            components["responses"] = {name: _response(error) for name, error in _COMPONENTS.items()}
+            components["schemas"] = _schemas_of(ProblemBody) | _schemas_of(Message) | components["schemas"]
             document["webhooks"] = _messages()
             for unused in ("HTTPValidationError", "ValidationError"):
                 components["schemas"].pop(unused, None)
@@ -169,11 +169,6 @@ _CONFLICTS = frozenset(
         ("POST", "/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver"),
     }
 )
-
-
-def problem_components() -> tuple[dict[str, Any], dict[str, Any]]:
-    """The responses that the operations refer to, and the schemas that these refer to."""
-    return {name: _response(error) for name, error in _COMPONENTS.items()}, _schemas_of(ProblemBody)
 
 
 def _schemas_of(shape: type[Shape]) -> dict[str, Any]:
