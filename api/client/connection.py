@@ -121,8 +121,8 @@ class Connection:
         began = time.monotonic()
         while True:
             try:
-                seconds = max(LEAST_SECONDS, until - time.monotonic())
-                return self.send_once("GET", path, **parts, seconds=seconds)
+                parts["seconds"] = max(LEAST_SECONDS, until - time.monotonic())
+                return self.send_once("GET", path, **parts)
             except ServiceError as error:
                 time.sleep(pause_while_down(error, down_since=began, until=until))
 
