@@ -8,7 +8,7 @@ of HTTP, SQL and torch: `api/http/problems.py` maps these to responses, the supe
 from typing import ClassVar, Self
 
 LONGEST_MESSAGE = 1000
-"""Characters that answers and events carry of a message: names of a stranger's files and tensors are part of some."""
+"""Characters that a runner sends of a message: names of a stranger's files and tensors are part of some."""
 
 
 class ReplaceMeError(Exception):

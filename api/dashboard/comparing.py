@@ -236,7 +236,7 @@ def show_sweep(
         if most is not None and not 0 < most <= _GREATEST_LIMIT:
             raise ValueError
     except ValueError:
-        most, problem = None, f"expected a number such as 1.6, got {query.most!r}"
+        most, problem = None, f"expected a number such as 1.6, at most {_GREATEST_LIMIT:,.0f}, got {query.most!r}"
     passing = [one for one in found if one.passes(most) and one.size is not None]
     best = min(passing, key=lambda one: one.size or 0.0, default=None)
     chosen = None if best is None else best.job.id
