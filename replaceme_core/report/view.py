@@ -137,10 +137,9 @@ class Quantity:
         """Its name in `speed_changes`, if it is a median of several runs."""
         return self.path[-2] if self.path[-1] == "median" else ""
 
-    def cell(self, report: Report, *model: Step) -> Cell:
-        """The value of the model at this place; a median of several runs with the slowest and the fastest one."""
-        ends = ("low", "high") if self.speed else None
-        return figures(report, *self.path, as_=self.form, ends=ends)(model)
+    def cells(self, report: Report) -> Callable[[Place], Cell]:
+        """What makes the cell of a model: its value; a median of several runs with the slowest and the fastest one."""
+        return figures(report, *self.path, as_=self.form, ends=("low", "high") if self.speed else None)
 
     def change(self, report: Report) -> Cell:
         """By which part the result differs from the original."""
@@ -193,8 +192,8 @@ def both_models(report: Report) -> Table | None:
         "Both models",
         measured,
         (Column("name", "Measured"), lambda one: (one.label,)),
-        (Column("before", "Original"), lambda one: one.cell(report, "before")),
-        (Column("after", "Result"), lambda one: one.cell(report, "after")),
+        (Column("before", "Original"), lambda one: one.cells(report)(("before",))),
+        (Column("after", "Result"), lambda one: one.cells(report)(("after",))),
         (Column("change", "Change"), lambda one: one.change(report)),
         fixed=("before", "after", "change"),
         about=" ".join(text for name, text in _ABOUT_QUANTITIES.items() if name in [one.name for one in measured]),
@@ -331,8 +330,8 @@ def tasks(report: Report) -> Table | None:
         "Accuracy in each task",
         [base for base in report.places("tasks") if has_accuracy(report, base)],
         (Column("name", "Task"), words(report, "name")),
-        (Column("before", "Original (95 % interval)"), lambda base: accuracy(report, *base, "before")),
-        (Column("after", "Result (95 % interval)"), lambda base: accuracy(report, *base, "after")),
+        (Column("before", "Original (95 % interval)"), accuracy(report, "before")),
+        (Column("after", "Result (95 % interval)"), accuracy(report, "after")),
         (Column("kept", "Kept"), figures(report, "kept", as_=share)),
         (Column("kept_above_chance", "Kept above chance", _CHANCE), figures(report, "kept_above_chance", as_=share)),
         (Column("chance", "Chance", _CHANCE, is_brief=False), figures(report, "chance", as_=share)),
@@ -381,9 +380,9 @@ def has_accuracy(report: Report, task: Place) -> bool:
     return all(report.number(*task, side, "accuracy") is not None for side in SIDES)
 
 
-def accuracy(report: Report, *result: Step) -> Cell:
-    """Of one model in one task, with its interval."""
-    return figures(report, "accuracy", as_=share, ends=("low", "high"))(result)
+def accuracy(report: Report, *path: Step) -> Callable[[Place], Cell]:
+    """What makes a cell of the result of one model at `path` below a place: its accuracy, with its interval."""
+    return figures(report, *path, "accuracy", as_=share, ends=("low", "high"))
 
 
 def gate(report: Report) -> Table | None:

@@ -3,8 +3,9 @@
 Each table fits 80 columns.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from rich import box
 from rich.console import Console
@@ -13,8 +14,8 @@ from rich.text import Text
 
 from replaceme_core.report import view
 from replaceme_core.report.figures import LOSS, NONE, RATIO, WHOLE, share
-from replaceme_core.report.reading import Report, Step
-from replaceme_core.report.view import Cell, plain
+from replaceme_core.report.reading import Place, Report, Step
+from replaceme_core.report.view import Cell, figures, plain, words
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.wording import printable
 
@@ -106,53 +107,43 @@ def rich_table(table: view.Table, *, caption: str | None = None) -> Table:
 
 def models_table(names: Sequence[str], models: Sequence[Mapping[str, object]]) -> Table:
     """One column for each model; rows of a comparison only where there are several. Rows are those of `evaluate`."""
-    report, places = Report({"models": list(models)}), range(len(models))
+    report = Report({"models": list(models)})
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for name in names:
         table.add_column(name, justify="right", overflow="fold")
-
-    def add(label: str, cells: Sequence[Cell]) -> None:
-        if any(plain(cell) != NONE for cell in cells):
-            table.add_row(label, *map(plain, cells))
-
-    for one in view.QUANTITIES:
-        add(one.label, [one.cell(report, "models", at) for at in places])
-        if one.name == "perplexity":
-            add("  over tokens", [(report.figure("models", at, "tokens", as_=WHOLE),) for at in places])
-            add("  times the first", [_ratio(report, at) for at in places])
-        if one.speed:
-            add("  against the first", [_apart(report, at, one.speed) for at in places])
-    for task in report.rows("models", 0, "tasks"):
-        _add_task(report, task, places, add=add)
-    add("Dtype", [(report.words("models", at, "dtype"),) for at in places])
+    for label, cell in _rows_of_models(report):
+        cells = [plain(cell(model)) for model in report.places("models")]
+        if any(one != NONE for one in cells):
+            table.add_row(label, *cells)
     return table
 
 
-def _add_task(report: Report, task: int, places: range, *, add: Callable[[str, Sequence[Cell]], None]) -> None:
-    """The accuracy with its interval, and what is kept of the first model's; else its metrics."""
-    first: tuple[Step, ...] = ("models", 0, "tasks", task)
-    name = report.text(*first, "name")
-    if report.number(*first, "accuracy") is None:
-        for metric in report.names(*first, "metrics"):
-            values = [("models", at, "tasks", task, "metrics", metric, "value") for at in places]
-            add(f"{name} {metric}", [(report.figure(*value, as_=LOSS),) for value in values])
-        return
-    samples = plain((report.figure(*first, "samples", as_=WHOLE),))
-    add(f"{name} accuracy (n = {samples})", [view.accuracy(report, "models", at, "tasks", task) for at in places])
-    for key, label in (("kept", "  kept"), ("kept_above_chance", "  kept above chance")):
-        add(label, [(report.figure("models", at, "tasks", task, key, as_=share),) for at in places])
+def _rows_of_models(report: Report) -> Iterator[tuple[str, Callable[[Place], Cell]]]:
+    """The label of each row that there may be, and what makes the cell of a model in it."""
+    for one in view.QUANTITIES:
+        yield one.label, one.cells(report)
+        if one.name == "perplexity":
+            yield "  over tokens", figures(report, "tokens", as_=WHOLE)
+            yield "  times the first", figures(report, "ratio", as_=RATIO, ends=("ratio_low", "ratio_high"))
+        if one.speed:
+            yield "  against the first", partial(_apart, report, one.speed)
+    for task in report.rows("models", 0, "tasks"):
+        path: tuple[Step, ...] = ("tasks", task)
+        name = report.text("models", 0, *path, "name")
+        if report.number("models", 0, *path, "accuracy") is None:
+            for metric in report.names("models", 0, *path, "metrics"):
+                yield f"{name} {metric}", figures(report, *path, "metrics", metric, "value", as_=LOSS)
+            continue
+        samples = plain((report.figure("models", 0, *path, "samples", as_=WHOLE),))
+        yield f"{name} accuracy (n = {samples})", view.accuracy(report, *path)
+        yield "  kept", figures(report, *path, "kept", as_=share)
+        yield "  kept above chance", figures(report, *path, "kept_above_chance", as_=share)
+    yield "Dtype", words(report, "dtype")
 
 
-def _ratio(report: Report, at: int) -> Cell:
-    """With its interval; none for the first model, and for other tokens than the first model's."""
-    base = ("models", at)
-    between = view.interval(report, base, "ratio_low", "ratio_high", form=RATIO)
-    return (report.figure(*base, "ratio", as_=RATIO), *between)
-
-
-def _apart(report: Report, at: int, name: str) -> Cell:
-    apart = report.at("models", at, "told_apart", name)
+def _apart(report: Report, name: str, model: Place) -> Cell:
+    apart = report.at(*model, "told_apart", name)
     return (NONE,) if apart is None else ("significant" if apart is True else "not significant",)
 
 
