@@ -12,14 +12,13 @@ its process group is killed as well. Standard library only, so that it starts fa
 import contextlib
 import ctypes
 import os
-import queue
 import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 _JSON = b"{"  # such a line says itself which process wrote it
@@ -133,21 +132,6 @@ class ChildProcess:
                     self._report(Ready(name=self.name))
                 sys.stderr.buffer.write(line if line.startswith(_JSON) else prefix + line)
                 sys.stderr.buffer.flush()
-
-
-@contextlib.contextmanager
-def signals_to(events: "queue.SimpleQueue[ProcessEvent]") -> Iterator[None]:
-    """Put SIGTERM, SIGINT and SIGHUP into `events`. `put` of a `SimpleQueue` may be called from a signal handler."""
-    is_kept = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup: the terminal may close
-    numbers = (signal.SIGTERM, signal.SIGINT, *(() if is_kept else (signal.SIGHUP,)))
-    before = {
-        number: signal.signal(number, lambda received, _: events.put(Signalled(number=received))) for number in numbers
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # The guard: a parent process for one child

@@ -1,10 +1,12 @@
-"""How a command ends: the exit codes, the tables that map errors, HTTP statuses and jobs to them, and failures."""
+"""How a command ends: signals, the exit codes, the tables that map errors, statuses and jobs to them, and failures."""
 
 import errno
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import Final, Self
 
 import typer
@@ -14,6 +16,18 @@ from api.client.errors import Refused, ServiceError
 from replaceme_core import errors
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.wording import shorten
+
+
+@contextmanager
+def handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Handle these signals with `handler`. Where `nohup` has the command outlive its terminal, SIGHUP stays ignored."""
+    is_kept = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    before = {one: signal.signal(one, handler) for one in numbers if not (is_kept and one is signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 class ExitCode(IntEnum):

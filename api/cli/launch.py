@@ -22,7 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from api.cli.child_processes import ChildProcess, Ended, ProcessEvent, Ready, Signalled, signals_to
+from api.cli.child_processes import ChildProcess, Ended, ProcessEvent, Ready, Signalled
+from api.cli.exit_codes import handled
 from api.http.callers import check_exposure
 from api.queue import Queue
 from replaceme_core.broker import FILES, REDIS
@@ -188,7 +189,8 @@ class Supervisor:
 
     def run(self, *, ready: str) -> None:
         """Raises `ServiceStopped` if a process does not start, or ends and is not restarted."""
-        with signals_to(self._events):
+        ends = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        with handled(lambda number, _: self._events.put(Signalled(number=number)), *ends):
             try:
                 for name, start in self._starts.items():
                     self._children[name] = _Child(process=start(report=self._events.put))

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from api.cli.exit_codes import ExitCode
+from api.cli.exit_codes import ExitCode, handled
 from api.cli.job_request import NOT_OF_A_RUN_HERE, SEVERAL, parse_tasks, parse_text, request_body, with_job_options
 from api.cli.output.ci import Ended, Junit, write_for_pipeline
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note
@@ -62,7 +62,7 @@ TextFiles = Annotated[
 def shown_run() -> Iterator[ShowProgress]:
     """Show progress on standard error. SIGTERM is handled like Ctrl-C: the runner ends, temporary files are removed.
 
-    So is the end of the terminal, unless `nohup` has the command go on.
+    So is the end of the terminal.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -70,14 +70,11 @@ def shown_run() -> Iterator[ShowProgress]:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    ends = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is not signal.SIG_IGN]
-    before = {one: signal.signal(one, interrupt) for one in ends}
-    try:
-        with progress_display(make_console(stderr=True), clock=time.monotonic) as show:
-            yield show
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+    with (
+        handled(interrupt, signal.SIGTERM, signal.SIGHUP),
+        progress_display(make_console(stderr=True), clock=time.monotonic) as show,
+    ):
+        yield show
 
 
 _OF_HEALING = tuple(f"heal.{name}" for name in ("dataset", "learning_rate", "time_budget_seconds", "weights"))

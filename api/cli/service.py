@@ -4,7 +4,6 @@ import inspect
 import math
 import re
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import RenderableType
 
-from api.cli.exit_codes import ExitCode, exit_code_of_job
+from api.cli.exit_codes import ExitCode, exit_code_of_job, handled
 from api.cli.output.ci import Ended, write_for_pipeline
 from api.cli.output.console import JsonFlag, make_console, print_json, print_note, set_parameters
 from api.cli.output.jobs import print_job
@@ -178,16 +177,12 @@ class Interrupts:
 @contextmanager
 def interrupts(*, wanted: bool) -> Iterator[Interrupts | None]:
     """Handle SIGINT and SIGTERM, if that is `wanted`. They are held at first: the job may not have an id yet."""
-    if not wanted or threading.current_thread() is not threading.main_thread():
+    if not wanted:
         yield None
         return
     found = Interrupts()
-    before = {number: signal.signal(number, found.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled(found.on_signal, signal.SIGINT, signal.SIGTERM):
         yield found
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def finish(

@@ -1,4 +1,4 @@
-"""Which signals end `replaceme serve` and `worker`, and how."""
+"""Which signals end a command, and how `replaceme serve` and `worker` end."""
 
 import os
 import queue
@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from api.cli.child_processes import ChildProcess, Ended, ProcessEvent, Ready, Signalled, signals_to
+from api.cli.child_processes import ChildProcess, Ended, ProcessEvent, Ready, Signalled
+from api.cli.exit_codes import handled
 from api.cli.launch import Supervisor
 
 
@@ -26,13 +27,11 @@ def _a_terminal_that_may_close() -> Iterator[None]:
 def test_what_nohup_ignores_stays_ignored(is_kept: bool) -> None:
     before = signal.SIG_IGN if is_kept else signal.SIG_DFL
     signal.signal(signal.SIGHUP, before)
-    events: queue.SimpleQueue[ProcessEvent] = queue.SimpleQueue()
-    with signals_to(events):
+    received: list[int] = []
+    with handled(lambda number, _: received.append(number), signal.SIGHUP, signal.SIGTERM):
         for number in (signal.SIGHUP, signal.SIGTERM):
             signal.raise_signal(number)
-    received = [events.get_nowait() for _ in range(events.qsize())]
-    expected = [signal.SIGTERM] if is_kept else [signal.SIGHUP, signal.SIGTERM]
-    assert received == [Signalled(number=number) for number in expected]
+    assert received == ([signal.SIGTERM] if is_kept else [signal.SIGHUP, signal.SIGTERM])
     assert signal.getsignal(signal.SIGHUP) is before
 
 
