@@ -34,7 +34,7 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """A child ended."""
+    """A child ended, and its process group."""
 
     name: str
     status: int
@@ -68,7 +68,7 @@ class ChildProcess:
         ready_url: str | None = None,
     ) -> None:
         self.name = name
-        self._grace_seconds = grace_seconds
+        self.is_running = True
         self._report = report
         self._ready_line = ready_line
         self._process = subprocess.Popen(
@@ -78,40 +78,33 @@ class ChildProcess:
             stderr=subprocess.STDOUT,
             env=dict(environment),
         )
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._copy_log, self._report_end)]
-        for thread in self._threads:
-            thread.start()
+        self._log = threading.Thread(target=self._copy_log, daemon=True)
+        self._log.start()
+        threading.Thread(target=self._report_end, daemon=True).start()
         if ready_url is not None:
             threading.Thread(target=self._poll, args=(ready_url,), daemon=True).start()
 
-    def is_running(self) -> bool:
-        return self._process.poll() is None
-
     def stop(self) -> None:
-        """End the child with SIGTERM, then SIGKILL after the grace period. Returns once its process group is gone."""
+        """Have the child end: with SIGTERM, and its process group with SIGKILL after the grace period."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        try:
-            self._process.wait(timeout=self._grace_seconds + 5)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            self._process.wait()
-        for thread in self._threads:
-            thread.join(timeout=1)
 
     def kill(self) -> None:
         """End the child and its process group with SIGKILL, without a grace period."""
         self._process.terminate()
 
     def _report_end(self) -> None:
-        self._report(Ended(name=self.name, status=self._process.wait()))
+        status = self._process.wait()
+        self._log.join(timeout=1)  # what outlives the process group may hold the pipe
+        self.is_running = False
+        self._report(Ended(name=self.name, status=status))
 
     def _poll(self, url: str) -> None:
         from urllib.error import HTTPError
         from urllib.request import ProxyHandler, build_opener  # here: the guard needs neither
 
         opener, pause = build_opener(ProxyHandler({})), _POLL_SECONDS
-        while self.is_running():
+        while self.is_running:
             try:
                 opener.open(url, timeout=5).close()
                 self._report(Ready(name=self.name))

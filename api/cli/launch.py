@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from typing import NoReturn
 
 from api.cli.child_processes import ChildProcess, Ended, ProcessEvent, Ready, Signalled
 from api.cli.exit_codes import handled
+from api.cli.output.console import print_line, print_note
 from api.http.callers import check_exposure
 from api.queue import Queue
 from replaceme_core.broker import FILES, REDIS
@@ -43,17 +43,14 @@ API_GRACE_SECONDS = 8.0
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0  # a worker that ran for longer than this is restarted after the first pause again
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-_POLL_SECONDS = 0.2
 
 
 class ServiceStopped(ReplaceMeError):
     """The service ended unexpectedly; the message names the process and its exit status."""
 
 
-def serve(
-    *, host: str, port: int, settings: Settings, environ: Mapping[str, str], announce: Callable[[str], None]
-) -> None:
-    """Run until SIGTERM, SIGINT or SIGHUP. `announce` prints one line on standard output.
+def serve(*, host: str, port: int, settings: Settings, environ: Mapping[str, str]) -> None:
+    """Run until SIGTERM, SIGINT or SIGHUP.
 
     Raises `InvalidInput` (address, directories, no torch), `DatabaseUnreachable`, `QueueUnreachable`, and
     `ServiceStopped` if a child process ends by itself or does not start.
@@ -84,18 +81,11 @@ def serve(
             ready_url=f"{url}/ready",
         ),
     }
-    Supervisor(children, announce=announce).run(ready=f"ready {url}")
+    Supervisor(children).run(ready=f"ready {url}")
 
 
-def work(
-    *,
-    gpus: str | None,
-    settings: Settings,
-    environ: Mapping[str, str],
-    announce: Callable[[str], None],
-    warn: Callable[[str], None],
-) -> None:
-    """Run workers until a signal; `warn` prints a line on standard error.
+def work(*, gpus: str | None, settings: Settings, environ: Mapping[str, str]) -> None:
+    """Run workers until a signal.
 
     Raises `InvalidInput`, `QueueUnreachable`, and `ServiceStopped` if a worker does not start.
     """
@@ -114,7 +104,7 @@ def work(
         )
         for name, visible in workers.items()
     }
-    Supervisor(children, announce=announce, warn=warn).run(ready=f"ready {' '.join(children)}")
+    Supervisor(children, restarts=True).run(ready=f"ready {' '.join(children)}")
 
 
 def work_once(*, gpus: str | None, settings: Settings, environ: Mapping[str, str]) -> NoReturn:
@@ -168,22 +158,15 @@ class _Child:
 
 
 class Supervisor:
-    """Runs child processes until SIGTERM, SIGINT or SIGHUP, and announces that all of them accept work.
+    """Runs child processes until SIGTERM, SIGINT or SIGHUP, and prints a line once all of them accept work.
 
-    With `warn`, which prints a line, one that ends is restarted. Without it they belong together: the first that ends
-    ends the others, and they are stopped one after the other, in their order.
+    With `restarts` one that ends is started again. Without it they belong together: the first that ends ends the
+    others, and they are stopped one after the other, in their order.
     """
 
-    def __init__(
-        self,
-        starts: Mapping[str, Start],
-        *,
-        announce: Callable[[str], None],
-        warn: Callable[[str], None] | None = None,
-    ) -> None:
+    def __init__(self, starts: Mapping[str, Start], *, restarts: bool = False) -> None:
         self._starts = starts
-        self._announce = announce
-        self._warn = warn
+        self._restarts = restarts
         self._events: queue.SimpleQueue[ProcessEvent] = queue.SimpleQueue()
         self._children: dict[str, _Child] = {}
 
@@ -218,8 +201,8 @@ class Supervisor:
                 case Ready(name=name) if name in waiting_for:
                     waiting_for.discard(name)
                     if not waiting_for:
-                        self._announce(ready)
-                case Ended(name=name, status=status) if name in waiting_for or self._warn is None:
+                        print_line(ready)
+                case Ended(name=name, status=status) if name in waiting_for or not self._restarts:
                     raise ServiceStopped(f"the {name} process ended with exit status {status}; see the log above")
                 case Ended(name=name, status=status):
                     self._schedule_restart(name, status)
@@ -231,15 +214,14 @@ class Supervisor:
         if now - child.started_at > LONGEST_PAUSE_SECONDS:
             child.pause = FIRST_PAUSE_SECONDS
         child.restart_at = now + child.pause
-        assert self._warn is not None
-        self._warn(f"the worker {name} ended with exit status {status}; restarting it in {child.pause:.0f} s")
+        print_note(f"the worker {name} ended with exit status {status}; restarting it in {child.pause:.0f} s")
         child.pause = min(2 * child.pause, LONGEST_PAUSE_SECONDS)
 
     def _restart_due(self) -> None:
         for name, child in self._children.items():
             if child.restart_at is not None and child.restart_at <= time.monotonic():
                 child.restart_at = None
-                child.process.stop()  # it has ended: this closes its pipe and joins its threads
+                child.process.stop()  # it has ended: this closes its pipe
                 child.process = self._starts[name](report=self._events.put)
                 child.started_at = time.monotonic()
 
@@ -250,22 +232,15 @@ class Supervisor:
         still responds while a job is released.
         """
         processes = [child.process for child in self._children.values()]
-        groups = [processes] if self._warn is None else [[process] for process in processes]
-        threads = [threading.Thread(target=lambda group=group: [one.stop() for one in group]) for group in groups]
-        for thread in threads:
-            thread.start()
-        while any(thread.is_alive() for thread in threads):
-            try:
-                event = self._events.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
-                continue
-            # a terminal that closes sends SIGHUP twice
-            if isinstance(event, Signalled) and event.number != signal.SIGHUP:
-                for process in processes:
-                    if process.is_running():
-                        process.kill()
-        for thread in threads:
-            thread.join()
+        for group in [processes] if self._restarts else [[process] for process in processes]:
+            for process in group:
+                process.stop()
+            while any(process.is_running for process in group):  # its end is an event
+                event = self._events.get()
+                # a terminal that closes sends SIGHUP twice
+                if isinstance(event, Signalled) and event.number != signal.SIGHUP:
+                    for each in processes:
+                        each.kill()
 
 
 def plan_workers(gpus: str | None, environ: Mapping[str, str], *, count: Callable[[], int]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from api.cli.exit_codes import ExitCode
-from api.cli.output.console import JsonFlag, print_note
+from api.cli.output.console import JsonFlag
 from replaceme_core.local.run import check_installed
 from replaceme_core.settings import Settings, read_settings
 
@@ -26,7 +26,7 @@ def serve(
     settings = _prepare("serve", "api", "worker", data=data)
     from api.cli.launch import serve as run_service
 
-    run_service(host=host, port=port, settings=settings, environ=os.environ, announce=typer.echo)
+    run_service(host=host, port=port, settings=settings, environ=os.environ)
 
 
 def worker(
@@ -45,7 +45,7 @@ def worker(
 
     if once:
         work_once(gpus=gpus, settings=settings, environ=os.environ)
-    work(gpus=gpus, settings=settings, environ=os.environ, announce=typer.echo, warn=print_note)
+    work(gpus=gpus, settings=settings, environ=os.environ)
 
 
 def doctor(

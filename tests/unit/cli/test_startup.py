@@ -2,7 +2,6 @@
 
 import stat
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -144,7 +143,7 @@ def test_all_gpus_where_there_is_none() -> None:
         plan_workers("all", {"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"}, count=lambda: 0)
 
 
-@pytest.mark.parametrize("run", [partial(work, announce=print, warn=print), work_once])
+@pytest.mark.parametrize("run", [work, work_once])
 def test_no_worker_where_another_module_would_be_imported(
     run: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
