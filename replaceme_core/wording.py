@@ -130,6 +130,21 @@ def read_json(
     return value
 
 
+def distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON. Of a name that comes twice one reader takes the first value, another the last: `ValueError`.
+
+    >>> distinct([("ratio", 0.5), ("ratio", 0.25)])
+    Traceback (most recent call last):
+    ValueError: ratio is given twice
+    """
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{shorten(name, 80)} is given twice")
+        found[name] = value
+    return found
+
+
 def check_json(value: object, *, levels: int) -> None:
     """Raises `ValueError` for a value of JSON as `read_json` does.
 

@@ -26,6 +26,7 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.request.calibration import SELF_GENERATED, CalibrationSource
 from replaceme_core.request.gate import read_criteria
 from replaceme_core.validation import MOST_PROBLEMS
+from replaceme_core.wording import distinct
 
 MOST_BYTES = 64 * 1024
 """What the service reads of a body."""
@@ -370,7 +371,7 @@ def _read_text(name: str) -> str:
 def _parse(text: str, *, is_json: bool) -> object:
     try:
         if is_json:
-            return json.loads(text, object_pairs_hook=_distinct)
+            return json.loads(text, object_pairs_hook=distinct)
         found: object = yaml.load(text, Loader=_Loader)  # a subclass of the safe loader
         return found
     except yaml.YAMLError as error:
@@ -381,15 +382,6 @@ def _parse(text: str, *, is_json: bool) -> object:
         raise _invalid(f"this is not JSON: {error.msg}, line {error.lineno} column {error.colno}") from error
     except (RecursionError, ValueError) as error:
         raise _invalid(f"this cannot be read: {error}") from error
-
-
-def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for name, value in pairs:
-        if name in found:
-            raise _invalid(f"{name} is given twice")
-        found[name] = value
-    return found
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # the library has no types

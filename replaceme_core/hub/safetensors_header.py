@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Any
 
 from replaceme_core.errors import BrokenModel
-from replaceme_core.wording import read_json, shorten
+from replaceme_core.wording import distinct, read_json, shorten
 
 ITEM_BYTES: Mapping[str, int] = {
     "F64": 8,
@@ -135,20 +135,12 @@ def _too_large(what: str, name: str) -> BrokenModel:
 
 def _rows(raw: bytes) -> dict[str, Mapping[str, object]]:
     """The tensors' rows by name. Raises `ValueError` and others for what is no valid header."""
-    header: Any = read_json(raw.decode("utf-8"), levels=_LEVELS, object_pairs_hook=_without_repeats)
+    header: Any = read_json(raw.decode("utf-8"), levels=_LEVELS, object_pairs_hook=distinct)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata are not text")
     rows: dict[str, Mapping[str, object]] = header
     return rows
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of JSON. Of a key that comes twice one reader takes the first value, another the last."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is given twice")
-    return found
 
 
 def _place(name: str, row: Mapping[str, object], *, file: str, first: int, size: int) -> TensorPlace:
