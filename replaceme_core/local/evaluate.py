@@ -3,16 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from replaceme_core.hub.port import Hub
-from replaceme_core.local.inputs import Text, admit, named_texts, validated
+from replaceme_core.local.inputs import AdmittedModel, Text, admit, named_texts, validated
 from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, absolute, show_nothing
 from replaceme_core.request.admission import resolve_texts
 from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.tasks import check_tasks
 from replaceme_core.runner.inputs import Pinned, pin_text
-from replaceme_core.runner.messages import Evaluated, EvaluateRequest, Stage
-from replaceme_core.runner.process import EVALUATE_FLAG
+from replaceme_core.runner.messages import EvaluateRequest, Stage
 from replaceme_core.settings import Settings
 from replaceme_core.shapes import Shape
 
@@ -82,8 +82,9 @@ def evaluate(
     machine = Machine.of(settings, command="evaluate")
     check_tasks(tasks, tasks_directory)
     source, pinned_text = _pin_text(text, machine.hub)
-    admitted = [admit(model, machine.hub) for model in models]
     options = {
+        "builtin": source["dataset"] if pinned_text == Pinned() else None,
+        "data_set": source if pinned_text.snapshot is not None else None,
         "samples": samples,
         "max_length": max_length,
         "device": device,
@@ -96,34 +97,16 @@ def evaluate(
         "cache_directory": absolute(cache),
         "cache_bytes": machine.settings.statistics_cache_bytes,
     }
-    validated(EvaluateRequest, {"model_directory": ".", "builtin": "builtin:general", **options})
-    files = (*(one.files for one in admitted), pinned_text)
-    course = ShownCourse(_WEIGHTS, on_progress, files=files)
-    with machine.fetched(files, course) as (*directories, path):
-        first, *others = map(str, directories)
-        request = EvaluateRequest.model_validate(
-            {
-                **options,
-                "model_directory": first,
-                "others": tuple(others),
-                "text_path": None if path is None else str(path),
-                "builtin": source["dataset"] if path is None else None,
-                "data_set": source if pinned_text.snapshot is not None else None,
-            }
-        )
-        evaluated = machine.run(request, course=course, flags=(EVALUATE_FLAG,))
-    assert isinstance(evaluated, Evaluated)
-    rows = evaluated.report["models"]
-    assert isinstance(rows, list)
+    report, rows = _run(machine, models, options, on_progress, pinned_text)
     measured = [
         EvaluatedModel(name=one.name, revision=one.ref.revision, measured=Measured.model_validate(row), report=row)
-        for one, row in zip(admitted, rows, strict=True)
+        for one, row in rows
     ]
     return Evaluation(
         models=measured,
         text=str(text["dataset"] if isinstance(text, Mapping) else text),
-        hardware=str(evaluated.report["hardware"]),
-        threads=int(str(evaluated.report["threads"])),
+        hardware=str(report["hardware"]),
+        threads=int(str(report["threads"])),
     )
 
 
@@ -153,22 +136,26 @@ def ask(
     """
     machine = Machine.of(settings, command="ask")
     options = {"prompts": tuple(prompts), "new_tokens": new_tokens, "device": device, "dtype": dtype}
-    validated(EvaluateRequest, {"model_directory": ".", **options})
+    _, rows = _run(machine, models, options, on_progress)
+    return [Answered(model=one.name, **row["answers"][number]) for number in range(len(prompts)) for one, row in rows]
+
+
+def _run(
+    machine: Machine, models: Sequence[str | Path], options: Mapping[str, object], show: ShowProgress, *text: Pinned
+) -> tuple[Mapping[str, object], list[tuple[AdmittedModel, Any]]]:
+    """The report of a run with these fields of its request, and each model with its part of the report."""
     admitted = [admit(model, machine.hub) for model in models]
-    files = tuple(one.files for one in admitted)
-    course = ShownCourse(_WEIGHTS, on_progress, files=files)
-    with machine.fetched(files, course) as directories:
-        first, *others = map(str, directories)
-        request = EvaluateRequest.model_validate({**options, "model_directory": first, "others": tuple(others)})
-        evaluated = machine.run(request, course=course, flags=(EVALUATE_FLAG,))
-    assert isinstance(evaluated, Evaluated)
-    rows = evaluated.report["models"]
+    validated(EvaluateRequest, {**options, "model_directory": ".", "builtin": "builtin:general"})
+    files = (*(one.files for one in admitted), *text)
+    course = ShownCourse(_WEIGHTS, show, files=files)
+    with machine.fetched(files, course) as paths:
+        first, *others = map(str, paths[: len(models)])
+        of_text = [str(path) for path in paths[len(models) :] if path is not None]
+        given = {"model_directory": first, "others": tuple(others), "text_path": next(iter(of_text), None)}
+        report = machine.run(EvaluateRequest.model_validate({**options, **given}), course=course).report
+    rows = report["models"]
     assert isinstance(rows, list)
-    return [
-        Answered(model=one.name, **row["answers"][number])
-        for number in range(len(prompts))
-        for one, row in zip(admitted, rows, strict=True)
-    ]
+    return report, list(zip(admitted, rows, strict=True))
 
 
 def _pin_text(text: Text, hub: Callable[[], Hub]) -> tuple[Mapping[str, object], Pinned]:

@@ -22,6 +22,7 @@ from replaceme_core.runner.inputs import Pinned, fetch, held
 from replaceme_core.runner.messages import (
     Advanced,
     Evaluated,
+    EvaluateRequest,
     Failed,
     Finished,
     Message,
@@ -31,7 +32,7 @@ from replaceme_core.runner.messages import (
     Stage,
     StageStarted,
 )
-from replaceme_core.runner.process import RUNNER_COMMAND, Confinement, Runner
+from replaceme_core.runner.process import EVALUATE_FLAG, RUNNER_COMMAND, Confinement, Runner
 from replaceme_core.settings import Settings, read_settings
 
 GRACE_SECONDS = 5.0
@@ -133,12 +134,13 @@ class Machine:
             assert isinstance(finished, Finished)
         return finished
 
-    def run(self, request: ModelRequest, *, course: "ShownCourse", flags: Sequence[str] = ()) -> Finished | Evaluated:
+    def run(self, request: ModelRequest, *, course: "ShownCourse") -> Finished | Evaluated:
         """The final message of a successful run.
 
         Raises the error of `replaceme_core.errors` with which the runner failed; where that is not on purpose, the last
         lines of its log are notes of the exception. At `KeyboardInterrupt` the runner ends with all that it started.
         """
+        flags = (EVALUATE_FLAG,) if isinstance(request, EvaluateRequest) else ()
         with (
             tempfile.TemporaryDirectory(prefix="replaceme-") as scratch,
             Runner(
