@@ -101,7 +101,7 @@ def compress(
     error of `replaceme_core.errors` with which the run fails; then `out` does not exist.
     """
     trains = heal is not None
-    machine = Machine.of(settings, command="compress --heal-tokens" if trains else "compress", trains=trains)
+    machine = Machine(settings, command="compress --heal-tokens" if trains else "compress", trains=trains)
     out = Path(out).expanduser()
     texts, healing, paths = named_texts(calibration, None if heal is None else heal.get("dataset"))
     heal = heal if healing is None else {**(heal or {}), "dataset": healing}

@@ -79,7 +79,7 @@ def evaluate(
     data set on the Hub, of which the split "test" is read where none is named. The other arguments are those of
     `compress`. Raises as `compress` does.
     """
-    machine = Machine.of(settings, command="evaluate")
+    machine = Machine(settings, command="evaluate")
     check_tasks(tasks, tasks_directory)
     source, pinned_text = _pin_text(text, machine.hub)
     options = {
@@ -134,7 +134,7 @@ def ask(
 
     A model is a directory or `org/name[@revision]` on the Hub. Raises as `evaluate` does.
     """
-    machine = Machine.of(settings, command="ask")
+    machine = Machine(settings, command="ask")
     options = {"prompts": tuple(prompts), "new_tokens": new_tokens, "device": device, "dtype": dtype}
     _, rows = _run(machine, models, options, on_progress)
     return [Answered(model=one.name, **row["answers"][number]) for number in range(len(prompts)) for one, row in rows]

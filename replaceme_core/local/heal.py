@@ -38,7 +38,7 @@ def heal(
     `heal` is the field of `POST /jobs`. `teacher` is the directory of the original, by default the recorded revision on
     the Hub; `texts` are those of the calibration that were files, in their order. Raises as `compress` does.
     """
-    machine, out = Machine.of(settings, command="heal", trains=True), Path(out).expanduser()
+    machine, out = Machine(settings, command="heal", trains=True), Path(out).expanduser()
     check_absent(out)
     _, named, paths = named_texts("builtin:general", heal.get("dataset"))
     asked = validated(HealSpec, heal if named is None else {**heal, "dataset": named})

@@ -50,7 +50,7 @@ def reproduce(
     `model` is the directory of the source, by default the recorded revision on the Hub; `texts` are those that were
     files, in their order. `out` keeps what comes out. Raises as `compress` does.
     """
-    machine = Machine.of(settings, command="reproduce")
+    machine = Machine(settings, command="reproduce")
     with read_recorded(result, revision=revision, hub=machine.hub) as recorded:
         spec = recorded.spec
         files = (pin_model(spec, given=model, hub=machine.hub), *pin_texts(spec, given=texts, hub=machine.hub))

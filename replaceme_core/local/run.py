@@ -4,12 +4,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
 
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.hub.model_config import read_outline
@@ -32,7 +31,7 @@ from replaceme_core.runner.messages import (
     Stage,
     StageStarted,
 )
-from replaceme_core.runner.process import EVALUATE_FLAG, RUNNER_COMMAND, Confinement, Runner
+from replaceme_core.runner.process import EVALUATE_FLAG, RUNNER_COMMAND, Runner
 from replaceme_core.settings import Settings, read_settings
 
 GRACE_SECONDS = 5.0
@@ -58,31 +57,20 @@ def check_installed(command: str, *extras: str) -> None:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a call on this machine runs with: the runner and its confinement are those of a worker."""
+    """What a call on this machine runs with: the runner and its confinement are those of a worker.
 
-    settings: Settings
-    runner: Sequence[str]
-    confinement: Confinement
-    hub: Callable[[], Hub]
-    """Opened when it is first needed."""
+    Raises `InvalidInput` for a setting that is wrong, libraries that are missing, and a sandbox that fails. Of a runner
+    of the operator's own, only what it `trains` with is checked.
+    """
 
-    @classmethod
-    def of(cls, settings: Settings | None, *, command: str, trains: bool = False) -> Self:
-        """Raises `InvalidInput` for a setting that is wrong, libraries that are missing, and a sandbox that fails.
-
-        Of a runner of the operator's own, only what it `trains` with is checked.
-        """
-        settings = read_settings() if settings is None else settings
-        if trains or settings.runner_command is None:
+    def __init__(self, settings: Settings | None, *, command: str, trains: bool = False) -> None:
+        self.settings = read_settings() if settings is None else settings
+        if trains or self.settings.runner_command is None:
             check_installed(command, "local", *(("heal",) if trains else ()))
-        return cls(
-            settings=settings,
-            runner=settings.runner_command or RUNNER_COMMAND,
-            confinement=settings.confinement(),
-            hub=cache(settings.open_hub),
-        )
+        self._confinement = self.settings.confinement()
+        self.hub: Callable[[], Hub] = cache(self.settings.open_hub)
+        """Opened when it is first needed."""
 
     @contextmanager
     def fetched(
@@ -144,10 +132,10 @@ class Machine:
         with (
             tempfile.TemporaryDirectory(prefix="replaceme-") as scratch,
             Runner(
-                (*self.runner, *flags),
+                (*(self.settings.runner_command or RUNNER_COMMAND), *flags),
                 request,
                 scratch=Path(scratch),
-                confinement=self.confinement.for_plan(partial(planned_host_bytes, request)),
+                confinement=self._confinement.for_plan(partial(planned_host_bytes, request)),
             ) as runner,
         ):
             try:

@@ -255,7 +255,7 @@ def test_a_model_that_changes_during_the_run(model: Path, tmp_path: Path, name: 
     images = tmp_path / "images"
     images.mkdir()
     (images / "tokenizer.json").symlink_to(RUNNER)
-    machine = Machine.of(Settings(runner_command=(sys.executable,)), command="compress")
+    machine = Machine(Settings(runner_command=(sys.executable,)), command="compress")
     given = Pinned(path=model), Pinned(path=images)
     with machine.fetched(given, ShownCourse({}, show_nothing)) as found:
         (images / "README.md").write_text("new")
