@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypedDict, TypeVar, Unpack
 from urllib.parse import quote, urlsplit
@@ -84,7 +83,7 @@ class Connection:
         except (httpx2.InvalidURL, ValueError) as error:
             reason = f": {error}" if self.url == url.rstrip("/") else ""  # else it may name a part of the password
             raise InvalidAddress(f"{self.url!r} is not an address{reason}") from error
-        self._key = find_key(api_key, is_local=is_local)
+        self._key, self._is_guess = find_key(api_key, is_local=is_local)
 
     def close(self) -> None:
         self._http.close()
@@ -140,8 +139,8 @@ class Connection:
         try:
             response = self._sent(method, path, **parts)
             try:
-                if response.status_code == httpx2.codes.UNAUTHORIZED and self._key is not None and self._key.is_guess:
-                    self._key = None  # it was found, not given, and belongs to another service
+                if response.status_code == httpx2.codes.UNAUTHORIZED and self._is_guess:
+                    self._key, self._is_guess = None, False  # it belongs to another service
                     response.close()
                     response = self._sent(method, path, **parts)
                 if not response.is_success and response.status_code != httpx2.codes.NOT_MODIFIED:
@@ -160,7 +159,7 @@ class Connection:
             raise ServiceUnreachable(f"no service responds at {self.url}: {error}") from error
 
     def _sent(self, method: str, path: str, **parts: Unpack[Parts]) -> httpx2.Response:
-        key = {} if self._key is None else {"Authorization": f"Bearer {self._key.text}"}
+        key = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
         request = self._http.build_request(
             method,
             path,
@@ -232,31 +231,26 @@ def _refusal(response: httpx2.Response) -> Refused:
     return error_of(problem.model_copy(update={"status": response.status_code}), retry_after=retry_after(response))
 
 
-@dataclass(frozen=True, kw_only=True)
-class FoundKey:
-    """A key. `is_guess`: nobody has named it, and the service at hand may be another than the one that made it."""
-
-    text: str
-    is_guess: bool = False
-
-
-def find_key(given: str | None, *, is_local: bool, environ: Mapping[str, str | None] | None = None) -> FoundKey | None:
+def find_key(
+    given: str | None, *, is_local: bool, environ: Mapping[str, str | None] | None = None
+) -> tuple[str | None, bool]:
     """The key for a service: the given one, that of the environment or of `.env`, or the one that a service here made.
 
-    `is_local`: the service is on this machine; the key of `DATA/api-key` is sent to no other. Raises `ValueError` for a
-    key that cannot be in a header; the message does not contain it.
+    The last is a guess, which is said beside it: the service at hand may be another. `is_local`: the service is on this
+    machine; the key of `DATA/api-key` is sent to no other. Raises `ValueError` for a key that cannot be in a header;
+    the message does not contain it.
     """
     environ = {**dotenv_values(".env"), **os.environ} if environ is None else environ
     named = given or environ.get(KEY_VARIABLE)
     if named:
         if _HEADER_TEXT.fullmatch(named.strip()) is None:
             raise ValueError("the API key has characters that no key has")
-        return FoundKey(text=named.strip())
+        return named.strip(), False
     if not is_local:
-        return None
+        return None, False
     data = Path(environ.get("REPLACEME_DATA") or "data").expanduser()
     try:
         text = (data / KEY_FILE).read_text("ascii").strip()
     except (OSError, ValueError):  # there is none, or it belongs to somebody else
-        return None
-    return FoundKey(text=text, is_guess=True) if _HEADER_TEXT.fullmatch(text) else None
+        return None, False
+    return (text, True) if _HEADER_TEXT.fullmatch(text) else (None, False)
