@@ -37,7 +37,7 @@ from replaceme_core.ledger.states import EventType
 from replaceme_core.plan.duration import MODELLED, modelled_copy
 from replaceme_core.plan.resources import planned_host_bytes
 from replaceme_core.request.admission import OutputRules
-from replaceme_core.request.gate import GateResult
+from replaceme_core.request.gate import rejection_in
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner import inputs
 from replaceme_core.runner.messages import (
@@ -269,12 +269,9 @@ class Attempt:
 
     def _rejected(self, spec: CompressionSpec, finished: Finished) -> Write | None:
         """The write for a result that misses its gate, or that was not judged: it is neither kept nor published."""
-        if spec.gate is None:
+        message = None if spec.gate is None else rejection_in(finished.report)
+        if message is None:
             return None
-        gate = GateResult.in_report(finished.report)
-        if gate is not None and gate.passed:
-            return None
-        message = "the runner did not judge the gate" if gate is None else str(gate)
         claim, report = self.lease.claim, finished.report
         return lambda session: attempts.fail(session, claim, code=GateRejected.code, message=message, report=report)
 

@@ -9,7 +9,7 @@ from replaceme_core.local.evaluate import Measured
 from replaceme_core.local.inputs import Text, admit, named_texts, validated
 from replaceme_core.local.run import Machine, ShowProgress, absolute, check_absent, show_nothing
 from replaceme_core.request.admission import resolve_texts
-from replaceme_core.request.gate import GateResult
+from replaceme_core.request.gate import GateResult, rejection_in
 from replaceme_core.request.removal import check_removal
 from replaceme_core.request.resolve import check_inputs
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec, ModelRef
@@ -48,10 +48,7 @@ class Outcome:
         cls, finished: Finished, *, spec: CompressionSpec, directory: Path, warnings: Sequence[JobWarning] = ()
     ) -> Self:
         """From the final message of a run of `spec`; `warnings` come before its own."""
-        report, judged = finished.report, GateResult.in_report(finished.report)
-        rejection = None
-        if spec.gate is not None and (judged is None or not judged.passed):
-            rejection = "the runner did not judge the gate" if judged is None else str(judged)
+        report = finished.report
         sides = (report.get(side) for side in ("before", "after"))
         before, after = (None if row is None else Measured.model_validate(row) for row in sides)
         rows = report.get("warnings")
@@ -63,8 +60,8 @@ class Outcome:
             method=str(report.get("chosen_method", report.get("method"))),
             before=before,
             after=after,
-            gate=judged,
-            rejection=rejection,
+            gate=GateResult.in_report(report),
+            rejection=None if spec.gate is None else rejection_in(report),
             warnings=[*warnings, *(JobWarning.model_validate(row) for row in (rows if isinstance(rows, list) else []))],
             report=report,
         )

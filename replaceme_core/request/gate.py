@@ -128,14 +128,14 @@ class GateResult(shapes.Gate):
     def missed(self) -> Sequence[CriterionResult]:
         return [one for one in self.criteria if not one.passed]
 
-    def __str__(self) -> str:
-        """One sentence."""
-        if self.passed:
-            return "the result passes its gate"
-        missed = "; ".join(map(str, self.missed))
-        if self.trials:
-            return f"no cut passes the gate; of the best one, {missed}"
-        return f"the result misses its gate: {missed}"
+
+def rejection_in(report: Mapping[str, object]) -> str | None:
+    """Why the result of a job with a gate is rejected, from its `replaceme.json`, in a sentence; `None`: it passes."""
+    gate = GateResult.in_report(report)
+    if gate is None:
+        return "the runner did not judge the gate"
+    said = "no cut passes the gate; of the best one," if gate.trials else "the result misses its gate:"
+    return None if gate.passed else f"{said} {'; '.join(map(str, gate.missed))}"
 
 
 OF_TASKS = "tasks."
