@@ -25,6 +25,7 @@ from api.request_bodies import JobRequest, checked
 from replaceme_core.errors import InvalidInput
 from replaceme_core.request.calibration import SELF_GENERATED, CalibrationSource
 from replaceme_core.request.gate import read_criteria
+from replaceme_core.request.removal import read_blocks
 from replaceme_core.validation import MOST_PROBLEMS
 from replaceme_core.wording import distinct
 
@@ -37,7 +38,6 @@ SEVERAL = (
 )
 _FIELD = "--file"
 _DEEPEST = "max:"
-_LONGEST_RANGE = 10_000
 _SHARE = re.compile(r"(?P<name>.+)=(?P<share>\d+(\.\d*)?|\.\d+)", re.DOTALL)
 
 JobFile = Annotated[
@@ -68,21 +68,14 @@ def parse_ratio(text: str) -> float | list[object] | dict[str, object]:
     return ratio if number == text else {"max": ratio}
 
 
-def parse_drop(text: str) -> list[int]:
+def parse_drop(text: str) -> list[object]:
     """
     >>> parse_drop("3,12-14")
     [3, 12, 13, 14]
     """
-    blocks: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > 20:
-            raise typer.BadParameter(
-                f"expected block numbers such as 12,13 or 12-19, got {text!r}", param_hint="--drop"
-            )
-        if dash and not int(first) <= int(last) < int(first) + _LONGEST_RANGE:
-            raise typer.BadParameter(f"{part.strip()!r} is not a range of blocks", param_hint="--drop")
-        blocks += range(int(first), int(last) + 1) if dash else [int(first)]
+    blocks = read_blocks(text)
+    if not all(isinstance(one, int) for one in blocks):
+        raise typer.BadParameter(f"expected block numbers such as 12,13 or 12-19, got {text!r}", param_hint="--drop")
     return blocks
 
 

@@ -27,9 +27,10 @@ from api.routes.plans import EstimateBody, PlanBody
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.ledger import reading
 from replaceme_core.request.calibration import CalibrationSource
-from replaceme_core.request.fields import BUILTIN_TEXTS, MOST_NAMED_BLOCKS
+from replaceme_core.request.fields import BUILTIN_TEXTS
 from replaceme_core.request.gate import read_criteria, written_criteria
 from replaceme_core.request.method import Method
+from replaceme_core.request.removal import read_blocks
 from replaceme_core.request.spec import CompressionSpec
 
 DEFAULTS: Mapping[str, str] = {
@@ -43,7 +44,6 @@ DEFAULTS: Mapping[str, str] = {
 _NUMBER = re.compile(r"-?(\d{1,18}|\d{0,18}\.\d{1,30})([eE][+-]?\d{1,2})?")
 _MOST_MODELS = 50
 _SAME = 1e-6
-_RANGE = re.compile(r"(\d{1,5})\s*-\s*(\d{1,5})")
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
 
@@ -100,22 +100,6 @@ def _gate(text: str) -> tuple[object, str]:
         return text, str(error)
 
 
-def _blocks(text: str) -> list[object]:
-    """
-    >>> _blocks("3, 12-14"), _blocks("some")
-    ([3, 12, 13, 14], ['some'])
-    """
-    found: list[object] = []
-    for part in _parts(text):
-        between = _RANGE.fullmatch(part)
-        blocks = range(int(between[1]), int(between[2]) + 1) if between is not None else ()
-        if blocks and len(found) + len(blocks) <= MOST_NAMED_BLOCKS:
-            found += blocks
-        else:
-            found.append(_number(part))
-    return found
-
-
 def labels_of(text: str) -> dict[str, str]:
     """The labels; of a name with several values all of them, which the validation then refuses.
 
@@ -145,7 +129,7 @@ _PLACES: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "model": ("model.repo_id", str),
     "revision": ("model.revision", str),
     "ratio": ("ratio", lambda text: [_number(part) for part in _parts(text)] if "," in text else _number(text)),
-    "drop": ("drop", _blocks),
+    "drop": ("drop", read_blocks),
     "calibration": ("calibration.dataset", str),
     "samples": ("calibration.samples", _number),
     "max_length": ("calibration.max_length", _number),

@@ -1,6 +1,7 @@
 """What may be removed from a model: how many blocks, which ones together, and with which methods and maps."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput, UnsupportedFamily
@@ -17,6 +18,7 @@ from replaceme_core.families.layout import (
     must_stay,
 )
 from replaceme_core.hub.model_config import ModelOutline
+from replaceme_core.request.fields import MOST_NAMED_BLOCKS
 from replaceme_core.request.method import TRAITS, Method, MethodSpec, Selection
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.shapes import Family
@@ -218,6 +220,20 @@ def block_ranges(blocks: Iterable[int]) -> str:
     '3, 12-14, 20'
     """
     return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs_of(blocks))
+
+
+def read_blocks(text: str) -> list[object]:
+    """The blocks of such a list. What is no number and no range stays text, and so do ranges of too many blocks.
+
+    >>> read_blocks("3, 12-14"), read_blocks("some, 9-3")
+    ([3, 12, 13, 14], ['some', '9-3'])
+    """
+    found: list[object] = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        named = re.fullmatch(r"(\d{1,5})(?:\s*-\s*(\d{1,5}))?", part)
+        blocks = range(int(named[1]), int(named[2] or named[1]) + 1) if named is not None else range(0)
+        found += blocks if 0 < len(blocks) <= MOST_NAMED_BLOCKS - len(found) else [part]
+    return found
 
 
 def runs_of(blocks: Iterable[int]) -> list[tuple[int, int]]:
