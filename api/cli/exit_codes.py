@@ -59,7 +59,6 @@ _BY_CLASS: Final = MappingProxyType(
         errors.NumericalFailure: ExitCode.JOB_FAILED,
         errors.VerificationFailed: ExitCode.JOB_FAILED,
         errors.GateRejected: ExitCode.GATE_REJECTED,
-        errors.SecretUnreadable: ExitCode.INTERNAL_ERROR,
         errors.Cancelled: ExitCode.CANCELLED,
         errors.WorkerLost: ExitCode.JOB_FAILED,
     }
@@ -70,9 +69,6 @@ _BY_CLASS: Final = MappingProxyType(
 def exit_code_of(kind: type[ReplaceMeError]) -> ExitCode:
     """The exit code for an error of the core; one of no other class is an internal error."""
     return next((_BY_CLASS[parent] for parent in kind.__mro__ if parent in _BY_CLASS), ExitCode.INTERNAL_ERROR)
-
-
-_BY_JOB_STATUS: Final = MappingProxyType({"succeeded": ExitCode.SUCCEEDED, "cancelled": ExitCode.CANCELLED})
 
 
 def exit_code_of_status(status: int) -> ExitCode:
@@ -86,7 +82,7 @@ def exit_code_of_job(status: str, *, code: str | None = None) -> ExitCode:
     """The exit code for the final status of a job; `code` is that of its error."""
     if code == errors.GateRejected.code:
         return ExitCode.GATE_REJECTED
-    return _BY_JOB_STATUS.get(status, ExitCode.JOB_FAILED)
+    return {"succeeded": ExitCode.SUCCEEDED, "cancelled": ExitCode.CANCELLED}.get(status, ExitCode.JOB_FAILED)
 
 
 class InvalidRequest(InvalidInput):

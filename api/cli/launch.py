@@ -69,7 +69,7 @@ def serve(*, host: str, port: int, settings: Settings, environ: Mapping[str, str
         # no other worker will join: the API refuses jobs that this one cannot run, which would wait forever
         environment["REPLACEME_ROUTES"] = json.dumps(served)
     reachable_host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
-    url = url_of(reachable_host, port)
+    url = f"http://[{reachable_host}]:{port}" if ":" in reachable_host else f"http://{reachable_host}:{port}"
     children: dict[str, Start] = {
         "worker": start_worker("worker", settings, environment, "--queues", ",".join(served)),
         "api": partial(
@@ -367,10 +367,6 @@ def child_environment(settings: Settings, environ: Mapping[str, str]) -> dict[st
         hub.mkdir(exist_ok=True)
         environment["REPLACEME_HUB"] = f"{DIRECTORY_PREFIX}{hub}"
     return environment
-
-
-def url_of(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 # The API key of the embedded default, in a file of the data directory that only its owner can read

@@ -53,7 +53,7 @@ def doctor(
     data: DataDirectory = None,
     as_json: JsonFlag = False,
 ) -> None:
-    settings = read_settings() if data is None else read_settings(data=data)
+    settings = _prepare("doctor", data=data)
     from api.cli.doctor import look
 
     if not look(settings, os.environ, as_json=as_json):

@@ -12,16 +12,9 @@ from api.cli.output.console import describe_eta
 LINE_SECONDS = 15.0  # between two lines about the same stage, without a terminal
 
 
-ShowProgress = Callable[..., None]
-"""Shows a stage, the part of the job that is done, from 0 to 1, and the seconds that are left with their error.
-
-Of these two, each is `None` while it is unknown.
-"""
-
-
 @contextmanager
-def progress_display(console: Console, *, clock: Callable[[], float]) -> Iterator[ShowProgress]:
-    """A display of stage, fraction and ETA; the function that updates it."""
+def progress_display(console: Console, *, clock: Callable[[], float]) -> Iterator[Callable[..., None]]:
+    """A display; the function that shows a stage, the part that is done, from 0 to 1, the seconds left, their error."""
     if not console.is_terminal:
         yield _lines(console, clock)
         return
@@ -41,7 +34,7 @@ def progress_display(console: Console, *, clock: Callable[[], float]) -> Iterato
         yield show
 
 
-def _lines(console: Console, clock: Callable[[], float]) -> ShowProgress:
+def _lines(console: Console, clock: Callable[[], float]) -> Callable[..., None]:
     printed, printed_at = ("", ""), -math.inf
 
     def show(stage: str, overall: float, eta_seconds: float | None, eta_error_seconds: float | None = None) -> None:
