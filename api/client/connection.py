@@ -231,16 +231,14 @@ def _refusal(response: httpx2.Response) -> Refused:
     return error_of(problem.model_copy(update={"status": response.status_code}), retry_after=retry_after(response))
 
 
-def find_key(
-    given: str | None, *, is_local: bool, environ: Mapping[str, str | None] | None = None
-) -> tuple[str | None, bool]:
+def find_key(given: str | None, *, is_local: bool) -> tuple[str | None, bool]:
     """The key for a service: the given one, that of the environment or of `.env`, or the one that a service here made.
 
     The last is a guess, which is said beside it: the service at hand may be another. `is_local`: the service is on this
     machine; the key of `DATA/api-key` is sent to no other. Raises `ValueError` for a key that cannot be in a header;
     the message does not contain it.
     """
-    environ = {**dotenv_values(".env"), **os.environ} if environ is None else environ
+    environ = {**dotenv_values(".env"), **os.environ}
     named = given or environ.get(KEY_VARIABLE)
     if named:
         if _HEADER_TEXT.fullmatch(named.strip()) is None:

@@ -104,9 +104,10 @@ def test_which_key_is_sent(here: Path, service: StubService, monkeypatch: pytest
     service.answers[f"GET /jobs/{JOB_ID}"] = [refused]
     with Client(service.url) as client, pytest.raises(NotAllowed):
         client.job(JOB_ID)
-    assert find_key(None, is_local=False, environ={}) == (None, False), "that of this machine is not sent elsewhere"
+    monkeypatch.delenv("REPLACEME_API_KEY")
+    assert find_key(None, is_local=False) == (None, False), "that of this machine is not sent elsewhere"
     with pytest.raises(ValueError, match="characters") as caught:
-        find_key("rmk_\nplanted", is_local=False, environ={})
+        find_key("rmk_\nplanted", is_local=False)
     assert "planted" not in str(caught.value)
 
 
