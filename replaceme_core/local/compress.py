@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from replaceme_core.local.evaluate import Measured
 from replaceme_core.local.inputs import Text, admit, named_texts, validated
-from replaceme_core.local.run import Machine, ShowProgress, absolute, check_absent, show_nothing
+from replaceme_core.local.run import Machine, ShowProgress, check_absent, show_nothing
 from replaceme_core.request.admission import resolve_texts
 from replaceme_core.request.gate import GateResult, rejection_in
 from replaceme_core.request.removal import check_removal
@@ -129,8 +129,8 @@ def compress(
         show=on_progress,
         blocks=source.outline.blocks,
         hub=None if snapshot is None else machine.settings.hub_address,
-        tasks_directory=absolute(tasks_directory),
-        cache_directory=absolute(cache),
+        tasks_directory=tasks_directory,
+        cache_directory=cache,
         cache_bytes=machine.settings.statistics_cache_bytes,
     )
     warnings = []

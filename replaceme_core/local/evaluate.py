@@ -7,7 +7,7 @@ from typing import Any
 
 from replaceme_core.hub.port import Hub
 from replaceme_core.local.inputs import AdmittedModel, Text, admit, named_texts, validated
-from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, absolute, show_nothing
+from replaceme_core.local.run import Machine, ShownCourse, ShowProgress, show_nothing
 from replaceme_core.request.admission import resolve_texts
 from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.tasks import check_tasks
@@ -91,10 +91,10 @@ def evaluate(
         "dtype": dtype,
         "threads": threads,
         "tasks": tuple(tasks),
-        "tasks_directory": absolute(tasks_directory),
+        "tasks_directory": tasks_directory,
         "task_limit": task_limit,
         "few_shot": few_shot,
-        "cache_directory": absolute(cache),
+        "cache_directory": cache,
         "cache_bytes": machine.settings.statistics_cache_bytes,
     }
     report, rows = _run(machine, models, options, on_progress, pinned_text)
@@ -149,9 +149,8 @@ def _run(
     files = (*(one.files for one in admitted), *text)
     course = ShownCourse(_WEIGHTS, show, files=files)
     with machine.fetched(files, course) as paths:
-        first, *others = map(str, paths[: len(models)])
-        of_text = [str(path) for path in paths[len(models) :] if path is not None]
-        given = {"model_directory": first, "others": tuple(others), "text_path": next(iter(of_text), None)}
+        first, *others = paths[: len(models)]
+        given = {"model_directory": first, "others": tuple(others), "text_path": next(iter(paths[len(models) :]), None)}
         report = machine.run(EvaluateRequest.model_validate({**options, **given}), course=course).report
     rows = report["models"]
     assert isinstance(rows, list)

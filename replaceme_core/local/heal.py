@@ -67,7 +67,7 @@ def heal(
             show=on_progress,
             check=recorded.check_model,
             check_texts=recorded.check_texts,
-            pruned_directory=str(recorded.directory),
+            pruned_directory=recorded.directory,
             pruned_by=chosen if chosen in tuple(Method) else None,
         )
     return Outcome.of(finished, spec=spec, directory=out)

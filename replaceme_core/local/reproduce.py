@@ -70,7 +70,7 @@ def reproduce(
             show=on_progress,
             check=recorded.check_model,
             check_texts=recorded.check_texts,
-            compare_with=str(recorded.directory),
+            compare_with=recorded.directory,
         )
     later = _run_differences(recorded, replace(recorded, report=finished.report))
     for warning in later:

@@ -113,9 +113,9 @@ class Machine:
             check_texts(paths)
             request = {
                 "spec": spec,
-                "model_directory": str(directory),
-                "calibration_paths": tuple(None if path is None else str(path) for path in paths),
-                "output_directory": str(result),
+                "model_directory": directory,
+                "calibration_paths": tuple(paths),
+                "output_directory": result,
                 **more,
             }
             finished = self.run(RunnerRequest.model_validate(request), course=course)
@@ -158,10 +158,6 @@ def _times(path: Path) -> Mapping[str, tuple[int, int]]:
     else:
         files = [*side_files(path), *path.glob("*.safetensors")] if (path / CONFIG).is_file() else []
     return {file.name: ((facts := file.stat()).st_size, facts.st_mtime_ns) for file in files}
-
-
-def absolute(path: str | Path | None) -> str | None:
-    return None if path is None else str(Path(path).resolve())
 
 
 def check_absent(out: Path) -> None:

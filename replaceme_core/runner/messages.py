@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Protocol, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from replaceme_core.errors import LONGEST_MESSAGE, InvalidInput, OutOfMemory, OutOfSpace, ReplaceMeError
 from replaceme_core.library_errors import is_out_of_memory, is_out_of_space
@@ -130,11 +130,11 @@ CACHE_BYTES = 20 * 2**30
 """The default limit of the activation cache, in bytes."""
 
 
-def _absolute(path: str) -> str:
-    return str(Path(path).absolute())
+def _absolute(path: object) -> object:
+    return str(Path(path).absolute()) if isinstance(path, str | Path) else path
 
 
-AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+AbsolutePath = Annotated[str, BeforeValidator(_absolute)]
 """A relative path is taken from the directory of the process that makes the request; a runner has another one."""
 
 
