@@ -5,7 +5,7 @@ Nothing secret is in its output: it can be attached to an issue.
 
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -51,17 +51,15 @@ class Finding:
 
 def findings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
     """What is found, one after the other. Errors that are expected are problems."""
-    for name, of in _LOOKS.items():
+    for look_at in _LOOKS:
+        name = look_at.__name__.removeprefix("_")
         try:
-            for state, text in of(settings, environ):
+            for state, text in look_at(settings, environ):
                 yield Finding(name, state, text)
         except ReplaceMeError as error:
             yield Finding(name, State.PROBLEM, error.message)
         except OSError as error:  # of a place that the settings name
             yield Finding(name, State.PROBLEM, f"{error.filename}: {error.strerror}")
-
-
-Look = Callable[[Settings, Mapping[str, str]], Iterator[tuple[State, str]]]
 
 
 def _software(_: Settings, __: Mapping[str, str]) -> Iterator[tuple[State, str]]:
@@ -140,16 +138,8 @@ def _broker(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, s
     yield State.OK, "takes messages"
 
 
-_LOOKS: Mapping[str, Look] = {
-    "software": _software,
-    "torch": _torch,
-    "memory": _memory,
-    "disk": _disk,
-    "sandbox": _sandbox,
-    "hub": _hub,
-    "database": _database,
-    "broker": _broker,
-}
+_LOOKS = (_software, _torch, _memory, _disk, _sandbox, _hub, _database, _broker)
+"""What is looked at, in this order; each is called as its function is."""
 
 
 def look(settings: Settings, environ: Mapping[str, str], *, as_json: bool) -> bool:
