@@ -22,7 +22,7 @@ from replaceme_core.local.compress import compress as compress_here
 from replaceme_core.local.evaluate import EvaluatedModel
 from replaceme_core.local.evaluate import ask as ask_here
 from replaceme_core.local.evaluate import evaluate as evaluate_here
-from replaceme_core.local.heal import heal as heal_here
+from replaceme_core.local.reproduce import heal as heal_here
 from replaceme_core.local.reproduce import reproduce as reproduce_here
 from replaceme_core.local.run import ShowProgress
 from replaceme_core.report.reading import Report

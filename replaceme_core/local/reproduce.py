@@ -1,6 +1,7 @@
-"""`reproduce`: make a result again from its `replaceme.json`, and compare the tensors.
+"""What begins with an earlier result and its `replaceme.json`, as the commands `replaceme reproduce` and `heal` do.
 
-The model and the texts that the record names are checked by checksum. The command `replaceme reproduce` calls this.
+`reproduce` makes it again and compares the tensors, `heal` trains it toward its original without removing anything
+again. The model and the texts that the record names are checked by checksum.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -16,11 +18,15 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.files import read_json_file, sha256_of
 from replaceme_core.hub.model_files import files_to_download
 from replaceme_core.hub.port import REPORT, Hub, RepositoryKind
-from replaceme_core.local.inputs import looked_up, outline_of
-from replaceme_core.local.run import Machine, ShowProgress, show_nothing
+from replaceme_core.local.compress import Outcome
+from replaceme_core.local.inputs import looked_up, named_texts, outline_of, validated
+from replaceme_core.local.run import Machine, ShowProgress, check_absent, show_nothing
 from replaceme_core.report.reading import Report
+from replaceme_core.request.admission import resolve_texts
+from replaceme_core.request.method import Method
 from replaceme_core.request.removal import ratio_of
-from replaceme_core.request.spec import CompressionSpec, EvaluationSpec, OutputSpec
+from replaceme_core.request.resolve import check_inputs
+from replaceme_core.request.spec import CompressionSpec, EvaluationSpec, HealSpec, Loading, OutputSpec
 from replaceme_core.runner.inputs import Pinned, pin_text
 from replaceme_core.settings import Settings
 
@@ -78,6 +84,58 @@ def reproduce(
     comparison = finished.report["comparison"]
     assert isinstance(comparison, dict)
     return Reproduction(comparison=comparison, warnings=(*warnings, *later))
+
+
+def heal(
+    result: str | Path,
+    *,
+    out: str | Path,
+    heal: Mapping[str, Any],
+    teacher: Path | None = None,
+    texts: Sequence[Path] = (),
+    revision: str | None = None,
+    device: str | None = None,
+    settings: Settings | None = None,
+    on_progress: ShowProgress = show_nothing,
+) -> Outcome:
+    """Train `result`, a directory or a repository of the Hub, into the new directory `out`; it has a `replaceme.json`.
+
+    `heal` is the field of `POST /jobs`. `teacher` is the directory of the original, by default the recorded revision on
+    the Hub; `texts` are those of the calibration that were files, in their order. Raises as `compress` does.
+    """
+    machine, out = Machine(settings, command="heal", trains=True), Path(out).expanduser()
+    check_absent(out)
+    _, named, paths = named_texts("builtin:general", heal.get("dataset"))
+    asked = validated(HealSpec, heal if named is None else {**heal, "dataset": named})
+    with read_recorded(str(result), revision=revision, hub=machine.hub) as recorded:
+        removed = recorded.report.get("removed_blocks")
+        if not (isinstance(removed, list) and removed) or Report(recorded.report).is_true("healing", "is_kept"):
+            raise InvalidInput(f"{result} was trained already, or does not say which blocks are gone", field="result")
+        recorded.check_result()
+        before, chosen = recorded.spec, recorded.report.get("chosen_method")
+        _, found, _ = resolve_texts(before.calibration, asked, machine.hub, find_file=paths.get)
+        method = before.method.model_copy(update={"groups": 1})  # of named blocks there are none
+        # not how this machine's memory made the result read: where it was block by block, the model may fit here
+        compute = before.compute.model_copy(update={"loading": Loading.AUTO, "device": device or before.compute.device})
+        evaluation = EvaluationSpec(samples=before.evaluation.samples)
+        changes = {"ratio": None, "drop": tuple(removed), "method": method, "compute": compute, "heal": found}
+        spec = before.model_copy(update={**changes, "evaluation": evaluation})
+        check_inputs(spec, outline_of(recorded.directory))
+        model = pin_model(spec, given=teacher, hub=machine.hub, option="--teacher")
+        files = (model, *pin_texts(before, given=texts, hub=machine.hub))
+        if found is not None and found.source is not None:
+            files = (*files, pin_text(found.source, machine.hub, paths.__getitem__))
+        finished = machine.make(
+            spec,
+            files,
+            out=out,
+            show=on_progress,
+            check=recorded.check_model,
+            check_texts=recorded.check_texts,
+            pruned_directory=recorded.directory,
+            pruned_by=chosen if chosen in tuple(Method) else None,
+        )
+    return Outcome.of(finished, spec=spec, directory=out)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,7 @@ from replaceme_core.errors import (
 from replaceme_core.hub.port import RepositoryKind
 from replaceme_core.local.compress import Outcome, compress
 from replaceme_core.local.evaluate import evaluate
-from replaceme_core.local.heal import heal
-from replaceme_core.local.reproduce import reproduce
+from replaceme_core.local.reproduce import heal, reproduce
 from replaceme_core.settings import Settings
 from tests.fakes import local_runner
 from tests.fixtures.cli.local import sent
