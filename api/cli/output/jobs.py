@@ -214,9 +214,10 @@ def _facts(plan: Plan) -> Table:
         "methods": ", ".join(model.methods),
     }
     if found is not None:
+        trials = found.trials
         rows |= {
-            "removes": f"{'at most ' if found.trials else ''}{found.blocks.removed} blocks",
-            "trials": _trials(found),
+            "removes": f"{'at most ' if trials else ''}{found.blocks.removed} blocks",
+            "trials": f"at most {trials.at_most}, {time_about(trials.seconds)} for all" if trials else "",
             "parameters": f"{found.parameters.before:,} -> {found.parameters.after:,}",
             "method": f"{found.method}, {found.samples} x {found.max_length} tokens, {found.dtype}, {found.loading}",
             "download": size(found.bytes.download),
@@ -238,13 +239,6 @@ def _time(found: Estimate) -> str:
     if found.time.basis == "measured":
         return f"{expected}, by {counted(found.time.jobs, 'jobs')} before"
     return f"{expected}, by a rough model: no earlier job has been measured"
-
-
-def _trials(found: Estimate) -> str:
-    """Empty for a job that tries one depth."""
-    if found.trials is None:
-        return ""
-    return f"at most {found.trials.at_most}, {time_about(found.trials.seconds)} for all"
 
 
 def _stages(found: Estimate) -> Table:
