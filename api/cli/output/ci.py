@@ -21,10 +21,12 @@ from replaceme_core.report import view
 from replaceme_core.report.figures import duration
 from replaceme_core.report.reading import Report
 from replaceme_core.report.view import markdown_table, plain
+from replaceme_core.shapes import JobError
 from replaceme_core.wording import markdown, markdown_code, printable
 
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 _SUITE = "replaceme"
+_CANCELLED = JobError(code="cancelled", message="the job was cancelled")
 
 
 def check_junit(path: Path | None) -> Path | None:
@@ -44,16 +46,13 @@ Junit = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How a job ended. `facts` are rows for people; `report` has the gate and both models.
-
-    `error` is a code and a sentence; `seconds` how long it took.
-    """
+    """How a job ended, after how many `seconds`. `facts` are rows for people, `report` has the gate and both models."""
 
     title: str
     status: str
     facts: Sequence[tuple[str, str]]
     report: Report
-    error: tuple[str, str] | None
+    error: JobError | None
     seconds: float | None
 
     @classmethod
@@ -73,7 +72,8 @@ class Ended:
             status=job.status,
             facts=facts,
             report=report_of(job),
-            error=_error_of(job),
+            # one that was cancelled has no error of its own, and has judged no gate
+            error=_CANCELLED if job.error is None and job.status == "cancelled" else job.error,
             seconds=took,
         )
 
@@ -88,7 +88,7 @@ class Ended:
             status="succeeded" if outcome.rejection is None else "failed",
             facts=facts,
             report=report,
-            error=None if outcome.rejection is None else (GateRejected.code, outcome.rejection),
+            error=None if outcome.rejection is None else JobError(code=GateRejected.code, message=outcome.rejection),
             seconds=sum(seconds) or None,
         )
 
@@ -96,8 +96,7 @@ class Ended:
         """A section with the facts, and tables of the criteria and of the trials."""
         lines = [f"## {markdown(self.title)}: {markdown(self.status)}", ""]
         if self.error is not None:
-            code, message = self.error
-            lines += [f"**{markdown_code(code)}** {markdown(message)}", ""]
+            lines += [f"**{markdown_code(self.error.code)}** {markdown(self.error.message)}", ""]
         lines += ["| | |", "|---|---|"]
         lines += [f"| {name} | {markdown(value)} |" for name, value in self.facts]
         if self.seconds is not None:
@@ -129,18 +128,11 @@ class Ended:
         if broken or not criteria:
             case = ElementTree.SubElement(suite, "testcase", {"classname": _SUITE, "name": self.title, **time})
             if self.error is not None:
-                code, message = self.error
-                ElementTree.SubElement(case, "error", {"message": message, "type": code}).text = message
+                said = self.error.message
+                ElementTree.SubElement(case, "error", {"message": said, "type": self.error.code}).text = said
         ElementTree.indent(root)
         text = ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
         return printable(text, lines=True) + "\n"  # XML cannot have control characters
-
-
-def _error_of(job: Job) -> tuple[str, str] | None:
-    """A job that was cancelled has none of its own, and has judged no gate."""
-    if job.error is None:
-        return ("cancelled", "the job was cancelled") if job.status == "cancelled" else None
-    return job.error.code, job.error.message
 
 
 def write_for_pipeline(ended: Ended, *, junit: Path | None) -> None:
