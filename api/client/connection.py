@@ -19,13 +19,13 @@ from dotenv import dotenv_values
 from pydantic import TypeAdapter, ValidationError
 
 from api.client.errors import (
+    BY_STATUS,
     InvalidAddress,
     NotTheService,
     Refused,
     ServiceError,
     ServiceUnreachable,
     TooMany,
-    error_of,
 )
 from api.client.models import Problem
 from replaceme_core.shapes import Page
@@ -228,7 +228,8 @@ def _refusal(response: httpx2.Response) -> Refused:
         problem = Problem.model_validate_json(response.content)
     except ValidationError:
         problem = Problem(title=f"HTTP {response.status_code} {response.reason_phrase}".strip())
-    return error_of(problem.model_copy(update={"status": response.status_code}), retry_after=retry_after(response))
+    problem = problem.model_copy(update={"status": response.status_code})
+    return BY_STATUS.get(response.status_code, Refused)(problem, retry_after=retry_after(response))
 
 
 def find_key(given: str | None, *, is_local: bool) -> tuple[str | None, bool]:

@@ -75,17 +75,12 @@ class ServiceBroken(Refused):
     is_transient = True
 
 
-_BY_STATUS: Mapping[int, type[Refused]] = {
+BY_STATUS: Mapping[int, type[Refused]] = {
     401: NotAllowed,
     403: NotAllowed,
     404: Missing,
     409: Conflicting,
     422: Invalid,
     429: TooMany,
+    **dict.fromkeys(range(500, 600), ServiceBroken),
 }
-
-
-def error_of(problem: Problem, *, retry_after: float | None = None) -> Refused:
-    """The error for a problem, by its status."""
-    kind = ServiceBroken if problem.status >= 500 else _BY_STATUS.get(problem.status, Refused)
-    return kind(problem, retry_after=retry_after)
