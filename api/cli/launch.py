@@ -55,8 +55,7 @@ def serve(*, host: str, port: int, settings: Settings, environ: Mapping[str, str
     Raises `InvalidInput` (address, directories, no torch), `DatabaseUnreachable`, `QueueUnreachable`, and
     `ServiceStopped` if a child process ends by itself or does not start.
     """
-    check_directory(Path.cwd())
-    prepare_data(settings.resolved_data)
+    prepare(settings.resolved_data)
     port = claim_port(host, port)
     upgrade(settings.resolved_database_url)
     check_exposure(host, settings)
@@ -89,10 +88,9 @@ def work(*, gpus: str | None, settings: Settings, environ: Mapping[str, str]) ->
 
     Raises `InvalidInput`, `QueueUnreachable`, and `ServiceStopped` if a worker does not start.
     """
-    check_directory(Path.cwd())
+    prepare(settings.resolved_data)
     workers = plan_workers(gpus, environ, count=lambda: count_gpus(environ))
     kind = WorkerKind.CPU if gpus is None else WorkerKind.GPU
-    prepare_data(settings.resolved_data)
     check_broker(settings)
     environment = child_environment(settings, environ)
     children = {
@@ -109,11 +107,10 @@ def work(*, gpus: str | None, settings: Settings, environ: Mapping[str, str]) ->
 
 def work_once(*, gpus: str | None, settings: Settings, environ: Mapping[str, str]) -> NoReturn:
     """Become a process that runs at most one job (`worker/once.py`). Raises `InvalidInput`, also for several GPUs."""
-    check_directory(Path.cwd())
+    prepare(settings.resolved_data)
     visible, *others = plan_workers(gpus, environ, count=lambda: count_gpus(environ)).values()
     if others:
         raise InvalidInput("one job needs one GPU: name it, such as --gpus 0", field="gpus", value=gpus)
-    prepare_data(settings.resolved_data)
     kind = WorkerKind.CPU if gpus is None else WorkerKind.GPU
     command = [sys.executable, "-m", "worker.once", "--queues", kind.value]
     os.execve(sys.executable, command, {**child_environment(settings, environ), VISIBLE: visible})
@@ -283,8 +280,23 @@ LOCAL_KEY_NAME = "local"
 _OWNER_ONLY = 0o600
 
 
-def prepare_data(data: Path) -> None:
-    """Create the data directory. Raises `InvalidInput` if it is not writable."""
+def prepare(data: Path) -> None:
+    """Create the data directory.
+
+    Raises `InvalidInput` if it is not writable, or the working directory has modules named like the service's own:
+    Uvicorn and Celery import from there first.
+    """
+    directory = Path.cwd().resolve()
+    is_ours = directory == Path(__file__).parents[2]
+    for name in () if is_ours else ("api", "worker", "replaceme_core"):
+        for found in (directory / name / "__init__.py", directory / f"{name}.py"):
+            if found.is_file():
+                raise InvalidInput(
+                    f"{found} would be imported in place of the service's own module; start the service in another "
+                    "directory, and set --data",
+                    field="directory",
+                    value=str(directory),
+                )
     try:
         data.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=data):
@@ -295,24 +307,6 @@ def prepare_data(data: Path) -> None:
             field="data",
             value=str(data),
         ) from error
-
-
-def check_directory(directory: Path) -> None:
-    """Raises `InvalidInput` if the working `directory` has modules named like the service's own.
-
-    Uvicorn and Celery import from the working directory first.
-    """
-    if directory.resolve() == Path(__file__).parents[2]:
-        return
-    for name in ("api", "worker", "replaceme_core"):
-        for found in (directory / name / "__init__.py", directory / f"{name}.py"):
-            if found.is_file():
-                raise InvalidInput(
-                    f"{found} would be imported in place of the service's own module; start the service in another "
-                    "directory, and set --data",
-                    field="directory",
-                    value=str(directory),
-                )
 
 
 def check_broker(settings: Settings) -> None:
