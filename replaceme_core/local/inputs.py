@@ -46,11 +46,6 @@ def clean_name(directory: Path) -> str:
     return name.removesuffix(".git").strip("._-") or "model"
 
 
-REVISION = "@"
-"""Between the name of a repository and a branch, tag or commit of it."""
-TOKEN_SETTING = "REPLACEME_HUB_READ_TOKEN"
-
-
 @dataclass(frozen=True, kw_only=True)
 class AdmittedModel:
     """A model that may be loaded, with the `name` that it was given: its files, which are in a directory or on the Hub.
@@ -75,7 +70,7 @@ def admit(name: str | Path, hub: Callable[[], Hub]) -> AdmittedModel:
         ref = ModelRef(repo_id=f"local/{clean_name(directory)}")
         files = Pinned(path=directory.resolve())
         return AdmittedModel(name=str(name), files=files, ref=ref, outline=outline_of(directory))
-    repository, _, revision = name.partition(REVISION)
+    repository, _, revision = name.partition("@")
     if not REPOSITORY.fullmatch(repository):
         raise InvalidInput(
             f"{name} is not a directory, nor a model on the Hub, which is named as org/name or org/name@revision",
@@ -113,7 +108,7 @@ def looked_up(name: str) -> Iterator[None]:
         error.args = (f"there is no directory {name} here, and on the Hub: {error.message}",)
         raise
     except AccessDenied as error:
-        error.args = (f"{error.message}; the token of {TOKEN_SETTING} is used, or none without it",)
+        error.args = (f"{error.message}; the token of REPLACEME_HUB_READ_TOKEN is used, or none without it",)
         raise
 
 
