@@ -168,12 +168,8 @@ def _die_with_parent() -> Callable[[], None] | None:
     """Make the kernel end the child if the guard itself is killed. Linux only; `None` elsewhere."""
     if sys.platform != "linux":
         return None
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def set_parent_death_signal() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-    return set_parent_death_signal
+    libc = ctypes.CDLL(None)  # loaded here: between fork and exec little is safe
+    return lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 if __name__ == "__main__":
