@@ -139,7 +139,7 @@ class Machine:
             ) as runner,
         ):
             try:
-                final = _follow(runner.messages(), course)
+                final = course.follow(runner.messages())
             except KeyboardInterrupt:
                 runner.terminate(grace_seconds=GRACE_SECONDS)
                 raise
@@ -219,18 +219,25 @@ class ShownCourse:
         if self._downloads:
             self.move(Stage.DOWNLOAD, fraction)
 
-    def start(self) -> None:
-        """The runner starts, which takes some seconds."""
-        self._show("starting", self._course.overall, None)
-
     def move(self, stage: Stage, fraction: float) -> None:
         now = time.monotonic()
         self._course.move(stage, fraction, now)
         self._show(stage, self._course.overall, self._course.eta_seconds(now))
 
-    def expect(self, seconds: Mapping[Stage, float]) -> None:
-        """The runner has planned what the stages take."""
-        self._course.expect(seconds, time.monotonic())
+    def follow(self, messages: Iterator[Message]) -> Finished | Evaluated | Failed:
+        """Show the progress in the messages of a runner, which takes some seconds to start; returns the final one."""
+        self._show("starting", self._course.overall, None)
+        for message in messages:
+            match message:
+                case Resolved(expected=expected) if expected:
+                    self._course.expect(expected, time.monotonic())
+                case StageStarted(stage=stage):
+                    self.move(stage, 0.0)
+                case Advanced(stage=stage, fraction=fraction):
+                    self.move(stage, fraction)
+                case Finished() | Evaluated() | Failed():
+                    return message
+        raise AssertionError("Runner.messages() ends with a final message or raises")
 
 
 def error_of(failed: Failed) -> ReplaceMeError:
@@ -248,19 +255,3 @@ def _with_log(error: ReplaceMeError, runner: Runner) -> ReplaceMeError:
     for line in runner.end_of_log()[-_LOG_LINES:]:
         error.add_note(line)
     return error
-
-
-def _follow(messages: Iterator[Message], course: ShownCourse) -> Finished | Evaluated | Failed:
-    """Show the progress in `messages` up to the final one, and return that."""
-    course.start()
-    for message in messages:
-        match message:
-            case Resolved(expected=expected) if expected:
-                course.expect(expected)
-            case StageStarted(stage=stage):
-                course.move(stage, 0.0)
-            case Advanced(stage=stage, fraction=fraction):
-                course.move(stage, fraction)
-            case Finished() | Evaluated() | Failed():
-                return message
-    raise AssertionError("Runner.messages() ends with a final message or raises")
