@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from replaceme_core.engine.evaluation.compare import Comparison, ImageResult, Unmeasured
 from replaceme_core.engine.evaluation.measure import Measured, Subject, mean_interval
-from replaceme_core.engine.evaluation.speed import ImageSpeed, Rate, weights_and_peak
+from replaceme_core.engine.evaluation.speed import ImageSpeed, Rate, in_turn, weights_and_peak
 from replaceme_core.engine.evaluation.tasks import TaskPair, TaskResult
 from replaceme_core.engine.model.block_runner import embedding_distances
 from replaceme_core.engine.model.device import synchronise
@@ -28,7 +28,6 @@ from replaceme_core.families.resolve import embeddings
 
 _logger = logging.getLogger(__name__)
 BATCH = 8
-RUNS = 5
 FOLDS = 5
 """Of the probe: each image is classified by a probe that was fitted on the other four fifths."""
 PROBE_RIDGE = 1e-2
@@ -200,13 +199,14 @@ def _task(name: str, right: torch.Tensor, *, chance: float) -> TaskResult:
 
 def _speed(models: Sequence[PreTrainedModel], batch: torch.Tensor) -> list[ImageSpeed]:
     """Images per second of `models` in turn, after a run that is not timed."""
-    peaks = [weights_and_peak(model, partial(_embed, model, batch)) for model in models]
-    runs: list[list[float]] = [[] for _ in models]
-    for _ in range(RUNS):
-        for model, own in zip(models, runs, strict=True):
-            synchronise(model.device)
-            begin = time.perf_counter()
-            _embed(model, batch)
-            synchronise(model.device)
-            own.append(len(batch) / (time.perf_counter() - begin))
-    return [ImageSpeed(images=Rate.of(own), peak_bytes=peak) for own, peak in zip(runs, peaks, strict=True)]
+    runs = [partial(_images_per_second, model, batch) for model in models]
+    peaks = [weights_and_peak(model, run) for model, run in zip(models, runs, strict=True)]
+    return [ImageSpeed(images=Rate.of(own), peak_bytes=peak) for own, peak in zip(in_turn(runs), peaks, strict=True)]
+
+
+def _images_per_second(model: PreTrainedModel, batch: torch.Tensor) -> float:
+    synchronise(model.device)
+    begin = time.perf_counter()
+    _embed(model, batch)
+    synchronise(model.device)
+    return len(batch) / (time.perf_counter() - begin)

@@ -1,4 +1,4 @@
-"""How much memory the tensors of a piece of work take at once, on any device.
+"""How fast models are, and how much memory the tensors of a piece of work take at once, on any device.
 
 Allocators keep what was freed, so the memory of the process tells little of a single model; here every tensor that an
 operation makes is counted until it is freed.
@@ -9,7 +9,8 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +19,8 @@ from transformers import PreTrainedModel
 
 from replaceme_core.engine.model.decoding import Decoding
 from replaceme_core.engine.model.device import synchronise
+
+Found = TypeVar("Found")
 
 
 class LiveBytes(TorchDispatchMode):
@@ -142,72 +145,55 @@ def weights_and_peak(model: PreTrainedModel, run: Callable[[], object]) -> int:
 
 @torch.inference_mode()
 def measure_speed(models: Sequence[PreTrainedModel], sequences: Sequence[torch.Tensor]) -> list[Speed]:
-    """Run `models` in turn, each on the beginning of its sequence; all have one length, of 2 tokens or more."""
+    """Of `models`, each on the beginning of its sequence; all have one length, of 2 tokens or more."""
     length = len(sequences[0])
     read = min(PROMPT_TOKENS, max(length // 2, length - NEW_TOKENS))
     new_tokens = min(NEW_TOKENS, length - read)
-    subjects = [
-        _Runs(model, sequence[:read].unsqueeze(0), new_tokens=new_tokens)
+    runs = [
+        partial(_run, model, sequence[:read].unsqueeze(0).to(model.device), new_tokens=new_tokens)
         for model, sequence in zip(models, sequences, strict=True)
     ]
-    for subject in subjects:
-        subject.warm_up()
+    peaks = [weights_and_peak(model, run) for model, run in zip(models, runs, strict=True)]
+    found = []
+    for rows, peak in zip(in_turn(runs), peaks, strict=True):
+        prefill, decode, cache_bytes = zip(*rows, strict=True)
+        found.append(
+            Speed(
+                prefill=Rate.of(prefill),
+                decode=Rate.of(decode),
+                prompt_tokens=read,
+                new_tokens=new_tokens,
+                cache_bytes_per_token=cache_bytes[0] / read,
+                peak_bytes=peak,
+            )
+        )
+    return found
+
+
+def _run(model: PreTrainedModel, prompt: torch.Tensor, *, new_tokens: int) -> tuple[float, float, int]:
+    """How many tokens a second `model` reads and writes, and the bytes of its cache in between."""
+    synchronise(model.device)
+    begin = time.perf_counter()
+    decoding = Decoding(model=model)
+    read = decoding.read(prompt)
+    synchronise(model.device)
+    reading = time.perf_counter() - begin
+    cache_bytes = decoding.cache_bytes()
+    begin, logits = time.perf_counter(), read  # which counts as memory all along
+    for _ in range(new_tokens):
+        logits = decoding.read(logits.argmax(-1, keepdim=True))
+    synchronise(model.device)
+    writing = time.perf_counter() - begin
+    return prompt.shape[1] / reading, new_tokens / writing, cache_bytes
+
+
+def in_turn(runs: Sequence[Callable[[], Found]]) -> list[list[Found]]:
+    """What each of `runs` returns in `RUNS` rounds, or in fewer where these take long; one of each in a round."""
+    found: list[list[Found]] = [[] for _ in runs]
     began = time.perf_counter()
     for number in range(RUNS):
         if number >= FEWEST_RUNS and time.perf_counter() - began > SECONDS:
             break
-        for subject in subjects:
-            subject.run()
-    return [subject.result() for subject in subjects]
-
-
-class _Runs:
-    """The runs of one model."""
-
-    def __init__(self, model: PreTrainedModel, prompt: torch.Tensor, *, new_tokens: int) -> None:
-        self._model = model
-        self._prompt = prompt.to(model.device)
-        self._new_tokens = new_tokens
-        self._prefill: list[float] = []
-        self._decode: list[float] = []
-        self._cache_bytes = self._peak = 0
-
-    def warm_up(self) -> None:
-        """One run that is not timed, of which the memory is counted."""
-
-        def run() -> None:
-            decoding, logits = self._read()
-            self._cache_bytes = decoding.cache_bytes()
-            self._write(decoding, logits)
-
-        self._peak = weights_and_peak(self._model, run)
-
-    def run(self) -> None:
-        synchronise(self._model.device)
-        begin = time.perf_counter()
-        decoding, logits = self._read()
-        synchronise(self._model.device)
-        middle = time.perf_counter()
-        self._write(decoding, logits)
-        synchronise(self._model.device)
-        end = time.perf_counter()
-        self._prefill.append(self._prompt.shape[1] / (middle - begin))
-        self._decode.append(self._new_tokens / (end - middle))
-
-    def _read(self) -> tuple[Decoding, torch.Tensor]:
-        decoding = Decoding(model=self._model)
-        return decoding, decoding.read(self._prompt)
-
-    def _write(self, decoding: Decoding, logits: torch.Tensor) -> None:
-        for _ in range(self._new_tokens):
-            logits = decoding.read(logits.argmax(-1, keepdim=True))
-
-    def result(self) -> Speed:
-        return Speed(
-            prefill=Rate.of(self._prefill),
-            decode=Rate.of(self._decode),
-            prompt_tokens=self._prompt.shape[1],
-            new_tokens=self._new_tokens,
-            cache_bytes_per_token=self._cache_bytes / self._prompt.shape[1],
-            peak_bytes=self._peak,
-        )
+        for run, own in zip(runs, found, strict=True):
+            own.append(run())
+    return found
