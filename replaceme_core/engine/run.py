@@ -2,6 +2,7 @@
 
 import math
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -38,7 +39,7 @@ from replaceme_core.families.resolve import ResolvedModel, part_config, resolve
 from replaceme_core.hub.model_config import ModelOutline
 from replaceme_core.library_errors import library_errors
 from replaceme_core.plan.eta import writing_part
-from replaceme_core.request.gate import Trial, deepest, most_trials
+from replaceme_core.request.gate import Trial, most_trials
 from replaceme_core.request.removal import Allows
 from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.request.spec import Loading
@@ -277,15 +278,16 @@ def depths_to_try(depths: Sequence[int], *, blocks: int, first: int, allows: All
 
 
 def find_deepest_cut(run: Run, task: Task, depths: Sequence[int]) -> tuple[Tried, list[Trial]]:
-    """The deepest of `depths`, which ascend, that passes the gate, as `gate.deepest` says, and all trials in order.
+    """The deepest of `depths`, which ascend, that passes the gate, by bisection, and all trials in order.
 
-    Where none passes, the deepest one that is not worse than wanted, or the shallowest that was measured: its report
-    says by how much the gate is missed. Raises the error of the last trial where nothing could be measured.
+    Where quality does not only fall with depth, it is one after which a deeper one was seen to fail. Where none passes,
+    the deepest one that is not worse than wanted, or the shallowest that was measured: its report says by how much the
+    gate is missed. Raises the error of the last trial where nothing could be measured.
     """
     with run.dense_results().for_several(beside=run.output) as results:
         original = run.original(replace(_source(run), results=results), task.tokens)
         search = _Search(run=run, task=task, original=original, most=most_trials(len(depths)))
-        deepest(depths, search.is_too_deep)
+        bisect_left(depths[::-1], True, key=lambda depth: not search.is_too_deep(depth))
     if search.kept is None:
         assert search.error is not None, "a trial is kept, or has failed"
         raise search.error

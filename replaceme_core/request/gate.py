@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -77,27 +77,8 @@ class Trial(shapes.Trial):
         return self.problem is not None or any(one.is_too_deep for one in self.criteria)
 
 
-def deepest(depths: Sequence[int], is_too_deep: Callable[[int], bool]) -> int | None:
-    """The greatest of `depths`, which ascend, that is not too deep, by bisection; `None` where all are.
-
-    Where quality falls with depth, that is the one. Where it does not, several depths may be the last one before a
-    depth that is too deep, and the result is one of them: it was tried, and so was the next one, if any.
-
-    >>> deepest([1, 2, 3, 4, 5], lambda depth: depth > 3)
-    3
-    """
-    low, high = -1, len(depths)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if is_too_deep(depths[middle]):
-            high = middle
-        else:
-            low = middle
-    return None if low < 0 else depths[low]
-
-
 def most_trials(depths: int) -> int:
-    """The most trials that `deepest` makes of this number of depths.
+    """The most trials of a search by bisection among this number of depths.
 
     >>> [most_trials(depths) for depths in (1, 3, 15, 16)]
     [1, 2, 4, 5]

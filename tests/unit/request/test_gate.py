@@ -1,7 +1,5 @@
 """Gates: what a request may ask for, how measured values are judged, and the search for the deepest cut."""
 
-import random
-
 import pytest
 from pydantic import ValidationError
 
@@ -11,8 +9,6 @@ from replaceme_core.request.gate import (
     GateResult,
     GateSpec,
     Trial,
-    deepest,
-    most_trials,
     read_criteria,
     rejection_in,
     written_criteria,
@@ -122,24 +118,3 @@ def test_one_missed_criterion_is_enough_and_a_result_is_read_back() -> None:
         report = {"gate": one.model_dump(mode="json")}
         assert GateResult.in_report(report) == one
         assert rejection_in(report) == said + missed
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 40])
-def test_the_deepest_cut_is_that_of_brute_force_where_quality_only_falls(count: int) -> None:
-    depths = list(range(3, 3 + 2 * count, 2))
-    for limit in range(2, 2 * count + 4):
-        tried: list[int] = []
-        found = deepest(depths, lambda depth, limit=limit, tried=tried: tried.append(depth) or depth > limit)  # type: ignore[misc]
-        assert found == max((depth for depth in depths if depth <= limit), default=None)
-        assert len(tried) == len(set(tried)) <= most_trials(count)
-
-
-def test_elsewhere_the_depth_above_it_was_seen_to_fail() -> None:
-    draw = random.Random(0)
-    for _ in range(500):
-        depths = list(range(1, draw.randint(1, 20) + 1))
-        seen, too_deep = dict[int, bool](), {depth: draw.random() < 0.5 for depth in depths}
-        found = deepest(depths, lambda depth, seen=seen, all=too_deep: seen.setdefault(depth, all[depth])) or 0  # type: ignore[misc]
-        assert seen.get(found, False) is False
-        assert found == 0 or found in seen
-        assert found == depths[-1] or seen[found + 1]

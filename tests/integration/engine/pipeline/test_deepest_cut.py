@@ -62,16 +62,16 @@ def without_speed() -> Iterator[None]:
         yield
 
 
-def each_depth(depths: Sequence[int], is_too_deep: Callable[[int], bool]) -> int | None:
-    """As `deepest`, by brute force."""
-    return max((depth for depth in depths if not is_too_deep(depth)), default=None)
+def each_depth(descending: Sequence[int], _found: bool, *, key: Callable[[int], bool]) -> int:
+    """In place of bisection: all of them, the shallowest first."""
+    return sum([not key(depth) for depth in reversed(descending)])
 
 
 @pytest.fixture(scope="module")
 def divergences(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
     """By depth, from trials of all depths."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "deepest", each_depth)
+        patch.setattr(run_module, "bisect_left", each_depth)
         place = tmp_path_factory.mktemp("all") / "out"
         found = verdict_of(run(at(source, place, ratio=SEARCH, gate={"divergence": {"max": 100}}))[0])
     values = {one.blocks: one.measured["divergence"] for one in found.trials}
