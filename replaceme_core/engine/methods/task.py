@@ -81,10 +81,6 @@ class Candidate:
     tokens: int | None = None
     source_losses: tuple[tuple[str, float], ...] = ()
 
-    def __post_init__(self) -> None:
-        # a checkpoint reads lists back
-        object.__setattr__(self, "source_losses", tuple((name, loss) for name, loss in self.source_losses))
-
     @property
     def cut(self) -> Cut:
         return Cut(start=self.start, end=self.end)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from pydantic import InstanceOf
 from torch import nn
 
 from replaceme_core.engine.model.block_runner import BlockRunner
@@ -48,7 +49,7 @@ class FittedCut:
     """
 
     cut: Cut
-    delta: torch.Tensor
+    delta: InstanceOf[torch.Tensor]
 
 
 def windows(blocks: int, length: int) -> list[Cut]:
@@ -120,7 +121,7 @@ class WeightChange:
 
     block: int
     parameter: str
-    change: torch.Tensor
+    change: InstanceOf[torch.Tensor]
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -140,11 +141,7 @@ class ReadingChange:
 
     block: int
     weights: tuple[Weight, ...]
-    change: torch.Tensor
-
-    def __post_init__(self) -> None:
-        # a checkpoint reads lists back
-        object.__setattr__(self, "weights", tuple(Weight(*weight) for weight in self.weights))
+    change: InstanceOf[torch.Tensor]
 
     @property
     def parameters(self) -> tuple[str, ...]:

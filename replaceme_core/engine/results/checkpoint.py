@@ -7,14 +7,15 @@ are JSON in its header.
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
+from pydantic import TypeAdapter
+from torch.utils._pytree import tree_map, tree_map_only
 
 from replaceme_core.engine.activations.cache import code_digest
 from replaceme_core.engine.activations.capture import with_intact_streams
@@ -25,15 +26,11 @@ from replaceme_core.engine.activations.verified_file import (
     read_contents,
     write_verified,
 )
-from replaceme_core.engine.methods.task import Candidate, Pruning, Task, find_method
-from replaceme_core.engine.model.changes import Cut, FittedCut, ReadingChange, WeightChange
+from replaceme_core.engine.methods.task import Pruning, Task, find_method
 from replaceme_core.runner.messages import Stage
 
 FORMAT: Final = 1
-_RECORDS: Final[Mapping[str, type]] = {
-    record.__name__: record for record in (Candidate, Cut, FittedCut, Pruning, ReadingChange, WeightChange)
-}
-_PLAIN: Final = (bool, int, float, str, type(None))
+_PRUNING: Final = TypeAdapter(Pruning)
 _NOT_DECIDING: Final = {"labels", "output", "evaluation", "priority", "max_queue_seconds", "max_runtime_seconds"}
 
 logger = logging.getLogger(__name__)
@@ -76,8 +73,15 @@ def checkpoint_key(task: Task) -> str:
 def _keep(pruning: Pruning, path: Path, *, device: torch.device) -> Pruning:
     """Write `pruning` and return what was read back; `pruning` itself if it cannot be written."""
     tensors: dict[str, torch.Tensor] = {}
-    record = _encode(pruning, tensors)
-    assert isinstance(record, dict)
+
+    def named(value: torch.Tensor) -> dict[str, object]:
+        name = str(len(tensors))
+        # the layout decides the rounding of what is multiplied with it
+        turned = value.ndim == 2 and value.T.is_contiguous() and not value.is_contiguous()
+        tensors[name] = (value.T if turned else value).detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name, "turned": turned, "host": value.device.type == "cpu"}
+
+    record = tree_map_only(torch.Tensor, named, _PRUNING.dump_python(pruning))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         delete_partial_files(path.parent)
@@ -89,47 +93,24 @@ def _keep(pruning: Pruning, path: Path, *, device: torch.device) -> Pruning:
 
 def _read(path: Path, *, device: torch.device) -> Pruning | None:
     """`None` where there is none, or it is damaged; then it is deleted."""
-    contents = read_contents(path)
     try:
-        if contents is not None:
-            pruning = _decode(contents.record, contents.tensors, device)
-            if isinstance(pruning, Pruning):
-                return pruning
-            raise TypeError(f"it holds a {type(pruning).__name__}")
+        if (contents := read_contents(path)) is not None:
+            value = partial(_value, tensors=contents.tensors, device=device)
+            return _PRUNING.validate_python(tree_map(value, contents.record, is_leaf=_is_tensor))
     except (ValueError, KeyError, TypeError) as error:
         logger.warning("the checkpoint %s is not used: %s", path.name, error)
     delete_file(path)
     return None
 
 
-def _encode(value: object, tensors: dict[str, torch.Tensor]) -> object:
-    """As JSON; tensors go into `tensors` and leave their names. Raises `TypeError` for what is not known here."""
-    if isinstance(value, torch.Tensor):
-        name = str(len(tensors))
-        # the layout decides the rounding of what is multiplied with it
-        turned = value.ndim == 2 and value.T.is_contiguous() and not value.is_contiguous()
-        tensors[name] = (value.T if turned else value).detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {"tensor": name, "turned": turned, "host": value.device.type == "cpu"}
-    if is_dataclass(value) and type(value).__name__ in _RECORDS:
-        return {
-            "record": type(value).__name__,
-            "fields": {each.name: _encode(getattr(value, each.name), tensors) for each in fields(value)},
-        }
-    if isinstance(value, list | tuple):
-        return [_encode(each, tensors) for each in value]
-    if type(value) in _PLAIN:
-        return value
-    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
+def _is_tensor(found: object) -> bool:
+    """Whether it stands for a tensor in a record."""
+    return isinstance(found, dict) and "tensor" in found
 
 
-def _decode(value: object, tensors: Mapping[str, torch.Tensor], device: torch.device) -> object:
-    if isinstance(value, list):
-        return [_decode(each, tensors, device) for each in value]
-    if not isinstance(value, dict):
-        return value
-    if "tensor" in value:
-        tensor = tensors[value["tensor"]]
-        tensor = tensor.T if value["turned"] else tensor
-        return tensor if value["host"] else tensor.to(device)
-    make: Callable[..., object] = _RECORDS[value["record"]]
-    return make(**{name: _decode(each, tensors, device) for name, each in value["fields"].items()})
+def _value(found: Any, *, tensors: Mapping[str, torch.Tensor], device: torch.device) -> Any:
+    if not _is_tensor(found):
+        return found
+    tensor = tensors[found["tensor"]]
+    tensor = tensor.T if found["turned"] else tensor
+    return tensor if found["host"] else tensor.to(device)
