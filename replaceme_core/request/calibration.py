@@ -8,7 +8,17 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.request.defaults import HELD_OUT_SHARE
-from replaceme_core.request.fields import BUILTIN_PREFIX, FILE_PREFIX, Frozen, Name, TextSource, as_tuple, length, wrong
+from replaceme_core.request.fields import (
+    BUILTIN_PREFIX,
+    FILE_PREFIX,
+    Frozen,
+    Name,
+    TextSource,
+    as_tuple,
+    in_short,
+    length,
+    wrong,
+)
 
 MOST_SOURCES = 8
 SHORTEST = 8
@@ -104,12 +114,7 @@ class MixedSource(CalibrationSource):
     name_field: str = _PART
 
 
-def _source_of_text(value: object) -> object:
-    return {"dataset": value} if isinstance(value, str) else value
-
-
-Source = Annotated[CalibrationSource, BeforeValidator(_source_of_text, json_schema_input_type=str | CalibrationSource)]
-
+Source = Annotated[CalibrationSource, in_short(str | CalibrationSource, dataset=str)]
 Sources = Annotated[tuple[Source, ...], BeforeValidator(as_tuple), length(1, MOST_SOURCES)]
 
 

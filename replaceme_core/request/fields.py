@@ -2,6 +2,7 @@
 
 import re
 from enum import StrEnum
+from types import UnionType
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
@@ -62,6 +63,15 @@ def _text_source(value: str) -> str:
 def as_tuple(value: object) -> object:
     """JSON has lists only; strict mode would refuse one where a tuple is declared."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def in_short(schema: Any, **kinds: type | UnionType) -> BeforeValidator:
+    """Let a plain value of one of `kinds` stand for the object with nothing but this field; `schema` says both."""
+
+    def lengthen(value: object) -> object:
+        return next(({name: value} for name, kind in kinds.items() if isinstance(value, kind)), value)
+
+    return BeforeValidator(lengthen, json_schema_input_type=schema)
 
 
 def ending_of(job_id: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from replaceme_core.request.calibration import CalibrationSource, CalibrationSpec, MixedSource, Source
 from replaceme_core.request.defaults import HEAL_LEARNING_RATE
@@ -25,6 +25,7 @@ from replaceme_core.request.fields import (
     Name,
     RepositoryId,
     Seconds,
+    in_short,
     one_of,
     wrong,
 )
@@ -343,27 +344,6 @@ class CompressionSpec(Frozen):
         return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _shorthand(key: str, model: type[BaseModel]) -> BeforeValidator:
-    """Let a plain string stand for `{key: string}`."""
-    return BeforeValidator(
-        lambda value: {key: value} if isinstance(value, str) else value, json_schema_input_type=str | model
-    )
-
-
-def _calibration_in_short(value: object) -> object:
-    """A plain string stands for one text, a list for several."""
-    if isinstance(value, list):
-        return {"sources": value}
-    return {"dataset": value} if isinstance(value, str) else value
-
-
-def _method_in_short(value: object) -> object:
-    """A plain string stands for the method's name; `null` leaves it to the worker."""
-    if value is None:
-        return {}
-    return {"name": value} if isinstance(value, str) else value
-
-
 def _known_device(compute: ComputeSpec) -> ComputeSpec:
     """Of a request only: a worker may find a device of another name, which is then part of the specification."""
     if compute.device is not None and compute.device.partition(":")[0] not in DEVICES:
@@ -378,20 +358,16 @@ class CompressionRequest(CompressionSpec):
     `calibration` may also be a list of sources.
     """
 
-    model: Annotated[ModelRequest, _shorthand("repo_id", ModelRequest)]
+    model: Annotated[ModelRequest, in_short(str | ModelRequest, repo_id=str)]
     """The model to compress: org/name, or an object."""
     calibration: Annotated[
         CalibrationSpec,
-        BeforeValidator(
-            _calibration_in_short, json_schema_input_type=str | list[str | CalibrationSource] | CalibrationSpec
-        ),
+        in_short(str | list[str | CalibrationSource] | CalibrationSpec, dataset=str, sources=list),
     ]
     """Calibration text: builtin:general, file:NAME.txt, or a Hub data set as org/name."""
-    method: Annotated[MethodSpec, BeforeValidator(_method_in_short, json_schema_input_type=str | MethodSpec | None)] = (
-        MethodSpec()
-    )
+    method: Annotated[MethodSpec, in_short(str | MethodSpec | None, name=str | None)] = MethodSpec()
     """How blocks are chosen, and what replaces them: a name, or an object. Default: the worker decides."""
-    output: Annotated[OutputSpec, _shorthand("repo_id", OutputSpec)] = OutputSpec()
+    output: Annotated[OutputSpec, in_short(str | OutputSpec, repo_id=str)] = OutputSpec()
     """Where the result goes: org/name, or an object. Default: a private repository named after model and job."""
     compute: Annotated[ComputeSpec, AfterValidator(_known_device)] = ComputeSpec()
     """How the worker computes."""
