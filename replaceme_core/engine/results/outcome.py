@@ -1,7 +1,7 @@
 """The outcome of a run, and how it is written: `replaceme.json`, with the card and the page that are made from it."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -117,7 +117,7 @@ def plan_run(
     )
 
 
-def plan_against_actual(planned: Estimate, stages: Sequence[StageRecord], *, output: Path) -> dict[str, object]:
+def plan_against_actual(planned: Estimate, stages: Iterable[StageRecord], *, output: Path) -> dict[str, object]:
     """Expected and actual seconds and peaks of each stage that ran, and the size of the weights in `output`."""
     on_device = planned.device_bytes > 0
     rows = []
@@ -190,9 +190,9 @@ def write_report(
         "kept_blocks": kept_blocks(run.outline.blocks, pruning.removed),
         "candidates": [candidate.as_dict() for candidate in pruning.candidates],
         "disagreements": disagreements(pruning.candidates),
-        "stages": [asdict(stage) for stage in clock.records],
+        "stages": [asdict(stage) for stage in clock.records.values()],
         "loading_seconds": clock.loading_seconds,
-        "plan": plan_against_actual(planned, clock.records, output=directory),
+        "plan": plan_against_actual(planned, clock.records.values(), output=directory),
         "captured": asdict(captured),
         "imported_bytes": imported_bytes,
         "before": asdict(comparison.before) if comparison else None,

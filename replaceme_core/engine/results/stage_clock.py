@@ -37,7 +37,7 @@ class StageClock:
     progress: Progress
     device: torch.device
     modelled: Mapping[Stage, float] = field(default_factory=dict)
-    records: list[StageRecord] = field(default_factory=list)
+    records: dict[Stage, StageRecord] = field(default_factory=dict)
     loading_seconds: float = 0.0
     """Time for reading models, in all stages together."""
     _current: Stage | None = None
@@ -64,19 +64,12 @@ class StageClock:
         """Record the present stage, if there is one."""
         if self._current is None:
             return
-        stage = self._current
-        record = StageRecord(name=stage, seconds=time.perf_counter() - self._began, peak_bytes=_peak(self.device))
+        stage, seconds, peak = self._current, time.perf_counter() - self._began, _peak(self.device)
         self._current = None
-        # A stage that is entered twice has one row.
-        earlier = next((known for known in self.records if known.name == record.name), None)
+        earlier = self.records.pop(stage, None)  # a stage that is entered twice has one row
         if earlier is not None:
-            self.records.remove(earlier)
-            record = StageRecord(
-                name=record.name,
-                seconds=record.seconds + earlier.seconds,
-                peak_bytes=max(record.peak_bytes, earlier.peak_bytes),
-            )
-        self.records.append(record)
+            seconds, peak = earlier.seconds + seconds, max(earlier.peak_bytes, peak)
+        record = self.records[stage] = StageRecord(name=stage, seconds=seconds, peak_bytes=peak)
         self.progress.metric("seconds", record.seconds, "s")
         self.progress.metric("peak_memory", record.peak_bytes, "bytes")
         if stage in self.modelled:
