@@ -16,12 +16,7 @@ from replaceme_core.engine.activations.cache import tensor_digest
 from replaceme_core.engine.activations.verified_file import Contents
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.speed import ImageSpeed, Speed
-from replaceme_core.engine.model.block_runner import (
-    BlockRunner,
-    Hook,
-    Stop,
-    record_values,
-)
+from replaceme_core.engine.model.block_runner import BlockRunner, Hook, Stop, record_values
 from replaceme_core.engine.model.device import synchronise
 from replaceme_core.engine.model.lazy_model import open_model
 from replaceme_core.errors import NumericalFailure
@@ -170,27 +165,30 @@ class Subject:
         return BlockRunner(resolved=resolve(self.model)) if self.model.config.model_type in FAMILIES else None
 
     @contextmanager
-    def streams(self, batches: Sequence[torch.Tensor]) -> Iterator["_Streams"]:
-        """Those behind the last block for `batches` of token ids (sequences, length); new ones are kept at the end."""
+    def streams(self, batches: Sequence[torch.Tensor]) -> Iterator[dict[str, torch.Tensor] | None]:
+        """Those behind the last block for `batches` of token ids (sequences, length), by the number of the batch.
+
+        Without those of an earlier pass it is empty, and what is put into it is kept at the end; `None`: none are kept.
+        """
         size = sum(batch.numel() for batch in batches) * part_config(self.model.config).hidden_size
         if self.runner is None or not self.results.has_room(size * self.model.dtype.itemsize):
-            yield _Streams()
+            yield None
             return
         asked = {"tokens": [tensor_digest(batch) for batch in batches]}
         found = self.results.find("text", asked)
-        if found is not None:
-            yield _Streams(stored=found.tensors)
-            return
-        streams = _Streams(made={})
+        streams = {} if found is None else dict(found.tensors)
         yield streams
-        self.results.keep("text", asked, Contents(record={}, tensors=streams.made or {}))
+        if found is None:
+            self.results.keep("text", asked, Contents(record={}, tensors=streams))
 
-    def runs(self, streams: "_Streams") -> bool:
-        """Whether the model runs for the next batch; else its stream is stored.
+    def stored(self, number: int, streams: Mapping[str, torch.Tensor] | None) -> torch.Tensor | None:
+        """The stream for the batch of this number; `None` where the model has to run for it.
 
         The first `TIMED` batches run in any case, since speed belongs to this run.
         """
-        return streams.stored is None or len(self.speeds) < min(TIMED, len(streams.stored))
+        if not streams or len(self.speeds) < min(TIMED, len(streams)):
+            return None
+        return streams.get(str(number))
 
     def stream(self, batch: torch.Tensor) -> torch.Tensor:
         """Behind the last block, for `batch` (sequences, length); the logits where blocks are not known."""
@@ -233,15 +231,6 @@ class Subject:
             word_perplexity=None if size is None else _perplexity_over(total, size.words),
             byte_perplexity=None if size is None else _perplexity_over(total, size.bytes),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Streams:
-    """`stored` has those of an earlier pass, by the number of the batch; `made` those of this one. `None` where there
-    are none, or none are kept."""
-
-    stored: Mapping[str, torch.Tensor] | None = None
-    made: dict[str, torch.Tensor] | None = None
 
 
 def open_subject(
@@ -301,7 +290,7 @@ def measure(
     with ExitStack() as stack:
         kept = [stack.enter_context(subject.streams(batches)) for subject in subjects]
         for subject, streams in zip(subjects, kept, strict=True):
-            if subject.runs(streams):
+            if subject.stored(0, streams) is None:
                 subject.stream(batches[0][:1].to(subject.model.device))
         for number, batch in enumerate(batches):
             _measure_batch(subjects, kept, number, batch, divergence=divergence)
@@ -313,26 +302,25 @@ def measure(
 
 def _measure_batch(
     subjects: Sequence[Subject],
-    kept: Sequence[_Streams],
+    kept: Sequence[dict[str, torch.Tensor] | None],
     number: int,
     batch: torch.Tensor,
     *,
     divergence: Divergence | None,
 ) -> None:
     """Add what all subjects predict for the batch of this `number`, with logits for some positions at a time."""
-    known = [subject.runner for subject in subjects if subject.runner is not None]
-    positions = min((runner.positions_at_once for runner in known), default=batch.numel())
-    before, have_run = [], [subject.runs(streams) for subject, streams in zip(subjects, kept, strict=True)]
-    for subject, streams, has_run in zip(subjects, kept, have_run, strict=True):
+    runners = [subject.runner for subject in subjects if subject.runner is not None]
+    positions = min((runner.positions_at_once for runner in runners), default=batch.numel())
+    before, stored = [], [subject.stored(number, streams) for subject, streams in zip(subjects, kept, strict=True)]
+    for subject, streams, known in zip(subjects, kept, stored, strict=True):
         subject.seconds = 0.0
-        if has_run:
+        if known is not None:
+            stream = known.to(subject.model.device)
+        else:
             with subject.timed():
                 stream = subject.stream(batch.to(subject.model.device))
-            if streams.made is not None:
-                streams.made[str(number)] = stream.cpu()
-        else:
-            assert streams.stored is not None
-            stream = streams.stored[str(number)].to(subject.model.device)
+            if streams is not None:
+                streams[str(number)] = stream.cpu()
         before.append(stream[:, :-1].flatten(0, 1).split(positions))
     losses: list[list[torch.Tensor]] = [[] for _ in subjects]
     read, following = (ids.flatten().split(positions) for ids in (batch[:, :-1], batch[:, 1:]))
@@ -346,9 +334,9 @@ def _measure_batch(
             logits.append(found)
         if divergence is not None:
             divergence.add(logits[0], logits[1])
-    for subject, own, has_run in zip(subjects, losses, have_run, strict=True):
+    for subject, own, known in zip(subjects, losses, stored, strict=True):
         subject.losses += torch.cat(own).view(len(batch), -1).sum(1).tolist()
-        if has_run:
+        if known is None:
             subject.speeds.append(batch.numel() / subject.seconds)
 
 
