@@ -86,8 +86,7 @@ class Drawn(NamedTuple):
     measure: torch.Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class SequenceCounts:
+class SequenceCounts(NamedTuple):
     """How many sequences of one source are fitted on and held out, and how many measure the result at most."""
 
     fit: int
@@ -114,10 +113,7 @@ def sequence_counts(calibration: ResolvedCalibration, *, measure: int) -> tuple[
     texts = [number for number, source in enumerate(mix) if not source.self_generated]
     others = max(1, measure // OTHER_TEXTS) if measure else 0
     measures = [0 if number not in texts else measure if number == texts[0] else others for number in range(len(mix))]
-    return tuple(
-        SequenceCounts(fit=fit, held_out=held, measure=measured)
-        for fit, held, measured in zip(fits, held_outs, measures, strict=True)
-    )
+    return tuple(map(SequenceCounts, fits, held_outs, measures))
 
 
 def alternating(sources: torch.Tensor) -> torch.Tensor:
@@ -278,7 +274,7 @@ def draw(pieces: Iterable[Piece], wanted: Wanted, *, seed: int) -> Drawn:
     samples = count.fit + count.held_out
     reserved = min(RESERVED, max(1, samples // 4))
     rest = iter(pieces)
-    pool = _read(rest, limit=(READ_FOR_EACH * samples + reserved) * body, least=body if wanted.grouped else None)
+    pool = _read(rest, limit=(READ_FOR_EACH * samples + reserved) * body, least=body if wanted.grouped else 0)
     available = len(pool.tokens) // body
     if available < samples + min(count.measure, 1):
         raise _too_small(wanted, tokens=len(pool.tokens), available=available)
@@ -287,7 +283,8 @@ def draw(pieces: Iterable[Piece], wanted: Wanted, *, seed: int) -> Drawn:
     for region in regions(len(pool.tokens), pool.borders, needs=needs, body=body):
         of_kind[region.kind].append(pool.tokens[region.start : region.end])
     missing = count.measure * body - sum(map(len, of_kind["measure"]))
-    of_kind["measure"].append(_read_more(pool.cut_off, rest, limit=missing))  # the last region goes on
+    more = itertools.chain(pool.cut_off, itertools.chain.from_iterable(piece.ids for piece in rest))
+    of_kind["measure"].append(_tensor(array("q", itertools.islice(more, max(0, missing)))))  # the last region goes on
     fit, held_out, measure = (_fill(of_kind[kind], wanted) for kind in KINDS)
     generator = torch.Generator().manual_seed(seed)
     chosen = [_spread(rows, number, generator) for rows, number in ((fit, count.fit), (held_out, count.held_out))]
@@ -305,39 +302,20 @@ class _Pool:
     cut_off: Sequence[int]
 
 
-def _read(pieces: Iterator[Piece], *, limit: int, least: int | None) -> _Pool:
-    """The first `limit` tokens. With titles, documents begin there; else at each piece, or after `least` tokens."""
+def _read(pieces: Iterator[Piece], *, limit: int, least: int) -> _Pool:
+    """The first `limit` tokens. With titles, documents begin there; else at each piece after `least` tokens or more."""
     tokens, starts, titles = array("q"), list[int](), list[int]()
     for piece in pieces:
-        (titles if piece.is_title else starts).append(len(tokens))
+        if piece.is_title:
+            titles.append(len(tokens))
+        elif not starts or len(tokens) - starts[-1] >= least:
+            starts.append(len(tokens))
         tokens.extend(piece.ids)
         if len(tokens) >= limit:
             break
     cut_off = tokens[limit:]
     del tokens[limit:]
-    if titles:
-        starts = titles
-    elif least is not None:
-        starts = _grouped(starts, least)
-    return _Pool(tokens=_tensor(tokens), borders=starts, cut_off=cut_off)
-
-
-def _grouped(starts: Sequence[int], least: int) -> list[int]:
-    found: list[int] = []
-    for start in starts:
-        if not found or start - found[-1] >= least:
-            found.append(start)
-    return found
-
-
-def _read_more(first: Sequence[int], pieces: Iterator[Piece], *, limit: int) -> torch.Tensor:
-    tokens = array("q", first)
-    while len(tokens) < limit:
-        piece = next(pieces, None)
-        if piece is None:
-            break
-        tokens.extend(piece.ids)
-    return _tensor(tokens[: max(0, limit)])
+    return _Pool(tokens=_tensor(tokens), borders=titles or starts, cut_off=cut_off)
 
 
 def _tensor(tokens: "array[int]") -> torch.Tensor:
@@ -355,9 +333,7 @@ def _fill(parts: Sequence[torch.Tensor], wanted: Wanted) -> torch.Tensor:
 def _spread(rows: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
     """One of `rows` out of each of `count` equal parts of them."""
     edges = [part * len(rows) // count for part in range(count + 1)] if count else []
-    chosen = [
-        start + int(torch.randint(end - start, (), generator=generator)) for start, end in itertools.pairwise(edges)
-    ]
+    chosen = [start + int(torch.randint(end - start, (), generator=generator)) for start, end in pairwise(edges)]
     return rows[torch.tensor(chosen, dtype=torch.long)]
 
 
