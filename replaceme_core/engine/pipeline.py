@@ -35,7 +35,7 @@ from replaceme_core.engine.model.load import load_config, load_tokenizer, stored
 from replaceme_core.engine.model.save import complete_or_absent, verify_saved
 from replaceme_core.engine.results.checkpoint import decide
 from replaceme_core.engine.results.layer_angles import layer_angles
-from replaceme_core.engine.results.metrics import report_candidates, report_capture, report_comparison
+from replaceme_core.engine.results.metrics import report_candidates, report_comparison, report_values
 from replaceme_core.engine.results.outcome import plan_run, write_report
 from replaceme_core.engine.results.provenance import provenance_of
 from replaceme_core.engine.results.stage_clock import StageClock, resident_bytes
@@ -150,7 +150,7 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
             captured = task.activations.record()
             angles = with_intact_streams(partial(layer_angles, task.activations))
         del task
-        report_capture(progress, captured)
+        report_values(progress, captured.metrics())
         report_candidates(progress, pruning.candidates, unit=loss_unit)
 
         removed = list(pruning.removed)
@@ -213,7 +213,6 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
         report = write_report(
             output,
             run,
-            original=run.given,
             pruning=pruning,
             captured=captured,
             comparison=comparison,

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from replaceme_core.engine.activations.capture import CaptureRecord
 from replaceme_core.engine.evaluation.compare import Answer, Comparison, distinct_share, judge
 from replaceme_core.engine.evaluation.measure import Measured
 from replaceme_core.engine.evaluation.speed import Speed
@@ -18,15 +17,12 @@ Values = Iterable[tuple[str, float | None, str]]
 """Names, values and units; a value that is `None` is not known."""
 
 
-def _report(progress: Progress, values: Values, *, block: int | None = None, candidate: str | None = None) -> None:
+def report_values(
+    progress: Progress, values: Values, *, block: int | None = None, candidate: str | None = None
+) -> None:
     for name, value, unit in values:
         if value is not None:
             progress.metric(name, value, unit, block=block, candidate=candidate)
-
-
-def report_capture(progress: Progress, record: CaptureRecord) -> None:
-    """What the capture pass took."""
-    _report(progress, record.metrics())
 
 
 def report_candidates(progress: Progress, candidates: Sequence[Candidate], *, unit: str) -> None:
@@ -45,7 +41,7 @@ def report_candidates(progress: Progress, candidates: Sequence[Candidate], *, un
             ("held_out_loss", row.held_out_loss, unit),
             ("chosen", 1.0 if row.chosen else None, "flag"),
         )
-        _report(progress, values, block=row.cut.anchor, candidate=name)
+        report_values(progress, values, block=row.cut.anchor, candidate=name)
 
 
 def report_comparison(progress: Progress, found: Comparison, *, gate: GateSpec | None) -> None:
@@ -58,7 +54,7 @@ def report_comparison(progress: Progress, found: Comparison, *, gate: GateSpec |
             ("after.task_accuracy", pair.after.accuracy, "ratio"),
             ("task_kept", pair.after.kept_of(pair.before)["kept"], "ratio"),
         )
-        _report(progress, values, candidate=pair.before.name)
+        report_values(progress, values, candidate=pair.before.name)
     for text in found.texts:
         values = (
             ("before.text_perplexity", text.before, "ratio"),
@@ -68,9 +64,9 @@ def report_comparison(progress: Progress, found: Comparison, *, gate: GateSpec |
             ("text_divergence", text.divergence, "nats"),
             ("text_agreement", text.agreement, "ratio"),
         )
-        _report(progress, values, candidate=text.name)
+        report_values(progress, values, candidate=text.name)
     for one in found.experts:
-        _report(progress, (("experts_changed", one.changed, "ratio"),), block=one.block)
+        report_values(progress, (("experts_changed", one.changed, "ratio"),), block=one.block)
     for images in found.images:
         values = (
             ("embedding_distance", images.distance, "1 - cosine"),
@@ -78,7 +74,7 @@ def report_comparison(progress: Progress, found: Comparison, *, gate: GateSpec |
             ("embedding_distance_high", images.distance_high, "1 - cosine"),
             ("embedding_agreement", images.agreement, "ratio"),
         )
-        _report(progress, values, candidate=images.name)
+        report_values(progress, values, candidate=images.name)
     for criterion in judge(gate, found).criteria if gate is not None else ():
         values = (
             ("gate_value", criterion.value, criterion.unit),
@@ -86,7 +82,7 @@ def report_comparison(progress: Progress, found: Comparison, *, gate: GateSpec |
             ("gate_max", criterion.max, criterion.unit),
             ("gate_passed", float(criterion.passed), "flag"),
         )
-        _report(progress, values, candidate=criterion.name)
+        report_values(progress, values, candidate=criterion.name)
 
 
 def _report_model(progress: Progress, side: str, measured: Measured, answers: Sequence[Answer]) -> None:
@@ -101,14 +97,14 @@ def _report_model(progress: Progress, side: str, measured: Measured, answers: Se
     if answers:
         values.append(("looping_answers", sum(one.loops for one in answers), "answers"))
         values.append(("distinct_4grams", distinct_share(answers), "ratio"))
-    _report(progress, [(f"{side}.{name}", value, unit) for name, value, unit in values])
+    report_values(progress, [(f"{side}.{name}", value, unit) for name, value, unit in values])
 
 
 def report_trial(progress: Progress, trial: Trial) -> None:
     """A trial of a search for the deepest cut: the verdict, the time, each measured value and each criterion."""
     name = counted(trial.blocks, "blocks")
     verdict: Values = (("trial_passed", float(trial.passed), "flag"), ("trial_seconds", trial.seconds, "s"))
-    _report(progress, verdict, candidate=name)
+    report_values(progress, verdict, candidate=name)
     for quantity, value in trial.measured.items():
         progress.metric("trial_value", value, unit_of(quantity), candidate=f"{name}: {quantity}")
     for one in trial.criteria:

@@ -144,7 +144,6 @@ def write_report(
     directory: Path,
     run: Run,
     *,
-    original: Path,
     pruning: Pruning,
     captured: CaptureRecord,
     comparison: Comparison | None,
@@ -159,10 +158,9 @@ def write_report(
 ) -> dict[str, object]:
     """Write the file into `directory`, after the card and the page that show it, and return its content.
 
-    `original` has the model as it was given, `structure` is that of the maps that it takes. `comparison` is `None`
-    where nothing was measured, `angles` where they were not computed. `trials` are those of a search for the deepest
-    cut, `healing` is what a training came to, where one was asked for. `imported_bytes` is the resident memory before
-    anything was loaded.
+    `structure` is that of the maps that the model takes. `comparison` is `None` where nothing was measured, `angles`
+    where they were not computed. `trials` are those of a search for the deepest cut, `healing` is what a training came
+    to, where one was asked for. `imported_bytes` is the resident memory before anything was loaded.
     """
     spec, clock = run.spec, run.clock
     texts = comparison.texts if comparison else ()
@@ -172,7 +170,7 @@ def write_report(
     irregular = irregular_lists(part_config(load_config(directory)), layout=run.outline.layout)
     warnings = [("not_measured", message) for message in dict.fromkeys(run.unmeasured.found)]
     warnings += warnings_of(comparison)
-    if (scheme := scheme_of(read_config(original))) is not None:
+    if (scheme := scheme_of(read_config(run.given))) is not None:
         warnings.append((DEQUANTIZED, scheme.note))
     if irregular:
         warnings.append(("irregular_pattern", _IRREGULAR.format(", ".join(irregular))))
