@@ -6,9 +6,7 @@ The worker calls `resolve_spec` with the facts of its own machine, the API for a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Self
-
-from pydantic import model_validator
+from typing import Annotated
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import WorkerKind
@@ -22,7 +20,7 @@ from replaceme_core.request.calibration import (
     CalibrationSpec,
     held_out_samples,
 )
-from replaceme_core.request.fields import one_of, wrong
+from replaceme_core.request.fields import one_of
 from replaceme_core.request.gate import most_trials
 from replaceme_core.request.method import Method, MethodSpec
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, Dtype, HealedWeights, HealSpec, Loading
@@ -72,9 +70,9 @@ class Machine:
 
 
 class ResolvedCalibration(CalibrationSpec):
-    """With the number of samples and their length; of one `dataset` also with `self_generated`.
+    """With the number of samples and their length.
 
-    `general`, `repeated` and `judged_on` may be open, as in a specification of an earlier version: then there is none.
+    Other fields may be open, as in a specification of an earlier version: then there is nothing of what they name.
     """
 
     samples: int
@@ -122,12 +120,6 @@ class ResolvedCalibration(CalibrationSpec):
         """How many sequences calibrate and judge that are not part of `samples`, at most."""
         sources = sum(self.judges) + self.own_judges + 2 * (self.repeating > 0)
         return sources * self.judging + self.repeating
-
-    @model_validator(mode="after")
-    def _share_is_known(self) -> Self:
-        if self.dataset is not None and self.self_generated is None:
-            raise wrong("self_generated", "self_generated is still open")
-        return self
 
 
 class ResolvedMethod(MethodSpec):
