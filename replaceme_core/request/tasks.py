@@ -32,16 +32,32 @@ def _different(names: tuple[str, ...]) -> tuple[str, ...]:
 TaskName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 TaskNames = Annotated[tuple[TaskName, ...], BeforeValidator(as_tuple), AfterValidator(_different), Field(max_length=64)]
 PAPER = "replaceme_paper"
-PAPER_TASKS: Mapping[str, int | None] = {
-    "race": None,
-    "winogrande": 5,
-    "piqa": None,
-    "boolq": None,
-    "openbookqa": None,
-    "sciq": None,
-    "lambada_openai": None,
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSize:
+    """Of a task: its `questions`, the `choices` of each that are read one by one, and the `tokens` of one reading.
+
+    `few_shot` is the number of examples in the prompt, where the suite has another one than the task.
+    """
+
+    questions: int
+    choices: int
+    tokens: int
+    few_shot: int | None = None
+
+
+PAPER_TASKS: Mapping[str, TaskSize] = {
+    "race": TaskSize(questions=1045, choices=4, tokens=450),
+    "winogrande": TaskSize(questions=1267, choices=2, tokens=30, few_shot=5),
+    "piqa": TaskSize(questions=1838, choices=2, tokens=40),
+    "boolq": TaskSize(questions=3270, choices=2, tokens=150),
+    "openbookqa": TaskSize(questions=500, choices=4, tokens=20),
+    "sciq": TaskSize(questions=1000, choices=4, tokens=115),
+    "lambada_openai": TaskSize(questions=5153, choices=1, tokens=90),
 }
-"""With the number of examples in the prompt where it is not that of the task."""
+OTHER = TaskSize(questions=2000, choices=4, tokens=60)
+"""A task whose size is not known here."""
 
 
 def expanded(names: Sequence[str]) -> dict[str, int | None]:
@@ -54,30 +70,9 @@ def expanded(names: Sequence[str]) -> dict[str, int | None]:
     """
     found: dict[str, int | None] = {}
     for name in names:
-        found |= PAPER_TASKS if name == PAPER else {name: found.get(name)}
+        of_suite = {one: size.few_shot for one, size in PAPER_TASKS.items()}
+        found |= of_suite if name == PAPER else {name: found.get(name)}
     return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskSize:
-    """Of a task: its `questions`, the `choices` of each that are read one by one, and the `tokens` of one reading."""
-
-    questions: int
-    choices: int
-    tokens: int
-
-
-SIZES: Mapping[str, TaskSize] = {
-    "race": TaskSize(questions=1045, choices=4, tokens=450),
-    "winogrande": TaskSize(questions=1267, choices=2, tokens=30),
-    "piqa": TaskSize(questions=1838, choices=2, tokens=40),
-    "boolq": TaskSize(questions=3270, choices=2, tokens=150),
-    "openbookqa": TaskSize(questions=500, choices=4, tokens=20),
-    "sciq": TaskSize(questions=1000, choices=4, tokens=115),
-    "lambada_openai": TaskSize(questions=5153, choices=1, tokens=90),
-}
-OTHER = TaskSize(questions=2000, choices=4, tokens=60)
-"""A task whose size is not known here."""
 
 
 def task_tokens(names: Sequence[str], *, limit: int | None, few_shot: int | None) -> int:
@@ -88,7 +83,7 @@ def task_tokens(names: Sequence[str], *, limit: int | None, few_shot: int | None
     """
     total = 0
     for name, usual in expanded(names).items():
-        size = SIZES.get(name, OTHER)
+        size = PAPER_TASKS.get(name, OTHER)
         shots = (usual or 0) if few_shot is None else few_shot
         questions = size.questions if limit is None else min(limit, size.questions)
         total += questions * size.choices * size.tokens * (1 + shots)
