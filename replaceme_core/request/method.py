@@ -1,8 +1,8 @@
 """The methods and their options: one row for each method says what others need to know of it without running it.
 
 The API checks options and predicts the time with these rows, and the model card takes its sentence from them, so they
-stand here, below everything that imports torch. The code of a method is in the module that its row names. A method
-without a row does not import.
+stand here, below everything that imports torch. The code of a method is in the module of its name, or that its row
+names. A method without a row does not import.
 """
 
 from collections.abc import Mapping
@@ -35,18 +35,18 @@ class Method(StrEnum):
 class MethodTraits:
     """What a method takes, needs and costs.
 
-    `module`: has a function with the own name of the method (`replaceme_core.engine.methods.task`). `options`:
-    the fields of `MethodSpec` that only some methods take, and that this one takes. `changes_weights`: it tries
-    changes on the weights of the live model, which quantised weights do not allow. `needs_like_blocks`: it mixes
-    parameters of neighbouring blocks, which must be of one kind. `chooses_a_window`: it chooses among windows,
-    so that some can be left out. `stage_weights`: how long its stages take, where that differs
-    from `least_squares` (`replaceme_core.plan.eta`). `card`: the sentence of the model card; {shape} and {place}
-    are those of the map. `selection_card`: how it selects blocks, where nothing compensates for them. `fits`: it fits
-    something to the text, which a mix of texts serves; else the named text alone is read by default.
+    `module` has its function, where that is not the module of its name (`replaceme_core.engine.methods.task`).
+    `options`: the fields of `MethodSpec` that only some methods take, and that this one takes. `changes_weights`: it
+    tries changes on the weights of the live model, which quantised weights do not allow. `needs_like_blocks`: it mixes
+    parameters of neighbouring blocks, which must be of one kind. `chooses_a_window`: it chooses among windows, so that
+    some can be left out. `stage_weights`: how long its stages take, where that differs from `least_squares`
+    (`replaceme_core.plan.eta`). `card`: the sentence of the model card; {shape} and {place} are those of the map.
+    `selection_card`: how it selects blocks, where nothing compensates for them. `fits`: it fits something to the text,
+    which a mix of texts serves; else the named text alone is read by default.
     """
 
-    module: str
     card: str
+    module: str | None = None
     options: frozenset[str] = frozenset()
     changes_weights: bool = False
     needs_like_blocks: bool = False
@@ -66,27 +66,24 @@ _NOTHING = "Nothing compensates for them."
 TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
     {
         Method.LEAST_SQUARES: MethodTraits(
-            module="replaceme_core.engine.methods.least_squares",
             chooses_a_window=True,
             options=frozenset({"as_published", "groups", "structure"}),
             card=_MAP,
         ),
         Method.COSINE: MethodTraits(
-            module="replaceme_core.engine.methods.cosine",
             chooses_a_window=True,
             options=frozenset({"groups", "loss", "structure"}),
             stage_weights={"solve": 40},
             card=_MAP,
         ),
         Method.DROP: MethodTraits(
-            module="replaceme_core.engine.methods.removal",
+            module="removal",
             chooses_a_window=True,
             selection_card="They are the neighbours across which the hidden states turn least",
             fits=False,
             card=_NOTHING,
         ),
         Method.REFIT: MethodTraits(
-            module="replaceme_core.engine.methods.refit",
             chooses_a_window=True,
             options=frozenset({"groups", "ridge_later", "selection"}),
             changes_weights=True,
@@ -98,20 +95,19 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
             ),
         ),
         Method.AUTO: MethodTraits(
-            module="replaceme_core.engine.methods.auto",
             options=frozenset({"ridge_later", "time_budget_seconds"}),
             changes_weights=True,
             stage_weights={"select": 57, "solve": 122},
             card="The best of several methods was taken (method `{name}`).",
         ),
         Method.BLOCK_INFLUENCE: MethodTraits(
-            module="replaceme_core.engine.methods.removal",
+            module="removal",
             selection_card="They are those of least influence, after [ShortGPT](https://arxiv.org/abs/2403.03853)",
             fits=False,
             card=_NOTHING,
         ),
         Method.PERPLEXITY_GREEDY: MethodTraits(
-            module="replaceme_core.engine.methods.removal",
+            module="removal",
             stage_weights={"select": 300},
             selection_card=(
                 "They were removed one at a time, each time the block whose removal costs the least loss, after "
@@ -121,7 +117,6 @@ TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
             card=_NOTHING,
         ),
         Method.MERGE: MethodTraits(
-            module="replaceme_core.engine.methods.merge",
             changes_weights=True,
             needs_like_blocks=True,
             fits=False,

@@ -122,8 +122,9 @@ class Pruning:
 
 
 def find_method(name: Method) -> Callable[[Task], Pruning]:
-    """The function with the method's own name, in the module that its row in `TRAITS` names."""
-    method: Callable[[Task], Pruning] = getattr(import_module(TRAITS[name].module), name)
+    """The function with the method's own name, in a module of that name or the one that its row in `TRAITS` names."""
+    module = import_module(f"replaceme_core.engine.methods.{TRAITS[name].module or name}")
+    method: Callable[[Task], Pruning] = getattr(module, name)
     return method
 
 
