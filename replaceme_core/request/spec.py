@@ -250,28 +250,16 @@ class CompressionSpec(Frozen):
     """Name of your credential for the Hub. Default: the service's own tokens."""
 
     @model_validator(mode="after")
-    def _one_way_to_choose(self) -> Self:
+    def _parts_agree(self) -> Self:
         if (self.ratio is None) == (self.drop is None):
             problem = "neither is given" if self.ratio is None else "both are given"
             raise wrong(
                 "ratio", f"give either ratio (a fraction of the blocks) or drop (the blocks themselves): {problem}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _gate_can_be_judged(self) -> Self:
         asked = self.evaluation
         check_conditions(self.gate, deepest=self.searches, evaluated=asked.enabled, tasks=asked.tasks)
-        return self
-
-    @model_validator(mode="after")
-    def _groups_are_for_a_ratio(self) -> Self:
         if self.drop is not None and self.method.groups > 1:
             raise wrong("method.groups", "groups divide a ratio; blocks named by drop are grouped as they lie")
-        return self
-
-    @model_validator(mode="after")
-    def _quantized_weights_cannot_be_changed(self) -> Self:
         possible = self.method.possible
         if self.compute.quantization is not None and all(TRAITS[method].changes_weights for method in possible):
             allowed = ", ".join(method for method in Method if not TRAITS[method].changes_weights)
@@ -279,10 +267,6 @@ class CompressionSpec(Frozen):
                 "compute.quantization",
                 f"4 and 8 bits are for {allowed}; {possible[0]} tries changes of the weights themselves",
             )
-        return self
-
-    @model_validator(mode="after")
-    def _what_is_healed_is_in_memory(self) -> Self:
         if self.heal is not None and self.compute.loading is Loading.BLOCKWISE:
             raise wrong("heal", "healing trains the whole model in memory; leave compute.loading out, or heal")
         return self
