@@ -120,13 +120,8 @@ def check_tasks(names: Sequence[str], directory: str | Path | None) -> None:
             raise InvalidInput(
                 f"there is no task {name!r} in the library lm_eval or {place.name}", field=_FIELD, value=name
             )
-        for path in _files_of(name, known, set()):
-            try:
-                problem = _problem(name, _read(path), place)
-            except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-                message = f"the task {name} cannot be read from {path.name}"
-                raise InvalidInput(message, field=_FIELD, value=name).because(error) from error
-            if problem is not None:
+        for settings in _settings_of(name, known, set(), asked=name):
+            if (problem := _problem(name, settings, place)) is not None:
                 raise InvalidInput(problem, field=_FIELD, value=name)
 
 
@@ -148,23 +143,27 @@ def _declared(place: Path) -> dict[str, list[Path]]:
     return dict(found)
 
 
-def _files_of(name: str, known: Mapping[str, Sequence[Path]], seen: set[Path]) -> Iterator[Path]:
-    """The files of the task `name`, or of those that the group or tag has."""
+def _settings_of(
+    name: str, known: Mapping[str, Sequence[Path]], seen: set[Path], *, asked: str
+) -> Iterator[dict[str, Any]]:
+    """The settings of the task `name`, or of those that the group or tag has; the request has the name `asked`."""
     for path in known.get(name, ()):
         if path in seen:
             continue
         seen.add(path)
         try:
-            members = _read(path).get("task")
-        except (OSError, ValueError, RecursionError, yaml.YAMLError):
-            members = None  # the caller reads it again, and says so
+            settings = _read(path)
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            message = f"the task {asked} cannot be read from {path.name}"
+            raise InvalidInput(message, field=_FIELD, value=asked).because(error) from error
+        members = settings.get("task")
         if not isinstance(members, list):
-            yield path
+            yield settings
             continue
         for member in members:
             one = member.get("task") if isinstance(member, dict) else member
             if isinstance(one, str):
-                yield from _files_of(one, known, seen)
+                yield from _settings_of(one, known, seen, asked=asked)
 
 
 def _read(path: Path) -> dict[str, Any]:
