@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -69,6 +70,9 @@ class Answer:
     text: str
     tokens: tuple[int, ...]
     loops: bool
+
+
+_ANSWERS = TypeAdapter(list[Answer])
 
 
 @torch.inference_mode()
@@ -382,9 +386,7 @@ class Original:
             answers = answer(subject.model, self.tokenizer, new_tokens=NEW_TOKENS)
             return Contents(record={"answers": [asdict(one) for one in answers]}, tensors={})
 
-        rows = subject.results.find_or_make("answers", {}, ask).record["answers"]
-        assert isinstance(rows, list)
-        return [Answer(**{**row, "tokens": tuple(row["tokens"])}) for row in rows]
+        return _ANSWERS.validate_python(subject.results.find_or_make("answers", {}, ask).record["answers"])
 
     def _run_tasks(self, tasks: LoadedTasks, after: Subject, advance: Advance) -> list[TaskPair]:
         halves: tuple[Advance, Advance] = (lambda part: advance(part / 2), lambda part: advance((1 + part) / 2))

@@ -72,11 +72,6 @@ class DenseResults:
             scratch = ActivationCache(Path(place), limit=sys.maxsize)
             yield replace(self, caches=[*self.caches, scratch])
 
-    @property
-    def keeps(self) -> bool:
-        """Whether there is a place for results."""
-        return bool(self.caches)
-
     def find(self, name: str, asked: Mapping[str, object]) -> Contents | None:
         """The stored result `name` for the same question (`asked`); `None` if there is none that can be read."""
         key = self._key(name, asked)

@@ -10,13 +10,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from pydantic import TypeAdapter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from replaceme_core.engine.activations.verified_file import Contents
@@ -86,12 +87,6 @@ class TaskResult:
             metrics=metrics,
         )
 
-    @classmethod
-    def read(cls, record: Mapping[str, Any]) -> Self:
-        """From what `as_dict` returns."""
-        metrics = {name: Score(**score) for name, score in record["metrics"].items()}
-        return cls(**{one.name: record[one.name] for one in fields(cls)} | {"metrics": metrics})
-
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95 percent confidence interval of the accuracy; `None` where it is no share of the questions."""
@@ -111,6 +106,9 @@ class TaskResult:
             if first.chance is not None and first.accuracy > first.chance:
                 above = (self.accuracy - first.chance) / (first.accuracy - first.chance)
         return {"kept": kept, "kept_above_chance": above}
+
+
+_RESULT = TypeAdapter(TaskResult)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +155,9 @@ class LoadedTasks:
         found = []
         for name, task in self.tasks.items():
             make = partial(self._run, name, task, model, tokenizer)
-            asked = {"limit": self.limit, "code": self.code, "task": _identity(task)} if results.keeps else {}
+            asked = {"limit": self.limit, "code": self.code, "task": _identity(task)} if results.caches else {}
             contents = results.find_or_make(f"task {name}", asked, make)
-            found.append(TaskResult.read(contents.record))
+            found.append(_RESULT.validate_python(contents.record))
             advance(len(found) / len(self.tasks))
         return found
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from transformers import PreTrainedModel
 
 from replaceme_core.engine.evaluation.dense_results import DenseResults
@@ -138,7 +139,7 @@ def test_none_or_all_right_of_six_is_not_certain(accuracy: float, low: float, hi
     assert one.interval is not None
     assert one.interval[1] - one.interval[0] > 0.7
     kept = {**six.as_dict(), "low": accuracy, "high": accuracy}  # as an earlier version has kept it
-    assert TaskResult.read(kept) == six
+    assert TypeAdapter(TaskResult).validate_python(kept) == six
     percent = TaskResult.of("t", {"exact_match,none": 50.0}, samples=6, few_shot=0, chance=None)
     assert percent.interval is None
 
