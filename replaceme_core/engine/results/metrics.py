@@ -5,7 +5,6 @@ from dataclasses import asdict
 
 from replaceme_core.engine.evaluation.compare import Answer, Comparison, distinct_share, judge
 from replaceme_core.engine.evaluation.measure import Measured
-from replaceme_core.engine.evaluation.speed import Speed
 from replaceme_core.engine.methods.task import Candidate
 from replaceme_core.report.reading import Report
 from replaceme_core.report.view import QUANTITIES
@@ -89,11 +88,9 @@ def _report_model(progress: Progress, side: str, measured: Measured, answers: Se
     """`side` is `before` or `after`. Of the answers: how much they repeat themselves."""
     report = Report(asdict(measured))
     values = [(one.name, report.number(*one.path), one.unit) for one in QUANTITIES]
-    if isinstance(measured.speed, Speed):
-        values.append(("prefill_spread", measured.speed.prefill.spread, "tokens/s"))
-        values.append(("decode_spread", measured.speed.decode.spread, "tokens/s"))
-    elif measured.speed is not None:
-        values.append(("images_spread", measured.speed.images.spread, "images/s"))
+    for name, unit in (("prefill", "tokens/s"), ("decode", "tokens/s"), ("images", "images/s")):
+        if (rate := getattr(measured.speed, name, None)) is not None:
+            values.append((f"{name}_spread", rate.spread, unit))
     if answers:
         values.append(("looping_answers", sum(one.loops for one in answers), "answers"))
         values.append(("distinct_4grams", distinct_share(answers), "ratio"))
