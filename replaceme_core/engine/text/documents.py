@@ -39,7 +39,9 @@ def builtin_documents(name: str) -> Iterator[Document]:
     So every part of the text has documents of every kind, each in proportion.
     """
     if name == PYDOC:
-        yield from _pydoc()
+        from pydoc_data.topics import topics
+
+        yield from (topics[title] for title in sorted(topics))
         return
     files = [read_text_file(part) for part in PARTS[name]]
     sizes = enumerate(map(len, files))
@@ -60,13 +62,6 @@ def _conversation(document: str) -> Conversation:
     assert before == "", "a conversation begins with a turn"
     turns = zip(rest[::2], rest[1::2], strict=True)
     return [{"role": role, "content": content.strip("\n")} for role, content in turns]
-
-
-def _pydoc() -> Iterator[str]:
-    from pydoc_data.topics import topics
-
-    for title in sorted(topics):
-        yield topics[title]
 
 
 MOST_ROWS = 2_000_000
