@@ -28,10 +28,6 @@ class CriterionResult(shapes.Criterion):
     model_config = _RESULT
 
     @property
-    def unit(self) -> str:
-        return unit_of(self.name)
-
-    @property
     def is_too_deep(self) -> bool:
         """Whether it is missed in such a way that removing fewer blocks may help.
 
@@ -44,11 +40,7 @@ class CriterionResult(shapes.Criterion):
         return self.min is not None and self.value < self.min
 
     def __str__(self) -> str:
-        return f"{self.name} is {self.value:.6g}, {self.limits} is wanted"
-
-    @property
-    def limits(self) -> str:
-        return limits_in_words(self.min, self.max)
+        return f"{self.name} is {self.value:.6g}, {limits_in_words(self.min, self.max)} is wanted"
 
 
 def limits_in_words(least: float | None, most: float | None) -> str:

@@ -75,10 +75,11 @@ def report_comparison(progress: Progress, found: Comparison, *, gate: GateSpec |
         )
         report_values(progress, values, candidate=images.name)
     for criterion in judge(gate, found).criteria if gate is not None else ():
+        unit = unit_of(criterion.name)
         values = (
-            ("gate_value", criterion.value, criterion.unit),
-            ("gate_min", criterion.min, criterion.unit),
-            ("gate_max", criterion.max, criterion.unit),
+            ("gate_value", criterion.value, unit),
+            ("gate_min", criterion.min, unit),
+            ("gate_max", criterion.max, unit),
             ("gate_passed", float(criterion.passed), "flag"),
         )
         report_values(progress, values, candidate=criterion.name)
