@@ -188,7 +188,7 @@ class Attempt:
         spec = pinned.spec
         output = self.directory / "output"
         request = RunnerRequest(
-            spec=self._with_device(spec).without_credential(),
+            spec=self._with_device(spec).model_copy(update={"credential": None}),  # a runner uses no Hub
             model_directory=model,
             calibration_paths=texts,
             output_directory=str(output),

@@ -161,7 +161,8 @@ class Recorded:
         if spec.searches:
             if not (removed and kept):
                 raise InvalidInput(f"{REPORT} does not say which blocks the search has removed", field="result")
-            spec = spec.at_ratio(ratio_of(len(removed), len(removed) + len(kept)))  # the depth that was found
+            found = ratio_of(len(removed), len(removed) + len(kept))
+            spec = spec.model_copy(update={"ratio": found})
         evaluation = EvaluationSpec(enabled=False, samples=spec.evaluation.samples)
         return spec.model_copy(update={"evaluation": evaluation, "gate": None, "output": OutputSpec(), "labels": {}})
 

@@ -133,7 +133,7 @@ def write_card(
     short = model.repo_id.split("/")[-1]
     repository = model.repo_id if hub and model.revision is not None else None
     title = f"{short}, {len(kept)} of {blocks} blocks"
-    again = spec.at_ratio(ratio_of(len(removed), blocks)) if spec.searches else spec
+    again = spec.model_copy(update={"ratio": ratio_of(len(removed), blocks)}) if spec.searches else spec
     body = _template().render(
         report=report,
         view=view,

@@ -287,10 +287,6 @@ class CompressionSpec(Frozen):
         """The fraction of the blocks that is removed, at most; `None` where blocks are named."""
         return self.ratio.max if isinstance(self.ratio, DeepestCut) else self.ratio
 
-    def at_ratio(self, ratio: float) -> Self:
-        """The same for one ratio."""
-        return self.model_copy(update={"ratio": ratio})
-
     @property
     def expected_method(self) -> Method:
         """The method that is named, or the best that the request allows; the worker may find that it does not fit."""
@@ -309,10 +305,6 @@ class CompressionSpec(Frozen):
         """Whether other text is mixed into the one text that is named, by default."""
         calibration = self.calibration
         return calibration.dataset is not None and calibration.self_generated is None and not self.one_text
-
-    def without_credential(self) -> Self:
-        """The same for a runner, which uses no Hub."""
-        return self.model_copy(update={"credential": None})
 
     def with_limits(self, *, max_queue_seconds: float | None, max_runtime_seconds: float | None) -> Self:
         """The same with these limits where it names none."""
