@@ -4,7 +4,7 @@ They are full sequences of one length, so that no padding enters the sums: of th
 own text. Where the request leaves their number open, a short text gives fewer than usual.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import tee
 from pathlib import Path
@@ -127,14 +127,13 @@ def calibration_tokens(
     calibration = spec.calibration
     _require_whole_model(spec)
     counts = sequence_counts(calibration, measure=spec.evaluation.samples if spec.evaluation.enabled else 0)
-    drawn: list[Drawn] = []
+    drawn: dict[int, Drawn] = {}
     for number, (source, count, path) in enumerate(zip(calibration.mix, counts, paths, strict=True)):
         if not source.self_generated:
             with errors_of(source):
-                drawn.append(_draw(source, count, calibration, tokenizer, path, seed=calibration.seed + number))
-            _check_vocabulary(drawn[-1], vocabulary)
-    numbers = [number for number, source in enumerate(calibration.mix) if not source.self_generated]
-    return _joined(drawn, numbers, calibration)
+                drawn[number] = _draw(source, count, calibration, tokenizer, path, seed=calibration.seed + number)
+            _check_vocabulary(drawn[number], vocabulary)
+    return _joined(drawn, calibration)
 
 
 def _draw(
@@ -172,16 +171,13 @@ def _check_vocabulary(drawn: Drawn, vocabulary: int) -> None:
         )
 
 
-def _joined(drawn: Sequence[Drawn], numbers: Sequence[int], calibration: ResolvedCalibration) -> TokenSet:
-    """The sequences of all texts: those of the fit in random order, the held-out ones alternating.
-
-    `numbers` are the places of the texts in the mix.
-    """
+def _joined(drawn: Mapping[int, Drawn], calibration: ResolvedCalibration) -> TokenSet:
+    """The sequences of all texts, by their places in the mix: of the fit in random order, held-out ones alternating."""
 
     def sources_of(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        return torch.cat([torch.full((len(part),), number) for part, number in zip(parts, numbers, strict=True)])
+        return torch.cat([torch.full((len(part),), number) for part, number in zip(parts, drawn, strict=True)])
 
-    fits, held_outs, measures = zip(*drawn, strict=True)
+    fits, held_outs, measures = zip(*drawn.values(), strict=True)
     fit_sources, held_out_sources = sources_of(fits), sources_of(held_outs)
     order = torch.arange(len(fit_sources))
     if len(fit_sources.unique()) > 1:  # the sequences of one text are in random order already
