@@ -182,34 +182,8 @@ class CalibrationSpec(Frozen):
             raise wrong("general", "dataset is this text already")
         if (self.self_generated or 0) + (self.general or 0) > 1 + SHARE_TOLERANCE:
             raise wrong("general", "self_generated and general are more than all samples together")
-        return self
-
-    @model_validator(mode="after")
-    def _sources_are_a_mix(self) -> Self:
-        sources = self.sources or ()
-        generated = [number for number, source in enumerate(sources) if source.self_generated]
-        if len(generated) > 1:
-            first, second, *_ = generated
-            raise wrong(f"sources.{second}", f"one source at most is self-generated; sources {first} and {second} are")
-        texts = sum(not source.self_generated and source.share != 0 for source in sources)
-        if sources and texts == 0:
-            raise wrong(
-                "sources", "at least one source is a text with a share above 0, on which the result is measured"
-            )
-        twice = find_repeated(sources)
-        if twice is not None:
-            raise wrong(
-                f"sources.{twice}",
-                f"{sources[twice].name} is given twice; name another revision, config, split or column, or give it "
-                "once with the sum of the shares",
-            )
-        _check_shares(sources)
-        if self.samples is not None and texts > held_out_samples(self.samples):
-            raise wrong(
-                "samples",
-                f"of {self.samples} samples {held_out_samples(self.samples)} are held out, and each of the {texts} "
-                f"texts needs one: ask for at least {HELD_OUT_SHARE * texts}",
-            )
+        if self.sources is not None:
+            _check_mix(self.sources, self.samples)
         return self
 
     @property
@@ -292,9 +266,21 @@ def find_repeated(sources: Sequence[CalibrationSource]) -> int | None:
     return None
 
 
-def _check_shares(sources: Sequence[CalibrationSource]) -> None:
-    if not sources:
-        return
+def _check_mix(sources: Sequence[CalibrationSource], samples: int | None) -> None:
+    generated = [number for number, source in enumerate(sources) if source.self_generated]
+    if len(generated) > 1:
+        first, second, *_ = generated
+        raise wrong(f"sources.{second}", f"one source at most is self-generated; sources {first} and {second} are")
+    texts = sum(not source.self_generated and source.share != 0 for source in sources)
+    if texts == 0:
+        raise wrong("sources", "at least one source is a text with a share above 0, on which the result is measured")
+    twice = find_repeated(sources)
+    if twice is not None:
+        raise wrong(
+            f"sources.{twice}",
+            f"{sources[twice].name} is given twice; name another revision, config, split or column, or give it "
+            "once with the sum of the shares",
+        )
     total = sum(source.share for source in sources if source.share is not None)
     open_ones = [number for number, source in enumerate(sources) if source.share is None]
     if open_ones and total > 1 - SHARE_TOLERANCE:
@@ -304,6 +290,12 @@ def _check_shares(sources: Sequence[CalibrationSource]) -> None:
         )
     if not open_ones and abs(total - 1) > SHARE_TOLERANCE:
         raise wrong("sources", f"the shares must add up to 1; they add up to {total:.8g}")
+    if samples is not None and texts > held_out_samples(samples):
+        raise wrong(
+            "samples",
+            f"of {samples} samples {held_out_samples(samples)} are held out, and each of the {texts} "
+            f"texts needs one: ask for at least {HELD_OUT_SHARE * texts}",
+        )
 
 
 @contextmanager
