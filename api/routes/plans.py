@@ -52,7 +52,7 @@ class EstimateBody(shapes.Estimate):
 
     @classmethod
     def from_estimate(cls, found: Estimate) -> Self:
-        blocks, duration, memory = found.blocks, found.duration, found.memory
+        work, blocks, duration, memory = found.work, found.blocks, found.duration, found.memory
         stages = [
             StagePlanBody(
                 stage=stage,
@@ -63,13 +63,17 @@ class EstimateBody(shapes.Estimate):
             for stage, seconds in duration.stages.items()
         ]
         return cls.of(
-            found,
+            work.spec.compute,
+            method=work.method,
+            samples=work.samples,
+            max_length=work.length,
+            parameters=found.parameters,
             blocks=shapes.BlockCount.of(blocks, removed=f"{blocks.before - blocks.after} of {blocks.before}"),
             bytes=shapes.PlannedBytes.of(found),
             memory=shapes.PlannedMemory.of(found, gpu_bytes=found.device_bytes),
             time=DurationBody.of(duration, low_seconds=duration.low, high_seconds=duration.high),
             stages=stages,
-            trials=shapes.Trials(at_most=found.trials, seconds=duration.stages[Stage.SELECT]) if found.trials else None,
+            trials=shapes.Trials(at_most=work.trials, seconds=duration.stages[Stage.SELECT]) if work.trials else None,
         )
 
 

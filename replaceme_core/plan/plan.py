@@ -11,7 +11,6 @@ from pathlib import Path
 
 from replaceme_core.errors import DoesNotFit, InvalidInput
 from replaceme_core.families.layout import MapStructure
-from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.model_files import CARRIED_FILES, CONFIG, files_to_download, stored_tensors
 from replaceme_core.hub.port import Hub, Snapshot, read_hub_json
 from replaceme_core.hub.quantized import DEQUANTIZED, READ_BYTES, scheme_of
@@ -35,13 +34,12 @@ from replaceme_core.request.admission import (
     find_model,
     resolve_request,
 )
-from replaceme_core.request.calibration import held_out_samples
 from replaceme_core.request.method import Method
 from replaceme_core.request.removal import check_rank, check_removal, methods_of, structures_of, with_pattern_kept
 from replaceme_core.request.resolve import HEALED_BYTES, Machine
-from replaceme_core.request.spec import CompressionRequest, CompressionSpec, Dtype, Loading
+from replaceme_core.request.spec import CompressionRequest, CompressionSpec
 from replaceme_core.runner.messages import PastJob, Stage
-from replaceme_core.shapes import Notice, WorkerPlan
+from replaceme_core.shapes import Count, Notice, WorkerPlan
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
@@ -53,37 +51,22 @@ _HEADER_BYTES = 112
 
 
 @dataclass(frozen=True, kw_only=True)
-class Before:
-    """A number before and after the compression."""
-
-    before: int
-    after: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a job takes. Bytes and seconds.
+    """What `work` takes, of a search at most. Bytes and seconds.
 
     `download` is what is fetched from the Hub, `write` the size of the result, `weights` that of its weights,
     `disk` the most that lies on the worker's disk at once. `memory` are the peaks by stage.
     """
 
-    kind: WorkerKind
-    method: Method
-    loading: Loading
-    dtype: Dtype
-    samples: int
-    max_length: int
-    blocks: Before
-    parameters: Before
+    work: Workload
+    blocks: Count
+    parameters: Count
     download: int
     write: int
     weights: int
     disk: int
     memory: Mapping[Stage, Peak]
     duration: Duration
-    trials: int = 0
-    """The most trials of a search for the deepest cut, which removes at most what `blocks` says."""
 
     @property
     def host_bytes(self) -> int:
@@ -121,21 +104,15 @@ def estimate(
         largest = written_bytes(shape, after=shape.parameters_after(1), removed=1) + side_bytes
     modelled = modelled_seconds(shape, work, download=download, write=write, is_remote=is_remote)
     return Estimate(
-        kind=work.machine.kind,
-        method=work.method,
-        loading=work.spec.compute.loading,
-        dtype=work.spec.compute.dtype,
-        samples=work.samples,
-        max_length=work.length,
-        blocks=Before(before=shape.blocks, after=shape.blocks - removed),
-        parameters=Before(before=shape.parameters, after=after),
+        work=work,
+        blocks=Count(before=shape.blocks, after=shape.blocks - removed),
+        parameters=Count(before=shape.parameters, after=after),
         download=download,
         write=write,
         weights=weights,
         disk=(download if is_remote else 0) + unpacked + 2 * largest + _kept_on_disk(shape, work, after=after),
         memory=peaks_of(shape, work),
         duration=expected_duration(modelled, history, method=work.method, inputs=inputs_of(work.spec)),
-        trials=work.trials,
     )
 
 
@@ -214,9 +191,7 @@ class Planner:
                 structures=structures_of(row.structure),
             )
             plan = replace(plan, warnings=self._warnings(model))
-            spec = request.to_spec()
-            removed = check_removal(spec, model.outline)
-            found = self._estimate(spec, model, removed=removed, history=self.history())
+            found = self._estimate(request.to_spec(), model, history=self.history())
             plan = replace(plan, estimate=found, warnings=[*plan.warnings, *_few_tokens(found, model)])
         except InvalidInput as error:
             return replace(plan, refusals=[error])
@@ -235,24 +210,21 @@ class Planner:
             plan = replace(plan, spec=resolved)
         except InvalidInput as error:
             refusals.append(error)
-        for check in (partial(check_tokens, model=model), partial(check_fit, machine=self.machine)):
+        for check in (partial(check_tokens, model=model), check_fit):
             try:
-                check(found, spec)
+                check(found)
             except InvalidInput as error:
                 refusals.append(error)
         return replace(plan, refusals=refusals)
 
     def check(self, spec: CompressionSpec, model: AdmittedModel) -> None:
         """Raise `DoesNotFit`, `CalibrationTooSmall` or `BrokenModel` for a job that cannot succeed on such a worker."""
-        removed = check_removal(spec, model.outline)
-        found = self._estimate(spec, model, removed=removed, history=())  # no time is looked at
-        check_tokens(found, spec, model)
-        check_fit(found, spec, self.machine)
+        found = self._estimate(spec, model, history=())  # no time is looked at
+        check_tokens(found, model)
+        check_fit(found)
 
-    def _estimate(
-        self, spec: CompressionSpec, model: AdmittedModel, *, removed: int, history: Sequence[PastJob]
-    ) -> Estimate:
-        snapshot = model.snapshot
+    def _estimate(self, spec: CompressionSpec, model: AdmittedModel, *, history: Sequence[PastJob]) -> Estimate:
+        removed, snapshot = check_removal(spec, model.outline), model.snapshot
         wanted = files_to_download(snapshot, self.hub)
         copied = {CONFIG, *CARRIED_FILES} & set(wanted)
         shape = self.read_shape(self.hub, model, wanted)
@@ -283,16 +255,17 @@ class Planner:
         return found
 
 
-def check_tokens(found: Estimate, spec: CompressionSpec, model: AdmittedModel) -> None:
+def check_tokens(found: Estimate, model: AdmittedModel) -> None:
     """Raise `CalibrationTooSmall` if the fit tokens cannot determine a map."""
-    width, tokens = model.outline.hidden_size, fit_tokens(found)
-    structure = spec.method.structure or structures_of(model.outline.layout.structure)[0]
-    if found.method in _WITH_MAPS and structure is MapStructure.FULL:
-        check_rank(tokens=tokens, width=width)
+    method, row = found.work.spec.method, model.outline.layout
+    structure = method.structure or structures_of(row.structure)[0]
+    if method.name in _WITH_MAPS and structure is MapStructure.FULL:
+        check_rank(tokens=fit_tokens(found), width=model.outline.hidden_size)
 
 
-def check_fit(found: Estimate, spec: CompressionSpec, machine: Machine) -> None:
-    """Raise `DoesNotFit`, with the numbers, if a worker like `machine` has too little memory or disk space."""
+def check_fit(found: Estimate) -> None:
+    """Raise `DoesNotFit`, with the numbers, if the worker has too little memory or disk space."""
+    machine = found.work.machine
     of_host = max(found.memory, key=lambda stage: found.memory[stage].host)
     of_device = max(found.memory, key=lambda stage: found.memory[stage].device)
     less = "fewer or shorter calibration samples, method least_squares or compute.loading blockwise"
@@ -311,13 +284,13 @@ def check_fit(found: Estimate, spec: CompressionSpec, machine: Machine) -> None:
         raise DoesNotFit(
             f"the job does not fit on a worker of kind {machine.kind}: {'; '.join(missing)}; choose a smaller model, "
             f"{', '.join(dict.fromkeys(missing.values()))}",
-            value=spec.model.repo_id,
+            value=found.work.spec.model.repo_id,
         )
 
 
 def fit_tokens(found: Estimate) -> int:
     """The tokens that maps are fitted on."""
-    return (found.samples - held_out_samples(found.samples)) * found.max_length
+    return (found.work.samples - found.work.held_out) * found.work.length
 
 
 def _with_expected_method(spec: CompressionSpec, model: AdmittedModel) -> CompressionSpec:
@@ -334,7 +307,7 @@ def _with_expected_method(spec: CompressionSpec, model: AdmittedModel) -> Compre
 
 def _few_tokens(found: Estimate, model: AdmittedModel) -> list[Notice]:
     width, tokens = model.outline.hidden_size, fit_tokens(found)
-    if found.method not in _WITH_MAPS or not width <= tokens < GOOD_TOKENS * width:
+    if found.work.method not in _WITH_MAPS or not width <= tokens < GOOD_TOKENS * width:
         return []
     message = (
         f"{tokens:,} tokens are fitted on, {tokens / width:.1f} for each of the {width:,} values of the stream; maps "

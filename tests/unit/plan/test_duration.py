@@ -58,7 +58,7 @@ class Machine:
         hub = HUBS[request.model.repo_id]
         found = planner(hub, history=self.history, is_remote=False).plan(request).estimate
         assert found is not None
-        return found.method, found.duration
+        return found.work.method, found.duration
 
     def run(self, request: CompressionRequest, method: Method, duration: Duration, *, is_weird: bool) -> float:
         """Carry out a job; what it took, in seconds."""

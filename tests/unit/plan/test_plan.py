@@ -70,8 +70,8 @@ def test_sizes_of_smollm2() -> None:
     assert found.parameters.before == 134_515_008
     assert found.parameters.after == 106_194_240
     assert found.weights == pytest.approx(212_410_880, rel=0.001)  # as saved
-    assert (found.method, found.loading, found.dtype) == (Method.AUTO, Loading.WHOLE, "float32")
-    assert (found.samples, found.max_length) == (96, 512)
+    assert (found.work.method, found.work.spec.compute.loading) == (Method.AUTO, Loading.WHOLE)
+    assert (found.work.samples, found.work.length) == (96, 512)
     assert set(found.memory) == {*Stage} - {Stage.RESOLVE, Stage.DOWNLOAD, Stage.PUBLISH, Stage.HEAL}
     assert all(peak.host > 10**8 and peak.device == 0 for peak in found.memory.values())
     assert plan.spec is not None
@@ -87,8 +87,8 @@ def test_seventy_billion_parameters_in_less_than_two_seconds() -> None:
     assert found.parameters.before == pytest.approx(70.55e9, rel=0.001)
     assert (found.blocks.before, found.blocks.after) == (80, 60)
     assert found.download == pytest.approx(141.1e9, rel=0.001)
-    assert found.loading is Loading.BLOCKWISE  # 141 GB do not fit on the GPU
-    assert found.method is Method.LEAST_SQUARES
+    assert found.work.spec.compute.loading is Loading.BLOCKWISE  # 141 GB do not fit on the GPU
+    assert found.work.method is Method.LEAST_SQUARES
 
 
 def test_a_disk_that_is_too_small() -> None:
@@ -116,7 +116,7 @@ def test_less_memory_means_one_block_at_a_time() -> None:
         )
         for memory in (500 * GB, 40 * GB)
     )
-    assert (whole.loading, lazy.loading) == (Loading.WHOLE, Loading.BLOCKWISE)
+    assert (whole.work.is_lazy, lazy.work.is_lazy) == (False, True)
     assert lazy.host_bytes < whole.host_bytes / 2
 
 
