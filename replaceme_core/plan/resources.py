@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from replaceme_core.hardware import WorkerKind, accelerators
 from replaceme_core.hub.model_config import ModelOutline, read_outline, read_weights
 from replaceme_core.hub.model_files import read_config, weight_files
-from replaceme_core.hub.quantized import Scheme, as_read, scheme_of
+from replaceme_core.hub.quantized import as_read, scheme_of
 from replaceme_core.hub.safetensors_header import ITEM_BYTES, TensorPlace
 from replaceme_core.request import defaults
 from replaceme_core.request.calibration import held_out_samples
@@ -119,30 +120,27 @@ def shape_of(outline: ModelOutline, config: Mapping[str, object], tensors: Seque
     kept = read_weights(outline, config, as_read(config, tensors))
     text = outline.layout.part_of(config)
     tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", outline.layout.tied)))
-    blocks = [0] * outline.blocks
+    blocks, item_bytes = [0] * outline.blocks, Counter[int]()
     rest, rest_tensors, of_experts = 0, 0, 0
     for tensor in kept:
+        item_bytes[ITEM_BYTES[tensor.dtype]] += tensor.numel
         number = outline.layout.block_number(tensor.name)
         if number is not None:
             blocks[number] += tensor.numel
             of_experts += tensor.numel if _OF_EXPERTS.search(tensor.name) else 0
         elif not (tied and tensor.name == _HEAD):
             rest, rest_tensors = rest + tensor.numel, rest_tensors + 1
-    values = Counter[int]()
-    for tensor in kept:
-        values[ITEM_BYTES[tensor.dtype]] += tensor.numel
     experts = _first(text, _EXPERTS) or 1
     routed_to = min(_first(text, _ROUTED_TO) or experts, experts)
-    found = _shape(
-        outline,
-        text,
+    return ModelShape(
         block_values=tuple(blocks),
         rest_values=rest,
         block_tensors=(len(kept) - rest_tensors) // outline.blocks,
         rest_tensors=rest_tensors,
-        item_bytes=values.most_common(1)[0][0],
+        item_bytes=item_bytes.most_common(1)[0][0],
+        idle_values=of_experts * (experts - routed_to) // experts,
+        **_widths(outline, text),
     )
-    return replace(found, idle_values=of_experts * (experts - routed_to) // experts)
 
 
 def rough_shape(outline: ModelOutline, config: Mapping[str, object], *, weight_bytes: int) -> ModelShape:
@@ -150,40 +148,26 @@ def rough_shape(outline: ModelOutline, config: Mapping[str, object], *, weight_b
 
     For processes that a stranger's headers are kept away from.
     """
-    scheme, text = scheme_of(config), outline.layout.part_of(config)
-    values = max(_rough_values(scheme, weight_bytes), outline.blocks)
-    rest = min(2 * (_first(text, ("vocab_size",)) or 0) * outline.hidden_size, values // 2)
+    widths = _widths(outline, outline.layout.part_of(config))
+    values = max(_rough_values(config, weight_bytes), outline.blocks)
+    rest = min(2 * widths["vocabulary"] * outline.hidden_size, values // 2)
     blocks = ((values - rest) // outline.blocks,) * outline.blocks
-    return _shape(outline, text, block_values=blocks, rest_values=rest, block_tensors=0, rest_tensors=0, item_bytes=2)
+    return ModelShape(block_values=blocks, rest_values=rest, block_tensors=0, rest_tensors=0, item_bytes=2, **widths)
 
 
-def _shape(
-    outline: ModelOutline,
-    config: Mapping[str, object],
-    *,
-    block_values: tuple[int, ...],
-    rest_values: int,
-    block_tensors: int,
-    rest_tensors: int,
-    item_bytes: int,
-) -> ModelShape:
-    """With the widths that the config says."""
+def _widths(outline: ModelOutline, config: Mapping[str, object]) -> dict[str, Any]:
+    """The fields of a shape that the config says."""
     width, heads = outline.hidden_size, _first(config, _HEADS) or 1
     head_width = _first(config, ("head_dim",)) or width // heads
-    return ModelShape(
-        block_values=block_values,
-        rest_values=rest_values,
-        block_tensors=block_tensors,
-        rest_tensors=rest_tensors,
-        item_bytes=item_bytes,
-        width=width,
-        inner=_first(config, _INNER) or _DEFAULT_INNER * width,
-        key_value_width=head_width * (_first(config, ("num_key_value_heads", "num_kv_heads")) or heads),
-        vocabulary=_first(config, ("vocab_size",)) or 0,
-        positions=outline.positions,
-        longest=outline.longest,
-        pixels=0 if outline.positions is None else 3 * (_first(config, ("image_size",)) or 0) ** 2,
-    )
+    return {
+        "width": width,
+        "inner": _first(config, _INNER) or _DEFAULT_INNER * width,
+        "key_value_width": head_width * (_first(config, ("num_key_value_heads", "num_kv_heads")) or heads),
+        "vocabulary": _first(config, ("vocab_size",)) or 0,
+        "positions": outline.positions,
+        "longest": outline.longest,
+        "pixels": 0 if outline.positions is None else 3 * (_first(config, ("image_size",)) or 0) ** 2,
+    }
 
 
 def _first(config: Mapping[str, object], names: Sequence[str]) -> int | None:
@@ -321,34 +305,28 @@ def planned_host_bytes(request: ModelRequest) -> int:
     if isinstance(request, EvaluateRequest):
         base = GPU_RUNNER_BYTES if accelerators() else runner_bytes()
         # all models at once, in float32: of two bytes a value, the files and twice as much
-        return base + 3 * 2 * sum(_values(Path(directory)) for directory in request.directories)
+        models = map(Path, request.directories)
+        return base + 3 * 2 * sum(_rough_values(read_config(model), _weight_bytes(model)) for model in models)
     assert isinstance(request, RunnerRequest)
-    spec, directory, cache_bytes = request.spec, Path(request.model_directory), 0
-    if request.cache_directory is not None:
-        cache_bytes = request.cache_bytes
+    spec, directory = request.spec, Path(request.model_directory)
+    cache_bytes = 0 if request.cache_directory is None else request.cache_bytes
     outline = read_outline(directory)
     shape = rough_shape(outline, read_config(directory), weight_bytes=_weight_bytes(directory))
     removed = check_removal(spec, outline)
     is_cpu = spec.compute.device == WorkerKind.CPU or not accelerators()
-    planned = 0
-    for kind in (WorkerKind.CPU,) if is_cpu else WorkerKind:
-        machine = Machine(kind=kind, cache_bytes=cache_bytes)
-        work = expected_workload(spec, shape, machine=machine, removed=removed)
-        peak = max(stage.host for stage in peaks_of(shape, work).values())
-        planned = max(planned, peak)
-    return planned
+    kinds = (WorkerKind.CPU,) if is_cpu else tuple(WorkerKind)
+    machines = [Machine(kind=kind, cache_bytes=cache_bytes) for kind in kinds]
+    works = [expected_workload(spec, shape, machine=one, removed=removed) for one in machines]
+    return max(peak.host for work in works for peak in peaks_of(shape, work).values())
 
 
 def _weight_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in weight_files(directory))
 
 
-def _values(directory: Path) -> int:
-    return _rough_values(scheme_of(read_config(directory)), _weight_bytes(directory))
-
-
-def _rough_values(scheme: Scheme | None, weight_bytes: int) -> int:
+def _rough_values(config: Mapping[str, object], weight_bytes: int) -> int:
     """How many values files of this size hold, at two bytes for each that is not quantized."""
+    scheme = scheme_of(config)
     return int(weight_bytes / (2 if scheme is None else scheme.bytes_per_value))
 
 
