@@ -21,13 +21,12 @@ from functools import partial
 from typing import NamedTuple
 
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.plan.eta import MODELS, weights_of_one_cut, with_tasks_and_trials, writing_part
+from replaceme_core.plan.eta import PASS, weights_of_one_cut, with_tasks_and_trials
 from replaceme_core.plan.resources import ModelShape, Workload
 from replaceme_core.request import defaults
 from replaceme_core.request.calibration import SELF_GENERATED
 from replaceme_core.request.method import Method
 from replaceme_core.request.spec import CompressionSpec
-from replaceme_core.request.tasks import task_tokens
 from replaceme_core.runner.messages import PastJob, Stage
 
 FLOP_PER_SECOND: Mapping[WorkerKind, float] = {WorkerKind.CPU: 2e11, WorkerKind.GPU: 1e14}
@@ -132,9 +131,7 @@ def modelled_seconds(
     `is_remote`: the Hub is reached over a network; else nothing is downloaded.
     """
     one_pass = 2.0 * shape.computed_values * work.tokens / FLOP_PER_SECOND[work.machine.kind]
-    weights = weights_of_one_cut(work.spec)
-    of_pass = one_pass / _pass_weight(weights, work.spec)
-    found = {stage: weight * of_pass for stage, weight in weights.items()}
+    found = {stage: weight * one_pass / PASS for stage, weight in weights_of_one_cut(work.spec).items()}
     del found[Stage.RESOLVE]
     budget = work.spec.method.time_budget_seconds
     if work.method is Method.AUTO and budget is not None:
@@ -147,9 +144,7 @@ def modelled_seconds(
     reading = shape.parameters * shape.item_bytes / DISK_BYTES_PER_SECOND
     found[Stage.CALIBRATE] += reading
     found[Stage.SAVE] += 3 * write / DISK_BYTES_PER_SECOND
-    asked = work.spec.evaluation
-    read = MODELS * task_tokens(asked.tasks, limit=asked.task_limit, few_shot=asked.few_shot)
-    found = with_tasks_and_trials(found, tasks=one_pass * read / work.tokens, trials=work.trials)
+    found = with_tasks_and_trials(found, work.spec, of_token=one_pass / work.tokens, trials=work.trials)
     found[Stage.SELECT] += 2 * work.trials * reading  # the weights as they are stored, and the result
     found = {stage: FIXED_SECONDS[stage] + seconds for stage, seconds in found.items()}
     for stage, size in ((Stage.DOWNLOAD, download), (Stage.PUBLISH, write)):
@@ -169,11 +164,6 @@ def _healing_flop(shape: ModelShape, work: Workload) -> float:
     often = min(defaults.HEAL_JUDGED, heal.tokens / defaults.HEAL_JUDGED_TOKENS) + 4
     judged = often * work.held_out_sequences * work.length
     return original * (heal.tokens + _WRITING * generated) + pruned * (3 * heal.tokens + judged)
-
-
-def _pass_weight(weights: Mapping[Stage, float], spec: CompressionSpec) -> float:
-    """The part of the weight of `calibrate` that is the pass, not the text that the model generates before it."""
-    return weights[Stage.CALIBRATE] * (1 - writing_part(spec))
 
 
 def expected_duration(

@@ -12,12 +12,14 @@ from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.request.tasks import task_tokens
 from replaceme_core.runner.messages import Stage
 
+PASS = 60.0
+"""The weight of one pass over the calibration text."""
 # shares of a job's wall time on SmolLM2-135M at the defaults of a CPU; only their proportions matter
 _WEIGHTS: Mapping[Stage, float] = MappingProxyType(
     {
         Stage.RESOLVE: 1,
         Stage.DOWNLOAD: 5,
-        Stage.CALIBRATE: 60,
+        Stage.CALIBRATE: PASS,
         Stage.SELECT: 17,
         Stage.SOLVE: 1,
         Stage.FOLD: 1,
@@ -27,8 +29,6 @@ _WEIGHTS: Mapping[Stage, float] = MappingProxyType(
         Stage.PUBLISH: 3,
     }
 )
-MODELS = 2
-"""That run the tasks: the original and the pruned one."""
 USUAL_BLOCKS = 32
 """Of a model of which nothing is known yet."""
 ETA_FROM = 0.03  # of the whole; before that an estimate is a guess
@@ -50,7 +50,7 @@ _GENERATION = 120.0
 
 def writing_part(spec: CompressionSpec) -> float:
     """The part of `calibrate` in which the model generates text, 0 to 1."""
-    return _generation_weight(spec) / (_generation_weight(spec) + _WEIGHTS[Stage.CALIBRATE])
+    return _generation_weight(spec) / (_generation_weight(spec) + PASS)
 
 
 def _generation_weight(spec: CompressionSpec) -> float:
@@ -63,7 +63,7 @@ def weights_of(spec: CompressionSpec, *, blocks: int = USUAL_BLOCKS) -> Mapping[
     The number of `blocks` of the model says how many trials a search for the deepest cut has.
     """
     trials = trials_of(spec, blocks=blocks)
-    return with_tasks_and_trials(weights_of_one_cut(spec), tasks=_tasks_weight(spec), trials=trials)
+    return with_tasks_and_trials(weights_of_one_cut(spec), spec, of_token=_token_weight(spec), trials=trials)
 
 
 def weights_of_one_cut(spec: CompressionSpec) -> dict[Stage, float]:
@@ -80,17 +80,14 @@ def weights_of_one_cut(spec: CompressionSpec) -> dict[Stage, float]:
     if spec.heal is None:
         del weights[Stage.HEAL]
     else:
-        samples, length = usual_size(spec, on_cpu=True)
-        weights[Stage.HEAL] = _WEIGHTS[Stage.CALIBRATE] * HEAL_PASSES * spec.heal.tokens / (samples * length)
+        weights[Stage.HEAL] = HEAL_PASSES * spec.heal.tokens * _token_weight(spec)
     return weights
 
 
-def _tasks_weight(spec: CompressionSpec) -> float:
-    """Of the tasks of both models: they read tokens as the calibration does."""
-    asked = spec.evaluation
-    read = MODELS * task_tokens(asked.tasks, limit=asked.task_limit, few_shot=asked.few_shot)
+def _token_weight(spec: CompressionSpec) -> float:
+    """Of reading one token."""
     samples, length = usual_size(spec, on_cpu=True)
-    return _WEIGHTS[Stage.CALIBRATE] * read / (samples * length)
+    return PASS / (samples * length)
 
 
 def trials_of(spec: CompressionSpec, *, blocks: int) -> int:
@@ -100,16 +97,19 @@ def trials_of(spec: CompressionSpec, *, blocks: int) -> int:
     return most_trials(blocks_to_remove(spec.greatest_ratio, blocks))
 
 
-def with_tasks_and_trials(stages: Mapping[Stage, float], *, tasks: float, trials: int) -> dict[Stage, float]:
-    """The times of a job, from those of one for one ratio without tasks; `tasks` is the time of both models in them.
+def with_tasks_and_trials(
+    stages: Mapping[Stage, float], spec: CompressionSpec, *, of_token: float, trials: int
+) -> dict[Stage, float]:
+    """The times of a job, from those of one for one ratio without tasks; `of_token` is the time of reading one token.
 
     Of a search, `select` has all trials. Each trial solves, folds, saves and measures its result, in the tasks too; the
     source model is measured once. What is left for the stages after that is to carry out the decision that was found,
     and to measure speed.
     """
-    found = dict(stages)
+    found, asked = dict(stages), spec.evaluation
     if Stage.EVALUATE in found:
-        found[Stage.EVALUATE] += tasks
+        read = task_tokens(asked.tasks, limit=asked.task_limit, few_shot=asked.few_shot)
+        found[Stage.EVALUATE] += 2 * read * of_token  # by the original and by the pruned model
     if not trials:
         return found
     measuring = found[Stage.EVALUATE] / 2
