@@ -38,8 +38,8 @@ _MOST_GIVEN = 200
 _MOST_OF_A_LABEL, _MOST_IN_A_FILE = 60, 1000
 _MORE_IS_BETTER = [one.label for one in view.QUANTITIES if one.unit.endswith("/s") or one.name == "distinct_4grams"]
 _PERPLEXITY = next(one.label for one in view.QUANTITIES if one.name == "perplexity")
-_SIZE = next(one.label for one in view.QUANTITIES if one.name == "bytes")
-_SPEEDS = [one.label for one in view.QUANTITIES if one.name in view.SPEEDS]
+_SIZE = "bytes"
+"""The name of the quantity."""
 _GREATEST_LIMIT = 1e6
 """Of a loss of quality: no chart has room for more."""
 _TICKS = 4
@@ -55,28 +55,27 @@ class OfLabel(Parameters):
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """A job and what its result is. `loss` is its worst headline: the greatest ratio of perplexities, or a distance."""
+    """A job and what its report says of its result; without a report there is nothing of it."""
 
     job: JobBody
+    report: Report
     headlines: Mapping[str, view.Headline]
     quantities: Mapping[str, list[view.Cell]]
 
     @property
+    def of_images(self) -> bool:
+        return bool(self.report.rows("images"))
+
+    @property
     def loss(self) -> float | None:
-        found = [value for label in view.LOSSES if (value := self._value(label)) is not None]
-        return max(found, default=None)
+        """The greatest ratio of perplexities, or the distance of embeddings."""
+        places = [(*base, name) for what, name in view.LOSSES for base in self.report.places(what)]
+        return max((value for place in places if (value := self.report.number(*place)) is not None), default=None)
 
-    @property
-    def size(self) -> float | None:
-        """Of the weights on disk, as a part of the original's."""
-        change = self._value(_SIZE)
-        return None if change is None else 1 + change
-
-    @property
-    def speed(self) -> float | None:
-        """That which users feel, as a part of the original's."""
-        for label in _SPEEDS:
-            before, after = (value_of(cell) for cell in self.quantities.get(label, ((), ()))[:2])
+    def part(self, *names: str) -> float | None:
+        """The first of these quantities that was measured of both models, as a part of the original's."""
+        for one in (one for one in view.QUANTITIES if one.name in names):
+            before, after = (self.report.number(side, *one.path) for side in view.SIDES)
             if before and after is not None:
                 return after / before
         return None
@@ -86,9 +85,6 @@ class Compared:
         if self.job.gate is not None or self.job.status is not JobStatus.SUCCEEDED:
             return self.job.gate is not None and self.job.gate.passed
         return most is not None and self.loss is not None and self.loss <= most
-
-    def _value(self, label: str) -> float | None:
-        return value_of(self.headlines[label].value) if label in self.headlines else None
 
 
 def value_of(cell: view.Cell) -> float | None:
@@ -125,16 +121,15 @@ class Chart:
 
 def charts_of(jobs: Sequence[Compared], *, best: str | None = None, most: float | None = None) -> list[Chart]:
     """Quality over size and over speed; what two jobs have no figures for is left out."""
-    sizes, speeds = ([(one, one.size) for one in jobs], [(one, one.speed) for one in jobs])
-    charts = (("size of the weights", sizes), ("speed", speeds))
-    return [chart for across, of in charts if (chart := _chart(of, across=across, best=best, most=most)) is not None]
+    charts = (("size of the weights", (_SIZE,)), ("speed", view.SPEEDS))
+    return [chart for across, of in charts if (chart := _chart(jobs, of, across=across, best=best, most=most))]
 
 
 def _chart(
-    jobs: Sequence[tuple[Compared, float | None]], *, across: str, best: str | None, most: float | None
+    jobs: Sequence[Compared], of: Sequence[str], *, across: str, best: str | None, most: float | None
 ) -> Chart | None:
-    of_images = any(view.DISTANCE in one.headlines for one, _ in jobs)
-    known = [(one, part, one.loss) for one, part in jobs if (view.DISTANCE in one.headlines) is of_images]
+    of_images = any(one.of_images for one in jobs)
+    known = [(one, one.part(*of), one.loss) for one in jobs if one.of_images is of_images]
     found = [(one, part, loss) for one, part, loss in known if part is not None and loss is not None]
     if len(found) < FEWEST:
         return None
@@ -237,8 +232,8 @@ def show_sweep(
             raise ValueError
     except ValueError:
         most, problem = None, f"expected a number such as 1.6, at most {_GREATEST_LIMIT:,.0f}, got {query.most!r}"
-    passing = [one for one in found if one.passes(most) and one.size is not None]
-    best = min(passing, key=lambda one: one.size or 0.0, default=None)
+    passing = [one for one in found if one.passes(most) and one.part(_SIZE) is not None]
+    best = min(passing, key=lambda one: one.part(_SIZE) or 0.0, default=None)
     chosen = None if best is None else best.job.id
     return page(
         "sweep.html",
@@ -306,7 +301,7 @@ def _compared(database: Database, jobs: Sequence[JobBody], owner: str) -> list[C
         with database.session(read_only=True) as session:
             report = Report(stored_report(session, job.id, owner) or {})
         headlines = {one.label: one for one in view.headlines(report)}
-        compared.append(Compared(job=job, headlines=headlines, quantities=_quantities(report)))
+        compared.append(Compared(job=job, report=report, headlines=headlines, quantities=_quantities(report)))
     return compared
 
 

@@ -243,8 +243,8 @@ def headlines(report: Report) -> list[Headline]:
 
 
 _FIRST, _WORST, DISTANCE = "Perplexity", "Worst on other text", "Distance of embeddings"
-LOSSES = (_FIRST, _WORST, DISTANCE)
-"""Headlines that are better the less they are."""
+LOSSES = (("texts", "ratio"), ("images", "distance"))
+"""Where a report has the loss of quality, which is better the less it is."""
 SPEEDS = ("decode_tokens_per_second", "images_per_second")
 """The speed that users feel."""
 
