@@ -61,7 +61,9 @@ Mark = tuple[float, float, str]
 class Plot:
     """`name` is that of its file, `alt` what it shows for those who cannot see it, `reading` how it is read.
 
-    `inches` is its height, which those who show it keep free until it is drawn.
+    `inches` is its height, which those who show it keep free until it is drawn. It has plots above each other, one for
+    each label in `up`, over one x-axis, which is `across` and counts if it `is_whole`; with `names` it is one plot with
+    a row for each of them. `fill` draws into these.
     """
 
     name: str
@@ -69,12 +71,36 @@ class Plot:
     title: str
     alt: str
     reading: str
-    draw: Callable[[], "Figure"]
+    across: str
+    up: Sequence[str] = ("",)
+    names: Sequence[str] = ()
+    is_whole: bool = False
+    fill: Callable[..., None]
 
     @property
     def pixels(self) -> tuple[int, int]:
         """Width and height, of which a browser keeps the proportion."""
         return round(_WIDTH * _PIXELS_PER_INCH), round(self.inches * _PIXELS_PER_INCH)
+
+    def draw(self) -> "Figure":
+        """A new figure, for which the settings of matplotlib are those of the moment."""
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+
+        figure = Figure(figsize=(_WIDTH, self.inches), layout="constrained")
+        plots = list(figure.subplots(len(self.up), 1, squeeze=False, sharex=True).flat)
+        for plot, label in zip(plots, self.up, strict=True):
+            plot.spines[["top", "right"]].set_visible(False)
+            plot.set_ylabel(label)
+            plot.grid(axis="x" if self.names else "y", color=_ACCENT, alpha=0.25)
+        if self.names:
+            plots[0].set_yticks(range(len(self.names)), [shortened(name) for name in self.names])
+            plots[0].set_ylim(len(self.names) - 0.5, -0.5)
+        plots[-1].set_xlabel(self.across)
+        if self.is_whole:
+            plots[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        self.fill(*plots)
+        return figure
 
 
 def can_draw() -> bool:
@@ -104,31 +130,6 @@ def shortened(name: str, longest: int = 40) -> str:
     """
     line = "".join(letter if ord(letter) < _FIRST_WITHOUT_SHAPE else "?" for letter in " ".join(name.split()))
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
-
-
-def _frame(
-    height: float, *, across: str, up: Sequence[str] = ("",), names: Sequence[str] = (), is_whole: bool = False
-) -> tuple["Figure", list["Axes"]]:
-    """An empty figure, `height` inches high: plots above each other, one for each label in `up`, over one x-axis.
-
-    With `names` there is one plot, with a row for each of them. `is_whole`: the x-axis counts.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    plots = list(figure.subplots(len(up), 1, squeeze=False, sharex=True).flat)
-    for plot, label in zip(plots, up, strict=True):
-        plot.spines[["top", "right"]].set_visible(False)
-        plot.set_ylabel(label)
-        plot.grid(axis="x" if names else "y", color=_ACCENT, alpha=0.25)
-    if names:
-        plots[0].set_yticks(range(len(names)), [shortened(name) for name in names])
-        plots[0].set_ylim(len(names) - 0.5, -0.5)
-    plots[-1].set_xlabel(across)
-    if is_whole:
-        plots[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure, plots
 
 
 def _legend(plot: "Axes") -> None:
@@ -170,23 +171,22 @@ def perplexities(report: Report) -> Plot | None:
     if not found:
         return None
 
-    inches = 0.9 + 0.32 * len(found)
+    names, values = zip(*found, strict=True)
 
-    def draw() -> "Figure":
-        names, values = zip(*found, strict=True)
-        figure, (plot,) = _frame(inches, across="perplexity, times the original's (ratio)", names=names)
+    def fill(plot: "Axes") -> None:
         _draw_rows(plot, values)
         plot.axvline(1, color=_ACCENT, linestyle="--", linewidth=1)
-        return figure
 
     return Plot(
         name="perplexity",
-        inches=inches,
+        inches=0.9 + 0.32 * len(found),
+        across="perplexity, times the original's (ratio)",
+        names=names,
         title="Perplexity as a multiple of the original's",
         alt=f"A mark with an error bar for each of {len(found)} texts; {_IN_TABLES}",
         reading="The further right of the dashed line (as good as the original), the more is lost on that "
         "text. Bars are the 95 % confidence interval: two texts whose bars overlap are not surely different.",
-        draw=draw,
+        fill=fill,
     )
 
 
@@ -196,13 +196,9 @@ def accuracies(report: Report) -> Plot | None:
     if not found:
         return None
 
-    inches = 1.1 + 0.5 * len(found)
-
-    def draw() -> "Figure":
+    def fill(plot: "Axes") -> None:
         from matplotlib.ticker import PercentFormatter
 
-        names = [report.text(*base, "name") for base in found]
-        figure, (plot,) = _frame(inches, across="accuracy (%)", names=names)
         plot.xaxis.set_major_formatter(PercentFormatter(1, symbol=None))
         sides = (("before", "original", "o", _DARK, -0.15), ("after", "result", "s", _LIGHT, 0.15))
         for side, name, shape, face, shift in sides:
@@ -219,16 +215,17 @@ def accuracies(report: Report) -> Plot | None:
             values_of, rows = zip(*chances, strict=True)
             plot.scatter(values_of, rows, marker="|", s=260, c=_ACCENT, linewidths=2, label="guessing")
         _legend(plot)
-        return figure
 
     return Plot(
         name="tasks",
-        inches=inches,
+        inches=1.1 + 0.5 * len(found),
+        across="accuracy (%)",
+        names=[report.text(*base, "name") for base in found],
         title="Accuracy in each task",
         alt=f"Two marks with error bars for each of {len(found)} tasks; {_IN_TABLES}",
         reading="Circle: the original; square: the result; a short upright line: guessing. Bars are 95 % "
         "confidence intervals: where those of both overlap, the difference may be chance.",
-        draw=draw,
+        fill=fill,
     )
 
 
@@ -253,26 +250,24 @@ def trials(report: Report) -> Plot | None:
     if not shown:
         return None
 
-    inches = 0.7 + 2.1 * len(shown)
-
-    def draw() -> "Figure":
-        up = [label for label, _, _ in shown]
-        figure, plots = _frame(inches, across="blocks removed", up=up, is_whole=True)
+    def fill(*plots: "Axes") -> None:
         for plot, (_, marks, limit) in zip(plots, shown, strict=True):
             plot.plot([x for x, _, _ in marks], [y for _, y, _ in marks], color=_ACCENT, linewidth=1, zorder=1)
             if limit is not None:
                 plot.axhline(limit, color=_DARK, linestyle="--", linewidth=1, label="limit of the gate")
             _draw_marks(plot, marks)
-        return figure
 
     return Plot(
         name="trials",
-        inches=inches,
+        inches=0.7 + 2.1 * len(shown),
+        across="blocks removed",
+        up=[label for label, _, _ in shown],
+        is_whole=True,
         title="What each depth costs",
         alt=f"A mark for each of {len(found)} trials by the number of blocks removed; {_IN_TABLES}",
         reading="Further right is smaller; in the upper plot lower is better, in that of accuracy higher. "
         "Dashed lines: the limits of the gate; crosses miss it; the diamond was taken.",
-        draw=draw,
+        fill=fill,
     )
 
 
@@ -282,27 +277,27 @@ def influence(report: Report) -> Plot | None:
     known = [angle * _DEGREES for angle in angles if angle is not None]
     if not known or len(known) != len(angles):
         return None
-    removed, inches = set(report.blocks("removed_blocks")), 2.9
+    removed = set(report.blocks("removed_blocks"))
 
-    def draw() -> "Figure":
-        across = "block of the original model"
-        figure, (plot,) = _frame(inches, across=across, up=["change of direction (degrees)"], is_whole=True)
+    def fill(plot: "Axes") -> None:
         for is_removed, name, colour, hatch in ((False, "kept", _DARK, ""), (True, "removed", _LIGHT, _HATCH)):
             blocks = [block for block in range(len(known)) if (block in removed) is is_removed]
             heights = [known[block] for block in blocks]
             plot.bar(blocks, heights, color=colour, hatch=hatch, edgecolor=_DARK, linewidth=0.6, label=name)
         plot.set_xlim(-0.8, len(known) - 0.2)
         _legend(plot)
-        return figure
 
     return Plot(
         name="influence",
-        inches=inches,
+        inches=2.9,
+        across="block of the original model",
+        up=["change of direction (degrees)"],
+        is_whole=True,
         title="How much each block changes",
         alt=f"A bar for each of {len(known)} blocks, hatched where it was removed: {removed_blocks(report)}.",
         reading="A bar is the angle by which a block turns a hidden state on average; a block with a "
         "low bar adds little that others could not do. Hatched blocks were removed.",
-        draw=draw,
+        fill=fill,
     )
 
 
@@ -313,9 +308,9 @@ def windows(report: Report) -> Plot | None:
     rows = [report.numbers(*place, row) for row in range(len(found) if isinstance(found, list) else 0)]
     if not rows or not all(rows) or len(rows) > _MOST_BLOCKS or sum(map(len, rows)) > _MOST_WINDOWS:
         return None
-    runs, inches = runs_of(report.blocks("removed_blocks")), 4.4
+    runs = runs_of(report.blocks("removed_blocks"))
 
-    def draw() -> "Figure":
+    def fill(plot: "Axes") -> None:
         import numpy
         from matplotlib.ticker import MaxNLocator
 
@@ -323,12 +318,11 @@ def windows(report: Report) -> Plot | None:
         grid = numpy.full((longest, len(rows)), numpy.nan)
         for start, row in enumerate(rows):
             grid[: len(row), start] = numpy.asarray(row) * _DEGREES
-        figure, (plot,) = _frame(inches, across="first block of the window", up=["number of blocks"], is_whole=True)
         plot.grid(visible=False)
         plot.yaxis.set_major_locator(MaxNLocator(integer=True))
         extent = (-0.5, len(rows) - 0.5, 0.5, longest + 0.5)
         shown = plot.imshow(grid, origin="lower", aspect="auto", extent=extent, cmap=_COLOURS, interpolation="none")
-        figure.colorbar(shown, ax=plot, label="angle between its ends (degrees)", pad=0.02)
+        plot.figure.colorbar(shown, ax=plot, label="angle between its ends (degrees)", pad=0.02)
         grid[:, 0] = numpy.nan  # block 0 always stays
         has_any = ~numpy.isnan(grid).all(axis=1)
         least = numpy.nanargmin(grid[has_any], axis=1)
@@ -341,11 +335,13 @@ def windows(report: Report) -> Plot | None:
                 starts, sizes, s=110, marker="s", facecolors="none", edgecolors=colour, linewidths=width, label=name
             )
         plot.legend(frameon=False, loc="upper right", handletextpad=0.4, labelspacing=0.9)
-        return figure
 
     return Plot(
         name="windows",
-        inches=inches,
+        inches=4.4,
+        across="first block of the window",
+        up=["number of blocks"],
+        is_whole=True,
         title="Distance between the ends of every window",
         alt=f"A heat map of {len(rows)} blocks, with a cell for each first block and each number of blocks; "
         f"squares mark what was removed: {removed_blocks(report)}.",
@@ -353,7 +349,7 @@ def windows(report: Report) -> Plot | None:
         "The darker a cell, the less the hidden state turns between the ends of the window, before anything "
         "compensates for its removal. Squares: the runs of blocks that were removed; dots: the least for each "
         "length.",
-        draw=draw,
+        fill=fill,
     )
 
 
@@ -388,24 +384,24 @@ def candidates(report: Report) -> Plot | None:
         for name, label in labels.items()
     }
     shown = {label: some for label, some in marks.items() if some}
-    inches = 0.7 + 1.9 * len(shown)
 
-    def draw() -> "Figure":
-        figure, plots = _frame(inches, across=across, up=list(shown), is_whole=True)
+    def fill(*plots: "Axes") -> None:
         for plot, some in zip(plots, shown.values(), strict=True):
             _draw_marks(plot, some)
-        return figure
 
     return Plot(
         name="candidates",
-        inches=inches,
+        inches=0.7 + 1.9 * len(shown),
+        across=across,
+        up=list(shown),
+        is_whole=True,
         title="What the candidates would cost",
         alt=f"A mark for each of {len(found)} candidates by the {across}; diamonds were chosen. The values "
         "of the best are in the tables of the report.",
         reading="A mark is a cut that was looked at; the lower, the less is lost without its blocks. The residual "
         "is what the fit leaves of the difference; below it is what the smaller model loses on "
         f"{'images' if of_images else 'text'} set aside. Diamonds were chosen.",
-        draw=draw,
+        fill=fill,
     )
 
 
@@ -414,12 +410,10 @@ def stages(report: Report, of: Literal["seconds", "peak_bytes"]) -> Plot | None:
     found = report.places("stages", most=view.MOST_STAGES)
     if not found:
         return None
-    is_planned, inches = bool(report.rows("plan", "stages")), 1.0 + 0.45 * len(found)
+    is_planned = bool(report.rows("plan", "stages"))
+    across, scale = ("time (s)", 1.0) if of == "seconds" else ("peak memory (GB)", _GIGABYTE)
 
-    def draw() -> "Figure":
-        names = [report.text(*base, "name") for base in found]
-        across, scale = ("time (s)", 1.0) if of == "seconds" else ("peak memory (GB)", _GIGABYTE)
-        figure, (plot,) = _frame(inches, across=across, names=names)
+    def fill(plot: "Axes") -> None:
         height, shift = (0.38, 0.2) if is_planned else (0.6, 0.0)
         bars = [("taken", [report.number(*base, of) for base in found], -shift, _DARK, "")]
         if is_planned:
@@ -431,7 +425,6 @@ def stages(report: Report, of: Literal["seconds", "peak_bytes"]) -> Plot | None:
         if is_planned:
             _legend(plot)
         plot.set_xlim(left=0)
-        return figure
 
     name, title, what = {
         "seconds": ("times", "Time of each stage", "time that it took"),
@@ -440,11 +433,13 @@ def stages(report: Report, of: Literal["seconds", "peak_bytes"]) -> Plot | None:
     below = "; the hatched one below it is what the plan expected" if is_planned else ""
     return Plot(
         name=name,
-        inches=inches,
+        inches=1.0 + 0.45 * len(found),
+        across=across,
+        names=[report.text(*base, "name") for base in found],
         title=title,
         alt=f"{title}: bars for {len(found)} stages; {_IN_TABLES}",
         reading=f"The solid bar of a stage is the {what}{below}.",
-        draw=draw,
+        fill=fill,
     )
 
 
@@ -459,12 +454,8 @@ def healing(report: Report) -> Plot | None:
     sources = report.names(*judged[0], "sources")[: view.MOST_SOURCES] if judged else []
     if len(losses) < 2 or len(judged) < 2:
         return None
-    inches = 4.6
 
-    def draw() -> "Figure":
-        figure, (above, below) = _frame(
-            inches, across="tokens trained on", up=["divergence (nats)", "change of loss (nats)"]
-        )
+    def fill(above: "Axes", below: "Axes") -> None:
         above.plot(*zip(*losses, strict=True), color=_DARK, linewidth=1.3)
         for source, shape in zip(sources, "osD^vX", strict=False):
             first = report.number(*judged[0], "sources", source)
@@ -480,16 +471,17 @@ def healing(report: Report) -> Plot | None:
         below.axhline(0, color=_ACCENT, linestyle="--", linewidth=1)
         _legend(below)
         above.set_ylim(bottom=0)
-        return figure
 
     return Plot(
         name="healing",
-        inches=inches,
+        inches=4.6,
+        across="tokens trained on",
+        up=["divergence (nats)", "change of loss (nats)"],
         title="The course of the training",
         alt=f"A line through {len(losses)} losses of the training, and one with {len(judged)} marks for each of "
         f"{len(sources)} held-out texts; the values are in replaceme.json.",
         reading="Above: how far the next token's distribution is from the original's, on the text of the training. "
         "Below: how much the loss on each text of the panel has changed, which nothing is trained on; less is better. "
         "The best state on average is kept.",
-        draw=draw,
+        fill=fill,
     )
