@@ -105,11 +105,17 @@ def table_of(
 def figures(
     report: Report, *path: Step, as_: Form = number, ends: tuple[str, str] | None = None
 ) -> Callable[[Place], Cell]:
-    """What makes a cell of a row at a place: the number at `path` below it, with its interval between `ends`."""
+    """What makes a cell of a row at a place: the number at `path` below it, with its interval between `ends`.
+
+    The ends are beside the number; without both of them it has no interval.
+    """
 
     def cell(base: Place) -> Cell:
-        around = () if ends is None else interval(report, (*base, *path[:-1]), *ends, form=as_)
-        return (report.figure(*base, *path, as_=as_), *around)
+        found, beside = report.figure(*base, *path, as_=as_), (*base, *path[:-1])
+        if ends is None or report.bounds(*beside, low=ends[0], high=ends[1]) is None:
+            return (found,)
+        low, high = (report.figure(*beside, end, as_=as_) for end in ends)
+        return (found, " (", low, " to ", high, ")")
 
     return cell
 
@@ -627,13 +633,6 @@ def planned(report: Report, stage: Place) -> Place:
 def warnings(report: Report) -> list[Cell]:
     """One sentence each."""
     return [(report.words(*base, "message"), ".") for base in report.places("warnings")]
-
-
-def interval(report: Report, base: Sequence[Step], low: str, high: str, *, form: Form) -> Cell:
-    """Such as " (1.2 to 1.4)"; nothing where there is none."""
-    if report.bounds(*base, low=low, high=high) is None:
-        return ()
-    return (" (", report.figure(*base, low, as_=form), " to ", report.figure(*base, high, as_=form), ")")
 
 
 def window(report: Report, cut: Place) -> Cell:
