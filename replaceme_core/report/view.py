@@ -512,17 +512,7 @@ _CRITERIA: Mapping[str, Form] = {
 
 ORDERS = ("step", "group")
 """Columns beside the blocks of a candidate, where any row has them."""
-_CANDIDATE_COLUMNS = (
-    Column("distance", "Distance before the fit (half turns)"),
-    Column("influence", "Influence (1 - cosine)", is_brief=False),
-    Column("residual", "Residual after the fit (ratio)", "A residual is relative to the stream at the end of the cut."),
-    Column("plain_loss", "Loss without maps (nats)", is_brief=False),
-    Column("held_out_loss", "Loss on held-out tokens (nats)"),
-)
-_OF_EMBEDDINGS = {
-    "plain_loss": "Distance of embeddings without maps (1 - cosine)",
-    "held_out_loss": "Distance of embeddings on held-out images (1 - cosine)",
-}
+_RESIDUAL = "A residual is relative to the stream at the end of the cut."
 
 
 def candidates(report: Report) -> Table | None:
@@ -531,6 +521,16 @@ def candidates(report: Report) -> Table | None:
     ranked = sorted(rows, key=lambda base: _rank(report, base))[:SHOWN_CANDIDATES]
     orders = [name for name in ORDERS if any(report.number(*base, name) for base in rows)]
     sources = report.names(*ranked[0], "source_losses")[:MOST_SOURCES] if ranked else []
+    loss, tokens, unit = "Loss", "tokens", "nats"
+    if report.of_images:  # a model of images is judged by its embeddings
+        loss, tokens, unit = "Distance of embeddings", "images", "1 - cosine"
+    columns = (
+        Column("distance", "Distance before the fit (half turns)"),
+        Column("influence", "Influence (1 - cosine)", is_brief=False),
+        Column("residual", "Residual after the fit (ratio)", _RESIDUAL),
+        Column("plain_loss", f"{loss} without maps ({unit})", is_brief=False),
+        Column("held_out_loss", f"{loss} on held-out {tokens} ({unit})"),
+    )
 
     def blocks(base: Place) -> Cell:
         return (*window(report, base), " (chosen)" if report.is_true(*base, "chosen") else "")
@@ -541,7 +541,7 @@ def candidates(report: Report) -> Table | None:
         ranked,
         (Column("blocks", "Blocks"), blocks),
         *((Column(name, name.capitalize(), is_brief=False), figures(report, name)) for name in orders),
-        *((_named(report, one), figures(report, one.key, as_=LOSS)) for one in _CANDIDATE_COLUMNS),
+        *((one, figures(report, one.key, as_=LOSS)) for one in columns),
         *(
             (Column(f"on {name}", f"Loss on {name}"), figures(report, "source_losses", name, as_=LOSS))
             for name in sources
@@ -550,11 +550,6 @@ def candidates(report: Report) -> Table | None:
         is_marked=lambda base: report.is_true(*base, "chosen"),
         about="Less is better in all columns.",
     )
-
-
-def _named(report: Report, column: Column) -> Column:
-    """A model of images is judged by its embeddings."""
-    return replace(column, heading=_OF_EMBEDDINGS.get(column.key, column.heading)) if report.of_images else column
 
 
 def _rank(report: Report, candidate: Place) -> tuple[bool, float, float, float, float]:
