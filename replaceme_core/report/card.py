@@ -66,7 +66,6 @@ _TASKS = {
 """The Hub's words for what a model of each class does."""
 
 logger = logging.getLogger(__name__)
-_SIDES = ("before", "after")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,18 +116,18 @@ def write_card(
     base: BaseCard,
     is_chat: bool,
     structure: MapStructure,
-    auto_class: str = LANGUAGE_MODEL,
     has_text: bool = False,
 ) -> None:
     """Write `README.md` into `directory`, and the picture beside it where it can be drawn.
 
     `content` is that of `replaceme.json`. `base` is from the card of the original, `is_chat`: the tokenizer has a chat
-    template, `structure` is that of the maps that this model takes, `auto_class` is what transformers loads it with,
-    and `has_text`: a model of images has a tower for text, too.
+    template, `structure` is that of the maps that this model takes, and `has_text`: a model of images has a tower for
+    text, too.
     `ModelCard` parses the header that it is given, and refuses what is no valid one.
     """
     report, spec = Report(content), ResolvedSpec.model_validate(content["spec"])
     removed, kept = report.blocks("removed_blocks"), report.blocks("kept_blocks")
+    auto_class = report.text("auto_class")
     model, hub, blocks = spec.model, report.text("hub"), len(removed) + len(kept)
     short = model.repo_id.split("/")[-1]
     repository = model.repo_id if hub and model.revision is not None else None
@@ -173,7 +172,8 @@ def _header(
     on_hub = {name: source for name, source in zip(text.names, text.mix, strict=True) if source.is_on_hub}
     results = []
     for row in report.rows("texts"):
-        name, before, after = report.text("texts", row, "name"), *(report.number("texts", row, side) for side in _SIDES)
+        name = report.text("texts", row, "name")
+        before, after = (report.number("texts", row, side) for side in view.SIDES)
         assert before is not None and after is not None
         source = on_hub.get(name)
         results.append(

@@ -220,7 +220,6 @@ def write_report(
         base=read_base_card(run.source),
         is_chat=run.tokenizer is not None and run.tokenizer.chat_template is not None,
         structure=spec.method.structure or structure,
-        auto_class=run.outline.auto_class,
         has_text=run.outline.reads_images and run.outline.layout.part is not None,
     )
     (directory / PAGE).write_text(render_page(report), encoding="utf-8")
