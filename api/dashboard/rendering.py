@@ -1,7 +1,7 @@
 """Templates into pages: the files of the dashboard, numbers as people read them, escaped values."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from http import HTTPStatus
@@ -62,14 +62,12 @@ def moment(at: datetime | None) -> str:
     return NONE if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def measured(value: float | None, unit: str) -> str:
+def measured(value: float, unit: str) -> str:
     """A measured value with its unit.
 
     >>> measured(269_060_552, "bytes"), measured(75, "s"), measured(12.3456, "ratio"), measured(1, "answers")
     ('269 MB', '1 min 15 s', '12.35', '1 answer')
     """
-    if value is None:
-        return NONE
     match unit:
         case "bytes":
             return size(value)
@@ -125,11 +123,6 @@ def pairs(values: Mapping[str, object], between: str = ": ") -> str:
     return ", ".join(f"{name}{between}{value}" for name, value in values.items())
 
 
-def ranges(blocks: Sequence[int]) -> str:
-    """The blocks as a short list of ranges."""
-    return block_ranges(blocks) or NONE
-
-
 def query(pairs: Iterable[tuple[str, object]]) -> str:
     """The query of an address; a list is repeated, and what is empty is left out.
 
@@ -140,8 +133,8 @@ def query(pairs: Iterable[tuple[str, object]]) -> str:
 
 
 FILTERS = (
-    *(duration, time_about, time_left, time_range, between, moment, size, number, counted, perplexity, measured),
-    *(change, percent, removal, calibration, method, gate, sentence, short_id, pairs, ranges, query),
+    *(time_about, time_left, time_range, between, moment, size, number, counted, perplexity, measured, change),
+    *(percent, removal, calibration, method, gate, sentence, short_id, pairs, block_ranges, query),
 )
 
 

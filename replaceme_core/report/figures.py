@@ -15,13 +15,11 @@ NONE = "\N{EN DASH}"
 """Where there is no value."""
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: float) -> str:
     """
-    >>> [duration(s) for s in (0.001, 0.4, 59.6, 61, 3700, 200_000, None)]
-    ['< 0.1 s', '0.4 s', '1 min 00 s', '1 min 01 s', '1 h 01 min', '2 d 7 h', '–']
+    >>> [duration(s) for s in (0.001, 0.4, 59.6, 61, 3700, 200_000)]
+    ['< 0.1 s', '0.4 s', '1 min 00 s', '1 min 01 s', '1 h 01 min', '2 d 7 h']
     """
-    if seconds is None:
-        return NONE
     if 0 < seconds < 0.05:
         return "< 0.1 s"
     whole = round(seconds)
@@ -125,21 +123,19 @@ def exact(value: float) -> str:
     return f"{value:.6g}"
 
 
-def change(before: float | None, after: float | None) -> str:
-    """By how much the second value differs from the first.
+def change(before: float, after: float) -> str:
+    """By how much the second value differs from the first, which is not 0.
 
-    >>> change(30, 22), change(2, 3), change(0, 1), change(5, 5)
-    ('-26.7 %', '+50.0 %', '', '0.0 %')
+    >>> change(30, 22), change(2, 3), change(5, 5)
+    ('-26.7 %', '+50.0 %', '0.0 %')
     """
-    if not before or after is None:
-        return ""
     share = after / before - 1
     return f"{share:+.1%}".replace("%", " %") if share else "0.0 %"
 
 
-def percent(share: float | None) -> str:
+def percent(share: float) -> str:
     """
     >>> percent(0.456), percent(1.0)
     ('46 %', '100 %')
     """
-    return NONE if share is None else f"{share:.0%}".replace("%", " %")
+    return f"{share:.0%}".replace("%", " %")
