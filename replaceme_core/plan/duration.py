@@ -162,7 +162,8 @@ def _healing_flop(shape: ModelShape, work: Workload) -> float:
     pruned = original - 2.0 * computed * (shape.parameters - shape.parameters_after(work.removed))
     generated = 0 if heal.dataset is not None else max(0, heal.tokens - work.samples * work.length)
     often = min(defaults.HEAL_JUDGED, heal.tokens / defaults.HEAL_JUDGED_TOKENS) + 4
-    judged = often * work.held_out_sequences * work.length
+    text = work.spec.calibration
+    judged = often * (work.held_out + text.beside_samples - text.repeating) * work.length
     return original * (heal.tokens + _WRITING * generated) + pruned * (3 * heal.tokens + judged)
 
 

@@ -219,16 +219,6 @@ class Workload:
         return held_out_samples(self.samples)
 
     @property
-    def held_out_sequences(self) -> int:
-        """All that judge, those beside the samples included."""
-        calibration = self.spec.calibration
-        return self.held_out + calibration.beside_samples - calibration.repeating
-
-    @property
-    def batch_tokens(self) -> int:
-        return min(self.spec.compute.batch_size, self.samples) * self.length
-
-    @property
     def measured(self) -> int:
         """Sequences that are evaluated on; 0 without an evaluation."""
         return self.spec.evaluation.samples if self.spec.evaluation.enabled else 0
@@ -479,13 +469,12 @@ def kept_streams(shape: ModelShape, work: Workload) -> int:
 
 def _pass(shape: ModelShape, work: Workload) -> int:
     """What is temporary while a batch runs through a block, and is added to sums in float32."""
-    batch = work.batch_tokens * shape.width
-    part = work.batch_tokens
+    part = tokens = min(work.spec.compute.batch_size, work.samples) * work.length
     if not work.on_gpu:
         most = defaults.PART_BYTES // (4 if work.is_lazy else 1)
         part = min(part, max(work.length, most // (defaults.MLP_WIDTH * shape.width * work.value_bytes)))
     inside = 3 * part * shape.inner * work.value_bytes
-    return batch * (4 * work.value_bytes + 4 * _FLOAT32) + inside
+    return tokens * shape.width * (4 * work.value_bytes + 4 * _FLOAT32) + inside
 
 
 def _sums(shape: ModelShape, work: Workload) -> int:
