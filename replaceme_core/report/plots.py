@@ -232,21 +232,18 @@ def accuracies(report: Report) -> Plot | None:
 def trials(report: Report) -> Plot | None:
     """The loss above, accuracy below where it was measured."""
     found = view.trials_of(report)
-    kinds = ["taken" if one.is_chosen else "passes" if one.has_passed else "misses the gate" for one in found]
-    of_images = report.of_images
-    limits = ((view.LOSS_OF[of_images], "max"), ("accuracy_kept", "min"))
-    loss = "distance of\nembeddings (1 - cosine)" if of_images else "perplexity, times\nthe original's (ratio)"
-    labels = (loss, "accuracy kept\n(ratio)")
-    values = ([one.loss for one in found], [one.accuracy for one in found])
-    shown: list[tuple[str, list[Mark], float | None]] = []
-    for label, limit, measured in zip(labels, limits, values, strict=True):
-        marks: list[Mark] = [
-            (one.blocks, value, kind)
-            for one, value, kind in zip(found, measured, kinds, strict=True)
-            if value is not None
-        ]
-        if marks:
-            shown.append((label, marks, report.number("spec", "gate", *limit)))
+    loss = "distance of\nembeddings (1 - cosine)" if report.of_images else "perplexity, times\nthe original's (ratio)"
+    losses: list[Mark] = []
+    accuracies: list[Mark] = []
+    for one in found:
+        kind = "taken" if one.is_chosen else "passes" if one.has_passed else "misses the gate"
+        losses += [] if one.loss is None else [(one.blocks, one.loss, kind)]
+        accuracies += [] if one.accuracy is None else [(one.blocks, one.accuracy, kind)]
+    known = [
+        (loss, losses, (view.LOSS_OF[report.of_images], "max")),
+        ("accuracy kept\n(ratio)", accuracies, ("accuracy_kept", "min")),
+    ]
+    shown = [(label, marks, report.number("spec", "gate", *limit)) for label, marks, limit in known if marks]
     if not shown:
         return None
 
