@@ -100,9 +100,9 @@ def _keys(
 
 @router.get("/ui/webhooks")
 def show_webhooks(
-    query: Annotated[PageQuery, Query()], session: ReadingSessionDep, caller: CallerDep, request: Request
+    query: Annotated[PageQuery, Query()], services: ServicesDep, caller: CallerDep, request: Request
 ) -> Response:
-    return _webhooks(session, caller, request, cursor=query.cursor)
+    return _webhooks(services, caller, request, cursor=query.cursor)
 
 
 @router.post("/ui/webhooks")
@@ -116,16 +116,11 @@ async def add_webhook(form: FormDep, services: ServicesDep, caller: CallerDep, r
             return await run_in_threadpool(_webhook, services, made.id, caller, request, secret=made.secret)
         except InvalidInput as error:  # a name that has no public address; no key to encrypt its secret
             errors = {"url": error.message}
-
-    def refused() -> Response:
-        with services.database.session(read_only=True) as session:
-            return _webhooks(session, caller, request, errors=errors, given={**form, **whole})
-
-    return await run_in_threadpool(refused)
+    return await run_in_threadpool(_webhooks, services, caller, request, errors=errors, given={**form, **whole})
 
 
 def _webhooks(
-    session: LedgerSession,
+    services: Services,
     owner: str,
     request: Request,
     *,
@@ -133,7 +128,8 @@ def _webhooks(
     errors: Errors | None = None,
     given: Mapping[str, object] | None = None,
 ) -> Response:
-    found = webhooks.page(session, owner=owner, limit=ON_A_PAGE, cursor=cursor)
+    with services.database.session(read_only=True) as session:
+        found = webhooks.page(session, owner=owner, limit=ON_A_PAGE, cursor=cursor)
     return page(
         "webhooks.html",
         request.scope,
