@@ -25,8 +25,8 @@ from replaceme_core.hub.data_files import Value, header_of, read_card
 from replaceme_core.hub.model_files import CARD, is_terms
 from replaceme_core.report import view
 from replaceme_core.report.figures import LOSS, PERPLEXITY, RATIO, WHOLE, percent
-from replaceme_core.report.page import plots_of, templates_in
-from replaceme_core.report.plots import can_draw, rendered
+from replaceme_core.report.page import templates_in
+from replaceme_core.report.plots import can_draw, influence, rendered
 from replaceme_core.report.reading import Report, Shown
 from replaceme_core.report.view import Table, markdown_table
 from replaceme_core.request.calibration import SELF_GENERATED
@@ -151,7 +151,7 @@ def write_card(
         files=sum(one.is_file for one in spec.texts),
         place=(hub and spec.output.repo_id) or "path/to/this/directory",
         how=_how(spec, Method(report.text("chosen_method")), structure),
-        picture=_draw(content, directory),
+        picture=_draw(report, directory),
         cuts=_compared_cuts(report),
         again=_request(again, of_images=report.of_images),
     )
@@ -234,12 +234,12 @@ def _how(spec: ResolvedSpec, name: Method, structure: MapStructure) -> Markup:
     return Markup(f"{how} (method `{name}`). {card}")
 
 
-def _draw(content: Mapping[str, object], directory: Path) -> str | None:
+def _draw(report: Report, directory: Path) -> str | None:
     """Draw how much each block of the original changes, and which are gone; the name of the picture.
 
     `None` where the angles were not computed, and where matplotlib (extra `plot`) is not installed.
     """
-    plot = next((one for one in plots_of(content) if one.name == "influence"), None)
+    plot = influence(report)
     if plot is None:
         return None
     if not can_draw():
