@@ -108,10 +108,10 @@ class Report:
         value = self.number(*path)
         return NONE if value is None else Shown(text=as_(value), value=value, places=(pointer(path),))
 
-    def words(self, *path: Step, longest: int = LONGEST_TEXT) -> Piece:
+    def words(self, *path: Step) -> Piece:
         """The text there."""
         text = self.text(*path)
-        shown = text if len(text) <= longest else f"{text[:longest]}…"
+        shown = text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
         return NONE if not text else Shown(text=shown, value=None, places=(pointer(path),))
 
     def line(self, *path: Step, longest: int) -> Piece:
