@@ -218,7 +218,8 @@ class Headline:
 
 def headlines(report: Report) -> list[Headline]:
     """Quality, size, speed, and where the result is worst: those that were measured."""
-    found = [_on_text(report, _FIRST, row) for row in report.rows("texts")[:1]]
+    read = report.places("texts")
+    found = [_on_text(report, _FIRST, base) for base in read[:1]]
     for base in report.places("images"):
         far = report.figure(*base, "distance", as_=LOSS)
         count = report.figure(*base, "images", as_=WHOLE)
@@ -229,23 +230,18 @@ def headlines(report: Report) -> list[Headline]:
         before, after = (report.number(side, *one.path) for side in SIDES)
         if before is None or after is None:
             continue
-        is_less, change = after < before, one.change(report)
+        change, note = one.change(report), _of_both(report, as_=one.form, below=one.path)
         differs = before != after and not isinstance(change[0], str)
-        found.append(
-            Headline(
-                label=one.label,
-                value=change,
-                note=(
-                    report.figure("after", *one.path, as_=one.form),
-                    ", original ",
-                    report.figure("before", *one.path, as_=one.form),
-                ),
-                is_better=(is_less if one is size_of_both else not is_less) if differs else None,
-            )
-        )
-    others = report.rows("texts")[1:]
-    worst = max(others, key=lambda row: report.number("texts", row, "ratio") or 0.0, default=None)
+        is_better = (after < before) is (one is size_of_both) if differs else None
+        found.append(Headline(label=one.label, value=change, note=note, is_better=is_better))
+    worst = max(read[1:], key=lambda base: report.number(*base, "ratio") or 0.0, default=None)
     return found if worst is None else [*found, _on_text(report, _WORST, worst)]
+
+
+def _of_both(report: Report, text: Place = (), *, as_: Form, below: Place = ()) -> Cell:
+    """The value of the result and that of the original, on a text or on the whole."""
+    before, after = (report.figure(*text, side, *below, as_=as_) for side in SIDES)
+    return (after, ", original ", before)
 
 
 _FIRST, _WORST, DISTANCE = "Perplexity", "Worst on other text", "Distance of embeddings"
@@ -255,17 +251,14 @@ SPEEDS = ("decode_tokens_per_second", "images_per_second")
 """The speed that users feel."""
 
 
-def _on_text(report: Report, label: str, row: int) -> Headline:
+def _on_text(report: Report, label: str, text: Place) -> Headline:
     """The ratio of perplexities on one text."""
-    ratio, ends = report.number("texts", row, "ratio"), report.bounds("texts", row, low="ratio_low", high="ratio_high")
+    ratio, ends = report.number(*text, "ratio"), report.bounds(*text, low="ratio_low", high="ratio_high")
     is_sure = ratio is not None and (ends is None or not ends[0] <= 1 <= ends[1])
     return Headline(
         label=label,
-        value=(report.figure("texts", row, "ratio", as_=RATIO), " times"),
-        note=(
-            *(report.words("texts", row, "name"), ": ", report.figure("texts", row, "after", as_=PERPLEXITY)),
-            *(", original ", report.figure("texts", row, "before", as_=PERPLEXITY)),
-        ),
+        value=(report.figure(*text, "ratio", as_=RATIO), " times"),
+        note=(report.words(*text, "name"), ": ", *_of_both(report, text, as_=PERPLEXITY)),
         is_better=ratio < 1 if ratio is not None and is_sure else None,
     )
 
