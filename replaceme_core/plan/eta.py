@@ -62,7 +62,7 @@ def weights_of(spec: CompressionSpec, *, blocks: int = USUAL_BLOCKS) -> Mapping[
 
     The number of `blocks` of the model says how many trials a search for the deepest cut has.
     """
-    trials = trials_of(spec, blocks=blocks)
+    trials = most_trials(blocks_to_remove(spec.greatest_ratio or 0.0, blocks)) if spec.searches else 0
     return with_tasks_and_trials(weights_of_one_cut(spec), spec, of_token=_token_weight(spec), trials=trials)
 
 
@@ -88,13 +88,6 @@ def _token_weight(spec: CompressionSpec) -> float:
     """Of reading one token."""
     samples, length = usual_size(spec, on_cpu=True)
     return PASS / (samples * length)
-
-
-def trials_of(spec: CompressionSpec, *, blocks: int) -> int:
-    """How many trials a search for the deepest cut has at most; 0 for another job."""
-    if not spec.searches or spec.greatest_ratio is None:
-        return 0
-    return most_trials(blocks_to_remove(spec.greatest_ratio, blocks))
 
 
 def with_tasks_and_trials(
