@@ -171,9 +171,6 @@ def expected_duration(
     modelled: Mapping[Stage, float], history: Sequence[PastJob], *, method: Method, inputs: str
 ) -> Duration:
     """`modelled` seconds, fitted to the jobs of `history`, the newest first, for a job of this method and `inputs`."""
-    if not history:
-        low, high = _around(sum(modelled.values()), _FIRST_ERROR)
-        return Duration(stages=modelled, modelled=modelled, low=low, high=high, basis=Basis.MODEL, jobs=0)
     known = any(job.inputs == inputs for job in history)
     prepared = [
         any(job.inputs == one.inputs for one in history[age + 1 :]) == known
@@ -213,8 +210,9 @@ def expected_duration(
         weight = weights[age] * _likeness(planned, seconds) * (1.0 if alike[age] else _UNLIKE)
         trust += weight
         errors += weight * min(abs(_off(took, planned)), _FIRST_ERROR)
-    low, high = _around(seconds, errors / trust)
-    return Duration(stages=stages, modelled=modelled, low=low, high=high, basis=Basis.MEASURED, jobs=len(history))
+    factor, basis = math.exp(errors / trust), Basis.MEASURED if history else Basis.MODEL
+    low, high = seconds / factor, seconds * factor
+    return Duration(stages=stages, modelled=modelled, low=low, high=high, basis=basis, jobs=len(history))
 
 
 class _Seen(NamedTuple):
@@ -276,7 +274,3 @@ def _likeness(one: float, other: float) -> float:
 def _off(one: float, other: float) -> float:
     """The logarithm of the ratio of two times."""
     return math.log((one + _SHORT_SECONDS) / (other + _SHORT_SECONDS))
-
-
-def _around(seconds: float, error: float) -> tuple[float, float]:
-    return seconds * math.exp(-error), seconds * math.exp(error)
