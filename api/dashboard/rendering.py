@@ -24,7 +24,6 @@ from replaceme_core.report.figures import (
     number,
     percent,
     size,
-    time_about,
     time_left,
     time_range,
 )
@@ -133,7 +132,7 @@ def query(pairs: Iterable[tuple[str, object]]) -> str:
 
 
 FILTERS = (
-    *(time_about, time_left, time_range, between, moment, size, number, counted, perplexity, measured, change),
+    *(time_left, time_range, between, moment, size, number, counted, perplexity, measured, change),
     *(percent, removal, calibration, method, gate, sentence, short_id, pairs, block_ranges, query),
 )
 

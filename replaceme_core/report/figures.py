@@ -39,6 +39,8 @@ def time_range(low: float, high: float) -> str:
 
     >>> [time_range(*both) for both in ((190, 290), (31, 48), (2, 80), (5700, 12_000), (140, 146))]
     ['3 to 5 minutes', '30 to 50 seconds', 'up to 80 seconds', '1.5 to 3.5 hours', 'about 2.5 minutes']
+    >>> [time_range(one, one) for one in (0.2, 37, 4000, 200_000)]
+    ['about 1 second', 'about 35 seconds', 'about 65 minutes', 'about 2.5 days']
     """
     unit, name = next((unit, name) for unit, name, until in _UNITS_OF_RANGE if high < until * unit)
     count = high / unit
@@ -47,15 +49,6 @@ def time_range(low: float, high: float) -> str:
     if least >= most or low == high:
         return f"about {most:g} {name if most != 1 else name.removesuffix('s')}"
     return f"{f'{least:g}' if least else 'up'} to {most:g} {name}"
-
-
-def time_about(seconds: float) -> str:
-    """One expected time with as many digits as are known.
-
-    >>> [time_about(s) for s in (0.2, 37, 143, 4000, 200_000)]
-    ['about 1 second', 'about 35 seconds', 'about 2.5 minutes', 'about 65 minutes', 'about 2.5 days']
-    """
-    return time_range(seconds, seconds)
 
 
 def time_left(seconds: float, error: float | None) -> str:

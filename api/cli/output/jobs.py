@@ -13,7 +13,7 @@ from rich.text import Text
 from api.cli.output.console import describe_eta, describe_time, make_console, print_json
 from api.cli.output.report import print_gate, print_tables
 from api.client.models import Job, JobEvent
-from replaceme_core.report.figures import size, time_about, time_range
+from replaceme_core.report.figures import size, time_range
 from replaceme_core.report.reading import Report
 from replaceme_core.report.view import both_models, wanted_removal, wanted_text
 from replaceme_core.request.removal import block_ranges
@@ -217,7 +217,9 @@ def _facts(plan: Plan) -> Table:
         trials = found.trials
         rows |= {
             "removes": f"{'at most ' if trials else ''}{found.blocks.removed} blocks",
-            "trials": f"at most {trials.at_most}, {time_about(trials.seconds)} for all" if trials else "",
+            "trials": f"at most {trials.at_most}, {time_range(trials.seconds, trials.seconds)} for all"
+            if trials
+            else "",
             "parameters": f"{found.parameters.before:,} -> {found.parameters.after:,}",
             "method": f"{found.method}, {found.samples} x {found.max_length} tokens, {found.dtype}, {found.loading}",
             "download": size(found.bytes.download),
@@ -249,5 +251,5 @@ def _stages(found: Estimate) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for one in found.stages:
         sizes = [one.host_bytes, *([one.gpu_bytes] if gpu else [])]
-        table.add_row(one.stage, time_about(one.seconds), *map(size, sizes))
+        table.add_row(one.stage, time_range(one.seconds, one.seconds), *map(size, sizes))
     return table
