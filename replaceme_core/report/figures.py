@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 Form = Callable[[float], str]
 """What makes a number a text."""
@@ -97,23 +98,19 @@ def digits(count: int) -> Form:
 
 
 WHOLE, PERPLEXITY, RATIO, LOSS = digits(0), digits(2), digits(3), digits(4)
+EXACT: Form = "{:.6g}".format
+"""Of a value that is compared with a limit."""
 
 
-def share(value: float) -> str:
+def percent(share: float, decimals: int = 0) -> str:
     """
-    >>> share(0.5), share(0.123456)
-    ('50.0 %', '12.3 %')
+    >>> percent(0.456), percent(1.0), percent(0.123456, 1)
+    ('46 %', '100 %', '12.3 %')
     """
-    return f"{value:.1%}".replace("%", " %")
+    return f"{share:.{decimals}%}".replace("%", " %")
 
 
-def exact(value: float) -> str:
-    """A value that is compared with a limit.
-
-    >>> exact(1.60004), exact(0.8)
-    ('1.60004', '0.8')
-    """
-    return f"{value:.6g}"
+SHARE: Form = partial(percent, decimals=1)
 
 
 def change(before: float, after: float) -> str:
@@ -124,11 +121,3 @@ def change(before: float, after: float) -> str:
     """
     share = after / before - 1
     return f"{share:+.1%}".replace("%", " %") if share else "0.0 %"
-
-
-def percent(share: float) -> str:
-    """
-    >>> percent(0.456), percent(1.0)
-    ('46 %', '100 %')
-    """
-    return f"{share:.0%}".replace("%", " %")

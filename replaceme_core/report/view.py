@@ -10,17 +10,17 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from replaceme_core.report.figures import (
+    EXACT,
     LOSS,
     NONE,
     PERPLEXITY,
     RATIO,
+    SHARE,
     WHOLE,
     Form,
     duration,
-    exact,
     number,
     percent,
-    share,
     size,
 )
 from replaceme_core.report.reading import Piece, Place, Report, Step
@@ -168,7 +168,7 @@ QUANTITIES = (
     Quantity("cache_bytes_per_token", "KV cache per token", "bytes", size, ("speed", "cache_bytes_per_token")),
     Quantity("peak_bytes", "Peak memory of weights and tensors", "bytes", size, ("speed", "peak_bytes")),
     Quantity("looping_answers", "Answers that end in a repetition", "answers", WHOLE, ("looping_answers",)),
-    Quantity("distinct_4grams", "Different runs of four tokens", "ratio", share, ("distinct_4grams",)),
+    Quantity("distinct_4grams", "Different runs of four tokens", "ratio", SHARE, ("distinct_4grams",)),
 )
 """In the order in which they are shown. A new one is a row here, and a value of `Measurement` or of `Speed`."""
 _ABOUT_QUANTITIES = {
@@ -284,7 +284,7 @@ def texts(report: Report) -> Table | None:
             Column("divergence", "Divergence (nats)", _DIVERGENCE, is_brief=False),
             figures(report, "divergence", as_=RATIO),
         ),
-        (Column("agreement", "Same choice", _AGREEMENT), figures(report, "agreement", as_=share)),
+        (Column("agreement", "Same choice", _AGREEMENT), figures(report, "agreement", as_=SHARE)),
         (Column("tokens", "Tokens", is_brief=False), figures(report, "tokens", as_=WHOLE)),
         fixed=("before", "after", "ratio"),
         about="Perplexity: how unexpected the next token is on average; less is better.",
@@ -297,7 +297,7 @@ def experts(report: Report) -> Table | None:
         "Experts that are chosen",
         report.places("experts"),
         (Column("block", "Block of the original"), figures(report, "block", as_=WHOLE)),
-        (Column("changed", "Tokens that go to other experts"), figures(report, "changed", as_=share)),
+        (Column("changed", "Tokens that go to other experts"), figures(report, "changed", as_=SHARE)),
         about="Of the first text: at how many tokens the router chooses other experts than in the original.",
     )
 
@@ -315,7 +315,7 @@ def images(report: Report) -> Table | None:
             Column("distance", "Distance to the original's (95 % interval)"),
             figures(report, "distance", as_=LOSS, ends=("distance_low", "distance_high")),
         ),
-        (Column("agreement", "Same nearest image", _NEAREST), figures(report, "agreement", as_=share)),
+        (Column("agreement", "Same nearest image", _NEAREST), figures(report, "agreement", as_=SHARE)),
         (Column("images", "Number"), figures(report, "images", as_=WHOLE)),
         fixed=("distance",),
         about="Distance: 1 - cosine between the embeddings of one image by both models, on average; less is better.",
@@ -331,9 +331,9 @@ def tasks(report: Report) -> Table | None:
         (Column("name", "Task"), words(report, "name")),
         (Column("before", "Original (95 % interval)"), accuracy(report, "before")),
         (Column("after", "Result (95 % interval)"), accuracy(report, "after")),
-        (Column("kept", "Kept"), figures(report, "kept", as_=share)),
-        (Column("kept_above_chance", "Kept above chance", _CHANCE), figures(report, "kept_above_chance", as_=share)),
-        (Column("chance", "Chance", _CHANCE, is_brief=False), figures(report, "chance", as_=share)),
+        (Column("kept", "Kept"), figures(report, "kept", as_=SHARE)),
+        (Column("kept_above_chance", "Kept above chance", _CHANCE), figures(report, "kept_above_chance", as_=SHARE)),
+        (Column("chance", "Chance", _CHANCE, is_brief=False), figures(report, "chance", as_=SHARE)),
         *(
             ()
             if of_images
@@ -381,7 +381,7 @@ def has_accuracy(report: Report, task: Place) -> bool:
 
 def accuracy(report: Report, *path: Step) -> Callable[[Place], Cell]:
     """What makes a cell of the result of one model at `path` below a place: its accuracy, with its interval."""
-    return figures(report, *path, "accuracy", as_=share, ends=("low", "high"))
+    return figures(report, *path, "accuracy", as_=SHARE, ends=("low", "high"))
 
 
 def gate(report: Report) -> Table | None:
@@ -390,7 +390,7 @@ def gate(report: Report) -> Table | None:
         "Criteria of the gate",
         report.places("gate", "criteria"),
         (Column("name", "Criterion"), words(report, "name")),
-        (Column("value", "Measured"), figures(report, "value", as_=exact)),
+        (Column("value", "Measured"), figures(report, "value", as_=EXACT)),
         (Column("limit", "Limit", is_words=True), lambda base: _limits(report, base)),
         (Column("verdict", "Verdict", is_words=True), lambda base: (verdict(report.is_true(*base, "passed")),)),
         fixed=("value", "limit"),
@@ -406,7 +406,7 @@ def verdict(passed: bool) -> str:
 
 def _limits(report: Report, criterion: Place) -> Cell:
     given = [
-        (" and ", words, report.figure(*criterion, name, as_=exact))
+        (" and ", words, report.figure(*criterion, name, as_=EXACT))
         for words, name in (("at least ", "min"), ("at most ", "max"))
         if report.number(*criterion, name) is not None
     ]
@@ -495,9 +495,9 @@ def trials(report: Report) -> Table | None:
 
 
 _CRITERIA: Mapping[str, Form] = {
-    "accuracy_kept": share,
-    "agreement": share,
-    "size_ratio": share,
+    "accuracy_kept": SHARE,
+    "agreement": SHARE,
+    "size_ratio": SHARE,
     "embedding_distance": LOSS,
 }
 """How values of criteria are written in the table of trials; others are ratios."""

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from replaceme_core.report import view
-from replaceme_core.report.figures import LOSS, NONE, RATIO, WHOLE, share
+from replaceme_core.report.figures import LOSS, NONE, RATIO, SHARE, WHOLE
 from replaceme_core.report.reading import Place, Report, Step
 from replaceme_core.report.view import Cell, figures, plain, words
 from replaceme_core.request.removal import block_ranges
@@ -137,8 +137,8 @@ def _rows_of_models(report: Report) -> Iterator[tuple[str, Callable[[Place], Cel
             continue
         samples = plain((report.figure("models", 0, *path, "samples", as_=WHOLE),))
         yield f"{name} accuracy (n = {samples})", view.accuracy(report, *path)
-        yield "  kept", figures(report, *path, "kept", as_=share)
-        yield "  kept above chance", figures(report, *path, "kept_above_chance", as_=share)
+        yield "  kept", figures(report, *path, "kept", as_=SHARE)
+        yield "  kept above chance", figures(report, *path, "kept_above_chance", as_=SHARE)
     yield "Dtype", words(report, "dtype")
 
 
