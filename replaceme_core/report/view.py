@@ -459,37 +459,32 @@ def trials_of(report: Report) -> list[Trial]:
 
 def trials(report: Report) -> Table | None:
     """What each depth of a search would have been worth."""
-    known = trials_of(report)
+    known = {one.place: one for one in trials_of(report)}
     asked = [report.text(*base, "name") for base in report.places("gate", "criteria")]
-    names = dict.fromkeys((*LOSS_OF, "accuracy_kept", *asked))
+    forms = {name: _CRITERIA.get(name, RATIO) for name in (*LOSS_OF, "accuracy_kept", *asked)}
 
-    def blocks(one: Trial) -> Cell:
+    def blocks(base: Place) -> Cell:
+        one = known[base]
         has_measured = one.loss is not None or one.accuracy is not None
-        is_best = has_measured and one.has_passed and not any(other.dominates(one) for other in known)
+        is_best = has_measured and one.has_passed and not any(other.dominates(one) for other in known.values())
         star = " *" if is_best else ""
-        return (report.figure(*one.place, "blocks"), f"{star}{' (taken)' if one.is_chosen else ''}")
+        return (report.figure(*base, "blocks"), f"{star}{' (taken)' if one.is_chosen else ''}")
 
-    def outcome(one: Trial) -> Cell:
-        problem = report.words(*one.place, "problem")
-        return (verdict(one.has_passed), *(() if problem == NONE else (": ", problem)))
-
-    def measured(*path: Step, as_: Form) -> Callable[[Trial], Cell]:
-        return lambda one: figures(report, *path, as_=as_)(one.place)
+    def outcome(base: Place) -> Cell:
+        problem = report.words(*base, "problem")
+        return (verdict(known[base].has_passed), *(() if problem == NONE else (": ", problem)))
 
     return table_of(
         "Search for the deepest cut",
-        known,
+        list(known),
         (Column("blocks", "Blocks removed"), blocks),
         *(
-            (
-                Column(name, name.capitalize().replace("_", " ")),
-                measured("measured", name, as_=_CRITERIA.get(name, RATIO)),
-            )
-            for name in names
+            (Column(name, name.capitalize().replace("_", " ")), figures(report, "measured", name, as_=form))
+            for name, form in forms.items()
         ),
         (Column("verdict", "Gate", is_words=True), outcome),
-        (Column("seconds", "Time"), measured("seconds", as_=duration)),
-        is_marked=lambda one: one.is_chosen,
+        (Column("seconds", "Time"), figures(report, "seconds", as_=duration)),
+        is_marked=lambda base: known[base].is_chosen,
         about="A star: it passes, and no other trial removes more and loses as little.",
     )
 
