@@ -95,17 +95,14 @@ def estimate(
     `unpacked` those of quantized weights in full precision.
     `history` are earlier jobs on such a worker, the newest first.
     """
-    drop, removed = work.spec.drop, work.removed
-    after = shape.parameters_after(removed if drop is None else drop)
-    weights = written_bytes(shape, after=after, removed=removed)
+    removed = work.spec.drop or work.removed
+    after, weights = shape.parameters_after(removed), written_bytes(shape, removed)
     write = weights + side_bytes
-    largest = write
-    if work.trials:  # what is found may remove no more than one block
-        largest = written_bytes(shape, after=shape.parameters_after(1), removed=1) + side_bytes
+    largest = written_bytes(shape, 1 if work.trials else removed) + side_bytes  # a search may end at one block
     modelled = modelled_seconds(shape, work, download=download, write=write, is_remote=is_remote)
     return Estimate(
         work=work,
-        blocks=Count(before=shape.blocks, after=shape.blocks - removed),
+        blocks=Count(before=shape.blocks, after=shape.blocks - work.removed),
         parameters=Count(before=shape.parameters, after=after),
         download=download,
         write=write,
@@ -116,10 +113,11 @@ def estimate(
     )
 
 
-def written_bytes(shape: ModelShape, *, after: int, removed: int) -> int:
-    """The weight files of a result of `after` parameters, in the dtype in which most of the source is stored."""
-    tensors = shape.rest_tensors + shape.block_tensors * (shape.blocks - removed)
-    return after * shape.item_bytes + tensors * _HEADER_BYTES
+def written_bytes(shape: ModelShape, removed: Sequence[int] | int) -> int:
+    """The weight files of a result without these blocks, in the dtype in which most of the source is stored."""
+    kept = shape.blocks - (removed if isinstance(removed, int) else len(removed))
+    tensors = shape.rest_tensors + shape.block_tensors * kept
+    return shape.parameters_after(removed) * shape.item_bytes + tensors * _HEADER_BYTES
 
 
 def _kept_on_disk(shape: ModelShape, work: Workload, *, after: int) -> int:
