@@ -215,14 +215,12 @@ class Activations:
         return self.block_runner.run_with_last_write(block, before)
 
     def streams_through(self, batch: int, *, last_block: int) -> Iterator[torch.Tensor]:
-        """The streams before blocks 0, 1, ... `last_block`, and the one after it. None is stored for this."""
-        for block in range(last_block + 2):
-            if batch in self.stored:
-                stream = self._read(stream_key(block), batch)
-            elif block == 0:
-                stream = self.block_runner.enter(self.tokens(batch))
-            else:
-                stream = self.run(stream, since=block - 1, until=block)
+        """The streams before blocks 0, 1, ... `last_block`, and the one after it."""
+        stream = self.before(0, batch)
+        yield stream
+        for block in range(last_block + 1):
+            is_stored = batch in self.stored
+            stream = self.before(block + 1, batch) if is_stored else self.run(stream, since=block, until=block + 1)
             yield stream
 
     def at_cut(self, batch: int, cut: Cut, *, done: Sequence[FittedCut] = ()) -> CutStreams:
