@@ -37,6 +37,7 @@ from replaceme_core.settings import Settings
 from replaceme_core.wording import counted
 from worker.workspace import TEMPORARY, jobs_with_checkpoints, remove_abandoned, remove_checkpoints
 
+STOP_SECONDS = 5.0  # a sweep takes far less, unless the database hangs
 LIMIT = 16  # jobs expired or enqueued again in one sweep
 KEYS_LIMIT = 1000  # idempotency keys deleted in one sweep
 RETENTION_LIMIT = 200  # finished jobs deleted in one sweep, each with its events, metrics and log
@@ -161,7 +162,10 @@ class Sweep(threading.Thread):
         self._sweeping = threading.Lock()
 
     def stop(self) -> None:
+        """Begin no other sweep. One at work is waited for: it would put a worker that has ended back on the list."""
         self._stop_requested.set()
+        if self.is_alive():
+            self.join(timeout=STOP_SECONDS)
 
     def run(self) -> None:
         between = self._settings.sweep_seconds

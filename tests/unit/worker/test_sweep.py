@@ -1,4 +1,6 @@
 import errno
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,24 @@ def test_a_worker_with_a_free_slot_enqueues_a_job_that_waits_and_not_again_at_on
     sweep.sweep()
     sweep.sweep()
     assert enqueued == [job_id]
+
+
+def test_a_sweep_at_work_ends_before_the_worker_is_taken_off_the_list(settings: Settings) -> None:
+    begun, done = threading.Event(), list[str]()
+
+    def heartbeat(_: Database) -> None:
+        begun.set()
+        time.sleep(0.3)
+        done.append("heartbeat")
+
+    sweep_of(settings).stop()  # one that was never started, too
+    sweep = Sweep(
+        settings=settings, enqueue=lambda job_id, kind: None, has_free_slot=lambda: False, heartbeat=heartbeat
+    )
+    sweep.start()
+    assert begun.wait(timeout=20)
+    sweep.stop()
+    assert done == ["heartbeat"]
 
 
 def test_it_requeues_an_expired_lease_and_enqueues_the_job_after_a_pause(settings: Settings, ledger: Ledger) -> None:
