@@ -181,9 +181,11 @@ class BatchedReader:
             cached = self._positions = _CachedPositions.read(session)
         elif now >= cached.refresh_at and (self._refresh is None or self._refresh.done()):
             self._refresh = self._position_thread.submit(self._refresh_positions)
-        later = [job.id for job in queued if cached.snapshot.position_of(job) is None]
-        if later:
-            cached = self._positions = replace(cached, snapshot=cached.snapshot.including(session, later))
+        positions = {job.id: cached.snapshot.position_of(job) for job in queued}
+        later = [one for one, position in positions.items() if position is None]
+        if not later:
+            return positions
+        cached = self._positions = replace(cached, snapshot=cached.snapshot.including(session, later))
         return {job.id: cached.snapshot.position_of(job) for job in queued}
 
     def _refresh_positions(self) -> None:
