@@ -35,14 +35,15 @@ def duration(seconds: float) -> str:
     return f"{whole // _DAY} d {whole % _DAY // _HOUR} h"
 
 
-def time_range(low: float, high: float) -> str:
-    """The times between which something is expected, in seconds, with as many digits as are known.
+def time_range(low: float, high: float | None = None) -> str:
+    """The times between which something is expected, or the one, in seconds, with as many digits as are known.
 
     >>> [time_range(*both) for both in ((190, 290), (31, 48), (2, 80), (5700, 12_000), (140, 146))]
     ['3 to 5 minutes', '30 to 50 seconds', 'up to 80 seconds', '1.5 to 3.5 hours', 'about 2.5 minutes']
-    >>> [time_range(one, one) for one in (0.2, 37, 4000, 200_000)]
+    >>> [time_range(one) for one in (0.2, 37, 4000, 200_000)]
     ['about 1 second', 'about 35 seconds', 'about 65 minutes', 'about 2.5 days']
     """
+    high = low if high is None else high
     unit, name = next((unit, name) for unit, name, until in _UNITS_OF_RANGE if high < until * unit)
     count = high / unit
     step = 0.5 if count < 5 and unit > 1 else 1 if count < 20 else 5

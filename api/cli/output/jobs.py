@@ -217,9 +217,7 @@ def _facts(plan: Plan) -> Table:
         trials = found.trials
         rows |= {
             "removes": f"{'at most ' if trials else ''}{found.blocks.removed} blocks",
-            "trials": f"at most {trials.at_most}, {time_range(trials.seconds, trials.seconds)} for all"
-            if trials
-            else "",
+            "trials": f"at most {trials.at_most}, {time_range(trials.seconds)} for all" if trials else "",
             "parameters": f"{found.parameters.before:,} -> {found.parameters.after:,}",
             "method": f"{found.method}, {found.samples} x {found.max_length} tokens, {found.dtype}, {found.loading}",
             "download": size(found.bytes.download),
@@ -251,5 +249,5 @@ def _stages(found: Estimate) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for one in found.stages:
         sizes = [one.host_bytes, *([one.gpu_bytes] if gpu else [])]
-        table.add_row(one.stage, time_range(one.seconds, one.seconds), *map(size, sizes))
+        table.add_row(one.stage, time_range(one.seconds), *map(size, sizes))
     return table
