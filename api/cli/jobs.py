@@ -1,6 +1,5 @@
 """The commands about jobs, from `plan` and `submit` to `logs`; `workers` and `families`, which run them."""
 
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -38,6 +37,7 @@ from api.cli.service import (
     watch,
 )
 from api.cli.webhooks import print_secret
+from api.client.client import is_idempotency_key
 from replaceme_core.report.reading import Report
 from replaceme_core.request.fields import ending_of
 from replaceme_core.request.removal import families as families_here
@@ -46,7 +46,7 @@ from replaceme_core.wording import counted
 
 
 def check_key(text: str | None) -> str | None:
-    if text is not None and re.fullmatch("[!-~]{1,255}", text) is None:
+    if text is not None and not is_idempotency_key(text):
         raise typer.BadParameter(f"expected 1 to 255 visible ASCII characters, got {text!r}")
     return text
 

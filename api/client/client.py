@@ -10,6 +10,7 @@ idempotency key.
 """
 
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -92,8 +93,8 @@ class Client:
         return self._create(path_of("jobs", job_id, "retry"), kind=Job, key=idempotency_key)
 
     def _create(self, path: str, *, kind: type[T], key: str | None, body: Mapping[str, object] | None = None) -> T:
-        if key is not None and not (key.isascii() and key.isprintable()):  # a line's end, for one
-            raise ValueError("the idempotency key has characters that no header has")
+        if key is not None and not is_idempotency_key(key):
+            raise ValueError(f"an idempotency key is 1 to 255 visible ASCII characters, not {key!r}")
         headers = {} if key is None else {"Idempotency-Key": key}
         return self._connection.ask(kind, "POST", path, body=body, headers=headers, is_repeatable=key is not None)
 
@@ -268,6 +269,11 @@ def _event(data: str) -> JobEvent:
         return JobEvent.model_validate_json(data)
     except ValidationError as error:
         raise NotTheService(f"an event is not one of this service: {error.errors()[0]['msg']}") from error
+
+
+def is_idempotency_key(text: str) -> bool:
+    """Whether the service takes it as one."""
+    return re.fullmatch("[!-~]{1,255}", text) is not None
 
 
 def _check_kind(request: Mapping[str, object], *, is_sweep: bool) -> None:

@@ -117,7 +117,7 @@ def test_a_sweep_and_a_job_are_not_mistaken_for_each_other(client: Client) -> No
         client.submit_sweep({"ratio": 0.2})
 
 
-@pytest.mark.parametrize("key", ["nightly\n", "n\u00e4chtlich"])
+@pytest.mark.parametrize("key", ["", "nightly\n", "n\u00e4chtlich", "a b", "n" * 256])
 def test_a_key_that_cannot_be_sent_is_not_a_service_that_is_down(client: Client, pauses: list[float], key: str) -> None:
     with pytest.raises(ValueError, match="idempotency key"):
         client.submit({"model": "acme/tiny"}, idempotency_key=key)
