@@ -55,6 +55,7 @@ def test_filters(client: TestClient) -> None:
         ("label=team", "label", "KEY=VALUE"),
         ("label=a%3D1,a%3D2", "label", "one value for each label"),
         ("status=done", "status", "expected"),
+        ("sort=zzz", "sort", "expected"),
         ("model=%C3%A9%22%3Cscript%3E", "model", "expected a text that matches"),
     ):
         page = client.get(f"/ui/jobs?{query}")
