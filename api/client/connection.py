@@ -186,8 +186,10 @@ def path_of(*parts: str) -> str:
     """
     >>> path_of("jobs", "a/b", "events")
     '/jobs/a%2Fb/events'
+    >>> path_of("jobs", "..")  # a part of the path, not a way up
+    '/jobs/%2E%2E'
     """
-    return "".join(f"/{quote(part, safe='')}" for part in parts)
+    return "".join(f"/{quote(part, safe='').replace('.', '%2E')}" for part in parts)
 
 
 def given(**fields: object) -> dict[str, object]:

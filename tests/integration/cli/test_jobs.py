@@ -161,6 +161,7 @@ def test_a_command_that_waits_when_its_job_is_cancelled(
         ((*SUBMIT, "--ratio", "0.5", "--idempotency-key", "a b"), "visible ASCII"),
         (("submit", "--model", "acme/none", "--ratio", "0.5", "--calibration", "builtin:pydoc-topics"), "acme/none"),
         (("status", "no-such-job"), "no-such-job"),
+        (("status", ".."), "no job '..'"),
         (("list", "--status", "lost"), "status"),
     ],
 )
