@@ -144,7 +144,7 @@ _POOL_SECONDS = 10
 _QUIET = {"hide_parameters": True}  # in errors, and so in logs: some are addresses of webhooks
 _SQLITE_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _SQLITE_DENIED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM}
-_SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
+_SQLITE_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR}
 # connection, resources, operator intervention, deadlock and serialisation, lock timeout, idle timeout, a server that is
 # read-only, as after a failover: a retry may help
 _TRANSIENT_SQLSTATES = ("08", "53", "57", "40", "55P03", "25P03", "25006")
@@ -280,6 +280,8 @@ def explain(error: SQLAlchemyError) -> ReplaceMeError | None:
             return DatabaseUnreachable(damaged).because(sentence)
         if primary in _SQLITE_DENIED:
             return _denied().because(sentence)
+        if primary == sqlite3.SQLITE_CANTOPEN:  # that of another user, for one
+            return DatabaseUnreachable("the file of the database cannot be opened").because(sentence)
         if primary in _SQLITE_BUSY:
             return DatabaseUnreachable("the database does not answer").because(sentence)
         if sentence.startswith(_NO_SUCH) or "has no column named" in sentence:

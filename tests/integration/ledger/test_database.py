@@ -223,7 +223,10 @@ def test_unknown_urls(url: str) -> None:
 def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     database = Database(f"sqlite:///{tmp_path / 'folder'}")
-    with pytest.raises(DatabaseUnreachable), database.session(read_only=True) as session:
+    with (
+        pytest.raises(DatabaseUnreachable, match="file of the database cannot be opened"),
+        database.session(read_only=True) as session,
+    ):
         session.execute(select(1))
     database.close()
 
