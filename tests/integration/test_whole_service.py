@@ -18,7 +18,7 @@ from api.client.models import Job
 from benchmarks.harness.site import Site
 from replaceme_core.runner.process import RUNNER_COMMAND
 from tests.fixtures.models.images import make_images, saved_tower
-from tests.fixtures.models.tiny import BLOCKS, save_tiny
+from tests.fixtures.models.tiny import save_tiny
 
 REPOSITORY = "acme/real"
 SIZE = {"samples": 16, "max_length": 32}
@@ -105,21 +105,3 @@ def test_a_tower_for_images_from_the_request_to_its_repository(real_site: Site, 
     assert metrics["after.images_per_second"] > 0
     published: Any = AutoModel.from_pretrained(real_site.hub_directory / "acme" / "result")
     assert len(published.vision_model.encoder.layers) == 4
-
-
-def test_a_killed_api_loses_nothing(real_site: Site) -> None:
-    """The job is accepted, the API dies at once, a new one answers for it."""
-    first = real_site.start_api()
-    assert first.url is not None
-    with Client(first.url) as client:
-        job = submit(client)
-    first.kill_tree()
-    real_site.start_worker()
-    second = real_site.start_api()
-    assert second.url is not None
-    with Client(second.url) as client:
-        done = wait_for_end(client, job)
-        assert done.status == "succeeded", done.error
-        assert done.attempt == 1
-        assert done.result is not None
-        assert len(done.result.removed_blocks) + len(done.result.kept_blocks) == BLOCKS

@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from api.cli.main import app
+from api.cli.output.console import make_console
+from api.cli.output.report import print_asked
 from benchmarks.harness.checkout import ROOT
 from benchmarks.harness.fake_hub.access import READ_TOKEN
 from benchmarks.harness.fake_hub.server import FakeHub
@@ -18,7 +20,7 @@ from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.tasks import load_tasks
 from replaceme_core.engine.model.load import load_tokenizer
 from replaceme_core.local.compress import compress
-from replaceme_core.local.evaluate import ask, evaluate
+from replaceme_core.local.evaluate import evaluate
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.settings import Settings
 from tests.fixtures.cli.local import runner
@@ -124,20 +126,24 @@ def test_the_task_of_the_page_runs(model: Path, tmp_path: Path) -> None:
     assert (task.name, task.samples, task.chance) == ("capitals", 3, pytest.approx(1 / 3))
 
 
-def test_models_are_asked_beside_each_other(model: Path, tmp_path: Path) -> None:
+def test_models_are_asked_beside_each_other(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Through the real runner: the answers are those of the library, prompt by prompt."""
     other = save_tiny(tmp_path / "other", num_hidden_layers=3)
     prompts = ("Why\x1b[2J?", "What?")
-    found = ask([model, other], prompts, new_tokens=5)
+    words = ["ask", str(model), *prompts, "--beside", str(other), "--tokens", "5", "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)["answers"]
     expected = [(str(path), text) for text in prompts for path in (model, other)]
-    assert [(one.model, one.prompt) for one in found] == expected
+    assert [(one["model"], one["prompt"]) for one in found] == expected
     tokenizer, live = load_tokenizer(model), AutoModelForCausalLM.from_pretrained(model)
     ids = tokenizer("What?", return_tensors="pt")["input_ids"]
     new = live.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
-    assert found[2].text == tokenizer.decode(new, skip_special_tokens=True).strip()
-    done = CliRunner().invoke(app, ["ask", str(model), *prompts, "--beside", str(other), "--tokens", "5"])
-    assert (done.exit_code, "\x1b" in done.stdout) == (0, False), done.stderr
-    assert done.stdout.count("Why") == 1 and done.stdout.count(f"  {other}") == 2
+    assert found[2]["text"] == tokenizer.decode(new, skip_special_tokens=True).strip()
+    print_asked(make_console(stderr=False), [(one["prompt"], one["model"], one["text"]) for one in found])
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert shown.count("Why") == 1 and shown.count(f"  {other}") == 2
     assert CliRunner().invoke(app, ["ask", str(tmp_path), "Why?"]).exit_code == 2
 
 
