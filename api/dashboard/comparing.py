@@ -120,16 +120,17 @@ class Chart:
 
 
 def charts_of(jobs: Sequence[Compared], *, best: str | None = None, most: float | None = None) -> list[Chart]:
-    """Quality over size and over speed; what two jobs have no figures for is left out."""
+    """Quality over size and over speed, of models of text and of images; what two have no figures for is left out."""
     charts = (("size of the weights", (_SIZE,)), ("speed", view.SPEEDS))
-    return [chart for across, of in charts if (chart := _chart(jobs, of, across=across, best=best, most=most))]
+    kinds = [[one for one in jobs if one.of_images is of_images] for of_images in (False, True)]
+    found = (_chart(some, of, across=across, best=best, most=most) for some in kinds for across, of in charts)
+    return [chart for chart in found if chart is not None]
 
 
 def _chart(
     jobs: Sequence[Compared], of: Sequence[str], *, across: str, best: str | None, most: float | None
 ) -> Chart | None:
-    of_images = any(one.of_images for one in jobs)
-    known = [(one, one.part(*of), one.loss) for one in jobs if one.of_images is of_images]
+    known = [(one, one.part(*of), one.loss) for one in jobs]
     found = [(one, part, loss) for one, part, loss in known if part is not None and loss is not None]
     if len(found) < FEWEST:
         return None
@@ -153,7 +154,7 @@ def _chart(
         for one, part, loss in found
     ]
     return Chart(
-        up=view.DISTANCE if of_images else "Worst perplexity",
+        up=view.DISTANCE if jobs[0].of_images else "Worst perplexity",
         across=across,
         points=points,
         x_ticks=[(place(one, x_ticks), f"{part_of(100 * one)} %") for one in x_ticks],

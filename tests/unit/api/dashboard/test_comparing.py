@@ -201,5 +201,16 @@ def test_values_that_differ_by_rounding_alone_have_an_axis(client: TestClient, s
     assert (page.status_code, ">1.5<" in page.text) == (200, True)
 
 
+def test_models_of_text_and_of_images_are_in_charts_of_their_own(client: TestClient, sqlite_database: Database) -> None:
+    of_text, of_images = (a_report(size=80, worst=2.0) for _ in range(2))
+    of_images |= {"texts": [], "images": [{"name": "x", "distance": 0.25}]}
+    for report, charts in ((of_text, 0), (of_images, 0), (of_text, 2), (of_images, 4)):
+        job = submit(client, labels={"team": "a"})
+        run(sqlite_database, job, lambda session, claim, report=report: succeed(session, claim, report=report))
+        page = client.get("/ui/sweep?label=team%3Da").text
+        assert page.count('<figure class="chart">') == charts
+    assert page.count("Distance of embeddings over size of the weights") == 2, "as its title and its name"
+
+
 def test_no_chart_without_figures() -> None:
     assert charts_of([]) == []
