@@ -50,7 +50,7 @@ def test_a_response_in_time_is_unchanged() -> None:
 
         return StreamingResponse(chunks())
 
-    with TestClient(Deadline(app, reading_seconds=0.2)) as client:
+    with TestClient(Deadline(app, reading_seconds=1)) as client:
         assert client.get("/stream").text == "started and ended"
 
 

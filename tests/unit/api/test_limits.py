@@ -4,7 +4,6 @@ import asyncio
 import fcntl
 import json
 import re
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
@@ -18,6 +17,7 @@ from api.http.requests import MOST_CHARACTERS, MOST_DEPTH
 from api.main import create_app
 from api.routes.deps import WRITE_SLOTS, WRITE_SLOTS_OF_ONE
 from api.routes.planning import MOST_READING, MOST_READING_OF_ONE, Slots
+from benchmarks.harness.processes import wait_until
 from benchmarks.harness.stub_model import stub_weights
 from replaceme_core.errors import TooManyRequests
 from replaceme_core.ledger import attempts
@@ -151,7 +151,8 @@ def test_requests_that_read_models_at_the_same_time(
 
     The look-up of a webhook's host needs a slot, too.
     """
-    monkeypatch.setattr(client.app.state.services.planning.slots, "_seconds", 0.2)  # type: ignore[attr-defined]
+    slots: Slots = client.app.state.services.planning.slots  # type: ignore[attr-defined]
+    monkeypatch.setattr(slots, "_seconds", 0.2)
     greedy, again, second, third = (holder_with(client, settings, owner=name) for name in ("a", "a", "b", "c"))
     hook = f"/webhooks/{greedy.post('/webhooks', json={'url': 'https://hooks.example.com'}).json()['id']}"
     move = {"url": "https://hooks.example.com/other"}
@@ -163,7 +164,7 @@ def test_requests_that_read_models_at_the_same_time(
     with ThreadPoolExecutor(20) as pool:
         with unreadable(hub_root, "org/name"):
             held = [pool.submit(plan, greedy) for _ in range(MOST_READING_OF_ONE)]
-            time.sleep(0.3)
+            wait_until(lambda: "a" in slots._own and slots._own["a"].locked(), seconds=20, what="all slots of one")
             for refused in (
                 plan(greedy, free),
                 plan(again, free),
@@ -175,7 +176,7 @@ def test_requests_that_read_models_at_the_same_time(
                 assert int(refused.headers["retry-after"]) > 0
             assert plan(second, free).status_code == 200
             held += [pool.submit(plan, second) for _ in range(MOST_READING - MOST_READING_OF_ONE)]
-            time.sleep(0.3)
+            wait_until(slots._all.locked, seconds=20, what="all slots")
             assert_problem(plan(third, free), status=429, code="too_many_requests")
             assert third.get("/jobs").status_code == client.get("/health").status_code == 200
             assert not any(one.done() for one in held)
