@@ -131,7 +131,8 @@ def test_messages_come_twice_reordered_and_for_unknown_jobs(cluster: Cluster) ->
         cluster.enqueue(job_id)
     for job in jobs:
         ended = cluster.assert_succeeds(job)
-        assert ended.attempt == 1, cluster.describe(job.id)
+        lapsed = cluster.event_types(job.id).count("lease_lapsed")  # on a busy machine
+        assert ended.attempt == 1 + lapsed, cluster.describe(job.id)
     cluster.assert_clean()
 
 
