@@ -171,7 +171,7 @@ _ONLY_IF_SET = {
     "evaluation": ("tasks", "task_limit", "few_shot"),
     "output": ("overwrite", "create_pr"),
 }
-_PARTS_ONLY_IF_SET = ("gate",)
+_PARTS_ONLY_IF_SET = ("gate", "heal")
 
 
 def stored_spec(spec: CompressionSpec) -> JsonObject:

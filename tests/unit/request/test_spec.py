@@ -285,6 +285,13 @@ def test_what_is_open_is_not_stored_and_all_else_reads_back(
         assert CompressionSpec.model_validate(stored_spec(spec)) == spec
 
 
+def test_a_plain_job_is_stored_with_no_part_that_the_version_before_refuses() -> None:
+    parts = {"model", "ratio", "drop", "calibration", "method", "evaluation", "output", "compute", "labels"}
+    assert set(stored_spec(request().to_spec())) == parts
+    healed = request(heal={"tokens": 1000}).to_spec()
+    assert CompressionSpec.model_validate(stored_spec(healed)) == healed
+
+
 @pytest.mark.parametrize("given", [1, None])
 def test_one_pass_is_what_every_job_makes(given: int | None) -> None:
     """A default of the time when a calibration could be divided among workers."""
