@@ -1,9 +1,11 @@
 """One `Settings`, read from the environment (prefix `REPLACEME_`), `.env` or a directory of secrets."""
 
 import ipaddress
+import json
 import math
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -103,6 +105,14 @@ def _listed(value: object) -> object:
     return value
 
 
+def _decoded(value: object) -> object:
+    """What a text is in JSON; a text that is none as it is."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return json.loads(value)
+    return value
+
+
 def _check_keys(keys: SecretStr | None) -> SecretStr | None:
     return keys if keys is not None and parse_keys(keys.get_secret_value()) else None
 
@@ -157,7 +167,9 @@ class Settings(BaseSettings):
     sweep_seconds: Seconds = Field(default=10, gt=0)
     max_attempts: int = Field(default=3, ge=1)
     default_worker_kind: WorkerKind | None = Field(default=None, validation_alias="REPLACEME_DEFAULT_ROUTE")
-    worker_kinds: tuple[WorkerKind, ...] | None = Field(default=None, min_length=1, validation_alias="REPLACEME_ROUTES")
+    worker_kinds: Annotated[tuple[WorkerKind, ...] | None, NoDecode, BeforeValidator(_decoded)] = Field(
+        default=None, min_length=1, validation_alias="REPLACEME_ROUTES"
+    )
     allowed_hosts: Annotated[Names, _HOSTS] = None
     max_connections: int = Field(default=1000, ge=16)
     require_key: bool = False
@@ -179,7 +191,7 @@ class Settings(BaseSettings):
     drain_seconds: Seconds = Field(default=10, ge=0)
     cancel_grace_seconds: Seconds = Field(default=2, ge=0)
     hub_patience_seconds: Seconds = Field(default=120, ge=0)
-    runner_command: tuple[str, ...] | None = None
+    runner_command: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_decoded)] = None
     sandbox: SandboxMode = SandboxMode.AUTO
     sandbox_user: str | None = Field(default=None, min_length=1)
     runner_memory_bytes: int | None = Field(default=None, ge=0)

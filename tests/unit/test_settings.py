@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from replaceme_core.errors import InvalidInput
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.settings import Settings, read_settings
 
 
@@ -18,11 +20,30 @@ def test_an_empty_value_is_as_none(place: str, tmp_path: Path, monkeypatch: pyte
     for name in names if place == "environment" else ():
         monkeypatch.setenv(str(name), "")
     (tmp_path / ".env").write_text("".join(f"{name}=\n" for name in names) if place == ".env" else "")
-    for name in {*names} - {"REPLACEME_RUNNER_COMMAND"} if place == "files" else ():  # that is JSON
+    for name in names if place == "files" else ():
         (tmp_path / str(name).lower()).touch()
     found = Settings(_secrets_dir=tmp_path)
     assert found == plain
     assert not found.model_fields_set, "which decide about the Hub of the embedded default"
+
+
+@pytest.mark.parametrize("place", ["environment", "files"])
+def test_a_list_is_read_from_a_variable_and_from_a_file(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("REPLACEME_ROUTES", '["cpu"]'), ("REPLACEME_RUNNER_COMMAND", '["python", "-P"]')):
+        if place == "environment":
+            monkeypatch.setenv(name, value)
+        else:
+            (tmp_path / name.lower()).write_text(f"{value}\n")
+    found = Settings(_secrets_dir=tmp_path)
+    assert (found.worker_kinds, found.runner_command) == ((WorkerKind.CPU,), ("python", "-P"))
+
+
+def test_a_file_without_a_list_is_refused_as_a_variable_is(tmp_path: Path) -> None:
+    (tmp_path / "replaceme_runner_command").write_text("python\n")
+    with pytest.raises(ValidationError, match="valid tuple"):
+        Settings(_secrets_dir=tmp_path)
 
 
 AN_ADDRESS = "expected an address such as redis://:PASSWORD@HOST:PORT; in its password, @ is written as %40, / as %2F"
