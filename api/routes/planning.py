@@ -153,9 +153,12 @@ class Planning:
 
     def limits_of(self, caller: Caller) -> SizeLimits:
         """What a job of this caller may use."""
+        settings = self._settings
+        kinds = {*(settings.worker_kinds or WorkerKind)}
         return SizeLimits(
-            model_bytes=limit_of(caller.limits.model_bytes, self._settings.most_model_bytes),
-            tokens=limit_of(caller.limits.tokens, self._settings.most_tokens),
+            model_bytes=limit_of(caller.limits.model_bytes, settings.most_model_bytes),
+            tokens=limit_of(caller.limits.tokens, settings.most_tokens),
+            kind=settings.default_worker_kind or (kinds.pop() if len(kinds) == 1 else None),
         )
 
     def _kind(self, device: str | None) -> WorkerKind:

@@ -37,10 +37,14 @@ _WEIGHTS = (".safetensors",)
 
 @dataclass(frozen=True, kw_only=True)
 class SizeLimits:
-    """`model_bytes` of all weights in the repository, calibration `tokens`; `None`: no limit."""
+    """`model_bytes` of all weights in the repository, calibration `tokens`; `None`: no limit.
+
+    `kind` is that of the workers for a job that names no device; `None`: any.
+    """
 
     model_bytes: int | None = None
     tokens: int | None = None
+    kind: WorkerKind | None = None
 
     def check_model(self, snapshot: Snapshot) -> None:
         """Raises `LimitExceeded` (field `model`)."""
@@ -56,9 +60,10 @@ class SizeLimits:
     def check_tokens(self, spec: CompressionSpec) -> None:
         """Raises `LimitExceeded` (field `calibration.samples` or `heal.tokens`).
 
-        Where no device is named, that with more tokens counts.
+        Where any worker may take the job, that with more tokens counts.
         """
-        samples, length = usual_size(spec, on_cpu=worker_kind_of(spec.compute.device) is WorkerKind.CPU)
+        kind = worker_kind_of(spec.compute.device) or self.kind
+        samples, length = usual_size(spec, on_cpu=kind is WorkerKind.CPU)
         tokens = samples * length
         if self.tokens is not None and tokens > self.tokens:
             raise LimitExceeded(

@@ -20,6 +20,7 @@ from api.routes.planning import MOST_READING, MOST_READING_OF_ONE, Slots
 from benchmarks.harness.processes import wait_until
 from benchmarks.harness.stub_model import stub_weights
 from replaceme_core.errors import TooManyRequests
+from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import attempts
 from replaceme_core.ledger.database import Database
 from replaceme_core.settings import Settings
@@ -114,6 +115,23 @@ def test_calibration_tokens(client: TestClient, settings: Settings) -> None:
             assert fields(answer, code="limit_exceeded").keys() == {"calibration.samples"}
         else:
             assert answer.status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("workers", "status"),
+    [
+        ({"worker_kinds": (WorkerKind.CPU,)}, 202),
+        ({"default_worker_kind": WorkerKind.CPU}, 202),
+        ({"worker_kinds": (WorkerKind.GPU, WorkerKind.CPU)}, 422),
+        ({"default_worker_kind": WorkerKind.GPU}, 422),
+    ],
+)
+def test_the_tokens_of_a_job_without_a_device_are_those_of_the_workers_that_may_take_it(
+    settings: Settings, workers: dict[str, object], status: int
+) -> None:
+    with TestClient(create_app(settings.model_copy(update=workers))) as client:
+        holder = holder_with(client, settings, tokens=96 * 512)
+        assert holder.post("/jobs", json={**SMALLEST, "calibration": "builtin:pydoc-topics"}).status_code == status
 
 
 def test_a_retry_meets_the_limits_of_its_own_key(client: TestClient, settings: Settings) -> None:
