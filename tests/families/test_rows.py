@@ -148,7 +148,8 @@ def test_what_is_fitted_is_what_is_folded(variant: Variant) -> None:
     anchor, end = CUT.anchor, CUT.end
     with torch.inference_mode():
         block_runner = BlockRunner(resolved=resolve(model))
-        statistics = activations_of(block_runner, tokens, tokens, batch_size=8).statistics(CUT)
+        diagonal = block_runner.resolved.structure is MapStructure.DIAGONAL
+        statistics = activations_of(block_runner, tokens, tokens, batch_size=8).statistics(CUT, diagonal=diagonal)
         fitted = fit_cut(statistics, ridge=1e-6)
         promised, delta = fitted.residual, fitted.from_all_tokens.delta
         dense = block_runner.enter(tokens)

@@ -26,9 +26,8 @@ from replaceme_core.engine.activations.tensor_store import (
 from replaceme_core.engine.model.block_runner import BlockRunner, summed_loss
 from replaceme_core.engine.model.changes import Cut, FittedCut, run_pruned
 from replaceme_core.engine.numerics.stream import MeanAngle, Stream, token_weights
-from replaceme_core.engine.numerics.sums import SOLVE_DTYPE
+from replaceme_core.engine.numerics.sums import SOLVE_DTYPE, Moments
 from replaceme_core.engine.text.drawing import TokenSet
-from replaceme_core.families.layout import MapStructure
 from replaceme_core.request.defaults import CHOICE_STREAM_BYTES
 
 logger = logging.getLogger(__name__)
@@ -250,7 +249,12 @@ class Activations:
     # Sums for least squares, and losses.
 
     def statistics(
-        self, cut: Cut, *, done: Sequence[FittedCut] = (), numbers: Sequence[int] | None = None
+        self,
+        cut: Cut,
+        *,
+        done: Sequence[FittedCut] = (),
+        numbers: Sequence[int] | None = None,
+        diagonal: bool = False,
     ) -> CutStatistics:
         """The sums of any `cut`, whose prefix is already pruned by `done`, toward the dense stream at its end.
 
@@ -258,13 +262,9 @@ class Activations:
         stored.
         """
         numbers = range(len(self.batches)) if numbers is None else numbers
-        resolved = self.block_runner.resolved
-        sums = CutStatistics.zeros(
-            cut,
-            width=resolved.config.hidden_size,
-            device=self.device,
-            diagonal=resolved.structure is MapStructure.DIAGONAL,
-        )
+        width = self.block_runner.resolved.config.hidden_size
+        fit, held_out = (Moments.zeros(width, device=self.device) for _ in range(2))
+        sums = CutStatistics(cut=cut, done=done, fit=fit, held_out=held_out, diagonal=diagonal)
         for place, number in enumerate(numbers, start=1):
             write, kept, end = self.at_cut(number, cut, done=done)
             sums.add(write, kept=Stream(kept), end=Stream(end), held_out=self.batches[number].held_out)

@@ -3,12 +3,12 @@
 The sums serve every ridge, and give the residual of the map without a second pass (docs/explanation/method.md).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Self
 
 import torch
 
-from replaceme_core.engine.model.changes import Cut
+from replaceme_core.engine.model.changes import Cut, FittedCut
 from replaceme_core.engine.numerics.stream import MeanAngle, Stream, token_weights
 from replaceme_core.engine.numerics.sums import Moments
 from replaceme_core.engine.text.drawing import TokenSet, alternating
@@ -67,21 +67,17 @@ def schedule(text: TokenSet, batch_size: int) -> list[Batch]:
 class CutStatistics:
     """The sums of one cut over fit tokens and held-out tokens, and the angular distance across it.
 
-    Tokens that are sinks at either end, `sinks` of them, are scaled down.
+    The prefix is pruned by `done`. A map of them is to be `diagonal` or not. Tokens that are sinks at either end,
+    `sinks` of them, are scaled down.
     """
 
     cut: Cut
+    done: Sequence[FittedCut]
     fit: Moments
     held_out: Moments
-    diagonal: bool = False
+    diagonal: bool
     angle: MeanAngle = field(default_factory=MeanAngle)
     sinks: int = 0
-
-    @classmethod
-    def zeros(cls, cut: Cut, *, width: int, device: torch.device, diagonal: bool) -> Self:
-        """Sums over no tokens."""
-        fit, held_out = (Moments.zeros(width, device=device) for _ in range(2))
-        return cls(cut=cut, fit=fit, held_out=held_out, diagonal=diagonal)
 
     @property
     def tokens(self) -> int:

@@ -123,9 +123,9 @@ class MappedSets:
 
     def _map(self, cut: Cut) -> FittedCut:
         """In float32: replays are not more exact."""
-        statistics = self.task.activations.statistics(cut, numbers=self.numbers)
-        statistics.diagonal = self.task.diagonal
-        fit = RidgeFit.of(statistics, ridge=self.task.spec.method.ridge)
+        task = self.task
+        statistics = task.activations.statistics(cut, numbers=self.numbers, diagonal=task.diagonal)
+        fit = RidgeFit.of(statistics, ridge=task.spec.method.ridge)
         self.rows[cut], self.sinks = fit.row(), max(self.sinks, statistics.sinks)
         return FittedCut(cut=cut, delta=fit.from_fit_tokens.delta.to(PRODUCT_DTYPE))
 

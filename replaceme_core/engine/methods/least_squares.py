@@ -69,8 +69,8 @@ def fit_named(task: Task, removed: Sequence[int], fit: Fit) -> Pruning:
     """
     fitted = list[CutFit]()
     for cut in runs(removed):
-        statistics = task.activations.statistics(cut, done=[one.from_all_tokens for one in fitted])
-        statistics.diagonal = task.diagonal
+        done = [one.from_all_tokens for one in fitted]
+        statistics = task.activations.statistics(cut, done=done, diagonal=task.diagonal)
         if not fitted:
             task.begin(Stage.SOLVE)
         fitted.append(fit(statistics))

@@ -6,6 +6,7 @@ import torch
 from replaceme_core.engine.activations.cut_sums import CutStatistics, schedule
 from replaceme_core.engine.model.changes import Cut
 from replaceme_core.engine.numerics.stream import Stream, token_weights
+from replaceme_core.engine.numerics.sums import Moments
 from tests.fixtures.models.activations import of_one_source
 from tests.fixtures.models.tiny import token_ids
 
@@ -33,7 +34,8 @@ def test_tokens_count_by_the_lesser_weight_of_both_ends(
     for values, sinks in ((kept, kept_sinks), (write, kept_sinks), (end, end_sinks)):
         for token in sinks:
             values[token] *= 1000
-    sums = CutStatistics.zeros(Cut(start=1, end=1), width=WIDTH, device=CPU, diagonal=False)
+    fit, held_out = (Moments.zeros(WIDTH, device=CPU) for _ in range(2))
+    sums = CutStatistics(cut=Cut(start=1, end=1), done=(), fit=fit, held_out=held_out, diagonal=False)
     gram, cross = torch.zeros(2, WIDTH, WIDTH, dtype=torch.float64)
     error = target = 0.0
     for first in (0, TOKENS):
