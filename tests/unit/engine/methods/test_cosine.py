@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from replaceme_core.engine.methods import cosine as module
 from replaceme_core.engine.methods.cosine import COSINE_RATE, descend
 from replaceme_core.engine.methods.least_squares import fit_cut
 from replaceme_core.engine.methods.task import Task
 from replaceme_core.engine.model.changes import Cut, FittedCut, run_pruned
-from replaceme_core.engine.numerics.cosine import CosineFit, CosineTokens, annealed
+from replaceme_core.engine.numerics.cosine import CosineFit, annealed, cosine_tokens
 from tests.fixtures.models.activations import dense_pass
 from tests.fixtures.models.tasks import carry_out, make_task, sampled
 from tests.fixtures.models.tiny import WIDTH, tiny_model
@@ -26,12 +27,12 @@ def make(*, keep: bool = False, **fields: object) -> Task:
 
 
 @torch.inference_mode()
-def ends(task: Task, tokens: torch.Tensor, done: list[FittedCut]) -> CosineTokens:
+def ends(task: Task, tokens: torch.Tensor, done: list[FittedCut]) -> TensorDataset:
     """What the descent works on, from plain passes."""
     block_runner = task.block_runner
     kept, write = run_pruned(block_runner, block_runner.enter(tokens), done=done, until=CUT.anchor)
     end = dense_pass(tiny_model(), tokens)[0][CUT.end + 1]
-    return CosineTokens.exact(write=write.flatten(0, 1), kept=kept.flatten(0, 1), end=end.flatten(0, 1))
+    return cosine_tokens(write.flatten(0, 1), kept.flatten(0, 1), end.flatten(0, 1), light=False)
 
 
 @pytest.mark.parametrize("done", [[], DONE], ids=["dense prefix", "pruned prefix"])
@@ -47,12 +48,12 @@ def test_each_step_takes_a_buffer_of_the_tokens_in_order(
     if keep:
         task.activations.capture()
     found = descend(task.activations, START, done=done, diagonal=False, light=False)
-    fit_tokens, held_out = ends(task, FIT, done), ends(task, HELD_OUT, done).select(torch.arange(50))
-    fit = CosineFit.start(START.delta, diagonal=False, rate=COSINE_RATE)
+    fit_tokens, held_out = ends(task, FIT, done), TensorDataset(*ends(task, HELD_OUT, done)[:50])
+    fit = CosineFit(START.delta, diagonal=False)
     losses, order = [fit.loss(held_out)], torch.Generator().manual_seed(0)
     for step in range(3):
-        fit.rate = annealed(COSINE_RATE, done=step / 3)
-        fit.epoch(fit_tokens.select(torch.arange(50 * step, 50 * (step + 1))), order=order)
+        some = TensorDataset(*fit_tokens[50 * step : 50 * (step + 1)])
+        fit.epoch(some, rate=annealed(COSINE_RATE, done=step / 3), order=order)
         losses.append(fit.loss(held_out))
     assert (found.before, found.after) == pytest.approx((losses[0], min(losses)), rel=1e-4)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from replaceme_core.engine.numerics import solve as module
-from replaceme_core.engine.numerics.cosine import BATCH_TOKENS, CosineFit, CosineTokens, annealed
+from replaceme_core.engine.numerics.cosine import BATCH_TOKENS, CosineFit, annealed, cosine_tokens
 from replaceme_core.engine.numerics.solve import choose_ridge, folded, solve_delta
 from replaceme_core.engine.numerics.stream import Stream
 from replaceme_core.engine.numerics.sums import Moments
@@ -204,8 +204,8 @@ def definition(data: dict[str, torch.Tensor], change: torch.Tensor, *, light: bo
 def test_the_steps_are_those_of_adam_on_the_loss_of_the_paper(diagonal: bool, light: bool) -> None:
     data = turned_streams()
     start = 0.1 * torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    tokens = (CosineTokens.light if light else CosineTokens.exact)(**data)
-    fit = CosineFit.start(start, diagonal=diagonal, rate=RATE)
+    tokens = cosine_tokens(**data, light=light)
+    fit = CosineFit(start, diagonal=diagonal)
     change = (start.diagonal() if diagonal else start).float().clone().requires_grad_()
     adam = torch.optim.Adam([change], lr=RATE)
     order = torch.Generator().manual_seed(0)
@@ -215,7 +215,7 @@ def test_the_steps_are_those_of_adam_on_the_loss_of_the_paper(diagonal: bool, li
         adam.zero_grad()
         loss.backward()
         adam.step()
-        fit.epoch(tokens, order=order)
+        fit.epoch(tokens, rate=RATE, order=order)
     torch.testing.assert_close(fit.delta, change.detach(), rtol=1e-3, atol=1e-4)
 
 
@@ -224,11 +224,11 @@ def test_a_token_with_a_massive_activation_counts_as_one_and_zeros_are_no_error(
     long = {name: values.clone() for name, values in data.items()}
     for values in long.values():
         values[0] *= 1e4
-    fit = CosineFit.start(torch.zeros(WIDTH, WIDTH), diagonal=False, rate=RATE)
-    expected = fit.loss(CosineTokens.exact(**data))
-    assert fit.loss(CosineTokens.exact(**long)) == pytest.approx(expected, rel=1e-5)
-    zeros = CosineTokens.exact(**{name: torch.zeros_like(values) for name, values in data.items()})
-    fit.epoch(zeros, order=torch.Generator().manual_seed(0))
+    fit = CosineFit(torch.zeros(WIDTH, WIDTH), diagonal=False)
+    expected = fit.loss(cosine_tokens(**data, light=False))
+    assert fit.loss(cosine_tokens(**long, light=False)) == pytest.approx(expected, rel=1e-5)
+    zeros = cosine_tokens(**{name: torch.zeros_like(values) for name, values in data.items()}, light=False)
+    fit.epoch(zeros, rate=RATE, order=torch.Generator().manual_seed(0))
     assert torch.isfinite(fit.delta).all()
 
 
@@ -240,6 +240,6 @@ def test_the_rate_falls_to_a_tenth() -> None:
 
 def test_an_epoch_takes_every_token_once_in_batches() -> None:
     data = turned_streams(2 * BATCH_TOKENS + 5)
-    fit = CosineFit.start(torch.zeros(WIDTH, WIDTH), diagonal=False, rate=RATE)
-    fit.epoch(CosineTokens.exact(**data), order=torch.Generator().manual_seed(0))
+    fit = CosineFit(torch.zeros(WIDTH, WIDTH), diagonal=False)
+    fit.epoch(cosine_tokens(**data, light=False), rate=RATE, order=torch.Generator().manual_seed(0))
     assert fit._adam.state[fit.delta]["step"] == 3
