@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from replaceme_core.engine.activations.capture import Activations
-from replaceme_core.engine.methods.refit_projections import Refit, Strength, refit_kept
+from replaceme_core.engine.methods.refit import Refit, Strength, refit_kept
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import WeightChange, apply_changes, fold, remove_blocks
 from replaceme_core.errors import NumericalFailure

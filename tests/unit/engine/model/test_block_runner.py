@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from replaceme_core.engine.methods.refit_projections import Strength, refit_kept
+from replaceme_core.engine.methods.refit import Strength, refit_kept
 from replaceme_core.engine.model import block_runner as module
 from replaceme_core.engine.model.block_runner import BlockRunner, replace_forward, returning, summed_loss
 from replaceme_core.engine.model.changes import Cut
