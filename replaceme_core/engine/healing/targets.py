@@ -41,7 +41,7 @@ LEAST_REST = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Targets(Dataset[dict[str, torch.Tensor]]):
+class Targets(Dataset[dict[str, object]]):
     """`tokens` (sequences, length); per position the `likeliest` next ones (sequences, length, n) with their
     `log_probabilities` in nats, and in `rest` (sequences, length) the logarithm of the probability of all others."""
 
@@ -73,18 +73,22 @@ class Targets(Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        return {name: values[number] for name, values in vars(self).items()}
+    def __getitem__(self, number: int) -> dict[str, object]:
+        """What the model reads, and the arguments of `loss_of` after its logits."""
+        labels = self.likeliest[number], self.log_probabilities[number], self.rest[number]
+        return {"input_ids": self.tokens[number].long(), "labels": labels}
 
 
-def loss_of(logits: torch.Tensor, targets: dict[str, torch.Tensor]) -> torch.Tensor:
+def loss_of(
+    logits: torch.Tensor, likeliest: torch.Tensor, log_probabilities: torch.Tensor, rest: torch.Tensor
+) -> torch.Tensor:
     """The mean Kullback-Leibler divergence, in nats, of `logits` (sequences, length, vocabulary) from the targets.
 
     All tokens that are not among the likeliest are one class.
     """
     logits = logits.float()
-    wanted, rest = targets["log_probabilities"].float(), targets["rest"].float()
-    found = logits.gather(-1, targets["likeliest"].long()) - logits.logsumexp(-1, keepdim=True)
+    wanted, rest = log_probabilities.float(), rest.float()
+    found = logits.gather(-1, likeliest.long()) - logits.logsumexp(-1, keepdim=True)
     found_rest = torch.log1p(-found.exp().sum(-1).clamp(max=1 - LEAST_REST))
     divergence = (wanted.exp() * (wanted - found)).sum(-1) + rest.exp() * (rest - found_rest)
     return divergence.mean()

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.data import default_collate
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
@@ -166,7 +166,7 @@ class Training(TrainerCallback):
         if computed_twice:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})  # inputs need no gradient
         os.environ[_DEVICE] = str(device)
-        arguments = _Arguments(
+        arguments = TrainingArguments(
             output_dir=str(self.place),
             max_steps=steps,
             per_device_train_batch_size=at_once,
@@ -188,13 +188,21 @@ class Training(TrainerCallback):
             remove_unused_columns=False,
             dataloader_pin_memory=device.type != "cpu",
         )
-        trainer = _Distillation(
+        # the library would take the first GPU, and divide a batch among all that there are
+        vars(arguments).update(_setup_devices=device, _n_gpu=min(arguments.n_gpu, 1))
+        if device.type != "cpu":
+            torch.get_device_module(device).set_device(device)
+        trainer = Trainer(
             model=self.model,
             args=arguments,
+            data_collator=default_collate,
             train_dataset=self.targets,
+            compute_loss_func=lambda output, targets, **_: loss_of(output.logits, *targets),
             callbacks=[self],
             optimizers=(_optimizer(self.model, spec.heal.learning_rate), None),
         )
+        trainer.loss_is_scaled_for_ga = False  # it is the mean of a part of a batch
+        of_text.use_cache = False
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=checkpoint)
         done = self._tokens(trainer.state.global_step) - self._tokens(first)
@@ -265,32 +273,6 @@ class Training(TrainerCallback):
             save_file({name: weight.contiguous() for name, weight in weights.items()}, draft)
             draft.replace(self.place / BEST)
         self._judging += time.monotonic() - began
-
-
-class _Arguments(TrainingArguments):
-    """On the device of the job: the library would take the first GPU, and divide a batch among all that there are."""
-
-    @cached_property
-    def _setup_devices(self) -> torch.device:
-        _ = super()._setup_devices
-        self._n_gpu, device = min(self._n_gpu, 1), torch.device(os.environ[_DEVICE])
-        if device.type != "cpu":
-            torch.get_device_module(device).set_device(device)
-        return device
-
-
-class _Distillation(Trainer):
-    loss_is_scaled_for_ga = False
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """The divergence from the original, on a part of a batch."""
-        return loss_of(model(input_ids=inputs["tokens"].long(), use_cache=False).logits, inputs)
 
 
 def _optimizer(model: PreTrainedModel, learning_rate: float) -> torch.optim.Optimizer:
