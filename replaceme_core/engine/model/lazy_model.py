@@ -9,7 +9,6 @@ Names and layouts in files may differ from those of the live model (experts are 
 are loaded): transformers' own conversion is used wherever more than a name changes.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -232,16 +231,16 @@ class ModelFiles:
             setattr(module, leaf, nn.Parameter(values, requires_grad=False) if name in self.meta else values)
         several = self.converted.get(block, [])
         if several:
-            with _without_threads():
-                found, _ = convert_and_load_state_dict_in_model(
-                    self.model,
-                    {stored.name: stored if ahead is None else ahead.pop(stored.name) for stored in several},
-                    LoadStateDictConfig(
-                        device_map={"": self.device},
-                        dtype=self.model.dtype,
-                        weight_mapping=self.conversions,  # type: ignore[arg-type]  # typed too narrowly
-                    ),
-                )
+            found, _ = convert_and_load_state_dict_in_model(
+                self.model,
+                {stored.name: stored if ahead is None else ahead.pop(stored.name) for stored in several},
+                LoadStateDictConfig(
+                    # of a model with a part on disk the library reads nothing ahead, as is right here
+                    device_map={"": self.device, "no such module": "disk"},
+                    dtype=self.model.dtype,
+                    weight_mapping=self.conversions,  # type: ignore[arg-type]  # typed too narrowly
+                ),
+            )
             if found.mismatched_keys:
                 raise does_not_fit("mismatched", sorted(str(one[0]) for one in found.mismatched_keys))
             if found.conversion_errors:
@@ -272,18 +271,3 @@ def _parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
-
-
-@contextmanager
-def _without_threads() -> Iterator[None]:
-    """Let transformers convert without threads that read ahead."""
-    name = "HF_DEACTIVATE_ASYNC_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
