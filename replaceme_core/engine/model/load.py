@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_utils import str_to_torch_dtype
 from transformers.utils import logging as transformers_logging
 
 from replaceme_core.engine.model.known_keys import (
@@ -38,7 +39,7 @@ from replaceme_core.engine.model.known_keys import (
     known_options,
     known_preparation,
 )
-from replaceme_core.engine.model.safetensors_io import STORED_DTYPES, all_finite, tensors_of
+from replaceme_core.engine.model.safetensors_io import all_finite, tensors_of
 from replaceme_core.engine.text.limits import ends_badly
 from replaceme_core.errors import BrokenModel, InvalidInput
 from replaceme_core.families.layout import FAMILIES, IMAGE_MODEL, LANGUAGE_MODEL
@@ -83,7 +84,7 @@ def stored_weights(directory: Path) -> StoredWeights:
     tensors = read_weights(admit_config(content), content, tensors_of(weight_files(directory)))
     counts = Counter[torch.dtype]()
     for stored in tensors:
-        counts[STORED_DTYPES[stored.dtype]] += stored.numel
+        counts[str_to_torch_dtype[stored.dtype]] += stored.numel
     config = load_config(directory)
     _check_values(config, counts.total(), options=_without_pooler(config, (stored.name for stored in tensors)))
     return StoredWeights(dtype=counts.most_common(1)[0][0], values=counts.total())

@@ -12,24 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from transformers.modeling_utils import str_to_torch_dtype
 
 from replaceme_core.errors import BrokenModel
 from replaceme_core.hub.safetensors_header import TensorPlace, damaged, read_headers
 
-STORED_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "BOOL": torch.bool,
-}
-_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in str_to_torch_dtype.items()}
 _COPY_BYTES = 16 * 2**20
 
 
@@ -49,7 +37,7 @@ class StoredTensor(TensorPlace):
 
         `pinned`: in memory from which an accelerator copies while other work goes on.
         """
-        dtype = STORED_DTYPES[self.dtype]
+        dtype = str_to_torch_dtype[self.dtype]
         try:
             values = read_tensor(self.path, offset=self.offset, shape=self.shape, dtype=dtype, pinned=pinned)
         except EOFError:
