@@ -6,7 +6,6 @@ the weights as they are stored (`model/changes.py`). A method runs in the stage 
 the request names the blocks and nothing is left to choose, and then `solve`.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -22,6 +21,7 @@ from replaceme_core.request.removal import check_rank, check_structure
 from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import Progress, Stage
+from replaceme_core.wording import json_safe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +88,7 @@ class Candidate:
     def as_dict(self) -> dict[str, object]:
         """For JSON, which has no NaN and no infinity: a value that is not finite is `None`, not known."""
         values = {**asdict(self), "source_losses": dict(self.source_losses)}
-        return {name: _finite(value) for name, value in values.items()}
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return {name: json_safe(value, name=lambda _: None) for name, value in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
