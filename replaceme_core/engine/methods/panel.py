@@ -26,8 +26,6 @@ class Panel:
 
     batches: Mapping[int, Batch]
     names: Sequence[str] = ("text",)
-    counted: Collection[int] | None = None
-    """The sources that count in `mean`; `None`: all."""
     unit: str = "nats"
     """Of `mean`."""
 
@@ -42,6 +40,12 @@ class Panel:
         """Every second batch of each source."""
         return replace(self, batches={number: one for number, one in self.batches.items() if not one.second_half})
 
+    def written_by_people(self) -> "Panel":
+        """Without the model's own text and what is built to be recalled or answered."""
+        made = (SELF_GENERATED, REPEATED, QUESTIONS)
+        written = {number: one for number, one in self.batches.items() if self.names[one.source] not in made}
+        return replace(self, batches=written)
+
     @property
     def sources(self) -> list[int]:
         return sorted({batch.source for batch in self.batches.values()})
@@ -50,11 +54,6 @@ class Panel:
         """Mean loss in nats per prediction on one source."""
         some = {number: batch for number, batch in self.batches.items() if batch.source == source}
         return sum(losses[number] for number in some) / sum(batch.predictions for batch in some.values())
-
-    def written_by_people(self) -> "Panel":
-        """The same, on which neither the model's own text counts nor what is built to be recalled or answered."""
-        made = (SELF_GENERATED, REPEATED, QUESTIONS)
-        return replace(self, counted=[source for source in self.sources if self.names[source] not in made])
 
     def by_source(self, losses: Losses) -> tuple[tuple[str, float], ...]:
         """The name of each source with the mean loss on it, in nats per prediction."""
@@ -69,7 +68,7 @@ class Panel:
 
         The difference of two means is the logarithm of the geometric mean of the ratios of the perplexities.
         """
-        return fmean(self._of(losses, source) for source in (self.sources if self.counted is None else self.counted))
+        return fmean(self._of(losses, source) for source in self.sources)
 
     def error(self, losses: Losses, than: Losses) -> float:
         """The standard error of the difference of two means, from the differences by batch.

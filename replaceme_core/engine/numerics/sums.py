@@ -57,13 +57,7 @@ class Moments:
         self.tokens += write.shape[0]
 
     def __add__(self, other: Self) -> Self:
-        return type(self)(
-            gram=self.gram + other.gram,
-            cross=self.cross + other.cross,
-            error=self.error + other.error,
-            target=self.target + other.target,
-            tokens=self.tokens + other.tokens,
-        )
+        return type(self)(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
     def residual(self, delta: torch.Tensor) -> float:
         """The relative residual |M D - E|^2 / |L_end|^2 at the end of the cut for D = `delta` (f, d), from the sums."""
