@@ -87,20 +87,17 @@ class ResolvedCalibration(CalibrationSpec):
     def judges(self) -> tuple[bool, ...]:
         """Of each source of the mix: whether it has held-out sequences beside those of the samples.
 
-        The text of `judged_on` has, unless it is the only text, and so has a text whose share is 0.
+        The text of `judged_on` has, unless it is the only text, and so has a text whose share is 0; the model's own
+        text has where another one is fitted.
         """
-        fitted = [source for source in self.mix if not source.self_generated and source.share > 0]
-        has_others = any(source.name != self.judged_on for source in fitted)
+        fitted = [source.name for source in self.mix if not source.self_generated and source.share > 0]
+        has_others = any(name != self.judged_on for name in fitted)
         return tuple(
-            not source.self_generated and (source.share == 0 or (has_others and source.name == self.judged_on))
+            source.share > 0 and bool(fitted)
+            if source.self_generated
+            else source.share == 0 or (has_others and source.name == self.judged_on)
             for source in self.mix
         )
-
-    @property
-    def own_judges(self) -> bool:
-        """Whether the model's own text has held-out sequences beside those of the samples: where a text has these."""
-        texts = sum(source.share for source in self.mix if not source.self_generated)
-        return self.generated_share > 0 and texts > 0
 
     @property
     def judging(self) -> int:
@@ -111,15 +108,14 @@ class ResolvedCalibration(CalibrationSpec):
     @property
     def generating(self) -> int:
         """How many sequences the model generates, about."""
-        if not self.own_judges:
-            return round(self.samples * self.generated_share)
-        return round((self.samples - held_out_samples(self.samples)) * self.generated_share) + self.judging
+        judges = any(judge and source.self_generated for source, judge in zip(self.mix, self.judges, strict=True))
+        samples = self.samples - (held_out_samples(self.samples) if judges else 0)
+        return round(samples * self.generated_share) + (self.judging if judges else 0)
 
     @property
     def beside_samples(self) -> int:
         """How many sequences calibrate and judge that are not part of `samples`, at most."""
-        sources = sum(self.judges) + self.own_judges + 2 * (self.repeating > 0)
-        return sources * self.judging + self.repeating
+        return (sum(self.judges) + 2 * (self.repeating > 0)) * self.judging + self.repeating
 
 
 class ResolvedMethod(MethodSpec):

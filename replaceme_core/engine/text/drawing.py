@@ -100,11 +100,7 @@ def sequence_counts(calibration: ResolvedCalibration, *, measure: int) -> tuple[
     A text has at least one fitted sequence and one that is held out. The model's own text and the one of `judges` have
     held-out sequences beside those of the samples instead.
     """
-    mix, held_out = calibration.mix, held_out_samples(calibration.samples)
-    beside = [
-        judge or (source.self_generated and calibration.own_judges)
-        for source, judge in zip(mix, calibration.judges, strict=True)
-    ]
+    mix, beside, held_out = calibration.mix, calibration.judges, held_out_samples(calibration.samples)
     least = [0 if source.self_generated or other else 1 for source, other in zip(mix, beside, strict=True)]
     fits = divide(calibration.samples - held_out, [source.share for source in mix], least=least)
     shares = [0.0 if other else source.share for source, other in zip(mix, beside, strict=True)]

@@ -85,7 +85,7 @@ def test_counts_are_complete_and_follow_the_shares(shares: list[float], more: in
             assert one.held_out >= 1
             assert abs(one.held_out - held_out * share / texts) < len(sources)
     assert sum(one.fit for one in found) == samples - held_out
-    assert sum(one.held_out for one in found) == held_out + resolved.judging * resolved.own_judges
+    assert sum(one.held_out for one in found) == held_out + resolved.judging * ("self_generated" in sources[-1])
 
 
 LENGTH = 8
