@@ -8,10 +8,10 @@ block is are kept up to date here, and compared with what others compute from th
 import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import Field, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from importlib.resources import files
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
@@ -299,16 +299,8 @@ _OLDER_PATTERNS = """
 """Keys of older configs from which classes compute a list that is missing, and keep them as they are."""
 
 
-class Config(Protocol):
-    """A config of transformers."""
-
-    num_hidden_layers: int
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
-    def to_dict(self) -> dict[str, object]: ...
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, object]) -> Self: ...
+Config = Any
+"""A config of transformers, which is not imported here."""
 
 
 def follow_blocks(config: Config, *, layout: Layout, kept: Sequence[int]) -> None:
@@ -347,7 +339,7 @@ def follow_blocks(config: Config, *, layout: Layout, kept: Sequence[int]) -> Non
     if isinstance(stages, list) and len(stages) == blocks + 1:
         places = [stage % len(stages) for stage in getattr(config, "out_indices", None) or ()]
         setattr(config, STAGES, stages[: len(kept) + 1])
-        setattr(config, "out_indices", sorted({sum(index < place for index in kept) for place in places}))  # noqa: B010
+        config.out_indices = sorted({sum(index < place for index in kept) for place in places})
     if isinstance(own, dict):
         by_index = {int(index): values for index, values in own.items()}
         of_kept = {slot: by_index[index] for slot, index in enumerate(kept) if index in by_index}
@@ -375,7 +367,7 @@ def irregular_lists(config: Config, *, layout: Layout) -> tuple[str, ...]:
     return tuple(name for name, values in lists.items() if list(getattr(computed, name, None) or ()) != values)
 
 
-def first_blocks(config: object, *, layout: Layout) -> int:
+def first_blocks(config: Config, *, layout: Layout) -> int:
     """How many of the first blocks must stay, by the whole config of a model."""
     entries = config
     for name in () if layout.first_stay is None else layout.first_stay.split("."):
