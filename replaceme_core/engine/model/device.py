@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 from typing import Literal
 
 import psutil
@@ -18,20 +19,13 @@ def free_bytes(device: torch.device) -> int:
     """Bytes that this process may still allocate: the least of machine, control groups and address space limit."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    allowed = free_group_memory()
-    available = int(psutil.virtual_memory().available)
-    return min(available if allowed is None else min(available, allowed), _address_bytes())
-
-
-def _address_bytes() -> int:
-    if os.name != "posix":
-        return 2**63
-    import resource
-
+    free = [int(psutil.virtual_memory().available)]
+    if (allowed := free_group_memory()) is not None:
+        free.append(allowed)
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit == resource.RLIM_INFINITY:
-        return 2**63
-    return limit - int(psutil.Process().memory_info().vms)
+    if limit != resource.RLIM_INFINITY:
+        free.append(limit - int(psutil.Process().memory_info().vms))
+    return min(free)
 
 
 CpuDtype = Literal["float32", "bfloat16"]
