@@ -24,8 +24,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from replaceme_core.engine.activations.capture import Losses
-from replaceme_core.engine.activations.cut_sums import Batch
+from replaceme_core.engine.activations.capture import Batch, Losses
 from replaceme_core.engine.healing.targets import Targets, loss_of
 from replaceme_core.engine.methods.panel import Panel
 from replaceme_core.engine.model.device import free_bytes

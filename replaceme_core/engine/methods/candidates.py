@@ -12,8 +12,7 @@ from functools import cache
 from heapq import nsmallest
 from typing import TypeVar
 
-from replaceme_core.engine.activations.capture import Activations, Losses
-from replaceme_core.engine.activations.cut_sums import CutStatistics
+from replaceme_core.engine.activations.capture import Activations, CutStatistics, Losses
 from replaceme_core.engine.methods.panel import Panel, report_dense_loss, variant_losses
 from replaceme_core.engine.methods.task import Candidate, PartOfStage, Task
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, runs, windows

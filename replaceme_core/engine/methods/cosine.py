@@ -13,8 +13,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import TensorDataset
 
-from replaceme_core.engine.activations.capture import Activations
-from replaceme_core.engine.activations.cut_sums import CutStatistics
+from replaceme_core.engine.activations.capture import Activations, CutStatistics
 from replaceme_core.engine.methods.least_squares import CutFit, fit_cut, fit_cuts
 from replaceme_core.engine.methods.task import Pruning, Task
 from replaceme_core.engine.model.changes import Cut, FittedCut

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from replaceme_core.engine.activations.cut_sums import CutStatistics
+from replaceme_core.engine.activations.capture import CutStatistics
 from replaceme_core.engine.methods.as_published import as_published
 from replaceme_core.engine.methods.candidates import RidgeFit, blocks_of, rank
 from replaceme_core.engine.methods.panel import Panel, variant_losses, with_or_without

@@ -11,8 +11,7 @@ from statistics import fmean
 
 import torch
 
-from replaceme_core.engine.activations.capture import Activations, Losses
-from replaceme_core.engine.activations.cut_sums import Batch
+from replaceme_core.engine.activations.capture import Activations, Batch, Losses
 from replaceme_core.engine.methods.task import Candidate, Task
 from replaceme_core.engine.model.block_runner import BlockRunner, summed_loss
 from replaceme_core.engine.model.changes import Variant

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from replaceme_core.engine.activations.capture import Activations
-from replaceme_core.engine.activations.cut_sums import CutStatistics
+from replaceme_core.engine.activations.capture import Activations, CutStatistics
 from replaceme_core.engine.activations.tensor_store import DamagedStore, FileStore, activation_bytes
 from replaceme_core.engine.methods.least_squares import fit_cut
 from replaceme_core.engine.methods.panel import variant_losses

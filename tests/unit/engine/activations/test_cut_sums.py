@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from replaceme_core.engine.activations.cut_sums import CutStatistics, schedule
+from replaceme_core.engine.activations.capture import CutStatistics, schedule
 from replaceme_core.engine.model.changes import Cut
 from replaceme_core.engine.numerics.stream import Stream, token_weights
 from replaceme_core.engine.numerics.sums import Moments

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 
-from replaceme_core.engine.activations.cut_sums import CutStatistics
+from replaceme_core.engine.activations.capture import CutStatistics
 from replaceme_core.engine.methods.candidates import first_lap
 from replaceme_core.engine.methods.least_squares import CutFit, fit_cut, fit_named
 from replaceme_core.engine.methods.task import Pruning, Task

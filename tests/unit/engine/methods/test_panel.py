@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from replaceme_core.engine.activations.cut_sums import Batch
+from replaceme_core.engine.activations.capture import Batch
 from replaceme_core.engine.methods.panel import Panel, variant_losses
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant
