@@ -7,6 +7,7 @@ blocks after its first difference from the dense model run.
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from statistics import fmean
 
 import torch
@@ -114,18 +115,9 @@ def variant_losses(
 
 def _together(activations: Activations, numbers: Iterable[int]) -> Iterator[list[int]]:
     """`numbers` in order, those of one shape together, up to the sequences of a batch of the pass."""
-    group: list[int] = []
-    for number in numbers:
-        batch = activations.batches[number]
-        if group:
-            first = activations.batches[group[0]]
-            fits = (len(group) + 1) * len(batch.tokens) <= activations.batch_size
-            if not fits or batch.tokens.shape != first.tokens.shape:
-                yield group
-                group = []
-        group.append(number)
-    if group:
-        yield group
+    for shape, some in groupby(numbers, key=lambda number: activations.batches[number].tokens.shape):
+        while together := list(islice(some, max(1, activations.batch_size // shape[0]))):
+            yield together
 
 
 def losses_without_each(

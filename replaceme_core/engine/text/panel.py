@@ -4,7 +4,6 @@ Perplexity on ordinary text hardly shows whether a model still copies what it ha
 """
 
 import math
-from collections import Counter
 from dataclasses import replace
 from importlib import resources
 from itertools import zip_longest
@@ -59,12 +58,8 @@ def with_panel(
 
 def _in_turn(sequences: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
     """The first sequence of each source, then the second of each, and so on."""
-    seen: Counter[int] = Counter()
-    places: list[tuple[int, int, int]] = []
-    for number, source in enumerate(sources.tolist()):
-        places.append((seen[source], source, number))
-        seen[source] += 1
-    return sequences[[number for _, _, number in sorted(places)]]
+    by_source = (sequences[sources == source] for source in sources.unique())
+    return torch.stack([one for turn in zip_longest(*by_source) for one in turn if one is not None])
 
 
 def repeat_passages(sequences: torch.Tensor, *, prefix: int) -> torch.Tensor:
