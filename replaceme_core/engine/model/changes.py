@@ -16,7 +16,7 @@ from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.lazy_model import ModelFiles, files_of, load_block
 from replaceme_core.engine.numerics.solve import folded
 from replaceme_core.engine.numerics.sums import PRODUCT_DTYPE, SOLVE_DTYPE
-from replaceme_core.errors import InvalidInput, NumericalFailure
+from replaceme_core.errors import NumericalFailure
 from replaceme_core.families.layout import Weight, follow_blocks
 from replaceme_core.families.resolve import ResolvedModel, along, with_biases
 from replaceme_core.request.removal import runs_of
@@ -204,14 +204,8 @@ def apply_changes(resolved: ResolvedModel, changes: Sequence[Change]) -> None:
 
 
 def kept_blocks(blocks: int, removed: Sequence[int]) -> list[int]:
-    """The indices of the blocks that stay, in order. Raises `InvalidInput` where one of `removed` cannot go."""
-    gone = set(removed)
-    wrong = [block for block in sorted(gone) if not 1 <= block < blocks]
-    if wrong:
-        raise InvalidInput(
-            f"block {wrong[0]} cannot be removed: blocks 1 to {blocks - 1} can", field="drop", value=sorted(gone)
-        )
-    return [block for block in range(blocks) if block not in gone]
+    """The indices of the blocks that stay, in order."""
+    return sorted({*range(blocks)}.difference(removed))
 
 
 @torch.no_grad()
