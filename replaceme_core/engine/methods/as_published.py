@@ -24,7 +24,7 @@ def as_published(task: Task) -> Pruning:
     ridge = task.spec.method.ridge
     if task.spec.drop is not None:
         cuts = runs(task.spec.drop)
-        candidates = [Candidate(start=cut.start, end=cut.end, ridge=ridge, chosen=True) for cut in cuts]
+        candidates = [Candidate(cut=cut, ridge=ridge, chosen=True) for cut in cuts]
     else:
         angles = capture_distances(task.activations, allowed_windows(task), last_tokens=True)
         task.begin(Stage.SELECT)

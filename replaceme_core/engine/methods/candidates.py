@@ -82,8 +82,7 @@ class RidgeFit:
     def row(self) -> Candidate:
         """What is known before the blocks after the cut are run. An infinite ridge makes no map."""
         return Candidate(
-            start=self.statistics.cut.start,
-            end=self.statistics.cut.end,
+            cut=self.statistics.cut,
             distance=self.statistics.angle.value,
             residual=self.residual,
             ridge=None if math.isinf(self.ridge) else self.ridge,
@@ -251,7 +250,7 @@ def choose_one_by_one(task: Task) -> tuple[Blocks, list[Candidate]]:
             best = min(best, before + costs[block])
         taken = min(some_of(tried), key=lambda block: costs[block])
         for block in tried:
-            row = Candidate(start=block, end=block, chosen=block == taken, step=step)
+            row = Candidate(cut=Cut.of(block), chosen=block == taken, step=step)
             table.append(sets.panel.row(row, sets.tried[tuple(sorted([*removed, block]))]))
         removed, before = tuple(sorted([*removed, taken])), best
         del costs[taken]
@@ -270,10 +269,7 @@ def least_distance(
 ) -> tuple[list[Cut], list[Candidate]]:
     """The `named` cuts, or the one of least distance across it; and a row for each of `angles`."""
     chosen = named or [min(angles, key=lambda cut: angles[cut].value)]
-    return chosen, [
-        Candidate(start=cut.start, end=cut.end, distance=angle.value, chosen=cut in chosen)
-        for cut, angle in angles.items()
-    ]
+    return chosen, [Candidate(cut=cut, distance=angle.value, chosen=cut in chosen) for cut, angle in angles.items()]
 
 
 def some_of(candidates: Sequence[Removable]) -> Sequence[Removable]:

@@ -42,7 +42,7 @@ def _named(task: Task, cuts: list[Cut]) -> tuple[list[Cut], list[Candidate]]:
             )
     task.begin(Stage.SELECT)
     report_result(task, merged_losses(task.activations, cuts))
-    return cuts, [Candidate(start=cut.start, end=cut.end, chosen=True) for cut in cuts]
+    return cuts, [Candidate(cut=cut, chosen=True) for cut in cuts]
 
 
 def _best_window(task: Task) -> tuple[list[Cut], list[Candidate]]:
@@ -66,8 +66,7 @@ def _best_window(task: Task) -> tuple[list[Cut], list[Candidate]]:
     winner = min(tried, key=lambda cut: panel.mean(losses[cut]))
     candidates = [
         Candidate(
-            start=cut.start,
-            end=cut.end,
+            cut=cut,
             distance=distances[cut],
             held_out_loss=panel.mean(losses[cut]) if cut in losses else None,
             chosen=cut == winner,

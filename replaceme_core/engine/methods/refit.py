@@ -62,7 +62,7 @@ def refit(task: Task) -> Pruning:
 def _chosen(task: Task) -> tuple[Sequence[int], Sequence[Candidate]]:
     """The blocks to remove, and the table that explains them."""
     if task.spec.drop is not None:
-        return sorted(task.spec.drop), [Candidate(start=block, end=block, chosen=True) for block in task.spec.drop]
+        return sorted(task.spec.drop), [Candidate(cut=Cut.of(block), chosen=True) for block in task.spec.drop]
     method = task.spec.method
     if method.groups == 1 and method.selection is Selection.ONE_BY_ONE:
         return choose_one_by_one(task)

@@ -32,7 +32,7 @@ def block_influence(task: Task) -> Pruning:
     The influence of block i is 1 - mean cos(X_i, X_i+1) (ShortGPT, arXiv 2403.03853).
     """
     blocks = range(1, len(task.block_runner.blocks)) if task.spec.drop is None else task.spec.drop
-    angles = capture_distances(task.activations, [Cut(start=block, end=block) for block in blocks])
+    angles = capture_distances(task.activations, [Cut.of(block) for block in blocks])
     task.progress.metric("tokens", task.activations.count(), "tokens")
     task.begin(Stage.SELECT)
     influence = {cut.start: angle.influence for cut, angle in angles.items()}
@@ -41,13 +41,7 @@ def block_influence(task: Task) -> Pruning:
         left = [block for block in influence if block not in removed and task.activations.may_go([*removed, block])]
         removed.append(min(some_of(left), key=lambda block: influence[block]))
     candidates = [
-        Candidate(
-            start=cut.start,
-            end=cut.end,
-            distance=angle.value,
-            influence=angle.influence,
-            chosen=cut.start in removed,
-        )
+        Candidate(cut=cut, distance=angle.value, influence=angle.influence, chosen=cut.start in removed)
         for cut, angle in angles.items()
     ]
     return _plain_removal(task, removed, candidates)
@@ -61,7 +55,7 @@ def perplexity_greedy(task: Task) -> Pruning:
     """
     if task.spec.drop is not None:
         task.begin(Stage.SELECT)
-        named = [Candidate(start=block, end=block, chosen=True) for block in task.spec.drop]
+        named = [Candidate(cut=Cut.of(block), chosen=True) for block in task.spec.drop]
         return _plain_removal(task, task.spec.drop, named)
     batches = evidence(task)
     predictions = sum(map(task.block_runner.judged, batches))
@@ -81,9 +75,7 @@ def perplexity_greedy(task: Task) -> Pruning:
             task.progress.advance((step - 1 + number / len(batches)) / task.remove)
         best = min(remaining, key=lambda block: losses[block])
         candidates += [
-            Candidate(
-                start=block, end=block, held_out_loss=losses[block] / predictions, chosen=block == best, step=step
-            )
+            Candidate(cut=Cut.of(block), held_out_loss=losses[block] / predictions, chosen=block == best, step=step)
             for block in remaining
         ]
         removed.append(best)

@@ -67,8 +67,7 @@ class Candidate:
     and rows of one `group` are cuts that were tried together; both count from 1.
     """
 
-    start: int
-    end: int
+    cut: Cut
     distance: float | None = None
     residual: float | None = None
     ridge: float | None = None
@@ -81,13 +80,10 @@ class Candidate:
     tokens: int | None = None
     source_losses: tuple[tuple[str, float], ...] = ()
 
-    @property
-    def cut(self) -> Cut:
-        return Cut(start=self.start, end=self.end)
-
     def as_dict(self) -> dict[str, object]:
         """For JSON, which has no NaN and no infinity: a value that is not finite is `None`, not known."""
-        values = {**asdict(self), "source_losses": dict(self.source_losses)}
+        values = {**asdict(self.cut), **asdict(self), "source_losses": dict(self.source_losses)}
+        del values["cut"]
         return {name: json_safe(value, name=lambda _: None) for name, value in values.items()}
 
 

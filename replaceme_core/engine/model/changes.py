@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import torch
 from pydantic import InstanceOf
@@ -28,6 +29,11 @@ class Cut:
 
     start: int
     end: int
+
+    @classmethod
+    def of(cls, block: int) -> Self:
+        """Of one block."""
+        return cls(start=block, end=block)
 
     @property
     def anchor(self) -> int:

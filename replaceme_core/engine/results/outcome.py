@@ -98,7 +98,7 @@ def disagreements(candidates: Sequence[Candidate]) -> list[dict[str, object]]:
         best = min(rows, key=lambda row: dict(row.source_losses)[source])
         least = dict(best.source_losses)[source]
         if least < loss:
-            found.append({"source": source, "start": best.start, "end": best.end, "loss": least, "chosen_loss": loss})
+            found.append({"source": source, **asdict(best.cut), "loss": least, "chosen_loss": loss})
     return found
 
 

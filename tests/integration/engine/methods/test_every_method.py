@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
+from replaceme_core.engine.model.changes import Cut
 from replaceme_core.errors import InvalidInput
 from replaceme_core.request.method import Method
 from replaceme_core.runner.messages import Stage
@@ -31,7 +32,7 @@ def test_as_many_blocks_go_as_are_wanted_and_the_model_is_left_as_it_was(method:
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
     assert len(task.block_runner.resolved.blocks) == BLOCKS
-    assert {one.start for one in pruning.candidates if one.chosen} <= set(pruning.removed)
+    assert {one.cut.start for one in pruning.candidates if one.chosen} <= set(pruning.removed)
     for stage in set(recorder.stages):
         fractions = [fraction for at, fraction in recorder.fractions if at is stage]
         assert fractions == sorted(fractions)
@@ -67,7 +68,7 @@ def test_kept_streams_change_nothing_but_the_number_of_passes(method: str) -> No
 
 
 def test_a_value_that_is_not_finite_is_not_known() -> None:
-    row = Candidate(start=2, end=4, distance=math.nan, residual=math.inf, held_out_loss=3.5, chosen=True)
+    row = Candidate(cut=Cut(start=2, end=4), distance=math.nan, residual=math.inf, held_out_loss=3.5, chosen=True)
     shown = json.loads(json.dumps(row.as_dict(), allow_nan=False))
     assert (shown["distance"], shown["residual"], shown["held_out_loss"]) == (None, None, 3.5)
     assert (shown["start"], shown["end"], shown["chosen"]) == (2, 4, True)

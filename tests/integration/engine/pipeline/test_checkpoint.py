@@ -165,7 +165,7 @@ def test_every_kind_of_value_comes_back(tmp_path: Path) -> None:
             WeightChange(block=1, parameter="mlp.down_proj.weight", change=square[:, 1].to(torch.bfloat16)),
             ReadingChange(block=4, weights=(Weight("mlp.up_proj.weight", 1),), change=square),
         ],
-        candidates=[Candidate(start=2, end=3, distance=0.25, residual=float("nan"), chosen=True)],
+        candidates=[Candidate(cut=Cut(start=2, end=3), distance=0.25, residual=float("nan"), chosen=True)],
     )
     path = tmp_path / "key.safetensors"
     back = checkpoint._keep(pruning, path, device=torch.device("cpu"))

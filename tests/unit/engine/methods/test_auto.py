@@ -114,7 +114,7 @@ def test_of_named_blocks_nothing_is_chosen_and_one_refit_is_judged(monkeypatch: 
     found = carry_out(task)
     assert found.method == Method.REFIT, "else this says nothing"
     assert [one[:2] for one in seen] == [([2, 4], len(task.activations.fit_batches))]
-    assert [(row.start, row.end) for row in found.candidates if row.chosen] == [(2, 2), (4, 4)]
+    assert [(row.cut.start, row.cut.end) for row in found.candidates if row.chosen] == [(2, 2), (4, 4)]
 
 
 def test_the_best_set_with_maps_is_taken_where_refits_are_no_better(monkeypatch: pytest.MonkeyPatch) -> None:

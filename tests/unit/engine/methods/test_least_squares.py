@@ -162,7 +162,7 @@ def test_the_last_token_chooses() -> None:
         distances[start] = float((torch.nn.functional.cosine_similarity(*ends).arccos() / torch.pi).mean())
     pruning = carry_out(make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, method=METHOD)[0])
     for row in pruning.candidates:
-        assert row.distance == pytest.approx(distances[row.start], rel=1e-4)
+        assert row.distance == pytest.approx(distances[row.cut.start], rel=1e-4)
     assert pruning.removed[0] == min(distances, key=lambda start: distances[start])
 
 

@@ -46,7 +46,7 @@ def test_the_first_block_is_the_one_that_costs_least_after_its_fit() -> None:
         losses[block] = mean_loss(model, HELD_OUT[::2])  # and judged on every second held-out batch
     (best,) = pruning.removed
     assert best == min(losses, key=lambda block: losses[block])
-    table = {one.start: one.held_out_loss for one in pruning.candidates}
+    table = {one.cut.start: one.held_out_loss for one in pruning.candidates}
     assert table == pytest.approx(losses, abs=1e-4)
 
 

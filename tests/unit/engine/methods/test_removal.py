@@ -36,7 +36,7 @@ def test_the_window_of_least_distance_goes() -> None:
 
 def test_named_blocks_are_measured_by_run() -> None:
     pruning = carry_out(make_task(tiny_model(), fit=FIT, held_out=HELD_OUT, drop=[1, 3, 4], method=METHOD)[0])
-    assert [(row.start, row.end, row.chosen) for row in pruning.candidates] == [(1, 1, True), (3, 4, True)]
+    assert [(row.cut.start, row.cut.end, row.chosen) for row in pruning.candidates] == [(1, 1, True), (3, 4, True)]
 
 
 INFLUENCE = {"name": "block_influence"}
@@ -54,9 +54,9 @@ def test_the_blocks_of_least_influence_go_wherever_they_stand() -> None:
     expected = influences(model, torch.cat([FIT, HELD_OUT]))
     task, recorder = make_task(model, remove=3, fit=FIT, held_out=HELD_OUT, method=INFLUENCE)
     pruning = carry_out(task)
-    assert [row.start for row in pruning.candidates] == list(range(1, BLOCKS))
+    assert [row.cut.start for row in pruning.candidates] == list(range(1, BLOCKS))
     for row in pruning.candidates:
-        assert row.influence == pytest.approx(expected[row.start], rel=1e-4)
+        assert row.influence == pytest.approx(expected[row.cut.start], rel=1e-4)
     assert list(pruning.removed) == sorted(sorted(range(1, BLOCKS), key=lambda block: expected[block])[:3])
     assert not pruning.folds
     assert not pruning.changes
@@ -89,7 +89,7 @@ def test_tokens_with_massive_activations_do_not_count() -> None:
     expected = influences(model, torch.cat([fit, HELD_OUT]), sink=7)
     pruning = carry_out(make_task(model, fit=fit, held_out=HELD_OUT, method=INFLUENCE)[0])
     for row in pruning.candidates:
-        assert row.influence == pytest.approx(expected[row.start], rel=1e-3)
+        assert row.influence == pytest.approx(expected[row.cut.start], rel=1e-3)
 
 
 GREEDY = {"name": "perplexity_greedy"}
@@ -118,7 +118,7 @@ def test_each_step_takes_the_block_that_costs_least() -> None:
     pruning = carry_out(task)
     expected = brute_force(held_out, remove=3)
     chosen = sorted((row for row in pruning.candidates if row.chosen), key=lambda row: row.step or 0)
-    assert [(row.step, row.start) for row in chosen] == [(1, expected[0][0]), (2, expected[1][0]), (3, expected[2][0])]
+    assert [(row.step, row.cut.start) for row in chosen] == [(step, expected[step - 1][0]) for step in (1, 2, 3)]
     for row, (_, loss) in zip(chosen, expected, strict=True):
         assert row.held_out_loss == pytest.approx(loss, rel=1e-5)
     assert list(pruning.removed) == sorted(block for block, _ in expected)
@@ -131,12 +131,12 @@ def test_every_trial_is_in_the_table_and_the_last_round_decides() -> None:
     fit, held_out = sampled(model, 12, 24, seed=1), sampled(model, 4, 24, seed=2)
     task, recorder = make_task(model, remove=2, fit=fit, held_out=held_out, method=GREEDY)
     pruning = carry_out(task)
-    assert [(row.step, row.start) for row in pruning.candidates if row.step == 1] == [(1, b) for b in range(1, BLOCKS)]
+    assert [row.cut.start for row in pruning.candidates if row.step == 1] == list(range(1, BLOCKS))
     assert len([row for row in pruning.candidates if row.step == 2]) == BLOCKS - 2
     everything = torch.cat([held_out, fit])
     for row in pruning.candidates:
         if row.chosen and row.step == 1:
-            loss = mean_loss(operate(tiny_model(), Pruning(removed=[row.start])), everything)
+            loss = mean_loss(operate(tiny_model(), Pruning(removed=[row.cut.start])), everything)
             assert row.held_out_loss == pytest.approx(loss, rel=1e-5)
     loss = mean_loss(operate(tiny_model(), pruning), held_out)
     assert recorder.value("result_held_out_loss") == pytest.approx(loss, rel=1e-5)
@@ -198,7 +198,7 @@ def test_blocks_of_different_kinds_are_not_merged() -> None:
         carry_out(make_task(tiny_model(mixed), fit=FIT, held_out=HELD_OUT, drop=[2], method=MERGE)[0])
     assert caught.value.field == "drop"
     pruning = carry_out(make_task(tiny_model(mixed), remove=1, fit=FIT, held_out=HELD_OUT, method=MERGE)[0])
-    assert [row.start for row in pruning.candidates] == [5], "4 and 5 are both dense and sliding"
+    assert [row.cut.start for row in pruning.candidates] == [5], "4 and 5 are both dense and sliding"
     with pytest.raises(InvalidInput, match="no 4 neighbouring blocks"):
         carry_out(make_task(tiny_model(mixed), remove=3, fit=FIT, held_out=HELD_OUT, method=MERGE)[0])
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from replaceme_core.engine.evaluation.compare import Answer, Comparison, TextResult
 from replaceme_core.engine.evaluation.measure import Measurement
 from replaceme_core.engine.methods.task import Candidate
+from replaceme_core.engine.model.changes import Cut
 from replaceme_core.engine.results import provenance
 from replaceme_core.engine.results.outcome import disagreements, warnings_of
 from replaceme_core.engine.results.provenance import compare_weights
@@ -141,7 +142,7 @@ def test_what_is_worse_in_kind_is_a_warning(found: Comparison | None, code: str 
 
 
 def row(start: int, a: float, b: float, **fields: object) -> Candidate:
-    return Candidate(start=start, end=start + 1, source_losses=(("a", a), ("b", b)), **fields)  # type: ignore[arg-type]
+    return Candidate(cut=Cut(start=start, end=start + 1), source_losses=(("a", a), ("b", b)), **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def row(start: int, a: float, b: float, **fields: object) -> Candidate:
 )
 def test_a_source_that_prefers_another_window_is_named(others: list[Candidate], found: list[dict[str, object]]) -> None:
     assert disagreements([row(1, 3.0, 4.0, chosen=True), *others]) == found
-    assert disagreements([Candidate(start=1, end=2, chosen=True)]) == []
+    assert disagreements([Candidate(cut=Cut(start=1, end=2), chosen=True)]) == []
 
 
 def test_losses_of_sources_are_an_object_in_the_report() -> None:
