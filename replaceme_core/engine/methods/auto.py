@@ -8,9 +8,8 @@ begun, which is reported; what the maps come to is always there.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from replaceme_core.engine.activations.capture import Losses
@@ -35,7 +34,6 @@ def auto(task: Task) -> Pruning:
     task.require_rank()
     budget = _Budget(seconds=task.spec.method.time_budget_seconds)
     ranked = search(task) if task.spec.drop is None else _named(task, task.spec.drop)
-    budget.first_step_ended()
     release_memory()
     task.begin(Stage.SOLVE)
     blocks, result = _race(task, ranked, budget), None
@@ -87,8 +85,7 @@ def _race(task: Task, ranked: MappedSets, budget: "_Budget") -> Blocks | None:
         if budget.allows(RACE_PART, name):
             start, end = (RACE_TIME * place / len(contenders) for place in (number, number + 1))
             step = replace(task, progress=PartOfStage(task.progress, start=start, end=end))
-            with budget.measuring(RACE_PART):
-                losses[blocks] = refit_without(step, blocks, fit=first_lap(task), judged=panel.batches).losses
+            losses[blocks] = refit_without(step, blocks, fit=first_lap(task), judged=panel.batches).losses
             task.progress.metric("held_out_loss", panel.mean(losses[blocks]), panel.unit, candidate=name)
     simplest_first = sorted(losses, key=lambda blocks: (len(runs(blocks)), panel.mean(losses[blocks])))
     return simplest_first[panel.simplest([losses[blocks] for blocks in simplest_first])] if losses else None
@@ -100,31 +97,23 @@ def _table(ranked: MappedSets, fitted: JudgedRefit) -> list[Candidate]:
     return ranked.table(blocks, [panel.row(row, fitted.losses) for row in ranked.rows_of(blocks)])
 
 
-@dataclass(kw_only=True)
 class _Budget:
-    """Seconds that may be spent, from now on; `None`: no limit. `left_out` are the steps that were not allowed."""
+    """Seconds that may be spent, from now on; `None`: no limit. `left_out` are the steps that were not allowed.
 
-    seconds: float | None
-    left_out: list[str] = field(default_factory=list)
-    began: float = field(default_factory=lambda: time.monotonic())
-    cost: float = 0.0
-    """Seconds that a refit on all the text is expected to take."""
+    A refit on all the text is expected to take as long as the one before it, for its part of the text; the first one as
+    long as all until then.
+    """
 
-    def first_step_ended(self) -> None:
-        """Until one was measured, it is expected to take as long as all until now."""
-        self.cost = time.monotonic() - self.began
-
-    @contextmanager
-    def measuring(self, part: float) -> Iterator[None]:
-        """A refit on this part of the text is made here."""
-        began = time.monotonic()
-        yield
-        self.cost = (time.monotonic() - began) / part
+    def __init__(self, *, seconds: float | None) -> None:
+        self._seconds, self.left_out = seconds, list[str]()
+        self._began = self._last = time.monotonic()
+        self._part = 1.0
 
     def allows(self, part: float, step: str) -> bool:
-        """Whether a refit on this part of the text is expected to end in time."""
-        spent = time.monotonic() - self.began
-        if self.seconds is None or spent + part * self.cost <= self.seconds:
+        """Whether a refit on this part of the text is expected to end in time; then it begins now."""
+        now = time.monotonic()
+        if self._seconds is None or now - self._began + part * (now - self._last) / self._part <= self._seconds:
+            self._last, self._part = now, part
             return True
         self.left_out.append(step)
         return False
