@@ -95,9 +95,10 @@ def image_tokens(
     (source,) = spec.calibration.mix
     samples, measured = spec.calibration.samples, IMAGES_FOR_SEQUENCE * spec.evaluation.samples
     wanted = samples + measured
+    listed = _of_directory(path) if source.is_file else _of_rows(source, path)
     # the evaluation must not change what calibrates
-    listed = islice(_listed(source, path), max(FEWEST_READ, READ_FOR_EACH * samples))
-    found = _drawn(listed, wanted, seed=spec.calibration.seed)
+    some = islice(listed, max(FEWEST_READ, READ_FOR_EACH * samples))
+    found = _drawn(some, wanted, seed=spec.calibration.seed)
     if len(found) < wanted:
         measured = min(measured, max(1, len(found) // MEASURING_PART))
         if requested.calibration.samples is None:
@@ -152,13 +153,8 @@ def _drawn(listed: Iterable[_Found], wanted: int, *, seed: int) -> list[_Found]:
     return [one for _, one in heapq.nsmallest(wanted, different(), key=itemgetter(0))]
 
 
-def _listed(source: MixedSource, path: Path) -> Iterator[_Found]:
-    """The images of a directory in random order, or the rows of a data set in theirs."""
-    return _of_directory(path) if source.is_file else _of_rows(source, path)
-
-
 def _of_directory(home: Path) -> Iterator[_Found]:
-    """The files in it and below it. The name of a directory below is the label of its images."""
+    """The files in it and below it, in random order. The name of a directory below is the label of its images."""
     captions = _captions(home)
     files = image_files(home)
     if not files:

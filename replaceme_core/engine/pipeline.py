@@ -39,7 +39,7 @@ from replaceme_core.engine.results.metrics import report_candidates, report_comp
 from replaceme_core.engine.results.outcome import plan_run, write_report
 from replaceme_core.engine.results.provenance import provenance_of
 from replaceme_core.engine.results.stage_clock import StageClock, resident_bytes
-from replaceme_core.engine.run import PROMPT_TOKENS, Run, depths_to_try, find_deepest_cut, write_pruned
+from replaceme_core.engine.run import PROMPT_TOKENS, Run, depths_to_try, find_deepest_cut
 from replaceme_core.engine.text.tokens import sized_to_text
 from replaceme_core.families.layout import first_blocks
 from replaceme_core.families.resolve import part_config
@@ -157,14 +157,8 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
         kept = kept_blocks(outline.blocks, removed)
         clock.begin(Stage.FOLD)
         if pruned is None:
-            write_pruned(
-                run.model_as_stored(),
-                output,
-                pruning=pruning,
-                source=source,
-                is_lazy=run.is_lazy,
-                begin_saving=lambda: clock.begin(Stage.SAVE if text is None else Stage.HEAL),
-            )
+            following = Stage.SAVE if text is None else Stage.HEAL
+            run.write(run.model_as_stored(), output, pruning=pruning, begin_saving=partial(clock.begin, following))
         else:
             files = [*weight_files(pruned), *side_files(pruned)]
             if (pruned / INDEX).exists():

@@ -45,31 +45,6 @@ from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.request.spec import Loading
 from replaceme_core.runner.messages import Progress
 
-
-def write_pruned(
-    model: PreTrainedModel,
-    output: Path,
-    *,
-    pruning: Pruning,
-    source: Path,
-    is_lazy: bool,
-    begin_saving: Callable[[], None] = lambda: None,
-) -> None:
-    """Fold, remove and save into `output`; `model` is changed in place. `is_lazy`: it is read block by block."""
-    resolved, removed = resolve(model), list(pruning.removed)
-    scale_final_norm(resolved, pruning.final_scale)
-    if is_lazy:
-        begin_saving()
-        change = partial(change_block, pruning=pruning)
-        save_block_by_block(model, output, source=source, removed=removed, change=change)
-        return
-    for block in range(len(resolved.blocks)):
-        change_block(resolved, block, pruning=pruning)
-    remove_blocks(resolved, removed)
-    begin_saving()
-    save_model(model, output, source=source)
-
-
 CHECKED_TOKENS = 64
 PROMPT_TOKENS = 32
 _DOES_NOT_RUN = "the model does not run on what calibrates it"
@@ -187,12 +162,30 @@ class Run:
         loaded_as_stored = self.dtype == self.stored.dtype and self.spec.compute.quantization is None
         if self.model is None or not loaded_as_stored or self.is_lazy:
             self.release()
-            self.model = self.another_as_stored()
+            self.model = self.load(self.source, dtype=self.stored.dtype)
         return self.model
 
-    def another_as_stored(self) -> PreTrainedModel:
-        """The same, beside the model that is held."""
-        return self.load(self.source, dtype=self.stored.dtype)
+    def write(
+        self,
+        model: PreTrainedModel,
+        output: Path,
+        *,
+        pruning: Pruning,
+        begin_saving: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Fold, remove and save into `output`; `model`, with its weights as they are stored, is changed in place."""
+        resolved, removed = resolve(model), list(pruning.removed)
+        scale_final_norm(resolved, pruning.final_scale)
+        if self.is_lazy:
+            begin_saving()
+            change = partial(change_block, pruning=pruning)
+            save_block_by_block(model, output, source=self.source, removed=removed, change=change)
+            return
+        for block in range(len(resolved.blocks)):
+            change_block(resolved, block, pruning=pruning)
+        remove_blocks(resolved, removed)
+        begin_saving()
+        save_model(model, output, source=self.source)
 
     def load(self, directory: Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """The model in `directory`, by default in the dtype to compute in."""
@@ -372,7 +365,7 @@ class _Search:
         rest = PartOfStage(self.task.progress, start=middle, end=end)
         with TemporaryDirectory(prefix=f".{run.output.name}.trial-", dir=run.output.parent) as place:
             directory = Path(place)
-            write_pruned(run.another_as_stored(), directory, pruning=pruning, source=run.source, is_lazy=run.is_lazy)
+            run.write(run.load(run.source, dtype=run.stored.dtype), directory, pruning=pruning)
             release_memory()
             with run.clock.loading():
                 kept = kept_blocks(run.outline.blocks, pruning.removed)
