@@ -1,40 +1,86 @@
 """The stage `heal`: what the original predicts is written down, the pruned model is trained toward it, and judged.
 
-The result is never worse than without: the pruned model that came out of the closed forms stays unless the trained one
-is better on the panel by more than a standard error.
+The loss of the training is the divergence from the original's next-token distribution (`targets`). Every so often the
+model is judged on the panel, which nothing is trained on; the best state is kept. Weights are in float32 while they are
+trained, and computed with in the dtype of the job. The result is never worse than without: the pruned model that came
+out of the closed forms stays unless the trained one is better on the panel by more than a standard error.
 """
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import default_collate
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from replaceme_core.engine.activations.cache import file_digest
-from replaceme_core.engine.activations.capture import Losses
+from replaceme_core.engine.activations.capture import Batch, Losses
 from replaceme_core.engine.activations.verified_file import content_digest
-from replaceme_core.engine.healing.targets import HealingText, Targets, original_of, write_targets, write_whole
-from replaceme_core.engine.healing.training import BEST, Course, Training, choose_weights, panel_of
+from replaceme_core.engine.healing.targets import (
+    HealingText,
+    Targets,
+    loss_of,
+    original_of,
+    write_targets,
+    write_whole,
+)
+from replaceme_core.engine.methods.panel import Panel
 from replaceme_core.engine.model.allocator import release_memory
+from replaceme_core.engine.model.device import free_bytes
 from replaceme_core.engine.model.save import save_model
 from replaceme_core.engine.run import Run
 from replaceme_core.engine.text.drawing import TokenSet
-from replaceme_core.families.resolve import resolve
+from replaceme_core.families.resolve import ResolvedModel, resolve
 from replaceme_core.hub.model_files import INDEX, weight_files
 from replaceme_core.library_errors import is_out_of_memory, is_out_of_space, require_space
-from replaceme_core.request.defaults import TARGET_BYTES
+from replaceme_core.request.defaults import (
+    HEAL_AROUND,
+    HEAL_BATCH,
+    HEAL_JUDGED,
+    HEAL_JUDGED_TOKENS,
+    HEAL_LAST,
+    HEAL_MISSES,
+    HEAL_WARM_UP,
+    HEAL_WEIGHT_SIZE,
+    TARGET_BYTES,
+)
 from replaceme_core.request.removal import runs_of
-from replaceme_core.request.resolve import HEALED_BYTES
+from replaceme_core.request.resolve import HEALED_BYTES, healed_at_once, kept_for_gradients
+from replaceme_core.request.spec import HealedWeights
 from replaceme_core.runner.messages import describe
-from replaceme_core.wording import json_safe
+from replaceme_core.wording import counted, json_safe
 
 logger = logging.getLogger(__name__)
 TARGETS_PART, TRAINING_PART = 0.35, 0.6
 """Of the time of the stage; the rest is for judging."""
+CHECKPOINT_SECONDS = 120.0
+"""Between two checkpoints: a lost worker costs at most that time."""
+CURVE = 50
+"""Points of the curve of the loss."""
+BEST = "best.safetensors"
+"""What the best state is called, of the weights that are trained; it is there where one is better than none."""
+_LOSS, _JUDGED, _ENDED = "heal_loss", "heal_panel_loss", "ended_early"
+_DEVICE = "ACCELERATE_TORCH_DEVICE"
+_BETAS = (0.9, 0.95)
+_LARGEST_NORM = 1.0
+_LEAST_SIZE = 1e-3
+"""A weight that is zero is trained as if it had this size."""
 
 
 def heal(
@@ -127,7 +173,7 @@ def _disk_bytes(run: Run, output: Path, text: HealingText) -> int:
 
 def _train(
     run: Run, output: Path, tokens: TokenSet, targets: Targets, *, removed: Sequence[int], place: Path
-) -> tuple[Course, int]:
+) -> tuple["Course", int]:
     """Train the model in `output`; also the number of values that are trained."""
     asked, progress = run.spec.heal, run.clock.progress
     assert asked is not None
@@ -153,3 +199,246 @@ def _save_best(run: Run, output: Path, healed: Path, *, best: Path) -> None:
         for name, weight in load_file(best, device=str(model.device)).items():
             model.get_parameter(name).copy_(weight)
     save_model(model, healed, source=run.source)
+
+
+@torch.inference_mode()
+def panel_of(model: PreTrainedModel, tokens: TokenSet) -> tuple[Panel, Losses]:
+    """The panel of the held-out sequences of `tokens`, each a batch of its own, and the losses of `model` on it."""
+    scored = tokens.held_out_scored
+    batches, losses = {}, {}
+    for number, row in enumerate(tokens.held_out):
+        batch = Batch(
+            tokens=row.unsqueeze(0),
+            held_out=True,
+            source=int(tokens.held_out_sources[number]),
+            scored=None if scored is None else scored[number].unsqueeze(0),
+        )
+        logits = model(input_ids=batch.tokens.to(model.device), use_cache=False).logits[0, :-1]
+        known = nn.functional.cross_entropy(logits.float(), row[1:].to(logits.device), reduction="none").cpu()
+        counts = torch.ones_like(known) if batch.scored is None else batch.scored[0, 1:]
+        batches[number], losses[number] = batch, float((known.double() * counts).sum())
+    return Panel(batches=batches, names=tokens.sources), losses
+
+
+def choose_weights(resolved: ResolvedModel, weights: HealedWeights, *, cuts: Sequence[int]) -> None:
+    """Have only the weights that are trained take gradients. They are matrices: the values of a norm may differ by
+    thousands, and no step suits them all.
+
+    `cuts` are the blocks, as they are numbered now, that follow removed ones.
+    """
+    model, blocks = resolved.model, resolved.blocks
+    parts: list[nn.Module] = [model]
+    if weights is HealedWeights.SOME:
+        parts = [
+            block
+            for number, block in enumerate(blocks)
+            if number >= len(blocks) - HEAL_LAST or any(-HEAL_AROUND <= number - cut < HEAL_AROUND for cut in cuts)
+        ]
+    trained = {id(parameter) for part in parts for parameter in part.parameters()}
+    trained -= {id(one) for one in model.get_input_embeddings().parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in trained and parameter.ndim > 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What a training came to, from the library's history of it, which a checkpoint has.
+
+    Each of `losses` has the `tokens` so far and the mean `loss` since the one before. Each of `judged` is the panel
+    after `tokens` and `seconds` of training: the `mean` loss in nats, and that on each of `sources` by name.
+    `ended_early` says why it ended before all tokens were read, as the end of a sentence. `tokens_per_second` is that
+    of this attempt; `None` where an earlier one has done all.
+    """
+
+    losses: Sequence[Mapping[str, float]] = ()
+    judged: Sequence[Mapping[str, Any]] = ()
+    ended_early: str | None = None
+    tokens_per_second: float | None = None
+
+    @classmethod
+    def of(cls, state: TrainerState) -> "Course":
+        """That of the training in this state."""
+
+        def noted(name: str) -> list[Any]:
+            return [row[name] for row in state.log_history if name in row]
+
+        return cls(losses=noted(_LOSS), judged=noted(_JUDGED), ended_early=next(iter(noted(_ENDED)), None))
+
+    @property
+    def best(self) -> int:
+        """The number of the best of `judged`, the first of several; 0 where there is none."""
+        return min(range(len(self.judged)), key=lambda number: float(self.judged[number]["mean"]), default=0)
+
+
+@dataclass(kw_only=True, eq=False)
+class Training(TrainerCallback):
+    """Trains what takes gradients in `model` (float32) on `targets`. Checkpoints, and the best state, are in `place`.
+
+    The panel of `tokens` judges the model; a training that does not help ends. `advance` gets the part that is done.
+    """
+
+    run: Run
+    model: PreTrainedModel
+    targets: Targets
+    tokens: TokenSet
+    place: Path
+    advance: Callable[[float], None]
+
+    def train(self) -> Course:
+        """Train, from the last checkpoint if there is one; one that has ended is not gone on with.
+
+        It is judged before the first step, too: where nothing is better, no best state is kept.
+        """
+        spec, device = self.run.spec, self.model.device
+        assert spec.heal is not None
+        checkpoint, state = _last_checkpoint(self.place)
+        course, first, steps = Course.of(state), state.global_step, math.ceil(len(self.targets) / HEAL_BATCH)
+        if course.ended_early is not None or first >= steps:
+            return course
+        self._budget, self._before = spec.heal.time_budget_seconds, course.judged[-1]["seconds"] if first else 0.0
+        of_text = self.model.config.get_text_config()
+        at_once = healed_at_once(of_text.vocab_size * self.targets.length)
+        _, computed_twice = kept_for_gradients(
+            at_once * self.targets.length,
+            blocks=of_text.num_hidden_layers,
+            width=of_text.hidden_size,
+            free=free_bytes(device),
+        )
+        if computed_twice:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})  # inputs need no gradient
+        os.environ[_DEVICE] = str(device)
+        arguments = TrainingArguments(
+            output_dir=str(self.place),
+            max_steps=steps,
+            per_device_train_batch_size=at_once,
+            gradient_accumulation_steps=HEAL_BATCH // at_once,
+            lr_scheduler_type="cosine",
+            warmup_steps=math.ceil(HEAL_WARM_UP * steps),
+            max_grad_norm=_LARGEST_NORM,
+            bf16=self.run.dtype is torch.bfloat16,
+            fp16=self.run.dtype is torch.float16,
+            use_cpu=device.type == "cpu",
+            seed=spec.calibration.seed,
+            save_strategy="no",
+            save_total_limit=1,
+            eval_steps=math.ceil(max(steps / HEAL_JUDGED, HEAL_JUDGED_TOKENS / (HEAL_BATCH * self.targets.length))),
+            logging_steps=max(1, steps // CURVE),
+            logging_nan_inf_filter=False,
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=device.type != "cpu",
+        )
+        # the library would take the first GPU, and divide a batch among all that there are
+        vars(arguments).update(_setup_devices=device, _n_gpu=min(arguments.n_gpu, 1))
+        if device.type != "cpu":
+            torch.get_device_module(device).set_device(device)
+        trainer = Trainer(
+            model=self.model,
+            args=arguments,
+            data_collator=default_collate,
+            train_dataset=self.targets,
+            compute_loss_func=lambda output, targets, **_: loss_of(output.logits, *targets),
+            callbacks=[self],
+            optimizers=(_optimizer(self.model, spec.heal.learning_rate), None),
+        )
+        trainer.loss_is_scaled_for_ga = False  # it is the mean of a part of a batch
+        of_text.use_cache = False
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        done = self._tokens(trainer.state.global_step) - self._tokens(first)
+        return replace(Course.of(trainer.state), tokens_per_second=done / self._stepping)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        self._began, self._judging = time.monotonic(), 0.0
+        if state.global_step == 0:
+            self._judge(state)
+        self._began, self._judging = time.monotonic(), 0.0
+        self._saved = self._began
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        self._stepping = time.monotonic() - self._began - self._judging  # until the last step: not what is saved then
+        self.advance(state.global_step / state.max_steps)
+        is_over = self._budget is not None and self._seconds >= self._budget
+        if is_over and not control.should_training_stop:
+            self._end(state, control, f"its time budget of {self._budget:g} seconds was used up")
+        if control.should_training_stop or state.global_step % state.eval_steps == 0:
+            self._judge(state)
+            course = Course.of(state)
+            if len(course.judged) - 1 - course.best >= HEAL_MISSES and not control.should_training_stop:
+                self._end(state, control, f"the panel had not become better {HEAL_MISSES} times in a row")
+        if control.should_training_stop or time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
+            control.should_save, self._saved = True, time.monotonic()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
+        if "loss" in more["logs"]:
+            loss = float(more["logs"]["loss"])
+            self._note(state, _LOSS, loss, loss=loss)
+            if not math.isfinite(loss):
+                self._end(state, control, "its loss was no number")
+
+    def _tokens(self, step: int) -> int:
+        """Tokens that were read by the end of a step; the last one may have fewer sequences."""
+        return min(step * HEAL_BATCH, len(self.targets)) * self.targets.length
+
+    @property
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+    def _note(self, state: TrainerState, metric: str, nats: float, **found: object) -> None:
+        """Report the metric, and keep what was `found` under its name."""
+        tokens = self._tokens(state.global_step)
+        self.run.clock.progress.metric(metric, nats, "nats", candidate=counted(tokens, "tokens"))
+        row: dict[str, Any] = {metric: {"tokens": tokens, **found}}
+        state.log_history.append(row)
+
+    def _end(self, state: TrainerState, control: TrainerControl, why: str) -> None:
+        row: dict[str, Any] = {_ENDED: why}
+        state.log_history.append(row)
+        control.should_training_stop = True
+
+    def _judge(self, state: TrainerState) -> None:
+        """Judge the model, and keep it if it is the best one so far."""
+        began, dtype = time.monotonic(), self.run.dtype
+        self.model.eval()  # a step puts it into training mode itself
+        with torch.autocast(self.model.device.type, dtype, enabled=dtype is not torch.float32):
+            panel, losses = panel_of(self.model, self.tokens)
+        mean, sources = panel.mean(losses), dict(panel.by_source(losses))
+        self._note(state, _JUDGED, mean, seconds=self._seconds, mean=mean, sources=sources)
+        course = Course.of(state)
+        if state.global_step and course.best == len(course.judged) - 1:
+            weights = {name: one.detach() for name, one in self.model.named_parameters() if one.requires_grad}
+            draft = self.place / f"draft.{BEST}"
+            save_file({name: weight.contiguous() for name, weight in weights.items()}, draft)
+            draft.replace(self.place / BEST)
+        self._judging += time.monotonic() - began
+
+
+def _optimizer(model: PreTrainedModel, learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW, whose step does not know how large a weight is: each gets a learning rate in proportion to its size, the
+    root mean square of its values (as arXiv 1804.04235, section 8)."""
+    groups = []
+    for weight in model.parameters():
+        if weight.requires_grad:
+            size = max(float(weight.detach().square().mean().sqrt()), _LEAST_SIZE)
+            groups.append({"params": [weight], "lr": learning_rate / HEAL_WEIGHT_SIZE * size})
+    return torch.optim.AdamW(groups, betas=_BETAS, weight_decay=0.0)
+
+
+def _last_checkpoint(place: Path) -> tuple[str | None, TrainerState]:
+    """The newest complete checkpoint, and its state. Others are removed.
+
+    The last file of a checkpoint is its state. The library removes the checkpoint before it only then.
+    """
+    known, state = None, TrainerState()
+    found = place.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        if known is None:
+            with suppress(OSError, ValueError):
+                state = TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
+                known = str(path)
+                continue
+        shutil.rmtree(path)
+    return known, state

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, trainer
 
 from benchmarks.harness import tiny_models
-from replaceme_core.engine.healing import training
+from replaceme_core.engine.healing import heal as training
 from replaceme_core.engine.healing.heal import TARGETS_PART, TRAINING_PART
 from replaceme_core.engine.healing.targets import PASSAGE, HealingText
 from replaceme_core.engine.methods.task import Task
