@@ -1,10 +1,10 @@
 """Read tokens one step after another, whatever cache a model keeps: keys and values, or the states of a recurrence."""
 
 import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from replaceme_core.engine.model.block_runner import without_side_outputs
@@ -39,16 +39,7 @@ class Decoding:
         return logits[:, -1]
 
     def cache_bytes(self) -> int:
-        """The size of all tensors of the cache."""
+        """The size of all tensors of at least one dimension in the cache."""
         layers = getattr(self.cache, "layers", [self.cache])
-        return sum(each.numel() * each.element_size() for layer in layers for each in _tensors(vars(layer)))
-
-
-def _tensors(value: object) -> Iterator[torch.Tensor]:
-    """The tensors of at least one dimension in lists and dictionaries within each other."""
-    if isinstance(value, torch.Tensor):
-        if value.dim():
-            yield value
-    elif isinstance(value, dict | list | tuple):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(each)
+        values = tree_leaves([vars(layer) for layer in layers])
+        return sum(each.nbytes for each in values if isinstance(each, torch.Tensor) and each.dim())

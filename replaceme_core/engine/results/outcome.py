@@ -1,14 +1,14 @@
 """The outcome of a run, and how it is written: `replaceme.json`, with the card and the page that are made from it."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 from replaceme_core.engine.activations.cache import file_digest
 from replaceme_core.engine.activations.capture import CaptureRecord
-from replaceme_core.engine.evaluation.compare import Comparison, judge
+from replaceme_core.engine.evaluation.compare import Answer, Comparison, judge
 from replaceme_core.engine.evaluation.speed import speed_changes
 from replaceme_core.engine.methods.task import Candidate, Pruning
 from replaceme_core.engine.model.changes import kept_blocks
@@ -45,6 +45,10 @@ _LEFT_OUT = (
     "(--time-budget)"
 )
 
+_FAULTS: Sequence[tuple[str, str, Callable[[Answer], bool]]] = (
+    ("answers_loop", "repeat themselves", lambda one: one.loops),
+    ("answers_empty", "are empty", lambda one: not one.text),
+)
 _NOT_HEALED = "healing changed nothing, and this is the model without it: {}"
 
 
@@ -54,18 +58,10 @@ def warnings_of(comparison: Comparison | None) -> Iterator[tuple[str, str]]:
         return
     before, after = comparison.answers_before, comparison.answers_after
     count = len(after)
-    looping, looped = (sum(one.loops for one in answers) for answers in (after, before))
-    if looping > looped and looping / count >= MANY:
-        yield (
-            "answers_loop",
-            f"{looping} of {count} answers of the pruned model repeat themselves; of the source model {looped}",
-        )
-    empty, was_empty = (sum(not one.text for one in answers) for answers in (after, before))
-    if empty > was_empty and empty / count >= MANY:
-        yield (
-            "answers_empty",
-            f"{empty} of {count} answers of the pruned model are empty; of the source model {was_empty}",
-        )
+    for code, fault, has_it in _FAULTS:
+        now, was = (sum(map(has_it, answers)) for answers in (after, before))
+        if now > was and now / count >= MANY:
+            yield code, f"{now} of {count} answers of the pruned model {fault}; of the source model {was}"
     same, were_same = (_most_alike([one.text for one in answers]) for answers in (after, before))
     if same > max(were_same, 1) and same / count >= MANY:
         yield "answers_same", f"{same} of {count} different prompts get the same answer from the pruned model"
