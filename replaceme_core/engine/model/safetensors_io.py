@@ -8,7 +8,7 @@ import json
 import shutil
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -84,18 +84,8 @@ def tensors_of(files: Sequence[Path]) -> list[StoredTensor]:
             file.seek(start)
             return file.read(end - start)
 
-    return [
-        StoredTensor(
-            name=one.name,
-            file=one.file,
-            path=paths[one.file],
-            dtype=one.dtype,
-            shape=one.shape,
-            offset=one.offset,
-            end=one.end,
-        )
-        for one in read_headers({name: path.stat().st_size for name, path in paths.items()}, read)
-    ]
+    places = read_headers({name: path.stat().st_size for name, path in paths.items()}, read)
+    return [StoredTensor(path=paths[one.file], **asdict(one)) for one in places]
 
 
 @dataclass(kw_only=True)
