@@ -220,9 +220,6 @@ def _size(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
 
 
-FORMAT = 3
-
-
 def open_cache(directory: str | None, *, limit: int) -> ActivationCache | None:
     """The cache in `directory`; `None` if there is none, or the runner may not write there."""
     if directory is None or limit == 0:
@@ -247,7 +244,6 @@ def scratch_store(stack: ExitStack, *, beside: Path) -> FileStore:
 def entry_key(directory: Path, *, tokens: TokenSet, compute: ResolvedCompute) -> str:
     """The key of an entry, 64 hex digits. `directory` holds the model."""
     facts = {
-        "format": FORMAT,
         "model": model_digest(directory),
         "tokens": [
             None if each is None else tensor_digest(each)

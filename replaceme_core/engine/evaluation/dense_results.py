@@ -26,7 +26,6 @@ from replaceme_core.hub.model_files import CARD, is_terms, side_files
 from replaceme_core.request.calibration import SELF_GENERATED
 from replaceme_core.request.resolve import ResolvedCompute
 
-FORMAT = 1
 _FILE = "result.safetensors"
 
 logger = logging.getLogger(__name__)
@@ -52,7 +51,6 @@ class DenseResults:
             return cls()
         beside = [path for path in side_files(directory) if path.name != CARD and not is_terms(path.name)]
         facts = {
-            "format": FORMAT,
             "model": model_digest(directory),
             "beside": {path.name: file_digest(path) for path in beside},
             "compute": [compute.dtype, compute.threads, str(compute.loading)],

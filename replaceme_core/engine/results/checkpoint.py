@@ -29,7 +29,6 @@ from replaceme_core.engine.activations.verified_file import (
 from replaceme_core.engine.methods.task import Pruning, Task, find_method
 from replaceme_core.runner.messages import Stage
 
-FORMAT: Final = 1
 _PRUNING: Final = TypeAdapter(Pruning)
 _NOT_DECIDING: Final = {"labels", "output", "evaluation", "priority", "max_queue_seconds", "max_runtime_seconds"}
 
@@ -60,7 +59,6 @@ def _carry_out(task: Task) -> Pruning:
 def checkpoint_key(task: Task) -> str:
     """64 hex digits of the resolved specification with the model's commit, the tokens, the code and its libraries."""
     facts = {
-        "format": FORMAT,
         "spec": task.spec.model_dump(mode="json", exclude=_NOT_DECIDING),
         "remove": task.remove,
         "tokens": [content_digest({}, [("tokens", each)]) for each in (task.tokens.fit, task.tokens.held_out)],
