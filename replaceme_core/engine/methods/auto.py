@@ -8,7 +8,6 @@ begun, which is reported; what the maps come to is always there.
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -33,7 +32,7 @@ def auto(task: Task) -> Pruning:
     """The best way for this model; its name is in `Pruning.method`, the held-out losses of all are metrics."""
     task.require_rank()
     budget = _Budget(seconds=task.spec.method.time_budget_seconds)
-    ranked = search(task) if task.spec.drop is None else _named(task, task.spec.drop)
+    ranked = search(task)
     release_memory()
     task.begin(Stage.SOLVE)
     blocks, result = _race(task, ranked, budget), None
@@ -46,13 +45,6 @@ def auto(task: Task) -> Pruning:
     if result is None:
         result = replace(_with_maps(task, ranked), method=str(Method.LEAST_SQUARES))
     return replace(result, left_out=budget.left_out)
-
-
-def _named(task: Task, drop: Sequence[int]) -> MappedSets:
-    """The named blocks, with maps."""
-    ranked = MappedSets(task=task)
-    ranked.mean(drop)
-    return ranked
 
 
 def _with_maps(task: Task, ranked: MappedSets) -> Pruning:

@@ -167,8 +167,12 @@ class MappedSets:
 
 
 def search(task: Task) -> MappedSets:
-    """Sets of one to `MOST_RUNS` runs of even length, and those that are one move of an end away from the best one."""
+    """The named blocks; or sets of one to `MOST_RUNS` runs of even length, and those one move of an end away from the
+    best one."""
     sets, blocks = MappedSets(task=task), len(task.block_runner.blocks)
+    if task.spec.drop is not None:
+        sets.mean(task.spec.drop)
+        return sets
     counts = range(1, min(MOST_RUNS, task.remove) + 1)
     for groups in counts:
         try_best(sets, groups=groups, start=(groups - 1) / (len(counts) + 1), end=groups / (len(counts) + 1))
