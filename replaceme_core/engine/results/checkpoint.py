@@ -43,12 +43,11 @@ def decide(task: Task, directory: Path | None) -> Pruning:
     if directory is None:
         return with_intact_streams(partial(_carry_out, task))
     path = directory / f"{checkpoint_key(task)}.safetensors"
-    device = torch.device(task.spec.compute.device)
-    restored = _read(path, device=device)
+    restored = _read(path)
     if restored is not None:
         task.begin(Stage.SOLVE, resumed_from=Stage.SOLVE)
         return restored
-    return _keep(with_intact_streams(partial(_carry_out, task)), path, device=device)
+    return _keep(with_intact_streams(partial(_carry_out, task)), path)
 
 
 def _carry_out(task: Task) -> Pruning:
@@ -68,7 +67,7 @@ def checkpoint_key(task: Task) -> str:
     return content_digest(facts, [])
 
 
-def _keep(pruning: Pruning, path: Path, *, device: torch.device) -> Pruning:
+def _keep(pruning: Pruning, path: Path) -> Pruning:
     """Write `pruning` and return what was read back; `pruning` itself if it cannot be written."""
     tensors: dict[str, torch.Tensor] = {}
 
@@ -77,23 +76,23 @@ def _keep(pruning: Pruning, path: Path, *, device: torch.device) -> Pruning:
         # the layout decides the rounding of what is multiplied with it
         turned = value.ndim == 2 and value.T.is_contiguous() and not value.is_contiguous()
         tensors[name] = (value.T if turned else value).detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {"tensor": name, "turned": turned, "host": value.device.type == "cpu"}
+        return {"tensor": name, "turned": turned}
 
     record = tree_map_only(torch.Tensor, named, _PRUNING.dump_python(pruning))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         delete_partial_files(path.parent)
-        return write_verified(path, tensors, record, read=partial(_read, device=device)) or pruning
+        return write_verified(path, tensors, record, read=_read) or pruning
     except OSError as error:
         logger.warning("the checkpoint could not be written: %s", error)
         return pruning
 
 
-def _read(path: Path, *, device: torch.device) -> Pruning | None:
-    """`None` where there is none, or it is damaged; then it is deleted."""
+def _read(path: Path) -> Pruning | None:
+    """With its tensors on the host. `None` where there is none, or it is damaged; then it is deleted."""
     try:
         if (contents := read_contents(path)) is not None:
-            value = partial(_value, tensors=contents.tensors, device=device)
+            value = partial(_value, tensors=contents.tensors)
             return _PRUNING.validate_python(tree_map(value, contents.record, is_leaf=_is_tensor))
     except (ValueError, KeyError, TypeError) as error:
         logger.warning("the checkpoint %s is not used: %s", path.name, error)
@@ -106,9 +105,8 @@ def _is_tensor(found: object) -> bool:
     return isinstance(found, dict) and "tensor" in found
 
 
-def _value(found: Any, *, tensors: Mapping[str, torch.Tensor], device: torch.device) -> Any:
+def _value(found: Any, *, tensors: Mapping[str, torch.Tensor]) -> Any:
     if not _is_tensor(found):
         return found
     tensor = tensors[found["tensor"]]
-    tensor = tensor.T if found["turned"] else tensor
-    return tensor if found["host"] else tensor.to(device)
+    return tensor.T if found["turned"] else tensor

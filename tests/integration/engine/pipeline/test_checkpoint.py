@@ -168,7 +168,7 @@ def test_every_kind_of_value_comes_back(tmp_path: Path) -> None:
         candidates=[Candidate(cut=Cut(start=2, end=3), distance=0.25, residual=float("nan"), chosen=True)],
     )
     path = tmp_path / "key.safetensors"
-    back = checkpoint._keep(pruning, path, device=torch.device("cpu"))
+    back = checkpoint._keep(pruning, path)
     assert back is not pruning
     assert (back.removed, back.folds[0].cut) == ([2, 3], Cut(start=2, end=3))
     for before, after in zip(
