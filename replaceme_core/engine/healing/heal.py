@@ -296,10 +296,10 @@ class Training(TrainerCallback):
         if course.ended_early is not None or first >= steps:
             return course
         self._budget, self._before = spec.heal.time_budget_seconds, course.judged[-1]["seconds"] if first else 0.0
-        of_text = self.model.config.get_text_config()
-        at_once = healed_at_once(of_text.vocab_size * self.targets.length)
+        of_text, length = self.model.config.get_text_config(), self.targets.tokens.shape[1]
+        at_once = healed_at_once(of_text.vocab_size * length)
         _, computed_twice = kept_for_gradients(
-            at_once * self.targets.length,
+            at_once * length,
             blocks=of_text.num_hidden_layers,
             width=of_text.hidden_size,
             free=free_bytes(device),
@@ -321,7 +321,7 @@ class Training(TrainerCallback):
             seed=spec.calibration.seed,
             save_strategy="no",
             save_total_limit=1,
-            eval_steps=math.ceil(max(steps / HEAL_JUDGED, HEAL_JUDGED_TOKENS / (HEAL_BATCH * self.targets.length))),
+            eval_steps=math.ceil(max(steps / HEAL_JUDGED, HEAL_JUDGED_TOKENS / (HEAL_BATCH * length))),
             logging_steps=max(1, steps // CURVE),
             logging_nan_inf_filter=False,
             report_to=[],
@@ -381,7 +381,7 @@ class Training(TrainerCallback):
 
     def _tokens(self, step: int) -> int:
         """Tokens that were read by the end of a step; the last one may have fewer sequences."""
-        return min(step * HEAL_BATCH, len(self.targets)) * self.targets.length
+        return min(step * HEAL_BATCH, len(self.targets)) * self.targets.tokens.shape[1]
 
     @property
     def _seconds(self) -> float:

@@ -65,11 +65,6 @@ class Targets(Dataset[dict[str, object]]):
         }
         return cls(**mapped)
 
-    @property
-    def length(self) -> int:
-        """Tokens of a sequence."""
-        return self.tokens.shape[1]
-
     def __len__(self) -> int:
         return len(self.tokens)
 
