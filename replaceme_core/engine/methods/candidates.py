@@ -13,7 +13,7 @@ from heapq import nsmallest
 from typing import TypeVar
 
 from replaceme_core.engine.activations.capture import Activations, CutStatistics, Losses
-from replaceme_core.engine.methods.panel import Panel, report_dense_loss, variant_losses
+from replaceme_core.engine.methods.panel import Panel, variant_losses
 from replaceme_core.engine.methods.task import Candidate, PartOfStage, Task
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, runs, windows
 from replaceme_core.engine.numerics.solve import choose_ridge, solve_delta
@@ -41,7 +41,8 @@ def store_streams(task: Task) -> Activations:
     activations = task.activations
     activations.capture()
     task.begin(Stage.SELECT)
-    report_dense_loss(task)
+    panel = Panel.of(activations)
+    task.progress.metric("dense_held_out_loss", panel.mean(activations.dense_losses()), panel.unit)
     task.progress.metric("tokens", activations.count(), "tokens")
     task.progress.metric("choice_tokens", activations.count(activations.stored), "tokens")
     return activations

@@ -149,12 +149,6 @@ def with_or_without(task: Task, removed: Sequence[int], losses: Losses) -> tuple
     return (losses if Panel.of(task.activations).is_worse(plain, losses) else plain), plain
 
 
-def report_dense_loss(task: Task) -> None:
-    """The held-out loss of the dense model, to compare that of the candidates with."""
-    panel = Panel.of(task.activations)
-    task.progress.metric("dense_held_out_loss", panel.mean(task.activations.dense_losses()), panel.unit)
-
-
 def report_result(task: Task, losses: Losses) -> None:
     """The held-out loss of a result that was chosen without it, at the end of the stage."""
     panel = Panel.of(task.activations)
