@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from replaceme_core.engine.model import lazy_model, save
 from replaceme_core.engine.model.changes import kept_blocks
 from replaceme_core.engine.model.lazy_model import load_lazily
-from replaceme_core.engine.model.load import load_model
+from replaceme_core.engine.model.load import load_model, load_tokenizer
 from replaceme_core.engine.model.safetensors_io import all_finite
 from replaceme_core.engine.model.save import complete_or_absent, save_block_by_block, save_model, verify_saved
 from replaceme_core.errors import OutOfSpace, VerificationFailed
@@ -70,6 +70,21 @@ def test_everything_a_user_needs_is_saved_with_all_terms_and_without_the_card(tm
     assert (out / "generation_config.json").is_file()
     assert "somewhere" not in (out / "config.json").read_text()
     assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_a_tokenizer_in_other_files_is_read_and_saved(tmp_path: Path) -> None:
+    """`vocab.txt` and `emoji.json` are of GPT-NeoX-Japanese and Chinese-CLIP, `spiece.model` of SigLIP and GPT-SW3."""
+    source = save_tiny(tmp_path / "source")
+    (source / "tokenizer.json").unlink()
+    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "GPTNeoXJapaneseTokenizer"}')
+    letters = "\n".join(("<|endoftext|>", "<|startoftext|>", "<SP>", "a", "b", *(f"<|byte{n}|>" for n in range(256))))
+    contents = {"vocab.txt": letters, "emoji.json": '{"emoji": {}, "emoji_inv": {}}', "spiece.model": "not read"}
+    for name, content in contents.items():
+        (source / name).write_text(content)
+    assert load_tokenizer(source)("ab")["input_ids"] == [3, 4]
+    save_whole(source, tmp_path / "out")
+    assert contents.items() <= {path.name: path.read_text() for path in (tmp_path / "out").glob("[!m]*")}.items()
+    assert load_tokenizer(tmp_path / "out")("ab")["input_ids"] == [3, 4]
 
 
 def save_whole(source: Path, out: Path) -> None:
