@@ -38,7 +38,8 @@ TRIAL_WALL_SECONDS = 600.0
 TRIAL_BYTES = 4 * 2**30
 """More than the process has."""
 _POLL_SECONDS = 0.01
-_ADVICE = "fix the model's chat template, or set calibration.template to plain"
+_ADVICE = "fix the template, or set calibration.template to plain and calibration.self_generated to 0"
+"""Of both: the built-in general text, and what the model writes itself, go through the template whatever it is."""
 _STATM = Path("/proc/self/statm")
 
 

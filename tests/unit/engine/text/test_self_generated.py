@@ -162,7 +162,7 @@ def test_hostile_templates(template: str, said: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(limits, "LONGEST_TEXT", 10**6)
     monkeypatch.chdir(tmp_path)
     began = time.process_time()
-    with pytest.raises(BrokenModel, match=f"^the chat template .*{re.escape(said)}"):
+    with pytest.raises(BrokenModel, match=f"^the chat template .*{re.escape(said)}.*plain and .*self_generated to 0$"):
         render(chatty(template), CONVERSATION)
     assert time.process_time() - began < 10
     assert list(tmp_path.iterdir()) == []
