@@ -34,6 +34,8 @@ from replaceme_core.request.spec import Loading
 
 FEWEST_SAMPLES = 16
 """Samples that are used without being asked for; a short text gives fewer than the usual number."""
+READ_AT_ONCE = 2**20
+"""Characters of a document: a tokenizer takes some 300 bytes for each, and a row may have 16 million."""
 MEASURING_PART = 8
 """One sequence in eight of a short text is left for the evaluation, whether there is one or not: it must not change
 what calibrates."""
@@ -67,8 +69,11 @@ def encode(
             text = render(tokenizer, document)
         else:
             text = "\n\n".join(turn["content"] for turn in document)
+        ids: list[int] = []
         with library_errors("the model's tokenizer cannot read the calibration text"):
-            ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            for start in range(0, len(text), READ_AT_ONCE):
+                part = text[start : start + READ_AT_ONCE]
+                ids += tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
         yield [*ids, *end]
 
 

@@ -4,10 +4,12 @@ import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from replaceme_core.engine.text.drawing import TokenSet, alternating
 from replaceme_core.engine.text.tokens import (
@@ -49,6 +51,22 @@ def test_sequences_are_packed_full(
     encoded = encode(documents, tokenizer, running_text=running)
     packed = pack(encoded, tokenizer, length=length, limit=limit).sequences
     assert [text_of(row.tolist()) for row in packed] == expected
+
+
+def test_a_tokenizer_gets_a_long_document_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of 16 million letters took 4 GB at once."""
+    monkeypatch.setattr("replaceme_core.engine.text.tokens.READ_AT_ONCE", 3)
+    tokenizer, given = byte_tokenizer(), list[str]()
+    read = type(tokenizer).__call__
+
+    def reading(self: PreTrainedTokenizerFast, text: str, **options: Any) -> object:
+        given.append(text)
+        return read(self, text, **options)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", reading)
+    (ids,) = encode(["abcdefgh"], tokenizer)
+    assert text_of(ids) == "abcdefgh<|end|>"
+    assert given == ["abc", "def", "gh"]
 
 
 def test_a_beginning_token_leads_each_sequence_where_the_tokenizer_adds_one() -> None:
