@@ -36,6 +36,7 @@ from replaceme_core.engine.text.limits import render
 from replaceme_core.engine.text.tokens import encode, end_tokens, pack
 from replaceme_core.errors import BrokenModel, GateRejected, InvalidInput
 from replaceme_core.families.resolve import resolve
+from replaceme_core.hub.model_config import read_outline
 from replaceme_core.request.calibration import GENERAL, PARTS_OF_GENERAL, SELF_GENERATED
 from replaceme_core.request.defaults import MEASURED_ELSEWHERE
 from replaceme_core.request.gate import OF_TASKS, GateResult, GateSpec
@@ -383,7 +384,8 @@ class Original:
 
     def _answers(self, subject: Subject) -> list[Answer]:
         def ask() -> Contents:
-            answers = answer(subject.model, self.tokenizer, new_tokens=NEW_TOKENS)
+            longest = read_outline(subject.directory).longest
+            answers = answer(subject.model, self.tokenizer, new_tokens=NEW_TOKENS, longest=longest)
             return Contents(record={"answers": [asdict(one) for one in answers]}, tensors={})
 
         return _ANSWERS.validate_python(subject.results.find_or_make("answers", {}, ask).record["answers"])

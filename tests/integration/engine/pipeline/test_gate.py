@@ -17,7 +17,7 @@ from replaceme_core.request.gate import GateResult
 from replaceme_core.runner.messages import Finished, RunnerRequest
 from tests.fixtures.evaluation.local_tasks import CHOICE, QUESTIONS, ROLLING, write_tasks
 from tests.fixtures.models.pipeline import request, run
-from tests.fixtures.models.tiny import BLOCKS, byte_tokenizer, save_tiny
+from tests.fixtures.models.tiny import BLOCKS, BY_NAME, byte_tokenizer, save_tiny
 
 
 def test_every_criterion_is_judged_by_what_was_measured(tmp_path: Path) -> None:
@@ -126,6 +126,14 @@ def test_a_tokenizer_that_drops_newlines(source: Path) -> None:
     assert "not_measured" not in dict(warnings_of(finished))
     assert texts_of(finished)[-1] == "self-generated"
     assert len(finished.report["answers"]) == 5  # type: ignore[arg-type]
+
+
+def test_answers_longer_than_the_table_of_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "NEW_TOKENS", 48)
+    source = save_tiny(tmp_path / "source", variant=BY_NAME["gpt2"], max_position_embeddings=40)
+    finished, _, _ = run(request(source))
+    assert finished.report["answers"] == []
+    assert "could not be measured: the model has 40 positions" in dict(warnings_of(finished))["not_measured"]
 
 
 def test_a_chat_template_that_cannot_be_rendered(source: Path) -> None:
