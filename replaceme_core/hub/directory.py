@@ -231,18 +231,16 @@ class DirectoryHub:
         self, snapshot: Snapshot, paths: tuple[str, ...], *, advance: Callable[[float], None] | None = None
     ) -> Path:
         """See `Hub.download`. Nothing is copied, and other files of the directory may have changed."""
-        wanted = set(paths)
-        digests = {file.path: file.digest for file in snapshot.files if file.path in wanted}
+        wanted = [snapshot.file(path) for path in paths]
         with _os_errors(snapshot.repo_id):
             target, journal = self._place(snapshot.repo_id, snapshot.kind)
             with journal.reading():
-                for path in paths:
-                    digest = digests.get(path)
-                    file = None if digest is None else find_file(target, path)
-                    if digest is None or file is None or not journal.has(file, digest):
-                        changed = "" if digest is None else ": it was changed meanwhile"
+                for listed in wanted:
+                    file = find_file(target, listed.path)
+                    if file is None or not journal.has(file, listed.digest):
                         raise RepositoryNotFound(
-                            f"{snapshot.kind} {snapshot.repo_id} has no file {path!r} at {snapshot.revision}{changed}"
+                            f"{snapshot.kind} {snapshot.repo_id} has no file {listed.path!r} at {snapshot.revision}: "
+                            "it was changed meanwhile"
                         )
         if advance is not None:
             advance(1.0)

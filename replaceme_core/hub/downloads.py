@@ -23,8 +23,8 @@ from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import hf_raise_for_status
 from huggingface_hub.utils.tqdm import silent_tqdm
 
-from replaceme_core.errors import CorruptDownload, HubUnreachable, RepositoryNotFound
-from replaceme_core.hub.cache import PARTIAL, Cache, Place, received_bytes
+from replaceme_core.errors import CorruptDownload, HubUnreachable
+from replaceme_core.hub.cache import PARTIAL, Place, received_bytes
 from replaceme_core.hub.client import hub_errors
 from replaceme_core.hub.port import RepositoryFile, Snapshot
 
@@ -41,51 +41,14 @@ class Stopped(Exception):
     """Raised in a thread that downloads, to end it, because the caller has stopped."""
 
 
-def fetch_files(
-    snapshot: Snapshot,
-    paths: Sequence[str],
-    place: Place,
-    *,
-    cache: Cache,
-    endpoint: str,
-    token: Token,
-    advance: Callable[[float], None] | None = None,
-) -> Path:
-    """See `Hub.download`. Files that are complete in the cache are not fetched again."""
-    files = [listed_file(snapshot, path) for path in dict.fromkeys(paths)]
-    with cache.hold(place):
-        missing = [file for file in files if not place.has(file.path, digest=_digest(file), size=file.size)]
-        if missing:  # else no threads are needed, the usual case at submission
-            blobs = {_digest(file): file.size for file in files}
-            with cache.reserve(place, blobs, purpose=f"the download of {snapshot.repo_id}"):
-                fetching = _Fetching(snapshot=snapshot, place=place, endpoint=endpoint, token=token)
-                fetching.all_of(missing, advance=advance)
-        elif advance is not None:
-            advance(1.0)
-    return place.snapshot
-
-
-def listed_file(snapshot: Snapshot, path: str) -> RepositoryFile:
-    """The file at `path`. Raises `RepositoryNotFound`."""
-    for file in snapshot.files:
-        if file.path == path:
-            return file
-    raise RepositoryNotFound(f"{snapshot.kind} {snapshot.repo_id} has no file {path!r} at {snapshot.revision}")
-
-
 def file_url(snapshot: Snapshot, path: str, *, endpoint: str) -> str:
     """The address of a file on the Hub, at the commit of the snapshot."""
     kind, revision = snapshot.kind.value, snapshot.revision
     return hf_hub_url(snapshot.repo_id, path, repo_type=kind, revision=revision, endpoint=endpoint)
 
 
-def _digest(file: RepositoryFile) -> str:
-    assert file.digest is not None, "the Hub gives one for each file"
-    return file.digest
-
-
 @dataclass(frozen=True, kw_only=True)
-class _Fetching:
+class Fetching:
     """Several files at once, until the first error."""
 
     snapshot: Snapshot
@@ -96,7 +59,7 @@ class _Fetching:
 
     def all_of(self, files: Sequence[RepositoryFile], *, advance: Callable[[float], None] | None) -> None:
         """Fetch the files. Stops when `advance` raises."""
-        sizes = {_digest(file): file.size for file in files}
+        sizes = {file.digest: file.size for file in files}
         total = max(1, sum(sizes.values()))
         pool = ThreadPoolExecutor(max_workers=AT_ONCE, thread_name_prefix="hub")
         try:
@@ -115,8 +78,8 @@ class _Fetching:
 
     def _one(self, file: RepositoryFile) -> None:
         with hub_errors(f"downloading {file.path} of {self.snapshot.kind} {self.snapshot.repo_id}"):
-            self._blob(self.place.blob(_digest(file)), file)
-            self.place.link(file.path, _digest(file))
+            self._blob(self.place.blob(file.digest), file)
+            self.place.link(file.path, file.digest)
 
     def _blob(self, blob: Path, file: RepositoryFile) -> None:
         """Make `blob` the content of `file`. While another process downloads it, wait for that one.

@@ -24,7 +24,7 @@ from replaceme_core.errors import (
 )
 from replaceme_core.hub.cache import CACHE_BYTES, Cache, Place
 from replaceme_core.hub.client import REQUEST_SECONDS, commit_of, files_of, hub_errors, matching
-from replaceme_core.hub.downloads import Token, fetch_files, fetch_range, file_url, listed_file
+from replaceme_core.hub.downloads import Fetching, Token, fetch_range, file_url
 from replaceme_core.hub.files import walk
 from replaceme_core.hub.port import (
     NAME,
@@ -74,21 +74,23 @@ class HuggingFaceHub:
         self, snapshot: Snapshot, paths: tuple[str, ...], *, advance: Callable[[float], None] | None = None
     ) -> Path:
         """See `Hub.download`. What is complete in the cache is not fetched again."""
-        return fetch_files(
-            snapshot,
-            paths,
-            self._place(snapshot),
-            cache=self._cache,
-            endpoint=self._endpoint,
-            token=self._read_token,
-            advance=advance,
-        )
+        place, files = self._place(snapshot), [snapshot.file(path) for path in dict.fromkeys(paths)]
+        with self._cache.hold(place):
+            missing = [file for file in files if not place.has(file.path, digest=file.digest, size=file.size)]
+            if missing:  # else no threads are needed, the usual case at submission
+                blobs = {file.digest: file.size for file in files}
+                with self._cache.reserve(place, blobs, purpose=f"the download of {snapshot.repo_id}"):
+                    fetching = Fetching(snapshot=snapshot, place=place, endpoint=self._endpoint, token=self._read_token)
+                    fetching.all_of(missing, advance=advance)
+            elif advance is not None:
+                advance(1.0)
+        return place.snapshot
 
     def hold(self, snapshot: Snapshot) -> AbstractContextManager[None]:
         return self._cache.hold(self._place(snapshot))
 
     def read_range(self, snapshot: Snapshot, path: str, *, start: int, end: int) -> bytes:
-        url = file_url(snapshot, listed_file(snapshot, path).path, endpoint=self._endpoint)
+        url = file_url(snapshot, snapshot.file(path).path, endpoint=self._endpoint)
         with hub_errors(f"reading {path} of {snapshot.kind} {snapshot.repo_id}"):
             return fetch_range(url, start=start, end=end, token=self._read_token)
 

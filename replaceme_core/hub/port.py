@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from replaceme_core.errors import BrokenModel, InvalidInput
+from replaceme_core.errors import BrokenModel, InvalidInput, RepositoryNotFound
 from replaceme_core.hub.files import JSON_LIMIT, read_json_file
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
@@ -40,12 +40,12 @@ class RepositoryFile:
     """A file of a repository at one revision: path inside it, size in bytes.
 
     `digest` is the SHA-256 of a large file (`is_large`, one that git only points to) and where the Hub is a directory,
-    else git's own hash of a blob.
+    else git's own hash of a blob; "" where nobody asks for it.
     """
 
     path: str
     size: int
-    digest: str | None = field(default=None, compare=False)
+    digest: str = field(default="", compare=False)
     is_large: bool = field(default=False, compare=False)
 
 
@@ -69,6 +69,17 @@ class Snapshot:
 
     def has(self, path: str) -> bool:
         return path in self.sizes
+
+    def file(self, path: str) -> RepositoryFile:
+        """The file at `path`. Raises `RepositoryNotFound`."""
+        found = self._by_path.get(path)
+        if found is None:
+            raise RepositoryNotFound(f"{self.kind} {self.repo_id} has no file {path!r} at {self.revision}")
+        return found
+
+    @cached_property
+    def _by_path(self) -> Mapping[str, RepositoryFile]:
+        return {file.path: file for file in self.files}
 
 
 @dataclass(frozen=True, kw_only=True)
