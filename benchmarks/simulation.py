@@ -291,8 +291,9 @@ def claim_one(session: Session, *, worker: str, lease_seconds: float) -> Claim |
 
 def end_one(session: Session, claim: Claim) -> None:
     """Raises `LeaseLost` and `StaleTransition`."""
-    result: dict[str, Any] = {"repo_id": "org/small", "revision": "b" * 40, "removed_blocks": [1], "kept_blocks": [0]}
-    attempts.succeed(session, claim, **result, report={"before": {"perplexity": 20.5}, "after": {"perplexity": 21.5}})
+    sides = {"before": {"perplexity": 20.5}, "after": {"perplexity": 21.5}}
+    report = {"removed_blocks": [1], "kept_blocks": [0], **sides}
+    attempts.succeed(session, claim, repo_id="org/small", revision="b" * 40, report=report)
     attempts.job_of(session, claim)
     attempts.history(session, claim)
 

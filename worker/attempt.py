@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from replaceme_core.errors import (
@@ -304,7 +303,8 @@ class Attempt:
         # as long as the result took: after that it is no cheaper to wait than to compute it again
         took, retry_on = time.monotonic() - self.began, (HubUnreachable, StaleParent, DatabaseUnreachable)
         revision = self._retry(publish, retry_on=retry_on, at_least=took)
-        return self._success(repo_id, revision, finished)
+        claim, report = self.lease.claim, finished.report
+        return partial(attempts.succeed, claim=claim, repo_id=repo_id, revision=revision, report=report)
 
     def _earlier_result(self) -> Write | None:
         """The write for a result that an earlier attempt published before its worker died; `None` if there is none."""
@@ -315,12 +315,11 @@ class Attempt:
             revision, report = self._retry(lambda: self._find_result(repo_id))
             if revision is None:
                 return None
-            blocks = {name: report.get(name) for name in ("removed_blocks", "kept_blocks")}
-            finished = Finished.model_validate({**blocks, "report": report})
-        except (RepositoryNotFound, BrokenModel, ValidationError) as error:
+        except (RepositoryNotFound, BrokenModel) as error:
             logger.warning("job %s: the result of an earlier attempt cannot be used: %s", self.job.id, error)
             return None
-        return self._success(repo_id, revision, finished)
+        claim = self.lease.claim
+        return partial(attempts.succeed, claim=claim, repo_id=repo_id, revision=revision, report=report)
 
     def _find_result(self, repo_id: str) -> tuple[str | None, dict[str, object]]:
         revision = self.hub.find_publication(repo_id, self._trailer, create_pr=self.job.spec.output.create_pr)
@@ -329,17 +328,6 @@ class Attempt:
         hub = self.hub.as_writer()  # it may be private
         snapshot = hub.resolve(repo_id, kind=RepositoryKind.MODEL, revision=revision)
         return revision, read_hub_json(hub, snapshot, REPORT)
-
-    def _success(self, repo_id: str, revision: str, finished: Finished) -> Write:
-        return lambda session: attempts.succeed(
-            session,
-            self.lease.claim,
-            repo_id=repo_id,
-            revision=revision,
-            removed_blocks=finished.removed_blocks,
-            kept_blocks=finished.kept_blocks,
-            report=finished.report,
-        )
 
     def _enter(self, stage: Stage, *, size: int | None = None) -> None:
         """`size`: the bytes that the stage copies."""

@@ -29,9 +29,9 @@ from replaceme_core.errors import Cancelled, ReplaceMeError
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import (
     Advanced,
-    Evaluated,
     EvaluateRequest,
     Failed,
+    Finished,
     Measured,
     Message,
     Resolved,
@@ -222,7 +222,7 @@ def evaluate(line: bytes) -> Message:
     with _without_collections():
         from replaceme_core.engine.evaluation.evaluate import evaluate as measure
 
-    return Evaluated.model_validate({"report": json_safe(measure(request), name=str)})
+    return Finished.model_validate({"report": json_safe(measure(request), name=str)})
 
 
 def main(arguments: list[str]) -> int:

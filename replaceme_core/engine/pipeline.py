@@ -219,4 +219,4 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
             job_id=request.job_id,
             imported_bytes=imported_bytes,
         )
-    return Finished(removed_blocks=removed, kept_blocks=kept, report=report)
+    return Finished(report=report)

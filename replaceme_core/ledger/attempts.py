@@ -30,6 +30,7 @@ from replaceme_core.ledger.transitions import (
     transition,
     update_job,
 )
+from replaceme_core.report.reading import Report
 from replaceme_core.request.gate import GateResult
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import Measured, Stage
@@ -232,18 +233,17 @@ def succeed(
     *,
     repo_id: str,
     revision: str,
-    removed_blocks: Sequence[int],
-    kept_blocks: Sequence[int],
     report: Mapping[str, object],
 ) -> None:
     """running -> succeeded. Raises `LeaseLost`, or `StaleTransition` if this claim has finished the job before."""
+    removed, kept = map(Report(report).blocks, ("removed_blocks", "kept_blocks"))
     result = {
         "repo_id": repo_id,
         "revision": revision,
-        "removed_blocks": list(removed_blocks),
-        "kept_blocks": list(kept_blocks),
+        "removed_blocks": removed,
+        "kept_blocks": kept,
         "warnings": _warnings(report),
-        "summary": _summary(report, removed=len(removed_blocks), kept=len(kept_blocks)),
+        "summary": _summary(report, removed=len(removed), kept=len(kept)),
     }
     _finish(
         session,

@@ -20,7 +20,6 @@ from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.inputs import Pinned, fetch, held
 from replaceme_core.runner.messages import (
     Advanced,
-    Evaluated,
     EvaluateRequest,
     Failed,
     Finished,
@@ -118,11 +117,9 @@ class Machine:
                 "output_directory": result,
                 **more,
             }
-            finished = self.run(RunnerRequest.model_validate(request), course=course)
-            assert isinstance(finished, Finished)
-        return finished
+            return self.run(RunnerRequest.model_validate(request), course=course)
 
-    def run(self, request: ModelRequest, *, course: "ShownCourse") -> Finished | Evaluated:
+    def run(self, request: ModelRequest, *, course: "ShownCourse") -> Finished:
         """The final message of a successful run.
 
         Raises the error of `replaceme_core.errors` with which the runner failed; where that is not on purpose, the last
@@ -224,7 +221,7 @@ class ShownCourse:
         self._course.move(stage, fraction, now)
         self._show(stage, self._course.overall, self._course.eta_seconds(now))
 
-    def follow(self, messages: Iterator[Message]) -> Finished | Evaluated | Failed:
+    def follow(self, messages: Iterator[Message]) -> Finished | Failed:
         """Show the progress in the messages of a runner, which takes some seconds to start; returns the final one."""
         self._show("starting", self._course.overall, None)
         for message in messages:
@@ -235,7 +232,7 @@ class ShownCourse:
                     self.move(stage, 0.0)
                 case Advanced(stage=stage, fraction=fraction):
                     self.move(stage, fraction)
-                case Finished() | Evaluated() | Failed():
+                case Finished() | Failed():
                     return message
         raise AssertionError("Runner.messages() ends with a final message or raises")
 

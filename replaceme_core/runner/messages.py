@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from replaceme_core.errors import LONGEST_MESSAGE, InvalidInput, OutOfMemory, OutOfSpace, ReplaceMeError
 from replaceme_core.library_errors import is_out_of_memory, is_out_of_space
+from replaceme_core.report.reading import Report
 from replaceme_core.request.calibration import CalibrationSource
 from replaceme_core.request.fields import TextSource, wrong
 from replaceme_core.request.method import Method
@@ -97,12 +98,22 @@ class Measured(Line):
 
 
 class Finished(Line):
-    """The last message of a run that succeeded. `report` is the content of `replaceme.json`."""
+    """The last message of a run that succeeded.
 
+    `report` is the content of `replaceme.json`; with `--evaluate` what each model is worth (`evaluation.evaluate`).
+    """
+
+    model_config = ConfigDict(extra="ignore")  # a result that the release before has kept repeats its blocks
     type: Literal["finished"] = "finished"
-    removed_blocks: list[int]
-    kept_blocks: list[int]
     report: dict[str, object]
+
+    @property
+    def removed_blocks(self) -> list[int]:
+        return Report(self.report).blocks("removed_blocks")
+
+    @property
+    def kept_blocks(self) -> list[int]:
+        return Report(self.report).blocks("kept_blocks")
 
 
 class Failed(Line):
@@ -114,15 +125,8 @@ class Failed(Line):
     field: str | None = None
 
 
-class Evaluated(Line):
-    """The last message of `--evaluate` that succeeded: what each model is worth (`evaluation.evaluate`)."""
-
-    type: Literal["evaluated"] = "evaluated"
-    report: dict[str, object]
-
-
-Message = Resolved | StageStarted | Advanced | Measured | Finished | Evaluated | Failed
-FINAL_MESSAGES = (Finished, Evaluated, Failed)
+Message = Resolved | StageStarted | Advanced | Measured | Finished | Failed
+FINAL_MESSAGES = (Finished, Failed)
 MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
 
 

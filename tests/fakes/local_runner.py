@@ -14,7 +14,6 @@ from pathlib import Path
 
 from replaceme_core.runner.messages import (
     Advanced,
-    Evaluated,
     EvaluateRequest,
     Failed,
     Finished,
@@ -90,7 +89,7 @@ def main(mode: str, *flags: str) -> int:
         models = [
             {**measured, "request": json.loads(line)} for _ in EvaluateRequest.model_validate_json(line).directories
         ]
-        send(Evaluated(report={"hardware": "A Processor", "threads": 1, "models": models}))
+        send(Finished(report={"hardware": "A Processor", "threads": 1, "models": models}))
         return 0
     request = RunnerRequest.model_validate_json(line)
     output = Path(request.output_directory)
@@ -112,7 +111,7 @@ def main(mode: str, *flags: str) -> int:
         report["gate"] = {**judged, "trials": TRIALS if mode == "searches" else []}
     if request.compare_with is not None:
         report["comparison"] = DIFFERING if mode == "differs" else SAME
-    send(Finished(removed_blocks=[2], kept_blocks=[0, 1, 3], report=report))
+    send(Finished(report=report))
     return 0
 
 

@@ -76,7 +76,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
         enter(Stage.EVALUATE, request, progress)
     partial.rename(request.output_directory)
     pass_gate(request, "finished")
-    return Finished(removed_blocks=[2], kept_blocks=[0, 1, 3], report=report)
+    return Finished(report=report)
 
 
 def judged(request: RunnerRequest) -> dict[str, object]:

@@ -15,7 +15,7 @@ from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import Claim, IdempotencyKey
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.shapes import JobWarning
-from tests.fixtures.jobs.ledger import Ledger, at_once
+from tests.fixtures.jobs.ledger import REPORT, Ledger, at_once
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
@@ -51,7 +51,7 @@ def test_a_job_that_succeeds(ledger_on_both: Ledger) -> None:
     with ledger.database.session() as session:
         attempts.record_spec(session, claim, resolved)
     warning = {"code": "answers_loop", "message": "3 of 5 answers repeat themselves"}
-    report = {"zeta": 20.5, "alpha": [1, 2], "warnings": [warning, {"unknown": 1}, "unknown"]}
+    report = {**REPORT, "warnings": [warning, {"unknown": 1}, "unknown"]}
     ledger.succeed(claim, report=report)
     done = ledger.get(job.id)
     assert (done.status, done.spec, done.progress.overall, done.error) == (JobStatus.SUCCEEDED, resolved, 1.0, None)

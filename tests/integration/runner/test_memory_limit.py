@@ -28,7 +28,7 @@ GROWS = """
 import sys
 sys.stdin.readline()
 kept = [bytearray(8 * 2**20) for _ in range(int(sys.argv[1]))]
-print('{"type": "evaluated", "report": {}}', flush=True)
+print('{"type": "finished", "report": {}}', flush=True)
 """
 DESCRIBES = """
 import sys
@@ -74,7 +74,7 @@ def test_in_a_control_group(tmp_path: Path) -> None:
     said = "more than its limit of 0.2 GiB (from its plan; REPLACEME_RUNNER_MEMORY_BYTES sets another)"
     assert said in caught.value.message
     with runner(tmp_path, GROWS, "2", limit=limit) as started:
-        assert [message.type for message in started.messages()] == ["evaluated"]
+        assert [message.type for message in started.messages()] == ["finished"]
     assert not list(group.directory.parent.glob(f"replaceme-runner-{os.getpid()}-*"))
 
 
@@ -86,7 +86,7 @@ def test_by_a_limit_of_the_process(tmp_path: Path) -> None:
         *_, last = started.messages()
     assert (last.type, getattr(last, "code", None)) == ("failed", "out_of_memory")
     with runner(tmp_path, GROWS, "64", limit=replace(limit, of_process=False)) as started:
-        assert [message.type for message in started.messages()] == ["evaluated"], "there it does not hold"
+        assert [message.type for message in started.messages()] == ["finished"], "there it does not hold"
 
 
 @pytest.mark.usefixtures("without_groups")
@@ -111,14 +111,14 @@ import sys, torch
 sys.stdin.readline()
 mapped = torch.UntypedStorage.from_file(sys.argv[1], False, 2 * 2**30)
 product = torch.randn(512, 512) @ torch.randn(512, 512)
-print('{"type": "evaluated", "report": {"size": %d}}' % mapped.nbytes(), flush=True)
+print('{"type": "finished", "report": {"size": %d}}' % mapped.nbytes(), flush=True)
 """
     weights_path = str(tmp_path / "model" / "model.safetensors")
     assert mapped_bytes(tmp_path / "model") == 4 * 2**30
     with runner(
         tmp_path, code, weights_path, limit=MemoryLimit(size=2 * 2**30, named=True, of_process=True)
     ) as started:
-        assert [message.type for message in started.messages()] == ["evaluated"]
+        assert [message.type for message in started.messages()] == ["finished"]
 
 
 def test_the_default_follows_from_the_plan() -> None:

@@ -16,7 +16,7 @@ from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import OutOfMemory, ReplaceMeError
 from replaceme_core.runner import process as child
 from replaceme_core.runner.memory_limit import OomKills
-from replaceme_core.runner.messages import Advanced, Evaluated, EvaluateRequest, Failed, Measured, Stage
+from replaceme_core.runner.messages import Advanced, EvaluateRequest, Failed, Finished, Measured, Stage
 from replaceme_core.runner.process import (
     RUNNER_COMMAND,
     Confinement,
@@ -51,7 +51,7 @@ import json, os, sys
 request = json.loads(sys.stdin.readline())
 print(json.dumps({"type": "metric", "stage": "solve", "name": "loss", "value": float("nan"), "unit": "nats"}))
 report = {"directory": os.getcwd(), "dotenv": os.path.exists(".env"), "text": request["text_path"]}
-print(json.dumps({"type": "evaluated", "report": report}), flush=True)
+print(json.dumps({"type": "finished", "report": report}), flush=True)
 sys.stdin.read()
 """
     asked = EvaluateRequest(model_directory="model", text_path="text")
@@ -60,7 +60,7 @@ sys.stdin.read()
     assert isinstance(metric, Measured)
     assert math.isnan(metric.value)
     expected = {"directory": str(tmp_path / "scratch"), "dotenv": False, "text": str(tmp_path / "text")}
-    assert last == Evaluated(report=expected)
+    assert last == Finished(report=expected)
 
 
 def end_of(code: str, place: Path, *, sandbox: Sandbox = NO_SANDBOX) -> ReplaceMeError:
@@ -177,9 +177,9 @@ def test_one_that_sigkill_does_not_end_is_left_behind(
 
 
 def test_a_large_request_arrives_whole(tmp_path: Path) -> None:
-    code = "import json\nprint(json.dumps({'type': 'evaluated', 'report': {'text': json.loads(input())['text_path']}}))"
+    code = "import json\nprint(json.dumps({'type': 'finished', 'report': {'text': json.loads(input())['text_path']}}))"
     with Runner(python(code), LARGE, scratch=tmp_path) as runner:
-        assert list(runner.messages()) == [Evaluated(report={"text": LARGE.text_path})]
+        assert list(runner.messages()) == [Finished(report={"text": LARGE.text_path})]
 
 
 def test_one_that_does_not_read_its_request_can_be_ended(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import InvalidInput
-from replaceme_core.runner.messages import Evaluated, EvaluateRequest
+from replaceme_core.runner.messages import EvaluateRequest, Finished
 from replaceme_core.runner.process import Confinement, Runner
 from replaceme_core.runner.sandbox import Sandbox, SandboxMode, choose_sandbox
 
@@ -39,7 +39,7 @@ report = {
     "processes": sum(name.isdecimal() for name in os.listdir("/proc")),
     "user": os.getuid(),
 }
-print(json.dumps({"type": "evaluated", "report": report}), flush=True)
+print(json.dumps({"type": "finished", "report": report}), flush=True)
 """
 
 
@@ -58,7 +58,7 @@ def look(place: Path, sandbox: Sandbox) -> dict[str, object]:
     scratch = place / "scratch"
     with Runner(command, request, scratch=scratch, confinement=Confinement(sandbox=sandbox)) as runner:
         *_, last = runner.messages()
-    assert isinstance(last, Evaluated)
+    assert isinstance(last, Finished)
     assert (scratch / "result").read_text() == "mine"
     return last.report
 

@@ -24,7 +24,11 @@ from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.servers.database import listening
 
 REPORT = {"before": {"perplexity": 20.0, "parameters": 100, "blocks": 30}}
-REPORT |= {"after": {"perplexity": 25.5, "parameters": 80, "blocks": 28}}
+REPORT |= {
+    "after": {"perplexity": 25.5, "parameters": 80, "blocks": 28},
+    "removed_blocks": [12, 13],
+    "kept_blocks": [0, 1, 2],
+}
 
 
 def run(ledger: Ledger, job_id: str, *, report: dict[str, object] | None = None) -> None:

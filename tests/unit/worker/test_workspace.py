@@ -85,7 +85,7 @@ def test_the_directory_for_temporary_files_is_not_removed(tmp_path: Path) -> Non
         assert held.is_dir()
 
 
-FINISHED = Finished(removed_blocks=[2], kept_blocks=[0, 1, 3], report={})
+FINISHED = Finished(report={"removed_blocks": [2], "kept_blocks": [0, 1, 3]})
 
 
 def test_a_kept_result_is_out_of_reach_of_the_next_runner(tmp_path: Path) -> None:
