@@ -13,7 +13,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.method import Method, MethodSpec
 from replaceme_core.request.resolve import resolve_spec
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, EvaluationSpec, ModelRef
-from replaceme_core.runner.messages import Progress, Stage
+from replaceme_core.runner.messages import Progress
 
 LENGTH, MEASURED = 512, 16
 
@@ -53,17 +53,6 @@ class Row:
     def worst(self) -> float:
         """The greatest ratio of a method's perplexity to that of plain removal."""
         return max(value / self.drop for value in self.methods.values())
-
-
-class NoProgress(Progress):
-    """Ignores all reports."""
-
-    def resolved(self, spec: CompressionSpec, *, expected: Mapping[Stage, float]) -> None: ...
-    def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None: ...
-    def advance(self, fraction: float) -> None: ...
-    def metric(
-        self, name: str, value: float, unit: str, *, block: int | None = None, candidate: str | None = None
-    ) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +130,12 @@ def prepare(options: argparse.Namespace, *, streams: Path) -> Bench:
         always_store=True,
     )
     task = Task(
-        block_runner=block_runner, tokens=tokens, activations=activations, spec=spec, remove=0, progress=NoProgress()
+        block_runner=block_runner,
+        tokens=tokens,
+        activations=activations,
+        spec=spec,
+        remove=0,
+        progress=Progress(lambda message: None),
     )
     return Bench(task=task, tokens=measured.to(spec.compute.device))
 

@@ -18,7 +18,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -26,18 +26,15 @@ from typing import Final, NoReturn
 
 from replaceme_core.engine.model.allocator import reuse_freed_memory
 from replaceme_core.errors import Cancelled, ReplaceMeError
-from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import (
     Advanced,
     EvaluateRequest,
     Failed,
     Finished,
-    Measured,
     Message,
-    Resolved,
+    Progress,
     RunnerRequest,
     Stage,
-    StageStarted,
     describe,
     is_mistake,
 )
@@ -129,31 +126,6 @@ class MessageWriter:
                 line = line[os.write(self._descriptor, line) :]
 
 
-class ProgressSender:
-    """Implements `Progress` by sending messages. Metrics and fractions belong to the stage that began last."""
-
-    def __init__(self, writer: MessageWriter) -> None:
-        self._writer = writer
-        self._stage = Stage.CALIBRATE
-
-    def resolved(self, spec: CompressionSpec, *, expected: Mapping[Stage, float]) -> None:
-        self._writer.send(Resolved(spec=spec, expected=dict(expected)))
-
-    def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
-        self._stage = stage
-        self._writer.send(StageStarted(stage=stage, resumed_from=resumed_from))
-
-    def advance(self, fraction: float) -> None:
-        self._writer.send(Advanced(stage=self._stage, fraction=fraction))
-
-    def metric(
-        self, name: str, value: float, unit: str, *, block: int | None = None, candidate: str | None = None
-    ) -> None:
-        self._writer.send(
-            Measured(stage=self._stage, name=name, value=value, unit=unit, block=block, candidate=candidate)
-        )
-
-
 def block_network() -> None:
     """Make every attempt to reach another process over a socket raise `PermissionError`, in all Python libraries.
 
@@ -203,7 +175,7 @@ def compress(line: bytes, writer: MessageWriter) -> Message:
 
     writer.begin()
     try:
-        finished = run_pipeline(request, ProgressSender(writer))
+        finished = run_pipeline(request, Progress(writer.send))
         report = finished.report
         if request.compare_with is not None:
             from replaceme_core.engine.results.provenance import compare_weights

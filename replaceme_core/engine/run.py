@@ -21,7 +21,7 @@ from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.embeddings import OriginalOfImages, tokenizer_of_text_tower
 from replaceme_core.engine.evaluation.measure import PRUNED, SOURCE, Subject, open_subject
 from replaceme_core.engine.evaluation.tasks import LoadedTasks
-from replaceme_core.engine.methods.task import PartOfStage, Pruning, Task
+from replaceme_core.engine.methods.task import Pruning, Task
 from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import apply_changes, fold, kept_blocks, remove_blocks, scale_final_norm
@@ -43,7 +43,7 @@ from replaceme_core.request.gate import Trial, most_trials
 from replaceme_core.request.removal import Allows
 from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.request.spec import Loading
-from replaceme_core.runner.messages import Progress
+from replaceme_core.runner.messages import Measured, Progress
 
 CHECKED_TOKENS = 64
 PROMPT_TOKENS = 32
@@ -251,10 +251,10 @@ DECIDING_PART = 0.6
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """What the method decided for one depth, the reports of its metrics, and what the result is worth."""
+    """What the method decided for one depth, its metrics, and what the result is worth."""
 
     pruning: Pruning
-    metrics: Sequence[Callable[[], None]]
+    metrics: Sequence[Measured]
     comparison: Comparison
     unmeasured: Sequence[str]
 
@@ -284,8 +284,8 @@ def find_deepest_cut(run: Run, task: Task, depths: Sequence[int]) -> tuple[Tried
     if search.kept is None:
         assert search.error is not None, "a trial is kept, or has failed"
         raise search.error
-    for report in search.kept.metrics:
-        report()
+    for metric in search.kept.metrics:
+        task.progress.send(metric)
     run.unmeasured.found.extend(search.kept.unmeasured)
     return search.kept, search.trials
 
@@ -296,19 +296,6 @@ def _source(run: Run) -> Subject:
         return Subject(name=SOURCE, model=run.model, directory=run.source)
     with run.clock.loading():
         return open_subject(SOURCE, run.source, dtype=run.dtype, compute=run.spec.compute)
-
-
-class _Metrics(PartOfStage):
-    """A part of a trial, whose metrics are reported once it is the chosen one."""
-
-    def __init__(self, progress: Progress, *, start: float, end: float, kept: list[Callable[[], None]]) -> None:
-        super().__init__(progress, start=start, end=end)
-        self._kept = kept
-
-    def metric(
-        self, name: str, value: float, unit: str, *, block: int | None = None, candidate: str | None = None
-    ) -> None:
-        self._kept.append(lambda: self._progress.metric(name, value, unit, block=block, candidate=candidate))
 
 
 @dataclass(kw_only=True)
@@ -356,13 +343,13 @@ class _Search:
 
     def _try(self, depth: int, *, start: float, end: float) -> Tried:
         """Decide, carry it out, and measure the result beside the source model, as it would be published."""
-        run, middle, metrics = self.run, start + (end - start) * DECIDING_PART, list[Callable[[], None]]()
-        part = _Metrics(self.task.progress, start=start, end=middle, kept=metrics)
+        run, middle, metrics = self.run, start + (end - start) * DECIDING_PART, list[Measured]()
+        part = self.task.progress.part(start, middle, on_metric=metrics.append)  # reported if it is the chosen one
         self.task.activations.advance = part.advance
         task = replace(self.task, remove=depth, progress=part, begin=lambda stage, **_: None)
         pruning = decide(task, run.checkpoints)
         release_memory()
-        rest = PartOfStage(self.task.progress, start=middle, end=end)
+        rest = self.task.progress.part(middle, end)
         with TemporaryDirectory(prefix=f".{run.output.name}.trial-", dir=run.output.parent) as place:
             directory = Path(place)
             run.write(run.load(run.source, dtype=run.stored.dtype), directory, pruning=pruning)

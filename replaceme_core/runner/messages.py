@@ -1,15 +1,15 @@
 """What goes through the pipes between a runner and its parent: requests, messages, and errors as a message.
 
 A request is one line of JSON on the runner's standard input, a pipe that stays open while the parent lives. Messages
-are lines of its standard output. The pipeline calls `Progress`; the runner sends these calls as messages; the
-supervisor and the command line read them.
+are lines of its standard output. The pipeline reports to `Progress`, which sends messages; the supervisor and the
+command line read them.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, Protocol, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
@@ -37,27 +37,6 @@ class Stage(StrEnum):
     SAVE = "save"
     EVALUATE = "evaluate"
     PUBLISH = "publish"
-
-
-class Progress(Protocol):
-    """Receives the progress of the pipeline."""
-
-    def resolved(self, spec: CompressionSpec, *, expected: Mapping[Stage, float]) -> None:
-        """Every default of the specification has been filled in; `expected` are the seconds that stages should take."""
-
-    def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
-        """A stage begins, and the one before it has ended.
-
-        `resumed_from` is the stage whose result an earlier attempt at the job saved; the stages up to it are skipped.
-        """
-
-    def advance(self, fraction: float) -> None:
-        """The part of the present stage that is done, 0 to 1."""
-
-    def metric(
-        self, name: str, value: float, unit: str, *, block: int | None = None, candidate: str | None = None
-    ) -> None:
-        """A measured value of the present stage. `candidate` is a window such as "12-19"."""
 
 
 class Line(BaseModel):
@@ -128,6 +107,54 @@ class Failed(Line):
 Message = Resolved | StageStarted | Advanced | Measured | Finished | Failed
 FINAL_MESSAGES = (Finished, Failed)
 MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
+
+
+class Progress:
+    """Sends what the pipeline reports as messages. Fractions and metrics belong to the stage that began last."""
+
+    def __init__(self, send: Callable[[Message], None]) -> None:
+        self.send = send
+        self._stage = Stage.CALIBRATE
+
+    def resolved(self, spec: CompressionSpec, *, expected: Mapping[Stage, float]) -> None:
+        """Every default of the specification has been filled in; `expected` are the seconds that stages should take."""
+        self.send(Resolved(spec=spec, expected=dict(expected)))
+
+    def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
+        """A stage begins, and the one before it has ended.
+
+        `resumed_from` is the stage whose result an earlier attempt at the job saved; the stages up to it are skipped.
+        """
+        self._stage = stage
+        self.send(StageStarted(stage=stage, resumed_from=resumed_from))
+
+    def advance(self, fraction: float) -> None:
+        """The part of the present stage that is done, 0 to 1."""
+        self.send(Advanced(stage=self._stage, fraction=fraction))
+
+    def metric(
+        self, name: str, value: float, unit: str, *, block: int | None = None, candidate: str | None = None
+    ) -> None:
+        """A measured value of the present stage. `candidate` is a window such as "12-19"."""
+        self.send(Measured(stage=self._stage, name=name, value=value, unit=unit, block=block, candidate=candidate))
+
+    def part(self, start: float, end: float, *, on_metric: Callable[[Measured], None] = lambda _: None) -> "Progress":
+        """For a step that is the part from `start` to `end` of the present stage, with no stages of its own.
+
+        Its metrics go to `on_metric`: those of several steps would have the same names.
+        """
+        reached = 0.0
+
+        def send(message: Message) -> None:
+            nonlocal reached
+            match message:
+                case Advanced(fraction=fraction):
+                    reached = max(reached, fraction)  # a step of several parts may begin again at 0
+                    self.advance(start + (end - start) * reached)
+                case Measured():
+                    on_metric(message.model_copy(update={"stage": self._stage}))
+
+        return Progress(send)
 
 
 CACHE_BYTES = 20 * 2**30

@@ -15,12 +15,12 @@ run_pipeline = runner.compress
 def compress(line: bytes, writer: runner.MessageWriter) -> Message:
     request = RunnerRequest.model_validate_json(line)
 
-    class GatedProgress(runner.ProgressSender):
+    class GatedProgress(runner.Progress):
         def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
             super().stage(stage, resumed_from=resumed_from)
             pass_gate(request, stage.value)
 
-    runner.ProgressSender = GatedProgress  # type: ignore[misc]
+    runner.Progress = GatedProgress  # type: ignore[misc]
     last = run_pipeline(line, writer)
     pass_gate(request, "finished")
     return last

@@ -16,7 +16,7 @@ from replaceme_core.engine.methods.candidates import Blocks, MappedSets, first_l
 from replaceme_core.engine.methods.least_squares import fit_cut, fit_named
 from replaceme_core.engine.methods.panel import Panel
 from replaceme_core.engine.methods.refit import JudgedRefit, refit_without
-from replaceme_core.engine.methods.task import Candidate, PartOfStage, Pruning, Task
+from replaceme_core.engine.methods.task import Candidate, Pruning, Task
 from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.changes import runs
 from replaceme_core.request.defaults import RACE_PART, RACING
@@ -37,7 +37,7 @@ def auto(task: Task) -> Pruning:
     task.begin(Stage.SOLVE)
     blocks, result = _race(task, ranked, budget), None
     if blocks is not None and budget.allows(1, f"the refit without blocks {block_ranges(blocks)}"):
-        step = replace(task, progress=PartOfStage(task.progress, start=RACE_TIME, end=1.0))
+        step = replace(task, progress=task.progress.part(RACE_TIME, 1.0))
         fitted = refit_without(step, blocks, fit=task.activations.fit_batches)
         fitted = replace(fitted, task=task)  # which reports its metrics
         if ranked.panel.is_worse(ranked.tried[ranked.best], fitted.losses):  # else maps, which are simpler, are as good
@@ -49,7 +49,7 @@ def auto(task: Task) -> Pruning:
 
 def _with_maps(task: Task, ranked: MappedSets) -> Pruning:
     """The best set with its maps, fitted on all the text."""
-    quiet = replace(task, progress=PartOfStage(task.progress, start=1.0, end=1.0), begin=lambda stage, **_: None)
+    quiet = replace(task, progress=task.progress.part(1.0, 1.0), begin=lambda stage, **_: None)
     found = fit_named(quiet, ranked.best, partial(fit_cut, ridge=task.spec.method.ridge))
     return replace(found, candidates=ranked.table(ranked.best, found.candidates))
 
@@ -76,7 +76,7 @@ def _race(task: Task, ranked: MappedSets, budget: "_Budget") -> Blocks | None:
         name = f"the refit without blocks {block_ranges(blocks)} on a part of the text"
         if budget.allows(RACE_PART, name):
             start, end = (RACE_TIME * place / len(contenders) for place in (number, number + 1))
-            step = replace(task, progress=PartOfStage(task.progress, start=start, end=end))
+            step = replace(task, progress=task.progress.part(start, end))
             losses[blocks] = refit_without(step, blocks, fit=first_lap(task), judged=panel.batches).losses
             task.progress.metric("held_out_loss", panel.mean(losses[blocks]), panel.unit, candidate=name)
     simplest_first = sorted(losses, key=lambda blocks: (len(runs(blocks)), panel.mean(losses[blocks])))

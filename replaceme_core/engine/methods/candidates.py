@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from replaceme_core.engine.activations.capture import Activations, CutStatistics, Losses
 from replaceme_core.engine.methods.panel import Panel, variant_losses
-from replaceme_core.engine.methods.task import Candidate, PartOfStage, Task
+from replaceme_core.engine.methods.task import Candidate, Task
 from replaceme_core.engine.model.changes import Cut, FittedCut, Variant, runs, windows
 from replaceme_core.engine.numerics.solve import choose_ridge, solve_delta
 from replaceme_core.engine.numerics.stream import MeanAngle
@@ -202,7 +202,7 @@ def try_best(sets: MappedSets, *, groups: int, start: float, end: float) -> None
     """
     task = sets.task
     shares = sorted({task.remove // groups, math.ceil(task.remove / groups)})
-    blocks, progress = len(task.block_runner.blocks), PartOfStage(task.progress, start=start, end=end)
+    blocks, progress = len(task.block_runner.blocks), task.progress.part(start, end)
     cuts = [cut for share in shares for cut in windows(blocks, share) if task.activations.may_go(cut.blocks)]
     residuals = {}
     for number, cut in enumerate(cuts, start=1):

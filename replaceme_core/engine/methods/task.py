@@ -6,7 +6,7 @@ the weights as they are stored (`model/changes.py`). A method runs in the stage 
 the request names the blocks and nothing is left to choose, and then `solve`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Self
@@ -19,8 +19,7 @@ from replaceme_core.families.layout import MapStructure
 from replaceme_core.request.method import TRAITS, Method
 from replaceme_core.request.removal import check_rank, check_structure
 from replaceme_core.request.resolve import ResolvedSpec
-from replaceme_core.request.spec import CompressionSpec
-from replaceme_core.runner.messages import Progress, Stage
+from replaceme_core.runner.messages import Progress
 from replaceme_core.wording import json_safe
 
 
@@ -116,31 +115,3 @@ def find_method(name: Method) -> Callable[[Task], Pruning]:
     module = import_module(f"replaceme_core.engine.methods.{TRAITS[name].module or name}")
     method: Callable[[Task], Pruning] = getattr(module, name)
     return method
-
-
-class PartOfStage(Progress):
-    """Reports a step as the part from `start` to `end` of the present stage, and none of its metrics.
-
-    Metrics of several steps would have the same names.
-    """
-
-    def __init__(self, progress: Progress, *, start: float, end: float) -> None:
-        self._progress = progress
-        self._start = start
-        self._end = end
-        self._reached = 0.0
-
-    def resolved(self, spec: CompressionSpec, *, expected: Mapping[Stage, float]) -> None:
-        """Its settings are those of the step, not of the job."""
-
-    def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
-        """A step has no stages of its own."""
-
-    def advance(self, fraction: float) -> None:
-        self._reached = max(self._reached, fraction)  # a step of several parts may begin again at 0
-        self._progress.advance(self._start + (self._end - self._start) * self._reached)
-
-    def metric(
-        self, name: str, value: float, unit: str, *, block: int | None = None, candidate: str | None = None
-    ) -> None:
-        """Not reported."""
