@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -124,7 +125,8 @@ class Lease:
         Raises what `check` raises; `LeaseLost` also when the database cannot be reached.
         """
         self.commit_refused()  # who checks again has found no commit of this job on the Hub
-        self._renew(only_if_valid=True)
+        renew = partial(self._renew, only_if_valid=True)
+        self._call(renew, failed="the lease could not be renewed", may_wait=False)
         with self._state:
             self.check()
             self._committing = True
@@ -152,57 +154,49 @@ class Lease:
             if self.lost:
                 return
             if time.monotonic() - self._renewed_at >= interval:
-                self._renew()
+                self._call(self._renew, failed="the lease could not be renewed")
             else:
-                self._look_for_cancel()
+                self._call(self._is_cancelled, failed="the job could not be read")
             if not self.ended.is_set():
-                self._call_on_heartbeat()
+                self._call(self._on_heartbeat, failed="progress could not be stored")
 
-    def _renew(self, *, only_if_valid: bool = False) -> None:
+    def _call(self, call: Callable[[], bool | None], *, failed: str, may_wait: bool = True) -> None:
+        """Use the database; what `call` returns is whether a cancel was requested.
+
+        One that cannot be reached is asked again, for which there is the time that `_watch` knows, unless this may not
+        wait. With any other error the lease is lost.
+        """
+        try:
+            is_cancelled = call()
+        except Exception as error:
+            if isinstance(error, DatabaseUnreachable) and may_wait:
+                logger.warning("job %s: %s, retrying: %s", self.claim.job_id, failed, error)
+            else:
+                self._stop(LeaseLost(f"{failed}: {error}"))
+        else:
+            if is_cancelled:
+                self._stop(Cancelled("the job was cancelled"))
+
+    def _renew(self, *, only_if_valid: bool = False) -> bool:
         before = time.monotonic()
-        try:
-            with self._database.session() as session:
-                if only_if_valid:
-                    attempts.assert_held(session, self.claim)
-                cancelled = attempts.renew(session, self.claim, lease_seconds=self._lease_seconds)
-        except Exception as error:  # any error means that the lease was not renewed
-            if isinstance(error, DatabaseUnreachable) and not only_if_valid:  # there is time left, which `_watch` knows
-                logger.warning("job %s: the lease could not be renewed, retrying: %s", self.claim.job_id, error)
-                return
-            self._lose(f"the lease could not be renewed: {error}")
-            return
+        with self._database.session() as session:
+            if only_if_valid:
+                attempts.assert_held(session, self.claim)
+            is_cancelled = attempts.renew(session, self.claim, lease_seconds=self._lease_seconds)
         self._renewed_at = before
-        if cancelled:
-            self._stop(Cancelled("the job was cancelled"))
+        return is_cancelled
 
-    def _look_for_cancel(self) -> None:
-        """A cheap read between renewals. Where the database cannot be reached, the next renewal decides."""
-        try:
-            with self._database.session(read_only=True) as session:
-                cancelled = attempts.job_of(session, self.claim).cancel_requested
-        except DatabaseUnreachable as error:
-            logger.warning("job %s: cannot check for a cancel request: %s", self.claim.job_id, error)
-            return
-        except Exception as error:
-            self._lose(f"the job can no longer be read: {error}")
-            return
-        if cancelled:
-            self._stop(Cancelled("the job was cancelled"))
-
-    def _call_on_heartbeat(self) -> None:
-        try:
-            self._on_heartbeat()
-        except DatabaseUnreachable as error:
-            logger.warning("job %s: progress could not be stored, retrying: %s", self.claim.job_id, error)
-        except Exception as error:
-            self._lose(f"progress could not be stored: {error}")
+    def _is_cancelled(self) -> bool:
+        """A cheap read between renewals."""
+        with self._database.session(read_only=True) as session:
+            return attempts.job_of(session, self.claim).cancel_requested
 
     def _watch(self) -> None:
         while not self._closed.is_set() and not self.lost:
             now = time.monotonic()
             left = self._renewed_at + self._lease_seconds * SAFE_PART - now
             if left <= 0:
-                self._lose("the lease expired: no renewal succeeded in time")
+                self._stop(LeaseLost("the lease expired: no renewal succeeded in time"))
                 return
             if self._deadline <= now:
                 self._stop(OutOfTime("not done within max_runtime_seconds of its first start"))
@@ -218,31 +212,22 @@ class Lease:
                 self._stop(ShutDown("the worker was shut down"))
             self._closed.wait(min(left, POLL_SECONDS, self._deadline - now if self._deadline > now else math.inf))
 
-    def _lose(self, reason: str) -> None:
-        with self._state:
-            if self._closed.is_set() or self.lost:
-                return
-            self._error = LeaseLost(reason)
-        logger.error("job %s, attempt %s: %s", self.claim.job_id, self.claim.attempt, reason)
-        self._end()
-
     def _stop(self, error: ReplaceMeError) -> None:
         """End the work with `error`, unless it has ended.
 
         After the last check only the loss of the lease ends it, and a shutdown: the next attempt looks for the commit.
+        A lease can be lost after any other end as well, and then nothing more may be written.
         """
+        is_loss = isinstance(error, LeaseLost)
         with self._state:
             too_late = self._committing and not isinstance(error, ShutDown)
-            if self._closed.is_set() or too_late or self._error is not None:
+            if self._closed.is_set() or self.lost or (not is_loss and (too_late or self._error is not None)):
                 return
             self._error = error
-        logger.warning("job %s: attempt %s is stopped: %s", self.claim.job_id, self.claim.attempt, error)
-        self._end()
-
-    def _end(self) -> None:
-        with self._state:
             self.ended.set()
             actions, self._actions = self._actions, []
+        level = logging.ERROR if is_loss else logging.WARNING
+        logger.log(level, "job %s: attempt %s is stopped: %s", self.claim.job_id, self.claim.attempt, error)
         for action in actions:
             action()
 
