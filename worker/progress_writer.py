@@ -10,16 +10,14 @@ that somebody else made, so nothing in it is taken on trust: secrets and the pla
 import logging
 import math
 import re
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from types import TracebackType
-from typing import Self
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from threading import Lock
 from urllib.parse import unquote, urlsplit
 
-from opentelemetry.trace import Span
 from sqlalchemy.orm import Session
 
 from replaceme_core.ledger import attempts
@@ -86,31 +84,20 @@ def _secrets_of(settings: Settings) -> Iterator[str]:
             yield from (password, unquote(password))
 
 
-class StageSpans:
+class StageSpans(ExitStack):
     """The stages of one attempt, one after the other. As a context manager it ends the last one."""
-
-    def __init__(self) -> None:
-        self._span: Span | None = None
 
     def begin(self, stage: Stage) -> None:
         """A stage begins, and the one before it has ended."""
-        self._end()
-        self._span = start_span(f"stage {stage}", attributes={"replaceme.stage": stage.value})
+        self.close()
+        span = start_span(f"stage {stage}", attributes={"replaceme.stage": stage.value})
 
-    def __enter__(self) -> Self:
-        return self
+        def mark(kind: type[BaseException] | None, *_: object) -> None:
+            if kind is not None:
+                mark_failed(span, kind.__name__)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._span is not None and kind is not None:
-            mark_failed(self._span, kind.__name__)
-        self._end()
-
-    def _end(self) -> None:
-        if self._span is not None:
-            self._span.end()
-            self._span = None
+        self.callback(span.end)
+        self.push(mark)
 
 
 MOST_METRICS = 100_000
@@ -128,42 +115,32 @@ class _Step:
     resumed_from: Stage | None
 
 
+@dataclass(eq=False)
 class ProgressWriter:
     """Collects the messages of one attempt. Safe to use from several threads."""
 
-    def __init__(
-        self,
-        database: Database,
-        claim: Claim,
-        course: Course,
-        *,
-        redact: Callable[[str], str] = lambda line: line,
-        on_stage: Callable[[Stage], None] = lambda stage: None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`redact` removes from a line what a client may not see. `on_stage` is called when a stage begins.
-
-        `clock` is that of `course`.
-        """
-        self._clock = clock
-        self._on_stage = on_stage
-        self._redact = redact
-        self._database = database
-        self._claim = claim
-        self._course = course
-        self._collecting = threading.Lock()
-        self._writing = threading.Lock()
-        self._spec: CompressionSpec | None = None
-        self._steps: list[_Step] = []
-        self._latest: _Step | None = None
-        self._metrics: list[Measured] = []
-        self._measured = 0
-        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
-        self._logged = 0
+    database: Database
+    claim: Claim
+    course: Course
+    redact: Callable[[str], str] = lambda line: line
+    """Removes from a line what a client may not see."""
+    on_stage: Callable[[Stage], None] = lambda stage: None
+    """Called when a stage begins."""
+    clock: Callable[[], float] = time.monotonic
+    """That of `course`."""
+    _collecting: Lock = field(default_factory=Lock, init=False)
+    _writing: Lock = field(default_factory=Lock, init=False)
+    _spec: CompressionSpec | None = field(default=None, init=False)
+    _steps: list[_Step] = field(default_factory=list, init=False)
+    _latest: _Step | None = field(default=None, init=False)
+    _metrics: list[Measured] = field(default_factory=list, init=False)
+    _measured: int = field(default=0, init=False)
+    _lines: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES), init=False)
+    _logged: int = field(default=0, init=False)
 
     def log(self, line: str) -> None:
         """Keep a line of the runner's log, without secrets and paths, for the next `flush`; also log the first ones."""
-        shown = self._redact(line)
+        shown = self.redact(line)
         if shown:
             with self._collecting:
                 self._lines.append(shown)
@@ -171,18 +148,18 @@ class ProgressWriter:
             if self._logged <= KEPT_LINES:
                 runner_log.info("%s", shown)
             elif self._logged == KEPT_LINES + 1:
-                runner_log.warning("job %s: further lines of its runner are not logged here", self._claim.job_id)
+                runner_log.warning("job %s: further lines of its runner are not logged here", self.claim.job_id)
 
     def note(self, message: Message) -> None:
         """Keep the content of a message for the next `flush`."""
         if isinstance(message, StageStarted):
-            self._on_stage(message.stage)
+            self.on_stage(message.stage)
         with self._collecting:
             match message:
                 case Resolved():
                     self._spec = message.spec
                     if message.expected:
-                        self._course.expect(message.expected, self._clock())
+                        self.course.expect(message.expected, self.clock())
                 case StageStarted():
                     self._move(message.stage, 0.0, message.resumed_from)
                 case Advanced():
@@ -193,7 +170,7 @@ class ProgressWriter:
                         self._metrics.append(message)
                 case Measured():
                     logger.warning(
-                        "job %s: metric %s is %s and is not stored", self._claim.job_id, message.name, message.value
+                        "job %s: metric %s is %s and is not stored", self.claim.job_id, message.name, message.value
                     )
                 case _:
                     pass
@@ -210,15 +187,15 @@ class ProgressWriter:
                 lines = tuple(self._lines)
             if spec is None and not steps and not metrics and not lines and then is None:
                 return
-            with self._database.session() as session:
+            with self.database.session() as session:
                 if spec is not None:
-                    attempts.record_spec(session, self._claim, spec)
+                    attempts.record_spec(session, self.claim, spec)
                 for step in steps:
-                    attempts.record_progress(session, self._claim, **asdict(step))
+                    attempts.record_progress(session, self.claim, **asdict(step))
                 if metrics:
-                    attempts.add_metrics(session, self._claim, metrics)
+                    attempts.add_metrics(session, self.claim, metrics)
                 if lines:
-                    attempts.add_log(session, self._claim, lines)
+                    attempts.add_log(session, self.claim, lines)
                 if then is not None:
                     then(session)
             with self._collecting:
@@ -230,7 +207,7 @@ class ProgressWriter:
 
     def _move(self, stage: Stage, fraction: float, resumed_from: Stage | None = None) -> None:
         """Add a step, in place of an unwritten one of the same stage: so each stage is written at least once."""
-        self._course.move(stage, fraction, self._clock(), resumed=resumed_from is not None)
+        self.course.move(stage, fraction, self.clock(), resumed=resumed_from is not None)
         if self._steps and self._steps[-1].stage is stage:
             resumed_from = resumed_from or self._steps.pop().resumed_from
         self._latest = self._present_step(resumed_from)
@@ -248,12 +225,12 @@ class ProgressWriter:
             self._steps.append(step)
 
     def _present_step(self, resumed_from: Stage | None) -> _Step:
-        eta_seconds = self._course.eta_seconds(self._clock())
+        eta_seconds = self.course.eta_seconds(self.clock())
         return _Step(
-            stage=self._course.stage,
-            overall=self._course.overall,
-            fraction=self._course.fraction,
+            stage=self.course.stage,
+            overall=self.course.overall,
+            fraction=self.course.fraction,
             eta_seconds=eta_seconds,
-            eta_error_seconds=None if eta_seconds is None else self._course.eta_error_seconds(),
+            eta_error_seconds=None if eta_seconds is None else self.course.eta_error_seconds(),
             resumed_from=resumed_from,
         )
