@@ -321,7 +321,7 @@ def _try(sandbox: Sandbox) -> str | None:
         scratch = Path(place) / "scratch"
         environment = runner_environment(scratch)
         try:
-            command = sandbox.command(_TRIAL, _Nothing(model_directory=place), scratch=scratch)
+            command = sandbox.command(_TRIAL, ModelRequest(model_directory=place), scratch=scratch)
             done = subprocess.run(
                 launched(command, sandbox.launcher_options()),
                 cwd=scratch,
@@ -344,10 +344,6 @@ def launched(command: Sequence[str], options: Sequence[str]) -> list[str]:
     if not options:
         return list(command)
     return [sys.executable, "-I", "-S", str(Path(launcher.__file__).absolute()), *options, "--", *command]
-
-
-class _Nothing(ModelRequest):
-    """Reads an empty directory."""
 
 
 def _give(place: Path, user: tuple[int, int]) -> None:
