@@ -49,7 +49,7 @@ from replaceme_core.telemetry import OUTCOME, bound, mark_failed, origin
 from worker.attempt import Attempt, Write
 from worker.lease import Lease, ShutDown, retry_under_lease
 from worker.progress_writer import ProgressWriter, Redaction, StageSpans
-from worker.workspace import remove_checkpoints, workspace
+from worker.workspace import locked_directory, remove_checkpoints
 
 _SHOWN = ("code", "message", "reason", "repo_id", "revision")
 
@@ -241,7 +241,8 @@ class Supervisor:
             stage_seconds=self.settings.resolved_stage_seconds,
         )
         try:
-            with lease, workspace(self.settings.workspace, job_id=job.id, attempt=claim.attempt) as directory:
+            place = locked_directory(self.settings.workspace, name=f"{job.id}-{claim.attempt}")
+            with lease, place as directory:
                 hub, rules = retry_under_lease(
                     lease,
                     partial(self._hub_and_rules, job),

@@ -16,13 +16,12 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from replaceme_core.errors import AccessDenied
-from replaceme_core.hub.files import locked, try_locked, walk
+from replaceme_core.hub.files import locked, try_locked, walk, write_atomically
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import Finished
 
@@ -35,15 +34,8 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def workspace(root: Path, *, job_id: str, attempt: int) -> Iterator[Path]:
-    """A new directory under `root`, removed at the end, after an error too."""
-    with locked_directory(root, name=f"{job_id}-{attempt}") as directory:
-        yield directory
-
-
-@contextmanager
 def locked_directory(root: Path, *, name: str) -> Iterator[Path]:
-    """A new directory under `root` whose name begins with `name`, removed at the end.
+    """A new directory under `root` whose name begins with `name`, removed at the end, after an error too.
 
     Processes that this one forks hold the lock too.
     """
@@ -108,18 +100,12 @@ _RECORD = "result.json"
 _MODEL = "model"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
-
-    spec: CompressionSpec
-    finished: Finished
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeptResult:
+class KeptResult(BaseModel):
     """What is published: the files in `folder`, made by `spec`, with the final message of the runner."""
 
-    folder: Path
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    folder: Path = Field(default=Path(), exclude=True)  # known from where the record lies
     spec: CompressionSpec
     finished: Finished
 
@@ -139,13 +125,9 @@ def keep_result(root: Path, job_id: str, *, folder: Path, spec: CompressionSpec,
     for file in walk(place / _MODEL):
         with file.location.open("rb") as stream:
             os.fsync(stream.fileno())
-    draft = place / f".{_RECORD}"
-    with draft.open("w", encoding="utf-8") as stream:
-        stream.write(_Record(spec=spec, finished=finished).model_dump_json())
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(place / _RECORD)
-    return KeptResult(folder=place / _MODEL, spec=spec, finished=finished)
+    kept = KeptResult(folder=place / _MODEL, spec=spec, finished=finished)
+    write_atomically(place / _RECORD, kept.model_dump_json())
+    return kept
 
 
 def _take(folder: Path) -> None:
@@ -163,13 +145,13 @@ def find_result(root: Path, job_id: str) -> KeptResult | None:
     """The result that an earlier attempt at this job has left. One that cannot be read is none."""
     place = _place(root, job_id)
     try:
-        record = _Record.model_validate_json((place / _RECORD).read_bytes())
+        kept = KeptResult.model_validate_json((place / _RECORD).read_bytes())
     except FileNotFoundError:
         return None
     except ValidationError as error:
         logger.warning("job %s: the result that was kept cannot be used: %s", job_id, error)
         return None
-    return KeptResult(folder=place / _MODEL, spec=record.spec, finished=record.finished)
+    return kept.model_copy(update={"folder": place / _MODEL})
 
 
 def _place(root: Path, job_id: str) -> Path:

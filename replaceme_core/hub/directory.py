@@ -34,6 +34,7 @@ from replaceme_core.hub.files import (
     sha256_of,
     try_locked,
     walk,
+    write_atomically,
 )
 from replaceme_core.hub.port import (
     REPOSITORY,
@@ -102,7 +103,7 @@ class Journal:
 
         Raises `OSError` where it cannot be moved; then it is as it was. One that cannot be logged yet is made.
         """
-        _replace(self._pending, json.dumps(asdict(commit)))
+        write_atomically(self._pending, json.dumps(asdict(commit)))
         try:
             self._complete()
         except OSError:
@@ -134,7 +135,7 @@ class Journal:
             self._known = {path: known for path, known in self._known.items() if path in hashes}
             if self._known != before:
                 with suppress(OSError):  # they only save time
-                    _replace(self._hashes, json.dumps(self._known))
+                    write_atomically(self._hashes, json.dumps(self._known))
             return hashes
 
     def has(self, file: LocalFile, sha256: str) -> bool:
@@ -166,7 +167,7 @@ class Journal:
             staged.rename(self._target)
         earlier = self.commits()
         if commit not in earlier:
-            _replace(self._log, "".join(f"{json.dumps(asdict(one))}\n" for one in (*reversed(earlier), commit)))
+            write_atomically(self._log, "".join(f"{json.dumps(asdict(one))}\n" for one in (*reversed(earlier), commit)))
         self._pending.unlink()
         shutil.rmtree(replaced, ignore_errors=True)
 
@@ -180,19 +181,6 @@ class Journal:
                 raw: dict[str, tuple[list[int], str]] = json.loads(self._hashes.read_bytes())
                 self._known = {path: (facts, digest) for path, (facts, digest) in raw.items()}
         return self._known
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file atomically."""
-    draft = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with draft.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 BRANCH = "main"

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from replaceme_core.errors import AccessDenied, BrokenModel, InvalidInput
 from replaceme_core.wording import is_utf8, read_json, shorten
@@ -151,6 +152,19 @@ def read_json_file(location: Path, path: str, *, limit: int = JSON_LIMIT) -> dic
     if not isinstance(value, dict):
         raise BrokenModel(f"{path} must hold a JSON object, not {type(value).__name__}", value=path)
     return value
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file, which is on the disk before it has its name."""
+    draft = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        with draft.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def lock_file(path: Path, *, shared: bool = False) -> int:

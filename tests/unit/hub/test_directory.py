@@ -343,7 +343,7 @@ def test_a_log_that_cannot_be_written_is_completed_later(
     directory_side: DirectorySide, result: Publication, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The result is there by then."""
-    replace_file = hub_journal._replace
+    replace_file = hub_journal.write_atomically
 
     def full(path: Path, text: str) -> None:
         if path.suffix == ".jsonl":
@@ -351,7 +351,7 @@ def test_a_log_that_cannot_be_written_is_completed_later(
         replace_file(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(hub_journal, "_replace", full)
+        patch.setattr(hub_journal, "write_atomically", full)
         revision = directory_side.hub.publish(result, before_commit=nothing)
     assert directory_side.files(OUT) == RESULT
     assert directory_side.hub.find_publication(OUT, NEW) == revision

@@ -18,13 +18,12 @@ from worker.workspace import (
     locked_directory,
     remove_abandoned,
     remove_checkpoints,
-    workspace,
 )
 
 HOLD = """
 import sys, pathlib
-from worker.workspace import workspace
-with workspace(pathlib.Path(sys.argv[1]), job_id="other", attempt=1) as directory:
+from worker.workspace import locked_directory
+with locked_directory(pathlib.Path(sys.argv[1]), name="other-1") as directory:
     (directory / "file").write_text("content")
     print("held", flush=True)
     sys.stdin.read()
@@ -33,7 +32,7 @@ with workspace(pathlib.Path(sys.argv[1]), job_id="other", attempt=1) as director
 
 def test_it_is_gone_after_use(tmp_path: Path) -> None:
     root = tmp_path / "workspace"
-    with workspace(root, job_id="job", attempt=2) as directory:
+    with locked_directory(root, name="job-2") as directory:
         assert directory.name.startswith("job-2-")
         (directory / "deep").mkdir()
         (directory / "deep" / "file").write_text("content")
@@ -41,7 +40,7 @@ def test_it_is_gone_after_use(tmp_path: Path) -> None:
 
 
 def test_two_attempts_at_once_do_not_meet(tmp_path: Path) -> None:
-    with workspace(tmp_path, job_id="job", attempt=1) as one, workspace(tmp_path, job_id="job", attempt=1) as two:
+    with locked_directory(tmp_path, name="job-1") as one, locked_directory(tmp_path, name="job-1") as two:
         assert one != two
 
 
@@ -67,7 +66,7 @@ def test_locks_and_files_without_a_directory_are_removed(tmp_path: Path) -> None
 
 
 def test_checkpoints_are_kept_between_attempts(tmp_path: Path) -> None:
-    with workspace(tmp_path, job_id="job", attempt=1):
+    with locked_directory(tmp_path, name="job-1"):
         checkpoints_of(tmp_path, "job").mkdir(parents=True)
         (checkpoints_of(tmp_path, "job") / "key.safetensors").touch()
     assert remove_abandoned(tmp_path) == []
