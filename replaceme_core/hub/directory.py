@@ -150,7 +150,7 @@ class Journal:
         if facts != file.facts:
             digest = sha256_of(file.location)
             self._known.pop(file.path, None)
-            if now - file.changed_ns > _SETTLED_NS:
+            if now - file.status.st_ctime_ns > _SETTLED_NS:
                 self._known[file.path] = (file.facts, digest)
         return digest
 

@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,15 +29,16 @@ class LocalFile:
 
     path: str
     location: Path
-    size: int
-    inode: int
-    modified_ns: int
-    changed_ns: int
+    status: os.stat_result
+
+    @property
+    def size(self) -> int:
+        return self.status.st_size
 
     @property
     def facts(self) -> list[int]:
         """Size, inode and times, which change with the content."""
-        return [self.size, self.inode, self.modified_ns, self.changed_ns]
+        return [self.size, self.status.st_ino, self.status.st_mtime_ns, self.status.st_ctime_ns]
 
 
 def walk(folder: Path) -> tuple[LocalFile, ...]:
@@ -58,39 +59,30 @@ def walk(folder: Path) -> tuple[LocalFile, ...]:
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(f"{above}{entry.name}/")
             else:
-                found += _regular(folder, f"{above}{entry.name}", home)
+                file = _regular(folder, f"{above}{entry.name}", home)
+                found += [] if file is None else [file]
     return tuple(sorted(found, key=lambda file: file.path))
 
 
 def find_file(folder: Path, path: str) -> LocalFile | None:
     """One of the files of `walk`; `None` if there is none at this path."""
-    return next(iter(_regular(folder, path, Path(os.path.realpath(folder)))), None)
+    return _regular(folder, path, Path(os.path.realpath(folder)))
 
 
-def _regular(folder: Path, path: str, home: Path) -> Sequence[LocalFile]:
+def _regular(folder: Path, path: str, home: Path) -> LocalFile | None:
     """The file at a path under `folder`, whose real place is `home`, if it is a regular one."""
     location = folder / path
     try:
-        facts = location.lstat()
+        status = location.lstat()
     except (FileNotFoundError, NotADirectoryError):
-        return ()
-    if stat.S_ISLNK(facts.st_mode):
+        return None
+    if stat.S_ISLNK(status.st_mode):
         if location.is_dir() or not leads_into(location, home):
             raise AccessDenied(f"{path} is a link that leads out of its repository")
         if not location.exists():
             raise AccessDenied(f"{path} is a link that leads nowhere")
-        facts = location.stat()
-    if not stat.S_ISREG(facts.st_mode):
-        return ()
-    one = LocalFile(
-        path=path,
-        location=location,
-        size=facts.st_size,
-        inode=facts.st_ino,
-        modified_ns=facts.st_mtime_ns,
-        changed_ns=facts.st_ctime_ns,
-    )
-    return (one,)
+        status = location.stat()
+    return LocalFile(path=path, location=location, status=status) if stat.S_ISREG(status.st_mode) else None
 
 
 def check_names(paths: Iterable[str], *, count: int) -> None:

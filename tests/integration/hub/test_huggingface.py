@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from huggingface_hub import close_session
+from huggingface_hub import close_session, get_session
 
 from benchmarks.harness.fake_hub.access import READ_TOKEN, STRANGER_TOKEN, WRITE_TOKEN
 from benchmarks.harness.fake_hub.faults import Fault
@@ -104,7 +104,7 @@ def test_a_silent_hub_is_not_waited_for(
     hub: HuggingFaceHub, fake: FakeHub, result: Publication, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client library itself sets no limit, neither on reads nor on writes."""
-    monkeypatch.setattr(client, "TIMEOUT", httpx2.Timeout(0.3))
+    monkeypatch.setattr(get_session(), "timeout", httpx2.Timeout(0.3))
     monkeypatch.setattr(huggingface, "REQUEST_SECONDS", 0.3)
     fake.fail(Fault.DELAY, value=30, times=-1)
     with pytest.raises(HubUnreachable, match="ReadTimeout"):
