@@ -29,6 +29,7 @@ from replaceme_core.errors import (
     WorkerLost,
 )
 from replaceme_core.hardware import WorkerKind
+from replaceme_core.hub.model_config import read_outline
 from replaceme_core.hub.port import JOB_TRAILER, REPORT, Hub, Publication, RepositoryKind, read_hub_json
 from replaceme_core.ledger import attempts
 from replaceme_core.ledger.records import Claim, Job
@@ -37,8 +38,9 @@ from replaceme_core.plan.duration import MODELLED, modelled_copy
 from replaceme_core.plan.resources import planned_host_bytes
 from replaceme_core.request.admission import OutputRules
 from replaceme_core.request.gate import rejection_in
+from replaceme_core.request.removal import check_removal
 from replaceme_core.request.spec import CompressionSpec
-from replaceme_core.runner import inputs
+from replaceme_core.runner.inputs import Pinned, fetch, held, resolve
 from replaceme_core.runner.messages import (
     Advanced,
     Failed,
@@ -153,8 +155,8 @@ class Attempt:
         kept = find_result(self.settings.workspace, self.job.id)
         if kept is not None:
             return self._publish(kept)
-        pinned = self._retry(
-            lambda: inputs.resolve(
+        spec, files = self._retry(
+            lambda: resolve(
                 self.job.spec,
                 self.hub,
                 calibration_root=self.settings.calibration_root,
@@ -164,14 +166,13 @@ class Attempt:
             ),
             retry_on=(HubUnreachable, DatabaseUnreachable),
         )
-        if pinned.spec != self.job.spec:
-            self.progress.note(Resolved(spec=pinned.spec))
-        self._enter(Stage.DOWNLOAD, size=pinned.files[0].size)
-        with inputs.held(pinned.files, lambda: self.hub):
-            model, texts = self._download(pinned)
-            return self._compute(pinned, model, texts)
+        if spec != self.job.spec:
+            self.progress.note(Resolved(spec=spec))
+        self._enter(Stage.DOWNLOAD, size=files[0].size)
+        with held(files, lambda: self.hub):
+            return self._compute(spec, files)
 
-    def _download(self, pinned: inputs.PinnedInputs) -> tuple[str, tuple[str | None, ...]]:
+    def _fetch(self, spec: CompressionSpec, files: Sequence[Pinned]) -> list[Path | None]:
         """A download goes on where it broke off: however often that is, it ends only if the Hub stays away."""
         most = 0.0
 
@@ -179,17 +180,21 @@ class Attempt:
             nonlocal most
             most = max(most, fraction)
             self.lease.check()
-            self.progress.note(Advanced(stage=Stage.DOWNLOAD, fraction=fraction))
+            if self.lease.stage is Stage.DOWNLOAD:  # and not when they are looked at again
+                self.progress.note(Advanced(stage=Stage.DOWNLOAD, fraction=fraction))
 
-        return self._retry(lambda: inputs.download(pinned, self.hub, advance=advance), done=lambda: most)
+        def check(directory: Path) -> None:
+            check_removal(spec, read_outline(directory))
 
-    def _compute(self, pinned: inputs.PinnedInputs, model: str, texts: tuple[str | None, ...]) -> Write:
-        spec = pinned.spec
+        return self._retry(lambda: fetch(files, lambda: self.hub, advance=advance, check=check), done=lambda: most)
+
+    def _compute(self, spec: CompressionSpec, files: Sequence[Pinned]) -> Write:
+        model, *texts = self._fetch(spec, files)
         output = self.directory / "output"
         request = RunnerRequest(
             spec=self._with_device(spec).model_copy(update={"credential": None}),  # a runner uses no Hub
-            model_directory=model,
-            calibration_paths=texts,
+            model_directory=str(model),
+            calibration_paths=tuple(None if path is None else str(path) for path in texts),
             output_directory=str(output),
             job_id=self.job.id,
             hub=self.settings.hub_address,
@@ -211,7 +216,7 @@ class Attempt:
             return rejected
         self.lease.check()
         # a directory hub has no copy: what is written there meanwhile makes a result of two versions
-        self._retry(lambda: inputs.download(pinned, self.hub, advance=lambda fraction: self.lease.check()))
+        self._fetch(spec, files)
         kept = keep_result(self.settings.workspace, self.job.id, folder=output, spec=spec, finished=last)
         return self._publish(kept)
 

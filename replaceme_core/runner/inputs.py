@@ -7,12 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from replaceme_core.hub.data_files import data_files_of
-from replaceme_core.hub.model_config import read_outline
 from replaceme_core.hub.model_files import files_to_download
 from replaceme_core.hub.port import Hub, RepositoryKind, Snapshot
 from replaceme_core.request.admission import OutputRules, find_text, resolve_request
 from replaceme_core.request.calibration import MixedSource, errors_of
-from replaceme_core.request.removal import check_removal
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec
 
 Advance = Callable[[float], None]
@@ -35,14 +33,6 @@ class Pinned:
         return 0 if self.snapshot is None else sum(self.snapshot.sizes[name] for name in self.names)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PinnedInputs:
-    """The `files` to download: the model, and one entry for each source of the mix."""
-
-    spec: CompressionSpec
-    files: tuple[Pinned, ...]
-
-
 def resolve(
     spec: CompressionSpec,
     hub: Hub,
@@ -51,9 +41,10 @@ def resolve(
     job_id: str,
     rules: OutputRules,
     tasks_directory: str | None = None,
-) -> PinnedInputs:
+) -> tuple[CompressionSpec, tuple[Pinned, ...]]:
     """Pin what is not pinned yet, and check model and text as far as possible without downloading them.
 
+    Returns the specification, and what is read: the model, and one entry for each source of the mix.
     Raises what `resolve_request` raises: the job may not have come through the API, and the Hub may have changed since.
     """
     request = CompressionRequest.model_construct(**{name: getattr(spec, name) for name in CompressionSpec.model_fields})
@@ -69,7 +60,7 @@ def resolve(
     model = Pinned(snapshot=snapshot, names=files_to_download(snapshot, hub))
     find_file = partial(find_text, root=calibration_root)
     texts = (pin_text(source, lambda: hub, find_file) for source in resolved.texts)
-    return PinnedInputs(spec=resolved, files=(model, *texts))
+    return resolved, (model, *texts)
 
 
 def pin_text(source: MixedSource, hub: Callable[[], Hub], find_file: Callable[[str], Path]) -> Pinned:
@@ -93,22 +84,6 @@ def held(pinned: Iterable[Pinned], hub: Callable[[], Hub]) -> Iterator[None]:
         yield
 
 
-def download(pinned: PinnedInputs, hub: Hub, *, advance: Advance) -> tuple[str, tuple[str | None, ...]]:
-    """Download the files; returns the directory of the model and the paths of the texts, which are read only.
-
-    `advance` is called with the part that is done, 0 to 1, and may raise to stop. The model is checked again as it is
-    on the disk, because that is the one that will be loaded.
-    """
-
-    def check(directory: Path) -> None:
-        check_removal(pinned.spec, read_outline(directory))
-
-    found = fetch(pinned.files, lambda: hub, advance=advance, check=check)
-    directory, *texts = (None if path is None else str(path) for path in found)
-    assert directory is not None
-    return directory, tuple(texts)
-
-
 def fetch(
     pinned: Sequence[Pinned],
     hub: Callable[[], Hub],
@@ -116,7 +91,11 @@ def fetch(
     advance: Advance,
     check: Callable[[Path], object],
 ) -> list[Path | None]:
-    """Where each of them lies on this machine, `None` where there is nothing to read. `check` gets the first one."""
+    """Where each of them lies on this machine, which is read only; `None` where there is nothing to read.
+
+    `advance` is called with the part that is done, 0 to 1, and may raise to stop. `check` gets the first one, the
+    model, as it is on the disk, because that is the one that will be loaded.
+    """
     found: list[Path | None] = []
     done, total = 0, max(1, sum(one.size for one in pinned))
     for one in pinned:

@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from replaceme_core.engine.pipeline import compress
 from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.files import sha256_of
+from replaceme_core.hub.model_config import read_outline
 from replaceme_core.request.admission import OutputRules, resolve_request
 from replaceme_core.request.spec import CompressionRequest
-from replaceme_core.runner.inputs import download, resolve
+from replaceme_core.runner.inputs import fetch, resolve
 from replaceme_core.runner.messages import Finished, RunnerRequest, Stage
 from tests.fixtures.models.pipeline import TEXT, request, run
 from tests.fixtures.models.recorder import Recorder
@@ -283,20 +284,20 @@ def test_a_mix_of_all_kinds_of_sources(tmp_path: Path) -> None:
     )
     hub, rules = DirectoryHub(tmp_path / "hub"), OutputRules()
     spec = resolve_request(asked, hub, calibration_root=tmp_path, job_id="0" * 32, rules=rules)
-    pinned = resolve(spec, hub, calibration_root=tmp_path, job_id="0" * 32, rules=rules)
+    spec, files = resolve(spec, hub, calibration_root=tmp_path, job_id="0" * 32, rules=rules)
     advanced: list[float] = []
-    directory, paths = download(pinned, hub, advance=advanced.append)
+    directory, *paths = fetch(files, lambda: hub, advance=advanced.append, check=read_outline)
     assert advanced == sorted(advanced)
     assert advanced[-1] == 1
     one = RunnerRequest(
-        spec=pinned.spec,
-        model_directory=directory,
-        calibration_paths=paths,
+        spec=spec,
+        model_directory=str(directory),
+        calibration_paths=tuple(None if path is None else str(path) for path in paths),
         output_directory=str(tmp_path / "out"),
         hub="https://huggingface.co",
     )
     finished = compress(one, Recorder())
-    assert [set(text.names) for text in pinned.files[1:]] == [
+    assert [set(text.names) for text in files[1:]] == [
         set(),
         {"README.md", "part-b.jsonl"},
         {"README.md", "part-a.jsonl"},
@@ -304,9 +305,9 @@ def test_a_mix_of_all_kinds_of_sources(tmp_path: Path) -> None:
         set(),
     ]
     assert len(finished.removed_blocks) == 2
-    spec = finished.report["spec"]
-    assert isinstance(spec, dict)
-    assert spec["calibration"]["sources"][1]["revision"] == pinned.spec.calibration.mix[1].revision
+    recorded = finished.report["spec"]
+    assert isinstance(recorded, dict)
+    assert recorded["calibration"]["sources"][1]["revision"] == spec.calibration.mix[1].revision
     card = (tmp_path / "out" / "README.md").read_text()
     assert "datasets:\n- acme/text\n- acme/more\n" in card
     assert "20 % text that the original model wrote itself, 20 % `acme/text` (revision" in card
