@@ -8,7 +8,6 @@ from functools import cache, partial
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
 
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.hub.model_config import read_outline
@@ -189,10 +188,8 @@ def staged(out: Path | None) -> Iterator[Path]:
             raise InvalidInput(message, field="out", value=str(out)) from error
 
 
-class ShowProgress(Protocol):
-    """Show the progress. `overall` runs from 0 to 1; `eta_seconds` is `None` while it is unknown."""
-
-    def __call__(self, stage: str, overall: float, eta_seconds: float | None) -> None: ...
+ShowProgress = Callable[[str, float, float | None], None]
+"""Called with the stage, the part of the whole that is done, 0 to 1, and the seconds left; `None`: not known."""
 
 
 def show_nothing(stage: str, overall: float, eta_seconds: float | None) -> None:

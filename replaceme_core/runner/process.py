@@ -142,7 +142,7 @@ class Runner:
         self._signals = threading.Lock()
         self._end_requested = False
         self._left_at = math.inf  # by the monotonic clock
-        self._tail: deque[str] = deque(maxlen=STDERR_LINES)
+        self.stderr_tail: deque[str] = deque(maxlen=STDERR_LINES)  # the last lines that it wrote on standard error
         assert self._process.stdin is not None
         assert self._process.stderr is not None
         keep_tail = in_context(partial(self._keep_tail, self._process.stderr))
@@ -166,15 +166,10 @@ class Runner:
         """Process id, and id of its process group."""
         return self._process.pid
 
-    @property
-    def stderr_tail(self) -> tuple[str, ...]:
-        """The last lines that it wrote on standard error."""
-        return tuple(self._tail)
-
     def end_of_log(self) -> tuple[str, ...]:
         """The last lines that it wrote on standard error; it is ended first, since only then are all of them read."""
         self.close()
-        return self.stderr_tail
+        return tuple(self.stderr_tail)
 
     def messages(self) -> Iterator[Message]:
         """Send it the request; its messages, until it ends. The last one is one of `FINAL_MESSAGES`.
@@ -238,7 +233,7 @@ class Runner:
             while line := stream.readline(4096):
                 text = line.decode(errors="replace").rstrip()
                 text = printable(text.rpartition("\r")[2])  # a progress bar writes over itself
-                self._tail.append(text)
+                self.stderr_tail.append(text)
                 self._on_line(text)
 
     def _lines(self) -> Iterator[bytes]:
@@ -303,8 +298,9 @@ class Runner:
         if status == -signal.SIGKILL and not end_requested:
             return self._out_of_limit() if ran_out else self._killed()
         end = f"signal {_name_of(-status)}" if status < 0 else f"exit status {status}"
-        last_line = next((line for line in reversed(self._tail) if line.strip()), "")
-        if status == -signal.SIGABRT and any(sign in line for line in self._tail for sign in _NATIVE_OUT_OF_MEMORY):
+        lines = self.stderr_tail
+        last_line = next((line for line in reversed(lines) if line.strip()), "")
+        if status == -signal.SIGABRT and any(sign in line for line in lines for sign in _NATIVE_OUT_OF_MEMORY):
             return (self._out_of_limit() if self._limit else OutOfMemory(f"out of memory; {_ADVICE}")).because(
                 last_line
             )
