@@ -14,14 +14,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from threading import Lock
 from urllib.parse import unquote, urlsplit
 
 from sqlalchemy.orm import Session
 
 from replaceme_core.ledger import attempts
-from replaceme_core.ledger.attempts import KEPT_LINES
+from replaceme_core.ledger.attempts import KEPT_LINES, Step
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import Claim
 from replaceme_core.plan.eta import Course
@@ -105,16 +105,6 @@ NEWS, NEWS_SECONDS = 0.1, 2.0
 """While nothing is reported, an estimate is written again once it has changed by this part and these seconds."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Step:
-    stage: Stage
-    overall: float
-    fraction: float
-    eta_seconds: float | None
-    eta_error_seconds: float | None
-    resumed_from: Stage | None
-
-
 @dataclass(eq=False)
 class ProgressWriter:
     """Collects the messages of one attempt. Safe to use from several threads."""
@@ -131,8 +121,8 @@ class ProgressWriter:
     _collecting: Lock = field(default_factory=Lock, init=False)
     _writing: Lock = field(default_factory=Lock, init=False)
     _spec: CompressionSpec | None = field(default=None, init=False)
-    _steps: list[_Step] = field(default_factory=list, init=False)
-    _latest: _Step | None = field(default=None, init=False)
+    _steps: list[Step] = field(default_factory=list, init=False)
+    _latest: Step | None = field(default=None, init=False)
     _metrics: list[Measured] = field(default_factory=list, init=False)
     _measured: int = field(default=0, init=False)
     _lines: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES), init=False)
@@ -191,7 +181,7 @@ class ProgressWriter:
                 if spec is not None:
                     attempts.record_spec(session, self.claim, spec)
                 for step in steps:
-                    attempts.record_progress(session, self.claim, **asdict(step))
+                    attempts.record_progress(session, self.claim, step)
                 if metrics:
                     attempts.add_metrics(session, self.claim, metrics)
                 if lines:
@@ -224,9 +214,9 @@ class ProgressWriter:
             self._latest = step
             self._steps.append(step)
 
-    def _present_step(self, resumed_from: Stage | None) -> _Step:
+    def _present_step(self, resumed_from: Stage | None) -> Step:
         eta_seconds = self.course.eta_seconds(self.clock())
-        return _Step(
+        return Step(
             stage=self.course.stage,
             overall=self.course.overall,
             fraction=self.course.fraction,

@@ -6,6 +6,7 @@ lease has expired cannot write over its successor. Times are the database's, sin
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from uuid import uuid4
 
 from sqlalchemy import ColumnElement, case, delete, func, insert, select
@@ -160,33 +161,35 @@ def record_spec(session: Session, claim: Claim, spec: CompressionSpec) -> None:
     update_claimed(session, claim, values=values | ({} if worker_kind is None else {"worker_kind": worker_kind}))
 
 
-def record_progress(
-    session: Session,
-    claim: Claim,
-    *,
-    stage: Stage,
-    overall: float,
-    fraction: float,
-    eta_seconds: float | None,
-    eta_error_seconds: float | None = None,
-    resumed_from: Stage | None = None,
-) -> None:
-    """Store `overall` and `fraction` (of the stage), from 0 to 1, and an event if the stage is new. Raises `LeaseLost`.
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """How far an attempt is: `overall` and `fraction` (of the stage) are from 0 to 1."""
+
+    stage: Stage
+    overall: float
+    fraction: float
+    eta_seconds: float | None
+    eta_error_seconds: float | None = None
+    resumed_from: Stage | None = None
+
+
+def record_progress(session: Session, claim: Claim, step: Step) -> None:
+    """Store it, and an event if the stage is new. Raises `LeaseLost`.
 
     From the second attempt on, the event of `solve` names the stage whose result was resumed from, or null.
     """
     row = _lock_claimed(session, claim)
     values = {
-        "stage": stage,
-        "overall": min(max(overall, 0.0), 1.0),
-        "stage_fraction": min(max(fraction, 0.0), 1.0),
-        "eta_seconds": _seconds(eta_seconds),
-        "eta_error_seconds": _seconds(eta_error_seconds),
+        "stage": step.stage,
+        "overall": min(max(step.overall, 0.0), 1.0),
+        "stage_fraction": min(max(step.fraction, 0.0), 1.0),
+        "eta_seconds": _seconds(step.eta_seconds),
+        "eta_error_seconds": _seconds(step.eta_error_seconds),
     }
-    data: dict[str, object] = {"stage": stage.value}
-    if stage is Stage.SOLVE and claim.attempt > 1:
-        data["resumed_from"] = None if resumed_from is None else resumed_from.value
-    update_claimed(session, claim, values=values, events=[] if row.stage is stage else [(EventType.STAGE, data)])
+    data: dict[str, object] = {"stage": step.stage.value}
+    if step.stage is Stage.SOLVE and claim.attempt > 1:
+        data["resumed_from"] = None if step.resumed_from is None else step.resumed_from.value
+    update_claimed(session, claim, values=values, events=[] if row.stage is step.stage else [(EventType.STAGE, data)])
 
 
 def _seconds(value: float | None) -> float | None:

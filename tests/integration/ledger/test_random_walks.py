@@ -222,8 +222,8 @@ class Walk(RuleBasedStateMachine):
     @rule(claim=claims, stage=st.sampled_from([Stage.SELECT, Stage.SOLVE]))
     def progress(self, claim: Claim, stage: Stage) -> None:
         model = self.models[claim.job_id]
-        values = {"overall": 0.5, "fraction": 0.5, "eta_seconds": None}
-        written = self._write(claim, lambda session: attempts.record_progress(session, claim, stage=stage, **values))
+        step = attempts.Step(stage=stage, overall=0.5, fraction=0.5, eta_seconds=None)
+        written = self._write(claim, lambda session: attempts.record_progress(session, claim, step))
         if written and model.stage is not stage:
             model.stage = stage
             model.history.append("stage")

@@ -158,7 +158,8 @@ def test_the_stage_in_which_a_job_failed_is_not_done(client: TestClient, sqlite_
     job = submit(client)
 
     def fail(session: Session, claim: Claim) -> None:
-        attempts.record_progress(session, claim, stage=Stage.EVALUATE, overall=0.9, fraction=1.0, eta_seconds=None)
+        step = attempts.Step(stage=Stage.EVALUATE, overall=0.9, fraction=1.0, eta_seconds=None)
+        attempts.record_progress(session, claim, step)
         attempts.fail(session, claim, code="gate_rejected", message="the result misses its gate")
 
     run(sqlite_database, job, fail)

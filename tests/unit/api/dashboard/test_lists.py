@@ -29,7 +29,8 @@ def test_the_page_has_what_the_api_has(client: TestClient, sqlite_database: Data
     first, second = (submit(client, labels={"team": team}) for team in ("a", "b"))
     with sqlite_database.session() as session:
         claim = claim_job(session, first)
-        attempts.record_progress(session, claim, stage=Stage.CALIBRATE, overall=0.41, fraction=0.2, eta_seconds=75)
+        step = attempts.Step(stage=Stage.CALIBRATE, overall=0.41, fraction=0.2, eta_seconds=75)
+        attempts.record_progress(session, claim, step)
     page = client.get("/ui/jobs")
     assert ids(page) == [second, first] == [job["id"] for job in client.get("/jobs").json()["items"]]
     text = text_of(page)
