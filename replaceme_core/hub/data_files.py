@@ -6,7 +6,7 @@ and sizes are used; no data file is opened.
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -161,32 +161,15 @@ def choose_data_files(
             field="calibration.dataset",
         )
     declared = _declared(card) if card else {}
-    patterns: Sequence[str] = ()
-    matches: Callable[[str], bool]
-    if declared:
-        place = _declared_place(declared, config=config, split=split)
-        if isinstance(place, PurePosixPath):
-            patterns, matches = (f"{place}/",), frozenset(_in_folder(data, place, split)).__contains__
-        else:
-            patterns, matches = place, _matcher(place, data)
-    else:
-        matches = frozenset(_by_name(_in_config(data, config), split)).__contains__
+    within = _in_declared(declared, data, config, split) if declared else _by_name(_in_config(data, config), split)
+    suffix = min((formats[path] for path in within), key=FORMATS.index)
     chosen: list[str] = []
     left = BYTE_LIMIT
-    for suffix in FORMATS:
-        for path in (path for path in data if formats[path] == suffix and matches(path)):
-            if chosen and sizes[path] > left:
-                break
-            chosen.append(path)
-            left -= sizes[path]
-        if chosen:
+    for path in (path for path in within if formats[path] == suffix):
+        if chosen and sizes[path] > left:
             break
-    if not chosen:
-        raise InvalidInput(
-            f"split {split!r} is declared as {_few(patterns)}, and no data file matches{_some(data)}",
-            field="calibration.split",
-            value=split,
-        )
+        chosen.append(path)
+        left -= sizes[path]
     if sizes[chosen[0]] > LARGEST_FILE:
         raise InvalidInput(
             f"{shorten(chosen[0], _SHORT)} has {sizes[chosen[0]]:,} bytes; at most {LARGEST_FILE:,} are read: name "
@@ -208,9 +191,8 @@ def format_of(path: str) -> str | None:
     return name.suffix if name.suffix in FORMATS and name.stem.lower() not in _NOT_DATA else None
 
 
-def _declared_place(
-    declared: Mapping[str, _Config], *, config: str | None, split: str
-) -> Sequence[str] | PurePosixPath:
+def _in_declared(declared: Mapping[str, _Config], data: Sequence[str], config: str | None, split: str) -> Sequence[str]:
+    """The paths of a config that a card declares."""
     if config is None and len(declared) == 1:
         config = next(iter(declared))
     config = config or "default"
@@ -219,22 +201,26 @@ def _declared_place(
             f"name a config of the data set; there are {_few(declared)}", field="calibration.config", value=config
         )
     patterns = declared[config]
-    if isinstance(patterns, PurePosixPath):
-        return patterns
-    if split not in patterns:
+    asked: Sequence[str]
+    if isinstance(patterns, PurePosixPath):  # a folder of which the card says no more
+        start = f"{patterns}/"
+        within = [path.removeprefix(start) for path in data if path.startswith(start)]
+        asked, found = [start], [start + path for path in _by_name(within, split)]
+    elif split in patterns:
+        asked, found = patterns[split], _matching(patterns[split], data)
+    else:
         raise InvalidInput(
             f"config {shorten(config, _SHORT)} has no split {split!r}; there are {_few(patterns)}",
             field="calibration.split",
             value=split,
         )
-    return patterns[split]
-
-
-def _in_folder(data: Sequence[str], folder: PurePosixPath, split: str) -> list[str]:
-    """The paths of a split in a folder of which the card says no more."""
-    start = f"{folder}/"
-    within = [path.removeprefix(start) for path in data if path.startswith(start)]
-    return [start + path for path in _by_name(within, split)]
+    if not found:
+        raise InvalidInput(
+            f"split {split!r} is declared as {_few(asked)}, and no data file matches{_some(data)}",
+            field="calibration.split",
+            value=split,
+        )
+    return found
 
 
 def _in_config(data: Sequence[str], config: str | None) -> list[str]:
@@ -312,8 +298,8 @@ def _patterns(entry: Mapping[str, Value]) -> _Config:
     return patterns
 
 
-def _matcher(patterns: Sequence[str], names: Sequence[str]) -> Callable[[str], bool]:
-    """Whether a name matches one of the patterns of a card: `*`, `?` and `[a-z]` within a folder, `**` for any folders.
+def _matching(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The names that match one of the patterns of a card: `*`, `?` and `[a-z]` within a folder, `**` for any folders.
 
     A stranger wrote both, and the work is at most the product of their lengths: no part of a match is tried twice,
     neither here nor in the expressions of `fnmatch`. Raises `InvalidInput` where that is too much, and for a pattern in
@@ -327,7 +313,7 @@ def _matcher(patterns: Sequence[str], names: Sequence[str]) -> Callable[[str], b
             field="calibration.dataset",
         )
     compiled = [_parts(pattern) for pattern in patterns]
-    return lambda name: any(_fits(parts, name.split("/")) for parts in compiled)
+    return [name for name in names if any(_fits(parts, name.split("/")) for parts in compiled)]
 
 
 def _parts(pattern: str) -> list[re.Pattern[str] | None]:
