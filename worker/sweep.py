@@ -14,6 +14,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 
 import psutil
@@ -76,6 +77,7 @@ ALIVE_SWEEPS = 3.0
 """A worker that has missed this many sweeps counts as lost; those of a busy machine may be late."""
 
 
+@dataclass(kw_only=True)
 class Heartbeat:
     """Called at each sweep. `process_ids` returns the ids of the processes that run jobs.
 
@@ -83,39 +85,32 @@ class Heartbeat:
     runners are started in.
     """
 
-    def __init__(
-        self,
-        *,
-        sweep_seconds: float,
-        worker_kinds: Sequence[WorkerKind] | None,
-        sandbox: SandboxMode,
-        process_ids: Callable[[], Sequence[int]],
-    ) -> None:
-        self._seconds = ALIVE_SWEEPS * sweep_seconds
-        self._kinds = tuple(WorkerKind if worker_kinds is None else worker_kinds)
-        self._sandbox = sandbox
-        self._process_ids = process_ids
-        self._host = socket.gethostname()
-        self._name = f"{self._host}:{os.getpid()}"
-        self._device = f"{platform.machine() or 'unknown'} CPU, {counted(os.cpu_count() or 1, 'cores')}"
-        self._accelerator: Accelerator | None = None
-        if WorkerKind.GPU in self._kinds:  # in a thread: it starts a process that imports torch
+    sweep_seconds: float
+    worker_kinds: Sequence[WorkerKind] | None
+    sandbox: SandboxMode
+    process_ids: Callable[[], Sequence[int]]
+    _name: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}", init=False)
+    _accelerator: Accelerator | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if WorkerKind.GPU in (self.worker_kinds or WorkerKind):  # in a thread: it starts a process that imports torch
             threading.Thread(target=self._find_accelerator, name="find-accelerator", daemon=True).start()
 
     def __call__(self, database: Database) -> None:
         """Raises `DatabaseUnreachable`."""
+        cpu = f"{platform.machine() or 'unknown'} CPU, {counted(os.cpu_count() or 1, 'cores')}"
         report = WorkerReport(
             name=self._name,
-            host=self._host,
-            kinds=self._kinds,
-            device=self._accelerator.name if self._accelerator is not None else self._device,
-            sandbox=self._sandbox,
-            processes=tuple(self._process_ids()),
+            host=socket.gethostname(),
+            kinds=tuple(self.worker_kinds or WorkerKind),
+            device=cpu if self._accelerator is None else self._accelerator.name,
+            sandbox=self.sandbox,
+            processes=tuple(self.process_ids()),
             memory=memory_of(os.getpid(), gpu=None if self._accelerator is None else self._accelerator.uuid),
         )
         with database.session() as session:
             workers = Workers(session)
-            workers.report(report, alive_seconds=self._seconds)
+            workers.report(report, alive_seconds=ALIVE_SWEEPS * self.sweep_seconds)
             workers.forget_lost()
 
     def end(self, database: Database) -> None:

@@ -18,7 +18,14 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 def launch(arguments: list[str]) -> NoReturn:
     """Apply the limits and execute the command. Raises `OSError`."""
-    options, command = _parsed(arguments)
+    end = arguments.index("--")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--group", help="a file with the members of a control group, which this process joins")
+    parser.add_argument("--data", type=int, help="bytes of private memory")
+    parser.add_argument("--keep-at-sigterm", action="store_true", help="ignore it; the command may still handle it")
+    parser.add_argument("--no-network", action="store_true", help="a network of its own, without any device")
+    parser.add_argument("--user", help="UID:GID")
+    options, command = parser.parse_args(arguments[:end]), arguments[end + 1 :]
     if options.group is not None:
         with open(options.group, "w", encoding="ascii") as members:  # noqa: PTH123  # pathlib is not needed otherwise
             members.write("0")  # this process
@@ -35,17 +42,6 @@ def launch(arguments: list[str]) -> NoReturn:
         os.setresuid(user, user, user)
         _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     os.execvp(command[0], command)
-
-
-def _parsed(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    end = arguments.index("--")
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--group", help="a file with the members of a control group, which this process joins")
-    parser.add_argument("--data", type=int, help="bytes of private memory")
-    parser.add_argument("--keep-at-sigterm", action="store_true", help="ignore it; the command may still handle it")
-    parser.add_argument("--no-network", action="store_true", help="a network of its own, without any device")
-    parser.add_argument("--user", help="UID:GID")
-    return parser.parse_args(arguments[:end]), arguments[end + 1 :]
 
 
 def _call(name: str, *values: int) -> None:
