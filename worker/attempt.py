@@ -211,9 +211,10 @@ class Attempt:
             return outcome_after_sigkill(killed, self.lease.claim, max_attempts=self.settings.max_attempts)
         if isinstance(last, Failed):
             return self._failure(last)
-        rejected = self._rejected(spec, last)
-        if rejected is not None:
-            return rejected
+        rejection = None if spec.gate is None else rejection_in(last.report)
+        if rejection is not None:  # the result misses its gate, or was not judged: it is neither kept nor published
+            code, report = GateRejected.code, last.report
+            return partial(attempts.fail, claim=self.lease.claim, code=code, message=rejection, report=report)
         self.lease.check()
         # a directory hub has no copy: what is written there meanwhile makes a result of two versions
         self._fetch(spec, files)
@@ -271,14 +272,6 @@ class Attempt:
             session, claim, code=WorkerLost.code, message=f"{reason} at attempt {claim.attempt}"
         )
 
-    def _rejected(self, spec: CompressionSpec, finished: Finished) -> Write | None:
-        """The write for a result that misses its gate, or that was not judged: it is neither kept nor published."""
-        message = None if spec.gate is None else rejection_in(finished.report)
-        if message is None:
-            return None
-        claim, report = self.lease.claim, finished.report
-        return lambda session: attempts.fail(session, claim, code=GateRejected.code, message=message, report=report)
-
     def _publish(self, kept: KeptResult) -> Write:
         self._enter(Stage.PUBLISH, size=sum(path.stat().st_size for path in kept.folder.rglob("*") if path.is_file()))
         spec, finished = kept.spec, kept.finished
@@ -316,23 +309,20 @@ class Attempt:
         repo_id = self.job.spec.output.repo_id
         if self.lease.claim.attempt == 1 or repo_id is None:
             return None
-        try:
-            revision, report = self._retry(lambda: self._find_result(repo_id))
+
+        def find() -> Write | None:
+            revision = self.hub.find_publication(repo_id, self._trailer, create_pr=self.job.spec.output.create_pr)
             if revision is None:
                 return None
+            hub = self.hub.as_writer()  # it may be private
+            report = read_hub_json(hub, hub.resolve(repo_id, kind=RepositoryKind.MODEL, revision=revision), REPORT)
+            return partial(attempts.succeed, claim=self.lease.claim, repo_id=repo_id, revision=revision, report=report)
+
+        try:
+            return self._retry(find)
         except (RepositoryNotFound, BrokenModel) as error:
             logger.warning("job %s: the result of an earlier attempt cannot be used: %s", self.job.id, error)
             return None
-        claim = self.lease.claim
-        return partial(attempts.succeed, claim=claim, repo_id=repo_id, revision=revision, report=report)
-
-    def _find_result(self, repo_id: str) -> tuple[str | None, dict[str, object]]:
-        revision = self.hub.find_publication(repo_id, self._trailer, create_pr=self.job.spec.output.create_pr)
-        if revision is None:
-            return None, {}
-        hub = self.hub.as_writer()  # it may be private
-        snapshot = hub.resolve(repo_id, kind=RepositoryKind.MODEL, revision=revision)
-        return revision, read_hub_json(hub, snapshot, REPORT)
 
     def _enter(self, stage: Stage, *, size: int | None = None) -> None:
         """`size`: the bytes that the stage copies."""
