@@ -43,7 +43,7 @@ from replaceme_core.request.gate import Trial, most_trials
 from replaceme_core.request.removal import Allows
 from replaceme_core.request.resolve import ResolvedSpec
 from replaceme_core.request.spec import Loading
-from replaceme_core.runner.messages import Measured, Progress
+from replaceme_core.runner.messages import Measured
 
 CHECKED_TOKENS = 64
 PROMPT_TOKENS = 32
@@ -111,7 +111,7 @@ class Run:
                 block_runner=block_runner,
                 text=tokens,
                 batch_size=spec.compute.batch_size,
-                advance=partial(_advance, progress, writing, 1.0),
+                advance=lambda part: progress.advance(writing + (1.0 - writing) * part),
                 cached=cached,
                 always_store=self.is_lazy,
                 make_store=partial(scratch_store, stack, beside=self.output),
@@ -151,7 +151,7 @@ class Run:
                 self.tokenizer,
                 length=calibration.max_length,
                 seed=calibration.seed,
-                advance=partial(_advance, self.clock.progress, 0.0, writing),
+                advance=lambda part: self.clock.progress.advance(writing * part),
             )
             tokens = with_self_generated(tokens, calibration, generate)
         prefix = len(beginning_of_text(self.tokenizer))
@@ -238,11 +238,6 @@ class Run:
         if known is None:
             known = original.compare(after, advance=self.clock.progress.advance)
         return original.finish(known, after)
-
-
-def _advance(progress: Progress, start: float, end: float, fraction: float) -> None:
-    """`fraction` of the part of the present stage from `start` to `end` is done."""
-    progress.advance(start + (end - start) * fraction)
 
 
 DECIDING_PART = 0.6
