@@ -162,9 +162,10 @@ def _document(row: Mapping[str, object], column: str | None) -> Document | None:
     pair = (_INSTRUCTION, _ANSWER) if column is None and row.keys() >= {_INSTRUCTION, _ANSWER} else ()
     if any(name in row and not row[name] for name in (*names, *pair)):
         return None
-    wanted = f"column {column!r}" if column else f"none of the columns {', '.join(names)}"
+    kinds = [f"column {name!r} has {type(row[name]).__name__}" for name in names if row.get(name) is not None]
+    missing = f"no column {column!r}" if column else f"none of the columns {', '.join(names)}"
     raise InvalidInput(
-        f"{'no ' + wanted if column else wanted} with text or a conversation; the columns are "
+        f"{kinds[0] if kinds else missing} where text or a conversation is expected; the columns are "
         f"{', '.join(sorted(row))}: name one as column",
         field="calibration.column",
         value=column,
@@ -185,7 +186,8 @@ def _message(turn: Mapping[str, object]) -> dict[str, str]:
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     if not isinstance(role, str) or not isinstance(content, str):
         raise InvalidInput(
-            f"each turn of a conversation needs role and content as text, this one has {', '.join(sorted(turn))}",
+            "each turn of a conversation needs role and content as text, this one has "
+            + ", ".join(f"{name} ({type(turn[name]).__name__})" for name in sorted(turn)),
             field="calibration.column",
         )
     return {"role": _ROLES.get(role, role), "content": content}

@@ -137,7 +137,7 @@ def calibration_tokens(
         if not source.self_generated:
             with errors_of(source):
                 drawn[number] = _draw(source, count, calibration, tokenizer, path, seed=calibration.seed + number)
-            _check_vocabulary(drawn[number], vocabulary)
+            _check_vocabulary(drawn[number], vocabulary, end=tokenizer.eos_token_id)
     return _joined(drawn, calibration)
 
 
@@ -166,8 +166,9 @@ def _draw(
     return draw(pieces, wanted, seed=seed)
 
 
-def _check_vocabulary(drawn: Drawn, vocabulary: int) -> None:
-    highest = max((int(part.max()) for part in drawn if part.numel()), default=0)
+def _check_vocabulary(drawn: Drawn, vocabulary: int, *, end: int | None) -> None:
+    """`end` is where the model's own text begins."""
+    highest = max(end or 0, *(int(part.max()) for part in drawn if part.numel()))
     if highest >= vocabulary:
         raise InvalidInput(
             f"the tokenizer gives id {highest}, but the model has {vocabulary} embeddings: "

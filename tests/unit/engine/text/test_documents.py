@@ -182,8 +182,10 @@ def test_a_row_is_a_text_or_a_conversation(tmp_path: Path, row: object, column: 
     [
         ({"body": "x", "id": 3}, None, "the columns are body, id: name one as column"),
         ({"text": "x"}, "body", "no column 'body'.*the columns are text"),
-        ({"text": 3}, None, "the columns are text"),
-        ({"messages": [{"role": "user"}]}, None, "needs role and content"),
+        ({"text": 3}, None, "column 'text' has int where text or a conversation is expected"),
+        ({"text": ["x"]}, "text", "column 'text' has list"),
+        ({"messages": [{"role": "user"}]}, None, r"needs role and content as text, this one has role \(str\)$"),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, None, r"has content \(list\), role \(str\)$"),
     ],
 )
 def test_rows_that_cannot_be_read(tmp_path: Path, row: object, column: str | None, message: str) -> None:
@@ -217,7 +219,7 @@ def test_a_row_without_an_answer_is_passed_over(tmp_path: Path) -> None:
 
 def test_bytes_are_no_text(tmp_path: Path) -> None:
     parquet(tmp_path / "train.parquet", text=[b"some text"])
-    with pytest.raises(InvalidInput, match="the columns are text"):
+    with pytest.raises(InvalidInput, match="column 'text' has "):
         list(documents(spec("org/set"), tmp_path))
 
 

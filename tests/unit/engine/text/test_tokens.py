@@ -225,6 +225,16 @@ def test_a_tokenizer_of_another_model_is_refused(paths: list[Path]) -> None:
     assert caught.value.field == "model"
 
 
+def test_an_end_that_the_model_does_not_know_is_refused(paths: list[Path]) -> None:
+    """No text has it where all is one text; but the model's own text begins with it."""
+    tokenizer = byte_tokenizer()
+    running = paths[0].with_suffix(".txt")
+    running.write_text("a" * 4000)
+    given = mixed([None], 8)
+    with pytest.raises(InvalidInput, match="gives id 256, but the model has 256"):
+        calibration_tokens(given, tokenizer, paths=[running], vocabulary=256)
+
+
 @pytest.mark.parametrize(
     ("sources", "order"),
     [([], []), ([0, 0, 0, 0, 1, 1], [0, 4, 1, 2, 5, 3]), ([0, 1, 1, 0, 2], [0, 1, 4, 3, 2])],
