@@ -1,5 +1,6 @@
 """Complete or absent; and a model that does not work is not called saved."""
 
+import io
 import os
 import stat
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceTrainer
 from transformers import PreTrainedModel
 
 from replaceme_core.engine.model import lazy_model, save
@@ -85,6 +87,21 @@ def test_a_tokenizer_in_other_files_is_read_and_saved(tmp_path: Path) -> None:
     save_whole(source, tmp_path / "out")
     assert contents.items() <= {path.name: path.read_text() for path in (tmp_path / "out").glob("[!m]*")}.items()
     assert load_tokenizer(tmp_path / "out")("ab")["input_ids"] == [3, 4]
+
+
+def test_a_tokenizer_of_sentencepiece_alone_is_read_and_saved(tmp_path: Path) -> None:
+    source, written = save_tiny(tmp_path / "source"), io.BytesIO()
+    for path in source.glob("tokenizer*"):
+        path.unlink()
+    text, silent = ["a flock of sheep and a dog"] * 50, 3
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(text), model_writer=written, vocab_size=40, model_type="bpe", minloglevel=silent
+    )
+    (source / "tokenizer.model").write_bytes(written.getvalue())
+    ids = load_tokenizer(source)("a dog")["input_ids"]
+    save_whole(source, tmp_path / "out")
+    tokenizer = load_tokenizer(tmp_path / "out")
+    assert (tokenizer("a dog")["input_ids"], tokenizer.decode(ids)) == (ids, "a dog")
 
 
 def save_whole(source: Path, out: Path) -> None:
