@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
+    AutoTokenizer,
     ViTForImageClassification,
     ViTForMaskedImageModeling,
     ViTModel,
@@ -97,6 +98,16 @@ def test_chance_of_retrieval_knows_captions_that_several_images_have(tmp_path: P
     finished, *_ = run(image_request(source, images, method={"name": "drop"}))
     chances = {one["name"]: one["chance"] for one in finished.report["tasks"]}  # type: ignore[attr-defined]
     assert chances["retrieval"] >= 0.5, "of two captions, each of several images"
+
+
+def test_a_tokenizer_that_the_tower_for_text_does_not_know_is_named(tmp_path: Path) -> None:
+    source, images = saved_tower(tmp_path / "source", "clip"), make_images(tmp_path / "images", 60)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_tokens([*(f"other{number}" for number in range(1000)), "photo"])
+    tokenizer.save_pretrained(source)
+    finished, *_ = run(image_request(source, images, method={"name": "drop"}))
+    (warning,) = finished.report["warnings"]  # type: ignore[misc]
+    assert "the accuracy could not be measured: the tokenizer gives id" in warning["message"]
 
 
 def test_a_refit_of_a_model_of_images_leaves_the_length_of_what_comes_out(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from replaceme_core.engine.model.block_runner import embedding_distances
 from replaceme_core.engine.model.device import synchronise
 from replaceme_core.engine.model.load import load_tokenizer
 from replaceme_core.engine.text.drawing import Pictures
+from replaceme_core.engine.text.tokens import check_ids
 from replaceme_core.errors import NumericalFailure, ReplaceMeError
 from replaceme_core.families.resolve import embeddings
 
@@ -132,10 +133,12 @@ class OriginalOfImages:
     def _texts(self, model: PreTrainedModel, texts: Sequence[str]) -> torch.Tensor:
         """The embeddings of texts (texts, width) by the model's own tower."""
         assert self.tokenizer is not None
-        length = min(self.tokenizer.model_max_length, model.config.get_text_config().max_position_embeddings)
+        config = model.config.get_text_config()
+        length = min(self.tokenizer.model_max_length, config.max_position_embeddings)
         given = self.tokenizer(
             list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
+        check_ids(int(given["input_ids"].max()), config.vocab_size)
         known = {
             name: values.to(model.device) for name, values in given.items() if name in ("input_ids", "attention_mask")
         }

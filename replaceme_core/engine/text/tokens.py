@@ -137,7 +137,9 @@ def calibration_tokens(
         if not source.self_generated:
             with errors_of(source):
                 drawn[number] = _draw(source, count, calibration, tokenizer, path, seed=calibration.seed + number)
-            _check_vocabulary(drawn[number], vocabulary, end=tokenizer.eos_token_id)
+            parts = (part for part in drawn[number] if part.numel())
+            # with the end of a text its own begins
+            check_ids(max(tokenizer.eos_token_id or 0, *(int(part.max()) for part in parts)), vocabulary)
     return _joined(drawn, calibration)
 
 
@@ -166,9 +168,8 @@ def _draw(
     return draw(pieces, wanted, seed=seed)
 
 
-def _check_vocabulary(drawn: Drawn, vocabulary: int, *, end: int | None) -> None:
-    """`end` is where the model's own text begins."""
-    highest = max(end or 0, *(int(part.max()) for part in drawn if part.numel()))
+def check_ids(highest: int, vocabulary: int) -> None:
+    """Raise `InvalidInput` if a tokenizer gives an id as high as that to a model with `vocabulary` embeddings."""
     if highest >= vocabulary:
         raise InvalidInput(
             f"the tokenizer gives id {highest}, but the model has {vocabulary} embeddings: "
