@@ -77,6 +77,13 @@ class _Watched(httpx2.SyncByteStream):
         self._body.close()
 
 
+def _bound(request: httpx2.Request) -> None:
+    """Set a timeout on a request that has none, as the library says of those for lists."""
+    limits = request.extensions.get("timeout") or {}
+    if all(value is None for value in limits.values()):
+        request.extensions["timeout"] = TIMEOUT.as_dict()
+
+
 def _watch(response: httpx2.Response) -> None:
     assert isinstance(response.stream, httpx2.SyncByteStream)
     response.stream = _Watched(response.stream, response.request.url.host)
@@ -112,7 +119,7 @@ def _seconds_to_wait(headers: httpx2.Headers) -> float | None:
 
 def _client() -> httpx2.Client:
     client = default_client_factory()
-    client.timeout = TIMEOUT
+    client.event_hooks["request"].append(_bound)
     client.event_hooks["response"] += [_refuse_limited, _watch]
     return client
 

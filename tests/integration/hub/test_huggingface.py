@@ -104,13 +104,15 @@ def test_a_silent_hub_is_not_waited_for(
     hub: HuggingFaceHub, fake: FakeHub, result: Publication, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client library itself sets no limit, neither on reads nor on writes."""
-    monkeypatch.setattr(get_session(), "timeout", httpx2.Timeout(0.3))
+    monkeypatch.setattr(client, "TIMEOUT", httpx2.Timeout(0.3))
     monkeypatch.setattr(huggingface, "REQUEST_SECONDS", 0.3)
     fake.fail(Fault.DELAY, value=30, times=-1)
     with pytest.raises(HubUnreachable, match="ReadTimeout"):
         hub.resolve("acme/tiny", kind=MODEL)
     with pytest.raises(HubUnreachable, match="ReadTimeout"):
         hub.publish(result, before_commit=nothing)
+    with pytest.raises(httpx2.ReadTimeout):
+        get_session().get(f"{fake.url}/api/models/acme/tiny/commits/main", timeout=None)  # as it asks for lists
 
 
 Change = Callable[[dict[str, Any]], object]
