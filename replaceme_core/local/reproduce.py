@@ -239,12 +239,12 @@ def pin_texts(spec: CompressionSpec, *, given: Sequence[Path], hub: Callable[[],
     files = iter(given)
 
     def next_file(name: str) -> Path:
-        path = next(files, None)
+        path, what = next(files, None), "directory" if name.endswith("/") else "file"
         if path is None:
-            raise InvalidInput(f"{name} is a file; name it with --text", field="calibration")
+            raise InvalidInput(f"{name} is a {what}; name it with --text", field="calibration")
         path = path.expanduser()
-        if not (path.is_dir() if name.endswith("/") else path.is_file()):
-            raise InvalidInput(f"there is no file {path}", field="calibration", value=str(path))
+        if not (path.is_dir() if what == "directory" else path.is_file()):
+            raise InvalidInput(f"there is no {what} {path}", field="calibration", value=str(path))
         return path.resolve()
 
     pinned = [pin_text(source, hub, next_file) for source in spec.texts]

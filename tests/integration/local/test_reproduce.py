@@ -164,6 +164,16 @@ def test_what_is_missing_is_asked_for(replaceme: Run, result: Path, model: Path,
         assert words in " ".join(done.stderr.split())
 
 
+def test_a_directory_of_images_is_asked_for_as_one(reproduce: Run, replaceme: Run, result: Path, model: Path) -> None:
+    spec = {**SPEC, "calibration": {"dataset": "file:photos/", "samples": 8}}
+    reproduce(spec=spec)
+    done = replaceme("reproduce", result, "--model", model)
+    assert (done.exit_code, "file:photos/ is a directory; name it with --text" in " ".join(done.stderr.split())) == (
+        2,
+        True,
+    )
+
+
 def test_other_files_than_the_recorded_ones_are_refused(reproduce: Run, model: Path, text: Path) -> None:
     for file, content in ((text, b"words"), (model / "model.safetensors", b"weights")):
         file.write_bytes(b"other")
