@@ -103,7 +103,7 @@ class Planning:
         except InvalidInput as error:
             plan = replace(plan, refusals=[error, *plan.refusals])
         kind = worker_kind_of(device) or self._settings.default_worker_kind
-        estimated_for = self._kind(device)
+        estimated_for = self._kinds(device)[0]
         with self._database.session(read_only=True) as session:
             counts = Workers(session).count_alive()
         alive = any(counts.values()) if kind is None else counts[kind] > 0
@@ -128,7 +128,7 @@ class Planning:
 
         `namespaces` are those in which results of the owner may go; `None`: those of everybody.
         """
-        kind, settings, owner = self._kind(request.compute.device), self._settings, caller.owner
+        kind, settings, owner = self._kinds(request.compute.device)[0], self._settings, caller.owner
         return Planner(
             hub=self.hub_of(request, caller),
             machine=self._machine(kind),
@@ -153,22 +153,19 @@ class Planning:
 
     def limits_of(self, caller: Caller) -> SizeLimits:
         """What a job of this caller may use."""
-        settings = self._settings
-        kinds = {*(settings.worker_kinds or WorkerKind)}
+        first, *others = self._kinds(None)
         return SizeLimits(
-            model_bytes=limit_of(caller.limits.model_bytes, settings.most_model_bytes),
-            tokens=limit_of(caller.limits.tokens, settings.most_tokens),
-            kind=settings.default_worker_kind or (kinds.pop() if len(kinds) == 1 else None),
+            model_bytes=limit_of(caller.limits.model_bytes, self._settings.most_model_bytes),
+            tokens=limit_of(caller.limits.tokens, self._settings.most_tokens),
+            kind=None if others else first,
         )
 
-    def _kind(self, device: str | None) -> WorkerKind:
-        """The kind of worker to estimate for. A job that any worker may take is estimated for a CPU, the slower one."""
-        settings = self._settings
-        named = worker_kind_of(device) or settings.default_worker_kind
-        if named is not None:
-            return named
-        kinds = settings.worker_kinds or tuple(WorkerKind)
-        return WorkerKind.CPU if WorkerKind.CPU in kinds else kinds[0]
+    def _kinds(self, device: str | None) -> Sequence[WorkerKind]:
+        """The kinds of workers that may take a job with this device. It is estimated for the first, a CPU before a GPU:
+        the slower one."""
+        named = worker_kind_of(device) or self._settings.default_worker_kind
+        kinds = (self._settings.worker_kinds or WorkerKind) if named is None else (named,)
+        return [kind for kind in WorkerKind if kind in kinds]
 
     def _machine(self, kind: WorkerKind) -> Machine:
         """What the settings say of the workers; with the embedded default the worker is on this machine."""

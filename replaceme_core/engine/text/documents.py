@@ -162,10 +162,10 @@ def _document(row: Mapping[str, object], column: str | None) -> Document | None:
     pair = (_INSTRUCTION, _ANSWER) if column is None and row.keys() >= {_INSTRUCTION, _ANSWER} else ()
     if any(name in row and not row[name] for name in (*names, *pair)):
         return None
-    kinds = [f"column {name!r} has {type(row[name]).__name__}" for name in names if row.get(name) is not None]
     missing = f"no column {column!r}" if column else f"none of the columns {', '.join(names)}"
+    others = (f"column {name!r} has {type(row[name]).__name__}" for name in names if row.get(name) is not None)
     raise InvalidInput(
-        f"{kinds[0] if kinds else missing} where text or a conversation is expected; the columns are "
+        f"{next(others, missing)} where text or a conversation is expected; the columns are "
         f"{', '.join(sorted(row))}: name one as column",
         field="calibration.column",
         value=column,
