@@ -138,7 +138,7 @@ def calibration_tokens(
             with errors_of(source):
                 drawn[number] = _draw(source, count, calibration, tokenizer, path, seed=calibration.seed + number)
             parts = (part for part in drawn[number] if part.numel())
-            # with the end of a text its own begins
+            # what the model writes itself begins with the token that ends a text
             check_ids(max(tokenizer.eos_token_id or 0, *(int(part.max()) for part in parts)), vocabulary)
     return _joined(drawn, calibration)
 
