@@ -33,6 +33,7 @@ CARRIED_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "spiece.model",
+    "sentencepiece.bpe.model",
     "vocab.json",
     "vocab.txt",
     "emoji.json",

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceTrainer
 from transformers import PreTrainedModel
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
 from replaceme_core.engine.model import lazy_model, save
 from replaceme_core.engine.model.changes import kept_blocks
@@ -20,6 +21,8 @@ from replaceme_core.engine.model.load import load_model, load_tokenizer
 from replaceme_core.engine.model.safetensors_io import all_finite
 from replaceme_core.engine.model.save import complete_or_absent, save_block_by_block, save_model, verify_saved
 from replaceme_core.errors import OutOfSpace, VerificationFailed
+from replaceme_core.families.layout import FAMILIES
+from replaceme_core.hub.model_files import CARRIED_FILES
 from replaceme_core.request.spec import Loading
 from tests.fixtures.models.tiny import BLOCKS, save_tiny, token_ids
 
@@ -87,6 +90,13 @@ def test_a_tokenizer_in_other_files_is_read_and_saved(tmp_path: Path) -> None:
     save_whole(source, tmp_path / "out")
     assert contents.items() <= {path.name: path.read_text() for path in (tmp_path / "out").glob("[!m]*")}.items()
     assert load_tokenizer(tmp_path / "out")("ab")["input_ids"] == [3, 4]
+
+
+def test_no_file_of_a_known_tokenizer_is_left_out() -> None:
+    names = TOKENIZER_MAPPING_NAMES.items()
+    classes = (tokenizer_class_from_name(name) for family, name in names if name and family in FAMILIES)
+    read = {file for one in classes if one is not None for file in one.vocab_files_names.values()}
+    assert {"tokenizer.model", "vocab.txt"} <= read <= {*CARRIED_FILES}
 
 
 def test_a_tokenizer_of_sentencepiece_alone_is_read_and_saved(tmp_path: Path) -> None:
