@@ -38,9 +38,9 @@ from replaceme_core.hardware import WorkerKind, local_worker_kinds
 from replaceme_core.ledger.database import Database
 from replaceme_core.runner.process import Confinement
 from replaceme_core.runner.sandbox import SandboxMode
-from replaceme_core.settings import RUN_JOB_TASK, Settings
+from replaceme_core.settings import RUN_JOB_TASK, Settings, read_settings
 from replaceme_core.telemetry import bound, from_message, message_headers
-from worker.supervisor import Supervisor
+from worker.supervisor import Supervisor, UnfitMachine
 from worker.sweep import Heartbeat, Sweep
 from worker.workspace import TEMPORARY, locked_directory
 
@@ -86,7 +86,10 @@ class Drain:
 
 
 app = Celery("replaceme", set_as_current=True)
-app.conf.update(broker_config(Settings()))
+try:
+    app.conf.update(broker_config(read_settings()))
+except InvalidInput as wrong:  # whatever imports this module, such as Celery's command, needs all settings
+    raise SystemExit(f"this worker cannot start: {wrong}") from None
 
 drain = Drain()
 """The shutdown of this worker; created before its pool is forked, so that all its processes share it."""
@@ -274,7 +277,8 @@ def run_job(task: Task, job_id: str) -> None:
         while has_run and not drain.has_begun:  # one may start only now: its message came while its key was at a limit
             has_run = supervisor.run(None)
     except Unavailable as error:  # such as a database without the tables of this release
-        logger.warning("nothing was claimed, a sweep sends another message: %s", error)
+        level = logging.ERROR if isinstance(error, UnfitMachine) else logging.WARNING
+        logger.log(level, "message for job %s: nothing was claimed, a sweep sends another: %s", job_id, error)
 
 
 @cache

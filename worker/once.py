@@ -2,7 +2,7 @@
 
 For schedulers that start a process per job, such as a ScaledJob of KEDA (docs/how-to/kubernetes.md). It sweeps first:
 where no other worker runs, nobody else requeues what a lost one has left. No message wakes it up, so it takes one off
-the broker, where they would pile up.
+the broker, where they would pile up. Where nothing can be claimed it ends with 1, so that the scheduler shows it.
 """
 
 import signal
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not drain.has_begun:
             take_message((*kinds, QUEUE))
             supervisor.run(None)
-    except ReplaceMeError as error:  # such as tables of another release: another process would fail as well
+    except ReplaceMeError as error:  # another process would fail as well
         raise SystemExit(f"this worker cannot run a job: {error}") from error
     finally:
         supervisor.database.close()

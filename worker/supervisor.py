@@ -30,6 +30,7 @@ from replaceme_core.errors import (
     QueueUnreachable,
     ReplaceMeError,
     StaleTransition,
+    Unavailable,
 )
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.port import Hub
@@ -85,6 +86,10 @@ _BEFORE_RUNNER = (None, Stage.RESOLVE, Stage.DOWNLOAD, Stage.CALIBRATE)
 """Until the runner sends its first message, a fault of the file system is the machine's and not the job's."""
 
 
+class UnfitMachine(Unavailable):
+    """This machine cannot run any job, such as one without disk space."""
+
+
 class CannotBegin(Exception):
     """A fault of this machine before the runner's first message. Another worker may run the job."""
 
@@ -112,23 +117,20 @@ class Supervisor:
     def run(self, job_id: str | None) -> bool:
         """Claim the next job in the queue and run it to its end; whether to call this again at once.
 
-        Errors are logged and written to the job, not raised. On a machine that cannot run jobs nothing is claimed.
+        Errors of a job are logged and written to it, not raised.
 
         `job_id` is the job that the message was sent for; it is used for the log only. `None`: there was no message.
+
+        Raises `Unavailable` where nothing could be claimed: `UnfitMachine` after a pause, and errors of the database.
         """
         why = "without a message" if job_id is None else f"message for job {job_id}"
         try:
             self._check_machine()
         except (OSError, OutOfSpace) as error:
-            logger.error("%s: nothing was claimed, this machine cannot run jobs: %s", why, error)
             time.sleep(REST_SECONDS)
-            return False
+            raise UnfitMachine(f"this machine cannot run jobs: {error}") from error
         claimed_at = time.monotonic()
-        try:
-            found = self._claim()
-        except DatabaseUnreachable as error:
-            logger.warning("%s: nothing was claimed, the next sweep sends another: %s", why, error)
-            return False
+        found = self._claim()
         if found is None:
             logger.info("%s: no job can start", why)
             return False

@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 from celery import Celery
 
 from benchmarks.harness.processes import wait_until
@@ -66,6 +67,23 @@ def test_it_releases_its_job_at_sigterm(embedded_site: Site) -> None:
     assert site.event_types(job_id)[-1] == "released"
     assert "Traceback" not in once.log.read_text()
     assert site.runners() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("REPLACEME_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none", "the database does not answer"),
+        ("REPLACEME_RUNNER_COMMAND", '["/nowhere/runner"]', "this machine cannot run jobs: there is no program"),
+    ],
+)
+def test_it_fails_where_no_job_can_be_claimed(embedded_site: Site, name: str, value: str, reason: str) -> None:
+    """A pod that ends with 0 hides that none of them can do anything."""
+    site = embedded_site
+    site.extra = {name: value}
+    once = site.start_once()
+    assert once.process.wait(timeout=60) == 1
+    last = once.log.read_text().splitlines()[-1]
+    assert last.startswith(f"this worker cannot run a job: {reason}"), last
 
 
 SIGTERM_AT_AN_IMPORT = """

@@ -19,7 +19,7 @@ from replaceme_core.ledger.tables import JobRow
 from replaceme_core.runner.messages import Measured, Stage
 from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.worker.supervisor import OUTPUT, Bench
-from worker.supervisor import Supervisor
+from worker.supervisor import Supervisor, UnfitMachine
 from worker.workspace import checkpoints_of_runner
 
 
@@ -82,7 +82,8 @@ def test_a_machine_that_cannot_run_jobs_claims_none(bench: Bench, fault: str, mo
         monkeypatch.setattr("worker.supervisor.LEAST_FREE_BYTES", 2**60)
     else:
         settings["runner_command"] = ("/nowhere/runner",)
-    assert not has_run(bench, **settings)
+    with pytest.raises(UnfitMachine, match="this machine cannot run jobs"):
+        has_run(bench, **settings)
     job = bench.job(job_id)
     assert (job.status, job.attempt) == (JobStatus.QUEUED, 0)
 

@@ -147,6 +147,20 @@ def test_what_cannot_work_is_said_at_once(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_wrong_setting_is_named_by_the_programs_of_the_images(tmp_path: Path) -> None:
+    for program in ("worker.once", "celery -A worker.app worker"):
+        done = subprocess.run(
+            [sys.executable, "-m", *program.split()],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"REPLACEME_MAX_ATTEMPTS": "many", "PYTHONPATH": str(Path.cwd())},
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith("this worker cannot start: REPLACEME_MAX_ATTEMPTS: ")
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
 def test_missing_torch_is_reported(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('No module named torch')\n")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", str(Path.cwd()))])
