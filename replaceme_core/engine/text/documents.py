@@ -10,7 +10,7 @@ from importlib import resources
 from itertools import islice
 from pathlib import Path
 
-from replaceme_core.engine.text.rows import json_rows, lines_of, rows_of
+from replaceme_core.engine.text.rows import Row, json_rows, lines_of, rows_of
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.data_files import local_data_files
 from replaceme_core.request.calibration import CalibrationSource
@@ -132,23 +132,31 @@ def _text(path: Path) -> Iterator[str]:
 
 def _jsonl(path: Path, column: str | None) -> Iterator[Document | None]:
     with path.open(encoding="utf-8-sig") as stream:
-        for row in json_rows(stream, path):
-            yield _document(row, column)
+        yield from _in_rows(json_rows(stream, path), path, column)
 
 
 def _snapshot(source: CalibrationSource, path: Path) -> Iterator[Document | None]:
     """The rows of the files of config and split, in the order of their names."""
     wanted = _wanted(source.column)
     for file in local_data_files(path, config=source.config, split=source.split):
-        for row in rows_of(file, (*wanted, _INSTRUCTION, _INPUT, _ANSWER)):
-            yield _document(row, source.column)
+        yield from _in_rows(rows_of(file, (*wanted, _INSTRUCTION, _INPUT, _ANSWER)), file, source.column)
+
+
+def _in_rows(rows: Iterator[Row], file: Path, column: str | None) -> Iterator[Document | None]:
+    for number, row in enumerate(rows, start=1):
+        try:
+            document = _document(row, column)
+        except InvalidInput as error:
+            place = f"row {number} of {file.name}"
+            raise InvalidInput(f"{place}: {error}", field=error.field, value=error.value) from None
+        yield document
 
 
 def _wanted(column: str | None) -> tuple[str, ...]:
     return (column,) if column is not None else (*_CHAT_COLUMNS, *_TEXT_COLUMNS)
 
 
-def _document(row: Mapping[str, object], column: str | None) -> Document | None:
+def _document(row: Row, column: str | None) -> Document | None:
     """The document in a row; `None` where a column of texts has nothing in this one."""
     names = _wanted(column)
     for name in names:
@@ -172,7 +180,7 @@ def _document(row: Mapping[str, object], column: str | None) -> Document | None:
     )
 
 
-def _instruction(row: Mapping[str, object]) -> Document | None:
+def _instruction(row: Row) -> Document | None:
     """A row in the style of Alpaca as one question and its answer; `None` for another one."""
     asked, given, answer = (row.get(name) for name in (_INSTRUCTION, _INPUT, _ANSWER))
     if not isinstance(asked, str) or not isinstance(answer, str):

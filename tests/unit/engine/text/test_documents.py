@@ -189,8 +189,8 @@ def test_a_row_is_a_text_or_a_conversation(tmp_path: Path, row: object, column: 
     ],
 )
 def test_rows_that_cannot_be_read(tmp_path: Path, row: object, column: str | None, message: str) -> None:
-    path = jsonl(tmp_path / "a.jsonl", row)
-    with pytest.raises(InvalidInput, match=message):
+    path = jsonl(tmp_path / "a.jsonl", {"text": "x", "body": "x"}, row)
+    with pytest.raises(InvalidInput, match=rf"^row 2 of a\.jsonl: .*{message}"):
         list(documents(spec(column=column), path))
 
 
