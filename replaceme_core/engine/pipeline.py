@@ -14,7 +14,6 @@ deepest cut that passes the gate is asked for, `select` is a search, each trial 
 (`run.py`).
 """
 
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -44,7 +43,7 @@ from replaceme_core.engine.text.tokens import sized_to_text
 from replaceme_core.families.layout import first_blocks
 from replaceme_core.families.resolve import part_config
 from replaceme_core.hub.model_config import read_outline
-from replaceme_core.hub.model_files import INDEX, side_files, weight_files
+from replaceme_core.hub.model_files import INDEX, copy_files, side_files, weight_files
 from replaceme_core.plan.resources import Workload
 from replaceme_core.request.gate import Trial
 from replaceme_core.request.removal import depths_of, keep_pattern
@@ -163,8 +162,7 @@ def _compress(request: RunnerRequest, progress: Progress, *, source: Path, impor
             files = [*weight_files(pruned), *side_files(pruned)]
             if (pruned / INDEX).exists():
                 files.append(pruned / INDEX)
-            for path in files:
-                shutil.copyfile(path, output / path.name)
+            copy_files(files, pruned, output)
             clock.begin(Stage.HEAL)
         run.release()
         healing = None

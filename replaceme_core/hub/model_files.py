@@ -7,6 +7,7 @@ stranger wrote them, and other models lie beside this one. Imports no torch.
 import errno
 import os
 import re
+import shutil
 import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -46,14 +47,19 @@ CARRIED_FILES = (
 )
 """Files that are copied unchanged from the source model to the smaller one, as are those of `is_terms`."""
 CARD = "README.md"
-_SIDE_FILES = (CONFIG, "generation_config.json", CARD, *CARRIED_FILES)
+WRITTEN_FILES = (CONFIG, "generation_config.json", CARD)
+"""Files that are written anew for the smaller model."""
+_SIDE_FILES = (*WRITTEN_FILES, *CARRIED_FILES)
+_TEMPLATES = "additional_chat_templates"
+"""The folder of chat templates that a user chooses by name, such as for tools. No other folder is read."""
+_TEMPLATE = re.compile(rf"{_TEMPLATES}/[\w. -]+\.jinja", re.ASCII)
 _TERMS = re.compile(
     r"(licen[cs]e|notices?|copying|copyright|third[-_ ]?party|(acceptable[-_ ]?)?use[-_ ]?policy|terms)"
     r"([-_. ][\w. -]*)?",
     re.IGNORECASE | re.ASCII,
 )
 _TERMS_SUFFIXES = ("", ".txt", ".md", ".rst", ".pdf", ".html")
-_MOST_TERMS = 32
+_MOST_OF_A_KIND = 32
 _MEGABYTE = 2**20
 _LARGEST = {CONFIG: _MEGABYTE, "tokenizer.json": 64 * _MEGABYTE, INDEX: 16 * _MEGABYTE}
 _LARGEST_OTHER = 8 * _MEGABYTE
@@ -113,18 +119,20 @@ def is_terms(name: str) -> bool:
 
 
 def side_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Those of `names` that are used beside the weights, sorted: config, tokenizer, card, and all files of terms.
+    """Those of `names` that are used beside the weights, sorted: config, tokenizer, card, terms and chat templates.
 
-    Raises `BrokenModel` for very many files of terms.
+    Raises `BrokenModel` for very many files of terms or templates.
     """
     known = set(names)
     terms = [name for name in known if is_terms(name)]
-    if len(terms) > _MOST_TERMS:
-        raise BrokenModel(
-            f"the model has {len(terms)} files named as licences and notices; at most {_MOST_TERMS} are carried over",
-            value=sorted(terms)[:_NAMED],
-        )
-    return tuple(sorted([*known.intersection(_SIDE_FILES), *terms]))
+    templates = [name for name in known if _TEMPLATE.fullmatch(name)]
+    for kind, found in (("named as licences and notices", terms), (f"in {_TEMPLATES}", templates)):
+        if len(found) > _MOST_OF_A_KIND:
+            raise BrokenModel(
+                f"the model has {len(found)} files {kind}; at most {_MOST_OF_A_KIND} are carried over",
+                value=sorted(found)[:_NAMED],
+            )
+    return tuple(sorted([*known.intersection(_SIDE_FILES), *terms, *templates]))
 
 
 def check_size(name: str, size: int) -> None:
@@ -148,6 +156,20 @@ def side_files(directory: Path) -> list[Path]:
     """The other files that are used, of those in `directory`. Raises as `admit_file`, `check_size` and `side_names`."""
     names = (name for name in _names(directory) if not (is_terms(name) and (directory / name).is_dir()))
     return [_small(admit_file(directory, name)) for name in side_names(names)]
+
+
+def used_files(directory: Path) -> list[Path]:
+    """Those of `side_files` that decide what a model does: not the card, the terms, and templates chosen by name."""
+    beside = (path for path in side_files(directory) if path.parent == directory)
+    return [path for path in beside if path.name != CARD and not is_terms(path.name)]
+
+
+def copy_files(files: Iterable[Path], directory: Path, target: Path) -> None:
+    """Copy `files`, which lie in `directory` or in a folder of it, to the same places in `target`."""
+    for path in files:
+        place = target / path.relative_to(directory)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, place)
 
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -204,7 +226,7 @@ def _leads_home(link: Path, directory: Path) -> bool:
     repository = home.parent.parent  # in a cache: CACHE/models--ORG--NAME/snapshots/REVISION
     if home.parent.name != "snapshots" or not repository.name.startswith("models--"):
         return False
-    blob = Path(os.path.normpath(home / link.readlink()))
+    blob = Path(os.path.normpath(os.path.realpath(link.parent) / link.readlink()))
     # A blob may itself be a link to a store that all repositories share. What matters is that it is listed in ours.
     stores = (repository / "blobs", repository.parent / "blobs")
     through_own_blob = blob.parent == stores[0] and Path(os.path.realpath(blob)) == target
@@ -212,8 +234,11 @@ def _leads_home(link: Path, directory: Path) -> bool:
 
 
 def _names(directory: Path) -> frozenset[str]:
+    """Of all files and folders, and of the files in the folder of templates."""
+    folder = directory / _TEMPLATES
     try:
-        return frozenset(path.name for path in directory.iterdir())
+        nested = folder.iterdir() if folder.is_dir() and not folder.is_symlink() else ()
+        return frozenset(path.relative_to(directory).as_posix() for path in (*directory.iterdir(), *nested))
     except OSError as error:
         raise BrokenModel(f"{directory.name} cannot be read: {error.strerror}", value=directory.name) from None
 

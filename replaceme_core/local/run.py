@@ -11,7 +11,7 @@ from pathlib import Path
 
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.hub.model_config import read_outline
-from replaceme_core.hub.model_files import CONFIG, side_files
+from replaceme_core.hub.model_files import CONFIG, used_files
 from replaceme_core.hub.port import Hub
 from replaceme_core.plan.eta import USUAL_BLOCKS, Course, weights_of
 from replaceme_core.plan.resources import planned_host_bytes
@@ -152,7 +152,7 @@ def _times(path: Path) -> Mapping[str, tuple[int, int]]:
     if path.is_file():
         files = [path]
     else:
-        files = [*side_files(path), *path.glob("*.safetensors")] if (path / CONFIG).is_file() else []
+        files = [*used_files(path), *path.glob("*.safetensors")] if (path / CONFIG).is_file() else []
     return {file.name: ((facts := file.stat()).st_size, facts.st_mtime_ns) for file in files}
 
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from replaceme_core.engine.activations.cache import ActivationCache, code_digest, device_name, file_digest, model_digest
 from replaceme_core.engine.activations.verified_file import Contents, content_digest, read_contents, write_verified
 from replaceme_core.engine.text.self_generated import generate_sequences
-from replaceme_core.hub.model_files import CARD, is_terms, side_files
+from replaceme_core.hub.model_files import used_files
 from replaceme_core.request.calibration import SELF_GENERATED
 from replaceme_core.request.resolve import ResolvedCompute
 
@@ -49,10 +49,9 @@ class DenseResults:
         """Those of the model in `directory`, computed as `compute` says; none are kept without a `cache`."""
         if cache is None:
             return cls()
-        beside = [path for path in side_files(directory) if path.name != CARD and not is_terms(path.name)]
         facts = {
             "model": model_digest(directory),
-            "beside": {path.name: file_digest(path) for path in beside},
+            "beside": {path.name: file_digest(path) for path in used_files(directory)},
             "compute": [compute.dtype, compute.threads, str(compute.loading)],
             "device": device_name(torch.device(compute.device)),
             "versions": [str(torch.__version__), transformers.__version__],

@@ -140,8 +140,9 @@ def heal(
         if problem is None:
             for path in (*weight_files(output), output / INDEX):
                 path.unlink(missing_ok=True)  # the new weights may be split into other files
-            for path in healed.iterdir():
-                path.replace(output / path.name)
+            for path in healed.rglob("*"):
+                if path.is_file():
+                    path.replace(output / path.relative_to(healed))
     release_memory()
     by_source = {} if after is None else dict(panel.by_source(after))
     found = {

@@ -1,7 +1,6 @@
 """A model whose weights are published quantized, written once in bfloat16: all that follows reads that copy."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 
 from replaceme_core.engine.model.safetensors_io import StoredTensor, WeightsWriter, tensors_of
 from replaceme_core.engine.model.save import FILE_BYTES
-from replaceme_core.hub.model_files import CONFIG, read_config, side_files, weight_files
+from replaceme_core.hub.model_files import CONFIG, copy_files, read_config, side_files, weight_files
 from replaceme_core.hub.quantized import KEY, Method, Packed, Scheme, as_read, scheme_of, unpacked
 from replaceme_core.library_errors import require_space
 
@@ -40,8 +39,7 @@ def in_full_precision(directory: Path, *, beside: Path, writes: bool = True) -> 
     require_space(beside.parent, (1 + writes) * size, purpose=purpose)
     with TemporaryDirectory(dir=beside.parent, prefix=f".{beside.name}.source-") as place:
         copy = Path(place)
-        for path in side_files(directory):
-            shutil.copyfile(path, copy / path.name)
+        copy_files(side_files(directory), directory, copy)
         plain = {name: value for name, value in config.items() if name not in (KEY, "torch_dtype", "dtype")}
         (copy / CONFIG).write_text(json.dumps({**plain, "dtype": "bfloat16"}), encoding="utf-8")
         writer = WeightsWriter(directory=copy, limit=FILE_BYTES)

@@ -46,7 +46,7 @@ from replaceme_core.families.layout import FAMILIES, IMAGE_MODEL, LANGUAGE_MODEL
 from replaceme_core.families.resolve import part_config, resolve
 from replaceme_core.hub.files import read_json_file
 from replaceme_core.hub.model_config import admit_config, read_weights
-from replaceme_core.hub.model_files import CONFIG, INDEX, PREPROCESSOR, SINGLE, read_config, side_files, weight_files
+from replaceme_core.hub.model_files import CONFIG, INDEX, PREPROCESSOR, SINGLE, read_config, used_files, weight_files
 from replaceme_core.library_errors import library_errors
 from replaceme_core.request.removal import check_length
 from replaceme_core.request.resolve import ResolvedCompute
@@ -96,11 +96,11 @@ def private_view(directory: Path, *, weights: bool = True) -> Iterator[Path]:
 
     Its config has the known keys only.
 
-    Raises `BrokenModel` and `UnsafeModel` as `weight_files` and `side_files` do.
+    Raises `BrokenModel` and `UnsafeModel` as `weight_files` and `used_files` do.
     """
     with tempfile.TemporaryDirectory(prefix="replaceme-model-") as place:
         view = Path(place)
-        for path in side_files(directory):
+        for path in used_files(directory):
             if (known := _REWRITTEN.get(path.name)) is not None:
                 content = known(read_json_file(path, path.name))
                 (view / path.name).write_text(json.dumps(content), encoding="utf-8")

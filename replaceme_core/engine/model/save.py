@@ -16,7 +16,7 @@ from replaceme_core.engine.model.lazy_model import load_block, open_model
 from replaceme_core.engine.model.safetensors_io import WeightsWriter
 from replaceme_core.errors import BrokenModel, InvalidInput, VerificationFailed
 from replaceme_core.families.resolve import ResolvedModel, embeddings, part_config, resolve
-from replaceme_core.hub.model_files import CARRIED_FILES, CONFIG, is_terms, side_files
+from replaceme_core.hub.model_files import CONFIG, WRITTEN_FILES, copy_files, side_files
 from replaceme_core.library_errors import library_errors, require_space
 from replaceme_core.request.spec import Loading
 from replaceme_core.wording import counted
@@ -103,20 +103,19 @@ def _clean(model: PreTrainedModel) -> None:
 
 
 def _copy_files(source: Path, directory: Path) -> None:
-    """Copy tokenizer and terms, not the card. Raises `UnsafeModel` for a link elsewhere.
+    """Copy tokenizer, templates and terms, not the card. Raises `UnsafeModel` for a link elsewhere.
 
     To load and save a tokenizer could change it.
     """
-    for path in side_files(source):
-        if path.name in CARRIED_FILES or is_terms(path.name):
-            shutil.copyfile(path, directory / path.name)
+    copy_files((path for path in side_files(source) if path.name not in WRITTEN_FILES), source, directory)
 
 
 def _equal_permissions(directory: Path) -> None:
     """The library lets nobody but the owner read its weights; give all files the permissions of the config."""
     mode = stat.S_IMODE((directory / CONFIG).stat().st_mode)
-    for path in directory.iterdir():
-        path.chmod(mode)
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 NEW_TOKENS = 8

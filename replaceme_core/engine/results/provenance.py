@@ -20,7 +20,7 @@ from replaceme_core.engine.numerics.sums import SOLVE_DTYPE
 from replaceme_core.engine.text.documents import builtin_documents
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.hub.data_files import local_data_files
-from replaceme_core.hub.model_files import CARD, image_files, is_terms, side_files, weight_files
+from replaceme_core.hub.model_files import image_files, used_files, weight_files
 from replaceme_core.request.calibration import MixedSource
 from replaceme_core.request.resolve import ResolvedSpec
 
@@ -75,12 +75,11 @@ def provenance_of(
     `stored` is the dtype of the model's weights.
     """
     compute, device = spec.compute, torch.device(spec.compute.device)
-    beside = [path for path in side_files(original) if path.name != CARD and not is_terms(path.name)]
     accelerator = {"cuda": torch.version.cuda, "hip": torch.version.hip}
     return {
         "hub": hub,
         # all that decides the result: config, weights and tokenizer
-        "model": {path.name: file_digest(path) for path in sorted([*weight_files(original), *beside])},
+        "model": {path.name: file_digest(path) for path in sorted([*weight_files(original), *used_files(original)])},
         "calibration_texts": [_text(one, path) for one, path in zip(spec.texts, paths, strict=True)],
         "tokens": {
             name: tensor_digest(values)

@@ -7,7 +7,14 @@ import pytest
 
 from replaceme_core.errors import BrokenModel, UnsafeModel
 from replaceme_core.hub.directory import DirectoryHub
-from replaceme_core.hub.model_files import check_listing, files_to_download, read_config, weight_files
+from replaceme_core.hub.model_files import (
+    check_listing,
+    files_to_download,
+    read_config,
+    side_files,
+    used_files,
+    weight_files,
+)
 from replaceme_core.hub.port import RepositoryKind, Snapshot
 from tests.fixtures.api.requests import put_model
 
@@ -48,6 +55,26 @@ def test_all_terms_of_the_model(hub: DirectoryHub, model: Path) -> None:
     for number in range(40):
         (model / f"NOTICE-{number}").touch()
     with pytest.raises(BrokenModel, match="47 files named as licences and notices; at most 32"):
+        check_listing(snapshot_of(hub))
+
+
+def test_chat_templates_by_other_names(hub: DirectoryHub, model: Path, tmp_path: Path) -> None:
+    folder = model / "additional_chat_templates"
+    folder.mkdir()
+    for name in ("tool_use.jinja", "rag.jinja", "notes.md", ".hidden.py"):
+        (folder / name).touch()
+    named = {f"{folder.name}/{name}" for name in ("tool_use.jinja", "rag.jinja")}
+    assert set(files_to_download(snapshot_of(hub), hub)) == {*named, "config.json", SINGLE}
+    assert {path.relative_to(model).as_posix() for path in side_files(model)} == {*named, "config.json"}
+    assert used_files(model) == [model / "config.json"]
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert side_files(model) == [model / "config.json"]
+    folder.unlink()
+    folder.mkdir()
+    for number in range(33):
+        (folder / f"{number}.jinja").touch()
+    with pytest.raises(BrokenModel, match="33 files in additional_chat_templates; at most 32"):
         check_listing(snapshot_of(hub))
 
 

@@ -126,11 +126,15 @@ def test_an_earlier_result_in_several_files_is_healed_into_one(source: Path) -> 
     split = source.parent / "split"
     AutoModelForCausalLM.from_pretrained(plain).save_pretrained(split, max_shard_size="20KB")
     assert len(list(split.glob("*.safetensors"))) > 1
+    template = split / "additional_chat_templates" / "rag.jinja"
+    template.parent.mkdir()
+    template.write_text("{{ documents }}")
     given = {"pruned_directory": str(split), "pruned_by": "refit"}
     again, _, out = run(asked(source, drop=finished.removed_blocks).model_copy(update=given))
     assert again.report["healing"]["is_kept"]  # type: ignore[index]
     assert again.report["chosen_method"] == "refit", "what made it, not what this request says"
     assert [path.name for path in out.glob("*.safetensors*")] == ["model.safetensors"]
+    assert (out / template.relative_to(split)).read_text() == "{{ documents }}"
     _, _, at_once = run(asked(source, out="at once"))
     assert same(weights(out), weights(at_once))
 

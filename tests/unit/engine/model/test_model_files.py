@@ -1,6 +1,7 @@
 """Which files are the model: all that reads weights agrees. The corpus in `fixtures/hostile` has more refusals."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from replaceme_core.engine.model.lazy_model import load_block, load_lazily
 from replaceme_core.engine.model.load import load_model, load_tokenizer, stored_weights
 from replaceme_core.errors import InvalidInput, UnsafeModel
 from replaceme_core.hub.model_config import read_outline
+from replaceme_core.hub.model_files import side_files
 from tests.fixtures.models.tiny import BLOCKS, save_tiny
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -65,7 +67,7 @@ def hub_cache(root: Path, name: str, model: Path, *, shared: bool = False) -> Pa
     snapshot = repository / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
     (repository / "blobs").mkdir()
-    for number, file in enumerate(sorted(model.iterdir())):
+    for number, file in enumerate(sorted(path for path in model.rglob("*") if path.is_file())):
         blob = repository / "blobs" / f"{number:064x}"
         if shared:
             store = root / "blobs" / "00" / f"{name}{number}"
@@ -74,7 +76,9 @@ def hub_cache(root: Path, name: str, model: Path, *, shared: bool = False) -> Pa
             blob.symlink_to(f"../../blobs/00/{store.name}")
         else:
             shutil.copyfile(file, blob)
-        (snapshot / file.name).symlink_to(f"../../blobs/{blob.name}")
+        link = snapshot / file.relative_to(model)
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
     return snapshot
 
 
@@ -112,7 +116,11 @@ def test_all_read_the_files_of_the_index(directory: Path) -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_snapshot_in_a_cache_of_the_hub(directory: Path, tmp_path: Path, shared: bool) -> None:
+    template = directory / "additional_chat_templates" / "rag.jinja"
+    template.parent.mkdir()
+    template.touch()
     snapshot = hub_cache(tmp_path / "cache", "mine", directory, shared=shared)
+    assert snapshot / template.relative_to(directory) in side_files(snapshot)
     for read in (read_outline, load_tokenizer, *READERS):
         read(snapshot)
     assert model_digest(snapshot) == model_digest(directory)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceTrainer
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
 from replaceme_core.engine.model import lazy_model, save
@@ -65,12 +65,16 @@ def test_everything_a_user_needs_is_saved_with_all_terms_and_without_the_card(tm
     for name in (*terms, "README.md"):
         (source / name).write_text(f"This is {name}.")
     (source / "license").mkdir()
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     model = load_model(source, dtype=torch.bfloat16, device="cpu")
     model.config._name_or_path = "somewhere/else"
     out = tmp_path / "out"
     save_model(model, out, source=source)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", *terms):
         assert (out / name).read_bytes() == (source / name).read_bytes()
+    assert load_tokenizer(out).chat_template == "{{ messages }}"
+    assert AutoTokenizer.from_pretrained(out).get_chat_template("tool_use") == "{{ tools }}"
     assert not (out / "README.md").exists()
     assert (out / "generation_config.json").is_file()
     assert "somewhere" not in (out / "config.json").read_text()
