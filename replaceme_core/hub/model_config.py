@@ -55,8 +55,8 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
         for key in _FORBIDDEN_KEYS:
             if key in part:
                 raise UnsafeModel(
-                    f"config.json sets {key!r}, which can run code that comes with the model; remove it, "
-                    "only models that transformers implements itself are accepted",
+                    f"config.json sets {key!r}, which can run code that comes with the model; if transformers "
+                    "implements the model type itself, use a copy of the model without this entry",
                     value=part[key],
                 )
         for key, value in part.items():
