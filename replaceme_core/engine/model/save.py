@@ -1,14 +1,15 @@
 """Save a model so that its directory is either complete or does not exist, and check that what was saved works."""
 
+import json
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from uuid import uuid4
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from replaceme_core.engine.model.changes import kept_blocks, remove_blocks
@@ -16,7 +17,8 @@ from replaceme_core.engine.model.lazy_model import load_block, open_model
 from replaceme_core.engine.model.safetensors_io import WeightsWriter
 from replaceme_core.errors import BrokenModel, InvalidInput, VerificationFailed
 from replaceme_core.families.resolve import ResolvedModel, embeddings, part_config, resolve
-from replaceme_core.hub.model_files import CONFIG, WRITTEN_FILES, copy_files, side_files
+from replaceme_core.hub.files import read_json_file
+from replaceme_core.hub.model_files import CONFIG, WRITTEN_FILES, copy_files, read_config, side_files
 from replaceme_core.library_errors import library_errors, require_space
 from replaceme_core.request.spec import Loading
 from replaceme_core.wording import counted
@@ -49,6 +51,7 @@ def save_model(model: PreTrainedModel, directory: Path, *, source: Path) -> None
     """Save weights in the model's own dtype, config and generation config, and copy the tokenizer files of `source`."""
     _clean(model)
     model.save_pretrained(directory, max_shard_size=FILE_BYTES)
+    _keep_older_names(model.config, directory, source=source)
     _copy_files(source, directory)
     _equal_permissions(directory)
 
@@ -85,6 +88,7 @@ def save_block_by_block(
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(directory)
     model.generation_config.save_pretrained(directory)
+    _keep_older_names(model.config, directory, source=source)
     _copy_files(source, directory)
     _equal_permissions(directory)
 
@@ -100,6 +104,33 @@ def _clean(model: PreTrainedModel) -> None:
     for stale in ("quantization_config", "_name_or_path"):
         if hasattr(model.config, stale):
             delattr(model.config, stale)
+
+
+_ONLY_OTHERS_READ = """
+    global_rope_theta local_rope_theta n_ctx partial_rotary_factor rope_local_base_freq rope_scaling rope_theta
+    rotary_emb_base rotary_pct scoring_func topk_method
+"""
+"""Keys that transformers 5 writes into `rope_parameters` alone, or not at all. Others take defaults in their place."""
+
+
+def _keep_older_names(config: PreTrainedConfig, directory: Path, *, source: Path) -> None:
+    """Write into the saved config what that of `source` says under names that the library does not write."""
+    saved = read_json_file(directory / CONFIG, CONFIG)
+    _add_older_names(config, saved, read_config(source))
+    (directory / CONFIG).write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
+
+
+def _add_older_names(config: PreTrainedConfig, saved: dict[str, object], source: Mapping[str, object]) -> None:
+    for name in _ONLY_OTHERS_READ.split():
+        if source.get(name) is not None:
+            saved.setdefault(name, source[name])
+    for older, name in {**config.attribute_map, "torch_dtype": "dtype"}.items():
+        if older in source and name in saved:
+            saved.setdefault(older, saved[name])
+    for part in config.sub_configs:
+        of_saved, of_source = saved.get(part), source.get(part)
+        if isinstance(of_saved, dict) and isinstance(of_source, Mapping):
+            _add_older_names(getattr(config, part), of_saved, of_source)
 
 
 def _copy_files(source: Path, directory: Path) -> None:

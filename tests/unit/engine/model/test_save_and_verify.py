@@ -1,6 +1,7 @@
 """Complete or absent; and a model that does not work is not called saved."""
 
 import io
+import json
 import os
 import stat
 from collections.abc import Callable
@@ -17,14 +18,14 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, 
 from replaceme_core.engine.model import lazy_model, save
 from replaceme_core.engine.model.changes import kept_blocks
 from replaceme_core.engine.model.lazy_model import load_lazily
-from replaceme_core.engine.model.load import load_model, load_tokenizer
+from replaceme_core.engine.model.load import load_config, load_model, load_tokenizer
 from replaceme_core.engine.model.safetensors_io import all_finite
 from replaceme_core.engine.model.save import complete_or_absent, save_block_by_block, save_model, verify_saved
 from replaceme_core.errors import OutOfSpace, VerificationFailed
 from replaceme_core.families.layout import FAMILIES
 from replaceme_core.hub.model_files import CARRIED_FILES
 from replaceme_core.request.spec import Loading
-from tests.fixtures.models.tiny import BLOCKS, save_tiny, token_ids
+from tests.fixtures.models.tiny import BLOCKS, BY_NAME, save_tiny, token_ids
 
 PROMPT = token_ids(1, 16)[0]
 
@@ -126,6 +127,33 @@ def save_by_block(source: Path, out: Path) -> None:
     out.mkdir()
     lazy = load_lazily(source, dtype=torch.float32, device="cpu")
     save_block_by_block(lazy, out, source=source, removed=[], change=lambda *_: None)
+
+
+_LINEAR = {"rope_type": "linear", "factor": 2.0}
+
+
+@pytest.mark.parametrize("write", [save_whole, save_by_block])
+@pytest.mark.parametrize(
+    ("name", "older"),
+    [
+        ("llama", {"rope_theta": 500.0, "rope_scaling": _LINEAR, "torch_dtype": "float32"}),
+        ("gemma3", {"rope_theta": 500.0, "rope_local_base_freq": 90.0, "rope_scaling": _LINEAR}),
+        ("neox-parallel", {"rotary_pct": 0.5, "rotary_emb_base": 500}),
+        ("qwen3-moe", {"rope_theta": 500.0, "num_experts": 4, "scoring_func": "softmax", "topk_method": "greedy"}),
+    ],
+)
+def test_what_reads_the_older_config_of_a_model_reads_that_of_its_result(
+    tmp_path: Path, write: Callable[[Path, Path], None], name: str, older: dict[str, object]
+) -> None:
+    """MLX, transformers 4 and others know no `rope_parameters`, and would take their defaults without a message."""
+    path = save_tiny(tmp_path / "source", variant=BY_NAME[name]) / "config.json"
+    config = json.loads(path.read_text())
+    newer = ("rope_parameters", "dtype", "num_local_experts")
+    path.write_text(json.dumps({key: value for key, value in config.items() if key not in newer} | older))
+    write(path.parent, tmp_path / "out")
+    saved = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert older.items() <= saved.items()
+    assert load_config(tmp_path / "out").rope_parameters == load_config(path.parent).rope_parameters
 
 
 @pytest.mark.parametrize("write", [save_whole, save_by_block])
