@@ -261,6 +261,7 @@ def _kind(mode: int) -> str:
 def _no_weights(names: Collection[str]) -> InvalidInput:
     others = sorted(name for name in names if name.endswith(WEIGHTS_SUFFIX))
     pickles = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
+    unread = pickles or sorted(name for name in names if name.endswith(".gguf"))
     if others:
         advice = "; merge an adapter into its base model first" if others[0].startswith("adapter_") else ""
         return UnsafeModel(
@@ -268,8 +269,9 @@ def _no_weights(names: Collection[str]) -> InvalidInput:
             f"which are the weights{advice}",
             value=others[:_NAMED],
         )
-    found = f"only {', '.join(pickles[:_NAMED])}, which can run code when loaded" if pickles else "no weights"
-    return UnsafeModel(f"the repository has {found}; weights must be safetensors ({SINGLE})", value=pickles[:_NAMED])
+    why = "can run code when loaded" if pickles else "is not read"
+    found = f"only {', '.join(unread[:_NAMED])}, which {why}" if unread else "no weights"
+    return UnsafeModel(f"the repository has {found}; weights must be safetensors ({SINGLE})", value=unread[:_NAMED])
 
 
 READ_AT_ONCE = 8

@@ -58,6 +58,20 @@ def test_all_terms_of_the_model(hub: DirectoryHub, model: Path) -> None:
         check_listing(snapshot_of(hub))
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("pytorch_model.bin", "which can run code when loaded"),
+        ("model.gguf", "which is not read"),
+        ("a.txt", "no weights"),
+    ],
+)
+def test_weights_in_another_form(hub: DirectoryHub, model: Path, name: str, says: str) -> None:
+    (model / SINGLE).rename(model / name)
+    with pytest.raises(UnsafeModel, match=rf"has (only {name}, )?{says}; weights must be safetensors"):
+        check_listing(snapshot_of(hub))
+
+
 def test_chat_templates_by_other_names(hub: DirectoryHub, model: Path, tmp_path: Path) -> None:
     folder = model / "additional_chat_templates"
     folder.mkdir()
