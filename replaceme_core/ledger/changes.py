@@ -100,8 +100,7 @@ def find_by_keys(session: Session, keys: Sequence[IdempotencyKey], *, owner: str
         .join(IdempotencyKeyRow, IdempotencyKeyRow.job_id == JobRow.id)
         .where(IdempotencyKeyRow.owner == owner, IdempotencyKeyRow.key.in_([key.key for key in keys]))
         .where(IdempotencyKeyRow.expires_at > now())
-        .order_by(JobRow.number),
-        execution_options={"populate_existing": True},
+        .order_by(JobRow.number)
     ).all()
     for _, stored in found:
         if stored.fingerprint != keys[0].fingerprint:
@@ -228,8 +227,7 @@ def cancel_matching(
         .where(*filters.conditions(owner=owner), JobRow.status.in_(ACTIVE), JobRow.cancel_requested_at.is_(None))
         .order_by(JobRow.number)
         .limit(limit + 1)
-        .with_for_update(key_share=True),
-        execution_options={"populate_existing": True},
+        .with_for_update(key_share=True)
     ).all()
     end = time.monotonic() + seconds
     done: list[CancelledJob] = []

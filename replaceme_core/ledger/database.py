@@ -123,7 +123,7 @@ def change_or_insert(
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     columns = {getattr(table, name): value for name, value in change.items()}
     stored = insert(table).values({**key, **new}).on_conflict_do_update(index_elements=[*key], set_=columns)
-    return session.scalars(stored.returning(table), execution_options={"populate_existing": True}).one()
+    return session.scalars(stored.returning(table)).one()
 
 
 def delete_oldest(session: Session, key: InstrumentedAttribute[T], end: Column, *, until: now, limit: int) -> int:
@@ -314,7 +314,9 @@ class LedgerSession(Session):
     """
 
     def __init__(self, engine: Engine) -> None:
-        super().__init__(engine, autoflush=False, expire_on_commit=False)
+        # a row that was read before is read again, with what this transaction and others have changed since
+        fresh = {"populate_existing": True, "synchronize_session": False}
+        super().__init__(engine, autoflush=False, expire_on_commit=False, execution_options=fresh)
         self.after_commit: list[Callable[[], None]] = []
 
 

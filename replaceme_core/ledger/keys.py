@@ -251,9 +251,7 @@ class Keys:
         self._session.execute(update(ApiKeyRow).where(ApiKeyRow.id.in_(key_ids), is_due).values(last_used_at=now()))
 
     def _one(self, *conditions: ColumnElement[bool]) -> ApiKey | None:
-        found = self._session.execute(
-            select(ApiKeyRow, _IS_LIVE).where(*conditions), execution_options={"populate_existing": True}
-        ).one_or_none()
+        found = self._session.execute(select(ApiKeyRow, _IS_LIVE).where(*conditions)).one_or_none()
         return None if found is None else _to_key(found[0], is_live=bool(found[1]))
 
 

@@ -68,7 +68,7 @@ def get_snapshots(session: Session, wanted: Collection[OwnedId]) -> dict[OwnedId
     """One statement for all, one row of an index for each; what is no job of that owner is left out."""
     known = [one for one in wanted if is_uuid(one[0])]
     asked = {"ids": [job_id for job_id, _ in known], "wanted": known}
-    rows = session.scalars(_BY_ID, asked, execution_options={"populate_existing": True})
+    rows = session.scalars(_BY_ID, asked)
     return {(row.id, row.owner): JobSnapshot(row) for row in rows}
 
 
@@ -151,7 +151,7 @@ def page(
     query = _ordered(select(JobRow).where(*filters.conditions(owner=owner)), sort).limit(limit + 1)
     if cursor is not None:
         query = query.where(_beyond(cursor, sort))
-    rows = session.scalars(query, execution_options={"populate_existing": True}).all()
+    rows = session.scalars(query).all()
     return page_of(rows, limit, JobSnapshot, cursor=lambda row: _to_cursor(row, sort))
 
 
@@ -340,10 +340,7 @@ def metrics(session: Session, job_id: str, *, owner: str) -> list[Metric]:
 def report(session: Session, job_id: str, *, owner: str) -> dict[str, object]:
     """The content of `replaceme.json`. Raises `JobNotFound`, or `NotFound` while there is none."""
     find_job(session, job_id, owner=owner)
-    row = session.scalars(
-        select(JobRow).where(JobRow.id == job_id).options(undefer(JobRow.report)),
-        execution_options={"populate_existing": True},
-    ).one()
+    row = session.scalars(select(JobRow).where(JobRow.id == job_id).options(undefer(JobRow.report))).one()
     if row.report is None:
         raise NotFound(f"job {job_id!r} has no report: it is {row.status}")
     return row.report

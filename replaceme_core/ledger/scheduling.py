@@ -104,8 +104,7 @@ def _lock_first(session: Session, worker_kinds: Sequence[WorkerKind] | None, all
                 .where(is_due(), *allowed)
                 .order_by(JobRow.number)
                 .limit(1)
-                .with_for_update(skip_locked=True, key_share=True),
-                execution_options={"populate_existing": True},
+                .with_for_update(skip_locked=True, key_share=True)
             ).one_or_none()
             if row is not None:
                 return row

@@ -52,9 +52,7 @@ def _lock_some(
 ) -> Sequence[JobRow]:
     """Jobs of this status whose `end` has passed, those first for which it is the longest ago."""
     query = select(JobRow).where(JobRow.status == status, end < now()).order_by(end).limit(limit)
-    return session.scalars(
-        query.with_for_update(skip_locked=True, key_share=True), execution_options={"populate_existing": True}
-    ).all()
+    return session.scalars(query.with_for_update(skip_locked=True, key_share=True)).all()
 
 
 def fail_overdue(session: Session, *, limit: int) -> list[str]:

@@ -24,8 +24,6 @@ _NO_ESTIMATE: Mapping[str, object] = {"eta_seconds": None, "eta_error_seconds": 
 NO_PROGRESS: Mapping[str, object] = {"stage": None, "overall": 0.0, "stage_fraction": 0.0, **_NO_ESTIMATE}
 NO_LEASE: Mapping[str, object] = {"lease_token": None, "lease_expires_at": None, "worker": None}
 
-_FRESH = {"synchronize_session": False, "populate_existing": True}
-
 
 def finished() -> dict[str, object]:
     """The values that every terminal status sets. The token stays, so that a claim which finishes twice is detected."""
@@ -59,8 +57,7 @@ def update_job(
         update(JobRow)
         .where(JobRow.id == job_id, *where)
         .values(**values, event_count=JobRow.event_count + len(events))
-        .returning(JobRow),
-        execution_options=_FRESH,
+        .returning(JobRow)
     ).one_or_none()
     if row is not None:
         write_events(session, row, events)
@@ -119,7 +116,7 @@ _WEBHOOKS = (
 def _write_messages(session: Session, row: JobRow, events: Sequence[JobEvent]) -> None:
     """Insert a message for each of `events` and each webhook that wants it. `row` is the job after all of them."""
     asked = {"owner": row.owner, "job_id": row.id}
-    webhooks = session.scalars(_WEBHOOKS, asked, execution_options={"populate_existing": True}).all()
+    webhooks = session.scalars(_WEBHOOKS, asked).all()
     if not webhooks:
         return
     job = to_shown_job(row)
@@ -149,7 +146,7 @@ def read_job(session: Session, job_id: str, *where: ColumnElement[bool], lock: b
     query = select(JobRow).where(JobRow.id == job_id, *where)
     if lock:
         query = query.with_for_update(key_share=True)
-    return session.scalars(query, execution_options={"populate_existing": True}).one_or_none()
+    return session.scalars(query).one_or_none()
 
 
 def find_job(session: Session, job_id: str, *, owner: str, lock: bool = False) -> JobRow:

@@ -57,9 +57,7 @@ def number_events(session: Session) -> int:
 
     None if another process is doing it. Needs a transaction that writes.
     """
-    feed = session.scalars(
-        select(EventFeedRow).with_for_update(skip_locked=True), execution_options={"populate_existing": True}
-    ).one_or_none()
+    feed = session.scalars(select(EventFeedRow).with_for_update(skip_locked=True)).one_or_none()
     if feed is None:
         return 0
     found = session.execute(
@@ -227,10 +225,7 @@ class Workers:
 
     def list(self, *, owner: str) -> tuple[Worker, ...]:
         """All of them by name, each with the ids of the jobs of `owner` that it runs."""
-        rows = self._session.execute(
-            select(WorkerRow, WorkerRow.expires_at > now()).order_by(WorkerRow.name),
-            execution_options={"populate_existing": True},
-        ).all()
+        rows = self._session.execute(select(WorkerRow, WorkerRow.expires_at > now()).order_by(WorkerRow.name)).all()
         running: dict[str | None, list[tuple[str, str]]] = {}
         for job_id, whose, worker in self._session.execute(
             select(JobRow.id, JobRow.owner, JobRow.worker).where(RUNNING)
@@ -337,7 +332,7 @@ def _of_jobs(session: Session) -> Iterator[Gauge]:
 
 def _of_memory(session: Session) -> Iterator[Gauge]:
     alive = select(WorkerRow).where(WorkerRow.expires_at > now()).order_by(WorkerRow.heartbeat_at.desc())
-    rows = session.scalars(alive.limit(MOST_WORKERS), execution_options={"populate_existing": True}).all()
+    rows = session.scalars(alive.limit(MOST_WORKERS)).all()
     for column, name, text in (
         ("total_bytes", "memory_limit", "Memory that the worker may use"),
         ("used_bytes", "memory_used", "Memory of all its processes"),

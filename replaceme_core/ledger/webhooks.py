@@ -122,7 +122,6 @@ def _from_cursor(cursor: str) -> int:
 
 MOST_STANDING = 100
 _PREVIOUS = ("previous_secret", "previous_expires_at")
-_FRESH = {"populate_existing": True}
 
 
 def add(session: Session, new: NewWebhook, *, owner: str, job_id: str | None = None) -> Webhook:
@@ -166,7 +165,7 @@ def copy_of_job(session: Session, job_id: str, *, owner: str, new_job_id: str) -
     if not is_uuid(job_id):  # it may have characters that PostgreSQL takes in no value
         return None
     wanted = (WebhookRow.owner == owner, WebhookRow.job_id == job_id, WebhookRow.disabled_at.is_(None))
-    earlier = session.scalars(select(WebhookRow).where(*wanted), execution_options=_FRESH).first()
+    earlier = session.scalars(select(WebhookRow).where(*wanted)).first()
     if earlier is None:
         return None
     same = ("owner", "url", "events", "labels", "payload", "secret", "signed_by", "key_id", *_PREVIOUS)
@@ -184,7 +183,7 @@ def _find(session: Session, webhook_id: str, *, owner: str, lock: bool = False) 
     if is_uuid(webhook_id):
         query = select(WebhookRow).where(WebhookRow.id == webhook_id, WebhookRow.owner == owner)
         query = query.with_for_update(key_share=True) if lock else query
-        row = session.scalars(query, execution_options=_FRESH).one_or_none()
+        row = session.scalars(query).one_or_none()
     if row is None:
         raise NotFound(f"there is no webhook {webhook_id[:64]!r}")
     return row
@@ -198,7 +197,7 @@ def page(
     query = query.where(WebhookRow.job_id.is_(None) if job_id is None else WebhookRow.job_id == job_id)
     if cursor is not None:
         query = query.where(WebhookRow.number < _from_cursor(cursor))
-    rows = session.scalars(query, execution_options=_FRESH).all()
+    rows = session.scalars(query).all()
     return page_of(rows, limit, _to_webhook, cursor=_to_cursor)
 
 
@@ -218,7 +217,7 @@ def change(
 
 def _update(session: Session, webhook_id: str, values: Mapping[str, object]) -> Webhook:
     changed = update(WebhookRow).where(WebhookRow.id == webhook_id).values(**values).returning(WebhookRow)
-    return _to_webhook(session.scalars(changed, execution_options=_FRESH).one())
+    return _to_webhook(session.scalars(changed).one())
 
 
 def rotate(session: Session, webhook_id: str, *, owner: str, secret: str, overlap_seconds: float) -> Webhook:
@@ -331,14 +330,13 @@ def claim(session: Session, *, claim_seconds: float) -> ClaimedDelivery | None:
             .where(*_is_due(), DeliveryRow.owner.not_in(busy), DeliveryRow.webhook_id.not_in(slow))
             .order_by(DeliveryRow.next_try_at)
             .limit(1)
-            .with_for_update(skip_locked=True),
-            execution_options=_FRESH,
+            .with_for_update(skip_locked=True)
         ).first()
         if row is not None:
             break
     if row is None:
         return None
-    webhook = session.scalars(select(WebhookRow).where(WebhookRow.id == row.webhook_id), execution_options=_FRESH).one()
+    webhook = session.scalars(select(WebhookRow).where(WebhookRow.id == row.webhook_id)).one()
     signer = session.execute(
         select(
             WebhookRow.secret,
@@ -391,8 +389,7 @@ def record(
         update(DeliveryRow)
         .where(DeliveryRow.number == claimed.number, DeliveryRow.claim_token == claimed.token)
         .values(**values)
-        .returning(DeliveryRow.number),
-        execution_options={"synchronize_session": False},
+        .returning(DeliveryRow.number)
     ).first()
     if written is None:
         return False
@@ -429,7 +426,7 @@ def deliveries(
         query = query.where(DeliveryRow.state == state)
     if cursor is not None:
         query = query.where(DeliveryRow.number < _from_cursor(cursor))
-    rows = session.scalars(query, execution_options=_FRESH).all()
+    rows = session.scalars(query).all()
     found = dict(zip(rows, _to_deliveries(session, rows), strict=True))
     return page_of(rows, limit, found.__getitem__, cursor=_to_cursor)
 
@@ -461,8 +458,7 @@ def _find_delivery(session: Session, webhook_id: str, delivery_id: str, *, owner
         row = session.scalars(
             select(DeliveryRow).where(
                 DeliveryRow.webhook_id == webhook_id, DeliveryRow.job_id == job_id, DeliveryRow.seq == seq
-            ),
-            execution_options=_FRESH,
+            )
         ).one_or_none()
     if row is None:
         raise NotFound(f"webhook {webhook_id} has no delivery {delivery_id[:64]!r}")
