@@ -15,7 +15,6 @@ from sqlalchemy.orm import Session
 from replaceme_core.errors import LeaseLost, NumericalFailure, StaleTransition
 from replaceme_core.hardware import WorkerKind, worker_kind_of
 from replaceme_core.ledger.database import now
-from replaceme_core.ledger.reading import to_event
 from replaceme_core.ledger.records import Claim, Job, JobEvent, stored_spec, to_job
 from replaceme_core.ledger.scheduling import lock_next_job
 from replaceme_core.ledger.states import TERMINAL, EventType, JobStatus
@@ -126,7 +125,7 @@ def job_of(session: Session, claim: Claim) -> Job:
 def history(session: Session, claim: Claim) -> tuple[JobEvent, ...]:
     """All events of the job, the oldest first."""
     rows = session.scalars(select(JobEventRow).where(JobEventRow.job_id == claim.job_id).order_by(JobEventRow.seq))
-    return tuple(to_event(row) for row in rows)
+    return tuple(JobEvent.of(row) for row in rows)
 
 
 def _present_row(session: Session, claim: Claim) -> JobRow:

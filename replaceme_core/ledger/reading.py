@@ -250,13 +250,8 @@ def timelines(session: Session, jobs: Collection[Job]) -> dict[str, Timeline]:
         .where(JobEventRow.job_id.in_([job.id for job in jobs]))
         .order_by(JobEventRow.job_id, JobEventRow.seq)
     )
-    events = {job_id: [to_event(row) for row in of_job] for job_id, of_job in groupby(rows, lambda row: row.job_id)}
+    events = {job_id: [JobEvent.of(row) for row in of_job] for job_id, of_job in groupby(rows, lambda row: row.job_id)}
     return {job.id: timeline_of(job, events.get(job.id, [])) for job in jobs}
-
-
-def to_event(row: JobEventRow) -> JobEvent:
-    """The record of a row."""
-    return JobEvent(job_id=row.job_id, seq=row.seq, type=row.type, at=row.at, attempt=row.attempt, data=row.data)
 
 
 def timeline_of(job: Job, events: Sequence[JobEvent]) -> Timeline:
@@ -317,7 +312,7 @@ def events(session: Session, job_id: str, *, owner: str, after: int = 0, limit: 
     find_job(session, job_id, owner=owner)
     beyond = select(JobEventRow).where(JobEventRow.job_id == job_id, JobEventRow.seq > min(after, _HIGHEST))
     rows = session.scalars(beyond.order_by(JobEventRow.seq).limit(limit + 1)).all()
-    return page_of(rows, limit, to_event, cursor=lambda row: str(row.seq))
+    return page_of(rows, limit, JobEvent.of, cursor=lambda row: str(row.seq))
 
 
 def log(session: Session, job_id: str, *, owner: str, after: int = 0, limit: int = 100) -> Page[LogLine]:

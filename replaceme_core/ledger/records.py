@@ -51,15 +51,11 @@ class Job(shapes.Job):
         return self.cancel_requested_at is not None
 
 
-@dataclass(frozen=True, kw_only=True)
-class JobEvent:
+class JobEvent(shapes.JobEvent):
     """One event in a job's history. `seq` counts 1, 2, 3 ... within the job, without gaps but for a restore."""
 
     job_id: str
-    seq: int
     type: EventType
-    at: datetime
-    attempt: int
     data: Mapping[str, object]
 
 

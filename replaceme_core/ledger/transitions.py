@@ -91,8 +91,7 @@ def write_events(session: Session, row: JobRow, events: Sequence[Event]) -> None
     written = []
     for seq, (kind, data) in enumerate(events, first):
         values = {"job_id": row.id, "seq": seq, "type": kind, "attempt": row.attempt, "data": dict(data)}
-        at = session.execute(_INSERT_EVENT, values).scalar_one()
-        written.append(JobEvent(job_id=row.id, seq=seq, type=kind, at=at, attempt=row.attempt, data=data))
+        written.append(JobEvent.model_validate({**values, "at": session.execute(_INSERT_EVENT, values).scalar_one()}))
     if written:
         _write_messages(session, row, written)
 

@@ -19,7 +19,6 @@ from sqlalchemy.orm import Session
 
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.database import Database, change_or_insert, now
-from replaceme_core.ledger.reading import to_event
 from replaceme_core.ledger.records import JobEvent, Worker, WorkerReport
 from replaceme_core.ledger.scheduling import QUEUED, RUNNING
 from replaceme_core.ledger.states import ACTIVE, ATTEMPT_ENDS, DeliveryState, EventType, JobStatus
@@ -112,7 +111,7 @@ def events_after(session: Session, position: int, *, limit: int, owner: str | No
         .order_by(JobEventRow.position)
         .limit(limit)
     )
-    return [FeedEvent(position=row.position or 0, owner=owner, event=to_event(row)) for row, owner in rows]
+    return [FeedEvent(position=row.position or 0, owner=owner, event=JobEvent.of(row)) for row, owner in rows]
 
 
 BOUNDS = (1, 5, 15, 60, 300, 900, 3600, 14400, 86400)

@@ -65,7 +65,7 @@ def test_only_the_session_commits() -> None:
 WITHOUT = {
     changes: set[str](),
     # by pairs of id and owner; of jobs that were read before; of all owners, but nothing that tells of a job
-    reading: {"get_snapshots", "timelines", "timeline_of", "to_event", "past_jobs"},
+    reading: {"get_snapshots", "timelines", "timeline_of", "past_jobs"},
     # what sends messages and cleans up
     webhooks: {"has_due", "claim", "record", "delete_old", "message_id", "parse_message_id", "body_of"},
 }
