@@ -30,7 +30,7 @@ from replaceme_core.errors import (
 )
 from replaceme_core.hub.port import Hub
 from replaceme_core.ledger.database import Database, change_or_insert, now
-from replaceme_core.ledger.records import Page, page_of
+from replaceme_core.ledger.records import Page, after_place, page_of, to_place
 from replaceme_core.ledger.tables import ApiKeyRow, CredentialRow, EndedSessionRow, OwnerRow, WebhookRow, is_uuid
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
@@ -179,19 +179,11 @@ class Keys:
 
     def page(self, *, limit: int, cursor: str | None = None, owner: str | None = None) -> Page[ApiKey]:
         """The newest keys first, revoked ones included. Raises `InvalidInput` (field `cursor`)."""
-        query = select(ApiKeyRow, _IS_LIVE).order_by(ApiKeyRow.number.desc()).limit(limit + 1)
+        query = select(ApiKeyRow, _IS_LIVE).where(after_place(cursor, ApiKeyRow.number))
         if owner is not None:
             query = query.where(ApiKeyRow.owner == owner)
-        if cursor is not None:
-            last = select(ApiKeyRow.number).where(ApiKeyRow.id == cursor)
-            number = self._session.scalar(last) if is_uuid(cursor) else None
-            if number is None:
-                raise InvalidInput(
-                    "the cursor must be the next_cursor of an earlier page, unchanged", field="cursor", value=cursor
-                )
-            query = query.where(ApiKeyRow.number < number)
-        rows = self._session.execute(query).all()
-        return page_of(rows, limit, lambda row: _to_key(row[0], is_live=row[1]), cursor=lambda row: row[0].id)
+        rows = self._session.execute(query.order_by(ApiKeyRow.number.desc()).limit(limit + 1)).all()
+        return page_of(rows, limit, lambda row: _to_key(row[0], is_live=row[1]), cursor=lambda row: to_place(row[0]))
 
     def revoke(self, key_id: str) -> ApiKey:
         """End a key; it may be repeated. Raises `KeyNotFound`."""

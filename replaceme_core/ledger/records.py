@@ -5,17 +5,21 @@ Every time is an aware UTC datetime.
 
 import base64
 import binascii
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeVar
 
 from pydantic import ValidationError
+from sqlalchemy import ColumnElement, true
+from sqlalchemy.orm import InstrumentedAttribute
 
 from replaceme_core import shapes
+from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.states import TERMINAL, EventType, JobStatus
-from replaceme_core.ledger.tables import JobRow, JsonObject
+from replaceme_core.ledger.tables import ApiKeyRow, DeliveryRow, JobRow, JsonObject, WebhookRow
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
@@ -154,6 +158,26 @@ def from_cursor(cursor: str) -> str:
         return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
         return ""
+
+
+_BEFORE = re.compile(r"before:([1-9]\d{0,17})")
+
+
+def to_place(row: ApiKeyRow | WebhookRow | DeliveryRow) -> str:
+    """The cursor at a row of a list that has the newest first."""
+    return to_cursor(f"before:{row.number}")
+
+
+def after_place(cursor: str | None, number: InstrumentedAttribute[int]) -> ColumnElement[bool]:
+    """What comes after it, by the column of numbers; `None`: all. Raises `InvalidInput` (field `cursor`)."""
+    if cursor is None:
+        return true()
+    match = _BEFORE.fullmatch(from_cursor(cursor))
+    if match is None:
+        raise InvalidInput(
+            "the cursor must be the next_cursor of an earlier page, unchanged", field="cursor", value=cursor
+        )
+    return number < int(match[1])
 
 
 # These fields have columns of their own, because SQL statements use them. They are left out of the JSON, because the

@@ -22,7 +22,7 @@ from replaceme_core import shapes
 from replaceme_core.errors import Conflict, InvalidInput, NotFound
 from replaceme_core.ledger.database import delete_oldest, now
 from replaceme_core.ledger.keys import OF_WEBHOOKS, Keys
-from replaceme_core.ledger.records import JobEvent, Page, from_cursor, page_of, to_cursor
+from replaceme_core.ledger.records import JobEvent, Page, after_place, page_of, to_place
 from replaceme_core.ledger.states import (
     ACTIVE,
     DEFAULT_EVENTS,
@@ -103,23 +103,6 @@ class ClaimedDelivery:
     secrets: tuple[str, ...] = field(repr=False)
 
 
-_CURSOR = re.compile(r"before:([1-9]\d{0,17})")
-
-
-def _to_cursor(row: WebhookRow | DeliveryRow) -> str:
-    return to_cursor(f"before:{row.number}")
-
-
-def _from_cursor(cursor: str) -> int:
-    """The number in a cursor. Raises `InvalidInput` (field `cursor`)."""
-    match = _CURSOR.fullmatch(from_cursor(cursor))
-    if match is None:
-        raise InvalidInput(
-            "the cursor must be the next_cursor of an earlier page, unchanged", field="cursor", value=cursor
-        )
-    return int(match[1])
-
-
 MOST_STANDING = 100
 _PREVIOUS = ("previous_secret", "previous_expires_at")
 
@@ -193,12 +176,11 @@ def page(
     session: Session, *, owner: str, limit: int, job_id: str | None = None, cursor: str | None = None
 ) -> Page[Webhook]:
     """The newest first: those for all jobs, or those of one job. Raises `InvalidInput` (field `cursor`)."""
-    query = select(WebhookRow).where(WebhookRow.owner == owner).order_by(WebhookRow.number.desc()).limit(limit + 1)
-    query = query.where(WebhookRow.job_id.is_(None) if job_id is None else WebhookRow.job_id == job_id)
-    if cursor is not None:
-        query = query.where(WebhookRow.number < _from_cursor(cursor))
+    of_job = WebhookRow.job_id.is_(None) if job_id is None else WebhookRow.job_id == job_id
+    query = select(WebhookRow).where(WebhookRow.owner == owner, of_job, after_place(cursor, WebhookRow.number))
+    query = query.order_by(WebhookRow.number.desc()).limit(limit + 1)
     rows = session.scalars(query).all()
-    return page_of(rows, limit, _to_webhook, cursor=_to_cursor)
+    return page_of(rows, limit, _to_webhook, cursor=to_place)
 
 
 def change(
@@ -420,15 +402,13 @@ def deliveries(
 ) -> Page[WholeDelivery]:
     """The log of a webhook, newest first. Raises `NotFound`, or `InvalidInput` (field `cursor`)."""
     _find(session, webhook_id, owner=owner)
-    query = select(DeliveryRow).where(DeliveryRow.webhook_id == webhook_id)
+    query = select(DeliveryRow).where(DeliveryRow.webhook_id == webhook_id, after_place(cursor, DeliveryRow.number))
     query = query.order_by(DeliveryRow.number.desc()).limit(limit + 1)
     if state is not None:
         query = query.where(DeliveryRow.state == state)
-    if cursor is not None:
-        query = query.where(DeliveryRow.number < _from_cursor(cursor))
     rows = session.scalars(query).all()
     found = dict(zip(rows, _to_deliveries(session, rows), strict=True))
-    return page_of(rows, limit, found.__getitem__, cursor=_to_cursor)
+    return page_of(rows, limit, found.__getitem__, cursor=to_place)
 
 
 def delivery(session: Session, webhook_id: str, delivery_id: str, *, owner: str) -> WholeDelivery:
