@@ -12,7 +12,7 @@ from uuid import uuid4
 from sqlalchemy import ColumnElement, case, delete, func, insert, select
 from sqlalchemy.orm import Session
 
-from replaceme_core.errors import LeaseLost, NumericalFailure, StaleTransition
+from replaceme_core.errors import LeaseLost, StaleTransition
 from replaceme_core.hardware import WorkerKind, worker_kind_of
 from replaceme_core.ledger.database import now
 from replaceme_core.ledger.records import Claim, Job, JobEvent, stored_spec, to_job
@@ -196,10 +196,7 @@ def _seconds(value: float | None) -> float | None:
 
 
 def add_metrics(session: Session, claim: Claim, measured: Sequence[Measured]) -> None:
-    """Store all of `measured`, or nothing. Raises `LeaseLost`, or `NumericalFailure` if a value is not finite."""
-    for value in measured:
-        if not math.isfinite(value.value):
-            raise NumericalFailure(f"the metric {value.name} of stage {value.stage} is {value.value}")
+    """Store all of `measured`, whose values are finite, or nothing. Raises `LeaseLost`."""
     _lock_claimed(session, claim)
     if measured:
         session.execute(
@@ -238,14 +235,26 @@ def succeed(
     report: Mapping[str, object],
 ) -> None:
     """running -> succeeded. Raises `LeaseLost`, or `StaleTransition` if this claim has finished the job before."""
-    removed, kept = map(Report(report).blocks, ("removed_blocks", "kept_blocks"))
+    content = Report(report)
+    removed, kept = map(content.blocks, ("removed_blocks", "kept_blocks"))
     result = {
         "repo_id": repo_id,
         "revision": revision,
         "removed_blocks": removed,
         "kept_blocks": kept,
-        "warnings": _warnings(report),
-        "summary": _summary(report, removed=len(removed), kept=len(kept)),
+        "warnings": [
+            {name: storable(content.text(*base, name)) for name in ("code", "message")}
+            for base in content.places("warnings")
+            if content.text(*base, "code")
+        ],
+        # without an evaluation the report has the blocks only
+        "summary": {
+            "blocks": {"before": len(removed) + len(kept), "after": len(kept)},
+            **{
+                name: {side: content.number(side, name) for side in ("before", "after")}
+                for name in ("parameters", "perplexity")
+            },
+        },
     }
     _finish(
         session,
@@ -254,33 +263,6 @@ def succeed(
         values={"result": result, **_of_report(report), "overall": 1.0, "stage_fraction": 1.0},
         event=(EventType.SUCCEEDED, {"repo_id": repo_id, "revision": revision}),
     )
-
-
-def _summary(report: Mapping[str, object], *, removed: int, kept: int) -> dict[str, dict[str, float | None]]:
-    """Both models side by side, as it is stored; without an evaluation the report has the blocks only."""
-    return {
-        "blocks": {"before": removed + kept, "after": kept},
-        **{
-            name: {side: _measured(report.get(side), name) for side in ("before", "after")}
-            for name in ("parameters", "perplexity")
-        },
-    }
-
-
-def _measured(side: object, name: str) -> float | None:
-    value = side.get(name) if isinstance(side, dict) else None
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if usable else None
-
-
-def _warnings(report: Mapping[str, object]) -> list[dict[str, str]]:
-    """The warnings of a report, as they are stored; the report of an earlier version has none."""
-    found = report.get("warnings")
-    return [
-        {"code": storable(str(one["code"])), "message": storable(str(one["message"]))}
-        for one in (found if isinstance(found, list) else [])
-        if isinstance(one, dict) and {"code", "message"} <= one.keys()
-    ]
 
 
 def _of_report(report: Mapping[str, object]) -> dict[str, object]:
