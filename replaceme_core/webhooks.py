@@ -17,7 +17,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -309,29 +309,22 @@ class Outcome:
         return self.status == _GONE
 
 
+@dataclass(frozen=True, kw_only=True)
 class Sender:
     """`seconds` is the limit for one message: name, connection, TLS, request and response together."""
 
-    def __init__(
-        self,
-        *,
-        rules: TargetRules,
-        seconds: float,
-        resolve: Resolve = system_addresses,
-        ssl_context: ssl.SSLContext | None = None,
-    ) -> None:
-        self._rules = rules
-        self._seconds = seconds
-        self._resolve = resolve
-        self._ssl_context = ssl_context or httpx2.create_ssl_context()
+    rules: TargetRules
+    seconds: float
+    resolve: Resolve = system_addresses
+    ssl_context: ssl.SSLContext = field(default_factory=httpx2.create_ssl_context)
 
     def send(self, url: str, *, body: str, headers: Mapping[str, str]) -> Outcome:
         """Send `body` as JSON. Raises nothing: what goes wrong is in the outcome."""
         began = time.monotonic()
-        deadline = began + self._seconds
+        deadline = began + self.seconds
         try:
-            target = parse_target(url, self._rules)
-            addresses = addresses_of(target, self._rules, seconds=self._seconds, resolve=self._resolve)
+            target = parse_target(url, self.rules)
+            addresses = addresses_of(target, self.rules, seconds=self.seconds, resolve=self.resolve)
             status, retry_after = self._post(target, addresses, body=body.encode(), headers=headers, deadline=deadline)
         except tuple(_ERRORS) as error:
             return Outcome(error=_word_of(error), seconds=time.monotonic() - began)
@@ -361,7 +354,7 @@ class Sender:
         )
         backend = _PinnedBackend(addresses[:_MOST_ADDRESSES], deadline)
         with (
-            httpcore2.ConnectionPool(ssl_context=self._ssl_context, network_backend=backend) as pool,
+            httpcore2.ConnectionPool(ssl_context=self.ssl_context, network_backend=backend) as pool,
             pool.stream("POST", url, headers=sent, content=body) as response,
         ):
             fields = {name.lower(): value for name, value in response.headers}
@@ -406,13 +399,12 @@ def _word_of(error: Exception) -> str:
     return next(word for kind, word in _ERRORS.items() if isinstance(error, kind))
 
 
+@dataclass
 class _PinnedBackend(httpcore2.NetworkBackend):
     """Connects to the first of `addresses` that accepts, whatever the host is. Nothing goes on past `deadline`."""
 
-    def __init__(self, addresses: Sequence[str], deadline: float) -> None:
-        self._addresses = addresses
-        self._deadline = deadline
-        self._tcp = httpcore2.SyncBackend()
+    addresses: Sequence[str]
+    deadline: float
 
     def connect_tcp(
         self,
@@ -422,45 +414,46 @@ class _PinnedBackend(httpcore2.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.NetworkStream:
+        connect = httpcore2.SyncBackend().connect_tcp
         last: httpcore2.ConnectError | httpcore2.ConnectTimeout | None = None
-        for left, address in zip(range(len(self._addresses), 0, -1), self._addresses, strict=True):
+        for left, address in zip(range(len(self.addresses), 0, -1), self.addresses, strict=True):
             try:
                 # the ones after it must have time too
-                share = _left(self._deadline, httpcore2.ConnectTimeout) / left
-                stream = self._tcp.connect_tcp(address, port, timeout=share, socket_options=socket_options)
+                share = _left(self.deadline, httpcore2.ConnectTimeout) / left
+                stream = connect(address, port, timeout=share, socket_options=socket_options)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 last = error
             else:
-                return _LimitedStream(stream, self._deadline)
+                return _LimitedStream(stream, self.deadline)
         raise last or httpcore2.ConnectError("no address")
 
 
+@dataclass
 class _LimitedStream(httpcore2.NetworkStream):
     """A stream on which no operation goes on past `deadline`."""
 
-    def __init__(self, stream: httpcore2.NetworkStream, deadline: float) -> None:
-        self._stream = stream
-        self._deadline = deadline
+    stream: httpcore2.NetworkStream
+    deadline: float
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, timeout=_left(self._deadline, httpcore2.ReadTimeout))
+        return self.stream.read(max_bytes, timeout=_left(self.deadline, httpcore2.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         for start in range(0, len(buffer), _PIECE_BYTES):  # the limit within a call is for each of its own pieces
             piece = buffer[start : start + _PIECE_BYTES]
-            self._stream.write(piece, timeout=_left(self._deadline, httpcore2.WriteTimeout))
+            self.stream.write(piece, timeout=_left(self.deadline, httpcore2.WriteTimeout))
 
     def close(self) -> None:
-        self._stream.close()
+        self.stream.close()
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.NetworkStream:
-        left = _left(self._deadline, httpcore2.ConnectTimeout)
-        return _LimitedStream(self._stream.start_tls(ssl_context, server_hostname, timeout=left), self._deadline)
+        left = _left(self.deadline, httpcore2.ConnectTimeout)
+        return _LimitedStream(self.stream.start_tls(ssl_context, server_hostname, timeout=left), self.deadline)
 
     def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
+        return self.stream.get_extra_info(info)
 
 
 def _left(deadline: float, error: type[httpcore2.TimeoutException]) -> float:

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 import trustme
+from httpx2 import create_ssl_context
 from standardwebhooks import Webhook
 
 from api.routes.delivery import rules_of
@@ -227,7 +228,7 @@ def send(
     seconds: float = 2.0,
     body: str = BODY,
 ) -> Outcome:
-    sender = Sender(rules=rules, seconds=seconds, resolve=resolve, ssl_context=ssl_context)
+    sender = Sender(rules=rules, seconds=seconds, resolve=resolve, ssl_context=ssl_context or create_ssl_context())
     began = time.monotonic()
     outcome = sender.send(url, body=body, headers={"webhook-id": "evt_x-1"})
     assert time.monotonic() - began < 2 * seconds + 2
