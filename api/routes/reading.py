@@ -144,7 +144,7 @@ class BatchedReader:
         self, wanted: Mapping[OwnedId, Sequence[_Request]], *, retry: bool = True
     ) -> dict[OwnedId, Outcome]:
         try:
-            with self._database.autocommit_session() as session:
+            with self._database.session(autocommit=True) as session:
                 found = reading.get_snapshots(session, wanted)
                 queued = [snapshot for snapshot in found.values() if snapshot.status is JobStatus.QUEUED]
                 positions = self._positions_of(session, queued)
@@ -190,7 +190,7 @@ class BatchedReader:
 
     def _refresh_positions(self) -> None:
         try:
-            with self._database.autocommit_session() as session:
+            with self._database.session(autocommit=True) as session:
                 self._positions = _CachedPositions.read(session)
         except Exception as error:
             # requests report the failure themselves once the present positions expire

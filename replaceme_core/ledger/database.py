@@ -10,7 +10,7 @@ import sqlite3
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -331,24 +331,16 @@ class Database:
             self._read_only = self._read_only.execution_options(postgresql_readonly=True)
             self._autocommit = make_engine(url, autocommit=True)
 
-    def session(self, *, read_only: bool = False) -> AbstractContextManager[LedgerSession]:
+    @contextmanager
+    def session(self, *, read_only: bool = False, autocommit: bool = False) -> Iterator[LedgerSession]:
         """One transaction; the commit is at the end of the block.
 
-        `read_only` refuses writes, and on SQLite never waits for a writer. Raises `DatabaseUnreachable`, or its
-        subclass `DatabaseFull`, if the driver fails for that reason.
+        `read_only` refuses writes, and on SQLite never waits for a writer. `autocommit` is for frequent reads: the same
+        and, on PostgreSQL, without a transaction (see `make_engine`); retry once after `DatabaseUnreachable`, since the
+        server may only have closed the connection since its last use. Raises `DatabaseUnreachable`, or its subclass
+        `DatabaseFull`, if the driver fails for that reason.
         """
-        return self._session(self._read_only if read_only else self._engine)
-
-    def autocommit_session(self) -> AbstractContextManager[LedgerSession]:
-        """A session for frequent reads: read-only and, on PostgreSQL, without a transaction; see `make_engine`.
-
-        Retry once after `DatabaseUnreachable`: the server may only have closed the connection since its last use.
-        """
-        return self._session(self._autocommit)
-
-    @contextmanager
-    def _session(self, engine: Engine) -> Iterator[LedgerSession]:
-        session = LedgerSession(engine)
+        session = LedgerSession(self._autocommit if autocommit else self._read_only if read_only else self._engine)
         try:
             with session:
                 yield session

@@ -104,12 +104,12 @@ def test_an_error_in_sql_is_not_reported_as_an_outage(database: Database) -> Non
 def test_an_autocommit_session_opens_no_transaction_and_writes_nothing(postgres_database: Database) -> None:
     database = postgres_database
     job_id = Ledger(database).add()
-    with database.autocommit_session() as session:
+    with database.session(autocommit=True) as session:
         assert reading.get(session, job_id, owner="someone").id == job_id
         connection = session.connection().connection.driver_connection
         assert isinstance(connection, Connection)
         assert connection.info.transaction_status is TransactionStatus.IDLE, "no transaction is open"
-    with pytest.raises(DatabaseUnreachable) as refused, database.autocommit_session() as session:
+    with pytest.raises(DatabaseUnreachable) as refused, database.session(autocommit=True) as session:
         changes.request_cancel(session, job_id, owner="someone")
     assert "read-only transaction" in refused.value.explained
     assert Ledger(database).status(job_id) is JobStatus.QUEUED
