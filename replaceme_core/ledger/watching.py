@@ -201,18 +201,10 @@ class Workers:
 
     def report(self, report: WorkerReport, *, alive_seconds: float) -> None:
         """Store a heartbeat: without another one within `alive_seconds`, the worker counts as lost."""
-        values = {
-            "host": report.host,
-            "kinds": [kind.value for kind in report.kinds],
-            "device": report.device,
-            "sandbox": report.sandbox,
-            "processes": list(report.processes),
-            **asdict(report.memory),
-            "heartbeat_at": now(),
-            "expires_at": now(plus_seconds=alive_seconds),
-        }
-        new = {**values, "started_at": now()}
-        change_or_insert(self._session, WorkerRow, {"name": report.name}, change=values, new=new)
+        values = asdict(report)
+        key = {"name": values.pop("name")}
+        values |= values.pop("memory") | {"heartbeat_at": now(), "expires_at": now(plus_seconds=alive_seconds)}
+        change_or_insert(self._session, WorkerRow, key, change=values, new={**values, "started_at": now()})
 
     def remove(self, name: str) -> None:
         """The worker has ended."""
