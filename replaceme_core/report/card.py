@@ -35,7 +35,6 @@ from replaceme_core.request.fields import BUILTIN_PREFIX
 from replaceme_core.request.method import TRAITS, Method
 from replaceme_core.request.removal import block_ranges, ratio_of
 from replaceme_core.request.resolve import OF_TEXT, ResolvedSpec
-from replaceme_core.request.spec import ComputeSpec
 from replaceme_core.wording import counted, markdown, markdown_code, printable
 
 PICTURE: Final = "blocks.png"
@@ -304,14 +303,7 @@ def _fenced(text: str, language: str) -> Markup:
 
 def _request(spec: ResolvedSpec, *, of_images: bool) -> str:
     """The body of `POST /jobs`, without what is at its default or decides nothing; `of_images`: or what is of text."""
-    body = spec.model_dump(mode="json", exclude=_NOT_DECIDING, exclude_none=True)
-    defaults = ComputeSpec().model_dump(mode="json")
-    body["compute"] = {name: value for name, value in body["compute"].items() if value != defaults[name]}
-    for part in ("calibration", "method", "evaluation"):
-        given, fields = getattr(spec, part), type(getattr(spec, part)).model_fields
-        body[part] = {name: body[part][name] for name in body[part] if getattr(given, name) != fields[name].default}
-        if not body[part]:
-            del body[part]
+    body = spec.model_dump(mode="json", exclude=_NOT_DECIDING, exclude_none=True, exclude_defaults=True)
     for name in OF_TEXT if of_images else ():
         body["calibration"].pop(name, None)
     return json.dumps(body, indent=2)
