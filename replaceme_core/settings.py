@@ -2,7 +2,6 @@
 
 import ipaddress
 import json
-import math
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -261,10 +260,6 @@ class Settings(BaseSettings):
         if self.resolved_database_url.startswith("sqlite"):
             return SecretsBox([key_in_file(self.resolved_data / "encryption-key")])
         return SecretsBox([])
-
-    @property
-    def resolved_stage_seconds(self) -> float:
-        return self.stage_seconds or math.inf
 
     @property
     def resolved_data(self) -> Path:

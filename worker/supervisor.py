@@ -7,6 +7,7 @@ written once, after its workspace has been removed. No transaction is open while
 """
 
 import logging
+import math
 import os
 import shutil
 import socket
@@ -240,7 +241,7 @@ class Supervisor:
             claimed_at=claimed_at,
             on_heartbeat=progress.flush,
             must_release=self.must_release,
-            stage_seconds=self.settings.resolved_stage_seconds,
+            stage_seconds=self.settings.stage_seconds or math.inf,
         )
         try:
             place = locked_directory(self.settings.workspace, name=f"{job.id}-{claim.attempt}")
