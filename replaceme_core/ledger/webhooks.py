@@ -413,24 +413,21 @@ def deliveries(
 
 def delivery(session: Session, webhook_id: str, delivery_id: str, *, owner: str) -> WholeDelivery:
     """Raises `NotFound`."""
-    return _to_deliveries(session, [_find_delivery(session, webhook_id, delivery_id, owner=owner)])[0]
+    _find(session, webhook_id, owner=owner)
+    return _to_deliveries(session, [_find_delivery(session, webhook_id, delivery_id)])[0]
 
 
 def redeliver(session: Session, webhook_id: str, delivery_id: str, *, owner: str) -> WholeDelivery:
     """Send a message again, now and as often as a new one. Raises `NotFound`; `Conflict` if the webhook is disabled."""
     if _find(session, webhook_id, owner=owner, lock=True).disabled_at is not None:
         raise Conflict("the webhook is disabled; enable it before its messages are sent again")
-    row = _find_delivery(session, webhook_id, delivery_id, owner=owner)
-    session.execute(
-        update(DeliveryRow)
-        .where(DeliveryRow.number == row.number)
-        .values(state=DeliveryState.PENDING, tries=0, next_try_at=now(), finished_at=None)
-    )
-    return delivery(session, webhook_id, delivery_id, owner=owner)
+    row = _find_delivery(session, webhook_id, delivery_id)
+    again = {"state": DeliveryState.PENDING, "tries": 0, "next_try_at": now(), "finished_at": None}
+    changed = update(DeliveryRow).where(DeliveryRow.number == row.number).values(**again).returning(DeliveryRow)
+    return _to_deliveries(session, [session.scalars(changed).one()])[0]
 
 
-def _find_delivery(session: Session, webhook_id: str, delivery_id: str, *, owner: str) -> DeliveryRow:
-    _find(session, webhook_id, owner=owner)
+def _find_delivery(session: Session, webhook_id: str, delivery_id: str) -> DeliveryRow:
     event = parse_message_id(delivery_id)
     row = None
     if event is not None:
