@@ -18,7 +18,7 @@ from replaceme_core.ledger.database import lock_until_commit, now
 from replaceme_core.ledger.reading import JobFilters
 from replaceme_core.ledger.records import IdempotencyKey, Job, stored_spec, to_job, to_spec
 from replaceme_core.ledger.states import ACTIVE, TERMINAL, EventType, JobStatus
-from replaceme_core.ledger.tables import IdempotencyKeyRow, JobLabelRow, JobRow, is_uuid
+from replaceme_core.ledger.tables import IdempotencyKeyRow, JobLabelRow, JobRow
 from replaceme_core.ledger.transitions import find_job, finished, transition, update_job, write_events
 from replaceme_core.request.fields import ending_of
 from replaceme_core.request.spec import CompressionSpec
@@ -44,8 +44,6 @@ def add(
     it names none. `key_id` is the API key that asks for it, `retry_of` the job that this one repeats.
     """
     job_id = str(uuid4()) if job_id is None else job_id
-    if not is_uuid(job_id):
-        raise ValueError(f"a job id is a UUID in lower case, not {job_id!r}")
     limit, made_by = spec.max_queue_seconds, origin()
     row = session.scalars(
         insert(JobRow)
