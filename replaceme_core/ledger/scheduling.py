@@ -9,9 +9,12 @@ So the whole queue is read once (`QueueSnapshot`), for a process that is asked a
 """
 
 import statistics
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cached_property
+from heapq import heapify, heappop, heapreplace
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, func, literal, or_, select, true, union_all
@@ -198,9 +201,6 @@ def _owners_in(
 MAX_COUNTED = 10_000
 RECENT_JOBS = 20
 
-QueueCounts = Mapping[int, Mapping[str, tuple[int, int]]]
-"""Queued jobs by priority and owner: how many there are, and the `number` of the oldest."""
-
 
 class _QueuedJob(NamedTuple):  # made by the thousand: a frozen dataclass takes several times as long
     job_id: str
@@ -218,17 +218,9 @@ Running = Mapping[WorkerKind | None, tuple[int, float | None]]
 """How many jobs of each kind are running, and in how many seconds the first of them ends."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _KindQueue:
-    """The jobs that compete for the workers of one kind. A job's index counts from 1 within its owner and priority.
-
-    The first of the `running` jobs ends in `first_end` seconds, if that is known.
-    """
-
-    counts: QueueCounts
-    indexes: Mapping[str, int]
-    running: int
-    first_end: float | None
+def _compete(kind: WorkerKind | None, other: WorkerKind | None) -> bool:
+    """Whether jobs for workers of these kinds wait for the same ones; those for any worker wait for all."""
+    return kind is None or other in (None, kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +231,6 @@ class QueueSnapshot:
     queued: Mapping[str, _QueuedJob]
     counted_from: int
     """The lowest priority whose jobs are all in `queued`. No position below it is known."""
-    by_worker_kind: Mapping[WorkerKind | None, _KindQueue]
     running: Mapping[str, int]
     running_by_kind: Running
     last_starts: Mapping[str, datetime | None]
@@ -252,13 +243,13 @@ class QueueSnapshot:
         found = self.queued.get(job.id)
         if found is None:
             return None
-        queue = self.by_worker_kind[found.worker_kind]
-        position, start = self._count(found, queue), None
+        position, start = self._positions[found.worker_kind][found.job_id], None
         if self.duration is not None:
-            first_end = queue.first_end
-            if first_end is None:  # running jobs are half done on average
-                first_end = self.duration / 2 / queue.running if queue.running else 0.0
-            start = self.at + timedelta(seconds=first_end + self.duration * (position - 1) / max(queue.running, 1))
+            competing = [of for kind, of in self.running_by_kind.items() if _compete(found.worker_kind, kind)]
+            running = sum(count for count, _ in competing)
+            half_done = self.duration / 2 / running if running else 0.0  # as they are on average
+            first_end = min((end for _, end in competing if end is not None), default=half_done)
+            start = self.at + timedelta(seconds=first_end + self.duration * (position - 1) / max(running, 1))
             start = start if found.not_before is None else max(start, found.not_before)
             # to the minute: it is no more exact, and a client that polls need not get each second of it
             start = start.replace(second=0, microsecond=0) + timedelta(minutes=1)
@@ -268,47 +259,39 @@ class QueueSnapshot:
         """The same queue with jobs that have come into it since."""
         these = JobRow.id.in_(job_ids)
         later = {row[0]: _QueuedJob._make(row) for row in session.execute(_QUEUED_JOBS.where(these))}
-        queued = {**self.queued, **later}
-        jobs = sorted(queued.values(), key=lambda job: job.number)
-        return replace(
-            self,
-            queued=queued,
-            by_worker_kind=_by_worker_kind(jobs, self.running_by_kind),
-            last_starts={**self.last_starts, **_last_starts(session, these)},
-        )
+        last_starts = {**self.last_starts, **_last_starts(session, these)}
+        return replace(self, queued={**self.queued, **later}, last_starts=last_starts)
 
-    def _count(self, job: _QueuedJob, queue: _KindQueue) -> int:
-        """The number of jobs that start up to and including this one.
-
-        A job starts at a level: the number of its owner's running jobs, itself included, right after it has started if
-        no job ends meanwhile. Levels are served in ascending order. Within a level, owners whose first start it is come
-        first; the others follow in the order of the level before.
-        """
-        # the parts of a snapshot were read one after the other: an owner's first job may be in the last of them only
-        owners = {name for waiting in queue.counts.values() for name in waiting}
-        busy = dict.fromkeys(owners, 0) | dict(self.running)
-        starts = {name: self.last_starts.get(name) for name in owners}
-        last: dict[str, tuple[int, float]] = {
-            name: (0, 0.0) if at is None else (1, at.timestamp()) for name, at in starts.items()
+    @cached_property
+    def _positions(self) -> Mapping[WorkerKind | None, Mapping[str, int]]:
+        """By the kind of worker and the id, among the jobs that compete with one of this kind."""
+        queued = self.queued.values()
+        return {
+            kind: self._order([job for job in queued if _compete(kind, job.worker_kind)])
+            for kind in {job.worker_kind for job in queued}
         }
-        position = 0
-        for present in sorted(queue.counts, reverse=True):
-            waiting = queue.counts[present]
-            order = {name: (-busy[name], last[name], oldest) for name, (_, oldest) in waiting.items()}
-            if present == job.priority:
-                level = busy[job.owner] + queue.indexes[job.job_id]
-                for name, (count, _) in waiting.items():
-                    position += min(max(level - 1 - busy[name], 0), count)
-                    starts_at_level = 1 <= level - busy[name] <= count
-                    position += starts_at_level and order[name] <= order[job.owner]
-                break
-            # jobs of a higher priority all start before; then their owners have more running jobs and a later last
-            # start
-            position += sum(count for count, _ in waiting.values())
-            ends = sorted((busy[name] + count, order[name], name) for name, (count, _) in waiting.items())
-            for rank, (level, _, name) in enumerate(ends):
-                busy[name], last[name] = level, (2 + HIGHEST_PRIORITY - present, rank)
-        return position
+
+    def _order(self, jobs: Sequence[_QueuedJob]) -> dict[str, int]:
+        """When each of `jobs` starts: 1, 2, 3 ... by its id, one after the other, as if none ended meanwhile."""
+        waiting: dict[int, dict[str, list[_QueuedJob]]] = defaultdict(lambda: defaultdict(list))
+        for job in sorted(jobs, key=lambda job: -job.number):
+            waiting[job.priority][job.owner].append(job)
+        # the parts of a snapshot were read one after the other: an owner's first job may be in the last of them only
+        starts = {job.owner: self.last_starts.get(job.owner) for job in jobs}
+        last = {owner: (0, 0.0) if at is None else (1, at.timestamp()) for owner, at in starts.items()}
+        busy, found = Counter(self.running), dict[str, int]()
+        for _, owners in sorted(waiting.items(), reverse=True):
+            turns = [(busy[owner], last[owner], waits[-1].number, owner) for owner, waits in owners.items()]
+            heapify(turns)
+            while turns:
+                owner = turns[0][-1]
+                found[owners[owner].pop().job_id] = len(found) + 1
+                busy[owner], last[owner] = busy[owner] + 1, (2, float(len(found)))
+                if owners[owner]:
+                    heapreplace(turns, (busy[owner], last[owner], owners[owner][-1].number, owner))
+                else:
+                    heappop(turns)
+        return found
 
 
 def read_queue(session: Session) -> QueueSnapshot:
@@ -328,7 +311,6 @@ def read_queue(session: Session) -> QueueSnapshot:
         at=session.scalars(select(now())).one(),
         queued={job.job_id: job for job in queued},
         counted_from=queued[0].priority + 1 if len(rows) > MAX_COUNTED else 0,
-        by_worker_kind=_by_worker_kind(queued, running_by_kind),
         running={row[0]: row[1] for row in running},
         running_by_kind=running_by_kind,
         last_starts=_last_starts(session, QUEUED) if queued else {},
@@ -353,28 +335,3 @@ def _usual_duration(session: Session) -> float | None:
     )
     seconds = [(end - begin).total_seconds() for begin, end in recent if begin is not None and end is not None]
     return statistics.median(seconds) if seconds else None
-
-
-def _by_worker_kind(queued: Sequence[_QueuedJob], running: Running) -> dict[WorkerKind | None, _KindQueue]:
-    """The jobs that compete with one of each kind, from `queued`, in which those of an owner are in their order.
-
-    A job that any worker may take competes with all.
-    """
-    found = {}
-    for kind in {job.worker_kind for job in queued}:
-        counts: dict[int, dict[str, tuple[int, int]]] = {}
-        indexes: dict[str, int] = {}
-        for job in queued:
-            if kind is None or job.worker_kind in (None, kind):
-                by_owner = counts.setdefault(job.priority, {})
-                count, oldest = by_owner.get(job.owner, (0, job.number))
-                by_owner[job.owner] = count + 1, oldest
-                indexes[job.job_id] = count + 1
-        competing = [of for other, of in running.items() if kind is None or other in (None, kind)]
-        found[kind] = _KindQueue(
-            counts=counts,
-            indexes=indexes,
-            running=sum(count for count, _ in competing),
-            first_end=min((end for _, end in competing if end is not None), default=None),
-        )
-    return found
