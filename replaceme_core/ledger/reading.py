@@ -257,46 +257,35 @@ def timelines(session: Session, jobs: Collection[Job]) -> dict[str, Timeline]:
 def timeline_of(job: Job, events: Sequence[JobEvent]) -> Timeline:
     """The timeline of a job with these events, which are in order."""
     attempts: list[Attempt] = []
-    entered: dict[Stage, StageTimes] = {}
+    marks: list[tuple[Stage | None, datetime | None]] = []  # of the present attempt: stages, and when they began
     ended_at: datetime | None = None
     for event in events:
         if event.type is EventType.CLAIMED:
             worker = str(event.data.get("worker", ""))
             attempts.append(Attempt(number=event.attempt, worker=worker, started_at=event.at))
-            entered, ended_at = {}, None
+            marks, ended_at = [], None
         elif event.type is EventType.STAGE:
-            _end_last(entered, event.at, fraction=1.0)
-            stage = Stage(str(event.data["stage"]))
-            entered.pop(stage, None)  # entered again: it counts from here
-            entered[stage] = StageTimes(name=stage, started_at=event.at)
+            marks.append((Stage(str(event.data["stage"])), event.at))
         elif event.type in ATTEMPT_ENDS and attempts and attempts[-1].outcome is None:
             attempts[-1] = attempts[-1].model_copy(update={"finished_at": event.at, "outcome": event.type})
             ended_at = event.at
     if job.status is JobStatus.QUEUED:
-        entered = {}  # the next attempt begins anew
-    elif ended_at is not None:
-        _end_last(entered, ended_at, fraction=1.0 if job.status is JobStatus.SUCCEEDED else (job.progress.stage or 0.0))
-    elif job.stage in entered:
-        entered[job.stage] = entered[job.stage].model_copy(update={"fraction": job.progress.stage or 0.0})
-    return Timeline(attempts=tuple(attempts), stages=_all_stages(job, entered))
-
-
-def _end_last(entered: dict[Stage, StageTimes], at: datetime, *, fraction: float) -> None:
-    if entered:
-        stage = next(reversed(entered))
-        entered[stage] = entered[stage].model_copy(update={"finished_at": at, "fraction": fraction})
-
-
-def _all_stages(job: Job, entered: Mapping[Stage, StageTimes]) -> tuple[StageTimes, ...]:
-    """The stages of the job in order: those that were entered, those that were passed over, those to come."""
+        marks = []  # the next attempt begins anew
+    is_done, entered = job.status is JobStatus.SUCCEEDED, dict[Stage, StageTimes]()
+    for (stage, begin), (later, end) in pairwise([*marks, (None, ended_at)]):
+        if stage is not None:  # one that was entered again counts from there
+            present = (job.progress.stage if job.stage is stage else None) or 0.0
+            fraction = 1.0 if is_done or later is not None else present
+            entered[stage] = StageTimes(name=stage, started_at=begin, finished_at=end, fraction=fraction)
+    # those that were entered, those that were passed over, those to come
     expected = weights_of(job.spec)
     order = [stage for stage in Stage if stage in expected or stage in entered]
     last = max((order.index(stage) for stage in entered), default=-1)
-    passed = job.status is JobStatus.SUCCEEDED
-    return tuple(
-        entered.get(stage, StageTimes(name=stage, fraction=1.0 if passed or index < last else 0.0))
+    stages = (
+        entered.get(stage, StageTimes(name=stage, fraction=1.0 if is_done or index < last else 0.0))
         for index, stage in enumerate(order)
     )
+    return Timeline(attempts=tuple(attempts), stages=tuple(stages))
 
 
 _HIGHEST = 2**31 - 1
