@@ -1,7 +1,8 @@
 """How a worker is woken up: Celery's settings, the same for the API and the workers, and the transport through files.
 
 A message only wakes a worker up and carries a job's id. It may be lost, doubled or late without harm, because the
-database decides what is done. Hence early acknowledgement and no result backend. Imports no Celery.
+database decides what is done. Hence early acknowledgement, as Celery does by itself, and no result backend. Imports no
+Celery.
 
 Kombu's own transport through files creates a message under its final name and writes it afterwards. A worker that reads
 it in between receives an empty message and stops with a JSON error; a process that is killed in between leaves an
@@ -75,26 +76,16 @@ def queue_of(worker_kind: WorkerKind | None) -> str:
 # a client waits for this; then the sweep sends the message
 _TWO_TRIES = {"max_retries": 1, "interval_start": 0.1, "interval_step": 0, "interval_max": 0.1}
 _COMMON: dict[str, object] = {
-    "accept_content": ["json"],
-    "task_serializer": "json",
-    "result_serializer": "json",
     "task_default_queue": QUEUE,
     "task_queues": {name: {"exchange": name, "routing_key": name} for name in QUEUES},
     "task_ignore_result": True,
-    "task_store_errors_even_if_ignored": False,
-    "task_acks_late": False,
-    "task_publish_retry": True,
     "task_publish_retry_policy": _TWO_TRIES,
     # a job uses all cores of its machine; more than one at a time is the operator's choice (celery worker -c)
     "worker_concurrency": 1,
     "worker_prefetch_multiplier": 1,
-    "worker_cancel_long_running_tasks_on_connection_loss": False,
-    "worker_hijack_root_logger": True,
-    "worker_redirect_stdouts": True,
     "broker_connection_timeout": _CONNECT_SECONDS,
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
-    "enable_utc": True,
 }
 
 
@@ -114,7 +105,6 @@ def _transport(settings: Settings) -> dict[str, object]:
                 "data_folder_in": str(messages),
                 "data_folder_out": str(messages),
                 "control_folder": str(control),
-                "store_processed": False,
                 "polling_interval": 0.2,  # seconds
             },
             # commands to workers are files, which would stay forever if a worker has ended
