@@ -75,22 +75,11 @@ LONGEST_TEXT = 500
 _MOST_LEVELS = 20
 
 
-def name_of(value: float) -> str:
-    """What JSON's readers call a number that is not finite.
-
-    >>> [name_of(float(text)) for text in ("nan", "inf", "-inf")]
-    ['NaN', 'Infinity', '-Infinity']
-    """
-    if math.isnan(value):
-        return "NaN"
-    return "Infinity" if value > 0 else "-Infinity"
-
-
-def json_safe(value: object, *, name: Callable[[float], object] = name_of, depth: int = 0) -> object:
+def json_safe(value: object, *, name: Callable[[float], object] = json.dumps, depth: int = 0) -> object:
     """`value` with strings in place of what JSON cannot carry: NaN, infinities, lone surrogates, unknown types.
 
-    Tuples and sets become lists. `name` gives what stands for a number that is not finite. What is nested deeper than
-    20 levels becomes "...".
+    Tuples and sets become lists. `name` gives what stands for a number that is not finite, by default what Python's
+    json calls it. What is nested deeper than 20 levels becomes "...".
 
     >>> json_safe({"loss": float("nan"), "blocks": (1, 2)})
     {'loss': 'NaN', 'blocks': [1, 2]}
