@@ -64,7 +64,7 @@ class Compared:
 
     @property
     def of_images(self) -> bool:
-        return bool(self.report.rows("images"))
+        return bool(self.report.places("images"))
 
     @property
     def loss(self) -> float | None:

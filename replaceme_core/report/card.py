@@ -170,9 +170,9 @@ def _header(
     text = spec.calibration
     on_hub = {name: source for name, source in zip(text.names, text.mix, strict=True) if source.is_on_hub}
     results = []
-    for row in report.rows("texts"):
-        name = report.text("texts", row, "name")
-        before, after = (report.number("texts", row, side) for side in view.SIDES)
+    for place in report.places("texts"):
+        name = report.text(*place, "name")
+        before, after = (report.number(*place, side) for side in view.SIDES)
         assert before is not None and after is not None
         source = on_hub.get(name)
         results.append(
@@ -185,7 +185,7 @@ def _header(
                 dataset_split=source.split if source else None,
                 dataset_revision=source.revision if source else None,
                 dataset_args={
-                    "tokens": report.at("texts", row, "tokens"),
+                    "tokens": report.at(*place, "tokens"),
                     "sequence_length": text.max_length,
                     "original_model": round(before, 4),
                 },

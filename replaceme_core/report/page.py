@@ -58,7 +58,7 @@ class Section:
 
 def sections_of(report: Report) -> list[Section]:
     """The sections that the report has something for, in the order of the page."""
-    what = "images" if report.rows("images") else "text"
+    what = "images" if report.places("images") else "text"
     quality = f"Both models were measured in one run, with the same settings, on {what} that took no part in making it."
     answers = "The same prompts to both models, without sampling."
     gate = "The result passes its gate." if report.is_true("gate", "passed") else "The result misses its gate."

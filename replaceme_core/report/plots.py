@@ -407,7 +407,7 @@ def stages(report: Report, of: Literal["seconds", "peak_bytes"]) -> Plot | None:
     found = report.places("stages", most=view.MOST_STAGES)
     if not found:
         return None
-    is_planned = bool(report.rows("plan", "stages"))
+    is_planned = bool(report.places("plan", "stages"))
     across, scale = ("time (s)", 1.0) if of == "seconds" else ("peak memory (GB)", _GIGABYTE)
 
     def fill(plot: "Axes") -> None:

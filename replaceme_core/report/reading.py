@@ -7,6 +7,7 @@ for granted. What is not there, or of another kind, is `None` or empty.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from typing import Final
 from urllib.parse import quote
 
@@ -82,16 +83,11 @@ class Report:
         """A list of block numbers."""
         return [int(one) for one in self.numbers(*path)]
 
-    def rows(self, *path: Step, most: int | None = MOST_ROWS) -> range:
-        """The indexes of a list of objects, up to the first that is none."""
-        value = self.at(*path)
-        found = value if isinstance(value, list) else []
-        count = next((index for index, one in enumerate(found) if not isinstance(one, Mapping)), len(found))
-        return range(count if most is None else min(count, most))
-
     def places(self, *path: Step, most: int | None = MOST_ROWS) -> list[Place]:
-        """The place of each of these objects."""
-        return [(*path, row) for row in self.rows(*path, most=most)]
+        """The places of the objects in a list, up to the first that is none."""
+        value = self.at(*path)
+        found = takewhile(lambda one: isinstance(one, Mapping), value if isinstance(value, list) else ())
+        return [(*path, row) for row, _ in enumerate(islice(found, most))]
 
     def bounds(self, *path: Step, low: str, high: str) -> tuple[float, float] | None:
         """The ends of an interval, where both are there."""

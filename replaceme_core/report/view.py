@@ -324,7 +324,7 @@ def images(report: Report) -> Table | None:
 
 def tasks(report: Report) -> Table | None:
     """Accuracy in each task that has one."""
-    of_images = bool(report.rows("images"))
+    of_images = bool(report.places("images"))
     return table_of(
         "Accuracy in each task",
         [base for base in report.places("tasks") if has_accuracy(report, base)],
@@ -596,7 +596,7 @@ def stages(report: Report) -> Table | None:
         "measured": "Expected times are corrected by earlier jobs.",
     }.get(report.text("plan", "basis"), "")
     return table_of(
-        "Stages, and what was expected" if report.rows("plan", "stages") else "Stages",
+        "Stages, and what was expected" if report.places("plan", "stages") else "Stages",
         report.places("stages", most=MOST_STAGES),
         (Column("name", "Stage"), words(report, "name")),
         (Column("seconds", "Time"), figures(report, "seconds", as_=duration)),
@@ -669,8 +669,7 @@ def wanted_removal(spec: Report) -> str:
 def wanted_text(spec: Report) -> str:
     """The names of all sources of the calibration text, with the shares that were given."""
     names = []
-    for row in spec.rows("calibration", "sources"):
-        source = ("calibration", "sources", row)
+    for source in spec.places("calibration", "sources"):
         given = spec.number(*source, "share")
         name = spec.text(*source, "dataset") or SELF_GENERATED
         names.append(name if given is None else f"{name} {percent(given)}")

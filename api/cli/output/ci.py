@@ -82,7 +82,7 @@ class Ended:
         """A run on this machine."""
         facts = [("result", str(outcome.directory)), ("removed", counted_blocks(outcome.removed_blocks))]
         report = Report(outcome.report)
-        seconds = [report.number("stages", row, "seconds") or 0.0 for row in report.rows("stages")]
+        seconds = [report.number(*base, "seconds") or 0.0 for base in report.places("stages")]
         return cls(
             title=f"Compression of {model}",
             status="succeeded" if outcome.rejection is None else "failed",

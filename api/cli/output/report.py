@@ -14,7 +14,7 @@ from rich.text import Text
 
 from replaceme_core.report import view
 from replaceme_core.report.figures import LOSS, NONE, RATIO, SHARE, WHOLE
-from replaceme_core.report.reading import Place, Report, Step
+from replaceme_core.report.reading import Place, Report
 from replaceme_core.report.view import Cell, figures, plain, words
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.wording import printable
@@ -128,8 +128,7 @@ def _rows_of_models(report: Report) -> Iterator[tuple[str, Callable[[Place], Cel
             yield "  times the first", figures(report, "ratio", as_=RATIO, ends=("ratio_low", "ratio_high"))
         if one.speed:
             yield "  against the first", partial(_apart, report, one.speed)
-    for task in report.rows("models", 0, "tasks"):
-        path: tuple[Step, ...] = ("tasks", task)
+    for _, _, *path in report.places("models", 0, "tasks"):
         name = report.text("models", 0, *path, "name")
         if report.number("models", 0, *path, "accuracy") is None:
             for metric in report.names("models", 0, *path, "metrics"):
@@ -154,8 +153,7 @@ def differences_table(differences: Sequence[Mapping[str, object]]) -> Table:
     table.add_column("tensor", overflow="fold")
     for name in ("differs in", "values", "at most by", "relative"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in report.rows("differences", most=None):
-        base = ("differences", row)
+    for base in report.places("differences", most=None):
         differing, values = (report.figure(*base, name, as_=WHOLE) for name in ("differing", "values"))
         share_of: Cell = ("all",) if differing == NONE else (differing, " of ", values)
         sizes = ((report.figure(*base, name, as_="{:.3g}".format),) for name in ("largest", "relative"))
