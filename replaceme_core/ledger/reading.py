@@ -14,7 +14,7 @@ from itertools import groupby, pairwise
 
 from pydantic import ValidationError
 from sqlalchemy import ColumnElement, Select, and_, bindparam, func, or_, select, tuple_
-from sqlalchemy.orm import Session, undefer
+from sqlalchemy.orm import Session
 
 from replaceme_core.errors import InvalidInput, NotFound
 from replaceme_core.hardware import WorkerKind
@@ -323,8 +323,7 @@ def metrics(session: Session, job_id: str, *, owner: str) -> list[Metric]:
 
 def report(session: Session, job_id: str, *, owner: str) -> dict[str, object]:
     """The content of `replaceme.json`. Raises `JobNotFound`, or `NotFound` while there is none."""
-    find_job(session, job_id, owner=owner)
-    row = session.scalars(select(JobRow).where(JobRow.id == job_id).options(undefer(JobRow.report))).one()
+    row = find_job(session, job_id, owner=owner)
     if row.report is None:
         raise NotFound(f"job {job_id!r} has no report: it is {row.status}")
     return row.report
