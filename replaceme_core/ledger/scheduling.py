@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from heapq import heapify, heappop, heapreplace
-from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, ScalarSelect, Select, and_, func, literal, or_, select, true, union_all
+from sqlalchemy import ColumnElement, Row, ScalarSelect, Select, and_, func, literal, or_, select, true, union_all
 from sqlalchemy.orm import Session, aliased
 
 from replaceme_core.hardware import WorkerKind
@@ -202,15 +201,7 @@ MAX_COUNTED = 10_000
 RECENT_JOBS = 20
 
 
-class _QueuedJob(NamedTuple):  # made by the thousand: a frozen dataclass takes several times as long
-    job_id: str
-    priority: int
-    owner: str
-    number: int
-    not_before: datetime | None
-    worker_kind: WorkerKind | None
-
-
+_QueuedJob = Row[str, int, str, int, datetime | None, WorkerKind | None]  # read by the thousand, so no record of it
 _QUEUED_JOBS = select(
     JobRow.id, JobRow.priority, JobRow.owner, JobRow.number, JobRow.not_before, JobRow.worker_kind
 ).where(QUEUED)
@@ -243,7 +234,7 @@ class QueueSnapshot:
         found = self.queued.get(job.id)
         if found is None:
             return None
-        position, start = self._positions[found.worker_kind][found.job_id], None
+        position, start = self._positions[found.worker_kind][found.id], None
         if self.duration is not None:
             competing = [of for kind, of in self.running_by_kind.items() if _compete(found.worker_kind, kind)]
             running = sum(count for count, _ in competing)
@@ -258,7 +249,7 @@ class QueueSnapshot:
     def including(self, session: Session, job_ids: Collection[str]) -> "QueueSnapshot":
         """The same queue with jobs that have come into it since."""
         these = JobRow.id.in_(job_ids)
-        later = {row[0]: _QueuedJob._make(row) for row in session.execute(_QUEUED_JOBS.where(these))}
+        later = {row.id: row for row in session.execute(_QUEUED_JOBS.where(these))}
         last_starts = {**self.last_starts, **_last_starts(session, these)}
         return replace(self, queued={**self.queued, **later}, last_starts=last_starts)
 
@@ -285,7 +276,7 @@ class QueueSnapshot:
             heapify(turns)
             while turns:
                 owner = turns[0][-1]
-                found[owners[owner].pop().job_id] = len(found) + 1
+                found[owners[owner].pop().id] = len(found) + 1
                 busy[owner], last[owner] = busy[owner] + 1, (2, float(len(found)))
                 if owners[owner]:
                     heapreplace(turns, (busy[owner], last[owner], owners[owner][-1].number, owner))
@@ -303,17 +294,16 @@ def read_queue(session: Session) -> QueueSnapshot:
     # backwards through the index by priority, owner and number, so that the limit cuts off the lowest priority
     backwards = (JobRow.priority.desc(), JobRow.owner.desc(), JobRow.number.desc())
     rows = session.execute(_QUEUED_JOBS.order_by(*backwards).limit(MAX_COUNTED + 1)).all()
-    queued = [_QueuedJob._make(row) for row in reversed(rows)]
     ends = select(JobRow.worker_kind, func.count(), func.min(JobRow.eta_seconds)).where(RUNNING)
     running_by_kind = {kind: (count, end) for kind, count, end in session.execute(ends.group_by(JobRow.worker_kind))}
     running = session.execute(select(JobRow.owner, func.count()).where(RUNNING).group_by(JobRow.owner))
     return QueueSnapshot(
         at=session.scalars(select(now())).one(),
-        queued={job.job_id: job for job in queued},
-        counted_from=queued[0].priority + 1 if len(rows) > MAX_COUNTED else 0,
+        queued={row.id: row for row in rows},
+        counted_from=rows[-1].priority + 1 if len(rows) > MAX_COUNTED else 0,
         running={row[0]: row[1] for row in running},
         running_by_kind=running_by_kind,
-        last_starts=_last_starts(session, QUEUED) if queued else {},
+        last_starts=_last_starts(session, QUEUED) if rows else {},
         duration=_usual_duration(session),
     )
 
