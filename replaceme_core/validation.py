@@ -78,12 +78,11 @@ def _problem(error: Mapping[str, object], *, sent: object, schema: Schema) -> Pr
     if isinstance(context, dict) and isinstance(context.get("field"), str):
         location = (*location, context["field"])
     is_key = _is_about_key(location, sent)
-    path = location[:-1] if is_key else _as_sent(location, sent)
+    path, value = (location[:-1], None) if is_key else _as_sent(location, sent)
     field = ".".join(str(part) for part in path)
     if is_key:
         expected = describe(_of_keys(schema, path[:-1]))
         return problem(field, path[-1], f"invalid name: expected {expected}")
-    value = _at(path, sent)
     message = str(error["msg"]).removeprefix("Value error, ")
     if kind == "extra_forbidden":
         known = ", ".join(_properties(schema, path[:-1]))
@@ -98,12 +97,12 @@ def _is_about_key(location: tuple[object, ...], sent: object) -> bool:
     """pydantic appends "[key]" to the path of an invalid name; a client may also send a field of that name."""
     if location[-1:] != ("[key]",):
         return False
-    holder = _at(location[:-1], sent)
+    _, holder = _as_sent(location[:-1], sent)
     return not (isinstance(holder, dict) and "[key]" in holder)
 
 
-def _as_sent(location: tuple[object, ...], sent: object) -> tuple[object, ...]:
-    """The part of `location` that the client sent: fields below a short form exist only in the long form.
+def _as_sent(location: tuple[object, ...], sent: object) -> tuple[tuple[object, ...], object]:
+    """The part of `location` that the client sent, and what is there: fields below a short form are in the long one.
 
     A list may be the short form of an object that has it in a field; that field stays in the path.
     """
@@ -115,17 +114,8 @@ def _as_sent(location: tuple[object, ...], sent: object) -> tuple[object, ...]:
         elif isinstance(sent, list) and isinstance(part, int) and part < len(sent):
             sent = sent[part]
         else:
-            return location[:depth]
-    return location
-
-
-def _at(path: Sequence[object], sent: object) -> object:
-    for part in path:
-        if isinstance(sent, dict):
-            sent = sent.get(part)
-        elif isinstance(sent, list) and isinstance(part, int):
-            sent = sent[part]
-    return sent
+            return location[:depth], sent
+    return location, sent
 
 
 def describe(schema: Schema) -> str:
