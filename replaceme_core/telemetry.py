@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, copy_context
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import partial
 from importlib import metadata
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 LONGEST_ID = 64
 _LONGEST_TRACEPARENT = 255
 _ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_ID - 1}}}")
-_ID_HEADER, _TRACE_HEADER = "request_id", "traceparent"
+_TRACE_HEADER = "traceparent"
 _trace_context = TraceContextTextMapPropagator()
 _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
@@ -84,15 +84,14 @@ def in_context(work: Callable[[], None]) -> Callable[[], None]:
 
 def message_headers() -> dict[str, str]:
     """Headers of a message about what is being done."""
-    found = {_ID_HEADER: origin().request_id, _TRACE_HEADER: origin().traceparent}
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in asdict(origin()).items() if value is not None}
 
 
 def from_message(headers: Mapping[str, object] | None) -> Origin:
     """The origin in the headers of a message; what is not valid is left out."""
     given = headers or {}
     return Origin(
-        request_id=parse_request_id(given.get(_ID_HEADER)), traceparent=parse_traceparent(given.get(_TRACE_HEADER))
+        request_id=parse_request_id(given.get("request_id")), traceparent=parse_traceparent(given.get(_TRACE_HEADER))
     )
 
 
