@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 
 from replaceme_core.errors import BrokenModel, OutOfMemory, OutOfSpace, ReplaceMeError
 from replaceme_core.wording import shorten
@@ -98,10 +99,8 @@ def _is_of_a_library(error: BaseException) -> bool:
     """
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         return False
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    return place is None or not place.tb_frame.f_code.co_filename.startswith(_PACKAGE)
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return not frames or not frames[-1].f_code.co_filename.startswith(_PACKAGE)
 
 
 def _said(error: BaseException) -> str:
