@@ -84,11 +84,6 @@ class CalibrationSource(Frozen):
         return self.dataset or SELF_GENERATED
 
     @property
-    def is_builtin(self) -> bool:
-        """Whether it is a text that comes with the package."""
-        return self.name.startswith(BUILTIN_PREFIX)
-
-    @property
     def is_file(self) -> bool:
         """Whether it is a file beside the service."""
         return self.name.startswith(FILE_PREFIX)
@@ -96,7 +91,7 @@ class CalibrationSource(Frozen):
     @property
     def is_on_hub(self) -> bool:
         """Whether it is a data set on the Hub."""
-        return not (self.self_generated or self.is_builtin or self.is_file)
+        return not (self.self_generated or self.name.startswith((BUILTIN_PREFIX, FILE_PREFIX)))
 
 
 _WHICH_TEXT = ("revision", "config", "split", "column")
