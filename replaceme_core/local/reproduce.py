@@ -111,7 +111,7 @@ def heal(
         removed = recorded.report.get("removed_blocks")
         if not (isinstance(removed, list) and removed) or Report(recorded.report).is_true("healing", "is_kept"):
             raise InvalidInput(f"{result} was trained already, or does not say which blocks are gone", field="result")
-        recorded.check_result()
+        _check_digests(recorded.part("result"), recorded.directory, field="result")
         before, chosen = recorded.spec, recorded.report.get("chosen_method")
         _, found, _ = resolve_texts(before.calibration, asked, machine.hub, find_file=paths.get)
         method = before.method.model_copy(update={"groups": 1})  # of named blocks there are none
@@ -176,16 +176,11 @@ class Recorded:
         _check_digests(self.part("model"), directory, field="model")
         outline_of(directory)
 
-    def check_result(self) -> None:
-        """Raises `InvalidInput` where a file that came out is not the recorded one."""
-        _check_digests(self.part("result"), self.directory, field="result")
-
     def check_texts(self, paths: Sequence[Path | None]) -> None:
         """Raises `InvalidInput` where a text is not the recorded one. `paths` are those of the sources."""
-        texts = self.report.get("calibration_texts")
-        rows = texts if isinstance(texts, list) else []
-        for row, path in zip(rows, paths, strict=False):
-            files = row.get("files") if isinstance(row, dict) else None
+        report = Report(self.report)
+        for base, path in zip(report.places("calibration_texts"), paths, strict=False):
+            files = report.at(*base, "files")
             if path is None or not isinstance(files, dict):
                 continue
             if path.is_dir():
