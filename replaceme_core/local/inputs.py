@@ -124,7 +124,7 @@ def named_texts(
 
     `calibration` is one text, several, or the field in its long form; files are named as files on this machine are. In
     the request a file has as much of its path as makes the names different. Raises `InvalidInput` for a file that
-    cannot be read, and for a built-in text that does not exist.
+    cannot be read.
     """
     if isinstance(calibration, str | Path):
         calibration = {"dataset": calibration}
@@ -154,14 +154,8 @@ def _tail(path: Path, depth: int) -> str:
 def find_text_file(name: str | Path) -> Path | None:
     """The file that `name` names; `None` for a built-in text and a data set. Raises `InvalidInput`."""
     text = str(name)
-    if text in BUILTIN_TEXTS:
-        return None
     if text.startswith(BUILTIN_PREFIX):
-        raise InvalidInput(
-            f"there is no built-in text {text!r}; available: {', '.join(BUILTIN_TEXTS)}",
-            field="calibration",
-            value=text,
-        )
+        return None
     path = Path(text.removeprefix(FILE_PREFIX)).expanduser()
     if path.is_dir() and image_files(path):
         return path
