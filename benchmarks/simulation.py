@@ -457,8 +457,8 @@ class Simulation:
                 with database.session() as session:
                     due = sweep.collect_wake_ups(session, older_than_seconds=older, limit=LIMIT, worker_kinds=GPU)
         self._note_expired()
-        for wake_up in due:
-            self._messages.enqueue(wake_up.job_id, worker_kind=wake_up.worker_kind)
+        for job_id, worker_kind in due:
+            self._messages.enqueue(job_id, worker_kind=worker_kind)
         self._deliver()
         if self._open and self.clock.seconds < self._until:
             self._at(self.clock.seconds + seconds * self._draw.uniform(1 - JITTER, 1 + JITTER), self._sweep)

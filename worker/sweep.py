@@ -273,8 +273,8 @@ class Sweep(threading.Thread):
                 limit=LIMIT,
                 worker_kinds=self._worker_kinds,
             )
-        for job in due:
-            self._enqueue(job.job_id, job.worker_kind)
+        for job_id, worker_kind in due:
+            self._enqueue(job_id, worker_kind)
 
     def _remove_abandoned(self) -> None:
         for root in (self._settings.workspace, self._settings.workspace / TEMPORARY):

@@ -94,14 +94,6 @@ class IdempotencyKey:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WakeUp:
-    """A message that makes a worker look for work: the job it names, and the kind of worker; `None`: any."""
-
-    job_id: str
-    worker_kind: WorkerKind | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class WorkerMemory:
     """Bytes that the processes of a worker may use and use, and the same of its GPU; `None`: not known, or no GPU."""
 

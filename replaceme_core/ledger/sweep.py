@@ -13,7 +13,6 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from replaceme_core.errors import OutOfTime, WorkerLost
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.database import delete_oldest, now
-from replaceme_core.ledger.records import WakeUp
 from replaceme_core.ledger.scheduling import QUEUED, is_below_limit, is_due, is_served, keys_at_limit
 from replaceme_core.ledger.states import EventType, JobStatus
 from replaceme_core.ledger.tables import IdempotencyKeyRow, JobRow
@@ -24,15 +23,15 @@ MAX_DOUBLINGS = 6
 
 def collect_wake_ups(
     session: Session, *, older_than_seconds: float, limit: int, worker_kinds: Sequence[WorkerKind] | None = None
-) -> list[WakeUp]:
-    """Mark queued jobs that could start as enqueued now, and return their wake-up messages.
+) -> list[tuple[str, WorkerKind | None]]:
+    """Mark queued jobs that could start as enqueued now; returns job and kind of worker of each message to send.
 
     Takes those whose message was never sent or is older than `older_than_seconds`, the oldest message first. The mark
     keeps the sweeps of other workers from sending the same messages.
     """
     allowed = is_below_limit(keys_at_limit(session))
     # one query after the other, so that each is a range of the index however long the table is
-    wake_ups: list[WakeUp] = []
+    wake_ups: list[tuple[str, WorkerKind | None]] = []
     for unannounced in (JobRow.enqueued_at.is_(None), JobRow.enqueued_at < now(plus_seconds=-older_than_seconds)):
         due = session.execute(
             select(JobRow.id, JobRow.worker_kind)
@@ -41,9 +40,9 @@ def collect_wake_ups(
             .limit(limit - len(wake_ups))
             .with_for_update(skip_locked=True, key_share=True)
         )
-        wake_ups += [WakeUp(job_id=job_id, worker_kind=worker_kind) for job_id, worker_kind in due]
-    for wake_up in wake_ups:
-        update_job(session, wake_up.job_id, JobRow.status == JobStatus.QUEUED, values={"enqueued_at": now()})
+        wake_ups += [(job_id, worker_kind) for job_id, worker_kind in due]
+    for job_id, _ in wake_ups:
+        update_job(session, job_id, JobRow.status == JobStatus.QUEUED, values={"enqueued_at": now()})
     return wake_ups
 
 

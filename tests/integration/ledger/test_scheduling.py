@@ -16,7 +16,7 @@ from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import attempts, changes, reading, scheduling
 from replaceme_core.ledger.database import Database, now
 from replaceme_core.ledger.keys import Keys, NewKey, Scope
-from replaceme_core.ledger.records import Claim, WakeUp
+from replaceme_core.ledger.records import Claim
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.sweep import collect_wake_ups, requeue_expired
 from replaceme_core.ledger.tables import JobRow
@@ -101,7 +101,7 @@ def test_a_requeued_job_pauses(ledger: Ledger) -> None:
     with ledger.database.session() as session:
         session.execute(update(JobRow).where(JobRow.id == job_id).values(not_before=now(plus_seconds=-1)))
         due = collect_wake_ups(session, older_than_seconds=3600, limit=9)
-        assert [wake_up.job_id for wake_up in due] == [job_id]
+        assert [one for one, _ in due] == [job_id]
     assert claim_all(ledger) == [job_id]
     ledger.cancel(job_id)
 
@@ -200,14 +200,14 @@ def test_a_worker_claims_jobs_of_its_kind_and_those_for_any_in_fair_shares(ledge
 def test_wake_ups_are_for_workers_of_the_jobs_kind(ledger: Ledger) -> None:
     cpu, gpu, any_worker = add(ledger, device="cpu"), add(ledger, device="cuda"), add(ledger)
 
-    def due(worker_kinds: Sequence[WorkerKind] | None) -> list[WakeUp]:
+    def due(worker_kinds: Sequence[WorkerKind] | None) -> list[tuple[str, WorkerKind | None]]:
         with ledger.database.session() as session:
             return collect_wake_ups(session, older_than_seconds=-1, limit=9, worker_kinds=worker_kinds)
 
-    for_any = WakeUp(job_id=any_worker, worker_kind=None)
-    assert due([WorkerKind.CPU]) == [WakeUp(job_id=cpu, worker_kind=WorkerKind.CPU), for_any]
-    assert due([WorkerKind.GPU]) == [WakeUp(job_id=gpu, worker_kind=WorkerKind.GPU), for_any]
-    assert [wake_up.job_id for wake_up in due(None)] == [cpu, gpu, any_worker]
+    for_any = any_worker, None
+    assert due([WorkerKind.CPU]) == [(cpu, WorkerKind.CPU), for_any]
+    assert due([WorkerKind.GPU]) == [(gpu, WorkerKind.GPU), for_any]
+    assert [job_id for job_id, _ in due(None)] == [cpu, gpu, any_worker]
 
 
 def test_a_resolved_device_decides_the_kind_for_later_attempts(ledger: Ledger) -> None:

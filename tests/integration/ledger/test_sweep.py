@@ -21,7 +21,7 @@ EXPIRED = -1.0
 def collect_wake_ups(ledger: Ledger, *, older_than_seconds: float, limit: int = 100) -> list[str]:
     with ledger.database.session() as session:
         wake_ups = collect_in(session, older_than_seconds=older_than_seconds, limit=limit)
-    return [wake_up.job_id for wake_up in wake_ups]
+    return [job_id for job_id, _ in wake_ups]
 
 
 def test_the_clock_is_the_databases_and_in_utc(ledger_on_both: Ledger) -> None:
@@ -83,8 +83,7 @@ def test_a_sweep_skips_rows_that_another_one_has_locked(postgres_database: Datab
     ledger = Ledger(database)
     locked, free = ledger.add(), ledger.add()
     with database.session() as session:
-        [first] = collect_in(session, older_than_seconds=-1, limit=1)
-        assert first.job_id == locked
+        assert collect_in(session, older_than_seconds=-1, limit=1) == [(locked, None)]
         assert collect_wake_ups(ledger, older_than_seconds=-1) == [free]
     for job_id in (locked, free):
         ledger.claim(job_id, lease_seconds=EXPIRED)
