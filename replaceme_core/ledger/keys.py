@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from uuid import uuid4
 
-from pydantic import Field
 from sqlalchemy import ColumnElement, and_, case, delete, exists, insert, or_, select, update
 from sqlalchemy.orm import Session
 
@@ -75,11 +74,8 @@ class ApiKey(shapes.ApiKey):
     scopes: tuple[Scope, ...]
 
 
-class CreatedKey(ApiKey):
+class CreatedKey(ApiKey, shapes.CreatedApiKey):
     """A new key."""
-
-    key: str = Field(repr=False)
-    """Its text: it is shown here once, and cannot be shown again."""
 
 
 PREFIX = "rmk_"
