@@ -76,6 +76,7 @@ def queue_of(worker_kind: WorkerKind | None) -> str:
 # a client waits for this; then the sweep sends the message
 _TWO_TRIES = {"max_retries": 1, "interval_start": 0.1, "interval_step": 0, "interval_max": 0.1}
 _COMMON: dict[str, object] = {
+    "accept_content": ["json"],  # its default, which decides that no message runs code
     "task_default_queue": QUEUE,
     "task_queues": {name: {"exchange": name, "routing_key": name} for name in QUEUES},
     "task_ignore_result": True,
@@ -83,6 +84,7 @@ _COMMON: dict[str, object] = {
     # a job uses all cores of its machine; more than one at a time is the operator's choice (celery worker -c)
     "worker_concurrency": 1,
     "worker_prefetch_multiplier": 1,
+    "worker_cancel_long_running_tasks_on_connection_loss": False,  # the default of Celery 6 is another one
     "broker_connection_timeout": _CONNECT_SECONDS,
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
