@@ -16,10 +16,9 @@ from api import routes
 from api.dashboard import access, comparing, job, jobs, new_job, service
 from api.dashboard.middleware import Pages
 from api.dashboard.rendering import FILES, static_root
-from api.http import openapi, problems
+from api.http import hosts, openapi, problems
 from api.http.deadline import Deadline, low_latency
 from api.http.guard import Guard, scopes_of
-from api.http.hosts import Edge
 from api.http.request_log import RequestLog, RouteNote
 from api.http.requests import BodyLimit, Head, refuse_unknown
 from api.routes.deps import Services
@@ -31,23 +30,27 @@ COMPRESSED_BYTES = 1000  # the smallest body that is sent with gzip
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The service. Without `settings`, the environment is read on first use. Connects to nothing before that."""
-    services = Services(settings)
+    """The service, by default with the settings of the environment. It has its `Services` from its start on."""
+    settings = settings or Settings()
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        telemetry.configure_logs(services.settings.log_format, service="api")
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        telemetry.configure_logs(settings.log_format, service="api")
         telemetry.configure_spans(os.environ, service="api")
-        await run_in_threadpool(services.open)
+        app.state.services = await run_in_threadpool(Services, settings)
         with low_latency():
             yield
-        await services.feed.close()
-        await run_in_threadpool(services.close)
+        await services().feed.close()
+        await run_in_threadpool(services().close)
         await run_in_threadpool(telemetry.flush_spans)
 
+    def services() -> Services:
+        found: Services = app.state.services
+        return found
+
     def record(*, method: str, route: str | None, status: int, seconds: float) -> None:
-        if services.monitoring is not None:
-            services.monitoring.record_request(method=method, route=route, status=status, seconds=seconds)
+        if (monitoring := services().monitoring) is not None:
+            monitoring.record_request(method=method, route=route, status=status, seconds=seconds)
 
     app: FastAPI = FastAPIOffline(
         title="ReplaceMe",
@@ -60,20 +63,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         dependencies=[Depends(refuse_unknown)],
     )
-    app.state.services = services
-    for router in _routers():
+    for router in _ROUTERS:
         app.include_router(router)
     app.mount(static_root(), StaticFiles(directory=FILES))
     problems.install(app)
     app.add_middleware(RouteNote)
     app.add_middleware(BodyLimit)
-    app.add_middleware(Unchanged, reader=lambda: services.reader)
-    app.add_middleware(Guard, callers=lambda: services.callers, limits=lambda: services.rate_limits)
+    app.add_middleware(Unchanged, reader=lambda: services().reader)
+    app.add_middleware(Guard, callers=lambda: services().callers, limits=lambda: services().rate_limits)
     app.add_middleware(Deadline)
-    app.add_middleware(Pages, sessions=lambda: services.sessions)
+    app.add_middleware(Pages, sessions=lambda: services().sessions)
     app.add_middleware(GZipMiddleware, minimum_size=COMPRESSED_BYTES, compresslevel=6)  # and no stream of events
     app.add_middleware(Head)
-    app.add_middleware(Edge, settings=lambda: services.settings)
+    hosts.install(app, settings)
     app.add_middleware(RequestLog, record=record)
     openapi.install(app, scopes_of=scopes_of)
     return app
@@ -88,4 +90,4 @@ def _routers() -> Iterator[APIRouter]:
         yield pages.router
 
 
-app = create_app()
+_ROUTERS = tuple(_routers())  # all of the application is imported with this module

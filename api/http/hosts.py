@@ -10,11 +10,11 @@ headers `Host`, `Origin` and `Sec-Fetch-Site`; other clients send what they like
 
 import ipaddress
 import re
-from collections.abc import Callable
 from functools import lru_cache
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
+from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -46,36 +46,16 @@ _SHOWN = (
 )
 
 
-class Edge:
-    """ASGI middleware: `Hosts`, and around it `Cors` and `Proxies` where the settings ask for them.
-
-    `settings` are read at the first request.
-    """
-
-    def __init__(self, app: ASGIApp, *, settings: Callable[[], Settings]) -> None:
-        self._app = app
-        self._settings = settings
-        self._inner: ASGIApp | None = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        if self._inner is None:
-            self._inner = _behind_the_edge(self._app, self._settings())
-        await self._inner(scope, receive, send)
-
-
-def _behind_the_edge(app: ASGIApp, settings: Settings) -> ASGIApp:
+def install(app: Starlette, settings: Settings) -> None:
+    """Add `Hosts`, and around it `Cors` and `Proxies` where the settings ask for them."""
     origins = settings.cors_origins or ()
-    app = Hosts(app, allowed=settings.allowed_hosts or (), origins=origins)
+    app.add_middleware(Hosts, allowed=settings.allowed_hosts or (), origins=origins)
     if origins:  # without credentials: the API knows no cookies, and a page sends its key in a header
-        app = Cors(
-            app, allow_origins=origins, allow_methods=_METHODS, allow_headers=_SENT, expose_headers=_SHOWN, max_age=600
+        app.add_middleware(
+            Cors, allow_origins=origins, allow_methods=_METHODS, allow_headers=_SENT, expose_headers=_SHOWN, max_age=600
         )
     if settings.root_path or settings.trusted_proxies:
-        app = Proxies(app, root_path=settings.root_path, trusted=settings.trusted_proxies or ())
-    return app
+        app.add_middleware(Proxies, root_path=settings.root_path, trusted=settings.trusted_proxies or ())
 
 
 def host_of(authority: str) -> str | None:
@@ -207,6 +187,9 @@ class Proxies:
         self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)  # type: ignore[arg-type]  # uvicorn has types of its own
+            return
         scope = {**scope, "headers": list(scope["headers"])}
         headers, root, client = MutableHeaders(scope=scope), self._root_path, scope.get("client")
         if client is not None and client[0] in self._app.trusted_hosts:
@@ -221,7 +204,7 @@ class Proxies:
             if scope["path"] != root and not scope["path"].startswith(f"{root}/"):  # the proxy has removed it
                 scope["path"] = f"{root}{scope['path']}"
                 scope["raw_path"] = root.encode() + scope.get("raw_path", b"")
-        await self._app(scope, receive, send)  # type: ignore[arg-type]  # uvicorn has types of its own
+        await self._app(scope, receive, send)  # type: ignore[arg-type]
 
 
 def is_trusted(address: str, trusted: tuple[str, ...]) -> bool:

@@ -257,7 +257,8 @@ def run(host: str, port: int) -> None:
     check_exposure(host, settings)
     telemetry.configure_logs(settings.log_format, service="api")
     uvicorn.run(
-        "api.main:app",
+        "api.main:create_app",
+        factory=True,
         host=host,
         port=port,
         http=limited_to(

@@ -21,7 +21,6 @@ from api.routes.planning import Planning, Slots
 from api.routes.reading import BatchedReader
 from api.routes.report_pages import ReportPages
 from api.routes.submission import Submitter
-from replaceme_core.hub.port import Hub
 from replaceme_core.ledger.database import Database, LedgerSession
 from replaceme_core.ledger.keys import Keys
 from replaceme_core.secrets_box import SecretsBox
@@ -33,101 +32,48 @@ far fewer than threads."""
 
 
 class Services:
-    """What the process connects to. Each is created on first use: importing the application connects to nothing.
+    """What the process connects to, at the first use of each. Raises `InvalidInput` for an invalid setting."""
 
-    `open` creates what threads share, before there are requests.
-    """
-
-    def __init__(self, settings: Settings | None = None) -> None:
-        self._given = settings
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self.write_slots = Slots(WRITE_SLOTS, of_one=WRITE_SLOTS_OF_ONE, doing="writing")
-
-    @cached_property
-    def settings(self) -> Settings:
-        return self._given or Settings()
-
-    @cached_property
-    def database(self) -> Database:
-        return Database(self.settings.resolved_database_url)
-
-    @cached_property
-    def queue(self) -> Queue:
-        return Queue(self.settings)
-
-    @cached_property
-    def hub(self) -> Hub:
-        return self.settings.open_hub()
-
-    @cached_property
-    def reader(self) -> BatchedReader:
-        return BatchedReader(self.database)
-
-    @cached_property
-    def feed(self) -> EventFeed:
-        return EventFeed(self.database)
-
-    @cached_property
-    def secrets_box(self) -> SecretsBox:
-        return self.settings.secrets_box()
-
-    @cached_property
-    def callers(self) -> Callers:
-        return Callers(self.settings, self.database)
-
-    @cached_property
-    def planning(self) -> Planning:
-        return Planning(settings=self.settings, database=self.database, hub=self.hub)
-
-    @cached_property
-    def monitoring(self) -> Monitoring | None:
-        """`None` where the operator wants no metrics."""
-        if self.settings.metrics_key is None:
-            return None
-        feed = self.feed
-        return Monitoring(self.database, streams=lambda: feed.followers)
-
-    @cached_property
-    def sessions(self) -> Sessions:
-        return Sessions(self.secrets_box)
-
-    @cached_property
-    def report_pages(self) -> ReportPages:
-        return ReportPages()
-
-    @cached_property
-    def rate_limits(self) -> RateLimits:
-        return RateLimits(requests_per_minute=self.settings.requests_per_minute)
-
-    @property
-    def submitter(self) -> Submitter:
-        return Submitter(
-            settings=self.settings,
+        self.database = Database(settings.resolved_database_url)
+        self.queue = Queue(settings)
+        self.reader = BatchedReader(self.database)
+        self.feed = EventFeed(self.database)
+        self.callers = Callers(settings, self.database)
+        self.planning = Planning(settings=settings, database=self.database, hub=settings.open_hub())
+        self.report_pages = ReportPages()
+        self.rate_limits = RateLimits(requests_per_minute=settings.requests_per_minute)
+        self.monitoring = (  # `None` where the operator wants no metrics
+            None if settings.metrics_key is None else Monitoring(self.database, streams=lambda: self.feed.followers)
+        )
+        self.submitter = Submitter(
+            settings=settings,
             database=self.database,
             queue=self.queue,
             open_secrets_box=lambda: self.secrets_box,
             planning=self.planning,
             write_slots=self.write_slots,
         )
-
-    @cached_property
-    def _delivery(self) -> Delivery:
-        monitoring = self.monitoring
-        return Delivery(settings=self.settings, record=None if monitoring is None else monitoring.record_try)
-
-    def open(self) -> None:
-        """Create all of them, so that an invalid setting stops the process at its start, not a request later."""
-        _ = (self.settings, self.database, self.queue, self.hub, self.reader, self.feed, self.callers, self.monitoring)
-        _ = self.planning
-        if self.settings.deliver_webhooks:
+        record = None if self.monitoring is None else self.monitoring.record_try
+        self._delivery = Delivery(settings=settings, record=record) if settings.deliver_webhooks else None
+        if self._delivery is not None:
             self._delivery.start()
 
+    @cached_property
+    def secrets_box(self) -> SecretsBox:
+        """Made where it is needed: its key may be in a file, which is made with it."""
+        return self.settings.secrets_box()
+
+    @cached_property
+    def sessions(self) -> Sessions:
+        return Sessions(self.secrets_box)
+
     def close(self) -> None:
-        """Close those that were created."""
-        delivery: Delivery | None = self.__dict__.pop("_delivery", None)
-        if delivery is not None:
-            delivery.stop()
-        for name in ("monitoring", "reader", "callers", "database", "queue"):
-            service: Monitoring | BatchedReader | Callers | Database | Queue | None = self.__dict__.pop(name, None)
+        if self._delivery is not None:
+            self._delivery.stop()
+        for service in (self.monitoring, self.reader, self.callers, self.database, self.queue):
             if service is not None:
                 service.close()
 

@@ -33,28 +33,27 @@ def test_every_core_error_has_a_status(settings: Settings) -> None:
     def fail() -> None:
         raise raised[-1]
 
-    client = TestClient(app, raise_server_exceptions=False)
-
     def raising(error: Exception) -> Response:
         raised.append(error)
         return client.get("/raise")
 
     assert core.ReplaceMeError in HTTP_ERRORS
-    for kind in all_errors():
-        if kind.__module__.startswith("api.cli"):
-            continue  # the command line's own never reach a response
-        expected = http_error_of(kind("a reason"))
-        code = kind.code if expected.status != 500 else "internal_error"
-        response = raising(kind("a reason"))
-        body = assert_problem(response, status=expected.status, code=code)
-        assert ("a reason" in str(body["detail"])) == (expected.status != 500)
-        assert ("retry-after" in response.headers) == issubclass(kind, core.Unavailable | core.TooManyRequests)
-    unexpected = raising(RuntimeError("secret"))
-    assert_problem(unexpected, status=500, code="internal_error")
-    assert "secret" not in unexpected.text
-    limited = raising(core.RateLimited("the Hub limits how often it is asked", retry_after=271.5))
-    assert_problem(limited, status=503, code="rate_limited")
-    assert limited.headers["Retry-After"] == "272"
+    with TestClient(app, raise_server_exceptions=False) as client:
+        for kind in all_errors():
+            if kind.__module__.startswith("api.cli"):
+                continue  # the command line's own never reach a response
+            expected = http_error_of(kind("a reason"))
+            code = kind.code if expected.status != 500 else "internal_error"
+            response = raising(kind("a reason"))
+            body = assert_problem(response, status=expected.status, code=code)
+            assert ("a reason" in str(body["detail"])) == (expected.status != 500)
+            assert ("retry-after" in response.headers) == issubclass(kind, core.Unavailable | core.TooManyRequests)
+        unexpected = raising(RuntimeError("secret"))
+        assert_problem(unexpected, status=500, code="internal_error")
+        assert "secret" not in unexpected.text
+        limited = raising(core.RateLimited("the Hub limits how often it is asked", retry_after=271.5))
+        assert_problem(limited, status=503, code="rate_limited")
+        assert limited.headers["Retry-After"] == "272"
 
 
 def test_a_commit_that_fails_is_not_a_202(
