@@ -19,7 +19,7 @@ from api.dashboard.rendering import FILES, static_root
 from api.http import hosts, openapi, problems
 from api.http.deadline import Deadline, low_latency
 from api.http.guard import Guard, scopes_of
-from api.http.request_log import RequestLog, RouteNote
+from api.http.request_log import RequestLog
 from api.http.requests import BodyLimit, Head, refuse_unknown
 from api.routes.deps import Services
 from api.routes.reading import Unchanged
@@ -67,7 +67,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(router)
     app.mount(static_root(), StaticFiles(directory=FILES))
     problems.install(app)
-    app.add_middleware(RouteNote)
     app.add_middleware(BodyLimit)
     app.add_middleware(Unchanged, reader=lambda: services().reader)
     app.add_middleware(Guard, callers=lambda: services().callers, limits=lambda: services().rate_limits)

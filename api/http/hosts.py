@@ -190,7 +190,7 @@ class Proxies:
         if scope["type"] != "http":
             await self._app(scope, receive, send)  # type: ignore[arg-type]  # uvicorn has types of its own
             return
-        scope = {**scope, "headers": list(scope["headers"])}
+        scope["headers"] = list(scope["headers"])  # the server has the same list
         headers, root, client = MutableHeaders(scope=scope), self._root_path, scope.get("client")
         if client is not None and client[0] in self._app.trusted_hosts:
             host = headers.get("x-forwarded-host", "").rpartition(",")[2].strip()

@@ -1,13 +1,12 @@
 """The outermost middleware: each request has an id, a place in a trace, a line in the log, and is counted.
 
-Never headers, queries, bodies or tokens. What has to be known of a request at its end is noted in its ASGI scope on the
-way: middleware in between may copy the scope, and the note is one object in all copies.
+Never headers, queries, bodies or tokens. All other middleware has one ASGI scope, a copy of the server's: what is
+changed in it on the way, and the route, is known here at the end, and the server does not see it.
 """
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
@@ -34,7 +33,9 @@ FOR_BROWSERS = {
     "X-Frame-Options": "DENY",
 }
 """Of every response, JSON, streams and errors too, unless it has its own: a report and its pictures have a policy."""
-_SCOPE_KEY = "replaceme.note"
+ROUTE = "replaceme.route"
+"""In the scope of a response that is made before a route has the request: the template of its path."""
+_SCOPE_KEY = "replaceme.origin"
 _ID_HEADER, _TRACE_HEADER = "X-Request-ID", "traceparent"
 _PROBES = ("/health", "/ready", "/metrics")
 
@@ -47,33 +48,14 @@ class Record(Protocol):
     def __call__(self, *, method: str, route: str | None, status: int, seconds: float) -> None: ...
 
 
-@dataclass(kw_only=True)
-class RequestNote:
-    """`route` is the template of the path, such as `/jobs/{job_id}`; `None` until a route has the request."""
-
-    origin: Origin
-    route: str | None = None
-
-    def complete(self, headers: MutableHeaders) -> None:
-        """Add what each response has: `X-Request-ID`, within a trace `traceparent`, and the headers for browsers."""
-        for name, value in ((_ID_HEADER, self.origin.request_id), (_TRACE_HEADER, self.origin.traceparent)):
-            if value is not None:
-                headers[name] = value
-        for name, value in FOR_BROWSERS.items():
-            headers.setdefault(name, value)
-
-
-def set_route(scope: Scope, route: str) -> None:
-    """For a response that is made before a route has the request."""
-    note: RequestNote | None = scope.get(_SCOPE_KEY)
-    if note is not None:
-        note.route = route
-
-
 def complete(scope: Scope, headers: MutableHeaders) -> None:
-    """Add what each response has to one that does not pass through `RequestLog`."""
-    note: RequestNote = scope[_SCOPE_KEY]
-    note.complete(headers)
+    """Add what each response has: `X-Request-ID`, within a trace `traceparent`, and the headers for browsers."""
+    found: Origin = scope[_SCOPE_KEY]
+    for name, value in ((_ID_HEADER, found.request_id), (_TRACE_HEADER, found.traceparent)):
+        if value is not None:
+            headers[name] = value
+    for name, value in FOR_BROWSERS.items():
+        headers.setdefault(name, value)
 
 
 class RequestLog:
@@ -90,43 +72,30 @@ class RequestLog:
         began = time.perf_counter()
         begun_after: float | None = None
         status = 500  # the server's own response when the application sends none
-        note = scope[_SCOPE_KEY] = RequestNote(origin=_origin_of(Headers(scope=scope)))
+        scope[_SCOPE_KEY] = _origin_of(Headers(scope=scope))
 
         async def send_and_note_status(message: Message) -> None:
             nonlocal status, begun_after
             if message["type"] == "http.response.start":
                 status, begun_after = message["status"], time.perf_counter() - began
-                note.complete(MutableHeaders(scope=message))
+                complete(scope, MutableHeaders(scope=message))
             await send(message)
 
         # the method as metrics and spans name it: clients can make up others
         method, path = scope["method"] if scope["method"] in METHODS else OTHER, scope["path"]
-        with bound(note.origin), _span(method, path) as span:
-            note.origin = origin()  # within the span
+        with bound(scope[_SCOPE_KEY]), _span(method, path) as span:
+            scope[_SCOPE_KEY] = origin()  # within the span
+            shared = dict(scope)
             try:
-                await self._app(scope, receive, send_and_note_status)
+                await self._app(shared, receive, send_and_note_status)
             finally:
                 seconds = time.perf_counter() - began
-                _describe(span, method=method, route=note.route, status=status)
+                route = shared.get(ROUTE) or getattr(shared.get("route"), "path_format", None)
+                _describe(span, method=method, route=route, status=status)
                 answered = seconds if begun_after is None else begun_after
-                self._record(method=method, route=note.route, status=status, seconds=answered)
+                self._record(method=method, route=route, status=status, seconds=answered)
                 if path not in _PROBES or status >= 400:
                     _log.info("request", method=method, path=path[:200], status=status, seconds=round(seconds, 4))
-
-
-class RouteNote:
-    """ASGI middleware, the innermost one: notes the route."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            note: RequestNote | None = scope.get(_SCOPE_KEY)
-            if note is not None:
-                note.route = getattr(scope.get("route"), "path_format", None)
 
 
 def _origin_of(headers: Headers) -> Origin:

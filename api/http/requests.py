@@ -47,7 +47,7 @@ class Head:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET", _HEAD_KEY: True}
+            scope.update({"method": "GET", _HEAD_KEY: True})
         await self._app(scope, receive, send)
 
 

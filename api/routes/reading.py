@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.http.callers import known_caller
 from api.http.hosts import path_of
-from api.http.request_log import set_route
+from api.http.request_log import ROUTE
 from api.http.responses import is_known, known_tags, not_modified, tag_of
 from replaceme_core.errors import ReplaceMeError, Unavailable
 from replaceme_core.ledger import reading, scheduling
@@ -199,7 +199,6 @@ class BatchedReader:
 
 # Polls for a job that has not changed
 
-ROUTE = "/jobs/{job_id}"
 _PREFIX = "/jobs/"
 _QUEUED_SECONDS, _SOONEST_SECONDS, _LATEST_SECONDS = 2, 1, 30
 _ETA_PART = 20
@@ -217,7 +216,7 @@ class Unchanged:
         if response is None:
             await self._app(scope, receive, send)
             return
-        set_route(scope, ROUTE)
+        scope[ROUTE] = f"{_PREFIX}{{job_id}}"
         await response(scope, receive, send)
 
     async def _response(self, scope: Scope) -> Response | None:
