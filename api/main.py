@@ -14,7 +14,7 @@ from starlette.staticfiles import StaticFiles
 
 from api import routes
 from api.dashboard import access, comparing, job, jobs, new_job, service
-from api.dashboard.middleware import Pages
+from api.dashboard.middleware import Pages, form
 from api.dashboard.rendering import FILES, static_root
 from api.http import hosts, openapi, problems
 from api.http.deadline import Deadline, low_latency
@@ -65,6 +65,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     for router in _ROUTERS:
         app.include_router(router)
+    for pages in (access, comparing, job, jobs, new_job, service):
+        app.include_router(pages.router, include_in_schema=False, dependencies=[Depends(form)])
     app.mount(static_root(), StaticFiles(directory=FILES))
     problems.install(app)
     app.add_middleware(BodyLimit)
@@ -81,12 +83,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _routers() -> Iterator[APIRouter]:
-    """All routers of the modules in `api/routes`, in the order of their names, and those of the dashboard."""
+    """All routers of the modules in `api/routes`, in the order of their names."""
     for found in sorted(pkgutil.iter_modules(routes.__path__), key=lambda module: module.name):
         module = import_module(f"{routes.__name__}.{found.name}")
         yield from (value for value in vars(module).values() if isinstance(value, APIRouter))
-    for pages in (access, comparing, job, jobs, new_job, service):
-        yield pages.router
 
 
 _ROUTERS = tuple(_routers())  # all of the application is imported with this module

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from api.bodies import KeyId, KeyRequest, KeyRotationRequest, PageQuery
-from api.dashboard.middleware import FormDep, PageRoute
+from api.dashboard.middleware import FormDep
 from api.dashboard.new_job import labels_of
 from api.dashboard.rendering import page, see
 from api.request_bodies import Asked, checked
@@ -20,7 +20,7 @@ from replaceme_core.ledger.database import LedgerSession
 from replaceme_core.ledger.keys import CreatedKey, Keys, Scope
 from replaceme_core.ledger.states import DEFAULT_EVENTS, EventType, Payload
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter()
 
 ON_A_PAGE = 50
 _SHOWN_DELIVERIES = 20

@@ -17,7 +17,6 @@ from starlette.concurrency import run_in_threadpool
 from api.bodies import JobBody, Parameters
 from api.dashboard.job import stored_report
 from api.dashboard.jobs import Filters, Text
-from api.dashboard.middleware import PageRoute
 from api.dashboard.rendering import page, removal, short_id
 from api.routes.deps import CallerDep, ServicesDep
 from api.routes.jobs import JobId, job_body, whole_body
@@ -31,7 +30,7 @@ from replaceme_core.report.reading import Report, Shown
 from replaceme_core.runner.messages import Stage
 from replaceme_core.validation import parameter_problem
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter()
 
 FEWEST, MOST = 2, 5
 _MOST_GIVEN = 200

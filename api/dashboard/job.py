@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.bodies import EventBody
-from api.dashboard.middleware import FormDep, PageRoute, key_of
+from api.dashboard.middleware import FormDep, key_of
 from api.dashboard.rendering import page, see
 from api.http.hosts import root_of
 from api.http.responses import CHECKED, is_known, known_tags, not_modified, tag_of
@@ -28,7 +28,7 @@ from replaceme_core.report.reading import Report
 from replaceme_core.request.fields import ending_of
 from replaceme_core.shapes import BEGINNING_OF_ID
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter()
 
 _TYPES: dict[Format, str] = {"svg": "image/svg+xml", "png": "image/png"}
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"

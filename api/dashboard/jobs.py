@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import Field, ValidationError
 
 from api.bodies import JobBody, Parameters
-from api.dashboard.middleware import FormDep, PageRoute, key_of
+from api.dashboard.middleware import FormDep, key_of
 from api.dashboard.rendering import page, see
 from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep, SessionDep
 from api.routes.jobs import JobsQuery, job_body
@@ -20,7 +20,7 @@ from replaceme_core.ledger import changes, reading
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.validation import parameter_problem
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter()
 
 JOBS_ON_A_PAGE = 50
 _TICK = "job-"

@@ -6,13 +6,12 @@ Within it a page is a route like any other: the same guard, the same problems (R
 import hashlib
 import hmac
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Annotated
 from urllib.parse import parse_qsl, urlencode
 
 from fastapi import Depends, Request, Response
-from fastapi.routing import APIRoute
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
@@ -21,15 +20,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.dashboard.rendering import STATIC, page
 from api.http.callers import COOKIE, SESSION_SECONDS, Session, Sessions, session_of, set_session
 from api.http.hosts import path_of, root_of
-from api.http.problems import PROBLEM_JSON, MalformedBody, internal_error, problem_response
+from api.http.problems import PROBLEM_JSON, MalformedBody, internal_error
 
 PREFIX = "/ui/"
 SIGN_IN = "/ui/sign-in"
 _A_YEAR = "public, max-age=31536000, immutable"
 _HTML = "text/html"
-CSRF_FAILED = "csrf_failed"
 CSRF_FIELD = "csrf_token"
-_SCOPE_KEY = "replaceme.form"
 _READING = ("GET", "HEAD")
 _FORM = "application/x-www-form-urlencoded"
 _MOST_FIELDS = 100
@@ -127,26 +124,25 @@ def cookie(value: str, scope: Scope, *, seconds: int = SESSION_SECONDS) -> str:
     return f"{COOKIE}={value}; Max-Age={seconds}; Path={path}; HttpOnly; SameSite=Lax{secure}"
 
 
-class PageRoute(APIRoute):
-    """A route of pages. What may change something is a form with the token of the session, else it is a 403."""
+async def form(request: Request) -> Mapping[str, str]:
+    """A dependency of all pages: the fields of the form; none where the request can change nothing.
 
-    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]  # a coroutine function too
-        handle = super().get_route_handler()
+    Raises `HTTPException`, also without the token of the session, and as `parse` does.
+    """
+    if request.method in _READING:
+        return {}
+    found = parse(request.headers.get("content-type", ""), await request.body())
+    session, given = session_of(request.scope), found.get(CSRF_FIELD, "")
+    if session is None or not hmac.compare_digest(given.encode(), session.csrf_token.encode()):
+        raise HTTPException(
+            HTTPStatus.FORBIDDEN,
+            "this form does not belong to your session, which may have ended; go back, load the page again and repeat "
+            "what you did",
+        )
+    return found
 
-        async def handle_with_token(request: Request) -> Response:
-            if request.method not in _READING:
-                form = parse(request.headers.get("content-type", ""), await request.body())
-                if not _has_token(form, request.scope):
-                    return problem_response(
-                        status=HTTPStatus.FORBIDDEN,
-                        code=CSRF_FAILED,
-                        detail="this form does not belong to your session, which may have ended; go back, load the "
-                        "page again and repeat what you did",
-                    )
-                request.scope[_SCOPE_KEY] = form
-            return await handle(request)
 
-        return handle_with_token
+FormDep = Annotated[Mapping[str, str], Depends(form)]
 
 
 def parse(content_type: str, body: bytes) -> dict[str, str]:
@@ -161,12 +157,6 @@ def parse(content_type: str, body: bytes) -> dict[str, str]:
         raise MalformedBody(f"the form cannot be read: {error}") from None
 
 
-def _has_token(form: Mapping[str, str], scope: Scope) -> bool:
-    session = session_of(scope)
-    given = form.get(CSRF_FIELD, "")
-    return session is not None and hmac.compare_digest(given.encode(), session.csrf_token.encode())
-
-
 def key_of(form: Mapping[str, str]) -> str | None:
     """The idempotency key of a form, which every rendering gives another `key`.
 
@@ -176,11 +166,3 @@ def key_of(form: Mapping[str, str]) -> str | None:
         return None
     contents = sorted((name, value) for name, value in form.items() if name != CSRF_FIELD)
     return hashlib.sha256(repr(contents).encode(errors="replace")).hexdigest()
-
-
-async def form(request: Request) -> Mapping[str, str]:
-    found: Mapping[str, str] = request.scope[_SCOPE_KEY]
-    return found
-
-
-FormDep = Annotated[Mapping[str, str], Depends(form)]

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from api.dashboard.middleware import FormDep, PageRoute, key_of
+from api.dashboard.middleware import FormDep, key_of
 from api.dashboard.rendering import page, see
 from api.http.callers import caller_of
 from api.http.problems import http_error_of
@@ -44,7 +44,7 @@ DEFAULTS: Mapping[str, str] = {
 _NUMBER = re.compile(r"-?(\d{1,18}|\d{0,18}\.\d{1,30})([eE][+-]?\d{1,2})?")
 _MOST_MODELS = 50
 _SAME = 1e-6
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter()
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 
-from api.dashboard.middleware import SIGN_IN, FormDep, PageRoute, cookie
+from api.dashboard.middleware import SIGN_IN, FormDep, cookie
 from api.dashboard.rendering import page, see
 from api.http.callers import SESSION_SECONDS, Caller, Session, Unknown, session_of
 from api.http.hosts import root_of
@@ -21,7 +21,7 @@ from replaceme_core.ledger.keys import Keys, hash_of
 from replaceme_core.ledger.scheduling import MAX_COUNTED
 from replaceme_core.ledger.watching import Workers
 
-router = APIRouter(route_class=PageRoute, include_in_schema=False)
+router = APIRouter()
 
 
 FIRST_PAGE = "/ui/jobs"

@@ -58,6 +58,7 @@ HTTP_ERRORS: dict[type[core.ReplaceMeError], HttpError] = {
 CODES = {
     HTTPStatus.BAD_REQUEST: "bad_request",
     HTTPStatus.UNAUTHORIZED: "unauthenticated",
+    HTTPStatus.FORBIDDEN: "csrf_failed",  # the other reasons are errors of the core, or name their code
     HTTPStatus.NOT_FOUND: "not_found",
     HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "content_too_large",
