@@ -7,7 +7,7 @@ for all streams that send it.
 
 import asyncio
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, suppress
@@ -113,8 +113,7 @@ _log = structlog.get_logger(__name__)
 class _Follower:
     """What a stream has not sent yet."""
 
-    def __init__(self, *, owner: str, job_id: str | None) -> None:
-        self.owner = owner
+    def __init__(self, *, job_id: str | None) -> None:
         self.job_id = job_id
         self.queue: deque[EventMessage] = deque()
         self.news = asyncio.Event()
@@ -136,8 +135,8 @@ class EventFeed:
         self._database = database
         self._poll_seconds = poll_seconds
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="events")
-        self._of_job: dict[str, set[_Follower]] = {}
-        self._of_owner: dict[str, set[_Follower]] = {}
+        self._followers: defaultdict[tuple[str, str | None], set[_Follower]] = defaultdict(set)
+        """Of an owner and a job; without a job those of all jobs of the owner."""
         self._position: int | None = None
         self._started = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -146,7 +145,7 @@ class EventFeed:
     @property
     def followers(self) -> int:
         """How many streams are open."""
-        return sum(map(len, self._of_job.values())) + sum(map(len, self._of_owner.values()))
+        return sum(map(len, self._followers.values()))
 
     async def of_job(self, job_id: str, *, owner: str, after: int) -> AsyncIterator[EventMessage | None]:
         """Events of a job behind the `seq` `after`, until the one that ends the job. `None`: nothing for a while.
@@ -158,7 +157,7 @@ class EventFeed:
             page = reading.events(session, job_id, after=last, limit=BATCH, owner=owner)
             return [FeedEvent(position=0, owner=owner, event=event) for event in page.items]
 
-        with self._following(_Follower(owner=owner, job_id=job_id)) as follower, suppress(JobNotFound):
+        with self._following(owner, job_id) as follower, suppress(JobNotFound):
             async for message in self._follow(follower, after, read, lambda message: message.event.seq):
                 yield message
                 if message is not None and message.event.type in _LAST:
@@ -173,7 +172,7 @@ class EventFeed:
         def read(session: LedgerSession, last: int) -> list[FeedEvent]:
             return events_after(session, last, limit=BATCH, owner=owner)
 
-        with self._following(_Follower(owner=owner, job_id=None)) as follower:
+        with self._following(owner, None) as follower:
             await self._started.wait()
             assert self._position is not None
             last = self._position if after is None else after
@@ -250,20 +249,18 @@ class EventFeed:
                 return
 
     @contextmanager
-    def _following(self, follower: _Follower) -> Iterator[_Follower]:
-        followers, key = (
-            (self._of_owner, follower.owner) if follower.job_id is None else (self._of_job, follower.job_id)
-        )
-        followers.setdefault(key, set()).add(follower)
+    def _following(self, owner: str, job_id: str | None) -> Iterator[_Follower]:
+        follower, key = _Follower(job_id=job_id), (owner, job_id)
+        self._followers[key].add(follower)
         if self._task is None or self._task.done():
             self._started.clear()
             self._task = asyncio.create_task(self._read_on())
         try:
             yield follower
         finally:
-            followers[key].discard(follower)
-            if not followers[key]:
-                del followers[key]
+            self._followers[key].discard(follower)
+            if not self._followers[key]:
+                del self._followers[key]
 
     async def _read_on(self) -> None:
         """Read and hand out what is new, as long as somebody follows."""
@@ -290,10 +287,9 @@ class EventFeed:
                 await asyncio.sleep(self._poll_seconds)
 
     def _hand_out(self, message: EventMessage) -> None:
-        for follower in self._of_job.get(message.event.job_id, ()):
-            follower.offer(message)
-        for follower in self._of_owner.get(message.owner, ()):
-            follower.offer(message)
+        for job_id in (message.event.job_id, None):
+            for follower in self._followers.get((message.owner, job_id), ()):
+                follower.offer(message)
 
     def _read_new(self) -> list[FeedEvent]:
         number_all(self._database)

@@ -120,7 +120,7 @@ def test_a_stream_that_falls_behind_reads_from_the_table(
         jobs = [ledger.add(owner="ada")]
         await take(messages, 1)
         jobs += await asyncio.to_thread(lambda: [ledger.add(owner="ada") for _ in range(10)])
-        (follower,) = feed._of_owner["ada"]
+        (follower,) = feed._followers["ada", None]
         while not follower.fell_behind:
             await asyncio.sleep(0.01)
         assert not follower.queue
