@@ -48,10 +48,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         found: Services = app.state.services
         return found
 
-    def record(*, method: str, route: str | None, status: int, seconds: float) -> None:
-        if (monitoring := services().monitoring) is not None:
-            monitoring.record_request(method=method, route=route, status=status, seconds=seconds)
-
     app: FastAPI = FastAPIOffline(
         title="ReplaceMe",
         version=metadata.version("replaceme"),
@@ -77,7 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(GZipMiddleware, minimum_size=COMPRESSED_BYTES, compresslevel=6)  # and no stream of events
     app.add_middleware(Head)
     hosts.install(app, settings)
-    app.add_middleware(RequestLog, record=record)
+    app.add_middleware(RequestLog, record=lambda **request: services().monitoring.record_request(**request))
     openapi.install(app, scopes_of=scopes_of)
     return app
 

@@ -82,7 +82,10 @@ class Monitoring:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metrics")
 
     def record_request(self, *, method: str, route: str | None, status: int, seconds: float) -> None:
-        """Count one request. `route` is its template such as `/jobs/{job_id}`, `method` one that is known."""
+        """Count one request. `route` is its template such as `/jobs/{job_id}`, `method` one that is known.
+
+        `seconds`: until its response began.
+        """
         route = route or NO_ROUTE
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)

@@ -5,9 +5,8 @@ changed in it on the way, and the route, is known here at the end, and the serve
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import structlog
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
@@ -42,12 +41,6 @@ _PROBES = ("/health", "/ready", "/metrics")
 _log = structlog.get_logger(__name__)
 
 
-class Record(Protocol):
-    """Counts a request. `seconds`: until its response began."""
-
-    def __call__(self, *, method: str, route: str | None, status: int, seconds: float) -> None: ...
-
-
 def complete(scope: Scope, headers: MutableHeaders) -> None:
     """Add what each response has: `X-Request-ID`, within a trace `traceparent`, and the headers for browsers."""
     found: Origin = scope[_SCOPE_KEY]
@@ -59,9 +52,12 @@ def complete(scope: Scope, headers: MutableHeaders) -> None:
 
 
 class RequestLog:
-    """ASGI middleware: logs one line per request, and counts it. Successful probes are not logged."""
+    """ASGI middleware: logs one line per request, and counts it. Successful probes are not logged.
 
-    def __init__(self, app: ASGIApp, *, record: Record) -> None:
+    `record` counts one as `Monitoring.record_request` does.
+    """
+
+    def __init__(self, app: ASGIApp, *, record: Callable[..., None]) -> None:
         self._app = app
         self._record = record
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Protocol
 
 import structlog
 
@@ -68,16 +67,10 @@ def check_url(url: str, settings: Settings, *, field: str = "url") -> None:
         raise
 
 
-class Record(Protocol):
-    """Counts a try."""
-
-    def __call__(self, *, error: str | None, is_last: bool) -> None: ...
-
-
 class Delivery:
     """Claims and sends until `stop`. All threads are daemons: what is on the way at a stop is claimed again later.
 
-    `record` gets what became of each try: `error`, and whether no other follows.
+    `record` counts a try as `Monitoring.record_try` does.
     """
 
     def __init__(
@@ -86,7 +79,7 @@ class Delivery:
         settings: Settings,
         sender: Sender | None = None,
         pause: Callable[..., float | None] = pause_after,
-        record: Record | None = None,
+        record: Callable[..., None] | None = None,
         poll_seconds: float = POLL_SECONDS,
     ) -> None:
         self._database = Database(settings.resolved_database_url)

@@ -45,9 +45,7 @@ class Services:
         self.planning = Planning(settings=settings, database=self.database, hub=settings.open_hub())
         self.report_pages = ReportPages()
         self.rate_limits = RateLimits(requests_per_minute=settings.requests_per_minute)
-        self.monitoring = (  # `None` where the operator wants no metrics
-            None if settings.metrics_key is None else Monitoring(self.database, streams=lambda: self.feed.followers)
-        )
+        self.monitoring = Monitoring(self.database, streams=lambda: self.feed.followers)
         self.submitter = Submitter(
             settings=settings,
             database=self.database,
@@ -56,9 +54,8 @@ class Services:
             planning=self.planning,
             write_slots=self.write_slots,
         )
-        record = None if self.monitoring is None else self.monitoring.record_try
-        self._delivery = Delivery(settings=settings, record=record) if settings.deliver_webhooks else None
-        if self._delivery is not None:
+        self._delivery = Delivery(settings=settings, record=self.monitoring.record_try)
+        if settings.deliver_webhooks:
             self._delivery.start()
 
     @cached_property
@@ -71,11 +68,9 @@ class Services:
         return Sessions(self.secrets_box)
 
     def close(self) -> None:
-        if self._delivery is not None:
-            self._delivery.stop()
+        self._delivery.stop()
         for service in (self.monitoring, self.reader, self.callers, self.database, self.queue):
-            if service is not None:
-                service.close()
+            service.close()
 
 
 # Dependencies of routes
