@@ -3,7 +3,6 @@
 import tempfile
 import time
 from collections.abc import Mapping
-from threading import Lock
 
 from celery import Celery
 from kombu.exceptions import KombuError
@@ -24,9 +23,8 @@ class Queue:
     """Sends tasks by name. Connects on first use; safe to use from several threads."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._lock = Lock()
-        self._app: Celery | None = None
+        self._app = Celery("replaceme-api", set_as_current=False)
+        self._app.conf.update(_with_short_timeouts(broker_config(settings)))
         self._rests_until = 0.0  # by the monotonic clock
 
     def enqueue(self, job_id: str, *, worker_kind: WorkerKind | None = None) -> None:
@@ -40,7 +38,7 @@ class Queue:
         queue = queue_of(worker_kind)
         with publication(job_id, queue=queue):
             try:
-                self._celery().send_task(
+                self._app.send_task(
                     RUN_JOB_TASK,
                     args=[job_id],
                     queue=queue,
@@ -55,10 +53,9 @@ class Queue:
     def ping(self) -> None:
         """Check that the broker accepts messages. Raises `QueueUnreachable`."""
         try:
-            app = self._celery()
-            with app.connection_for_write() as connection:
+            with self._app.connection_for_write() as connection:
                 connection.default_channel  # noqa: B018  # opens a connection and a channel, which sends a ping
-            folder = app.conf[_TRANSPORT_KEY].get("data_folder_out")
+            folder = self._app.conf[_TRANSPORT_KEY].get("data_folder_out")
             if folder is not None:
                 with tempfile.TemporaryFile(dir=folder):
                     pass
@@ -67,17 +64,7 @@ class Queue:
 
     def close(self) -> None:
         """Close all pooled connections."""
-        with self._lock:
-            if self._app is not None:
-                self._app.close()
-
-    def _celery(self) -> Celery:
-        with self._lock:
-            if self._app is None:
-                app = Celery("replaceme-api", set_as_current=False)
-                app.conf.update(_with_short_timeouts(broker_config(self._settings)))
-                self._app = app
-            return self._app
+        self._app.close()
 
 
 def _unreachable(error: BaseException) -> QueueUnreachable:
