@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.dashboard.rendering import STATIC, page
 from api.http.callers import COOKIE, SESSION_SECONDS, Session, Sessions, session_of, set_session
 from api.http.hosts import path_of, root_of
-from api.http.problems import PROBLEM_JSON, MalformedBody, internal_error
+from api.http.problems import AS_PAGE, MalformedBody, internal_error
 
 PREFIX = "/ui/"
 SIGN_IN = "/ui/sign-in"
@@ -44,74 +44,47 @@ class Pages:
         if not path.startswith(PREFIX):
             await self._app(scope, receive, send)
             return
-        is_new, is_file = False, path.startswith(STATIC)
+        is_new, is_file, is_started = False, path.startswith(STATIC), False
         if not is_file:
             known = self._sessions().open(Request(scope).cookies.get(COOKIE, ""))
-            is_new = known is None
-            set_session(scope, known or Session.start())
-        problem: _Problem | None = None
-        started = False
+            is_new, session = known is None, known or Session.start()
+            set_session(scope, session)
+            scope[AS_PAGE] = page_of_problem
 
         async def send_page(message: Message) -> None:
-            nonlocal problem, started
-            started = True
+            nonlocal is_started
+            is_started = True
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.setdefault("Cache-Control", _A_YEAR if is_file and message["status"] == 200 else "no-store")
-                kind = headers.get("content-type", "").partition(";")[0]
-                if is_new and kind == _HTML and "set-cookie" not in headers:
-                    self._keep(scope, headers)
-                if kind == PROBLEM_JSON and not is_file:
-                    problem = _Problem(message)
-                    return
-            elif problem is not None:
-                problem.body += message.get("body", b"")
-                if message.get("more_body", False):
-                    return
-                answer, problem = problem.as_page(scope), None
-                if is_new:
-                    self._keep(scope, answer.headers)
-                await answer(scope, receive, send)
-                return
+                is_page = headers.get("content-type", "").startswith(_HTML)
+                if is_new and is_page and "set-cookie" not in headers:
+                    headers.append("Set-Cookie", cookie(self._sessions().seal(session), scope))
             await send(message)
 
         try:
             await self._app(scope, receive, send_page)
         except Exception:
-            if not started:  # else the framework would answer outside of this, without a page
+            if not is_started:  # else the framework would answer outside of this, without a page
                 await internal_error()(scope, receive, send_page)
             raise
 
-    def _keep(self, scope: Scope, headers: MutableHeaders) -> None:
-        session = session_of(scope)
-        assert session is not None
-        headers.append("Set-Cookie", cookie(self._sessions().seal(session), scope))
 
-
-class _Problem:
-    """An error on its way out."""
-
-    def __init__(self, start: Message) -> None:
-        self.status = HTTPStatus(start["status"]) if start["status"] in set(HTTPStatus) else HTTPStatus.BAD_REQUEST
-        self.headers = Headers(raw=start["headers"])
-        self.body = b""
-
-    def as_page(self, scope: Scope) -> Response:
-        """The page; where somebody has to sign in, the way there."""
-        kept = {name: value for name, value in self.headers.items() if name not in ("content-type", "content-length")}
-        is_part = "hx-request" in Headers(scope=scope)
-        if self.status is HTTPStatus.UNAUTHORIZED:
-            kept.pop("www-authenticate", None)
-            here, there = path_of(scope), f"{root_of(scope)}{SIGN_IN}"
-            if scope["method"] == "GET":
-                query = scope["query_string"].decode("latin-1")
-                there += "?" + urlencode({"next": f"{here}?{query}" if query else here})
-            if is_part:  # one that was posted is of a form, whose fields would be lost
-                kept |= {"HX-Redirect": there} if scope["method"] == "GET" else {}
-                return Response(status_code=self.status, headers=kept)
-            return RedirectResponse(there, status_code=HTTPStatus.SEE_OTHER, headers=kept)
-        problem = json.loads(self.body)
-        return page("error.html", scope, status=self.status, headers=kept, problem=problem)
+def page_of_problem(problem: Response, scope: Scope) -> Response:
+    """The page that shows an error; where somebody has to sign in, the way there."""
+    kept = {name: value for name, value in problem.headers.items() if name not in ("content-type", "content-length")}
+    if problem.status_code != HTTPStatus.UNAUTHORIZED:
+        status, body = HTTPStatus(problem.status_code), json.loads(bytes(problem.body))
+        return page("error.html", scope, status=status, headers=kept, problem=body)
+    kept.pop("www-authenticate", None)
+    here, there, is_read = path_of(scope), f"{root_of(scope)}{SIGN_IN}", scope["method"] == "GET"
+    if is_read:
+        query = scope["query_string"].decode("latin-1")
+        there += "?" + urlencode({"next": f"{here}?{query}" if query else here})
+    if "hx-request" not in Headers(scope=scope):
+        return RedirectResponse(there, status_code=HTTPStatus.SEE_OTHER, headers=kept)
+    # one that was posted is of a form, whose fields would be lost
+    return Response(status_code=problem.status_code, headers=kept | ({"HX-Redirect": there} if is_read else {}))
 
 
 def cookie(value: str, scope: Scope, *, seconds: int = SESSION_SECONDS) -> str:

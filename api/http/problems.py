@@ -5,7 +5,7 @@ is a sentence for people.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
+from starlette.types import Receive, Scope, Send
 
 from api.http import request_log
 from api.request_bodies import schema_of
@@ -24,6 +25,8 @@ from replaceme_core.validation import MOST_PROBLEMS, Problem, parameter_problem,
 from replaceme_core.wording import shorten
 
 PROBLEM_JSON = "application/problem+json"
+AS_PAGE = "replaceme.as_page"
+"""In the scope of a request for a page: what makes the page of a problem."""
 _HIDDEN = "***"
 _RETRY_SECONDS = 5
 _CLIENT_CLOSED_REQUEST = 499
@@ -90,6 +93,19 @@ def http_error_of(error: core.ReplaceMeError) -> HttpError:
     return next(HTTP_ERRORS[kind] for kind in type(error).__mro__ if kind in HTTP_ERRORS)
 
 
+class ProblemResponse(JSONResponse):
+    """An error; in a browser a page that shows it."""
+
+    media_type = PROBLEM_JSON
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        as_page: Callable[[Response, Scope], Response] | None = scope.get(AS_PAGE)
+        if as_page is None:
+            await super().__call__(scope, receive, send)
+        else:
+            await as_page(self, scope)(scope, receive, send)
+
+
 def problem_response(
     *,
     status: HTTPStatus,
@@ -110,7 +126,7 @@ def problem_response(
     }
     if errors is not None:
         body["errors"] = list(errors)
-    return JSONResponse(body, status_code=status, headers=headers, media_type=PROBLEM_JSON)
+    return ProblemResponse(body, status_code=status, headers=headers)
 
 
 def problem_of(
