@@ -13,6 +13,7 @@ import typer
 
 from api.cli.output.console import print_json, print_note
 from api.client.errors import Refused, ServiceError
+from api.client.models import Job
 from replaceme_core import errors
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.wording import shorten
@@ -78,11 +79,11 @@ def exit_code_of_status(status: int) -> ExitCode:
     return ExitCode.BAD_INPUT if status < 500 else ExitCode.SERVICE_UNREACHABLE
 
 
-def exit_code_of_job(status: str, *, code: str | None = None) -> ExitCode:
-    """The exit code for the final status of a job; `code` is that of its error."""
-    if code == errors.GateRejected.code:
+def exit_code_of_job(job: Job) -> int:
+    """The exit code for a job that has ended."""
+    if job.error is not None and job.error.code == errors.GateRejected.code:
         return ExitCode.GATE_REJECTED
-    return {"succeeded": ExitCode.SUCCEEDED, "cancelled": ExitCode.CANCELLED}.get(status, ExitCode.JOB_FAILED)
+    return {"succeeded": ExitCode.SUCCEEDED, "cancelled": ExitCode.CANCELLED}.get(job.status, ExitCode.JOB_FAILED)
 
 
 class InvalidRequest(InvalidInput):

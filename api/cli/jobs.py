@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import typer
 
-from api.cli.exit_codes import ExitCode
+from api.cli.exit_codes import ExitCode, exit_code_of_job
 from api.cli.job_request import (
     NOT_OF_A_PLAN,
     JobFile,
@@ -31,7 +31,6 @@ from api.cli.service import (
     Timeout,
     Wait,
     asks_service,
-    code_of_end,
     finish,
     interrupts,
     watch,
@@ -119,7 +118,7 @@ def _submit_sweep(
     if timeout is not None and (going := sum(not job.is_terminal for job in jobs)):
         print_note(f"error: not ended after {timeout:g} s: {going} of {len(jobs)} jobs; they continue")
         raise typer.Exit(int(ExitCode.TIMED_OUT))
-    raise typer.Exit(next((code for job in jobs if job.is_terminal and (code := code_of_end(job))), 0))
+    raise typer.Exit(next((code for job in jobs if job.is_terminal and (code := exit_code_of_job(job))), 0))
 
 
 @with_job_options(without=NOT_OF_A_PLAN)

@@ -201,18 +201,13 @@ def finish(
     if job.is_terminal:
         if service.as_json and job.error is not None:  # the log of a pipeline whose JSON goes to a file
             print_note(f"error: {job.error.code}: {job.error.message}")
-        raise typer.Exit(code_of_end(job))
+        raise typer.Exit(exit_code_of_job(job))
     if timeout is not None:
         print_note(
             f"error: job {job.id} is still {job.status} after {timeout:g} s; it continues, see: "
             f"replaceme status {job.id}"
         )
         raise typer.Exit(int(ExitCode.TIMED_OUT))
-
-
-def code_of_end(job: Job) -> int:
-    """That of a job that has ended."""
-    return int(exit_code_of_job(job.status, code=job.error.code if job.error else None))
 
 
 def watch(service: Service, submitted: Job, *, timeout: float | None, held: Interrupts | None) -> Job:
