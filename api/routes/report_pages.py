@@ -1,9 +1,7 @@
 """Pages and plots of reports: drawn one at a time, outside of the event loop, and kept for those who come back."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import TypeVar
 
@@ -19,14 +17,6 @@ MOST_WAITING = 50
 _Made = TypeVar("_Made", bytes, bytes | None)
 
 
-@dataclass(frozen=True)
-class _Content:
-    """A report, known by its digest: one that changes is another one."""
-
-    digest: str
-    report: Mapping[str, object] = field(compare=False)
-
-
 class ReportPages:
     """One at a time, because drawing takes a second of a processor; those who wait occupy no thread.
 
@@ -35,7 +25,8 @@ class ReportPages:
 
     def __init__(self, *, most_kept: int = MOST_KEPT) -> None:
         self._one_at_a_time = CapacityLimiter(1)
-        self._page = lru_cache(most_kept)(lambda of, back: render_page(of.report, back=back).encode())
+        # of the report as JSON: one that changes is another one
+        self._page = lru_cache(most_kept)(lambda text, back: render_page(json.loads(text), back=back).encode())
         self._plot = lru_cache(most_kept)(_drawn)
 
     async def page(self, report: Mapping[str, object], *, back: str = "") -> bytes:
@@ -46,13 +37,12 @@ class ReportPages:
         """The plot of that name; `None` where the report has none, and without matplotlib."""
         return await self._made(report, partial(self._plot, name=name, kind=kind))
 
-    async def _made(self, report: Mapping[str, object], make: Callable[[_Content], _Made]) -> _Made:
+    async def _made(self, report: Mapping[str, object], make: Callable[[str], _Made]) -> _Made:
         if self._one_at_a_time.statistics().tasks_waiting >= MOST_WAITING:
             raise Unavailable("too many reports are being drawn; try again in a minute")
-        digest = hashlib.sha256(json.dumps(report, sort_keys=True).encode()).hexdigest()
-        return await to_thread.run_sync(make, _Content(digest, report), limiter=self._one_at_a_time)
+        return await to_thread.run_sync(make, json.dumps(report), limiter=self._one_at_a_time)
 
 
-def _drawn(of: _Content, name: str, kind: Format) -> bytes | None:
-    plot = next((one for one in plots_of(of.report) if one.name == name), None) if can_draw() else None
+def _drawn(text: str, name: str, kind: Format) -> bytes | None:
+    plot = next((one for one in plots_of(json.loads(text)) if one.name == name), None) if can_draw() else None
     return None if plot is None else rendered(plot, kind)
