@@ -13,7 +13,7 @@ from http import HTTPMethod, HTTPStatus
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import FixedWindowRateLimiter
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
@@ -134,7 +134,7 @@ class Guard:
             return
         path = path_of(scope)
         needed = scopes_of(scope["method"], path)
-        if not needed and not _has_key(scope):
+        if not needed and "authorization" not in Headers(scope=scope):
             excess = _excess(scope, None)
             await (self._app if excess is None else _refuse_excess(excess))(scope, receive, send)
             return
@@ -162,10 +162,6 @@ class Guard:
             await _refuse_scope(needed, caller.scopes)(scope, receive, send)
             return
         await self._app(scope, receive, send)
-
-
-def _has_key(scope: AsgiScope) -> bool:
-    return any(name == b"authorization" for name, _ in scope["headers"])
 
 
 def _excess(scope: AsgiScope, key_id: str | None) -> int | None:

@@ -120,7 +120,8 @@ class Hosts:
         await response(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> tuple[HTTPStatus, str] | None:
-        names = _values(scope, b"host")
+        headers = Headers(scope=scope)
+        names = headers.getlist("host")
         host = host_of(names[0]) if len(names) == 1 else None
         if host is None:
             return HTTPStatus.BAD_REQUEST, "expected one Host header with the name of this service"
@@ -132,7 +133,7 @@ class Hosts:
             )
         if scope["method"] in _READING:
             return None
-        origins = _values(scope, b"origin")
+        origins = headers.getlist("origin")
         if len(origins) == 1 and origins[0] in self._origins:
             return None
         for origin in origins:
@@ -142,7 +143,7 @@ class Hosts:
                     f"pages of {shorten(origin, _LONGEST)!r} may not change anything here; if they should, the "
                     "operator can add that origin to REPLACEME_CORS_ORIGINS",
                 )
-        if any(value.strip().lower() not in _OWN_SITE for value in _values(scope, b"sec-fetch-site")):
+        if any(value.strip().lower() not in _OWN_SITE for value in headers.getlist("sec-fetch-site")):
             detail = "pages of other sites, and of other ports of this host, may not change anything here"
             return HTTPStatus.FORBIDDEN, detail
         return None
@@ -161,10 +162,6 @@ class Hosts:
             return False
         host, port = source[0], source[1] or usual
         return (host, port) == (asked[0], asked[1] or usual) or (port == usual and host in self._allowed)
-
-
-def _values(scope: Scope, name: bytes) -> list[str]:
-    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
 
 
 class Cors(CORSMiddleware):
