@@ -21,8 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from api.cli.output.console import make_console
-from api.cli.output.progress import progress_display
+from api.cli.output.console import make_console, progress_display
 from api.cli.output.report import print_answers, print_candidates, print_tables, print_warnings
 from api.client.client import Client
 from api.client.models import Job
@@ -159,7 +158,7 @@ def _finished(console: Console, client: Client, request: Mapping[str, object], *
 
 
 def _follow(console: Console, client: Client, job: Job) -> Job:
-    with progress_display(console, clock=time.monotonic) as show:
+    with progress_display(console) as show:
         for job in client.watch(job.id):  # noqa: B020  # the newest state of the same job
             progress = job.progress
             show(job.stage or job.status, progress.overall, progress.eta_seconds, progress.eta_error_seconds)

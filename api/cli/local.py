@@ -1,7 +1,6 @@
 """`compress`, `evaluate`, `ask`, `reproduce`: the calls of `replaceme_core.local` as commands."""
 
 import signal
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,8 +13,7 @@ import typer
 from api.cli.exit_codes import ExitCode, handled
 from api.cli.job_request import NOT_OF_A_RUN_HERE, SEVERAL, parse_tasks, parse_text, request_body, with_job_options
 from api.cli.output.ci import Ended, Junit, write_for_pipeline
-from api.cli.output.console import JsonFlag, make_console, print_json, print_note
-from api.cli.output.progress import progress_display
+from api.cli.output.console import JsonFlag, make_console, print_json, print_note, progress_display
 from api.cli.output.report import differences_table, models_table, print_asked, print_report, print_warnings
 from replaceme_core.local.compress import Outcome
 from replaceme_core.local.compress import compress as compress_here
@@ -72,7 +70,7 @@ def shown_run() -> Iterator[ShowProgress]:
 
     with (
         handled(interrupt, signal.SIGTERM, signal.SIGHUP),
-        progress_display(make_console(stderr=True), clock=time.monotonic) as show,
+        progress_display(make_console(stderr=True)) as show,
     ):
         yield show
 

@@ -4,7 +4,6 @@ import inspect
 import math
 import re
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, wraps
@@ -17,9 +16,8 @@ from rich.console import RenderableType
 
 from api.cli.exit_codes import ExitCode, exit_code_of_job, handled
 from api.cli.output.ci import Ended, write_for_pipeline
-from api.cli.output.console import JsonFlag, make_console, print_json, print_note, set_parameters
+from api.cli.output.console import JsonFlag, make_console, print_json, print_note, progress_display, set_parameters
 from api.cli.output.jobs import print_job
-from api.cli.output.progress import progress_display
 from api.client.client import DEFAULT_URL, Client
 from api.client.connection import KEY_VARIABLE
 from api.client.errors import Conflicting
@@ -217,7 +215,7 @@ def watch(service: Service, submitted: Job, *, timeout: float | None, held: Inte
     try:
         if held is not None:
             held.release()
-        with progress_display(make_console(stderr=True), clock=time.monotonic) as show:
+        with progress_display(make_console(stderr=True)) as show:
             for job in service.client.watch(submitted.id, timeout=timeout):
                 show(
                     job.stage or job.status,

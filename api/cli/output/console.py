@@ -6,12 +6,16 @@ markup or reaches the terminal as a command.
 
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
 from rich.text import Text
 
@@ -81,3 +85,44 @@ def print_json(value: Mapping[str, object]) -> None:
     """Print one JSON object on standard output. NaN and infinities are strings in it."""
     text = json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False)
     typer.echo(printable(text, lines=True))  # the escapes are those of JSON: the value is the same
+
+
+# Progress: a bar on a terminal, otherwise a line from time to time where there is news
+
+LINE_SECONDS = 15.0  # between two lines about the same stage, without a terminal
+
+
+@contextmanager
+def progress_display(console: Console, *, clock: Callable[[], float] = time.monotonic) -> Iterator[Callable[..., None]]:
+    """A display; the function that shows a stage, the part that is done, from 0 to 1, the seconds left, their error."""
+    if not console.is_terminal:
+        yield _lines(console, clock)
+        return
+    columns = (
+        TextColumn("{task.description:<9}", markup=False),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[eta]}", markup=False),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("waiting", total=1.0, eta="")
+
+        def show(stage: str, overall: float, eta_seconds: float | None, eta_error_seconds: float | None = None) -> None:
+            bar.update(task, description=stage, completed=overall, eta=describe_eta(eta_seconds, eta_error_seconds))
+
+        yield show
+
+
+def _lines(console: Console, clock: Callable[[], float]) -> Callable[..., None]:
+    printed, printed_at = ("", ""), -math.inf
+
+    def show(stage: str, overall: float, eta_seconds: float | None, eta_error_seconds: float | None = None) -> None:
+        nonlocal printed, printed_at
+        now, done = clock(), f"{overall:4.0%}"
+        if (stage, done) == printed or (stage == printed[0] and now - printed_at < LINE_SECONDS):
+            return
+        printed, printed_at = (stage, done), now
+        console.print(f"{stage:<10} {done}  {describe_eta(eta_seconds, eta_error_seconds)}".rstrip())
+
+    return show

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from api.cli.output.console import progress_display
 from api.cli.output.jobs import job_table
-from api.cli.output.progress import progress_display
 from api.cli.output.report import models_table, print_report
 from api.client.models import Job
 from replaceme_core.report.reading import Report
