@@ -193,19 +193,12 @@ def _labels(texts: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _without_required_webhook(schema: dict[str, Any]) -> None:
-    """All fields are always there but this one."""
-    schema["required"] = [name for name in schema["required"] if name != "webhook"]
-
-
 class SubmittedJobBody(JobBody):
     """The answer to a submission."""
 
-    model_config = ConfigDict(json_schema_extra=_without_required_webhook)
-
     notice: str | None
     """Said where the request is a repeated one and its job has not succeeded."""
-    webhook: WebhookWithSecretBody | None = None
+    webhook: WebhookWithSecretBody | None = Field(default=None, exclude_if=lambda found: found is None)
     """The one that was asked for; without one the field is absent."""
 
     @classmethod
@@ -220,10 +213,6 @@ class SubmittedJobBody(JobBody):
             links = WebhookLinks.at(root, webhook.id)
             shown = WebhookWithSecretBody.of(webhook, links=links, secret=submitted.secret)
         return cls.of(job, links=LinksBody.at(root, job.id), notice=notice, webhook=shown)
-
-    def as_json(self) -> str:
-        """The JSON that is sent."""
-        return self.model_dump_json(exclude={"webhook"} if self.webhook is None else None)
 
 
 class LogsQuery(Parameters):
@@ -298,10 +287,11 @@ async def submit_job(
         return await accepted(submitted[0], request=request, services=services)
     root, first = root_of(request.scope), submitted[0]
     label = urlencode({"label": f"{SWEEP}={first.job.labels[SWEEP]}"})
-    jobs = ",".join(SubmittedJobBody.after(one, root=root).as_json() for one in submitted)
+    jobs = Page(items=tuple(SubmittedJobBody.after(one, root=root) for one in submitted))
     headers = _of_submission(first) | {"Location": f"{root}/jobs?{label}"}
-    text = f'{{"items":[{jobs}],"next_cursor":null}}'
-    return Response(text, status_code=HTTPStatus.ACCEPTED, headers=headers, media_type="application/json")
+    return Response(
+        jobs.model_dump_json(), status_code=HTTPStatus.ACCEPTED, headers=headers, media_type="application/json"
+    )
 
 
 @router.get("/jobs", response_model=Page[JobPartBody], responses={**UNCHANGED})
@@ -461,7 +451,9 @@ async def accepted(submitted: Submitted, *, request: Request, services: Services
     if not job.is_terminal:
         headers["Retry-After"] = retry_after(job.status, job.progress.eta_seconds)
     # already validated, and the framework would validate it again
-    return Response(body.as_json(), status_code=HTTPStatus.ACCEPTED, headers=headers, media_type="application/json")
+    return Response(
+        body.model_dump_json(), status_code=HTTPStatus.ACCEPTED, headers=headers, media_type="application/json"
+    )
 
 
 def _of_submission(submitted: Submitted) -> dict[str, str]:
