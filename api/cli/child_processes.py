@@ -1,4 +1,4 @@
-"""Child processes of `replaceme serve` and `replaceme worker`, and the events that they report.
+"""Child processes of `replaceme serve` and `replaceme worker`.
 
 Each child runs under a guard, so that none outlives this process, however it ends:
 
@@ -19,41 +19,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 _JSON = b"{"  # such a line says itself which process wrote it
 _POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.2, 5.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ready:
-    """A child accepts work."""
-
-    name: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """A child ended, and its process group."""
-
-    name: str
-    status: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Signalled:
-    """This process received a signal."""
-
-    number: int
-
-
-ProcessEvent = Ready | Ended | Signalled
-
-
 class ChildProcess:
     """A child process whose log is copied to standard error. It ends when its standard input closes.
 
-    It is ready once a line of its log matches `ready_line`, or `ready_url` answers with 200.
+    `is_ready` once a line of its log matches `ready_line`, or `ready_url` answers with 200: it accepts work.
     """
 
     def __init__(
@@ -63,13 +37,11 @@ class ChildProcess:
         *,
         environment: Mapping[str, str],
         grace_seconds: float,
-        report: Callable[[ProcessEvent], None],
         ready_line: re.Pattern[bytes] | None = None,
         ready_url: str | None = None,
     ) -> None:
         self.name = name
-        self.is_running = True
-        self._report = report
+        self.is_ready = False
         self._ready_line = ready_line
         self._process = subprocess.Popen(
             [sys.executable, "-m", "api.cli.child_processes", str(grace_seconds), *command],
@@ -80,9 +52,15 @@ class ChildProcess:
         )
         self._log = threading.Thread(target=self._copy_log, daemon=True)
         self._log.start()
-        threading.Thread(target=self._report_end, daemon=True).start()
         if ready_url is not None:
-            threading.Thread(target=self._poll, args=(ready_url,), daemon=True).start()
+            threading.Thread(target=self._ask, args=(ready_url,), daemon=True).start()
+
+    def status(self) -> int | None:
+        """The exit status of the child, once it has ended with its process group; `None`: it runs."""
+        status = self._process.poll()
+        if status is not None:
+            self._log.join(timeout=1)  # what outlives the process group may hold the pipe
+        return status
 
     def stop(self) -> None:
         """Have the child end: with SIGTERM, and its process group with SIGKILL after the grace period."""
@@ -93,21 +71,15 @@ class ChildProcess:
         """End the child and its process group with SIGKILL, without a grace period."""
         self._process.terminate()
 
-    def _report_end(self) -> None:
-        status = self._process.wait()
-        self._log.join(timeout=1)  # what outlives the process group may hold the pipe
-        self.is_running = False
-        self._report(Ended(name=self.name, status=status))
-
-    def _poll(self, url: str) -> None:
+    def _ask(self, url: str) -> None:
         from urllib.error import HTTPError
         from urllib.request import ProxyHandler, build_opener  # here: the guard needs neither
 
         opener, pause = build_opener(ProxyHandler({})), _POLL_SECONDS
-        while self.is_running:
+        while self._process.poll() is None:
             try:
                 opener.open(url, timeout=5).close()
-                self._report(Ready(name=self.name))
+                self.is_ready = True
                 return
             except HTTPError:
                 pause = min(2 * pause, _LONGEST_POLL_SECONDS)  # it has started, and logs each of these requests
@@ -121,8 +93,7 @@ class ChildProcess:
         with self._process.stdout as log:
             for line in log:
                 if self._ready_line is not None and self._ready_line.search(line):
-                    self._ready_line = None
-                    self._report(Ready(name=self.name))
+                    self.is_ready = True
                 sys.stderr.buffer.write(line if line.startswith(_JSON) else prefix + line)
                 sys.stderr.buffer.flush()
 

@@ -8,7 +8,6 @@ of them have started, `ready NAME ...`. The logs of child processes go to standa
 
 import json
 import os
-import queue
 import re
 import signal
 import socket
@@ -21,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from api.cli.child_processes import ChildProcess, Ended, ProcessEvent, Ready, Signalled
+from api.cli.child_processes import ChildProcess
 from api.cli.exit_codes import handled
 from api.cli.output.console import print_line, print_note
 from api.http.callers import check_exposure
@@ -40,6 +39,7 @@ STARTUP_SECONDS = 120.0
 WORKER_GRACE_SECONDS = 20.0  # after the drain: to end the runner and to release the job
 WORKER_READY = re.compile(rb"@\S+ ready\.")  # Celery logs this line once it consumes messages
 API_GRACE_SECONDS = 8.0
+LOOK_SECONDS = 0.1  # between two looks at the child processes
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0  # a worker that ran for longer than this is restarted after the first pause again
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -116,8 +116,7 @@ def work_once(*, gpus: str | None, settings: Settings, environ: Mapping[str, str
     os.execve(sys.executable, command, {**child_environment(settings, environ), VISIBLE: visible})
 
 
-Start = Callable[..., ChildProcess]
-"""Starts a process which calls `report` with its events."""
+Start = Callable[[], ChildProcess]
 
 
 def api_command(host: str, port: int) -> list[str]:
@@ -164,63 +163,56 @@ class Supervisor:
     def __init__(self, starts: Mapping[str, Start], *, restarts: bool = False) -> None:
         self._starts = starts
         self._restarts = restarts
-        self._events: queue.SimpleQueue[ProcessEvent] = queue.SimpleQueue()
         self._children: dict[str, _Child] = {}
+        self._signals: list[int] = []
 
     def run(self, *, ready: str) -> None:
         """Raises `ServiceStopped` if a process does not start, or ends and is not restarted."""
         ends = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        with handled(lambda number, _: self._events.put(Signalled(number=number)), *ends):
+        with handled(lambda number, _: self._signals.append(number), *ends):
             try:
                 for name, start in self._starts.items():
-                    self._children[name] = _Child(process=start(report=self._events.put))
-                self._handle_events(ready)
+                    self._children[name] = _Child(process=start())
+                self._watch(ready)
             finally:
                 self._stop()
 
-    def _handle_events(self, ready: str) -> None:
+    def _watch(self, ready: str) -> None:
+        """Until a signal."""
         waiting_for = set(self._starts)
         deadline = time.monotonic() + STARTUP_SECONDS
-        while True:
-            due = [child.restart_at for child in self._children.values() if child.restart_at is not None]
-            due += [deadline] if waiting_for else []
-            try:
-                event = self._events.get(timeout=max(min(due) - time.monotonic(), 0) if due else None)
-            except queue.Empty:
-                if waiting_for and time.monotonic() >= deadline:
-                    late = " and the ".join(sorted(waiting_for))
-                    raise ServiceStopped(
-                        f"the {late} did not start within {STARTUP_SECONDS:.0f} seconds; see the log above"
-                    ) from None
-                self._restart_due()
-                continue
-            match event:
-                case Ready(name=name) if name in waiting_for:
+        while not self._signals:
+            for name, child in self._children.items():
+                status = child.process.status()
+                if name in waiting_for and child.process.is_ready:
                     waiting_for.discard(name)
                     if not waiting_for:
                         print_line(ready)
-                case Ended(name=name, status=status) if name in waiting_for or not self._restarts:
+                if status is None:
+                    continue
+                if name in waiting_for or not self._restarts:
                     raise ServiceStopped(f"the {name} process ended with exit status {status}; see the log above")
-                case Ended(name=name, status=status):
-                    self._schedule_restart(name, status)
-                case Signalled():
-                    return
+                self._restart(name, child, status)
+            if waiting_for and time.monotonic() >= deadline:
+                late = " and the ".join(sorted(waiting_for))
+                raise ServiceStopped(
+                    f"the {late} did not start within {STARTUP_SECONDS:.0f} seconds; see the log above"
+                )
+            time.sleep(LOOK_SECONDS)
+        self._signals.pop(0)
 
-    def _schedule_restart(self, name: str, status: int) -> None:
-        child, now = self._children[name], time.monotonic()
-        if now - child.started_at > LONGEST_PAUSE_SECONDS:
-            child.pause = FIRST_PAUSE_SECONDS
-        child.restart_at = now + child.pause
-        print_note(f"the worker {name} ended with exit status {status}; restarting it in {child.pause:.0f} s")
-        child.pause = min(2 * child.pause, LONGEST_PAUSE_SECONDS)
-
-    def _restart_due(self) -> None:
-        for name, child in self._children.items():
-            if child.restart_at is not None and child.restart_at <= time.monotonic():
-                child.restart_at = None
-                child.process.stop()  # it has ended: this closes its pipe
-                child.process = self._starts[name](report=self._events.put)
-                child.started_at = time.monotonic()
+    def _restart(self, name: str, child: _Child, status: int) -> None:
+        """Start one that has ended again, after a pause that grows."""
+        now = time.monotonic()
+        if child.restart_at is None:
+            if now - child.started_at > LONGEST_PAUSE_SECONDS:
+                child.pause = FIRST_PAUSE_SECONDS
+            child.restart_at = now + child.pause
+            print_note(f"the worker {name} ended with exit status {status}; restarting it in {child.pause:.0f} s")
+            child.pause = min(2 * child.pause, LONGEST_PAUSE_SECONDS)
+        elif now >= child.restart_at:
+            child.process.stop()  # it has ended: this closes its pipe
+            child.process, child.started_at, child.restart_at = self._starts[name](), now, None
 
     def _stop(self) -> None:
         """Stop all processes; a second signal other than SIGHUP kills them.
@@ -232,12 +224,11 @@ class Supervisor:
         for group in [processes] if self._restarts else [[process] for process in processes]:
             for process in group:
                 process.stop()
-            while any(process.is_running for process in group):  # its end is an event
-                event = self._events.get()
-                # a terminal that closes sends SIGHUP twice
-                if isinstance(event, Signalled) and event.number != signal.SIGHUP:
+            while any(process.status() is None for process in group):
+                if any(number != signal.SIGHUP for number in self._signals):  # a terminal that closes sends it twice
                     for each in processes:
                         each.kill()
+                time.sleep(LOOK_SECONDS)
 
 
 def plan_workers(gpus: str | None, environ: Mapping[str, str], *, count: Callable[[], int]) -> dict[str, str]:

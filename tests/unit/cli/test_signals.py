@@ -1,20 +1,20 @@
 """Which signals end a command, and how `replaceme serve` and `worker` end."""
 
 import os
-import queue
 import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import psutil
 import pytest
 
-from api.cli.child_processes import ChildProcess, Ended, ProcessEvent, Ready, Signalled
+from api.cli.child_processes import ChildProcess
 from api.cli.exit_codes import handled
 from api.cli.launch import Supervisor
+from benchmarks.harness.processes import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -37,33 +37,35 @@ def test_what_nohup_ignores_stays_ignored(is_kept: bool) -> None:
 
 
 def test_the_guard_of_a_child_outlives_its_terminal() -> None:
-    events: queue.SimpleQueue[ProcessEvent] = queue.SimpleQueue()
     others = psutil.Process().children()
     child = ChildProcess(
         "child",
         [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"],
         environment=os.environ,
         grace_seconds=5,
-        report=events.put,
         ready_line=re.compile(b"up"),
     )
     try:
-        assert events.get(timeout=30) == Ready(name="child")
+        wait_until(lambda: child.is_ready, seconds=30, what="a child that runs")
         (guard,) = set(psutil.Process().children()) - set(others)
         guard.send_signal(signal.SIGHUP)
     finally:
         child.stop()
-    status = 128 + signal.SIGTERM
-    assert events.get(timeout=10) == Ended(name="child", status=status), "the guard ended the child, as it is meant to"
+    wait_until(lambda: child.status() is not None, seconds=10, what="the end of the child")
+    assert child.status() == 128 + signal.SIGTERM, "the guard ended the child, as it is meant to"
 
 
 class SlowToStop(ChildProcess):
     """A child without a process. While it stops, signals arrive: first one of a terminal, then one of a person."""
 
-    def __init__(self, *, report: Callable[[ProcessEvent], None]) -> None:
-        self.is_running = True
+    def __init__(self) -> None:
+        self.is_ready = True
+        self.ended: int | None = None
         self.sent: list[int] = []
-        report(Signalled(number=signal.SIGHUP))
+        signal.raise_signal(signal.SIGHUP)
+
+    def status(self) -> int | None:
+        return self.ended
 
     def stop(self) -> None:
         threading.Thread(target=self._send_signals).start()
@@ -73,18 +75,18 @@ class SlowToStop(ChildProcess):
             self.sent.append(number)
             os.kill(os.getpid(), number)
             time.sleep(0.3)
-            if not self.is_running:
+            if self.ended is not None:
                 return
 
     def kill(self) -> None:
-        self.is_running = False
+        self.ended = 137
 
 
 def test_a_second_sigterm_ends_a_stop_and_a_second_sighup_does_not() -> None:
     started: list[SlowToStop] = []
 
-    def start(*, report: Callable[[ProcessEvent], None]) -> ChildProcess:
-        started.append(SlowToStop(report=report))
+    def start() -> ChildProcess:
+        started.append(SlowToStop())
         return started[-1]
 
     Supervisor({"api": start}).run(ready="ready")
