@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.dashboard.rendering import STATIC, page
 from api.http.callers import COOKIE, SESSION_SECONDS, Session, Sessions, session_of, set_session
 from api.http.hosts import path_of, root_of
-from api.http.problems import AS_PAGE, MalformedBody, internal_error
+from api.http.problems import AS_PAGE, MalformedBody
 
 PREFIX = "/ui/"
 SIGN_IN = "/ui/sign-in"
@@ -44,7 +44,7 @@ class Pages:
         if not path.startswith(PREFIX):
             await self._app(scope, receive, send)
             return
-        is_new, is_file, is_started = False, path.startswith(STATIC), False
+        is_new, is_file = False, path.startswith(STATIC)
         if not is_file:
             known = self._sessions().open(Request(scope).cookies.get(COOKIE, ""))
             is_new, session = known is None, known or Session.start()
@@ -52,8 +52,6 @@ class Pages:
             scope[AS_PAGE] = page_of_problem
 
         async def send_page(message: Message) -> None:
-            nonlocal is_started
-            is_started = True
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.setdefault("Cache-Control", _A_YEAR if is_file and message["status"] == 200 else "no-store")
@@ -62,12 +60,7 @@ class Pages:
                     headers.append("Set-Cookie", cookie(self._sessions().seal(session), scope))
             await send(message)
 
-        try:
-            await self._app(scope, receive, send_page)
-        except Exception:
-            if not is_started:  # else the framework would answer outside of this, without a page
-                await internal_error()(scope, receive, send_page)
-            raise
+        await self._app(scope, receive, send_page)
 
 
 def page_of_problem(problem: Response, scope: Scope) -> Response:

@@ -18,7 +18,6 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
-from api.http import request_log
 from api.request_bodies import schema_of
 from replaceme_core import errors as core
 from replaceme_core.validation import MOST_PROBLEMS, Problem, parameter_problem, problem, problems
@@ -145,12 +144,11 @@ def problem_of(
 
 
 def install(app: FastAPI) -> None:
-    """Make every error response of `app` a problem."""
+    """Make every error response of `app` a problem, but for that to an exception that nobody expects (`RequestLog`)."""
     app.add_exception_handler(core.ReplaceMeError, _on_core_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_hang_up)
-    app.add_exception_handler(Exception, _on_unexpected_error)
 
 
 async def _on_core_error(_: Request, error: Exception) -> JSONResponse:
@@ -231,13 +229,6 @@ def _allowed_methods(request: Request) -> list[str]:
         for method in _METHODS
         if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
     ]
-
-
-async def _on_unexpected_error(request: Request, _: Exception) -> JSONResponse:
-    """A bug: the server logs the traceback, the response reveals nothing."""
-    answer = internal_error()
-    request_log.complete(request.scope, answer.headers)  # it does not pass through the other middleware
-    return answer
 
 
 def internal_error() -> JSONResponse:

@@ -13,6 +13,7 @@ from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.http.problems import internal_error
 from replaceme_core import telemetry
 from replaceme_core.telemetry import Origin, bound, new_request_id, origin, parse_request_id, parse_traceparent
 
@@ -34,25 +35,17 @@ FOR_BROWSERS = {
 """Of every response, JSON, streams and errors too, unless it has its own: a report and its pictures have a policy."""
 ROUTE = "replaceme.route"
 """In the scope of a response that is made before a route has the request: the template of its path."""
-_SCOPE_KEY = "replaceme.origin"
 _ID_HEADER, _TRACE_HEADER = "X-Request-ID", "traceparent"
 _PROBES = ("/health", "/ready", "/metrics")
 
 _log = structlog.get_logger(__name__)
 
 
-def complete(scope: Scope, headers: MutableHeaders) -> None:
-    """Add what each response has: `X-Request-ID`, within a trace `traceparent`, and the headers for browsers."""
-    found: Origin = scope[_SCOPE_KEY]
-    for name, value in ((_ID_HEADER, found.request_id), (_TRACE_HEADER, found.traceparent)):
-        if value is not None:
-            headers[name] = value
-    for name, value in FOR_BROWSERS.items():
-        headers.setdefault(name, value)
-
-
 class RequestLog:
     """ASGI middleware: logs one line per request, and counts it. Successful probes are not logged.
+
+    Adds to each response `X-Request-ID`, within a trace `traceparent`, and the headers for browsers. A bug that left no
+    response is an internal error.
 
     `record` counts one as `Monitoring.record_request` does.
     """
@@ -68,22 +61,31 @@ class RequestLog:
         began = time.perf_counter()
         begun_after: float | None = None
         status = 500  # the server's own response when the application sends none
-        scope[_SCOPE_KEY] = _origin_of(Headers(scope=scope))
+        found = _origin_of(Headers(scope=scope))
 
         async def send_and_note_status(message: Message) -> None:
             nonlocal status, begun_after
             if message["type"] == "http.response.start":
                 status, begun_after = message["status"], time.perf_counter() - began
-                complete(scope, MutableHeaders(scope=message))
+                headers = MutableHeaders(scope=message)
+                for name, value in ((_ID_HEADER, found.request_id), (_TRACE_HEADER, found.traceparent)):
+                    if value is not None:
+                        headers[name] = value
+                for name, value in FOR_BROWSERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         # the method as metrics and spans name it: clients can make up others
         method, path = scope["method"] if scope["method"] in METHODS else OTHER, scope["path"]
-        with bound(scope[_SCOPE_KEY]), _span(method, path) as span:
-            scope[_SCOPE_KEY] = origin()  # within the span
+        with bound(found), _span(method, path) as span:
+            found = origin()  # within the span
             shared = dict(scope)
             try:
                 await self._app(shared, receive, send_and_note_status)
+            except Exception:
+                if begun_after is None:
+                    await internal_error()(shared, receive, send_and_note_status)
+                raise  # a bug: the server logs the traceback
             finally:
                 seconds = time.perf_counter() - began
                 route = shared.get(ROUTE) or getattr(shared.get("route"), "path_format", None)
