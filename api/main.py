@@ -20,7 +20,7 @@ from api.http import hosts, openapi, problems
 from api.http.deadline import Deadline, low_latency
 from api.http.guard import Guard, scopes_of
 from api.http.request_log import RequestLog
-from api.http.requests import BodyLimit, Head, refuse_unknown
+from api.http.requests import BodyLimit, refuse_unknown
 from api.routes.deps import Services
 from api.routes.reading import Unchanged
 from replaceme_core import telemetry
@@ -71,7 +71,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Deadline)
     app.add_middleware(Pages, sessions=lambda: services().sessions)
     app.add_middleware(GZipMiddleware, minimum_size=COMPRESSED_BYTES, compresslevel=6)  # and no stream of events
-    app.add_middleware(Head)
     hosts.install(app, settings)
     app.add_middleware(RequestLog, record=lambda **request: services().monitoring.record_request(**request))
     openapi.install(app, scopes_of=scopes_of)

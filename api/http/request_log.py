@@ -1,7 +1,8 @@
 """The outermost middleware: each request has an id, a place in a trace, a line in the log, and is counted.
 
 Never headers, queries, bodies or tokens. All other middleware has one ASGI scope, a copy of the server's: what is
-changed in it on the way, and the route, is known here at the end, and the server does not see it.
+changed in it on the way, and the route, is known here at the end, and the server does not see it. In the copy `HEAD`
+is `GET`, which is answered in the same way: the server sends no body then.
 """
 
 import time
@@ -33,6 +34,8 @@ FOR_BROWSERS = {
     "X-Frame-Options": "DENY",
 }
 """Of every response, JSON, streams and errors too, unless it has its own: a report and its pictures have a policy."""
+HEAD = "replaceme.head"
+"""In the scope where the client asked for the headers only."""
 ROUTE = "replaceme.route"
 """In the scope of a response that is made before a route has the request: the template of its path."""
 _ID_HEADER, _TRACE_HEADER = "X-Request-ID", "traceparent"
@@ -79,7 +82,7 @@ class RequestLog:
         method, path = scope["method"] if scope["method"] in METHODS else OTHER, scope["path"]
         with bound(found), _span(method, path) as span:
             found = origin()  # within the span
-            shared = dict(scope)
+            shared = {**scope, **({"method": "GET", HEAD: True} if method == "HEAD" else {})}
             try:
                 await self._app(shared, receive, send_and_note_status)
             except Exception:

@@ -1,4 +1,4 @@
-"""What a request may be: its method, its body, its query parameters, and the headers that say what a client prefers.
+"""What a request may be: its body, its query parameters, and the headers that say what a client prefers.
 
 Bodies are read strictly: size, content type, and unambiguous JSON of bounded depth and strings.
 """
@@ -25,30 +25,9 @@ _MOST_EXACT = 2**53
 MOST_CHARACTERS = 8 * 1024  # of one string
 LONGEST_WAIT_SECONDS = 60
 _WAIT = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=[,;]|$)', re.IGNORECASE)
-_HEAD_KEY = "replaceme.head"
 _KEY_HEADER = "Idempotency-Key"
 _KNOWN: dict[int, frozenset[str]] = {}
 """By the id of a route, which lives as long as the application."""
-
-
-# Methods
-
-
-def is_head(scope: Scope) -> bool:
-    """Whether the client asked for the headers only. The method in the scope is `GET` then."""
-    return bool(scope.get(_HEAD_KEY))
-
-
-class Head:
-    """ASGI middleware: answers `HEAD` as `GET`. The server sends no body then."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope.update({"method": "GET", _HEAD_KEY: True})
-        await self._app(scope, receive, send)
 
 
 # Bodies

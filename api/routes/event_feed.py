@@ -20,7 +20,7 @@ from starlette.responses import StreamingResponse
 
 from api.bodies import EventBody, JobEventBody
 from api.http.callers import Caller, Callers, caller_of
-from api.http.requests import is_head
+from api.http.request_log import HEAD
 from replaceme_core.errors import InvalidInput, JobNotFound, Unavailable
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database, LedgerSession
@@ -67,7 +67,7 @@ def _encoded(number: int, kind: str, data: str) -> bytes:
 
 def stream(parts: AsyncGenerator[bytes], request: Request) -> Response:
     """The response of a route that streams. It ends when the caller may no longer read: `parts` must not pause."""
-    if is_head(request.scope):
+    if HEAD in request.scope:
         return Response(headers=_HEADERS, media_type=STREAM)
     return StreamingResponse(_while_allowed(parts, request), headers=_HEADERS, media_type=STREAM)
 
