@@ -13,7 +13,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 
 from api import routes
-from api.dashboard import access, comparing, job, jobs, new_job, service
+from api.dashboard import access, comparing, jobs, new_job, service
 from api.dashboard.middleware import Pages, form
 from api.dashboard.rendering import FILES, static_root
 from api.http import hosts, openapi, problems
@@ -61,7 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     for router in _ROUTERS:
         app.include_router(router)
-    for pages in (access, comparing, job, jobs, new_job, service):
+    for pages in (access, comparing, jobs, new_job, service):
         app.include_router(pages.router, include_in_schema=False, dependencies=[Depends(form)])
     app.mount(static_root(), StaticFiles(directory=FILES))
     problems.install(app)

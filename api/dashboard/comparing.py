@@ -15,8 +15,7 @@ from pydantic import Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from api.bodies import JobBody, Parameters
-from api.dashboard.job import stored_report
-from api.dashboard.jobs import Filters, Text
+from api.dashboard.jobs import Filters, Text, stored_report
 from api.dashboard.rendering import page, removal, short_id
 from api.routes.deps import CallerDep, ServicesDep
 from api.routes.jobs import JobId, job_body, whole_body

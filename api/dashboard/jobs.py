@@ -1,23 +1,38 @@
-"""The list of jobs, with filters, and live."""
+"""Jobs: the list, with filters, and live; and one job with its history, measurements and report."""
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlencode
 from uuid import uuid4
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import Field, ValidationError
+from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
-from api.bodies import JobBody, Parameters
+from api.bodies import EventBody, JobBody, Parameters
 from api.dashboard.middleware import FormDep, key_of
 from api.dashboard.rendering import page, see
+from api.http.hosts import root_of
+from api.http.responses import CHECKED, is_known, known_tags, not_modified, tag_of
 from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep, SessionDep
-from api.routes.jobs import JobsQuery, job_body
-from replaceme_core.errors import InvalidInput, JobNotFound, StaleTransition
-from replaceme_core.ledger import changes, reading
-from replaceme_core.ledger.states import JobStatus
+from api.routes.jobs import JobsQuery, job_body, page_response, read_report, whole_body
+from api.routes.webhooks import WebhookBody, WebhookLinks
+from replaceme_core.errors import InvalidInput, JobNotFound, NotFound, StaleTransition
+from replaceme_core.ledger import changes, reading, webhooks
+from replaceme_core.ledger.attempts import KEPT_LINES
+from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.states import TERMINAL, JobStatus
+from replaceme_core.report import view
+from replaceme_core.report.page import plots_of
+from replaceme_core.report.plots import Format, can_draw
+from replaceme_core.report.reading import Report
+from replaceme_core.request.fields import ending_of
+from replaceme_core.shapes import BEGINNING_OF_ID
 from replaceme_core.validation import parameter_problem
 
 router = APIRouter()
@@ -46,13 +61,7 @@ class Filters(Parameters):
 
     def query(self) -> JobsQuery:
         """The same as the API takes it. Raises `ValidationError`."""
-        fields = {
-            "status": self.status,
-            "label": self.label.replace(",", " ").split(),
-            "model": self.model.strip(),
-            "sort": self.sort,
-            "cursor": self.cursor,
-        }
+        fields = self.model_dump() | {"label": self.label.replace(",", " ").split(), "model": self.model.strip()}
         return JobsQuery.model_validate({name: value for name, value in fields.items() if value})
 
 
@@ -123,3 +132,137 @@ async def retry_chosen(form: FormDep, services: ServicesDep, request: Request) -
 def _chosen(form: Mapping[str, str]) -> list[str]:
     """The jobs that are ticked, those of a page at most."""
     return [name.removeprefix(_TICK) for name in form if name.startswith(_TICK)][:JOBS_ON_A_PAGE]
+
+
+# One job
+
+_TYPES: dict[Format, str] = {"svg": "image/svg+xml", "png": "image/png"}
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+"""Of a picture that is opened by itself: an SVG has its styles within it, and nothing else is allowed."""
+PlotName = Annotated[str, Path(max_length=40)]
+SHOWN_LINES, SHOWN_METRICS = 200, 200
+_LONGEST_ANSWER = 400
+_MOST_EVENTS = 1000
+_MOST_WEBHOOKS = 50
+
+
+@router.get("/ui/jobs/{job_id}")
+async def show_job(job_id: str, services: ServicesDep, caller: CallerDep, request: Request) -> Response:
+    """The page; of the beginning of an id that one job has, a redirect to it."""
+    if re.fullmatch(BEGINNING_OF_ID, job_id):
+        found = await run_in_threadpool(_beginning_with, services.database, job_id, caller)
+        if len(found) == 1:
+            return see(f"/ui/jobs/{found[0]}", request.scope)
+    seen = (await services.reader.read(job_id, owner=caller)).seen
+    assert seen is not None, "no version was given as known"
+    job = whole_body(seen, request)
+    gate = None if job.gate is None else job.gate.model_dump(mode="json")
+    judged = Report({"gate": gate, "removed_blocks": [] if job.result is None else list(job.result.removed_blocks)})
+    history = await run_in_threadpool(_history, services.database, job_id, caller, root_of(request.scope))
+    return await run_in_threadpool(
+        page,
+        "job.html",
+        request.scope,
+        job=job,
+        origin=f"{request.url.scheme}://{request.url.netloc}",
+        **history,
+        gate=view.gate(judged),
+        trials=view.trials(judged),
+        is_finished=job.status in TERMINAL,
+        is_named_after_job=(seen.job.spec.output.repo_id or "").endswith(ending_of(job.id)),
+        # of the present state: a retry is another job
+        cancel_requested=seen.job.cancel_requested and job.status not in TERMINAL,
+        retry_key=f"retry-{job.id}-{job.retried_as or ''}",
+    )
+
+
+@router.post("/ui/jobs/{job_id}/cancel")
+def cancel_job(job_id: str, session: SessionDep, caller: CallerDep, request: Request) -> Response:
+    changes.request_cancel(session, job_id, owner=caller)
+    return see(f"/ui/jobs/{job_id}", request.scope)
+
+
+@router.post("/ui/jobs/{job_id}/delete")
+def delete_job(job_id: str, session: SessionDep, caller: CallerDep, request: Request) -> Response:
+    changes.delete_job(session, job_id, owner=caller)
+    return see("/ui/jobs", request.scope)
+
+
+@router.post("/ui/jobs/{job_id}/retry")
+async def retry_job(job_id: str, form: FormDep, services: ServicesDep, request: Request) -> Response:
+    """A new job like this one. A form that is sent twice makes one job."""
+    submitted = await services.submitter.retry(job_id, key=key_of(form), scope=request.scope)
+    return see(f"/ui/jobs/{submitted.job.id}", request.scope)
+
+
+def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str, Any]:
+    """What the pages of a job show beside its state."""
+    with database.session(read_only=True) as session:
+        events = [
+            EventBody.of(event) for event in reading.events(session, job_id, limit=_MOST_EVENTS, owner=owner).items
+        ]
+        log = list(reading.log(session, job_id, limit=KEPT_LINES, owner=owner).items)
+        stored = stored_report(session, job_id, owner)
+        metrics = [] if stored is not None else reading.metrics(session, job_id, owner=owner)
+        receivers = webhooks.page(session, owner=owner, job_id=job_id, limit=_MOST_WEBHOOKS).items
+    measured = Report(stored or {})
+    return {
+        "events": events,
+        "log": log[-SHOWN_LINES:],
+        "log_lines": len(log),
+        "headlines": view.headlines(measured),
+        "answers": view.answers(measured, longest=_LONGEST_ANSWER),
+        "loads_with": measured.text("auto_class"),
+        "is_on_hub": bool(measured.text("hub")),
+        "compared": [table for make in view.COMPARED if (table := make(measured)) is not None],
+        "candidates": view.candidates(measured),
+        "metrics": metrics[-SHOWN_METRICS:],
+        "metric_count": len(metrics),
+        "has_report": stored is not None,
+        "plots": plots_of(stored) if stored is not None and can_draw() else [],
+        "webhooks": [WebhookBody.of(one, links=WebhookLinks.at(root, one.id)) for one in receivers],
+    }
+
+
+def stored_report(session: Session, job_id: str, owner: str) -> dict[str, object] | None:
+    """The content of `replaceme.json`, where there is one."""
+    try:
+        return reading.report(session, job_id, owner=owner)
+    except NotFound:
+        return None
+
+
+def _beginning_with(database: Database, prefix: str, owner: str) -> list[str]:
+    with database.session(read_only=True) as session:
+        filters, sort = reading.JobFilters(id_prefix=prefix), reading.Sort.NEWEST
+        found = reading.page(session, owner=owner, filters=filters, sort=sort, limit=2, cursor=None)
+        return [snapshot.job().id for snapshot in found.items]
+
+
+@router.get("/ui/jobs/{job_id}/report")
+async def show_report(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
+    report = await run_in_threadpool(read_report, services.database, job_id, owner=caller)
+    return page_response(await services.report_pages.page(report, back=f"../{job_id}"))
+
+
+@router.get("/ui/jobs/{job_id}/report.json")
+def show_json(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
+    """The content of `replaceme.json`, as a file."""
+    headers = {"Content-Disposition": 'inline; filename="replaceme.json"'}
+    return JSONResponse(read_report(services.database, job_id, owner=caller), headers=headers)
+
+
+@router.get("/ui/jobs/{job_id}/plots/{name}.{kind}")
+async def show_plot(
+    job_id: str, name: PlotName, kind: Format, services: ServicesDep, caller: CallerDep, request: Request
+) -> Response:
+    """The picture, or 304 where the browser has it: a live page asks for all of them again."""
+    report = await run_in_threadpool(read_report, services.database, job_id, owner=caller)
+    plot = await services.report_pages.plot(report, name, kind)
+    if plot is None:
+        raise NotFound(f"the report of job {job_id!r} has no plot {name!r}")
+    tag = tag_of(plot)
+    if is_known(tag, known_tags(request)):
+        return not_modified(tag)
+    headers = {"Content-Security-Policy": _POLICY, "ETag": tag, "Cache-Control": CHECKED}
+    return Response(plot, media_type=_TYPES[kind], headers=headers)

@@ -71,7 +71,7 @@ def test_a_job_without_a_report_shows_what_was_measured_last(
         ["evaluate", "after.bytes", "", "212 MB"],
     ):
         assert row in rows, rows
-    monkeypatch.setattr("api.dashboard.job.SHOWN_METRICS", 1)
+    monkeypatch.setattr("api.dashboard.jobs.SHOWN_METRICS", 1)
     page = client.get(f"/ui/jobs/{job}")
     assert rows_of(page)[-1] == ["evaluate", "text_agreement", "builtin:prose", "0.75"]
     assert "14 values" in text_of(page) and "The last 1 of them" in text_of(page)

@@ -7,7 +7,7 @@ from fastapi.routing import APIRoute
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from api.dashboard import job, jobs, new_job, service
+from api.dashboard import jobs, new_job, service
 from api.http.callers import COOKIE, SESSION_SECONDS, Session, Sessions
 from api.main import create_app
 from replaceme_core.ledger.database import Database
@@ -20,7 +20,7 @@ from tests.fixtures.api.pages import sign_in, text_of, token_of
 from tests.fixtures.api.requests import SMALLEST
 
 FORM = {"content-type": "application/x-www-form-urlencoded"}
-PAGES = [route for module in (job, jobs, new_job, service) for route in module.router.routes]
+PAGES = [route for module in (jobs, new_job, service) for route in module.router.routes]
 
 
 @pytest.fixture
