@@ -116,10 +116,6 @@ class Session:
         """Tells it from others, and does not give its token away: 64 hex digits."""
         return hash_of(self.csrf_token)
 
-    @property
-    def is_live(self) -> bool:
-        return time.time() < self.expires_at
-
 
 class Sessions:
     """Seals sessions and opens them. Without a key of the service it makes one, which ends with this process."""
@@ -142,7 +138,7 @@ class Sessions:
             found = Session(key_hash=key_hash, csrf_token=csrf_token, expires_at=float(expires_at))
         except (SecretUnreadable, ValueError, TypeError):  # another secret that was sealed with the same key
             return None
-        return found if found.is_live else None
+        return found if time.time() < found.expires_at else None
 
 
 def set_session(scope: AsgiScope, session: Session) -> None:

@@ -47,25 +47,17 @@ def extend(scope: Scope, seconds: float) -> None:
 class Deadline:
     """ASGI middleware: responds 503 if no response has started before the deadline."""
 
-    def __init__(
-        self, app: ASGIApp, *, reading_seconds: float = READING_SECONDS, writing_seconds: float = WRITING_SECONDS
-    ) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._reading_seconds = reading_seconds
-        self._writing_seconds = writing_seconds
-        self._abandoned: set[asyncio.Future[None]] = set()
-
-    @property
-    def abandoned(self) -> int:
-        """How many requests are past their deadline and still running in the background."""
-        return len(self._abandoned)
+        self.abandoned: set[asyncio.Future[None]] = set()
+        """Requests that are past their deadline and still running in the background."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or _SCOPE_KEY in scope:  # else two would respond to one request
             await self._app(scope, receive, send)
             return
         started, abandoned = False, False
-        seconds = self._reading_seconds if scope["method"] in ("GET", "HEAD") else self._writing_seconds
+        seconds = READING_SECONDS if scope["method"] == "GET" else WRITING_SECONDS
         scope[_SCOPE_KEY] = time.monotonic() + seconds
 
         async def send_unless_abandoned(message: Message) -> None:
@@ -88,14 +80,14 @@ class Deadline:
         if not abandoned:
             await request
             return
-        self._abandoned.add(request)
+        self.abandoned.add(request)
         request.add_done_callback(self._forget)
         _log.warning("request passed its deadline", method=scope["method"], path=scope["path"][:200], seconds=seconds)
         late = f"no response within {seconds:g} seconds; check whether the request took effect before you retry"
         await problem_of(Unavailable(late), headers={"Connection": "close"})(scope, receive, send)
 
     def _forget(self, request: asyncio.Future[None]) -> None:
-        self._abandoned.discard(request)
+        self.abandoned.discard(request)
         if not request.cancelled() and (error := request.exception()) is not None:
             _log.warning("request failed after its deadline", error=type(error).__name__)
 

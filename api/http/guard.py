@@ -56,11 +56,6 @@ def scopes_of(method: str, path: str) -> tuple[Scope, ...]:
     return (Scope.WEBHOOKS_WRITE, OF_WEBHOOKS) if resource == "webhooks" else (Scope.JOBS_WRITE,)
 
 
-def is_cancel(method: str, path: str) -> bool:
-    """Whether the request cancels something. That is never limited: it ends work."""
-    return method == HTTPMethod.POST and path.endswith("/cancel")
-
-
 # How many requests a caller may send in a minute. The headers are those of the IETF draft "RateLimit header fields for
 # HTTP" (draft-ietf-httpapi-ratelimit-headers-10). Each process counts for itself: behind N processes a caller may get N
 # times as much.
@@ -147,7 +142,7 @@ class Guard:
             await _refuse_unknown(caller)(scope, receive, send)
             return
         excess = _excess(scope, caller.key_id)
-        if not is_cancel(scope["method"], path):
+        if scope["method"] != HTTPMethod.POST or not path.endswith("/cancel"):  # never limited: it ends work
             usage = await self._limits().count(caller)
             if usage is not None:
                 send = _with_usage(usage, send)

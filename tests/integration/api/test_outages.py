@@ -86,14 +86,17 @@ def proxy(postgres_url: str) -> Iterator[Proxy]:
     proxy.stop()
 
 
-def test_a_frozen_or_stopped_database_is_503(tmp_path: Path, postgres_url: str, proxy: Proxy) -> None:
+def test_a_frozen_or_stopped_database_is_503(
+    tmp_path: Path, postgres_url: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app = create_app(settings_for(tmp_path, database_url=through(proxy, postgres_url)))
     guarded = Deadline(app)
     with TestClient(guarded, raise_server_exceptions=False) as client:
         here = client.post("/jobs", json=SMALLEST).headers["location"]
         jobs = client.get("/jobs").json()
         proxy.frozen.set()
-        guarded._reading_seconds = guarded._writing_seconds = 1
+        monkeypatch.setattr("api.http.deadline.READING_SECONDS", 1.0)
+        monkeypatch.setattr("api.http.deadline.WRITING_SECONDS", 1.0)
         for _ in range(3):
             began = time.monotonic()
             assert_problem(client.get(here), status=503, code="unavailable")

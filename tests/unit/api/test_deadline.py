@@ -18,7 +18,8 @@ from api.routes.deps import WRITE_SLOTS
 from tests.fixtures.api.requests import SMALLEST, assert_problem
 
 
-def test_a_late_response_becomes_503() -> None:
+def test_a_late_response_becomes_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.http.deadline.READING_SECONDS", 0.05)
     app, release = FastAPI(), Event()
 
     @app.get("/slow")
@@ -26,18 +27,19 @@ def test_a_late_response_becomes_503() -> None:
         release.wait(30)
         return "late"
 
-    guarded = Deadline(app, reading_seconds=0.05, writing_seconds=30)
+    guarded = Deadline(app)
     with TestClient(guarded) as client:
         response = client.get("/slow")
         assert_problem(response, status=503, code="unavailable")
         assert response.headers["retry-after"]
-        assert guarded.abandoned == 1
+        assert len(guarded.abandoned) == 1
         release.set()
         while guarded.abandoned:
             client.get("/none")
 
 
-def test_a_response_in_time_is_unchanged() -> None:
+def test_a_response_in_time_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.http.deadline.READING_SECONDS", 1.0)
     app = FastAPI()
 
     @app.get("/stream")
@@ -50,7 +52,7 @@ def test_a_response_in_time_is_unchanged() -> None:
 
         return StreamingResponse(chunks())
 
-    with TestClient(Deadline(app, reading_seconds=1)) as client:
+    with TestClient(Deadline(app)) as client:
         assert client.get("/stream").text == "started and ended"
 
 
