@@ -210,10 +210,17 @@ class EventFeed:
         while True:
             follower.queue.clear()
             follower.fell_behind = False
-            async for message in self._missed(last, read):
-                if message is not None:
+            missed: list[FeedEvent] | None = None
+            while missed is None or len(missed) == BATCH:
+                try:
+                    missed = await self._in_thread(partial(self._read, read, last))
+                except Unavailable:  # an outage of the database is waited for
+                    yield None
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                    continue
+                for message in map(EventMessage, missed):
                     last = place(message)
-                yield message
+                    yield message
             while not follower.fell_behind:
                 while follower.queue and not follower.fell_behind:
                     message = follower.queue.popleft()
@@ -229,24 +236,6 @@ class EventFeed:
                 except TimeoutError:
                     yield None
                     follower.fell_behind = follower.job_id is not None  # the job may be gone
-
-    async def _missed(
-        self, last: int, read: Callable[[LedgerSession, int], list[FeedEvent]]
-    ) -> AsyncIterator[EventMessage | None]:
-        """What is in the table behind `last`. An outage of the database is waited for."""
-        while True:
-            try:
-                found = await self._in_thread(partial(self._read, read, last))
-            except Unavailable:
-                yield None
-                await asyncio.sleep(_PAUSE_SECONDS)
-                continue
-            for event in found:
-                message = EventMessage(event)
-                last = message.position or message.event.seq
-                yield message
-            if len(found) < BATCH:
-                return
 
     @contextmanager
     def _following(self, owner: str, job_id: str | None) -> Iterator[_Follower]:
