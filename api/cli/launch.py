@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -302,17 +303,15 @@ def prepare(data: Path) -> None:
 
 def check_broker(settings: Settings) -> None:
     """Raises `QueueUnreachable` or `InvalidInput`. A worker would wait for its broker forever, without an error."""
-    broker = Queue(settings)
     try:
         if not settings.resolved_broker_url.startswith((*FILES, *REDIS)):
             raise LookupError  # what has no scheme is asked as AMQP, and does not answer
-        broker.ping()
+        with closing(Queue(settings)) as broker:
+            broker.ping()
     except (LookupError, ImportError, TypeError, ValueError) as error:
         raise InvalidInput(
             "the broker's URL must be redis://HOST:PORT/NUMBER or filesystem://", field="broker_url"
         ) from error
-    finally:
-        broker.close()
 
 
 def claim_port(host: str, port: int) -> int:
@@ -364,9 +363,8 @@ def provide_api_key(settings: Settings) -> None:
     cannot be read or written, and `DatabaseUnreachable`.
     """
     path = settings.api_key_file
-    database = Database(settings.resolved_database_url)
     try:
-        with database.session() as session:
+        with closing(Database(settings.resolved_database_url)) as database, database.session() as session:
             keys, there = Keys(session), _read(path)
             if there and keys.find_live(hash_of(there)) is not None:
                 return
@@ -377,8 +375,6 @@ def provide_api_key(settings: Settings) -> None:
             path.write_text(f"{keys.create(new).key}\n", encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path} cannot be used: {error}", field="data", value=str(path)) from error
-    finally:
-        database.close()
 
 
 def _read(path: Path) -> str:
