@@ -153,7 +153,7 @@ _PLACES: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "credential": ("credential", str),
     "max_runtime_seconds": ("max_runtime_seconds", _number),
 }
-"""Where the value of each field is in the body, and what reads it."""
+"""Where the value of each field is in the body, at most in one of its parts, and what reads it."""
 _ALWAYS, _USUALLY = ("model", "ratio", "calibration"), ("private", "evaluate")
 """What is in the body though it is empty; and what is checked by default, and left out where it is."""
 FIELDS = (*_PLACES, "deepest")
@@ -177,11 +177,8 @@ def to_body(form: Mapping[str, str]) -> dict[str, object]:
         filled.remove("ratio")
     for name in filled:
         path, read = _PLACES[name]
-        *places, last = path.split(".")
-        inner = body
-        for place in places:
-            inner = inner.setdefault(place, {})
-        inner.setdefault(last, read(given[name]))
+        part, _, last = path.rpartition(".")
+        (body.setdefault(part, {}) if part else body).setdefault(last, read(given[name]))
     if given["deepest"] and "ratio" in body:
         body["ratio"] = {"max": body["ratio"]}
     if "," in given["calibration"] and not is_same_text:  # an equal mix
@@ -204,11 +201,8 @@ def _not_shown(base: str, given: Mapping[str, str]) -> dict[str, Any]:
         body["calibration"] = {name: value for name, value in body["calibration"].items() if name not in of_text}
     for name, (path, _) in _PLACES.items():
         if name not in _PARTLY_SHOWN or given[name] != before[name]:
-            *places, last = path.split(".")
-            inner: Any = body
-            for place in places:
-                inner = inner.get(place, {})
-            inner.pop(last, None)
+            part, _, last = path.rpartition(".")
+            (body.get(part, {}) if part else body).pop(last, None)
     return body
 
 
@@ -227,10 +221,8 @@ def to_values(spec: CompressionSpec) -> dict[str, str]:
     """What the form holds for the specification of a job: `to_body` of it and its `base` asks for the same."""
     found, body = dict.fromkeys(FIELDS, ""), spec.model_dump(mode="json")
     for name, (path, _) in _PLACES.items():
-        value: Any = body
-        for step in path.split("."):
-            value = value.get(step) if isinstance(value, Mapping) else None
-        found[name] = _as_typed(value)
+        part, _, last = path.rpartition(".")
+        found[name] = _as_typed(((body.get(part) or {}) if part else body).get(last))
     sources = spec.calibration.sources or ()
     found["calibration"] = ", ".join(one.name for one in sources) or found["calibration"]
     found["method"] = _as_typed(body["method"]["name"])
