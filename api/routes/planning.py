@@ -4,12 +4,10 @@ import asyncio
 import glob
 import math
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from threading import Lock
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
@@ -81,8 +79,7 @@ class Planning:
         self._settings = settings
         self._database = database
         self._hub = hub
-        self._lock = Lock()
-        self._shapes: OrderedDict[tuple[str, str], ModelShape] = OrderedDict()
+        self._shapes: dict[tuple[str, str], ModelShape] = {}
         self._disk = (-math.inf, 0)
 
     async def plan(self, request: CompressionRequest, *, caller: Caller) -> Plan:
@@ -198,15 +195,10 @@ class Planning:
     def _shape(self, hub: Hub, model: AdmittedModel, files: Sequence[str]) -> ModelShape:
         """The shape of a model; a commit does not change, so those of the last ones are kept."""
         key = (model.snapshot.repo_id, model.snapshot.revision)
-        with self._lock:
-            if key in self._shapes:
-                self._shapes.move_to_end(key)
-                return self._shapes[key]
-        shape = read_shape(hub, model, files)
-        with self._lock:
-            self._shapes[key] = shape
-            if len(self._shapes) > KEPT_SHAPES:
-                self._shapes.popitem(last=False)
+        shape = self._shapes.get(key) or read_shape(hub, model, files)
+        self._shapes[key] = shape
+        for oldest in [*self._shapes][:-KEPT_SHAPES]:
+            self._shapes.pop(oldest, None)  # another thread may have done it
         return shape
 
     def _history(self, kind: WorkerKind) -> Sequence[PastJob]:
