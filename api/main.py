@@ -18,7 +18,7 @@ from api.dashboard.middleware import Pages, form
 from api.dashboard.rendering import FILES, static_root
 from api.http import hosts, openapi, problems
 from api.http.deadline import Deadline, low_latency
-from api.http.guard import Guard, scopes_of
+from api.http.guard import Guard
 from api.http.request_log import RequestLog
 from api.http.requests import BodyLimit, refuse_unknown
 from api.routes.deps import Services
@@ -73,7 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(GZipMiddleware, minimum_size=COMPRESSED_BYTES, compresslevel=6)  # and no stream of events
     hosts.install(app, settings)
     app.add_middleware(RequestLog, record=lambda **request: services().monitoring.record_request(**request))
-    openapi.install(app, scopes_of=scopes_of)
+    openapi.install(app)
     return app
 
 

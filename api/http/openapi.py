@@ -2,13 +2,14 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
+from api.http.guard import scopes_of
 from api.http.problems import PROBLEM_JSON, problem_of, problem_response
 from replaceme_core import errors as core
 from replaceme_core.ledger.states import TYPE_PREFIX, EventType
@@ -34,7 +35,7 @@ _IN_PATHS: Mapping[str, str] = {
 """An example of each parameter of a path."""
 
 
-def install(app: FastAPI, *, scopes_of: Callable[[str, str], Sequence[str]]) -> None:
+def install(app: FastAPI) -> None:
     """Complete the description of `app`, with the scopes that operations need."""
     described = app.openapi
 
