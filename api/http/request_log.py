@@ -6,8 +6,8 @@ is `GET`, which is answered in the same way: the server sends no body then.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import structlog
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
@@ -80,7 +80,8 @@ class RequestLog:
 
         # the method as metrics and spans name it: clients can make up others
         method, path = scope["method"] if scope["method"] in METHODS else OTHER, scope["path"]
-        with bound(found), _span(method, path) as span:
+        traced = nullcontext(INVALID_SPAN) if path in _PROBES else telemetry.span(method, kind=SpanKind.SERVER)
+        with bound(found), traced as span:
             found = origin()  # within the span
             shared = {**scope, **({"method": "GET", HEAD: True} if method == "HEAD" else {})}
             try:
@@ -106,15 +107,6 @@ def _origin_of(headers: Headers) -> Origin:
         request_id=parse_request_id(request_ids[0] if len(request_ids) == 1 else None) or new_request_id(),
         traceparent=parse_traceparent(traces[0] if len(traces) == 1 else None),
     )
-
-
-@contextmanager
-def _span(method: str, path: str) -> Iterator[Span]:
-    if path in _PROBES:
-        yield INVALID_SPAN
-        return
-    with telemetry.span(method, kind=SpanKind.SERVER) as span:
-        yield span
 
 
 def _describe(span: Span, *, method: str, route: str | None, status: int) -> None:
