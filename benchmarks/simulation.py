@@ -43,7 +43,7 @@ from sqlalchemy import Connection, Engine, event, make_url, select, text
 from sqlalchemy.orm import Session
 from starlette.types import Scope as AsgiScope
 
-from api.http.callers import Caller, set_caller
+from api.http.callers import CALLER, Caller
 from api.queue import Queue
 from api.routes.planning import Planning, Slots
 from api.routes.submission import Submitter
@@ -278,7 +278,7 @@ def scope_of(database: Database, tenant: str, limits: KeyLimits) -> AsgiScope:
     with database.session() as session:
         key = Keys(session).create(NewKey(owner=tenant, name=tenant, scopes=frozenset(Scope), limits=limits))
     scope: dict[str, object] = {}
-    set_caller(scope, Caller.of(key))
+    scope[CALLER] = Caller.of(key)
     return scope
 
 

@@ -18,7 +18,7 @@ from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.dashboard.rendering import STATIC, page
-from api.http.callers import COOKIE, SESSION_SECONDS, Session, Sessions, session_of, set_session
+from api.http.callers import COOKIE, SESSION, SESSION_SECONDS, Session, Sessions, session_of
 from api.http.hosts import path_of, root_of
 from api.http.problems import AS_PAGE, MalformedBody
 
@@ -48,8 +48,7 @@ class Pages:
         if not is_file:
             known = self._sessions().open(Request(scope).cookies.get(COOKIE, ""))
             is_new, session = known is None, known or Session.start()
-            set_session(scope, session)
-            scope[AS_PAGE] = page_of_problem
+            scope.update({SESSION: session, AS_PAGE: page_of_problem})
 
         async def send_page(message: Message) -> None:
             if message["type"] == "http.response.start":

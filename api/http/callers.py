@@ -41,7 +41,8 @@ from replaceme_core.shapes import KeyLimits
 
 # Callers
 
-_SCOPE_KEY = "replaceme.caller"
+CALLER, SESSION = "replaceme.caller", "replaceme.session"
+"""In the scope of a request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +72,15 @@ def limit_of(own: int | None, default: int) -> int | None:
 WITHOUT_KEY = Caller(owner=DEFAULT_OWNER, key_id=None, scopes=frozenset(Scope))
 
 
-def set_caller(scope: AsgiScope, caller: Caller) -> None:
-    scope[_SCOPE_KEY] = caller
-
-
 def known_caller(scope: AsgiScope) -> Caller | None:
     """The caller of any request; `None` if `Guard` has not seen it, or let it pass without one."""
-    found: Caller | None = scope.get(_SCOPE_KEY)
+    found: Caller | None = scope.get(CALLER)
     return found
 
 
 def caller_of(scope: AsgiScope) -> Caller:
     """The caller of a request that has passed `Guard`."""
-    found: Caller = scope[_SCOPE_KEY]
+    found: Caller = scope[CALLER]
     return found
 
 
@@ -91,7 +88,6 @@ def caller_of(scope: AsgiScope) -> Caller:
 
 COOKIE = "replaceme_session"
 SESSION_SECONDS = 12 * 3600
-_SESSION_KEY = "replaceme.session"
 _LONGEST_COOKIE = 2000
 
 
@@ -141,13 +137,9 @@ class Sessions:
         return found if time.time() < found.expires_at else None
 
 
-def set_session(scope: AsgiScope, session: Session) -> None:
-    scope[_SESSION_KEY] = session
-
-
 def session_of(scope: AsgiScope) -> Session | None:
     """The session of a request for a page; `None` for every other request."""
-    found: Session | None = scope.get(_SESSION_KEY)
+    found: Session | None = scope.get(SESSION)
     return found
 
 

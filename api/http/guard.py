@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from api.http.callers import Caller, Callers, Unknown, set_caller
+from api.http.callers import CALLER, Caller, Callers, Unknown
 from api.http.hosts import network_of, path_of
 from api.http.problems import problem_of, problem_response
 from replaceme_core.errors import MissingScope, TooManyRequests, Unavailable
@@ -152,7 +152,7 @@ class Guard:
             if excess is not None:
                 await _refuse_excess(excess)(scope, receive, send)
                 return
-        set_caller(scope, caller)  # also for the page that refuses
+        scope[CALLER] = caller  # also for the page that refuses
         if not caller.scopes.issuperset(needed):
             await _refuse_scope(needed, caller.scopes)(scope, receive, send)
             return

@@ -212,7 +212,7 @@ class Unchanged:
         self._reader = reader
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self._response(scope) if _may_poll(scope) else None
+        response = await self._response(scope)
         if response is None:
             await self._app(scope, receive, send)
             return
@@ -221,6 +221,8 @@ class Unchanged:
 
     async def _response(self, scope: Scope) -> Response | None:
         """304; `None` for a request that is no such poll, that has not seen the job as it is, or that fails."""
+        if scope["type"] != "http" or scope["method"] != "GET" or scope["query_string"]:  # which costs nothing
+            return None
         path, caller = path_of(scope), known_caller(scope)
         job_id = path.removeprefix(_PREFIX)
         if caller is None or not path.startswith(_PREFIX) or not job_id or "/" in job_id:
@@ -248,8 +250,3 @@ def retry_after(status: JobStatus, eta_seconds: float | None) -> str:
     if status is JobStatus.QUEUED or eta_seconds is None:
         return str(_QUEUED_SECONDS)
     return str(min(max(round(eta_seconds / _ETA_PART), _SOONEST_SECONDS), _LATEST_SECONDS))
-
-
-def _may_poll(scope: Scope) -> bool:
-    """Whether this may be such a poll, by what costs nothing to look at."""
-    return scope["type"] == "http" and scope["method"] == "GET" and not scope["query_string"]

@@ -15,7 +15,7 @@ from starlette.responses import StreamingResponse
 from starlette.testclient import TestClient
 
 from api.http import callers
-from api.http.callers import WITHOUT_KEY, Unknown, set_caller
+from api.http.callers import CALLER, WITHOUT_KEY, Unknown
 from api.routes import event_feed
 from api.routes.event_feed import RETRY, EventFeed, EventMessage, stream
 from api.routes.events import _encoded
@@ -294,7 +294,7 @@ def test_a_busy_stream_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
     async def count() -> int:
         app = SimpleNamespace(state=SimpleNamespace(services=SimpleNamespace(callers=Callers())))
         request = Request({"type": "http", "method": "GET", "headers": [], "app": app})
-        set_caller(request.scope, WITHOUT_KEY)
+        request.scope[CALLER] = WITHOUT_KEY
         response = stream(parts(), request)
         assert isinstance(response, StreamingResponse)
         return len([part async for part in response.body_iterator])
