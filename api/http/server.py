@@ -251,29 +251,6 @@ _MOST_DESCRIPTORS = 65_536
 _FEWEST_CONNECTIONS = 16
 
 
-def run(host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT. Raises as `read_settings` and `check_exposure` do."""
-    settings = read_settings()
-    check_exposure(host, settings)
-    telemetry.configure_logs(settings.log_format, service="api")
-    uvicorn.run(
-        "api.main:create_app",
-        factory=True,
-        host=host,
-        port=port,
-        http=limited_to(
-            most_connections(settings.max_connections, raise_descriptor_limit()), proxies=settings.trusted_proxies or ()
-        ),
-        ws="none",
-        backlog=_BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-        access_log=False,
-        log_config=None,  # its loggers write as all others do
-        proxy_headers=False,  # REPLACEME_TRUSTED_PROXIES decides
-    )
-
-
 def raise_descriptor_limit() -> int:
     """Raise this process's limit of open files as far as it may; returns what it is now."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -292,15 +269,33 @@ def most_connections(wanted: int, descriptors: int) -> int:
 
 
 def main() -> int:
+    """Serve until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m api.http.server", description="Run the API.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on")
     arguments = parser.parse_args()
     try:
-        run(arguments.host, arguments.port)
+        settings = read_settings()
+        check_exposure(arguments.host, settings)
     except ReplaceMeError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return 2
+    telemetry.configure_logs(settings.log_format, service="api")
+    most = most_connections(settings.max_connections, raise_descriptor_limit())
+    uvicorn.run(
+        "api.main:create_app",
+        factory=True,
+        host=arguments.host,
+        port=arguments.port,
+        http=limited_to(most, proxies=settings.trusted_proxies or ()),
+        ws="none",
+        backlog=_BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        access_log=False,
+        log_config=None,  # its loggers write as all others do
+        proxy_headers=False,  # REPLACEME_TRUSTED_PROXIES decides
+    )
     return 0
 
 
