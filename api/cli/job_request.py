@@ -115,13 +115,6 @@ def parse_tasks(text: str | None) -> list[str]:
     return names
 
 
-def parse_gate(criteria: Sequence[str]) -> dict[str, object]:
-    try:
-        return read_criteria(criteria)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--gate") from None
-
-
 def parse_labels(texts: Sequence[str]) -> dict[str, str]:
     """
     >>> parse_labels(["team=nlp"])
@@ -162,7 +155,7 @@ _WRITINGS = {
     "gate": Writing(
         list[str],
         "NAME<=LIMIT",
-        parse_gate,
+        read_criteria,
         "The exit code is then 4. perplexity_ratio<=1.6, worst_perplexity_ratio<=2, divergence<=0.5, agreement>=0.7, "
         "size_ratio<=0.8, accuracy_kept>=0.9 or tasks.NAME>=0.95. Repeatable.",
     ),
@@ -298,7 +291,10 @@ def request_body(options: Mapping[str, object], *, file: Mapping[str, object] | 
     for option in OPTIONS:
         if option.name not in given:
             continue
-        value: Any = option.read(given[option.name])
+        try:
+            value: Any = option.read(given[option.name])
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint=f"--{option.name.replace('_', '-')}") from None
         name, _, inner = option.path.partition(".")
         before = _in_long_form(name, body.get(name))
         if inner:
