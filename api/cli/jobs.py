@@ -303,17 +303,7 @@ def _print_each(found: Iterable[One], line_of: Callable[[One], str], *, follow: 
         print_json({"items": printed, "next_cursor": None})
 
 
-ServiceToAsk = Annotated[
-    str | None,
-    typer.Option(
-        "--url",
-        envvar="REPLACEME_URL",
-        help="URL of a service to ask. Without it, the list of this version is printed.",
-    ),
-]
-
-
-@asks_service(url=ServiceToAsk)
+@asks_service(without="URL of a service to ask. Without it, the list of this version is printed.")
 def families(service: Service) -> None:
     found = families_here() if service.url is None else service.client.families()
     if service.as_json:

@@ -23,20 +23,14 @@ DAY_SECONDS = 86_400
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
-KeyUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--url",
-        envvar="REPLACEME_URL",
-        help="URL of a service to ask, with a key that has the scope admin. Without it, the database of the settings "
-        "is used.",
-    ),
-]
+_WITHOUT = (
+    "URL of a service to ask, with a key that has the scope admin. Without it, the database of the settings is used."
+)
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="ID of the key, as `keys list` shows it.")]
 
 
 @app.command()
-@asks_service(url=KeyUrl)
+@asks_service(without=_WITHOUT)
 def create(
     service: Service,
     name: Annotated[str, typer.Argument(help="What the key is for.")],
@@ -78,7 +72,7 @@ def create(
 
 
 @app.command("list")
-@asks_service(url=KeyUrl)
+@asks_service(without=_WITHOUT)
 def list_keys(
     service: Service,
     *,
@@ -91,7 +85,7 @@ def list_keys(
 
 
 @app.command()
-@asks_service(url=KeyUrl)
+@asks_service(without=_WITHOUT)
 def revoke(service: Service, key_id: KeyId) -> None:
     """End a key. Processes that have used it in the last seconds may accept it a few seconds longer."""
     with _keys(service) as keys:
@@ -100,7 +94,7 @@ def revoke(service: Service, key_id: KeyId) -> None:
 
 
 @app.command()
-@asks_service(url=KeyUrl)
+@asks_service(without=_WITHOUT)
 def rotate(
     service: Service,
     key_id: KeyId,
@@ -114,7 +108,7 @@ def rotate(
 
 
 @app.command("outputs")
-@asks_service(url=KeyUrl)
+@asks_service(without=_WITHOUT)
 def set_outputs(
     service: Service,
     owner: Annotated[str, typer.Argument(help="The owner of keys and jobs.")],

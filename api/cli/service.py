@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cached_property, wraps
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import RenderableType
@@ -26,7 +26,6 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.shapes import BEGINNING_OF_ID, Shape
 
 One = TypeVar("One", bound=Shape)
-Url = Annotated[str, typer.Option("--url", envvar="REPLACEME_URL", help="URL of the service.")]
 ApiKeyOption = Annotated[
     str | None,
     typer.Option(
@@ -93,11 +92,12 @@ class Service:
             print_note(f"there are more: --cursor {cursor}")
 
 
-def asks_service(*, url: Any = Url) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def asks_service(*, without: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The command with the options that say which service is asked, and with which key; its first argument has both.
 
-    `url` may be the option of a command that does without a service.
+    `without`: a command that does without a service, with this help about its URL.
     """
+    url = typer.Option("--url", envvar="REPLACEME_URL", help=without or "URL of the service.")
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
@@ -112,10 +112,14 @@ def asks_service(*, url: Any = Url) -> Callable[[Callable[..., None]], Callable[
                     service.client.close()
 
         _, *own = inspect.signature(command).parameters.values()
-        options = (("url", url, DEFAULT_URL if url is Url else None), ("api_key", ApiKeyOption, None))
+        options = (
+            ("url", Annotated[str | None, url], DEFAULT_URL if without is None else None),
+            ("api_key", ApiKeyOption, None),
+            ("as_json", JsonFlag, False),
+        )
         last = [
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-            for name, kind, default in (*options, ("as_json", JsonFlag, False))
+            for name, kind, default in options
         ]
         set_parameters(run, [*own, *last])
         return run
