@@ -7,8 +7,8 @@ import pytest
 from anyio import create_task_group, wait_all_tasks_blocked
 from starlette.testclient import TestClient
 
-from api.routes import report_pages
-from api.routes.report_pages import ReportPages
+from api.routes import deps
+from api.routes.deps import ReportPages
 from replaceme_core.errors import Unavailable
 from replaceme_core.report.page import policy, render_page
 from tests.fixtures.api.requests import assert_problem, submit
@@ -70,7 +70,7 @@ def test_a_page_is_drawn_once_and_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
         drawn.append(report)
         return f"page {report}"
 
-    monkeypatch.setattr(report_pages, "render_page", render)
+    monkeypatch.setattr(deps, "render_page", render)
 
     async def read() -> None:
         pages = ReportPages(most_kept=3)
@@ -97,8 +97,8 @@ def test_who_gives_up_loses_nothing_and_a_queue_has_an_end(monkeypatch: pytest.M
         drawn.append(report)
         return "page"
 
-    monkeypatch.setattr(report_pages, "render_page", render)
-    monkeypatch.setattr(report_pages, "MOST_WAITING", 1)
+    monkeypatch.setattr(deps, "render_page", render)
+    monkeypatch.setattr(deps, "MOST_WAITING", 1)
 
     async def read() -> None:
         pages = ReportPages()
