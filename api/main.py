@@ -4,6 +4,7 @@ import os
 import pkgutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import cache
 from importlib import import_module, metadata
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -30,23 +31,24 @@ COMPRESSED_BYTES = 1000  # the smallest body that is sent with gzip
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The service, by default with the settings of the environment. It has its `Services` from its start on."""
+    """The service, by default with the settings of the environment. Connects to nothing before its start."""
     settings = settings or Settings()
 
+    @cache
+    def services() -> Services:
+        return Services(settings)
+
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         telemetry.configure_logs(settings.log_format, service="api")
         telemetry.configure_spans(os.environ, service="api")
-        app.state.services = await run_in_threadpool(Services, settings)
+        await run_in_threadpool(services)  # an invalid setting stops the process now, not a request later
         with low_latency():
             yield
         await services().feed.close()
         await run_in_threadpool(services().close)
+        services.cache_clear()  # for another start
         await run_in_threadpool(telemetry.flush_spans)
-
-    def services() -> Services:
-        found: Services = app.state.services
-        return found
 
     app: FastAPI = FastAPIOffline(
         title="ReplaceMe",
@@ -59,7 +61,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         dependencies=[Depends(refuse_unknown)],
     )
-    for router in _ROUTERS:
+    app.state.services = services
+    for router in _routers():
         app.include_router(router)
     for pages in (access, comparing, jobs, new_job, service):
         app.include_router(pages.router, include_in_schema=False, dependencies=[Depends(form)])
@@ -84,4 +87,4 @@ def _routers() -> Iterator[APIRouter]:
         yield from (value for value in vars(module).values() if isinstance(value, APIRouter))
 
 
-_ROUTERS = tuple(_routers())  # all of the application is imported with this module
+app = create_app()

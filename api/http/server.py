@@ -283,8 +283,7 @@ def main() -> int:
     telemetry.configure_logs(settings.log_format, service="api")
     most = most_connections(settings.max_connections, raise_descriptor_limit())
     uvicorn.run(
-        "api.main:create_app",
-        factory=True,
+        "api.main:app",
         host=arguments.host,
         port=arguments.port,
         http=limited_to(most, proxies=settings.trusted_proxies or ()),

@@ -118,7 +118,7 @@ class Services:
 
 
 async def services(request: Request) -> Services:
-    found: Services = request.app.state.services
+    found: Services = request.app.state.services()
     return found
 
 

@@ -73,7 +73,7 @@ def stream(parts: AsyncGenerator[bytes], request: Request) -> Response:
 
 
 async def _while_allowed(parts: AsyncGenerator[bytes], request: Request) -> AsyncGenerator[bytes]:
-    callers: Callers = request.app.state.services.callers
+    callers: Callers = request.app.state.services().callers
     owner, due = caller_of(request.scope).owner, time.monotonic() + RECHECK_SECONDS
     async with aclosing(parts):
         async for part in parts:

@@ -123,7 +123,7 @@ def test_cancelling_many_takes_a_bounded_time(client: TestClient, monkeypatch: p
 
 def once_held(client: TestClient, act: Callable[[], object]) -> threading.Thread:
     """Acts while an answer is held."""
-    feed: EventFeed = client.app.state.services.feed  # type: ignore[attr-defined]
+    feed: EventFeed = client.app.state.services().feed  # type: ignore[attr-defined]
 
     def run() -> None:
         wait_until(lambda: feed.followers, seconds=30, what="an answer that is held")

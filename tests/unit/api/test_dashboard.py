@@ -39,7 +39,7 @@ def samples(service: Service) -> list[Sample]:
     ledger.succeed(done)
     ledger.claim(ledger.add(), lease_seconds=-1)
     ledger.requeue_expired()
-    services: Services = service.client.app.state.services  # type: ignore[attr-defined]
+    services: Services = service.client.app.state.services()  # type: ignore[attr-defined]
     services.monitoring.record_try(error="timeout", is_last=False)
     assert service.client.get("/ready").status_code == 200
     text = service.client.get("/metrics", headers={"authorization": f"Bearer {METRICS_KEY}"}).text

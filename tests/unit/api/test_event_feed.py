@@ -238,7 +238,7 @@ def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def assert_open(client: TestClient, reading: Future[Response]) -> None:
     """The client of the tests returns a response once it has ended."""
-    feed: EventFeed = client.app.state.services.feed  # type: ignore[attr-defined]
+    feed: EventFeed = client.app.state.services().feed  # type: ignore[attr-defined]
     wait_until(lambda: feed.followers, seconds=30, what="the stream")
     with pytest.raises(TimeoutError):
         reading.result(timeout=0.3)
@@ -292,7 +292,8 @@ def test_a_busy_stream_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
             yield b""
 
     async def count() -> int:
-        app = SimpleNamespace(state=SimpleNamespace(services=SimpleNamespace(callers=Callers())))
+        services = SimpleNamespace(callers=Callers())
+        app = SimpleNamespace(state=SimpleNamespace(services=lambda: services))
         request = Request({"type": "http", "method": "GET", "headers": [], "app": app})
         request.scope[CALLER] = WITHOUT_KEY
         response = stream(parts(), request)

@@ -169,7 +169,7 @@ def test_requests_that_read_models_at_the_same_time(
 
     The look-up of a webhook's host needs a slot, too.
     """
-    slots: Slots = client.app.state.services.planning.slots  # type: ignore[attr-defined]
+    slots: Slots = client.app.state.services().planning.slots  # type: ignore[attr-defined]
     monkeypatch.setattr(slots, "_seconds", 0.2)
     greedy, again, second, third = (holder_with(client, settings, owner=name) for name in ("a", "a", "b", "c"))
     hook = f"/webhooks/{greedy.post('/webhooks', json={'url': 'https://hooks.example.com'}).json()['id']}"

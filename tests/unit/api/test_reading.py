@@ -48,7 +48,7 @@ def test_an_unchanged_job_is_304_and_one_row(client: TestClient, ledger: Ledger)
     tag = first.headers["etag"]
     assert first.headers["retry-after"] == "2"
     statements: list[str] = []
-    with listening(client.app.state.services.database._autocommit, statements.append):  # type: ignore[attr-defined]
+    with listening(client.app.state.services().database._autocommit, statements.append):  # type: ignore[attr-defined]
         for known in (tag, tag.removeprefix("W/"), f'"other", {tag}', "*"):
             again = client.get(f"/jobs/{job_id}", headers={"if-none-match": known})
             assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)

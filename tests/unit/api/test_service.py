@@ -31,6 +31,14 @@ def test_healthy_and_ready(client: TestClient) -> None:
     assert client.get("/ready").json() == {"status": "ok", "database": "ok", "broker": "ok", **reported}
 
 
+def test_it_answers_in_the_process_of_a_client_and_may_be_started_again(apart: Settings) -> None:
+    app = create_app(apart)
+    assert TestClient(app).get("/ready").status_code == 200
+    for _ in range(2):
+        with TestClient(app) as client:
+            assert client.get("/ready").status_code == 200
+
+
 def test_not_ready_without_all_migrations(apart: Settings, caplog: pytest.LogCaptureFixture) -> None:
     database = Database(apart.resolved_database_url)
     with database.session() as session:
