@@ -19,7 +19,7 @@ import psutil
 from celery import Celery
 
 from benchmarks.harness.jobs import events_of, job_of, owner_of
-from benchmarks.harness.processes import Started, wait_until
+from benchmarks.harness.processes import PATIENCE_SECONDS, Started, wait_until
 from benchmarks.harness.servers import free_port
 from benchmarks.harness.stub_model import write_stub_model
 from replaceme_core.broker import broker_config, queue_of
@@ -36,7 +36,6 @@ from worker.workspace import CHECKPOINTS, TEMPORARY, jobs_with_checkpoints
 
 STUB_RUNNER = Path(__file__).parent / "runners" / "stub_runner.py"
 MODEL = "acme/tiny"
-START_SECONDS = 60.0
 SECRET = "hf_never_to_be_seen"
 
 
@@ -162,11 +161,11 @@ class Site:
     def event_types(self, job_id: str) -> list[str]:
         return [str(event.type) for event in events_of(self.database, job_id)]
 
-    def wait_for_end(self, job_id: str, *, seconds: float = 30) -> Job:
+    def wait_for_end(self, job_id: str, *, seconds: float = PATIENCE_SECONDS) -> Job:
         wait_until(lambda: self.job(job_id).status in TERMINAL, seconds=seconds, what=f"the end of job {job_id}")
         return self.job(job_id)
 
-    def wait_for_runner(self, job_id: str, *, seconds: float = 30) -> psutil.Process:
+    def wait_for_runner(self, job_id: str, *, seconds: float = PATIENCE_SECONDS) -> psutil.Process:
         """The runner of the job, once it has begun to calibrate."""
 
         found: list[psutil.Process] = []
@@ -237,7 +236,7 @@ class Site:
             assert started.process.poll() is None, started.log.read_text()
             return condition()
 
-        wait_until(ready, seconds=START_SECONDS, what=f"start of {started.log.name}")
+        wait_until(ready, what=f"start of {started.log.name}")
 
 
 def _answers(url: str) -> bool:

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.http import server as http_server
 from api.http.server import HEAD_BYTES, HEAD_FIELDS, limited_to
-from benchmarks.harness.processes import wait_until
+from benchmarks.harness.processes import PATIENCE_SECONDS, wait_until
 from benchmarks.harness.servers import free_port
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import Keys, NewKey
@@ -30,7 +30,6 @@ from replaceme_core.ledger.migrate import upgrade
 from tests.fixtures.service.serve import environment
 
 GET = b"GET /health HTTP/1.1\r\nhost: localhost\r\n"
-SECONDS = 20.0
 
 
 @dataclass(kw_only=True)
@@ -105,11 +104,11 @@ def started(tmp_path: Path, **more: str) -> Iterator[Api]:
         )
     found = Api(process=psutil.Process(process.pid), port=port, log=log)
     try:
-        wait_until(found.is_healthy, seconds=60, what=f"start of the API: {log.read_text()}")
+        wait_until(found.is_healthy, what=f"start of the API: {log.read_text()}")
         yield found
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=PATIENCE_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +133,7 @@ def shared_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 def small_api(shared_api: Api) -> Iterator[Api]:
     """That of all tests, which has no connections at the beginning."""
     yield shared_api
-    wait_until(shared_api.is_idle, seconds=SECONDS, what="the end of all connections")
+    wait_until(shared_api.is_idle, what="the end of all connections")
 
 
 @pytest.fixture
@@ -221,7 +220,7 @@ def test_streams_of_one_key_shut_nobody_out(small_api: Api, keys: list[str]) -> 
         small_api.assert_answers(keys[1])
         assert sum(map(is_open, streams)) == 10, "nobody else needs the place of a stream"
         assert small_api.is_healthy()
-    wait_until(lambda: ends_with_200(small_api, keys[0]), seconds=SECONDS, what="the end of the streams")
+    wait_until(lambda: ends_with_200(small_api, keys[0]), what="the end of the streams")
 
 
 def ends_with_200(api: Api, key: str) -> bool:
@@ -258,7 +257,7 @@ def test_half_requests_without_a_key_shut_nobody_out(small_api: Api, keys: list[
         halves = [held.enter_context(small_api.connect(begun)) for _ in range(50)]
         small_api.assert_answers(keys[0])
         assert small_api.is_healthy(), "from the same address too"
-        wait_until(lambda: sum(map(is_open, halves)) <= 10, seconds=3, what="the end of what is too much")
+        wait_until(lambda: sum(map(is_open, halves)) <= 10, what="the end of what is too much")
         assert is_open(halves[-1])
         for number in range(2, 5):  # other addresses, until all connections are in use
             halves += [held.enter_context(small_api.connect(begun, address=f"127.0.0.{number}")) for _ in range(10)]
@@ -285,13 +284,13 @@ def test_behind_a_proxy_each_client_is_a_caller(small_api: Api, keys: list[str])
 
     with ExitStack() as held:
         one = [held.enter_context(small_api.connect(begun("203.0.113.1"), address="127.0.0.5")) for _ in range(15)]
-        wait_until(lambda: sum(map(is_open, one)) == 10, seconds=3, what="the end of what is too much")
+        wait_until(lambda: sum(map(is_open, one)) == 10, what="the end of what is too much")
         idle = [held.enter_context(small_api.connect(b"", address="127.0.0.5")) for _ in range(10)]
         assert all(map(is_open, idle)) and sum(map(is_open, one)) == 10
         small_api.assert_answers(keys[0])
     with ExitStack() as held:
         liar = [held.enter_context(small_api.connect(begun(f"203.0.113.{number}"))) for number in range(15)]
-        wait_until(lambda: sum(map(is_open, liar)) == 10, seconds=3, what="the end of what is too much")
+        wait_until(lambda: sum(map(is_open, liar)) == 10, what="the end of what is too much")
 
 
 # The limits one by one, in this process
@@ -318,11 +317,11 @@ def port() -> Iterator[int]:
     thread = Thread(target=server.run)
     thread.start()
     try:
-        wait_until(lambda: server.started, seconds=SECONDS, what="start of the server")
+        wait_until(lambda: server.started, what="start of the server")
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:
         server.should_exit = True
-        thread.join(timeout=SECONDS)
+        thread.join(timeout=PATIENCE_SECONDS)
 
 
 def send_slowly(connection: socket.socket, parts: list[bytes], *, pause: float) -> None:

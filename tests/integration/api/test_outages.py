@@ -106,8 +106,8 @@ def test_a_frozen_or_stopped_database_is_503(
         assert_problem(client.get("/ready"), status=503, code="unavailable")
         assert guarded.abandoned
         proxy.frozen.clear()
-        wait_until(lambda: client.get(here).status_code == 200, seconds=30, what="responses again")
-        wait_until(lambda: not guarded.abandoned, seconds=30, what="the end of abandoned requests")
+        wait_until(lambda: client.get(here).status_code == 200, what="responses again")
+        wait_until(lambda: not guarded.abandoned, what="the end of abandoned requests")
     with TestClient(app, raise_server_exceptions=False) as client:
         assert client.get("/jobs").json() == jobs, "requests that ended in 503 were not committed afterwards"
         proxy.stop()

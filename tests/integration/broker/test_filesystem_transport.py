@@ -41,7 +41,7 @@ def test_every_message_of_many_senders_arrives_whole(tmp_path: Path) -> None:
                 received.append(message.payload[0][0])
                 message.ack()
 
-        wait_until(drained, seconds=60, what="300 messages")
+        wait_until(drained, what="300 messages")
     assert [sender.wait() for sender in senders] == [0, 0, 0]
     assert sorted(received) == sorted(f"{sender}-{number}" for sender in range(3) for number in range(100))
     assert not list((tmp_path / "broker" / "messages").iterdir())

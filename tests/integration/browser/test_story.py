@@ -11,6 +11,7 @@ import httpx2
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from benchmarks.harness.jobs import owner_of
+from benchmarks.harness.processes import PATIENCE_SECONDS
 from benchmarks.harness.site import MODEL, Site
 from replaceme_core.ledger import reading
 from replaceme_core.report.page import render_page
@@ -140,7 +141,7 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     body = {"model": "acme/real", "ratio": 0.25, "method": "drop", "gate": {"size_ratio": {"max": 0.1}}}
     body["calibration"] = {"dataset": "builtin:general", "samples": 16, "max_length": 32}
     headers = {"authorization": f"Bearer {key}"}
-    response = httpx2.post(f"{url}/jobs", json=body, headers=headers, trust_env=False)
+    response = httpx2.post(f"{url}/jobs", json=body, headers=headers, timeout=PATIENCE_SECONDS, trust_env=False)
     rejected = response.raise_for_status().json()["id"]
 
     # progress moves on both pages, and neither is loaded again
@@ -153,7 +154,7 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     page.evaluate(RECORD)
     page.get_by_role("link", name="Clone with changes").focus()
     keyed_site.start_worker()
-    expect(page.locator("p.big .status")).to_have_text("succeeded", timeout=90_000)
+    expect(page.locator("p.big .status")).to_have_text("succeeded")
     expect(row.locator(".status")).to_have_text("succeeded")
     assert page.evaluate(IS_SAME)
     assert other.evaluate(IS_SAME)
@@ -205,7 +206,7 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
 
     # a gate that was missed: nothing of the result is on the Hub
     page.goto(f"{url}/ui/jobs/{rejected}")
-    expect(page.locator("p.big .status")).to_have_text("failed", timeout=60_000)
+    expect(page.locator("p.big .status")).to_have_text("failed")
     expect(page.locator("#live .notice.bad")).to_contain_text("gate_rejected")
     expect(criteria).to_have_text([re.compile("missed")])
     check(page)
@@ -235,7 +236,7 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     other.get_by_label("Tokens in each").fill("32")
     other.get_by_role("button", name="Submit the job").click()
     expect(other.locator("#rows")).to_contain_text("A chart of quality against size appears once")
-    expect(other.locator("#rows .status.succeeded")).to_have_count(2, timeout=90_000)
+    expect(other.locator("#rows .status.succeeded")).to_have_count(2)
     expect(other.locator("#rows .chart circle").first).to_be_visible()
     check(other)
     other.get_by_label("Greatest loss that passes").fill("1000000")
@@ -295,7 +296,11 @@ def test_a_page_of_another_port_cancels_nothing(browser: Browser, embedded_site:
     """It is served by a program of somebody else on the same machine; the page of the description is ours."""
     url = embedded_site.start_api().url
     body = {"model": MODEL, "ratio": 0.3, "calibration": "builtin:general"}
-    job = httpx2.post(f"{url}/jobs", json=body, trust_env=False).raise_for_status().json()["links"]["self"]
+    job = (
+        httpx2.post(f"{url}/jobs", json=body, timeout=PATIENCE_SECONDS, trust_env=False)
+        .raise_for_status()
+        .json()["links"]["self"]
+    )
     page = context_of(browser).new_page()
     (tmp_path / "index.html").write_text(f'<form method="post" action="{url}{job}/cancel"><button>Win</button></form>')
     handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
@@ -307,7 +312,7 @@ def test_a_page_of_another_port_cancels_nothing(browser: Browser, embedded_site:
             page.get_by_role("button", name="Win").click()
         expect(page.locator("body")).to_contain_text("foreign_origin")
         other.shutdown()
-    assert httpx2.get(f"{url}{job}", trust_env=False).json()["status"] == "queued"
+    assert httpx2.get(f"{url}{job}", timeout=PATIENCE_SECONDS, trust_env=False).json()["status"] == "queued"
 
     broken: list[str] = []
     page.on("console", lambda message: broken.append(message.text))
@@ -319,7 +324,7 @@ def test_a_page_of_another_port_cancels_nothing(browser: Browser, embedded_site:
     expect(page.locator(".live-responses-table .response-col_status").last).to_contain_text("200")
     assert broken == []
     page.context.close()
-    assert httpx2.get(f"{url}{job}", trust_env=False).json()["status"] == "cancelled"
+    assert httpx2.get(f"{url}{job}", timeout=PATIENCE_SECONDS, trust_env=False).json()["status"] == "cancelled"
 
 
 LONG = "x" * 300

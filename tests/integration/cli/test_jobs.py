@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from api.client.client import Client
-from benchmarks.harness.processes import wait_until
+from benchmarks.harness.processes import PATIENCE_SECONDS, wait_until
 from benchmarks.harness.site import MODEL
 from tests.fixtures.cli.local import Run, run_here
 from tests.fixtures.service.serve import Serve, environment
@@ -24,11 +24,11 @@ def busy(client: Client) -> Iterator[str]:
     """The id of a job whose runner works; cancelled at the end."""
     request = {"model": MODEL, "ratio": 0.25, "calibration": "builtin:pydoc-topics"}
     job_id = client.submit({**request, "labels": {"stub.seconds": "600"}}).id
-    wait_until(lambda: client.job(job_id).stage == "calibrate", seconds=30, what="a runner at work")
+    wait_until(lambda: client.job(job_id).stage == "calibrate", what="a runner at work")
     yield job_id
     if not client.job(job_id).is_terminal:
         client.cancel(job_id)
-    client.wait(job_id, timeout=30)
+    client.wait(job_id, timeout=PATIENCE_SECONDS)
 
 
 def test_a_job_from_a_file_and_what_follows(command: Run, tmp_path: Path) -> None:
@@ -140,12 +140,11 @@ def test_a_command_that_waits_when_its_job_is_cancelled(
         try:
             wait_until(
                 lambda: [job for job in client.jobs(labels=mark).items if job.stage == "calibrate"],
-                seconds=60,
                 what="a runner",
             )
             (job,) = client.jobs(labels=mark).items
             client.cancel(job.id) if number is None else waiting.send_signal(number)
-            stdout, stderr = waiting.communicate(timeout=60)
+            stdout, stderr = waiting.communicate(timeout=PATIENCE_SECONDS)
         finally:
             waiting.kill()
     assert waiting.returncode == 5, stderr

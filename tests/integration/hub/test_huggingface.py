@@ -429,7 +429,7 @@ def test_a_branch_that_moves_on_does_not_change_the_download(
     found: list[Path] = []
     work = threading.Thread(target=lambda: found.append(hub.download(snapshot, tuple(FILES))))
     work.start()
-    wait_until(held.reached.is_set, seconds=10, what="the download")
+    wait_until(held.reached.is_set, what="the download")
     fake.add_model("acme/tiny", {"config.json": b'{"newer": 1}', "model.safetensors": b"newer"})
     held.release()
     work.join(timeout=20)

@@ -62,10 +62,10 @@ def in_use(url: str) -> Iterator[list[str]]:
     with ThreadPoolExecutor(WRITERS) as pool:
         writers = [pool.submit(write) for _ in range(WRITERS)]
         try:
-            wait_until(lambda: len(finished) >= 5, seconds=60, what="finished jobs")
+            wait_until(lambda: len(finished) >= 5, what="finished jobs")
             yield finished
             reached = len(finished)
-            wait_until(lambda: len(finished) > reached, seconds=60, what="jobs finished after the backup")
+            wait_until(lambda: len(finished) > reached, what="jobs finished after the backup")
         finally:
             over.set()
     for writer in writers:

@@ -193,7 +193,7 @@ def test_a_frozen_worker_holds_its_job_only_for_so_long(
         with frozen.session() as session:
             session.execute(update(JobRow).where(JobRow.id == job_id).values(worker="still frozen"))
             assert not requeued()
-            wait_until(requeued, seconds=10, what="the job to be requeued")
+            wait_until(requeued, what="the job to be requeued")
             attempts.renew(session, claim, lease_seconds=60)
 
     with pytest.raises(DatabaseUnreachable):

@@ -382,7 +382,7 @@ def test_a_webhook_that_is_disabled_at_the_same_time_ends_the_message(postgres_d
         with database.session() as session:
             changes.add(session, spec=a_spec(), owner="racer")
             disabling = pool.submit(disable)
-            wait_until(lambda: disabling.done() or waits(), seconds=20, what="the change of the webhook")
+            wait_until(lambda: disabling.done() or waits(), what="the change of the webhook")
         disabling.result()
     assert outbox.get(webhook.id).disabled_by is DisabledBy.OWNER
     assert [delivery.state for delivery in outbox.deliveries(webhook.id)] == [DeliveryState.FAILED]

@@ -7,12 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks.harness.processes import PATIENCE_SECONDS, wait_until
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.port import REPOSITORY
 from replaceme_core.local.inputs import clean_name
@@ -126,13 +126,14 @@ def test_a_signal_leaves_nothing(base: Base, tmp_path: Path, scratch: Path, numb
         stderr=subprocess.PIPE,
     )
     try:
-        deadline = time.monotonic() + 30
-        while not list(tmp_path.glob(".out.*/.partial")):
-            assert time.monotonic() < deadline
+
+        def is_at_work() -> bool:
             assert process.poll() is None
-            time.sleep(0.05)
+            return bool(list(tmp_path.glob(".out.*/.partial")))
+
+        wait_until(is_at_work, what="a runner at work")
         process.send_signal(number)  # handled as SIGINT is
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
     finally:
         process.kill()
         process.wait()

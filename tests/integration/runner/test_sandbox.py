@@ -90,8 +90,8 @@ def end(number, frame):
     os._exit(1)
 signal.signal(signal.SIGTERM, end)
 print("ready", file=sys.stderr, flush=True)
-subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
-time.sleep(60)
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+time.sleep(600)
 """
 
 
@@ -101,13 +101,13 @@ def waiting(place: Path) -> Iterator[Runner]:
     request = EvaluateRequest(model_directory=str(place), text_path=str(place))
     command, confinement = [sys.executable, "-c", WAITS], Confinement(sandbox=bubblewrap())
     with Runner(command, request, scratch=place / "scratch", confinement=confinement) as runner:
-        wait_until(lambda: "ready" in runner.stderr_tail, seconds=30, what="its start")
+        wait_until(lambda: "ready" in runner.stderr_tail, what="its start")
         yield runner
 
 
 def test_sigterm_reaches_the_runner(tmp_path: Path) -> None:
     with waiting(tmp_path) as runner:
-        runner.terminate(grace_seconds=20)
+        runner.terminate(grace_seconds=600)
         *_, last = runner.messages()
     assert last.type == "failed"
 
@@ -120,7 +120,7 @@ def test_sigkill_ends_all_that_it_started(tmp_path: Path) -> None:
         runner.close()
         if bubblewrap().mode is SandboxMode.NONE:  # there, what has left the session stays
             family = [each for each in family if each.is_running() and os.getsid(each.pid) == runner.pid]
-        wait_until(lambda: not any(each.is_running() for each in family), seconds=5, what="the end of them all")
+        wait_until(lambda: not any(each.is_running() for each in family), what="the end of them all")
 
 
 def chosen(mode: SandboxMode, user: str | None = None) -> Sandbox | str:

@@ -38,7 +38,6 @@ from tests.fixtures.webhooks.receiver import Received, Receiver, receiver
 
 KEY = base64.b64encode(os.urandom(32)).decode()
 ALL = tuple(EventType)
-IN_TIME = 60.0
 
 
 def settings_for(url: str, **changes: object) -> Settings:
@@ -85,14 +84,12 @@ def test_a_receiver_that_was_down_gets_each_event_exactly_once(database_url: str
     webhook = outbox.add(url=f"http://127.0.0.1:{port}/x", secret=sealed, events=ALL)
     with delivering(settings), delivering(settings):
         jobs = [ledger.add() for _ in range(3)]
-        wait_until(
-            lambda: all(one.tries for one in outbox.deliveries(webhook.id)), seconds=IN_TIME, what="a first failure"
-        )
+        wait_until(lambda: all(one.tries for one in outbox.deliveries(webhook.id)), what="a first failure")
         assert delivered(outbox, webhook.id) == []
         for job_id in jobs:
             ledger.succeed(ledger.claim(job_id))
         with receiver(port=port) as there:
-            wait_until(lambda: len(delivered(outbox, webhook.id)) == 9, seconds=IN_TIME, what="all are delivered")
+            wait_until(lambda: len(delivered(outbox, webhook.id)) == 9, what="all are delivered")
     expected = {f"evt_{job_id}-{seq}" for job_id in jobs for seq in (1, 2, 3)}
     assert Counter(there.ids()) == dict.fromkeys(expected, 1)
     assert all(verified(request, secret) for request in there.received)
@@ -254,7 +251,7 @@ def test_errors_of_the_database_do_not_end_the_threads(tmp_path: Path) -> None:
             events=(EventType.CREATED,),
         )
         Ledger(database).add()
-        wait_until(lambda: there.received, seconds=IN_TIME, what="the message arrives")
+        wait_until(lambda: there.received, what="the message arrives")
         database.close()
 
 
@@ -293,7 +290,7 @@ def test_a_killed_sender_loses_nothing(site: Site) -> None:
         there.answer = lambda _: time.sleep(30)  # it takes messages and never answers
         jobs = [ledger.add() for _ in range(3)]
         first = site.start_api()
-        wait_until(lambda: len(there.received) >= 3, seconds=IN_TIME, what="messages are on the way")
+        wait_until(lambda: len(there.received) >= 3, what="messages are on the way")
         first.process.kill()
         first.process.wait()
         jobs += [ledger.add() for _ in range(2)]  # while nobody sends
@@ -301,7 +298,7 @@ def test_a_killed_sender_loses_nothing(site: Site) -> None:
         there.answer = None
         there.received.clear()
         second = site.start_api()
-        wait_until(lambda: len(delivered(outbox, webhook.id)) == 5, seconds=IN_TIME, what="all are delivered")
+        wait_until(lambda: len(delivered(outbox, webhook.id)) == 5, what="all are delivered")
     assert Counter(there.ids()) == {f"evt_{job_id}-1": 1 for job_id in jobs}
     assert all(verified(request, secret) for request in there.received)
     written = first.log.read_text() + second.log.read_text()

@@ -97,7 +97,7 @@ def test_a_result_is_published_with_the_token_of_that_time(
     data.mkdir()
     set_gate(data, job_id, "fold")
     with bench.running(job_id):
-        wait_until(lambda: is_held(data, job_id, "fold"), seconds=20, what="the fold")
+        wait_until(lambda: is_held(data, job_id, "fold"), what="the fold")
         with bench.database.session() as session:
             if change == "replaced":
                 Owners(session).put_credential("tests", "mine", "hf_another", box=bench.settings.secrets_box())

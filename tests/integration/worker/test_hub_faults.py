@@ -77,7 +77,7 @@ def test_a_branch_that_moves_during_the_download(hub_bench: Bench, fake_hub: Fak
     held = fake_hub.fail(Fault.HOLD, FILES)
     job_id = hub_bench.add()
     with hub_bench.running(job_id):
-        wait_until(held.reached.is_set, seconds=20, what="the download")
+        wait_until(held.reached.is_set, what="the download")
         fake_hub.add_model("acme/tiny", {"config.json": b'{"model_type": "mamba"}', "model.safetensors": b"newer"})
         held.release()
     job = hub_bench.job(job_id)
@@ -92,7 +92,7 @@ def test_a_model_in_a_directory_that_is_changed_during_the_run(bench: Bench) -> 
     data.mkdir()
     set_gate(data, job_id, "fold")
     with bench.running(job_id):
-        wait_until(lambda: is_held(data, job_id, "fold"), seconds=20, what="the fold")
+        wait_until(lambda: is_held(data, job_id, "fold"), what="the fold")
         (bench.hub_directory / "acme" / "tiny" / "config.json").write_text('{"model_type": "mamba"}')
         open_gates(data)
     job = bench.job(job_id)
@@ -161,12 +161,12 @@ def test_a_cancel_during_the_upload_leaves_no_commit(hub_bench: Bench, fake_hub:
     held = fake_hub.fail(Fault.HOLD, UPLOAD)
     job_id = hub_bench.add()
     with hub_bench.running(job_id):
-        wait_until(held.reached.is_set, seconds=20, what="the upload")
+        wait_until(held.reached.is_set, what="the upload")
         hub_bench.cancel(job_id)
     held.release()
     assert hub_bench.job(job_id).status is JobStatus.CANCELLED
     assert jobs_with_checkpoints(hub_bench.settings.workspace) == set()
-    wait_until(lambda: fake_hub.count("POST", "/lfs-verify") == 1, seconds=20, what="the end of the upload")
+    wait_until(lambda: fake_hub.count("POST", "/lfs-verify") == 1, what="the end of the upload")
     time.sleep(0.5)
     assert commits(fake_hub) == 0
 
@@ -176,7 +176,7 @@ def test_a_cancel_while_the_hub_asks_to_wait_leaves_no_commit(hub_bench: Bench, 
     fake_hub.fail(Fault.LIMIT, COMMIT, value=600)
     job_id = hub_bench.add()
     with hub_bench.running(job_id):
-        wait_until(lambda: fake_hub.count("POST", COMMIT) == 1, seconds=20, what="the commit")
+        wait_until(lambda: fake_hub.count("POST", COMMIT) == 1, what="the commit")
         hub_bench.cancel(job_id)
     assert hub_bench.job(job_id).status is JobStatus.CANCELLED
     assert commits(fake_hub) == 0
@@ -192,7 +192,7 @@ def test_a_cancel_while_a_commit_is_repeated_leaves_no_commit(
     held = fake_hub.fail(Fault.HOLD, PREPARE)
     job_id = hub_bench.add()
     with hub_bench.running(job_id):
-        wait_until(held.reached.is_set, seconds=20, what="the second publication")
+        wait_until(held.reached.is_set, what="the second publication")
         hub_bench.cancel(job_id)
         if waits:
             held.release()
@@ -205,12 +205,12 @@ def test_a_worker_that_is_lost_while_it_publishes_leaves_its_result(hub_bench: B
     held = fake_hub.fail(Fault.HOLD, UPLOAD)
     job_id = hub_bench.add()
     with hub_bench.running(job_id):
-        wait_until(held.reached.is_set, seconds=20, what="the upload")
+        wait_until(held.reached.is_set, what="the upload")
         with hub_bench.database.session() as session:
             session.execute(update(JobRow).values(lease_expires_at=now(plus_seconds=-1)))
             requeue_expired(session, max_attempts=3, limit=10, backoff_seconds=0)
     held.release()
-    wait_until(lambda: fake_hub.count("POST", "/lfs-verify") == 1, seconds=20, what="the end of the first upload")
+    wait_until(lambda: fake_hub.count("POST", "/lfs-verify") == 1, what="the end of the first upload")
     assert find_result(hub_bench.settings.workspace, job_id) is not None
     job = hub_bench.run(job_id, runner_command=NO_RUNNER)
     assert job.status is JobStatus.SUCCEEDED, job.error

@@ -7,6 +7,7 @@ from typing import IO
 import httpx2
 import pytest
 
+from benchmarks.harness.processes import PATIENCE_SECONDS
 from benchmarks.harness.site import Site
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.runner.process import Runner
@@ -16,10 +17,8 @@ from tests.fixtures.worker.supervisor import Bench
 
 def test_a_stage_that_takes_too_long_fails_the_job(bench: Bench) -> None:
     """Also where the runner ignores SIGTERM, as one does that is in native code. Zero is no limit."""
-    job_id = bench.add(stub_seconds="60", stub_stubborn="yes")
-    began = time.monotonic()
+    job_id = bench.add(stub_seconds="600", stub_stubborn="yes")
     error = bench.error_of(job_id, stage_seconds=3, cancel_grace_seconds=0.5)
-    assert time.monotonic() - began < 40
     assert (error.code, error.message) == (
         "stage_timeout",
         "the stage calibrate was not done within 3 s, the limit that REPLACEME_STAGE_SECONDS sets",
@@ -33,13 +32,13 @@ def test_a_real_worker_in_its_sandbox(embedded_site: Site) -> None:
     mode = choose_sandbox(SandboxMode.AUTO, user=None, own_command=False).mode
     embedded_site.extra["REPLACEME_SANDBOX"] = mode
     worker, api = embedded_site.start_worker(), embedded_site.start_api()
-    job = embedded_site.wait_for_end(embedded_site.add(), seconds=60)
+    job = embedded_site.wait_for_end(embedded_site.add())
     assert job.status is JobStatus.SUCCEEDED, job.error
     assert f"sandbox of runners: {mode}" in worker.log.read_text()
     assert re.search(r"memory limit of runners: \S+", worker.log.read_text())
-    assert httpx2.get(f"{api.url}/ready", trust_env=False).json()["sandboxes"] == [mode]
+    assert httpx2.get(f"{api.url}/ready", timeout=PATIENCE_SECONDS, trust_env=False).json()["sandboxes"] == [mode]
     worker.stop()
-    assert httpx2.get(f"{api.url}/ready", trust_env=False).json()["sandboxes"] == []
+    assert httpx2.get(f"{api.url}/ready", timeout=PATIENCE_SECONDS, trust_env=False).json()["sandboxes"] == []
 
 
 def test_a_worker_refuses_to_start_without_its_sandbox(embedded_site: Site) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.harness.processes import wait_until
+from benchmarks.harness.processes import PATIENCE_SECONDS, wait_until
 from benchmarks.harness.site import STUB_RUNNER
 from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.spec import CompressionSpec, ModelRef
@@ -94,27 +94,32 @@ with Runner({COMMAND!r}, request, scratch=Path(sys.argv[2])) as runner:
     for message in runner.messages():
         print(runner.pid, flush=True)
 """
-    line = request(tmp_path, stub_seconds="60", stub_child="yes").model_dump_json()
+    line = request(tmp_path, stub_seconds="600", stub_child="yes").model_dump_json()
     parent = subprocess.Popen([sys.executable, "-c", code, line, str(tmp_path / "scratch")], stdout=subprocess.PIPE)
     with parent:
         assert parent.stdout is not None
         runner = psutil.Process(int(parent.stdout.readline()))
-        wait_until(lambda: len(runner.children()) == 2, seconds=10, what="the guard and the child")
+        wait_until(lambda: len(runner.children()) == 2, what="the guard and the child")
         family = [runner, *runner.children()]
         parent.kill()
-    wait_until(lambda: not any(member.is_running() for member in family), seconds=2, what="the end of them all")
+    wait_until(lambda: not any(member.is_running() for member in family), what="the end of them all")
 
 
 @pytest.mark.parametrize("line", [b"", b'{"spec": 1}\n', b"not json\n"])
 def test_an_invalid_request_ends_it(tmp_path: Path, line: bytes) -> None:
     ended = subprocess.run(
-        COMMAND, input=line, capture_output=True, timeout=30, env=runner_environment(tmp_path), check=False
+        COMMAND,
+        input=line,
+        capture_output=True,
+        timeout=PATIENCE_SECONDS,
+        env=runner_environment(tmp_path),
+        check=False,
     )
     assert ended.returncode != 0
 
 
 def test_it_has_no_network(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-W", "ignore", "-c", NETWORK], timeout=30, check=True)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", NETWORK], timeout=PATIENCE_SECONDS, check=True)
 
 
 def test_a_module_named_worker_in_the_current_directory_is_not_run(

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -47,14 +46,12 @@ def test_a_result_that_an_earlier_attempt_published_is_used(bench: Bench, tmp_pa
 def test_the_deadline_ends_the_wait_for_a_hub(bench: Bench) -> None:
     job_id = bench.add(max_runtime_seconds=1)
     shutil.move(bench.hub_directory, bench.hub_directory.with_name("elsewhere"))
-    began = time.monotonic()
-    assert bench.error_of(job_id, hub_patience_seconds=60).code == "out_of_time"
-    assert 1 <= time.monotonic() - began < 10
+    assert bench.error_of(job_id, hub_patience_seconds=3600).code == "out_of_time"
     assert bench.remaining == []
 
 
 def test_the_deadline_counts_from_the_first_start(bench: Bench) -> None:
-    job_id = bench.add(max_runtime_seconds=600, stub_seconds="60")
+    job_id = bench.add(max_runtime_seconds=600, stub_seconds="600")
     ledger = Ledger(bench.database)
     ledger.release(ledger.claim(job_id))
     with bench.database.session() as session:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.harness.jobs import report_of
-from benchmarks.harness.processes import Started, wait_until
+from benchmarks.harness.processes import PATIENCE_SECONDS, Started, wait_until
 from benchmarks.harness.site import Site
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.states import JobStatus
@@ -39,11 +39,11 @@ def test_a_job_for_a_gpu_is_not_for_a_worker_that_sees_none(embedded_site: Site)
     with seen_by_torch(0, site):
         worker = site.start_worker()
         refused = site.launch_worker(name="gpu", queues="gpu")
-        assert refused.process.wait(timeout=30) != 0
+        assert refused.process.wait(timeout=PATIENCE_SECONDS) != 0
         assert "torch sees no GPU on this machine" in refused.log.read_text()
     assert "jobs for workers with one are left to others" in worker.log.read_text()
     waiting, ended = site.add(worker_kind=WorkerKind.GPU), site.add(worker_kind=WorkerKind.CPU)
-    site.wait_for_end(ended, seconds=90)  # whatever its outcome: it started first, although it was submitted later
+    site.wait_for_end(ended)  # whatever its outcome: it started first, although it was submitted later
     assert site.job(waiting).status is JobStatus.QUEUED
 
 
@@ -110,7 +110,7 @@ def test_a_worker_for_each_gpu_that_sees_its_own(server_site: Site) -> None:
 
         killed = worker_of(started, "3")
         killed.kill()
-        wait_until(lambda: "restarting it in" in started.log.read_text(), seconds=10, what="a restart")
+        wait_until(lambda: "restarting it in" in started.log.read_text(), what="a restart")
 
         def is_back() -> bool:
             try:
@@ -118,10 +118,10 @@ def test_a_worker_for_each_gpu_that_sees_its_own(server_site: Site) -> None:
             except (AssertionError, psutil.NoSuchProcess):
                 return False
 
-        wait_until(is_back, seconds=20, what="another worker on GPU 3")
+        wait_until(is_back, what="another worker on GPU 3")
         family += started.children()
         assert site.job(waiting).status is JobStatus.QUEUED
-        assert started.stop(seconds=30) == 0
+        assert started.stop() == 0
         assert_gone(family)
 
 
@@ -135,7 +135,7 @@ def test_one_for_the_cpu_that_sees_no_gpu(embedded_site: Site) -> None:
     assert visible_to_runner(site, job_id) == ""
     family = started.children()
     started.process.send_signal(signal.SIGINT)
-    assert started.process.wait(timeout=30) == 0
+    assert started.process.wait(timeout=PATIENCE_SECONDS) == 0
     assert_gone(family)
 
 
