@@ -68,7 +68,6 @@ class Site:
             "REPLACEME_HUB_READ_TOKEN": SECRET,
             "REPLACEME_HUB_WRITE_TOKEN": SECRET,
             "REPLACEME_OUTPUT_NAMESPACES": "local, acme",
-            "REPLACEME_LEASE_SECONDS": "6",
             "REPLACEME_SWEEP_SECONDS": "0.5",
             "REPLACEME_DRAIN_SECONDS": "15",
             "REPLACEME_RUNNER_COMMAND": json.dumps([sys.executable, str(STUB_RUNNER)]),

@@ -9,7 +9,8 @@ import psutil
 import pytest
 
 from api.client.client import Client
-from benchmarks.harness.processes import wait_until
+from benchmarks.harness.processes import PATIENCE_SECONDS, wait_until
+from benchmarks.harness.runners.gates import is_held, open_gates, set_gate
 from benchmarks.harness.site import MODEL
 from tests.fixtures.cli.local import run_here
 from tests.fixtures.service.serve import Serve, add_model, served
@@ -40,10 +41,12 @@ def test_planted_secrets_are_seen_nowhere(tmp_path: Path) -> None:
         with Client(serve.url, api_key=key) as client:
             answers.append(client.credentials.set("mine", TOKEN).model_dump_json())
             job = client.submit({**JOB, "labels": {"stub.seconds": "2"}})
-            wait_until(lambda: client.job(job.id).stage == "calibrate", seconds=30, what="a runner at work")
+            set_gate(serve.data, job.id, "fold")
+            wait_until(lambda: is_held(serve.data, job.id, "fold"), what="a runner at work")
             processes = seen_in_processes(serve)
+            open_gates(serve.data)
             assert "stub_runner" in processes
-            done = client.wait(job.id, timeout=60)
+            done = client.wait(job.id, timeout=PATIENCE_SECONDS)
             assert done.status == "succeeded", done.error
             created = client.keys.create({"name": "planted"}).key
             answers += [done.model_dump_json(), str(list(client.history(job.id))), str(client.report(job.id))]
@@ -63,12 +66,15 @@ def test_simple_use_needs_no_key_until_one_is_created(tmp_path: Path, monkeypatc
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     with served(tmp_path) as serve:
-        assert httpx2.get(f"{serve.url}/jobs").status_code == 200
+        assert httpx2.get(f"{serve.url}/jobs", timeout=PATIENCE_SECONDS).status_code == 200
         made = run_here(monkeypatch, tmp_path, "keys", "create", "ci")
         assert made.exit_code == 0, made.stderr
         assert re.fullmatch(r"rmk_\w{49}\n", made.stdout)
         # the service asks now and then whether there is a key
-        wait_until(lambda: httpx2.get(f"{serve.url}/jobs").status_code == 401, seconds=20, what="a closed service")
+        wait_until(
+            lambda: httpx2.get(f"{serve.url}/jobs", timeout=PATIENCE_SECONDS).status_code == 401,
+            what="a closed service",
+        )
         settings = {"REPLACEME_URL": serve.url}
         with_key = {**settings, "REPLACEME_API_KEY": made.stdout.strip()}
         for folder, command, given, exit_code in (
