@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -14,10 +15,9 @@ MODEL = "acme/tiny"
 STOP_SECONDS = 15
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    root = tmp_path_factory.mktemp("service")
-    hub = root / "data" / "hub"
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Serve]:
+    hub = tmp_path / "data" / "hub"
     add_model(hub)
     for number, card in enumerate(CARDS.values()):
         folder = hub / "datasets" / "stranger" / f"data{number}"
@@ -25,7 +25,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text("{}")
         (folder / "README.md").write_text(card)
-    with served(root) as serve:
+    with served(tmp_path) as serve:
         yield serve
 
 
@@ -47,7 +47,6 @@ def test_all_of_them_at_once(service: Serve) -> None:
 
 
 def test_it_stops_at_once_in_the_midst_of_them(service: Serve) -> None:
-    """The last test of this module: the service ends."""
     with ThreadPoolExecutor(8) as pool, httpx2.Client(base_url=service.url, timeout=60) as client:
         for number in range(len(CARDS)):
             pool.submit(submit, client, number)
