@@ -83,7 +83,7 @@ def statuses_of(fuzzed: Fuzzed, operations: list[str], *, skip: int) -> dict[str
     return found
 
 
-@pytest.mark.timeout(3600 if EXAMPLES else 300)
+@pytest.mark.timeout(3600 if EXAMPLES else 900)
 @pytest.mark.parametrize("with_key", [True, False] if EXAMPLES else [True])
 def test_the_service_holds_what_its_description_says(site: Site, tmp_path: Path, with_key: bool) -> None:
     with fuzzed_site(site, with_key=with_key) as fuzzed:

@@ -7,7 +7,6 @@ import time
 from urllib.parse import urlsplit
 
 import psutil
-import pytest
 
 from benchmarks.connection import Connection
 from benchmarks.harness.site import Site
@@ -49,7 +48,6 @@ def submit(site: Site) -> str:
     return site.add(enqueue=False, owner=OWNER)
 
 
-@pytest.mark.timeout(240)
 def test_five_hundred_streams_cost_no_memory(server_site: Site) -> None:
     api = server_site.start_api()
     assert api.url is not None
@@ -79,7 +77,6 @@ def test_five_hundred_streams_cost_no_memory(server_site: Site) -> None:
     asyncio.run(test())
 
 
-@pytest.mark.timeout(120)
 def test_held_answers_do_not_slow_others(server_site: Site) -> None:
     api = server_site.start_api()
     assert api.url is not None

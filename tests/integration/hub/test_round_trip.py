@@ -91,7 +91,6 @@ def run(published: Published, tmp_path: Path, *arguments: str, **ours: str) -> s
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=280,
         check=False,
     )
 

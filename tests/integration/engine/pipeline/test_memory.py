@@ -61,7 +61,6 @@ def test_an_address_space_too_small_for_the_weights_is_enough_block_by_block(tmp
         capture_output=True,
         text=True,
         env={**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"},
-        timeout=250,
         check=False,
     )
     assert done.stdout.strip().splitlines()[-1:] == ["blockwise"], done.stderr[-2000:]
