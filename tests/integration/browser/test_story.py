@@ -22,6 +22,7 @@ MARK = "() => { window.stillTheSame = true; }"
 IS_SAME = "() => window.stillTheSame === true"
 READ_LOAD = "() => { htmx.ajax('GET', '/ui/workers', {target: '#load', select: '#load > *'}).catch(() => {}); }"
 LOADED = "() => [...document.images].every((one) => one.complete && one.naturalWidth > 0)"
+PLOT_LOADED = "number => document.querySelectorAll('.plots img')[number].naturalWidth > 0"
 TYPE = "(field, text) => { field.value = text; field.dispatchEvent(new Event('input', {bubbles: true})); }"
 SHIFTS = """() => {
   window.shifted = 0;
@@ -187,7 +188,8 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     page.reload()  # what is done is drawn once
     page.evaluate(SHIFTS)
     for number in range(plots.count()):
-        page.evaluate("number => document.querySelectorAll('.plots img')[number].scrollIntoView()", number)
+        plots.nth(number).evaluate("plot => plot.scrollIntoView()")
+        page.wait_for_function(PLOT_LOADED, arg=number)  # the next one only then: what is passed by is not read
     page.wait_for_function(LOADED)
     assert page.evaluate("() => window.shifted") < 0.01, "plots move nothing when they arrive"
     check(page)
