@@ -82,7 +82,7 @@ def test_it_fails_where_no_job_can_be_claimed(embedded_site: Site, name: str, va
     site = embedded_site
     site.extra = {name: value}
     once = site.start_once()
-    assert once.process.wait(timeout=60) == 1
+    assert once.process.wait(timeout=PATIENCE_SECONDS) == 1
     last = once.log.read_text().splitlines()[-1]
     assert last.startswith(f"this worker cannot run a job: {reason}"), last
 
