@@ -19,7 +19,7 @@ import psutil
 from celery import Celery
 
 from benchmarks.harness.jobs import events_of, job_of, owner_of
-from benchmarks.harness.processes import PATIENCE_SECONDS, Started, wait_until
+from benchmarks.harness.processes import WAIT_SECONDS, Started, wait_until
 from benchmarks.harness.servers import free_port
 from benchmarks.harness.stub_model import write_stub_model
 from replaceme_core.broker import broker_config, queue_of
@@ -160,11 +160,11 @@ class Site:
     def event_types(self, job_id: str) -> list[str]:
         return [str(event.type) for event in events_of(self.database, job_id)]
 
-    def wait_for_end(self, job_id: str, *, seconds: float = PATIENCE_SECONDS) -> Job:
+    def wait_for_end(self, job_id: str, *, seconds: float = WAIT_SECONDS) -> Job:
         wait_until(lambda: self.job(job_id).status in TERMINAL, seconds=seconds, what=f"the end of job {job_id}")
         return self.job(job_id)
 
-    def wait_for_runner(self, job_id: str, *, seconds: float = PATIENCE_SECONDS) -> psutil.Process:
+    def wait_for_runner(self, job_id: str, *, seconds: float = WAIT_SECONDS) -> psutil.Process:
         """The runner of the job, once it has begun to calibrate."""
 
         found: list[psutil.Process] = []

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.http import server as http_server
 from api.http.server import HEAD_BYTES, HEAD_FIELDS, limited_to
-from benchmarks.harness.processes import PATIENCE_SECONDS, wait_until
+from benchmarks.harness.processes import WAIT_SECONDS, wait_until
 from benchmarks.harness.servers import free_port
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import Keys, NewKey
@@ -108,7 +108,7 @@ def started(tmp_path: Path, **more: str) -> Iterator[Api]:
         yield found
     finally:
         process.terminate()
-        process.wait(timeout=PATIENCE_SECONDS)
+        process.wait(timeout=WAIT_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -321,7 +321,7 @@ def port() -> Iterator[int]:
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:
         server.should_exit = True
-        thread.join(timeout=PATIENCE_SECONDS)
+        thread.join(timeout=WAIT_SECONDS)
 
 
 def send_slowly(connection: socket.socket, parts: list[bytes], *, pause: float) -> None:

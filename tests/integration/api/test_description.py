@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from benchmarks.harness.processes import PATIENCE_SECONDS
+from benchmarks.harness.processes import WAIT_SECONDS
 from benchmarks.harness.servers import PostgresServer
 from benchmarks.harness.site import Site
 from tests.fixtures.fuzzing.site import SETTINGS, Fuzzed, fuzzed_site
@@ -49,7 +49,7 @@ def fuzz(fuzzed: Fuzzed, folder: Path, *, operations: int) -> subprocess.Complet
         "--max-examples",
         str(max(1, -(-EXAMPLES // operations))),
     ]
-    options += ["--request-timeout", str(PATIENCE_SECONDS), "--continue-on-failure", "--warnings", "off", "--no-shrink"]
+    options += ["--request-timeout", str(WAIT_SECONDS), "--continue-on-failure", "--warnings", "off", "--no-shrink"]
     if fuzzed.key is None:  # a key that is created ends the time in which none is needed
         options += ["--exclude-path-regex", "^/keys"]
     else:
@@ -87,7 +87,7 @@ def statuses_of(fuzzed: Fuzzed, operations: list[str], *, skip: int) -> dict[str
 @pytest.mark.parametrize("with_key", [True, False] if EXAMPLES else [True])
 def test_the_service_holds_what_its_description_says(site: Site, tmp_path: Path, with_key: bool) -> None:
     with fuzzed_site(site, with_key=with_key) as fuzzed:
-        paths = httpx2.get(f"{fuzzed.url}/openapi.json", timeout=PATIENCE_SECONDS, trust_env=False).json()["paths"]
+        paths = httpx2.get(f"{fuzzed.url}/openapi.json", timeout=WAIT_SECONDS, trust_env=False).json()["paths"]
         operations = [f"{method.upper()} {path}" for path, methods in paths.items() for method in methods]
         before = len(fuzzed.log.read_text().splitlines())
         done = fuzz(fuzzed, tmp_path, operations=len(operations))

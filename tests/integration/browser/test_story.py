@@ -11,7 +11,7 @@ import httpx2
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from benchmarks.harness.jobs import owner_of
-from benchmarks.harness.processes import PATIENCE_SECONDS
+from benchmarks.harness.processes import WAIT_SECONDS
 from benchmarks.harness.site import MODEL, Site
 from replaceme_core.ledger import reading
 from replaceme_core.report.page import render_page
@@ -142,7 +142,7 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     body = {"model": "acme/real", "ratio": 0.25, "method": "drop", "gate": {"size_ratio": {"max": 0.1}}}
     body["calibration"] = {"dataset": "builtin:general", "samples": 16, "max_length": 32}
     headers = {"authorization": f"Bearer {key}"}
-    response = httpx2.post(f"{url}/jobs", json=body, headers=headers, timeout=PATIENCE_SECONDS, trust_env=False)
+    response = httpx2.post(f"{url}/jobs", json=body, headers=headers, timeout=WAIT_SECONDS, trust_env=False)
     rejected = response.raise_for_status().json()["id"]
 
     # progress moves on both pages, and neither is loaded again
@@ -299,7 +299,7 @@ def test_a_page_of_another_port_cancels_nothing(browser: Browser, embedded_site:
     url = embedded_site.start_api().url
     body = {"model": MODEL, "ratio": 0.3, "calibration": "builtin:general"}
     job = (
-        httpx2.post(f"{url}/jobs", json=body, timeout=PATIENCE_SECONDS, trust_env=False)
+        httpx2.post(f"{url}/jobs", json=body, timeout=WAIT_SECONDS, trust_env=False)
         .raise_for_status()
         .json()["links"]["self"]
     )
@@ -314,7 +314,7 @@ def test_a_page_of_another_port_cancels_nothing(browser: Browser, embedded_site:
             page.get_by_role("button", name="Win").click()
         expect(page.locator("body")).to_contain_text("foreign_origin")
         other.shutdown()
-    assert httpx2.get(f"{url}{job}", timeout=PATIENCE_SECONDS, trust_env=False).json()["status"] == "queued"
+    assert httpx2.get(f"{url}{job}", timeout=WAIT_SECONDS, trust_env=False).json()["status"] == "queued"
 
     broken: list[str] = []
     page.on("console", lambda message: broken.append(message.text))
@@ -326,7 +326,7 @@ def test_a_page_of_another_port_cancels_nothing(browser: Browser, embedded_site:
     expect(page.locator(".live-responses-table .response-col_status").last).to_contain_text("200")
     assert broken == []
     page.context.close()
-    assert httpx2.get(f"{url}{job}", timeout=PATIENCE_SECONDS, trust_env=False).json()["status"] == "cancelled"
+    assert httpx2.get(f"{url}{job}", timeout=WAIT_SECONDS, trust_env=False).json()["status"] == "cancelled"
 
 
 LONG = "x" * 300

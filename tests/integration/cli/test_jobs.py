@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from api.client.client import Client
-from benchmarks.harness.processes import PATIENCE_SECONDS, wait_until
+from benchmarks.harness.processes import WAIT_SECONDS, wait_until
 from benchmarks.harness.site import MODEL
 from tests.fixtures.cli.local import Run, run_here
 from tests.fixtures.service.serve import Serve, environment
@@ -28,7 +28,7 @@ def busy(client: Client) -> Iterator[str]:
     yield job_id
     if not client.job(job_id).is_terminal:
         client.cancel(job_id)
-    client.wait(job_id, timeout=PATIENCE_SECONDS)
+    client.wait(job_id, timeout=WAIT_SECONDS)
 
 
 def test_a_job_from_a_file_and_what_follows(command: Run, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_command_that_waits_when_its_job_is_cancelled(
             )
             (job,) = client.jobs(labels=mark).items
             client.cancel(job.id) if number is None else waiting.send_signal(number)
-            stdout, stderr = waiting.communicate(timeout=PATIENCE_SECONDS)
+            stdout, stderr = waiting.communicate(timeout=WAIT_SECONDS)
         finally:
             waiting.kill()
     assert waiting.returncode == 5, stderr

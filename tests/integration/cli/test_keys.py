@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from api.client.client import Client
-from benchmarks.harness.processes import PATIENCE_SECONDS, wait_until
+from benchmarks.harness.processes import WAIT_SECONDS, wait_until
 from benchmarks.harness.runners.gates import is_held, open_gates, set_gate
 from benchmarks.harness.site import MODEL
 from tests.fixtures.cli.local import run_here
@@ -46,7 +46,7 @@ def test_planted_secrets_are_seen_nowhere(tmp_path: Path) -> None:
             processes = seen_in_processes(serve)
             open_gates(serve.data)
             assert "stub_runner" in processes
-            done = client.wait(job.id, timeout=PATIENCE_SECONDS)
+            done = client.wait(job.id, timeout=WAIT_SECONDS)
             assert done.status == "succeeded", done.error
             created = client.keys.create({"name": "planted"}).key
             answers += [done.model_dump_json(), str(list(client.history(job.id))), str(client.report(job.id))]
@@ -66,13 +66,13 @@ def test_simple_use_needs_no_key_until_one_is_created(tmp_path: Path, monkeypatc
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     with served(tmp_path) as serve:
-        assert httpx2.get(f"{serve.url}/jobs", timeout=PATIENCE_SECONDS).status_code == 200
+        assert httpx2.get(f"{serve.url}/jobs", timeout=WAIT_SECONDS).status_code == 200
         made = run_here(monkeypatch, tmp_path, "keys", "create", "ci")
         assert made.exit_code == 0, made.stderr
         assert re.fullmatch(r"rmk_\w{49}\n", made.stdout)
         # the service asks now and then whether there is a key
         wait_until(
-            lambda: httpx2.get(f"{serve.url}/jobs", timeout=PATIENCE_SECONDS).status_code == 401,
+            lambda: httpx2.get(f"{serve.url}/jobs", timeout=WAIT_SECONDS).status_code == 401,
             what="a closed service",
         )
         settings = {"REPLACEME_URL": serve.url}

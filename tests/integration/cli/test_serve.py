@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from api.client.client import Client
-from benchmarks.harness.processes import PATIENCE_SECONDS, wait_until
+from benchmarks.harness.processes import WAIT_SECONDS, wait_until
 from benchmarks.harness.site import MODEL
 from tests.fixtures.cli.local import run_here
 from tests.fixtures.service.serve import REPLACEME, Serve, add_model, assert_gone, environment, served
@@ -48,7 +48,7 @@ def test_sigterm_in_the_middle_of_a_job(tmp_path: Path) -> None:
         wait_until(lambda: client.job(job_id).attempt == 2, what="a second attempt")
         assert "released" in [event.type for event in client.history(job_id)], "the job was released immediately"
         client.cancel(job_id)
-        assert client.wait(job_id, timeout=PATIENCE_SECONDS).status == "cancelled"
+        assert client.wait(job_id, timeout=WAIT_SECONDS).status == "cancelled"
 
 
 def test_sigint_on_postgresql_and_redis_and_every_address(tmp_path: Path, postgres_url: str, redis_url: str) -> None:
@@ -65,14 +65,12 @@ def test_sigint_on_postgresql_and_redis_and_every_address(tmp_path: Path, postgr
         port = serve.url.rpartition(":")[2]
         for host, status in (("gpu.example", 200), (f"GPU.example:{port}", 200), ("0.0.0.0", 421)):
             assert (
-                httpx2.get(
-                    f"http://127.0.0.1:{port}/health", headers={"host": host}, timeout=PATIENCE_SECONDS
-                ).status_code
+                httpx2.get(f"http://127.0.0.1:{port}/health", headers={"host": host}, timeout=WAIT_SECONDS).status_code
                 == status
             )
         with Client(serve.url) as client:
             job = client.submit({**LONG_JOB, "labels": {}})
-            assert client.wait(job.id, timeout=PATIENCE_SECONDS).status == "succeeded"
+            assert client.wait(job.id, timeout=WAIT_SECONDS).status == "succeeded"
         family = serve.family()
         assert serve.stop(signal.SIGINT) == 0
         assert_gone(family)
@@ -99,7 +97,7 @@ def test_a_child_process_that_dies_ends_the_service(tmp_path: Path, words: tuple
     with served(tmp_path) as serve:
         family = serve.family()
         serve.child(*words).kill()
-        assert serve.process.wait(timeout=PATIENCE_SECONDS) == 1
+        assert serve.process.wait(timeout=WAIT_SECONDS) == 1
         assert f"error: the {name} process ended" in serve.log.read_text()
         assert_gone(family)
 
@@ -178,11 +176,11 @@ def test_at_a_terminal_the_log_is_text_and_ctrl_c_ends_it_quietly(tmp_path: Path
             assert process.stdout is not None
             assert process.stdout.readline().startswith(b"ready ")
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does, which signals all of its processes
-            assert process.wait(timeout=PATIENCE_SECONDS) == 0
+            assert process.wait(timeout=WAIT_SECONDS) == 0
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    reader.join(timeout=PATIENCE_SECONDS)
+    reader.join(timeout=WAIT_SECONDS)
     os.close(terminal)
     lines = b"".join(written).decode().splitlines()
     assert any("Application startup complete" in line for line in lines)

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.harness.processes import PATIENCE_SECONDS, wait_until
+from benchmarks.harness.processes import WAIT_SECONDS, wait_until
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.port import REPOSITORY
 from replaceme_core.local.inputs import clean_name
@@ -133,7 +133,7 @@ def test_a_signal_leaves_nothing(base: Base, tmp_path: Path, scratch: Path, numb
 
         wait_until(is_at_work, what="a runner at work")
         process.send_signal(number)  # handled as SIGINT is
-        _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+        _, stderr = process.communicate(timeout=WAIT_SECONDS)
     finally:
         process.kill()
         process.wait()

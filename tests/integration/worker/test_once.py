@@ -8,7 +8,7 @@ import pytest
 from celery import Celery
 from sqlalchemy import update
 
-from benchmarks.harness.processes import PATIENCE_SECONDS
+from benchmarks.harness.processes import WAIT_SECONDS
 from benchmarks.harness.site import Site
 from replaceme_core.broker import QUEUES, broker_config
 from replaceme_core.ledger.database import now
@@ -31,12 +31,12 @@ def messages(site: Site) -> int:
 def test_one_job_and_no_more(site: Site) -> None:
     first, second = site.add(), site.add()
     once = site.start_once("--queues", "cpu")
-    assert once.process.wait(timeout=PATIENCE_SECONDS) == 0, once.log.read_text()
+    assert once.process.wait(timeout=WAIT_SECONDS) == 0, once.log.read_text()
     assert [site.job(one).status for one in (first, second)] == [JobStatus.SUCCEEDED, JobStatus.QUEUED]
-    assert site.start_once().process.wait(timeout=PATIENCE_SECONDS) == 0
+    assert site.start_once().process.wait(timeout=WAIT_SECONDS) == 0
     assert site.job(second).status is JobStatus.SUCCEEDED
     empty = site.start_once()
-    assert empty.process.wait(timeout=PATIENCE_SECONDS) == 0
+    assert empty.process.wait(timeout=WAIT_SECONDS) == 0
     assert "no job can start" in empty.log.read_text()
     assert "could be taken off the broker" not in empty.log.read_text()
     assert messages(site) == 0, "they do not pile up"
@@ -52,7 +52,7 @@ def test_what_a_lost_one_left_is_requeued_by_the_next(embedded_site: Site) -> No
     lost.kill_tree()
     with site.database.session() as session:
         session.execute(update(JobRow).values(lease_expires_at=now(plus_seconds=-1)))
-    assert site.start_once().process.wait(timeout=PATIENCE_SECONDS) == 0
+    assert site.start_once().process.wait(timeout=WAIT_SECONDS) == 0
     assert site.event_types(job_id)[-1] == "lease_lapsed"
 
 
@@ -63,7 +63,7 @@ def test_it_releases_its_job_at_sigterm(embedded_site: Site) -> None:
     once = site.start_once()
     site.wait_for_runner(job_id)
     once.process.send_signal(signal.SIGTERM)
-    assert once.process.wait(timeout=PATIENCE_SECONDS) == 0, once.log.read_text()
+    assert once.process.wait(timeout=WAIT_SECONDS) == 0, once.log.read_text()
     assert site.job(job_id).status is JobStatus.QUEUED
     assert site.event_types(job_id)[-1] == "released"
     assert "Traceback" not in once.log.read_text()
@@ -82,7 +82,7 @@ def test_it_fails_where_no_job_can_be_claimed(embedded_site: Site, name: str, va
     site = embedded_site
     site.extra = {name: value}
     once = site.start_once()
-    assert once.process.wait(timeout=PATIENCE_SECONDS) == 1
+    assert once.process.wait(timeout=WAIT_SECONDS) == 1
     last = once.log.read_text().splitlines()[-1]
     assert last.startswith(f"this worker cannot run a job: {reason}"), last
 
@@ -107,5 +107,5 @@ def test_sigterm_during_its_imports_is_kept(embedded_site: Site, tmp_path: Path)
     site.extra = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", str(Path.cwd()))])}
     job_id = site.add()
     once = site.start_once()
-    assert once.process.wait(timeout=PATIENCE_SECONDS) == 0, once.log.read_text()
+    assert once.process.wait(timeout=WAIT_SECONDS) == 0, once.log.read_text()
     assert site.event_types(job_id) == ["created"]

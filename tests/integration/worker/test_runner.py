@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.harness.processes import PATIENCE_SECONDS, wait_until
+from benchmarks.harness.processes import WAIT_SECONDS, wait_until
 from benchmarks.harness.site import STUB_RUNNER
 from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.spec import CompressionSpec, ModelRef
@@ -111,7 +111,7 @@ def test_an_invalid_request_ends_it(tmp_path: Path, line: bytes) -> None:
         COMMAND,
         input=line,
         capture_output=True,
-        timeout=PATIENCE_SECONDS,
+        timeout=WAIT_SECONDS,
         env=runner_environment(tmp_path),
         check=False,
     )
@@ -119,7 +119,7 @@ def test_an_invalid_request_ends_it(tmp_path: Path, line: bytes) -> None:
 
 
 def test_it_has_no_network(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-W", "ignore", "-c", NETWORK], timeout=PATIENCE_SECONDS, check=True)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", NETWORK], timeout=WAIT_SECONDS, check=True)
 
 
 def test_a_module_named_worker_in_the_current_directory_is_not_run(

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from benchmarks.harness.jobs import events_of, metrics_of, report_of
-from benchmarks.harness.processes import PATIENCE_SECONDS, Started, wait_until
+from benchmarks.harness.processes import WAIT_SECONDS, Started, wait_until
 from benchmarks.harness.runners.gates import is_held, open_gates, set_gate
 from benchmarks.harness.site import MODEL, SECRET, Site
 from replaceme_core.hardware import WorkerKind
@@ -160,7 +160,7 @@ def test_a_worker_is_listed_with_its_job_until_it_ends(embedded_site: Site) -> N
     site.cancel(job_id)
     assert site.wait_for_end(job_id).status is JobStatus.CANCELLED
     worker.process.terminate()
-    worker.process.wait(timeout=PATIENCE_SECONDS)
+    worker.process.wait(timeout=WAIT_SECONDS)
     assert workers(site) == ()
 
 
@@ -207,14 +207,14 @@ def test_the_ids_of_a_request_reach_the_logs_and_one_trace(server_site: Site) ->
             labels = {"planted": "in-a-label"} | ({"stub.fail": "space"} if ends == "failed" else {})
             sent = {"traceparent": f"00-{trace_id}-{CALLER}-01", "x-request-id": f"build-{ends}"}
             body = {**BODY, "labels": labels, "output": "acme/smaller"}
-            answers[ends] = httpx2.post(f"{api.url}/jobs", json=body, headers=sent, timeout=PATIENCE_SECONDS)
+            answers[ends] = httpx2.post(f"{api.url}/jobs", json=body, headers=sent, timeout=WAIT_SECONDS)
             assert answers[ends].status_code == 202, answers[ends].text
             assert site.wait_for_end(answers[ends].json()["id"]).status.value == ends
         assert (
-            httpx2.get(f"{api.url}/jobs", params={"label": "planted=in-a-query"}, timeout=PATIENCE_SECONDS).status_code
+            httpx2.get(f"{api.url}/jobs", params={"label": "planted=in-a-query"}, timeout=WAIT_SECONDS).status_code
             == 200
         )
-        assert httpx2.get(f"{api.url}/health", timeout=PATIENCE_SECONDS).status_code == 200
+        assert httpx2.get(f"{api.url}/health", timeout=WAIT_SECONDS).status_code == 200
         worker.stop()
         api.stop()
         spans, raw = there.spans(), b"".join(one.body for one in there.received)
@@ -304,7 +304,7 @@ def test_a_job_that_ends_within_the_grace_is_finished(embedded_site: Site) -> No
     worker.process.terminate()
     wait_until(lambda: "Warm shutdown" in worker.log.read_text(), what="the signal")
     open_gates(site.data)
-    assert worker.process.wait(timeout=PATIENCE_SECONDS) == 0, "it does not wait when there is nothing left to do"
+    assert worker.process.wait(timeout=WAIT_SECONDS) == 0, "it does not wait when there is nothing left to do"
     job = site.job(job_id)
     assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 1)
     assert site.job(next_id).status is JobStatus.QUEUED, "no new job"
@@ -326,7 +326,7 @@ def test_a_job_is_released_after_the_grace_and_at_sigquit_without(
     job_id = site.add(stub_seconds="600")
     site.wait_for_runner(job_id)
     worker.process.send_signal(how)
-    worker.process.wait(timeout=PATIENCE_SECONDS)
+    worker.process.wait(timeout=WAIT_SECONDS)
     assert site.job(job_id).status is JobStatus.QUEUED
     assert site.event_types(job_id)[-1] == "released"
     claim = Ledger(site.database).claim(job_id)
@@ -344,7 +344,7 @@ def test_a_cancel_during_the_grace_is_a_cancel(embedded_site: Site) -> None:
     worker.process.terminate()
     site.cancel(job_id)
     assert site.wait_for_end(job_id).status is JobStatus.CANCELLED
-    assert worker.process.wait(timeout=PATIENCE_SECONDS) == 0
+    assert worker.process.wait(timeout=WAIT_SECONDS) == 0
     text = worker.log.read_text()  # as text, as the setting says
     assert f"job {job_id}: attempt 1 has ended: cancelled" in text
     assert f"job_id={job_id}" in text

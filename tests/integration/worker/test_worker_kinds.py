@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.harness.jobs import report_of
-from benchmarks.harness.processes import PATIENCE_SECONDS, Started, wait_until
+from benchmarks.harness.processes import WAIT_SECONDS, Started, wait_until
 from benchmarks.harness.site import Site
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.states import JobStatus
@@ -39,7 +39,7 @@ def test_a_job_for_a_gpu_is_not_for_a_worker_that_sees_none(embedded_site: Site)
     with seen_by_torch(0, site):
         worker = site.start_worker()
         refused = site.launch_worker(name="gpu", queues="gpu")
-        assert refused.process.wait(timeout=PATIENCE_SECONDS) != 0
+        assert refused.process.wait(timeout=WAIT_SECONDS) != 0
         assert "torch sees no GPU on this machine" in refused.log.read_text()
     assert "jobs for workers with one are left to others" in worker.log.read_text()
     waiting, ended = site.add(worker_kind=WorkerKind.GPU), site.add(worker_kind=WorkerKind.CPU)
@@ -135,7 +135,7 @@ def test_one_for_the_cpu_that_sees_no_gpu(embedded_site: Site) -> None:
     assert visible_to_runner(site, job_id) == ""
     family = started.children()
     started.process.send_signal(signal.SIGINT)
-    assert started.process.wait(timeout=PATIENCE_SECONDS) == 0
+    assert started.process.wait(timeout=WAIT_SECONDS) == 0
     assert_gone(family)
 
 
