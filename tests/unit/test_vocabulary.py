@@ -33,7 +33,7 @@ def check() -> ModuleType:
         ('{"news": "given back"} the job is taken up\n# again later', "taken up # again"),
         ("the runner ended without a last word", "a last word"),
         ('Loading.BLOCKWISE, --loading blockwise, BLOCKWISE = "blockwise", save_blockwise(model)', "blockwise"),
-        ("REPLACEME_HUB_WAIT_SECONDS, _WAIT_SECONDS = 2", "PATIENCE"),
+        ("REPLACEME_HUB_PATIENCE_SECONDS, _PATIENCE_SECONDS = 2", "PATIENCE"),
     ],
 )
 def test_only_words_of_the_list_are_found(check: ModuleType, text: str, word: str) -> None:

@@ -305,8 +305,8 @@ class Walk(RuleBasedStateMachine):
     def enqueue(self) -> None:
         queued = [job_id for job_id, model in self.models.items() if model.can_start]
         with self.database.session() as session:
-            wake_ups = collect_wake_ups(session, older_than_seconds=-1, limit=100)
-            assert [wake_up.job_id for wake_up in wake_ups] == queued
+            due = collect_wake_ups(session, older_than_seconds=-1, limit=100)
+            assert [job_id for job_id, _ in due] == queued
 
 
 def test_random_walks(database: Database) -> None:
