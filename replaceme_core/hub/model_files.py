@@ -45,7 +45,7 @@ CARRIED_FILES = (
     "video_preprocessor_config.json",
     "processor_config.json",
 )
-"""Files that are copied unchanged from the source model to the smaller one, as are those of `is_terms`."""
+"""Files that are copied unchanged from the source model to the smaller one, as are terms and chat templates."""
 CARD = "README.md"
 WRITTEN_FILES = (CONFIG, "generation_config.json", CARD)
 """Files that are written anew for the smaller model."""

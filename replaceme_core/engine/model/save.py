@@ -51,9 +51,7 @@ def save_model(model: PreTrainedModel, directory: Path, *, source: Path) -> None
     """Save weights in the model's own dtype, config and generation config, and copy the tokenizer files of `source`."""
     _clean(model)
     model.save_pretrained(directory, max_shard_size=FILE_BYTES)
-    _keep_older_names(model.config, directory, source=source)
-    _copy_files(source, directory)
-    _equal_permissions(directory)
+    _complete(model.config, directory, source=source)
 
 
 def save_block_by_block(
@@ -88,9 +86,7 @@ def save_block_by_block(
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(directory)
     model.generation_config.save_pretrained(directory)
-    _keep_older_names(model.config, directory, source=source)
-    _copy_files(source, directory)
-    _equal_permissions(directory)
+    _complete(model.config, directory, source=source)
 
 
 def _write(writer: WeightsWriter, model: PreTrainedModel, values: dict[str, torch.Tensor]) -> None:
@@ -113,11 +109,17 @@ _ONLY_OTHERS_READ = """
 """Keys that transformers 5 writes into `rope_parameters` alone, or not at all. Others take defaults in their place."""
 
 
-def _keep_older_names(config: PreTrainedConfig, directory: Path, *, source: Path) -> None:
-    """Write into the saved config what that of `source` says under names that the library does not write."""
+def _complete(config: PreTrainedConfig, directory: Path, *, source: Path) -> None:
+    """Add what the library does not save, from `source`. Raises `UnsafeModel` for a link elsewhere.
+
+    That is what its config says under other names; and tokenizer, templates and terms as they are, not the card: to
+    load and save a tokenizer could change it.
+    """
     saved = read_json_file(directory / CONFIG, CONFIG)
     _add_older_names(config, saved, read_config(source))
     (directory / CONFIG).write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
+    copy_files((path for path in side_files(source) if path.name not in WRITTEN_FILES), source, directory)
+    _equal_permissions(directory)
 
 
 def _add_older_names(config: PreTrainedConfig, saved: dict[str, object], source: Mapping[str, object]) -> None:
@@ -131,14 +133,6 @@ def _add_older_names(config: PreTrainedConfig, saved: dict[str, object], source:
         of_saved, of_source = saved.get(part), source.get(part)
         if isinstance(of_saved, dict) and isinstance(of_source, Mapping):
             _add_older_names(getattr(config, part), of_saved, of_source)
-
-
-def _copy_files(source: Path, directory: Path) -> None:
-    """Copy tokenizer, templates and terms, not the card. Raises `UnsafeModel` for a link elsewhere.
-
-    To load and save a tokenizer could change it.
-    """
-    copy_files((path for path in side_files(source) if path.name not in WRITTEN_FILES), source, directory)
 
 
 def _equal_permissions(directory: Path) -> None:
