@@ -200,19 +200,24 @@ def _show_result(console: Console, content: Mapping[str, object], job: Job) -> N
 
 def _explain(console: Console, candidates: Sequence[Mapping[str, object]]) -> None:
     """How to read the table of candidates; runs of blocks that went one after another have a step."""
+    windows = len({(row["start"], row["end"]) for row in candidates})
     if any(row.get("step") for row in candidates):
-        console.print("Why these blocks: these runs were removed one after another, each time the one")
-        console.print("without which the model, with a map in place of what is missing, predicts")
-        console.print("held-out text best. The chosen come first.")
+        why = (
+            "these runs were removed one after another, each time the one without which the model, with a map in place "
+            "of what is missing, predicts held-out text best. The chosen come first."
+        )
     elif all(row.get("residual") is None for row in candidates):
-        console.print("Why these blocks: every run of that length was looked at on a little held-out")
-        console.print("text, with a map in its place, and those that lost least on more of it. The best")
-        console.print("one was removed.")
+        why = (
+            "every run of that length was looked at on a little held-out text, with a map in its place, and those that "
+            "lost least on more of it. The best one was removed."
+        )
     else:
-        console.print(f"Why these blocks: a map was fitted for each of the {len(candidates)} windows. Those with the")
-        console.print("smallest residuals were evaluated on held-out text, each kind of it apart, and the best one of")
-        console.print("them was removed.")
-    console.print("A loss with ~ is an estimate from a part of the held-out text.")
+        why = (
+            f"a map was fitted for each of {windows} windows. Those with the smallest residuals were evaluated on "
+            "held-out text, each kind of it apart, alone and in sets that remove as many blocks. The best set was "
+            "removed. The losses of a set stand in the line of its first run."
+        )
+    console.print(f"Why these blocks: {why} A loss with ~ is an estimate from a part of the held-out text.")
 
 
 def _compare(console: Console, report: Mapping[str, object], plain: Mapping[str, object]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -43,20 +43,28 @@ def print_tables(console: Console, *tables: view.Table | None) -> None:
 
 
 def print_candidates(console: Console, report: Report) -> None:
-    """The best ones, the chosen first. Names of texts are too long for headings, so they stand below the table."""
+    """The best ones, the chosen first. Names of texts are too long for headings, so they stand below the table.
+
+    The losses of runs that would go together stand in the line of the first.
+    """
     found = view.candidates(report)
     if found is None:
         return
-    table, texts = found.only(most=MOST_CANDIDATES), []
-    columns = list(table.columns)
+    table, sets = found.only(most=MOST_CANDIDATES), found.only("group", most=MOST_CANDIDATES).rows
+    groups = [plain(cell) for row in sets for cell in row]  # none where no runs would go together
+    columns, rows, texts = list(table.columns), [list(row) for row in table.rows], []
     for at, one in enumerate(columns):
         name = one.key.removeprefix("on ")
         if name != one.key:
             texts.append(name)
-            columns[at] = replace(one, heading=f"Loss on text\u00a0{len(texts)}")
-    console.print(rich_table(replace(table, columns=columns)))
+            columns[at] = replace(one, heading=f"Text\u00a0{len(texts)}")
+        if name != one.key or one.key == "held_out_loss":
+            for row, group, above in zip(rows[1:], groups[1:], groups, strict=False):
+                if group == above != NONE:
+                    row[at] = ()
+    console.print(rich_table(replace(table, columns=columns, rows=rows)))
     for number, name in enumerate(texts, start=1):
-        console.print(f"text {number}: {name}", soft_wrap=True)
+        console.print(f"text {number}: loss on {name}", soft_wrap=True)
 
 
 def print_gate(console: Console, report: Report) -> None:
@@ -99,7 +107,9 @@ def rich_table(table: view.Table, *, caption: str | None = None) -> Table:
     """A table of the view; marked rows are bold."""
     found = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1), caption=caption, caption_justify="left")
     for at, one in enumerate(table.columns):
-        found.add_column(one.heading, justify="left" if at == 0 or one.is_words else "right", overflow="fold")
+        side: JustifyMethod = "left" if at == 0 or one.is_words else "right"
+        longest = max(map(len, one.heading.split(" ")))
+        found.add_column(one.heading, justify=side, overflow="fold", min_width=longest)
     for at, row in enumerate(table.rows):
         found.add_row(*map(plain, row), style="bold" if at in table.marked else "")
     return found

@@ -195,7 +195,7 @@ class TextResult:
     """Perplexities on `tokens` predictions of one text, before and after, in `sequences` of one length.
 
     `words` and `bytes` are of the text of these tokens. `ratio_low` and `ratio_high` are the 95 percent confidence
-    interval of `ratio`, from how much it differs between the sequences; `None` for a single one.
+    interval of `ratio`, from how much it differs between the sequences; `None` for fewer than three.
     `divergence` is the mean Kullback-Leibler divergence of the pruned model's next-token distribution from the source
     model's in nats, `agreement` the share of predictions whose most likely token is the same.
     """
@@ -456,7 +456,7 @@ def ratio_interval(before: Sequence[float], after: Sequence[float], *, predictio
     """The 95 percent confidence interval of the ratio of perplexities, from the losses of the same sequences in nats.
 
     Each sequence has `predictions` predicted tokens. The pairs are compared, since both models find the same sequences
-    hard. `None` for a single sequence.
+    hard. `None` for fewer than three sequences.
     """
     interval = mean_interval([(new - old) / predictions for old, new in zip(before, after, strict=True)])
     if interval is None:

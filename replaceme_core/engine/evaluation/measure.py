@@ -36,14 +36,15 @@ _NORMAL = 1.959964
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 percent confidence interval of the mean, by Student's t; `None` for fewer than two values.
+    """The 95 percent confidence interval of the mean, by Student's t; `None` for fewer than three values:
+    that of two is so wide that it is of no use.
 
     >>> low, high = mean_interval([1.0, 2.0, 3.0])
     >>> round(low, 3), round(high, 3)
     (-0.484, 4.484)
     """
     count = len(values)
-    if count < 2:
+    if count < 3:
         return None
     half = quantile(count - 1) * statistics.stdev(values) / math.sqrt(count)
     mean = statistics.fmean(values)

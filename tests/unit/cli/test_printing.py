@@ -107,6 +107,27 @@ def test_candidates_begin_with_the_chosen_one() -> None:
     assert "Residual" not in {word for line in candidates(alone) for word in line}, "a column that would be empty"
 
 
+def test_runs_that_would_go_together_have_their_losses_once() -> None:
+    """Five texts are what a job has that leaves all to the defaults: no word of a heading is broken."""
+    names = ("builtin:pydoc-topics", "self-generated", "builtin:general", "repeated passages", "questions")
+    rows = [
+        {"start": start, "end": 15, "distance": 0.1, "residual": 0.05, "held_out_loss": loss, "chosen": loss < 2.5}
+        | {"group": group, "source_losses": dict.fromkeys(names, loss + 1)}
+        for start, loss, group in (
+            (13, 2.25, 0),
+            (10, 2.25, 0),
+            (11, 2.5, 1),
+            (12, 2.5, 1),
+            (14, 2.75, None),
+            (9, 2.75, None),
+        )
+    ]
+    lines = candidates(*rows)
+    shown = [line for line in lines if "0.1000" in line]
+    assert [line[-1] for line in shown] == ["3.2500", "0.0500", "3.5000", "0.0500", "3.7500", "3.7500"]
+    assert {"Distance", "Residual", "held-out", "Text"} <= {word for line in lines for word in line}
+
+
 def test_names_of_texts_stand_whole_below_the_candidates() -> None:
     names = ("builtin:pydoc-topics", "self-generated", "builtin:general", "a-long-organisation/a-data-set")
     losses = {name: 2.6 + number / 10 for number, name in enumerate(names)}

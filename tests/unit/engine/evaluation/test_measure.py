@@ -157,8 +157,8 @@ def test_pairs_are_compared_not_means() -> None:
     """Sequences differ far more than the models do on each of them."""
     before = [10.0, 200.0, 400.0, 800.0]
     after = [loss + 10 * math.log(1.5) + noise for loss, noise in zip(before, (0.1, -0.1, 0.1, -0.1), strict=True)]
-    assert mean_interval([1.0]) is None
-    assert ratio_interval([2.0], [3.0], predictions=10) is None
+    assert mean_interval([1.0, 2.0]) is None
+    assert ratio_interval([2.0, 4.0], [3.0, 4.5], predictions=10) is None
     low, high = ratio_interval(before, after, predictions=10) or (math.nan, math.nan)
     assert low < 1.5 < high
     assert high - low < 0.1
