@@ -215,7 +215,7 @@ def _explain(console: Console, candidates: Sequence[Mapping[str, object]]) -> No
         why = (
             f"a map was fitted for each of {windows} windows. Those with the smallest residuals were evaluated on "
             "held-out text, each kind of it apart, alone and in sets that remove as many blocks. The best set was "
-            "removed. The losses of a set stand in the line of its first run."
+            "removed. The losses of a set are in the line of its first run."
         )
     console.print(f"Why these blocks: {why} A loss with ~ is an estimate from a part of the held-out text.")
 

@@ -45,7 +45,7 @@ def print_tables(console: Console, *tables: view.Table | None) -> None:
 def print_candidates(console: Console, report: Report) -> None:
     """The best ones, the chosen first. Names of texts are too long for headings, so they stand below the table.
 
-    The losses of runs that would go together stand in the line of the first.
+    The losses of runs that would go together are in the line of the first.
     """
     found = view.candidates(report)
     if found is None:
