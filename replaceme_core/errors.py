@@ -160,8 +160,11 @@ class TooManyJobs(TooManyRequests, code="too_many_jobs"):
 
 
 class Unavailable(ReplaceMeError, code="unavailable"):
-    retry_after: float | None = None
-    """In how many seconds to try again, where that is known."""
+    """`retry_after`: in how many seconds to try again, where that is known."""
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class HubUnreachable(Unavailable, code="hub_unreachable"): ...
@@ -169,10 +172,6 @@ class HubUnreachable(Unavailable, code="hub_unreachable"): ...
 
 class RateLimited(HubUnreachable, code="rate_limited"):
     """The Hub limits requests, and says when to try again."""
-
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
 
 
 class CorruptDownload(HubUnreachable, code="corrupt_download"):

@@ -102,9 +102,7 @@ def _refuse_limited(response: httpx2.Response) -> None:
     if is_limited:
         raise RateLimited(f"the Hub limits how often it is asked (HTTP 429){when}", retry_after=seconds)
     if seconds is not None:
-        away = HubUnreachable(f"the Hub cannot answer now (HTTP {status}){when}")
-        away.retry_after = seconds
-        raise away
+        raise HubUnreachable(f"the Hub cannot answer now (HTTP {status}){when}", retry_after=seconds)
 
 
 _LONGEST_WAIT = 10**9  # seconds; nobody waits that long, and a larger number may be none
