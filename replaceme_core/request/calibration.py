@@ -11,6 +11,7 @@ from replaceme_core.request.defaults import HELD_OUT_SHARE
 from replaceme_core.request.fields import (
     BUILTIN_PREFIX,
     FILE_PREFIX,
+    GENERAL,
     Frozen,
     Name,
     TextSource,
@@ -23,8 +24,6 @@ from replaceme_core.request.fields import (
 MOST_SOURCES = 8
 SHORTEST = 8
 """Tokens of a sequence."""
-GENERAL = "builtin:general"
-PARTS_OF_GENERAL = ("builtin:prose", "builtin:dialogue", "builtin:code", "builtin:instructions")
 SELF_GENERATED = "self-generated"
 """The name in reports of the source that the model generates."""
 SHARE_TOLERANCE = 1e-6

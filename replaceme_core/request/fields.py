@@ -11,14 +11,9 @@ from pydantic_core import PydanticCustomError
 from replaceme_core.hub.port import REPOSITORY
 
 BUILTIN_PREFIX, FILE_PREFIX = "builtin:", "file:"
-BUILTIN_TEXTS = (
-    "builtin:general",
-    "builtin:prose",
-    "builtin:dialogue",
-    "builtin:code",
-    "builtin:instructions",
-    "builtin:pydoc-topics",
-)
+GENERAL = "builtin:general"
+PARTS_OF_GENERAL = ("builtin:prose", "builtin:dialogue", "builtin:code", "builtin:instructions")
+BUILTIN_TEXTS = (GENERAL, *PARTS_OF_GENERAL, "builtin:pydoc-topics")
 FILE_NAME = re.compile(r"file:(?!(?:.*/)?\.\.?/)[^/\x00-\x1f\x7f][^\x00-\x1f\x7f]*(?:\.(?:txt|jsonl)|(?<!/)/)")
 MOST_NAMED_BLOCKS = 10_000
 LONGEST_SECONDS = 31_536_000  # a year

@@ -12,15 +12,8 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.model_config import ModelOutline
 from replaceme_core.request import defaults
-from replaceme_core.request.calibration import (
-    GENERAL,
-    NO_OTHER_TEXT,
-    PARTS_OF_GENERAL,
-    SHORTEST,
-    CalibrationSpec,
-    held_out_samples,
-)
-from replaceme_core.request.fields import one_of
+from replaceme_core.request.calibration import NO_OTHER_TEXT, SHORTEST, CalibrationSpec, held_out_samples
+from replaceme_core.request.fields import GENERAL, PARTS_OF_GENERAL, one_of
 from replaceme_core.request.gate import most_trials
 from replaceme_core.request.method import Method, MethodSpec
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, Dtype, HealedWeights, HealSpec, Loading

@@ -37,8 +37,9 @@ from replaceme_core.engine.text.tokens import encode, end_tokens, pack
 from replaceme_core.errors import BrokenModel, GateRejected, InvalidInput
 from replaceme_core.families.resolve import resolve
 from replaceme_core.hub.model_config import read_outline
-from replaceme_core.request.calibration import GENERAL, PARTS_OF_GENERAL, SELF_GENERATED
+from replaceme_core.request.calibration import SELF_GENERATED
 from replaceme_core.request.defaults import MEASURED_ELSEWHERE
+from replaceme_core.request.fields import GENERAL, PARTS_OF_GENERAL
 from replaceme_core.request.gate import OF_TASKS, GateResult, GateSpec
 from replaceme_core.runner.messages import describe, is_mistake
 

@@ -27,8 +27,8 @@ from replaceme_core.engine.text.documents import (
 )
 from replaceme_core.engine.text.rows import rows_of
 from replaceme_core.errors import InvalidInput
-from replaceme_core.request.calibration import GENERAL, PARTS_OF_GENERAL, CalibrationSource
-from replaceme_core.request.fields import BUILTIN_TEXTS
+from replaceme_core.request.calibration import CalibrationSource
+from replaceme_core.request.fields import BUILTIN_TEXTS, GENERAL, PARTS_OF_GENERAL
 
 FILES = ("code", "dialogue", "essays", "instructions", "stories")
 CONVERSATIONS = ("dialogue", "instructions")
