@@ -30,16 +30,16 @@ from replaceme_core.errors import AddressRefused, HostUnknown, InvalidInput
 
 # Addresses
 #
-# A webhook goes to addresses of the public internet, and to those that the operator allows. The tables follow the
-# registries of special addresses of IANA and do not depend on the Python version. An IPv6 address that contains an IPv4
-# address (mapped, compatible, NAT64, 6to4, Teredo) is refused whatever it contains: who can be reached in another way
-# does not need it.
+# A webhook goes to addresses of the public internet, and to those that the operator allows. The table follows the
+# registries of special addresses of IANA and does not depend on the Python version. An IPv6 address that contains an
+# IPv4 address (mapped, compatible, NAT64, 6to4, Teredo) is refused whatever it contains: who can be reached in another
+# way does not need it.
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_NOT_PUBLIC_4 = tuple(
-    ipaddress.IPv4Network(network)
+_NOT_PUBLIC = tuple(
+    ipaddress.ip_network(network)
     for network in (
         "0.0.0.0/8",  # this host
         "10.0.0.0/8",  # private
@@ -60,12 +60,6 @@ _NOT_PUBLIC_4 = tuple(
         "203.0.113.0/24",  # documentation
         "224.0.0.0/4",  # multicast
         "240.0.0.0/4",  # reserved, and broadcast
-    )
-)
-_UNICAST_6 = ipaddress.IPv6Network("2000::/3")  # all that is assigned; loopback, NAT64, mapped, private are outside
-_NOT_PUBLIC_6 = tuple(
-    ipaddress.IPv6Network(network)
-    for network in (
         "2001::/23",  # protocol assignments, Teredo among them
         "2001:db8::/32",  # documentation
         "2002::/16",  # 6to4
@@ -73,6 +67,7 @@ _NOT_PUBLIC_6 = tuple(
         "3fff::/20",  # documentation
     )
 )
+_UNICAST_6 = ipaddress.IPv6Network("2000::/3")  # all that is assigned; loopback, NAT64, mapped, private are outside
 
 
 def is_allowed(address: Address, *, networks: Sequence[Network] = ()) -> bool:
@@ -81,12 +76,10 @@ def is_allowed(address: Address, *, networks: Sequence[Network] = ()) -> bool:
     >>> [is_allowed(ipaddress.ip_address(text)) for text in ("1.1.1.1", "10.0.0.1", "::ffff:1.1.1.1", "2606:4700::1")]
     [True, False, False, True]
     """
-    if isinstance(address, ipaddress.IPv4Address):
-        is_public = not any(address in network for network in _NOT_PUBLIC_4)
-    elif address.scope_id is not None:
+    if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
         return False
-    else:
-        is_public = address in _UNICAST_6 and not any(address in network for network in _NOT_PUBLIC_6)
+    is_public = address.version == 4 or address in _UNICAST_6
+    is_public = is_public and not any(address in network for network in _NOT_PUBLIC)
     return is_public or any(address in network for network in networks)
 
 
