@@ -10,13 +10,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 from replaceme_core.errors import OutOfSpace
-from replaceme_core.hub.files import lock_file, locked, try_locked
+from replaceme_core.hub.files import locked, try_locked
 from replaceme_core.library_errors import free_space
 
 CACHE_BYTES = 200 * 1024**3
@@ -85,17 +85,15 @@ class Cache:
         place.snapshot.mkdir(parents=True, exist_ok=True)
         wanted = {place.blob(digest): size for digest, size in sizes.items()}
         record = self._root / ".reserved" / uuid4().hex
-        with locked(self._root / ".lock"):
-            self._make_room(wanted, purpose)
-            record.parent.mkdir(exist_ok=True)
-            descriptor = lock_file(record)
-            listed = {blob.relative_to(self._root).as_posix(): size for blob, size in wanted.items()}
-            record.write_text(json.dumps(listed), encoding="utf-8")
-        try:
+        with ExitStack() as reserved:
+            with locked(self._root / ".lock"):
+                self._make_room(wanted, purpose)
+                record.parent.mkdir(exist_ok=True)
+                reserved.enter_context(locked(record))
+                reserved.callback(record.unlink, missing_ok=True)
+                listed = {blob.relative_to(self._root).as_posix(): size for blob, size in wanted.items()}
+                record.write_text(json.dumps(listed), encoding="utf-8")
             yield
-        finally:
-            record.unlink(missing_ok=True)
-            os.close(descriptor)
 
     def _held(self, place: Place) -> Path:
         return self._root / ".held" / f"{place.repository.name}@{place.revision}"

@@ -7,7 +7,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -189,17 +189,12 @@ def try_locked(path: Path, *, create: bool = False) -> Iterator[bool]:
     False if there is none, and none is to be created.
     """
     way = os.O_RDONLY if path.is_dir() else os.O_RDWR  # over NFS a lock of what is only read is none
-    try:
-        descriptor = os.open(path, way | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
-    except FileNotFoundError:
-        yield False
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_free = True
-    except BlockingIOError:
-        is_free = False
-    try:
+    with ExitStack() as opened:
+        try:
+            descriptor = os.open(path, way | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
+            opened.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_free = True
+        except (FileNotFoundError, BlockingIOError):
+            is_free = False
         yield is_free
-    finally:
-        os.close(descriptor)
