@@ -21,6 +21,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
+from io import BufferedRandom
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
@@ -330,7 +331,6 @@ AT_ONCE = 4
 REPORT_SECONDS = 0.2
 WAIT_SECONDS = 0.1
 TRIES = 2
-_BLOCK = 1024 * 1024  # bytes
 
 
 class Stopped(Exception):
@@ -409,7 +409,7 @@ class _Fetching:
 class _Bounded:
     """The file that a download is written to: takes no more bytes than the Hub lists, and none once it is stopped."""
 
-    def __init__(self, stream: BinaryIO, file: RepositoryFile, stopping: threading.Event) -> None:
+    def __init__(self, stream: BufferedRandom, file: RepositoryFile, stopping: threading.Event) -> None:
         self.seek, self.tell, self.truncate = stream.seek, stream.tell, stream.truncate
         self._stream = stream
         self._file = file
@@ -423,21 +423,19 @@ class _Bounded:
         return self._stream.write(data)
 
 
-def _compare(stream: BinaryIO, file: RepositoryFile) -> None:
+def _compare(stream: BufferedRandom, file: RepositoryFile) -> None:
     """Raises `CorruptDownload` unless the content is what the Hub lists."""
     size = stream.seek(0, os.SEEK_END)
     if size != file.size:
         raise CorruptDownload(f"{file.path} has {size:,} bytes after the download, the Hub lists {file.size:,}")
     stream.seek(0)
-    digest = hashlib.sha256() if file.is_large else hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-    while block := stream.read(_BLOCK):
-        digest.update(block)
-    if digest.hexdigest() != file.digest:
+    start = hashlib.sha256() if file.is_large else hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    if hashlib.file_digest(stream, lambda: start).hexdigest() != file.digest:
         raise CorruptDownload(f"{file.path} has another content after the download than the Hub lists")
 
 
 @contextmanager
-def _alone(beside: Path, stopping: threading.Event) -> Iterator[BinaryIO]:
+def _alone(beside: Path, stopping: threading.Event) -> Iterator[BufferedRandom]:
     """The file beside a blob, locked."""
     while True:
         with os.fdopen(os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b") as stream:
@@ -452,7 +450,7 @@ def _alone(beside: Path, stopping: threading.Event) -> Iterator[BinaryIO]:
                 return
 
 
-def _is_same(stream: BinaryIO, path: Path) -> bool:
+def _is_same(stream: BufferedRandom, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(stream.fileno()), path.stat())
     except FileNotFoundError:
