@@ -54,13 +54,18 @@ class Page(Shape, Generic[T]):
     )
 
 
-class Notice(Shape):
-    """What to know."""
+class Reason(Shape):
+    """What is the matter."""
 
     code: str
     """For programs."""
     message: str
     """One sentence for a person."""
+
+
+class Notice(Reason):
+    """What to know."""
+
     field: str | None = None
     """The field of the request to change; null: none."""
 
@@ -81,22 +86,12 @@ class JobProgress(Shape):
     """How far `eta_seconds` may be off, judged by how it has moved so far and by what is overdue."""
 
 
-class JobError(Shape):
+class JobError(Reason):
     """Why a job failed."""
 
-    code: str
-    """For programs."""
-    message: str
-    """One sentence for a person."""
 
-
-class JobWarning(Shape):
+class JobWarning(Reason):
     """What to know before using a result."""
-
-    code: str
-    """For programs."""
-    message: str
-    """One sentence for a person."""
 
 
 class JobResult(Shape):
