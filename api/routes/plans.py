@@ -85,7 +85,7 @@ class PlanBody(shapes.Plan):
     @classmethod
     def from_plan(cls, plan: Plan) -> Self:
         estimate = None if plan.estimate is None else EstimateBody.from_estimate(plan.estimate)
-        return cls.of(plan, model=PlannedModelBody.of(plan), estimate=estimate)
+        return cls.of(plan, estimate=estimate)
 
 
 # Routes

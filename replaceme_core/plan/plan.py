@@ -39,7 +39,7 @@ from replaceme_core.request.removal import check_rank, check_removal, methods_of
 from replaceme_core.request.resolve import HEALED_BYTES, Machine
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec
 from replaceme_core.runner.messages import PastJob, Stage
-from replaceme_core.shapes import Count, Notice, WorkerPlan
+from replaceme_core.shapes import Count, Notice, PlannedModel, WorkerPlan
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
@@ -134,12 +134,7 @@ class Plan:
     `spec` where the request is refused.
     """
 
-    repo_id: str
-    revision: str | None = None
-    family: str | None = None
-    supported: bool = False
-    methods: Sequence[Method] = ()
-    structures: Sequence[MapStructure] = ()
+    model: PlannedModel
     worker: WorkerPlan | None = None
     estimate: Estimate | None = None
     spec: CompressionSpec | None = None
@@ -175,19 +170,14 @@ class Planner:
 
         Raises `AccessDenied` and `Unavailable` where the Hub cannot be read.
         """
-        plan = Plan(repo_id=request.model.repo_id)
+        plan = Plan(model=PlannedModel(repo_id=request.model.repo_id, supported=False))
         try:
             snapshot = find_model(request.model, self.hub)
-            plan = replace(plan, revision=snapshot.revision)
+            plan = replace(plan, model=PlannedModel.of(plan.model, revision=snapshot.revision))
             model = admit_model(snapshot, self.hub)
             row = model.outline.layout
-            plan = replace(
-                plan,
-                family=row.model_type,
-                supported=True,
-                methods=methods_of(row),
-                structures=structures_of(row.structure),
-            )
+            more = {"methods": methods_of(row), "structures": structures_of(row.structure)}
+            plan = replace(plan, model=PlannedModel.of(plan.model, family=row.model_type, supported=True, **more))
             plan = replace(plan, warnings=self._warnings(model))
             found = self._estimate(request.to_spec(), model, history=self.history())
             plan = replace(plan, estimate=found, warnings=[*plan.warnings, *_few_tokens(found, model)])

@@ -64,8 +64,8 @@ def test_sizes_of_smollm2() -> None:
     plan = planner(HeaderHub(size=SMOLLM2)).plan(request())
     found = plan.estimate
     assert found is not None
-    assert (plan.family, plan.supported, plan.revision) == ("llama", True, REVISION)
-    assert set(plan.methods) == set(Method)
+    assert (plan.model.family, plan.model.supported, plan.model.revision) == ("llama", True, REVISION)
+    assert set(plan.model.methods) == set(Method)
     assert (found.blocks.before, found.blocks.after) == (30, 22)
     assert found.parameters.before == 134_515_008
     assert found.parameters.after == 106_194_240
@@ -186,7 +186,7 @@ def test_all_refusals_are_listed() -> None:
 def test_nobody_misses_the_chat_template_of_a_model_of_images(tmp_path: Path) -> None:
     saved_tower(tmp_path / "org" / "name", "vit")
     plan = planner(DirectoryHub(tmp_path)).plan(request(method="drop", calibration="org/images"))
-    assert (plan.family, plan.warnings) == ("vit", [])
+    assert (plan.model.family, plan.warnings) == ("vit", [])
 
 
 def test_warnings() -> None:
