@@ -19,7 +19,6 @@ from functools import partial
 from importlib import metadata
 from logging.handlers import WatchedFileHandler
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import structlog
 from opentelemetry import context, trace
@@ -93,10 +92,6 @@ def from_message(headers: Mapping[str, object] | None) -> Origin:
     return Origin(
         request_id=parse_request_id(given.get("request_id")), traceparent=parse_traceparent(given.get(_TRACE_HEADER))
     )
-
-
-def new_request_id() -> str:
-    return uuid4().hex
 
 
 def parse_request_id(text: object) -> str | None:

@@ -8,6 +8,7 @@ is `GET`, which is answered in the same way: the server sends no body then.
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from uuid import uuid4
 
 import structlog
 from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.problems import internal_error
 from replaceme_core import telemetry
-from replaceme_core.telemetry import Origin, bound, new_request_id, origin, parse_request_id, parse_traceparent
+from replaceme_core.telemetry import Origin, bound, origin, parse_request_id, parse_traceparent
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OTHER = "other"
@@ -104,7 +105,7 @@ def _origin_of(headers: Headers) -> Origin:
     """The ids that a request carries, or a new id where it has no valid one."""
     request_ids, traces = headers.getlist(_ID_HEADER), headers.getlist(_TRACE_HEADER)
     return Origin(
-        request_id=parse_request_id(request_ids[0] if len(request_ids) == 1 else None) or new_request_id(),
+        request_id=parse_request_id(request_ids[0] if len(request_ids) == 1 else None) or uuid4().hex,
         traceparent=parse_traceparent(traces[0] if len(traces) == 1 else None),
     )
 
