@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from replaceme_core.request.gate import most_trials
 from replaceme_core.request.method import TRAITS, Method, Selection
@@ -15,20 +14,18 @@ from replaceme_core.runner.messages import Stage
 PASS = 60.0
 """The weight of one pass over the calibration text."""
 # shares of a job's wall time on SmolLM2-135M at the defaults of a CPU; only their proportions matter
-_WEIGHTS: Mapping[Stage, float] = MappingProxyType(
-    {
-        Stage.RESOLVE: 1,
-        Stage.DOWNLOAD: 5,
-        Stage.CALIBRATE: PASS,
-        Stage.SELECT: 17,
-        Stage.SOLVE: 1,
-        Stage.FOLD: 1,
-        Stage.HEAL: 0,
-        Stage.SAVE: 4,
-        Stage.EVALUATE: 35,
-        Stage.PUBLISH: 3,
-    }
-)
+_WEIGHTS: Mapping[Stage, float] = {
+    Stage.RESOLVE: 1,
+    Stage.DOWNLOAD: 5,
+    Stage.CALIBRATE: PASS,
+    Stage.SELECT: 17,
+    Stage.SOLVE: 1,
+    Stage.FOLD: 1,
+    Stage.HEAL: 0,
+    Stage.SAVE: 4,
+    Stage.EVALUATE: 35,
+    Stage.PUBLISH: 3,
+}
 USUAL_BLOCKS = 32
 """Of a model of which nothing is known yet."""
 ETA_FROM = 0.03  # of the whole; before that an estimate is a guess

@@ -8,7 +8,6 @@ names. A method without a row does not import.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
@@ -63,70 +62,68 @@ _MAP = (
 )
 _NOTHING = "Nothing compensates for them."
 
-TRAITS: Final[Mapping[Method, MethodTraits]] = MappingProxyType(
-    {
-        Method.LEAST_SQUARES: MethodTraits(
-            chooses_a_window=True,
-            options=frozenset({"as_published", "groups", "structure"}),
-            card=_MAP,
+TRAITS: Final[Mapping[Method, MethodTraits]] = {
+    Method.LEAST_SQUARES: MethodTraits(
+        chooses_a_window=True,
+        options=frozenset({"as_published", "groups", "structure"}),
+        card=_MAP,
+    ),
+    Method.COSINE: MethodTraits(
+        chooses_a_window=True,
+        options=frozenset({"groups", "loss", "structure"}),
+        stage_weights={"solve": 40},
+        card=_MAP,
+    ),
+    Method.DROP: MethodTraits(
+        module="removal",
+        chooses_a_window=True,
+        selection_card="They are the neighbours across which the hidden states turn least",
+        fits=False,
+        card=_NOTHING,
+    ),
+    Method.REFIT: MethodTraits(
+        chooses_a_window=True,
+        options=frozenset({"groups", "ridge_later", "selection"}),
+        changes_weights=True,
+        stage_weights={"select": 150, "solve": 75},
+        card=(
+            "Projections of the blocks that stay were solved anew in closed form, from the first cut on, so that "
+            "the model's hidden states follow those of the original (method `{name}`, building on "
+            f"{_PAPER})."
         ),
-        Method.COSINE: MethodTraits(
-            chooses_a_window=True,
-            options=frozenset({"groups", "loss", "structure"}),
-            stage_weights={"solve": 40},
-            card=_MAP,
+    ),
+    Method.AUTO: MethodTraits(
+        options=frozenset({"ridge_later", "time_budget_seconds"}),
+        changes_weights=True,
+        stage_weights={"select": 57, "solve": 122},
+        card="The best of several methods was taken (method `{name}`).",
+    ),
+    Method.BLOCK_INFLUENCE: MethodTraits(
+        module="removal",
+        selection_card="They are those of least influence, after [ShortGPT](https://arxiv.org/abs/2403.03853)",
+        fits=False,
+        card=_NOTHING,
+    ),
+    Method.PERPLEXITY_GREEDY: MethodTraits(
+        module="removal",
+        stage_weights={"select": 300},
+        selection_card=(
+            "They were removed one at a time, each time the block whose removal costs the least loss, after "
+            "[SLEB](https://arxiv.org/abs/2402.09025)"
         ),
-        Method.DROP: MethodTraits(
-            module="removal",
-            chooses_a_window=True,
-            selection_card="They are the neighbours across which the hidden states turn least",
-            fits=False,
-            card=_NOTHING,
+        fits=False,
+        card=_NOTHING,
+    ),
+    Method.MERGE: MethodTraits(
+        changes_weights=True,
+        needs_like_blocks=True,
+        fits=False,
+        card=(
+            "The differences of their parameters to those of the block before them were added to that block "
+            "(method `{name}`, after [LaCo](https://arxiv.org/abs/2402.11187))."
         ),
-        Method.REFIT: MethodTraits(
-            chooses_a_window=True,
-            options=frozenset({"groups", "ridge_later", "selection"}),
-            changes_weights=True,
-            stage_weights={"select": 150, "solve": 75},
-            card=(
-                "Projections of the blocks that stay were solved anew in closed form, from the first cut on, so that "
-                "the model's hidden states follow those of the original (method `{name}`, building on "
-                f"{_PAPER})."
-            ),
-        ),
-        Method.AUTO: MethodTraits(
-            options=frozenset({"ridge_later", "time_budget_seconds"}),
-            changes_weights=True,
-            stage_weights={"select": 57, "solve": 122},
-            card="The best of several methods was taken (method `{name}`).",
-        ),
-        Method.BLOCK_INFLUENCE: MethodTraits(
-            module="removal",
-            selection_card="They are those of least influence, after [ShortGPT](https://arxiv.org/abs/2403.03853)",
-            fits=False,
-            card=_NOTHING,
-        ),
-        Method.PERPLEXITY_GREEDY: MethodTraits(
-            module="removal",
-            stage_weights={"select": 300},
-            selection_card=(
-                "They were removed one at a time, each time the block whose removal costs the least loss, after "
-                "[SLEB](https://arxiv.org/abs/2402.09025)"
-            ),
-            fits=False,
-            card=_NOTHING,
-        ),
-        Method.MERGE: MethodTraits(
-            changes_weights=True,
-            needs_like_blocks=True,
-            fits=False,
-            card=(
-                "The differences of their parameters to those of the block before them were added to that block "
-                "(method `{name}`, after [LaCo](https://arxiv.org/abs/2402.11187))."
-            ),
-        ),
-    }
-)
+    ),
+}
 if missing := set(Method) - set(TRAITS):
     raise ImportError(f"no traits for {', '.join(sorted(missing))}; add a row to TRAITS")
 
