@@ -93,15 +93,11 @@ _COMMON: dict[str, object] = {
 
 def broker_config(settings: Settings) -> dict[str, object]:
     """Celery's settings for the broker that `settings` name."""
-    return {**_COMMON, **_transport(settings)}
-
-
-def _transport(settings: Settings) -> dict[str, object]:
     url = settings.resolved_broker_url
+    config = {**_COMMON, "broker_url": url}
     if url.startswith(FILES):
         messages, control = settings.broker_directory / "messages", settings.broker_directory / "control"
-        return {
-            "broker_url": url,
+        return config | {
             "broker_transport": FILESYSTEM_TRANSPORT,
             "broker_transport_options": {
                 "data_folder_in": str(messages),
@@ -113,8 +109,7 @@ def _transport(settings: Settings) -> dict[str, object]:
             "worker_enable_remote_control": False,
         }
     if url.startswith(REDIS):
-        return {
-            "broker_url": url,
+        return config | {
             # fetch a message only with a free slot, so that none waits at a busy worker
             "worker_disable_prefetch": True,
             "broker_transport_options": {
@@ -125,4 +120,4 @@ def _transport(settings: Settings) -> dict[str, object]:
                 **_TWO_TRIES,
             },
         }
-    return {"broker_url": url}
+    return config
