@@ -190,13 +190,11 @@ def _translated(error: BaseException, doing: str) -> ReplaceMeError | None:
             return _http_error(cause, doing)
         if isinstance(cause, (httpx2.HTTPError, httpx2.InvalidURL, ConnectionError, TimeoutError)):
             return HubUnreachable(f"the Hub cannot be reached while {doing} ({type(cause).__name__})")
-        if isinstance(cause, OSError) and is_out_of_space(cause):
+        if is_out_of_space(cause):
             return OutOfSpace(f"no space left on the device while {doing}")
         if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
             return InvalidInput(f"the name of a file, or its path, is too long for this system while {doing}")
         cause = cause.__cause__
-    if is_out_of_space(error):
-        return OutOfSpace(f"no space left on the device while {doing}")
     if isinstance(error, HFValidationError):
         return RepositoryNotFound(f'expected a repository as "org/name" while {doing}')
     if isinstance(error, OSError) and error.errno is not None:
