@@ -23,7 +23,7 @@ from replaceme_core.errors import (
 from replaceme_core.hardware import WorkerKind, worker_kind_of
 from replaceme_core.hub.data_files import data_files_of
 from replaceme_core.hub.model_config import ModelOutline, admit_config, as_prepared
-from replaceme_core.hub.model_files import CONFIG, PREPROCESSOR, check_listing
+from replaceme_core.hub.model_files import CONFIG, PREPROCESSOR, WEIGHTS_SUFFIX, check_listing
 from replaceme_core.hub.port import REPOSITORY, ExistingOutput, Hub, RepositoryKind, Snapshot, read_hub_json
 from replaceme_core.request.calibration import CalibrationSpec, MixedSource, errors_of, find_repeated
 from replaceme_core.request.fields import FILE_PREFIX, ending_of
@@ -31,8 +31,6 @@ from replaceme_core.request.removal import check_removal
 from replaceme_core.request.resolve import check_inputs, usual_size
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec, HealSpec, ModelRef, OutputSpec
 from replaceme_core.request.tasks import check_tasks
-
-_WEIGHTS = (".safetensors",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +46,7 @@ class SizeLimits:
 
     def check_model(self, snapshot: Snapshot) -> None:
         """Raises `LimitExceeded` (field `model`)."""
-        size = sum(file.size for file in snapshot.files if file.path.endswith(_WEIGHTS) and "/" not in file.path)
+        size = sum(file.size for file in snapshot.files if file.path.endswith(WEIGHTS_SUFFIX) and "/" not in file.path)
         if self.model_bytes is not None and size > self.model_bytes:
             raise LimitExceeded(
                 f"the weights of {snapshot.repo_id} are {size:,} bytes; this caller may use models of at most "
