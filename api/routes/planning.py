@@ -115,10 +115,8 @@ class Planning:
 
     def limited(self, request: RequestT) -> RequestT:
         """`request` with the limits of time of this service, where it names none."""
-        settings = self._settings
-        return request.with_limits(
-            max_queue_seconds=settings.max_queue_seconds, max_runtime_seconds=settings.max_runtime_seconds
-        )
+        open_ones = [name for name in ("max_queue_seconds", "max_runtime_seconds") if getattr(request, name) is None]
+        return request.model_copy(update={name: getattr(self._settings, name) for name in open_ones})
 
     def planner(self, request: CompressionRequest, *, caller: Caller, namespaces: tuple[str, ...] | None) -> Planner:
         """The planner for the kind of worker that would run this request. Raises as `owner_hub` does.

@@ -306,11 +306,6 @@ class CompressionSpec(Frozen):
         calibration = self.calibration
         return calibration.dataset is not None and calibration.self_generated is None and not self.one_text
 
-    def with_limits(self, *, max_queue_seconds: float | None, max_runtime_seconds: float | None) -> Self:
-        """The same with these limits where it names none."""
-        given = {"max_queue_seconds": max_queue_seconds, "max_runtime_seconds": max_runtime_seconds}
-        return self.model_copy(update={name: value for name, value in given.items() if getattr(self, name) is None})
-
     def fingerprint(self) -> str:
         """Equal for jobs that mean the same, whatever their spelling; 64 hex digits.
 
