@@ -34,7 +34,7 @@ from replaceme_core.request.admission import (
     find_model,
     resolve_request,
 )
-from replaceme_core.request.method import Method
+from replaceme_core.request.method import TRAITS
 from replaceme_core.request.removal import check_rank, check_removal, methods_of, structures_of, with_pattern_kept
 from replaceme_core.request.resolve import HEALED_BYTES, Machine
 from replaceme_core.request.spec import CompressionRequest, CompressionSpec
@@ -45,7 +45,6 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 GOOD_TOKENS = 10
 """Fit tokens for each value of the stream's width; with fewer, maps are poor."""
-_WITH_MAPS = (Method.LEAST_SQUARES, Method.COSINE, Method.REFIT, Method.AUTO)
 _HEADER_BYTES = 112
 """Of a tensor in the header of a weight file."""
 
@@ -247,7 +246,7 @@ def check_tokens(found: Estimate, model: AdmittedModel) -> None:
     """Raise `CalibrationTooSmall` if the fit tokens cannot determine a map."""
     method, row = found.work.spec.method, model.outline.layout
     structure = method.structure or structures_of(row.structure)[0]
-    if method.name in _WITH_MAPS and structure is MapStructure.FULL:
+    if TRAITS[method.name].fits and structure is MapStructure.FULL:
         check_rank(tokens=fit_tokens(found), width=model.outline.hidden_size)
 
 
@@ -295,7 +294,7 @@ def _with_expected_method(spec: CompressionSpec, model: AdmittedModel) -> Compre
 
 def _few_tokens(found: Estimate, model: AdmittedModel) -> list[Notice]:
     width, tokens = model.outline.hidden_size, fit_tokens(found)
-    if found.work.method not in _WITH_MAPS or not width <= tokens < GOOD_TOKENS * width:
+    if not TRAITS[found.work.method].fits or not width <= tokens < GOOD_TOKENS * width:
         return []
     message = (
         f"{tokens:,} tokens are fitted on, {tokens / width:.1f} for each of the {width:,} values of the stream; maps "
