@@ -432,9 +432,7 @@ def _model_bytes(shape: ModelShape, work: Workload, *, value_bytes: int, paramet
 
 def _mapped(shape: ModelShape, work: Workload, *, parameters: int | None = None) -> int:
     """The weight files, which the library maps into memory while it loads a whole model."""
-    if work.is_lazy:
-        return 0
-    return (shape.parameters if parameters is None else parameters) * shape.item_bytes
+    return 0 if work.is_lazy else _model_bytes(shape, work, value_bytes=shape.item_bytes, parameters=parameters)
 
 
 def _quantized_bytes(shape: ModelShape, work: Workload) -> int:
