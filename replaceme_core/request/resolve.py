@@ -126,19 +126,12 @@ class ResolvedCompute(ComputeSpec):
     threads: int
 
 
-class ResolvedHeal(HealSpec):
-    """With everything that decides how it trains."""
-
-    weights: Annotated[HealedWeights, one_of(HealedWeights)]
-
-
 class ResolvedSpec(CompressionSpec):
     """What is carried out: every default filled in, on the machine that does the work. Its JSON is that of its base."""
 
     calibration: ResolvedCalibration
     method: ResolvedMethod
     compute: ResolvedCompute
-    heal: ResolvedHeal | None = None
 
 
 def resolve_spec(
@@ -173,7 +166,7 @@ def resolve_spec(
     )
 
 
-def _resolve_heal(spec: CompressionSpec, machine: Machine, *, values: int, loading: Loading) -> ResolvedHeal | None:
+def _resolve_heal(spec: CompressionSpec, machine: Machine, *, values: int, loading: Loading) -> HealSpec | None:
     """All weights are trained where they fit, with the state of the optimiser, into the memory that is free.
 
     Raises `InvalidInput` where the model does not fit as a whole.
@@ -189,7 +182,7 @@ def _resolve_heal(spec: CompressionSpec, machine: Machine, *, values: int, loadi
         )
     fits = free is None or MARGIN * HEALED_BYTES * values <= free
     weights = asked.weights or (HealedWeights.ALL if fits else HealedWeights.SOME)
-    return ResolvedHeal.model_validate(dict(asked) | {"weights": weights})
+    return asked.model_copy(update={"weights": weights})
 
 
 def healed_at_once(logits: int) -> int:
