@@ -19,7 +19,7 @@ from replaceme_core.engine.activations.tensor_store import activation_bytes
 from replaceme_core.engine.evaluation.compare import Comparison, Original, Unmeasured, judge, measured_values
 from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.embeddings import OriginalOfImages, tokenizer_of_text_tower
-from replaceme_core.engine.evaluation.measure import PRUNED, SOURCE, Subject, open_subject
+from replaceme_core.engine.evaluation.measure import PRUNED, SOURCE, Subject
 from replaceme_core.engine.evaluation.tasks import LoadedTasks
 from replaceme_core.engine.methods.task import Pruning, Task
 from replaceme_core.engine.model.allocator import release_memory
@@ -202,9 +202,14 @@ class Run:
         """What an evaluation finds of the source model, kept in the activation cache if there is one."""
         return DenseResults.of(self.source, self.cache, self.spec.compute)
 
-    def original(self, subject: Subject, tokens: TokenSet) -> Original | OriginalOfImages:
-        """The source model, to compare results with."""
-        subject = replace(subject, directory=self.given)
+    def original(self, tokens: TokenSet, results: DenseResults) -> Original | OriginalOfImages:
+        """The source model, to compare results with; what is found of it is kept in `results`.
+
+        It is the one that activations are captured from, where that is in the dtype to measure in; else another one.
+        """
+        held = self.model if self.spec.compute.quantization is None else None
+        model = self.load(self.source) if held is None else held
+        subject = Subject(name=SOURCE, model=model, directory=self.given, results=results)
         if self.tokenizer is None:
             assert tokens.pictures is not None
             return OriginalOfImages(
@@ -212,7 +217,7 @@ class Run:
                 pictures=tokens.pictures,
                 numbers=tokens.measure[:, 0].tolist(),
                 name=tokens.sources[0],
-                tokenizer=tokenizer_of_text_tower(self.source, subject.model),
+                tokenizer=tokenizer_of_text_tower(self.source, model),
                 unmeasured=self.unmeasured,
             )
         return Original(
@@ -230,11 +235,8 @@ class Run:
         self, output: Path, tokens: TokenSet, *, kept: Sequence[int], known: Comparison | None = None
     ) -> Comparison:
         """The source model and the one in `output`, of its blocks `kept`; `known` is what a trial has measured."""
-        results = self.dense_results()
-        with self.clock.loading():
-            before = open_subject(SOURCE, self.source, dtype=self.dtype, compute=self.spec.compute)
-            after = open_subject(PRUNED, output, dtype=self.dtype, compute=self.spec.compute, kept=kept)
-        original = self.original(replace(before, results=results), tokens)
+        original = self.original(tokens, self.dense_results())
+        after = Subject(name=PRUNED, model=self.load(output), directory=output, kept=kept)
         if known is None:
             known = original.compare(after, advance=self.clock.progress.advance)
         return original.finish(known, after)
@@ -273,8 +275,7 @@ def find_deepest_cut(run: Run, task: Task, depths: Sequence[int]) -> tuple[Tried
     gate is missed. Raises the error of the last trial where nothing could be measured.
     """
     with run.dense_results().for_several(beside=run.output) as results:
-        original = run.original(replace(_source(run), results=results), task.tokens)
-        search = _Search(run=run, task=task, original=original, most=most_trials(len(depths)))
+        search = _Search(run=run, task=task, original=run.original(task.tokens, results), most=most_trials(len(depths)))
         bisect_left(depths[::-1], True, key=lambda depth: not search.is_too_deep(depth))
     if search.kept is None:
         assert search.error is not None, "a trial is kept, or has failed"
@@ -283,14 +284,6 @@ def find_deepest_cut(run: Run, task: Task, depths: Sequence[int]) -> tuple[Tried
         task.progress.send(metric)
     run.unmeasured.found.extend(search.kept.unmeasured)
     return search.kept, search.trials
-
-
-def _source(run: Run) -> Subject:
-    """The model that activations are captured from, where it is in the dtype to measure in; else another one."""
-    if run.spec.compute.quantization is None and run.model is not None:
-        return Subject(name=SOURCE, model=run.model, directory=run.source)
-    with run.clock.loading():
-        return open_subject(SOURCE, run.source, dtype=run.dtype, compute=run.spec.compute)
 
 
 @dataclass(kw_only=True)
@@ -349,9 +342,8 @@ class _Search:
             directory = Path(place)
             run.write(run.load(run.source, dtype=run.stored.dtype), directory, pruning=pruning)
             release_memory()
-            with run.clock.loading():
-                kept = kept_blocks(run.outline.blocks, pruning.removed)
-                after = open_subject(PRUNED, directory, dtype=run.dtype, compute=run.spec.compute, kept=kept)
+            kept = kept_blocks(run.outline.blocks, pruning.removed)
+            after = Subject(name=PRUNED, model=run.load(directory), directory=directory, kept=kept)
             # of this trial, which may not be the result
             unmeasured = self.original.unmeasured = Unmeasured(gate=run.spec.gate)
             comparison = self.original.compare(after, advance=rest.advance)

@@ -18,13 +18,11 @@ from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.speed import ImageSpeed, Speed
 from replaceme_core.engine.model.block_runner import BlockRunner, Hook, Stop, record_values
 from replaceme_core.engine.model.device import synchronise
-from replaceme_core.engine.model.lazy_model import open_model
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.families.layout import FAMILIES
 from replaceme_core.families.resolve import part_config, resolve
 from replaceme_core.hub.model_files import weight_files
 from replaceme_core.request.defaults import LOGITS_AT_ONCE
-from replaceme_core.request.resolve import ResolvedCompute
 
 # of Student's t for 1, 2, 3 ... degrees of freedom, 95 percent between both sides
 _QUANTILES = (
@@ -232,14 +230,6 @@ class Subject:
             word_perplexity=None if size is None else _perplexity_over(total, size.words),
             byte_perplexity=None if size is None else _perplexity_over(total, size.bytes),
         )
-
-
-def open_subject(
-    name: str, directory: Path, *, dtype: torch.dtype, compute: ResolvedCompute, kept: Sequence[int] = ()
-) -> Subject:
-    """The model in `directory`, loaded as `compute` says."""
-    model = open_model(directory, dtype=dtype, device=compute.device, loading=compute.loading)
-    return Subject(name=name, model=model, directory=directory, kept=kept)
 
 
 @dataclass(kw_only=True)
