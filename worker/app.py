@@ -6,16 +6,16 @@ decides which job starts, if any.
 """
 
 import logging
+import math
 import mmap
 import os
 import tempfile
-import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Final
 
 from celery import Celery, Task
 from celery.apps.worker import Worker
@@ -46,43 +46,31 @@ from worker.workspace import TEMPORARY, locked_directory
 
 logger = logging.getLogger(__name__)
 
-_DRAINING: Final = 1
-_RELEASING: Final = 2
-
 
 class Drain:
     """A shutdown in two steps: the worker takes no new job, then it releases the job that is still running.
 
     The signal arrives in the main process, and the work is done in its threads or in processes that it forked. They
-    share one byte of memory, whose value only grows: create this before they are forked.
+    share one number: create this before they are forked.
     """
 
     def __init__(self) -> None:
-        self._level = mmap.mmap(-1, 1)  # zero at first, and shared with forked processes
+        self._release_at = memoryview(mmap.mmap(-1, 8)).cast("d")  # by the monotonic clock, which is the machine's
+        self._release_at[0] = math.inf
 
     def begin(self, *, seconds: float) -> None:
         """Take no new job from now on, and release the running ones after `seconds`. May be called again."""
-        self._raise_to(_DRAINING)
-        if seconds <= 0:
-            self._raise_to(_RELEASING)
-            return
-        timer = threading.Timer(seconds, self._raise_to, (_RELEASING,))
-        timer.daemon = True  # a worker whose job is done earlier ends earlier
-        timer.start()
+        self._release_at[0] = min(self._release_at[0], time.monotonic() + seconds)
 
     @property
     def has_begun(self) -> bool:
         """Whether no new job may be taken."""
-        return self._level[0] >= _DRAINING
+        return self._release_at[0] < math.inf
 
     @property
     def must_release(self) -> bool:
         """Whether running jobs must be released now."""
-        return self._level[0] >= _RELEASING
-
-    def _raise_to(self, level: int) -> None:
-        if self._level[0] < level:
-            self._level[0] = level
+        return self._release_at[0] <= time.monotonic()
 
 
 app = Celery("replaceme", set_as_current=True)
