@@ -41,7 +41,7 @@ from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import RUN_JOB_TASK, Settings, read_settings
 from replaceme_core.telemetry import bound, from_message, message_headers
 from worker.supervisor import Supervisor, UnfitMachine
-from worker.sweep import Heartbeat, Sweep
+from worker.sweep import Sweep
 from worker.workspace import TEMPORARY, locked_directory
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,6 @@ confinements: list[Confinement] = []
 """How runners are confined: one entry, chosen at the start and before the pool is forked."""
 
 _sweeps: list[Sweep] = []
-_heartbeats: list[Heartbeat] = []
 _held = ExitStack()
 """What the main process holds until it ends normally."""
 
@@ -210,19 +209,16 @@ def start_sweep(sender: Consumer, **_: object) -> None:
 def make_sweep(
     kinds: Sequence[WorkerKind] | None, *, process_ids: Callable[[], Sequence[int]], has_free_slot: Callable[[], bool]
 ) -> Sweep:
-    """The sweep of a worker for jobs of these kinds, which also reports it. `stop_sweep` ends both."""
-    settings = Settings()
-    heartbeat = Heartbeat(
-        sweep_seconds=settings.sweep_seconds,
-        worker_kinds=kinds,
-        sandbox=confinements[0].sandbox.mode,
-        process_ids=process_ids,
-    )
+    """The sweep of a worker for jobs of these kinds, which also reports it, until `stop_sweep`."""
     sweep = Sweep(
-        settings=settings, enqueue=enqueue, has_free_slot=has_free_slot, worker_kinds=kinds, heartbeat=heartbeat
+        settings=Settings(),
+        enqueue=enqueue,
+        has_free_slot=has_free_slot,
+        worker_kinds=kinds,
+        process_ids=process_ids,
+        sandbox=confinements[0].sandbox.mode,
     )
     _sweeps.append(sweep)
-    _heartbeats.append(heartbeat)
     return sweep
 
 
@@ -245,10 +241,6 @@ def export_spans(**_: object) -> None:
 def stop_sweep(**_: object) -> None:
     for sweep in _sweeps:
         sweep.stop()
-    database = Database(Settings().resolved_database_url)
-    for heartbeat in _heartbeats:
-        heartbeat.end(database)
-    database.close()
     telemetry.flush_spans()
 
 

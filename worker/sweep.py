@@ -13,8 +13,7 @@ import random
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import closing, suppress
 from functools import partial
 
 import psutil
@@ -77,54 +76,6 @@ ALIVE_SWEEPS = 3.0
 """A worker that has missed this many sweeps counts as lost; those of a busy machine may be late."""
 
 
-@dataclass(kw_only=True)
-class Heartbeat:
-    """Called at each sweep. `process_ids` returns the ids of the processes that run jobs.
-
-    `worker_kinds` are the kinds of jobs that the worker serves; `None`: all. `sandbox` is what its
-    runners are started in.
-    """
-
-    sweep_seconds: float
-    worker_kinds: Sequence[WorkerKind] | None
-    sandbox: SandboxMode
-    process_ids: Callable[[], Sequence[int]]
-    _name: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}", init=False)
-    _accelerator: Accelerator | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        if WorkerKind.GPU in (self.worker_kinds or WorkerKind):  # in a thread: it starts a process that imports torch
-            threading.Thread(target=self._find_accelerator, name="find-accelerator", daemon=True).start()
-
-    def __call__(self, database: Database) -> None:
-        """Raises `DatabaseUnreachable`."""
-        cpu = f"{platform.machine() or 'unknown'} CPU, {counted(os.cpu_count() or 1, 'cores')}"
-        report = WorkerReport(
-            name=self._name,
-            host=socket.gethostname(),
-            kinds=tuple(self.worker_kinds or WorkerKind),
-            device=cpu if self._accelerator is None else self._accelerator.name,
-            sandbox=self.sandbox,
-            processes=tuple(self.process_ids()),
-            memory=memory_of(os.getpid(), gpu=None if self._accelerator is None else self._accelerator.uuid),
-        )
-        with database.session() as session:
-            workers = Workers(session)
-            workers.report(report, alive_seconds=ALIVE_SWEEPS * self.sweep_seconds)
-            workers.forget_lost()
-
-    def end(self, database: Database) -> None:
-        """Remove the row. Where the database cannot be reached the worker counts as lost for a while."""
-        try:
-            with database.session() as session:
-                Workers(session).remove(self._name)
-        except Unavailable as error:
-            logger.warning("this worker could not be taken off the list of workers: %s", error)
-
-    def _find_accelerator(self) -> None:
-        self._accelerator = find_accelerator(os.environ)
-
-
 def _log_failure(step: str, error: Exception) -> None:
     # an error of the file system, such as a full disk, says all in its text
     logger.error("sweep: %s failed: %s", step, error, exc_info=not isinstance(error, OSError))
@@ -135,7 +86,9 @@ class Sweep(threading.Thread):
 
     `enqueue` sends the message for a job. `has_free_slot` returns whether this worker could start a job now: while all
     workers are busy, messages would only pile up at the broker. For the same reason messages are sent only for jobs of
-    the `worker_kinds` that this worker serves; `None`: all. `heartbeat` reports this worker in the database.
+    the `worker_kinds` that this worker serves; `None`: all.
+
+    Where runners are started in a `sandbox` by the processes that `process_ids` returns, it reports this worker.
     """
 
     def __init__(
@@ -145,22 +98,38 @@ class Sweep(threading.Thread):
         enqueue: Callable[[str, WorkerKind | None], None],
         has_free_slot: Callable[[], bool],
         worker_kinds: Sequence[WorkerKind] | None = None,
-        heartbeat: Callable[[Database], None] = lambda database: None,
+        process_ids: Callable[[], Sequence[int]] | None = None,
+        sandbox: SandboxMode = SandboxMode.NONE,
     ) -> None:
         super().__init__(name="sweep", daemon=True)
         self._settings = settings
         self._enqueue = enqueue
         self._has_free_slot = has_free_slot
         self._worker_kinds = worker_kinds
-        self._heartbeat = heartbeat
+        self._process_ids = process_ids
+        self._sandbox = sandbox
+        self._worker = f"{socket.gethostname()}:{os.getpid()}"
+        self._accelerator: Accelerator | None = None
+        if process_ids is not None and WorkerKind.GPU in (worker_kinds or WorkerKind):
+            # in a thread: it starts a process that imports torch
+            threading.Thread(target=self._find_accelerator, name="find-accelerator", daemon=True).start()
         self._stop_requested = threading.Event()
         self._sweeping = threading.Lock()
 
     def stop(self) -> None:
-        """Begin no other sweep. One at work is waited for: it would put a worker that has ended back on the list."""
+        """Begin no other sweep, and take the worker off the list of workers.
+
+        One at work is waited for: it would put the worker back. Where the database cannot be reached the worker counts
+        as lost for a while.
+        """
         self._stop_requested.set()
         if self.is_alive():
             self.join(timeout=STOP_SECONDS)
+        try:
+            with closing(self._open_database()) as database, database.session() as session:
+                Workers(session).remove(self._worker)
+        except Unavailable as error:
+            logger.warning("this worker could not be taken off the list of workers: %s", error)
 
     def run(self) -> None:
         between = self._settings.sweep_seconds
@@ -197,11 +166,13 @@ class Sweep(threading.Thread):
 
         os.register_at_fork(before=before, after_in_parent=after, after_in_child=after)
 
+    def _open_database(self) -> Database:
+        """For one sweep, so that a fork between two sweeps inherits no connection."""
+        return Database(self._settings.resolved_database_url)
+
     def _repair_jobs(self) -> None:
-        # opened for each sweep, so that a fork between two sweeps inherits no connection
-        database = Database(self._settings.resolved_database_url)
         steps: dict[str, Callable[[Database], None]] = {
-            "heartbeat": self._heartbeat,
+            "heartbeat": self._report,
             "expired leases": self._requeue_expired,
             "overdue jobs": self._fail_overdue,
             "old idempotency keys": self._delete_expired_keys,
@@ -210,7 +181,7 @@ class Sweep(threading.Thread):
             "checkpoints": self._remove_checkpoints,
             "wake-up messages": self._enqueue_due,
         }
-        try:
+        with closing(self._open_database()) as database:
             for name, step in steps.items():
                 try:
                     step(database)
@@ -218,8 +189,27 @@ class Sweep(threading.Thread):
                     raise
                 except Exception as error:
                     _log_failure(name, error)
-        finally:
-            database.close()
+
+    def _report(self, database: Database) -> None:
+        if self._process_ids is None:
+            return
+        cpu = f"{platform.machine() or 'unknown'} CPU, {counted(os.cpu_count() or 1, 'cores')}"
+        report = WorkerReport(
+            name=self._worker,
+            host=socket.gethostname(),
+            kinds=tuple(self._worker_kinds or WorkerKind),
+            device=cpu if self._accelerator is None else self._accelerator.name,
+            sandbox=self._sandbox,
+            processes=tuple(self._process_ids()),
+            memory=memory_of(os.getpid(), gpu=None if self._accelerator is None else self._accelerator.uuid),
+        )
+        with database.session() as session:
+            workers = Workers(session)
+            workers.report(report, alive_seconds=ALIVE_SWEEPS * self._settings.sweep_seconds)
+            workers.forget_lost()
+
+    def _find_accelerator(self) -> None:
+        self._accelerator = find_accelerator(os.environ)
 
     def _requeue_expired(self, database: Database) -> None:
         with database.session() as session:

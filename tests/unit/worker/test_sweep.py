@@ -1,4 +1,5 @@
 import errno
+import socket
 import threading
 import time
 from pathlib import Path
@@ -11,10 +12,11 @@ from benchmarks.harness.servers import free_port
 from benchmarks.harness.specs import a_spec
 from replaceme_core.errors import DatabaseFull, QueueUnreachable
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.database import Database, now
+from replaceme_core.ledger.database import now
 from replaceme_core.ledger.records import IdempotencyKey
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import IdempotencyKeyRow, JobRow
+from replaceme_core.ledger.watching import Workers
 from replaceme_core.settings import Settings
 from tests.fixtures.jobs.ledger import Ledger
 from worker.sweep import Sweep
@@ -55,22 +57,32 @@ def test_a_worker_with_a_free_slot_enqueues_a_job_that_waits_and_not_again_at_on
     assert enqueued == [job_id]
 
 
-def test_a_sweep_at_work_ends_before_the_worker_is_taken_off_the_list(settings: Settings) -> None:
-    begun, done = threading.Event(), list[str]()
+def test_a_sweep_at_work_ends_before_the_worker_is_taken_off_the_list(settings: Settings, ledger: Ledger) -> None:
+    begun = threading.Event()
 
-    def heartbeat(_: Database) -> None:
+    def process_ids() -> list[int]:
         begun.set()
         time.sleep(0.3)
-        done.append("heartbeat")
+        return [1]
 
     sweep_of(settings).stop()  # one that was never started, too
     sweep = Sweep(
-        settings=settings, enqueue=lambda job_id, kind: None, has_free_slot=lambda: False, heartbeat=heartbeat
+        settings=settings,
+        enqueue=lambda job_id, kind: None,
+        has_free_slot=lambda: False,
+        worker_kinds=(WorkerKind.CPU,),
+        process_ids=process_ids,
     )
+    sweep.sweep()
+    with ledger.database.session(read_only=True) as session:
+        (listed,) = Workers(session).list(owner="tests")
+    assert (listed.host, listed.kinds) == (socket.gethostname(), (WorkerKind.CPU,))
+    begun.clear()
     sweep.start()
     assert begun.wait(timeout=20)
     sweep.stop()
-    assert done == ["heartbeat"]
+    with ledger.database.session(read_only=True) as session:
+        assert Workers(session).list(owner="tests") == ()
 
 
 def test_it_requeues_an_expired_lease_and_enqueues_the_job_after_a_pause(settings: Settings, ledger: Ledger) -> None:
@@ -138,7 +150,7 @@ def test_a_step_that_fails_does_not_stop_the_steps_after_it(
 ) -> None:
     enqueued: list[str] = []
 
-    def fail(_: Database) -> None:
+    def fail() -> list[int]:
         raise KeyError("a mistake")
 
     job_id = old_job(ledger)
@@ -146,7 +158,8 @@ def test_a_step_that_fails_does_not_stop_the_steps_after_it(
         settings=settings,
         enqueue=lambda job_id, worker_kind: enqueued.append(job_id),
         has_free_slot=lambda: True,
-        heartbeat=fail,
+        worker_kinds=(WorkerKind.CPU,),
+        process_ids=fail,
     ).sweep()
     assert enqueued == [job_id]
     assert ["a mistake" in message for message in caplog.messages] == [True]
