@@ -2,7 +2,7 @@
 
 import errno
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -13,7 +13,7 @@ import typer
 
 from api.cli.output.console import print_json, print_note
 from api.client.errors import Refused, ServiceError
-from api.client.models import Job
+from api.client.models import FieldError, Job
 from replaceme_core import errors
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.wording import shorten
@@ -86,14 +86,6 @@ def exit_code_of_job(job: Job) -> int:
     return {"succeeded": ExitCode.SUCCEEDED, "cancelled": ExitCode.CANCELLED}.get(job.status, ExitCode.JOB_FAILED)
 
 
-class InvalidRequest(InvalidInput):
-    """A request with fields that are wrong; `entries` are these, as the service lists them."""
-
-    def __init__(self, entries: Sequence[Mapping[str, object]]) -> None:
-        super().__init__("the request is not valid")
-        self.entries = entries
-
-
 @dataclass(frozen=True, kw_only=True)
 class Failure:
     """How a command ends. `errors` are invalid fields of a request."""
@@ -102,7 +94,7 @@ class Failure:
     code: str
     message: str
     field: str | None = None
-    errors: Sequence[Mapping[str, object]] = ()
+    errors: Sequence[FieldError] = ()
 
     @classmethod
     def of(cls, error: Exception) -> Self | None:
@@ -119,12 +111,10 @@ class Failure:
                     code=error.code,
                     message=error.explained,
                     field=error.field if isinstance(error, InvalidInput) else None,
-                    errors=error.entries if isinstance(error, InvalidRequest) else (),
                 )
             case Refused(problem=problem):
-                entries = [one.model_dump(mode="json") for one in problem.errors]
                 exit_code = exit_code_of_status(problem.status)
-                return cls(exit_code=exit_code, code=problem.code, message=str(error), errors=entries)
+                return cls(exit_code=exit_code, code=problem.code, message=str(error), errors=problem.errors)
             # which a path that was given, or a full standard output, can cause anywhere
             case OSError(errno=errno.EACCES | errno.ENAMETOOLONG | errno.ENOSPC):
                 message = f"{shorten(str(error.filename or 'the output'))}: {error.strerror}"
@@ -137,9 +127,7 @@ class Failure:
 
     def show(self, *, as_json: bool) -> None:
         """Print the message on standard error and, with `as_json`, an object on standard output."""
-        lines = [
-            f"{one['field']}: {one['message']}" if one.get("field") else str(one["message"]) for one in self.errors
-        ]
+        lines = [f"{one.field}: {one.message}" if one.field else one.message for one in self.errors]
         if len(lines) == 1:  # the message of the service repeats what is in them
             print_note(f"error: {lines[0]}")
         else:
@@ -147,7 +135,8 @@ class Failure:
             for line in lines:
                 print_note(f"  {line}")
         if as_json:
-            body = {"code": self.code, "message": self.message, "field": self.field, "errors": [*self.errors]}
+            errors = [one.model_dump(mode="json") for one in self.errors]
+            body = {"code": self.code, "message": self.message, "field": self.field, "errors": errors}
             try:
                 print_json({"error": body})
             except OSError as error:

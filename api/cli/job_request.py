@@ -19,8 +19,9 @@ import typer
 import yaml
 from pydantic import BaseModel
 
-from api.cli.exit_codes import InvalidRequest
 from api.cli.output.console import set_parameters
+from api.client.errors import Invalid
+from api.client.models import FieldError, Problem
 from api.request_bodies import JobRequest, checked
 from replaceme_core.errors import InvalidInput
 from replaceme_core.request.calibration import SELF_GENERATED, CalibrationSource
@@ -326,10 +327,11 @@ def _with_sources(before: Mapping[str, object], sources: Sequence[Mapping[str, o
 
 
 def check_request(body: Mapping[str, object]) -> None:
-    """Raises `InvalidRequest` for a body that does not match the schema of `POST /jobs`."""
+    """Raises `Invalid`, as the service's answer does, for a body that does not match the schema of `POST /jobs`."""
     request, found = checked(JobRequest, body)
     if request is None:
-        raise InvalidRequest([dict(one) for one in found[:MOST_PROBLEMS]])
+        errors = tuple(map(FieldError.model_validate, found[:MOST_PROBLEMS]))
+        raise Invalid(Problem(status=422, code=InvalidInput.code, detail="the request is not valid", errors=errors))
 
 
 def read_job_file(name: str) -> dict[str, object]:
