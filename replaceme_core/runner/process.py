@@ -42,7 +42,7 @@ from replaceme_core.runner.memory_limit import (
     mapped_bytes,
 )
 from replaceme_core.runner.messages import FINAL_MESSAGES, MESSAGE, Message, ModelRequest
-from replaceme_core.runner.sandbox import NO_SANDBOX, Sandbox, launched, runner_environment
+from replaceme_core.runner.sandbox import NO_SANDBOX, Sandbox, runner_environment
 from replaceme_core.telemetry import in_context
 from replaceme_core.wording import printable
 
@@ -125,9 +125,8 @@ class Runner:
         self._group = None if self._limit is None else make_group(self._limit.size)
         self._oom_kills = count_oom_kills()
         try:
-            command = self._sandbox.command([program, *arguments], request, scratch=scratch)
             self._process = subprocess.Popen(
-                launched(command, self._options(request)),
+                self._sandbox.command([program, *arguments], request, scratch=scratch, limits=self._limits(request)),
                 cwd=scratch,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -151,15 +150,13 @@ class Runner:
         os.set_blocking(self._process.stdin.fileno(), False)
         self._unsent = request.model_dump_json().encode() + b"\n"
 
-    def _options(self, request: ModelRequest) -> list[str]:
-        """What the launcher has to do, in the order in which it is allowed to."""
-        options = self._sandbox.launcher_options()
+    def _limits(self, request: ModelRequest) -> list[str]:
+        """What the launcher does about the memory."""
         if self._group is not None:
-            return ["--group", str(self._group.members), *options]
+            return ["--group", str(self._group.members)]
         if self._limit is not None and self._limit.of_process:
-            size = self._limit.size + mapped_bytes(Path(request.model_directory))
-            return ["--data", str(size), *options]
-        return options
+            return ["--data", str(self._limit.size + mapped_bytes(Path(request.model_directory)))]
+        return []
 
     @property
     def pid(self) -> int:

@@ -224,29 +224,32 @@ class Sandbox:
             case _:
                 return f"none (the worker's user, files and network are open to native code; {self.reason})"
 
-    def launcher_options(self) -> list[str]:
-        if self.mode is SandboxMode.BUBBLEWRAP:
-            return ["--keep-at-sigterm"]  # it goes to the whole group, and would end bubblewrap before the runner
-        if self.user is None:
-            return []
-        return [*(["--no-network"] if self.no_network else []), "--user", f"{self.user[0]}:{self.user[1]}"]
+    def command(
+        self, command: Sequence[str], request: ModelRequest, *, scratch: Path, limits: Sequence[str] = ()
+    ) -> list[str]:
+        """The command that does `command` in the sandbox. Creates the directories that the request may write to.
 
-    def command(self, command: Sequence[str], request: ModelRequest, *, scratch: Path) -> list[str]:
-        """The command that does `command` in the sandbox. Creates the directories that the request may write to."""
+        Where there is something to do for the launcher, its `limits` or its part of the sandbox, that comes first.
+        """
         writes = [Path(path) for path in request.writes] + [scratch]
-        if self.mode is SandboxMode.NONE:
-            return list(command)
-        for place in writes:
+        options = [*limits]
+        for place in writes if self.mode is not SandboxMode.NONE else ():
             place.mkdir(parents=True, exist_ok=True)
         if self.user is not None:
             for place in writes:
                 _give(place, self.user)
+            options += [*(["--no-network"] if self.no_network else []), "--user", f"{self.user[0]}:{self.user[1]}"]
+        if self.mode is SandboxMode.BUBBLEWRAP:
+            given = [Path(word).parent for word in command if Path(word).is_absolute() and Path(word).is_file()]
+            reads = [*(Path(path) for path in request.reads), *given]
+            environment = runner_environment(scratch)
+            inside = bubblewrap_arguments(reads=reads, writes=writes, environment=environment, directory=scratch)
+            command = [self.program, *inside, *command]
+            # the signal goes to the whole group, and would end bubblewrap before the runner
+            options.append("--keep-at-sigterm")
+        if not options:
             return list(command)
-        given = [Path(word).parent for word in command if Path(word).is_absolute() and Path(word).is_file()]
-        reads = [*(Path(path) for path in request.reads), *given]
-        environment = runner_environment(scratch)
-        options = bubblewrap_arguments(reads=reads, writes=writes, environment=environment, directory=scratch)
-        return [self.program, *options, *command]
+        return [sys.executable, "-I", "-S", str(Path(launcher.__file__).absolute()), *options, "--", *command]
 
     def status_of(self, status: int) -> int:
         """The exit status of the command: bubblewrap reports a signal as 128 and its number."""
@@ -321,9 +324,8 @@ def _try(sandbox: Sandbox) -> str | None:
         scratch = Path(place) / "scratch"
         environment = runner_environment(scratch)
         try:
-            command = sandbox.command(_TRIAL, ModelRequest(model_directory=place), scratch=scratch)
             done = subprocess.run(
-                launched(command, sandbox.launcher_options()),
+                sandbox.command(_TRIAL, ModelRequest(model_directory=place), scratch=scratch),
                 cwd=scratch,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -337,13 +339,6 @@ def _try(sandbox: Sandbox) -> str | None:
             return None
         said = done.stderr.decode(errors="replace").strip().splitlines()
         return said[-1] if said else f"it ends with exit status {done.returncode}"
-
-
-def launched(command: Sequence[str], options: Sequence[str]) -> list[str]:
-    """The command behind the launcher, if there is anything for it to do."""
-    if not options:
-        return list(command)
-    return [sys.executable, "-I", "-S", str(Path(launcher.__file__).absolute()), *options, "--", *command]
 
 
 def _give(place: Path, user: tuple[int, int]) -> None:

@@ -84,6 +84,7 @@ def test_what_a_link_leads_to_is_not_given_away(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(os, "chown", exchanging)
     request = EvaluateRequest(model_directory=str(tmp_path), text_path=str(tmp_path))
     sandbox = Sandbox(mode=SandboxMode.USER, user=(os.getuid(), os.getgid()))
-    assert sandbox.command(["true"], request, scratch=scratch) == ["true"]
+    launched = sandbox.command(["true"], request, scratch=scratch)
+    assert launched[-4:] == ["--user", f"{os.getuid()}:{os.getgid()}", "--", "true"]
     assert {scratch.stat().st_ino, (tmp_path / "away").stat().st_ino} <= given
     assert not {outside.stat().st_ino, (outside / "file").stat().st_ino} & given
