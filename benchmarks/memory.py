@@ -53,7 +53,6 @@ def limited_runner(model: Path) -> None:
     size = next(int(row.split()[1]) * 1024 for row in rows if row.startswith("VmSize"))
     limit = size + float32_bytes(model)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    sys.argv = sys.argv[:1]
     run()
 
 

@@ -27,6 +27,7 @@ from typing import Final, NoReturn
 from replaceme_core.engine.model.allocator import reuse_freed_memory
 from replaceme_core.errors import Cancelled, ReplaceMeError
 from replaceme_core.runner.messages import (
+    REQUEST,
     Advanced,
     EvaluateRequest,
     Failed,
@@ -38,7 +39,6 @@ from replaceme_core.runner.messages import (
     describe,
     is_mistake,
 )
-from replaceme_core.runner.process import EVALUATE_FLAG
 from replaceme_core.wording import json_safe
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -155,9 +155,8 @@ def _without_collections() -> Iterator[None]:
     gc.enable()
 
 
-def compress(line: bytes, writer: MessageWriter) -> Message:
+def compress(request: RunnerRequest, writer: MessageWriter) -> Message:
     """Run the pipeline. A run that does not finish leaves no output."""
-    request = RunnerRequest.model_validate_json(line)
     output = Path(request.output_directory)
     is_new = not output.exists()
     with _without_collections():  # imported late, because torch takes seconds and gigabytes
@@ -178,34 +177,33 @@ def compress(line: bytes, writer: MessageWriter) -> Message:
         raise
 
 
-def evaluate(line: bytes) -> Message:
+def evaluate(request: EvaluateRequest) -> Message:
     """Measure a model on a text."""
-    request = EvaluateRequest.model_validate_json(line)
     with _without_collections():
         from replaceme_core.engine.evaluation.evaluate import evaluate as measure
 
     return Finished.model_validate({"report": json_safe(measure(request), name=str)})
 
 
-def main(arguments: list[str]) -> int:
+def main() -> int:
     """Handle one request; returns the exit status: 1 after the message `failed`, else 0.
 
     Raises what goes wrong before a job has begun.
     """
-    writer, measures = MessageWriter(), EVALUATE_FLAG in arguments
-    line = read_line()
+    writer = MessageWriter()
+    request = REQUEST.validate_json(read_line())
     block_network()
     signal.signal(signal.SIGTERM, _raise_terminated)
     signal.signal(signal.SIGINT, _raise_terminated)
     reuse_freed_memory()
     last: Message
     try:
-        last = evaluate(line) if measures else compress(line, writer)
+        last = evaluate(request) if isinstance(request, EvaluateRequest) else compress(request, writer)
     except _Terminated:
         last = Failed(code=Cancelled.code, message="the runner was asked to stop")
     except BaseException as error:
         last = describe(error)
-        if is_mistake(last) and not (measures or writer.has_begun):
+        if is_mistake(last) and isinstance(request, RunnerRequest) and not writer.has_begun:
             raise
         if is_mistake(last) and not isinstance(error, ReplaceMeError):
             sys.excepthook(type(error), error, error.__traceback__)  # for the log: the message says little
@@ -220,7 +218,7 @@ def main(arguments: list[str]) -> int:
 def run() -> NoReturn:
     """The main function of the process."""
     start_orphan_guard()
-    os._exit(main(sys.argv[1:]))  # threads and exit handlers of libraries must not delay the end
+    os._exit(main())  # threads and exit handlers of libraries must not delay the end
 
 
 if __name__ == "__main__":

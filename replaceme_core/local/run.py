@@ -19,7 +19,6 @@ from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.inputs import Pinned, fetch, held
 from replaceme_core.runner.messages import (
     Advanced,
-    EvaluateRequest,
     Failed,
     Finished,
     Message,
@@ -29,7 +28,7 @@ from replaceme_core.runner.messages import (
     Stage,
     StageStarted,
 )
-from replaceme_core.runner.process import EVALUATE_FLAG, RUNNER_COMMAND, Runner
+from replaceme_core.runner.process import RUNNER_COMMAND, Runner
 from replaceme_core.settings import Settings, read_settings
 
 GRACE_SECONDS = 5.0
@@ -124,11 +123,10 @@ class Machine:
         Raises the error of `replaceme_core.errors` with which the runner failed; where that is not on purpose, the last
         lines of its log are notes of the exception. At `KeyboardInterrupt` the runner ends with all that it started.
         """
-        flags = (EVALUATE_FLAG,) if isinstance(request, EvaluateRequest) else ()
         with (
             tempfile.TemporaryDirectory(prefix="replaceme-") as scratch,
             Runner(
-                (*(self.settings.runner_command or RUNNER_COMMAND), *flags),
+                self.settings.runner_command or RUNNER_COMMAND,
                 request,
                 scratch=Path(scratch),
                 confinement=self._confinement.for_plan(partial(planned_host_bytes, request)),

@@ -79,7 +79,7 @@ class Measured(Line):
 class Finished(Line):
     """The last message of a run that succeeded.
 
-    `report` is the content of `replaceme.json`; with `--evaluate` what each model is worth (`evaluation.evaluate`).
+    `report` is the content of `replaceme.json`; for an `EvaluateRequest` what each model is worth.
     """
 
     model_config = ConfigDict(extra="ignore")  # a result that the release before has kept repeats its blocks
@@ -243,7 +243,7 @@ MOST_PROMPTS = 64
 
 
 class EvaluateRequest(ModelRequest):
-    """The request with `--evaluate`: measure models on a text. The runner chooses values that are `None`.
+    """The request to measure models on a text. The runner chooses values that are `None`.
 
     The text is a file, a directory with a snapshot of `data_set`, or a `builtin` one. `others` are further models.
     """
@@ -289,6 +289,9 @@ class EvaluateRequest(ModelRequest):
     @property
     def writes(self) -> tuple[str, ...]:
         return () if self.cache_directory is None else (self.cache_directory,)
+
+
+REQUEST: TypeAdapter[RunnerRequest | EvaluateRequest] = TypeAdapter(RunnerRequest | EvaluateRequest)
 
 
 _PATH = re.compile(r"(?<![\w:/.])/(?:[^/\s'\"]+/)+[^/\s'\",;:)\]]*")

@@ -66,7 +66,6 @@ UNCONFINED = Confinement()
 
 RUNNER_COMMAND = (sys.executable, "-P", "-m", "worker.runner")
 """`-P`: a module named `worker` in the working directory is not imported in place of ours."""
-EVALUATE_FLAG = "--evaluate"
 LONGEST_MESSAGE = 16 * 2**20  # bytes; a report with a line per candidate stays far below
 STDERR_LINES = 200
 _POLL_SECONDS = 0.5

@@ -12,16 +12,14 @@ from worker import runner
 run_pipeline = runner.compress
 
 
-def compress(line: bytes, writer: runner.MessageWriter) -> Message:
-    request = RunnerRequest.model_validate_json(line)
-
+def compress(request: RunnerRequest, writer: runner.MessageWriter) -> Message:
     class GatedProgress(runner.Progress):
         def stage(self, stage: Stage, *, resumed_from: Stage | None = None) -> None:
             super().stage(stage, resumed_from=resumed_from)
             pass_gate(request, stage.value)
 
     runner.Progress = GatedProgress  # type: ignore[misc]
-    last = run_pipeline(line, writer)
+    last = run_pipeline(request, writer)
     pass_gate(request, "finished")
     return last
 

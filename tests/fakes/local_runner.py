@@ -1,4 +1,4 @@
-"""A runner without a model, for the local commands: `python local_runner.py MODE [--evaluate]`.
+"""A runner without a model, for the local commands: `python local_runner.py MODE`.
 
 `good` finishes; `searches` has tried two depths; `ungated` does not judge a gate; `differs` finishes with other weights
 than those it was to compare with; `input`, `space`, `bug` fail with a final message; `dies` sends none; `hangs` waits
@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 from replaceme_core.runner.messages import (
+    REQUEST,
     Advanced,
     EvaluateRequest,
     Failed,
     Finished,
     Message,
-    RunnerRequest,
     Stage,
     StageStarted,
 )
@@ -72,7 +72,7 @@ def send(message: Message) -> None:
     sys.stdout.flush()
 
 
-def main(mode: str, *flags: str) -> int:
+def main(mode: str) -> int:
     line = sys.stdin.readline()
     sys.stderr.write("a library warns\n")
     sys.stderr.flush()
@@ -83,15 +83,13 @@ def main(mode: str, *flags: str) -> int:
     }
     if mode == "dies":
         os._exit(3)
-    if "--evaluate" in flags:
+    request = REQUEST.validate_json(line)
+    if isinstance(request, EvaluateRequest):
         send(StageStarted(stage=Stage.EVALUATE))
         measured = {**MEASURED, "tokens_per_second": 1000.0, "dtype": "bfloat16", "blocks": 30, "ratio": 1.0}
-        models = [
-            {**measured, "request": json.loads(line)} for _ in EvaluateRequest.model_validate_json(line).directories
-        ]
+        models = [{**measured, "request": json.loads(line)} for _ in request.directories]
         send(Finished(report={"hardware": "A Processor", "threads": 1, "models": models}))
         return 0
-    request = RunnerRequest.model_validate_json(line)
     output = Path(request.output_directory)
     send(StageStarted(stage=Stage.CALIBRATE))
     send(Advanced(stage=Stage.CALIBRATE, fraction=0.5))
