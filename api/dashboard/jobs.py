@@ -14,14 +14,12 @@ from pydantic import Field, ValidationError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from api.bodies import EventBody, JobBody, Parameters
+from api.bodies import JobBody, Parameters
 from api.dashboard.middleware import FormDep, key_of
 from api.dashboard.rendering import page, see
-from api.http.hosts import root_of
 from api.http.responses import CHECKED, is_known, known_tags, not_modified, tag_of
 from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep, SessionDep
 from api.routes.jobs import JobsQuery, job_body, page_response, read_report, whole_body
-from api.routes.webhooks import WebhookBody, WebhookLinks
 from replaceme_core.errors import InvalidInput, JobNotFound, NotFound, StaleTransition
 from replaceme_core.ledger import changes, reading, webhooks
 from replaceme_core.ledger.attempts import KEPT_LINES
@@ -30,7 +28,7 @@ from replaceme_core.ledger.states import TERMINAL, JobStatus
 from replaceme_core.report import view
 from replaceme_core.report.page import plots_of
 from replaceme_core.report.plots import Format, can_draw
-from replaceme_core.report.reading import Report
+from replaceme_core.report.reading import Report, report_of
 from replaceme_core.request.fields import ending_of
 from replaceme_core.shapes import BEGINNING_OF_ID
 from replaceme_core.validation import parameter_problem
@@ -156,9 +154,8 @@ async def show_job(job_id: str, services: ServicesDep, caller: CallerDep, reques
     seen = (await services.reader.read(job_id, owner=caller)).seen
     assert seen is not None, "no version was given as known"
     job = whole_body(seen, request)
-    gate = None if job.gate is None else job.gate.model_dump(mode="json")
-    judged = Report({"gate": gate, "removed_blocks": [] if job.result is None else list(job.result.removed_blocks)})
-    history = await run_in_threadpool(_history, services.database, job_id, caller, root_of(request.scope))
+    judged = report_of(job)
+    history = await run_in_threadpool(_history, services.database, job_id, caller)
     return await run_in_threadpool(
         page,
         "job.html",
@@ -195,12 +192,10 @@ async def retry_job(job_id: str, form: FormDep, services: ServicesDep, request: 
     return see(f"/ui/jobs/{submitted.job.id}", request.scope)
 
 
-def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str, Any]:
+def _history(database: Database, job_id: str, owner: str) -> dict[str, Any]:
     """What the pages of a job show beside its state."""
     with database.session(read_only=True) as session:
-        events = [
-            EventBody.of(event) for event in reading.events(session, job_id, limit=_MOST_EVENTS, owner=owner).items
-        ]
+        events = reading.events(session, job_id, limit=_MOST_EVENTS, owner=owner).items
         log = list(reading.log(session, job_id, limit=KEPT_LINES, owner=owner).items)
         stored = stored_report(session, job_id, owner)
         metrics = [] if stored is not None else reading.metrics(session, job_id, owner=owner)
@@ -220,7 +215,7 @@ def _history(database: Database, job_id: str, owner: str, root: str) -> dict[str
         "metric_count": len(metrics),
         "has_report": stored is not None,
         "plots": plots_of(stored) if stored is not None and can_draw() else [],
-        "webhooks": [WebhookBody.of(one, links=WebhookLinks.at(root, one.id)) for one in receivers],
+        "webhooks": receivers,
     }
 
 

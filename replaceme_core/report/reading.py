@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from replaceme_core.report.figures import NONE, change
 from replaceme_core.report.figures import number as in_few_digits
+from replaceme_core.shapes import Job
 from replaceme_core.wording import json_safe
 
 Step = str | int
@@ -122,6 +123,14 @@ class Report:
         if not old or new is None:
             return ""
         return Shown(text=change(old, new), value=new / old - 1, places=(pointer(before), pointer(after)))
+
+
+def report_of(job: Job) -> Report:
+    """What a job has of its report: the summary, the blocks and the gate."""
+    sides = {side: {name: getattr(change, side) for name, change in job.summary or ()} for side in ("before", "after")}
+    gate = None if job.gate is None else job.gate.model_dump(mode="json")
+    removed = [] if job.result is None else list(job.result.removed_blocks)
+    return Report({**sides, "gate": gate, "removed_blocks": removed})
 
 
 def as_number(value: object) -> float | None:

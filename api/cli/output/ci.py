@@ -13,13 +13,13 @@ from xml.etree import ElementTree
 import typer
 
 from api.cli.output.console import print_note
-from api.cli.output.jobs import counted_blocks, report_of
+from api.cli.output.jobs import counted_blocks
 from api.client.models import Job
 from replaceme_core.errors import GateRejected
 from replaceme_core.local.compress import Outcome
 from replaceme_core.report import view
 from replaceme_core.report.figures import duration
-from replaceme_core.report.reading import Report
+from replaceme_core.report.reading import Report, report_of
 from replaceme_core.report.view import markdown_table, plain
 from replaceme_core.shapes import JobError
 from replaceme_core.wording import markdown, markdown_code, printable

@@ -14,7 +14,7 @@ from api.cli.output.console import describe_eta, describe_time, make_console, pr
 from api.cli.output.report import print_gate, print_tables
 from api.client.models import Job, JobEvent
 from replaceme_core.report.figures import size, time_range
-from replaceme_core.report.reading import Report
+from replaceme_core.report.reading import Report, report_of
 from replaceme_core.report.view import both_models, wanted_removal, wanted_text
 from replaceme_core.request.removal import block_ranges
 from replaceme_core.shapes import Delivery, Estimate, Metric, Plan, Webhook, Worker
@@ -97,14 +97,6 @@ def print_job(job: Job, *, as_json: bool) -> None:
     report = report_of(job)
     print_tables(console, both_models(report))
     print_gate(console, report)
-
-
-def report_of(job: Job) -> Report:
-    """What a job has of its report: the summary, the blocks and the gate."""
-    sides = {side: {name: getattr(change, side) for name, change in job.summary or ()} for side in ("before", "after")}
-    gate = None if job.gate is None else job.gate.model_dump(mode="json")
-    removed = [] if job.result is None else list(job.result.removed_blocks)
-    return Report({**sides, "gate": gate, "removed_blocks": removed})
 
 
 def event_line(event: JobEvent) -> str:
