@@ -12,7 +12,7 @@ import math
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from threading import Lock
@@ -53,35 +53,28 @@ _NAMED = re.compile(
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
-class Redaction:
-    """Called with a line, it returns what a client may see of it; "" if nothing is left."""
+def redacted(line: str, *, known: Sequence[str]) -> str:
+    """What a client may see of a line; "" if nothing is left. `known` are secrets, the longest first.
 
-    def __init__(self, settings: Settings) -> None:
-        self._known = tuple(sorted(set(_secrets_of(settings)), key=len, reverse=True))
-
-    def __call__(self, line: str) -> str:
-        """
-        >>> Redaction(Settings(_env_file=None))("reading /srv/models/config.json with token=abc123")
-        'reading config.json with token=[hidden]'
-        """
-        text = line.rsplit("\r", 1)[-1]  # the last state of a progress bar
-        text = _CONTROL.sub("", text)
-        for secret in self._known:
-            text = text.replace(secret, HIDDEN)
-        text = _SECRETS.sub(HIDDEN, text)
-        text = _NAMED.sub(lambda found: f"{found[1]}{found[2]}{HIDDEN}", text)
-        return without_paths(text).rstrip()
+    >>> redacted("reading /srv/models/config.json with token=abc123", known=())
+    'reading config.json with token=[hidden]'
+    """
+    text = line.rsplit("\r", 1)[-1]  # the last state of a progress bar
+    text = _CONTROL.sub("", text)
+    for secret in known:
+        text = text.replace(secret, HIDDEN)
+    text = _SECRETS.sub(HIDDEN, text)
+    text = _NAMED.sub(lambda found: f"{found[1]}{found[2]}{HIDDEN}", text)
+    return without_paths(text).rstrip()
 
 
-def _secrets_of(settings: Settings) -> Iterator[str]:
-    """The secrets that this process knows."""
-    for token in (settings.hub_read_token, settings.hub_write_token):
-        if token is not None and len(token.get_secret_value()) >= _SHORTEST_SECRET:
-            yield token.get_secret_value()
-    for url in (settings.database_url, settings.broker_url):
-        password = urlsplit(url or "").password
-        if password is not None and len(password) >= _SHORTEST_SECRET:
-            yield from (password, unquote(password))
+def secrets_of(settings: Settings) -> list[str]:
+    """The secrets that this process knows, as they are written and as they are meant, the longest first."""
+    tokens = (settings.hub_read_token, settings.hub_write_token)
+    found = [token.get_secret_value() for token in tokens if token is not None]
+    found += [urlsplit(url or "").password or "" for url in (settings.database_url, settings.broker_url)]
+    written = {secret for secret in found if len(secret) >= _SHORTEST_SECRET}
+    return sorted(written | set(map(unquote, written)), key=len, reverse=True)
 
 
 class StageSpans(ExitStack):

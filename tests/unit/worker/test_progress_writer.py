@@ -11,7 +11,7 @@ from replaceme_core.plan.eta import Course, weights_of
 from replaceme_core.runner.messages import Advanced, Measured, Resolved, Stage, StageStarted
 from replaceme_core.settings import Settings
 from tests.fixtures.jobs.ledger import Ledger
-from worker.progress_writer import HIDDEN, ProgressWriter, Redaction
+from worker.progress_writer import HIDDEN, ProgressWriter, redacted, secrets_of
 
 
 def test_the_time_left_is_news_while_a_stage_reports_nothing(sqlite_database: Database) -> None:
@@ -102,11 +102,11 @@ SETTINGS = Settings(
     ],
 )
 def test_what_is_left_of_a_line(line: str, shown: str) -> None:
-    assert Redaction(SETTINGS)(line) == shown
+    assert redacted(line, known=secrets_of(SETTINGS)) == shown
 
 
 @pytest.mark.parametrize("line", ["?" * 2048 + "key" * 682, "?key" * 1024])
 def test_a_line_that_was_made_to_take_long_takes_no_time(line: str) -> None:
     began = time.process_time()
-    Redaction(SETTINGS)(line)
+    redacted(line, known=secrets_of(SETTINGS))
     assert time.process_time() - began < 0.3
