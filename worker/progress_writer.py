@@ -107,10 +107,9 @@ class ProgressWriter:
     course: Course
     redact: Callable[[str], str] = lambda line: line
     """Removes from a line what a client may not see."""
-    on_stage: Callable[[Stage], None] = lambda stage: None
-    """Called when a stage begins."""
     clock: Callable[[], float] = time.monotonic
     """That of `course`."""
+    spans: StageSpans = field(default_factory=StageSpans, init=False)
     _collecting: Lock = field(default_factory=Lock, init=False)
     _writing: Lock = field(default_factory=Lock, init=False)
     _spec: CompressionSpec | None = field(default=None, init=False)
@@ -136,7 +135,7 @@ class ProgressWriter:
     def note(self, message: Message) -> None:
         """Keep the content of a message for the next `flush`."""
         if isinstance(message, StageStarted):
-            self.on_stage(message.stage)
+            self.spans.begin(message.stage)
         with self._collecting:
             match message:
                 case Resolved():

@@ -50,7 +50,7 @@ from replaceme_core.settings import Settings
 from replaceme_core.telemetry import OUTCOME, bound, mark_failed, origin
 from worker.attempt import Attempt, Write
 from worker.lease import Lease, ShutDown, retry_under_lease
-from worker.progress_writer import ProgressWriter, StageSpans, redacted, secrets_of
+from worker.progress_writer import ProgressWriter, redacted, secrets_of
 from worker.workspace import locked_directory, remove_checkpoints
 
 _SHOWN = ("code", "message", "reason", "repo_id", "revision")
@@ -168,11 +168,10 @@ class Supervisor:
         job_id = job.id
         logger.info("job %s: attempt %s begins", job_id, claim.attempt)
         course = Course(weights=weights_of(job.spec), started=claimed_at)
-        stages = StageSpans()
         redact = partial(redacted, known=secrets_of(self.settings))
-        progress = ProgressWriter(self.database, claim, course, redact=redact, on_stage=stages.begin)
+        progress = ProgressWriter(self.database, claim, course, redact=redact)
         try:
-            with stages:
+            with progress.spans:
                 write = self._run_attempt(job, claim, progress, claimed_at=claimed_at)
         except LeaseLost as error:
             logger.error("job %s: attempt %s was abandoned: %s", job_id, claim.attempt, error)
