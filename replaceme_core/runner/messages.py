@@ -175,12 +175,12 @@ class ModelRequest(Line):
     model_directory: AbsolutePath
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """The files and directories that are read."""
+    def reads(self) -> tuple[str | None, ...]:
+        """The files and directories that are read; `None` for one that is not given, here and below."""
         return (self.model_directory,)
 
     @property
-    def writes(self) -> tuple[str, ...]:
+    def writes(self) -> tuple[str | None, ...]:
         """The directories in which files are made; they need not exist."""
         return ()
 
@@ -228,15 +228,13 @@ class RunnerRequest(ModelRequest):
     """A directory with the weights that should come out: the final report also has the `comparison` with these."""
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        others = (*self.calibration_paths, self.compare_with, self.pruned_directory, self.tasks_directory)
-        return (self.model_directory, *(path for path in others if path is not None))
+    def reads(self) -> tuple[str | None, ...]:
+        others = (self.compare_with, self.pruned_directory, self.tasks_directory)
+        return (self.model_directory, *self.calibration_paths, *others)
 
     @property
-    def writes(self) -> tuple[str, ...]:
-        beside = str(Path(self.output_directory).parent)
-        places = (beside, self.cache_directory, self.checkpoint_directory)
-        return tuple(place for place in places if place is not None)
+    def writes(self) -> tuple[str | None, ...]:
+        return (str(Path(self.output_directory).parent), self.cache_directory, self.checkpoint_directory)
 
 
 MOST_PROMPTS = 64
@@ -282,13 +280,12 @@ class EvaluateRequest(ModelRequest):
         return (self.model_directory, *self.others)
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        others = (self.text_path, self.tasks_directory)
-        return (*self.directories, *(path for path in others if path is not None))
+    def reads(self) -> tuple[str | None, ...]:
+        return (*self.directories, self.text_path, self.tasks_directory)
 
     @property
-    def writes(self) -> tuple[str, ...]:
-        return () if self.cache_directory is None else (self.cache_directory,)
+    def writes(self) -> tuple[str | None, ...]:
+        return (self.cache_directory,)
 
 
 REQUEST: TypeAdapter[RunnerRequest | EvaluateRequest] = TypeAdapter(RunnerRequest | EvaluateRequest)

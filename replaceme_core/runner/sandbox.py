@@ -231,7 +231,7 @@ class Sandbox:
 
         Where there is something to do for the launcher, its `limits` or its part of the sandbox, that comes first.
         """
-        writes = [Path(path) for path in request.writes] + [scratch]
+        writes = [*map(Path, filter(None, request.writes)), scratch]
         options = [*limits]
         for place in writes if self.mode is not SandboxMode.NONE else ():
             place.mkdir(parents=True, exist_ok=True)
@@ -241,7 +241,7 @@ class Sandbox:
             options += [*(["--no-network"] if self.no_network else []), "--user", f"{self.user[0]}:{self.user[1]}"]
         if self.mode is SandboxMode.BUBBLEWRAP:
             given = [Path(word).parent for word in command if Path(word).is_absolute() and Path(word).is_file()]
-            reads = [*(Path(path) for path in request.reads), *given]
+            reads = [*map(Path, filter(None, request.reads)), *given]
             environment = runner_environment(scratch)
             inside = bubblewrap_arguments(reads=reads, writes=writes, environment=environment, directory=scratch)
             command = [self.program, *inside, *command]
