@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from multiprocessing.util import Finalize
-from pathlib import Path
 
 from celery import Celery, Task
 from celery.apps.worker import Worker
@@ -87,7 +86,8 @@ confinements: list[Confinement] = []
 
 _sweeps: list[Sweep] = []
 _held = ExitStack()
-"""What the main process holds until it ends normally."""
+"""What the main process holds until it ends normally. Global: a process that it forks forgets its finalizers, and would
+release what they alone hold."""
 
 
 def enqueue(job_id: str, worker_kind: WorkerKind | None) -> None:
@@ -159,17 +159,14 @@ def use_own_temporary_directory(**_: object) -> None:
 
     Raises `SystemExit` if the workspace cannot be written.
     """
+    name = f"worker-{os.getpid()}"
     try:
-        os.environ["TMPDIR"] = tempfile.tempdir = str(_temporary_directory())
+        place = _held.enter_context(locked_directory(Settings().workspace / TEMPORARY, name=name))
     except OSError as error:
         raise SystemExit(f"this worker cannot start: {error.filename} cannot be written: {error.strerror}") from error
-
-
-@cache
-def _temporary_directory() -> Path:
     # held until multiprocessing has removed its own directory in it, which it does with priority -100
     Finalize(None, _held.close, exitpriority=-200)
-    return _held.enter_context(locked_directory(Settings().workspace / TEMPORARY, name=f"worker-{os.getpid()}"))
+    os.environ["TMPDIR"] = tempfile.tempdir = str(place)
 
 
 @celeryd_after_setup.connect  # type: ignore[untyped-decorator]

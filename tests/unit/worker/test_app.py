@@ -88,7 +88,6 @@ def test_a_process_for_one_job_drains_at_a_signal_while_it_starts(monkeypatch: p
 def test_a_workspace_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("REPLACEME_DATA", str(tmp_path / "file" / "data"))
-    worker.app._temporary_directory.cache_clear()
     with pytest.raises(SystemExit, match=r"cannot start: .*/file/data.* cannot be written: Not a directory"):
         worker.app.use_own_temporary_directory()
 
