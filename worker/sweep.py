@@ -49,24 +49,10 @@ FORK_WAIT_SECONDS = 5.0
 logger = logging.getLogger(__name__)
 
 
-def memory_of(process_id: int, *, gpu: str | None) -> WorkerMemory:
-    """Memory of a process with all its descendants, and of the NVIDIA GPU with this UUID.
-
-    Pages that several processes share count once for each. On the GPU the memory of all processes counts, those of
-    others too.
-    """
-    used = None if gpu is None else gpu_memory(gpu)
-    return WorkerMemory(
-        total_bytes=total_memory(),
-        used_bytes=sum(_resident_bytes(process_id)),
-        gpu_total_bytes=None if used is None else used[0],
-        gpu_used_bytes=None if used is None else used[1],
-    )
-
-
-def _resident_bytes(process_id: int) -> Iterator[int]:
+def _resident_bytes() -> Iterator[int]:
+    """Of this process and of all its descendants; pages that several of them share count once for each."""
     with suppress(psutil.Error):
-        process = psutil.Process(process_id)
+        process = psutil.Process()
         for each in (process, *process.children(recursive=True)):
             with suppress(psutil.Error):  # it has ended meanwhile
                 yield each.memory_info().rss
@@ -109,7 +95,8 @@ class Sweep(threading.Thread):
         self._process_ids = process_ids
         self._sandbox = sandbox
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
-        self._accelerator: Accelerator | None = None
+        cpu = f"{platform.machine() or 'unknown'} CPU, {counted(os.cpu_count() or 1, 'cores')}"
+        self._device = Accelerator(name=cpu, uuid=None)
         if process_ids is not None and WorkerKind.GPU in (worker_kinds or WorkerKind):
             # in a thread: it starts a process that imports torch
             threading.Thread(target=self._find_accelerator, name="find-accelerator", daemon=True).start()
@@ -193,15 +180,22 @@ class Sweep(threading.Thread):
     def _report(self, database: Database) -> None:
         if self._process_ids is None:
             return
-        cpu = f"{platform.machine() or 'unknown'} CPU, {counted(os.cpu_count() or 1, 'cores')}"
+        gpu = None if self._device.uuid is None else gpu_memory(self._device.uuid)
+        gpu_total, gpu_used = gpu or (None, None)  # of all processes on it, those of others too
+        memory = WorkerMemory(
+            total_bytes=total_memory(),
+            used_bytes=sum(_resident_bytes()),
+            gpu_total_bytes=gpu_total,
+            gpu_used_bytes=gpu_used,
+        )
         report = WorkerReport(
             name=self._worker,
             host=socket.gethostname(),
             kinds=tuple(self._worker_kinds or WorkerKind),
-            device=cpu if self._accelerator is None else self._accelerator.name,
+            device=self._device.name,
             sandbox=self._sandbox,
             processes=tuple(self._process_ids()),
-            memory=memory_of(os.getpid(), gpu=None if self._accelerator is None else self._accelerator.uuid),
+            memory=memory,
         )
         with database.session() as session:
             workers = Workers(session)
@@ -209,7 +203,7 @@ class Sweep(threading.Thread):
             workers.forget_lost()
 
     def _find_accelerator(self) -> None:
-        self._accelerator = find_accelerator(os.environ)
+        self._device = find_accelerator(os.environ) or self._device
 
     def _requeue_expired(self, database: Database) -> None:
         with database.session() as session:
