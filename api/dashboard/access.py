@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from api.bodies import KeyId, KeyRequest, KeyRotationRequest, PageQuery
-from api.dashboard.middleware import FormDep
+from api.dashboard.middleware import FormDep, ticked
 from api.dashboard.new_job import labels_of
 from api.dashboard.rendering import page, see
 from api.request_bodies import Asked, checked
@@ -36,11 +36,6 @@ def read(kind: type[Asked], body: Mapping[str, object]) -> tuple[Asked | None, E
     return asked, {one["field"].partition(".")[0]: one["message"] for one in reversed(found)}
 
 
-def _ticked(form: Mapping[str, str], name: str) -> list[str]:
-    """The boxes of a group that are ticked: fields `name-VALUE`."""
-    return [field.removeprefix(f"{name}-") for field in form if field.startswith(f"{name}-")]
-
-
 # API keys
 
 
@@ -52,7 +47,7 @@ def show_keys(query: Annotated[PageQuery, Query()], session: ReadingSessionDep, 
 @router.post("/ui/keys")
 def create_key(form: FormDep, keys: KeysDep, session: SessionDep, caller: CallerDep, request: Request) -> Response:
     lifetime = form.get("expires", "")
-    body: dict[str, object] = {"name": form.get("name", "").strip(), "scopes": _ticked(form, "scopes")}
+    body: dict[str, object] = {"name": form.get("name", "").strip(), "scopes": ticked(form, "scopes")}
     body |= {"owner": form["owner"].strip()} if form.get("owner", "").strip() else {}
     body |= {"expires_in_seconds": int(lifetime)} if lifetime in _LIFETIMES and lifetime else {}
     asked, errors = read(KeyRequest, body)
@@ -108,7 +103,7 @@ def show_webhooks(
 @router.post("/ui/webhooks")
 async def add_webhook(form: FormDep, services: ServicesDep, caller: CallerDep, request: Request) -> Response:
     body = {name: form.get(name, "").strip() for name in ("url", "payload")}
-    whole: dict[str, object] = {**body, "labels": labels_of(form.get("labels", "")), "events": _ticked(form, "events")}
+    whole: dict[str, object] = {**body, "labels": labels_of(form.get("labels", "")), "events": ticked(form, "events")}
     asked, errors = read(NewWebhookRequest, whole)
     if asked is not None:
         try:

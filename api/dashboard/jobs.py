@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from api.bodies import JobBody, Parameters
-from api.dashboard.middleware import FormDep, key_of
+from api.dashboard.middleware import FormDep, key_of, ticked
 from api.dashboard.rendering import page, see
 from api.http.responses import CHECKED, is_known, known_tags, not_modified, tag_of
 from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep, SessionDep
@@ -36,8 +36,6 @@ from replaceme_core.validation import parameter_problem
 router = APIRouter()
 
 JOBS_ON_A_PAGE = 50
-_TICK = "job-"
-"""Before the id, in the name of a box that is ticked."""
 _SORTS = {
     "": "Newest first",
     "created_at": "Oldest first",
@@ -129,7 +127,7 @@ async def retry_chosen(form: FormDep, services: ServicesDep, request: Request) -
 
 def _chosen(form: Mapping[str, str]) -> list[str]:
     """The jobs that are ticked, those of a page at most."""
-    return [name.removeprefix(_TICK) for name in form if name.startswith(_TICK)][:JOBS_ON_A_PAGE]
+    return ticked(form, "job")[:JOBS_ON_A_PAGE]
 
 
 # One job

@@ -122,6 +122,11 @@ def parse(content_type: str, body: bytes) -> dict[str, str]:
         raise MalformedBody(f"the form cannot be read: {error}") from None
 
 
+def ticked(form: Mapping[str, str], name: str) -> list[str]:
+    """The boxes of a group that are ticked: fields `name-VALUE`."""
+    return [field.removeprefix(f"{name}-") for field in form if field.startswith(f"{name}-")]
+
+
 def key_of(form: Mapping[str, str]) -> str | None:
     """The idempotency key of a form, which every rendering gives another `key`.
 
