@@ -173,16 +173,21 @@ class ModelRequest(Line):
     """A request to a runner: one line of JSON on standard input, a pipe that stays open while the parent lives."""
 
     model_directory: AbsolutePath
+    tasks_directory: AbsolutePath | None = None
+    """With the YAML files and the data of tasks; `None`: none."""
+    cache_directory: AbsolutePath | None = None
+    """What was computed from models and texts, for later requests that are about the same; `None`: no cache."""
+    cache_bytes: int = Field(default=CACHE_BYTES, ge=0)
 
     @property
     def reads(self) -> tuple[str | None, ...]:
         """The files and directories that are read; `None` for one that is not given, here and below."""
-        return (self.model_directory,)
+        return (self.model_directory, self.tasks_directory)
 
     @property
     def writes(self) -> tuple[str | None, ...]:
         """The directories in which files are made; they need not exist."""
-        return ()
+        return (self.cache_directory,)
 
 
 class PastJob(Line):
@@ -209,17 +214,12 @@ class RunnerRequest(ModelRequest):
     hub: str | None = None
     """The address of the Hub that model and data sets come from, for links; `None`: directories, which nobody else can
     see."""
-    cache_directory: AbsolutePath | None = None
-    """The activation cache, for later jobs on the same model and data; `None`: no cache."""
-    cache_bytes: int = Field(default=CACHE_BYTES, ge=0)
     history: tuple[PastJob, ...] = ()
     """Earlier jobs on this kind of worker, the newest first, from which the time of this one is expected."""
     needs_accelerator: bool = False
     """The job is for workers with a GPU: without one it fails and does not run on the CPU."""
     checkpoint_directory: AbsolutePath | None = None
     """Where this job's attempts save checkpoints; need not exist. `None`: no checkpoints."""
-    tasks_directory: AbsolutePath | None = None
-    """With the YAML files and the data of tasks; `None`: none."""
     pruned_directory: AbsolutePath | None = None
     """An earlier result, without the blocks that `spec.drop` names, which is healed; `None`: blocks are removed."""
     pruned_by: Method | None = None
@@ -229,12 +229,11 @@ class RunnerRequest(ModelRequest):
 
     @property
     def reads(self) -> tuple[str | None, ...]:
-        others = (self.compare_with, self.pruned_directory, self.tasks_directory)
-        return (self.model_directory, *self.calibration_paths, *others)
+        return (*super().reads, *self.calibration_paths, self.compare_with, self.pruned_directory)
 
     @property
     def writes(self) -> tuple[str | None, ...]:
-        return (str(Path(self.output_directory).parent), self.cache_directory, self.checkpoint_directory)
+        return (*super().writes, str(Path(self.output_directory).parent), self.checkpoint_directory)
 
 
 MOST_PROMPTS = 64
@@ -260,13 +259,8 @@ class EvaluateRequest(ModelRequest):
     dtype: Dtype | None = None
     threads: int | None = Field(default=None, ge=1, le=1024)
     tasks: TaskNames = ()
-    tasks_directory: AbsolutePath | None = None
-    """With the YAML files and the data of tasks; `None`: none."""
     task_limit: int | None = Field(default=None, ge=1)
     few_shot: int | None = Field(default=None, ge=0, le=100)
-    cache_directory: AbsolutePath | None = None
-    """With results of the same models in earlier runs; `None`: no cache."""
-    cache_bytes: int = Field(default=CACHE_BYTES, ge=0)
 
     @model_validator(mode="after")
     def _one_text(self) -> Self:
@@ -281,11 +275,7 @@ class EvaluateRequest(ModelRequest):
 
     @property
     def reads(self) -> tuple[str | None, ...]:
-        return (*self.directories, self.text_path, self.tasks_directory)
-
-    @property
-    def writes(self) -> tuple[str | None, ...]:
-        return (self.cache_directory,)
+        return (*super().reads, *self.others, self.text_path)
 
 
 REQUEST: TypeAdapter[RunnerRequest | EvaluateRequest] = TypeAdapter(RunnerRequest | EvaluateRequest)
