@@ -1,8 +1,8 @@
-"""How a command ends: signals, the exit codes, the tables that map errors, statuses and jobs to them, and failures."""
+"""How a command ends: signals, the exit codes, the table that maps errors to them, and failures."""
 
 import errno
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -12,7 +12,7 @@ from typing import Final, Self
 import typer
 
 from api.cli.output.console import print_json, print_note
-from api.client.errors import Refused, ServiceError
+from api.client.errors import NotAllowed, Refused, ServiceBroken, ServiceError
 from api.client.models import FieldError, Job
 from replaceme_core import errors
 from replaceme_core.errors import InvalidInput, ReplaceMeError
@@ -45,7 +45,7 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
-_BY_CLASS: Final = MappingProxyType(
+_BY_CLASS: Final[Mapping[type[Exception], ExitCode]] = MappingProxyType(
     {
         errors.InvalidInput: ExitCode.BAD_INPUT,
         errors.NotFound: ExitCode.BAD_INPUT,
@@ -62,21 +62,18 @@ _BY_CLASS: Final = MappingProxyType(
         errors.GateRejected: ExitCode.GATE_REJECTED,
         errors.Cancelled: ExitCode.CANCELLED,
         errors.WorkerLost: ExitCode.JOB_FAILED,
+        NotAllowed: ExitCode.NOT_ALLOWED,
+        ServiceBroken: ExitCode.SERVICE_UNREACHABLE,
+        Refused: ExitCode.BAD_INPUT,
+        ServiceError: ExitCode.SERVICE_UNREACHABLE,
     }
 )
 """A subclass has the exit code of its nearest parent here."""
 
 
-def exit_code_of(kind: type[ReplaceMeError]) -> ExitCode:
-    """The exit code for an error of the core; one of no other class is an internal error."""
+def exit_code_of(kind: type[Exception]) -> ExitCode:
+    """The exit code for an error of the core or of the client; one of no other class is an internal error."""
     return next((_BY_CLASS[parent] for parent in kind.__mro__ if parent in _BY_CLASS), ExitCode.INTERNAL_ERROR)
-
-
-def exit_code_of_status(status: int) -> ExitCode:
-    """The exit code for the status of an HTTP response that is not a success."""
-    if status in (401, 403):
-        return ExitCode.NOT_ALLOWED
-    return ExitCode.BAD_INPUT if status < 500 else ExitCode.SERVICE_UNREACHABLE
 
 
 def exit_code_of_job(job: Job) -> int:
@@ -104,16 +101,16 @@ class Failure:
         """
         for line in getattr(error, "__notes__", ()):
             print_note(line)
+        exit_code = exit_code_of(type(error))
         match error:
             case ReplaceMeError():
                 return cls(
-                    exit_code=exit_code_of(type(error)),
+                    exit_code=exit_code,
                     code=error.code,
                     message=error.explained,
                     field=error.field if isinstance(error, InvalidInput) else None,
                 )
             case Refused(problem=problem):
-                exit_code = exit_code_of_status(problem.status)
                 return cls(exit_code=exit_code, code=problem.code, message=str(error), errors=problem.errors)
             # which a path that was given, or a full standard output, can cause anywhere
             case OSError(errno=errno.EACCES | errno.ENAMETOOLONG | errno.ENOSPC):
@@ -122,7 +119,7 @@ class Failure:
             case typer.BadParameter():
                 return cls(exit_code=ExitCode.BAD_INPUT, code=InvalidInput.code, message=error.format_message())
             case ServiceError():
-                return cls(exit_code=ExitCode.SERVICE_UNREACHABLE, code="service_unreachable", message=str(error))
+                return cls(exit_code=exit_code, code="service_unreachable", message=str(error))
         return None
 
     def show(self, *, as_json: bool) -> None:

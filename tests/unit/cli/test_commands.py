@@ -16,9 +16,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from api.cli.exit_codes import ExitCode, Failure, exit_code_of, exit_code_of_status
+from api.cli.exit_codes import ExitCode, Failure, exit_code_of
 from api.cli.main import COMMANDS, app, main
 from api.cli.service import Service, finish, interrupts
+from api.client.errors import BY_STATUS, Refused
 from api.client.models import Job
 from replaceme_core import errors
 from replaceme_core.report.page import render_page
@@ -345,7 +346,7 @@ def test_exit_codes() -> None:
     }
     assert {kind: exit_code_of(kind) for kind in kinds} == kinds
     statuses = {400: 2, 404: 2, 409: 2, 422: 2, 401: 8, 403: 8, 500: 7, 503: 7}
-    assert {status: exit_code_of_status(status) for status in statuses} == statuses
+    assert {status: exit_code_of(BY_STATUS.get(status, Refused)) for status in statuses} == statuses
 
 
 @pytest.mark.parametrize(
