@@ -16,6 +16,7 @@ from replaceme_core.engine.model.changes import kept_blocks, remove_blocks
 from replaceme_core.engine.model.lazy_model import load_block, open_model
 from replaceme_core.engine.model.safetensors_io import WeightsWriter
 from replaceme_core.errors import BrokenModel, InvalidInput, VerificationFailed
+from replaceme_core.families.layout import FAMILIES
 from replaceme_core.families.resolve import ResolvedModel, embeddings, part_config, resolve
 from replaceme_core.hub.files import read_json_file
 from replaceme_core.hub.model_files import CONFIG, WRITTEN_FILES, copy_files, read_config, side_files
@@ -129,8 +130,10 @@ def _add_older_names(config: PreTrainedConfig, saved: dict[str, object], source:
     for older, name in {**config.attribute_map, "torch_dtype": "dtype"}.items():
         if older in source and name in saved:
             saved.setdefault(older, saved[name])
+    row = FAMILIES.get(config.model_type)
     for part in config.sub_configs:
-        of_saved, of_source = saved.get(part), source.get(part)
+        flat = source if row is not None and part == row.part else None  # the class takes its part from them
+        of_saved, of_source = saved.get(part), source.get(part, flat)
         if isinstance(of_saved, dict) and isinstance(of_source, Mapping):
             _add_older_names(getattr(config, part), of_saved, of_source)
 

@@ -15,14 +15,17 @@ from sentencepiece import SentencePieceTrainer
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
+from benchmarks.harness import tiny_models
+from benchmarks.harness.tiny_models import Fields
 from replaceme_core.engine.model import lazy_model, save
-from replaceme_core.engine.model.changes import kept_blocks
+from replaceme_core.engine.model.changes import kept_blocks, remove_blocks
 from replaceme_core.engine.model.lazy_model import load_lazily
-from replaceme_core.engine.model.load import load_config, load_model, load_tokenizer
+from replaceme_core.engine.model.load import load_config, load_model, load_tokenizer, stored_weights
 from replaceme_core.engine.model.safetensors_io import all_finite
 from replaceme_core.engine.model.save import complete_or_absent, save_block_by_block, save_model, verify_saved
 from replaceme_core.errors import OutOfSpace, VerificationFailed
 from replaceme_core.families.layout import FAMILIES
+from replaceme_core.families.resolve import resolve
 from replaceme_core.hub.model_files import CARRIED_FILES
 from replaceme_core.request.spec import Loading
 from tests.fixtures.models.tiny import BLOCKS, BY_NAME, save_tiny, token_ids
@@ -154,6 +157,37 @@ def test_what_reads_the_older_config_of_a_model_reads_that_of_its_result(
     saved = json.loads((tmp_path / "out" / "config.json").read_text())
     assert older.items() <= saved.items()
     assert load_config(tmp_path / "out").rope_parameters == load_config(path.parent).rope_parameters
+
+
+def result_of(directory: Path, model_type: str, *, older: dict[str, object], without: str, **sizes: object) -> Fields:
+    """The config of a result without block 1, of a source whose own has the keys `older` and not those in `without`."""
+    fields = {**tiny_models.fitting_sizes(model_type), **sizes}
+    tiny_models.built(tiny_models.tiny_config(model_type, **fields)).save_pretrained(directory)
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    part = config.pop("text_config", {})
+    plain = {name: value for name, value in {**part, **config}.items() if name not in without.split()}
+    path.write_text(json.dumps(plain | older))
+    model = load_model(directory, dtype=torch.float32, device="cpu")
+    remove_blocks(resolve(model), [1])
+    save_model(model, directory / "out", source=directory)
+    stored_weights(directory / "out")
+    saved: Fields = json.loads((directory / "out" / "config.json").read_text())
+    return saved
+
+
+_MROPE = {"type": "mrope", "mrope_section": [2, 2, 2]}
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
+def test_older_names_of_a_part_whose_fields_stand_beside_the_others(model_type: str, tmp_path: Path) -> None:
+    """As in the files of both: transformers 4 takes rotary positions from the part that the result has."""
+    older: Fields = {"rope_theta": 500.0, "rope_scaling": _MROPE}
+    saved = result_of(tmp_path, model_type, older=older, without="rope_parameters layer_types")
+    part = saved["text_config"]
+    assert isinstance(part, dict)
+    assert older.items() <= part.items()
+    assert part["num_hidden_layers"] == tiny_models.BLOCKS - 1
 
 
 @pytest.mark.parametrize("write", [save_whole, save_by_block])
