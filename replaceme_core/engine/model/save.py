@@ -6,10 +6,12 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import TypeGuard
 from uuid import uuid4
 
 import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.configuration_utils import remap_legacy_layer_types
 from transformers.core_model_loading import revert_weight_conversion
 
 from replaceme_core.engine.model.changes import kept_blocks, remove_blocks
@@ -130,12 +132,20 @@ def _add_older_names(config: PreTrainedConfig, saved: dict[str, object], source:
     for older, name in {**config.attribute_map, "torch_dtype": "dtype"}.items():
         if older in source and name in saved:
             saved.setdefault(older, saved[name])
+    for name, kinds in source.items():
+        if _are_words(kinds) and _are_words(kept := saved.get(name)):
+            words = dict(zip(remap_legacy_layer_types(kinds) or (), kinds, strict=True))
+            saved[name] = [words.get(kind, kind) for kind in kept]
     row = FAMILIES.get(config.model_type)
     for part in config.sub_configs:
         flat = source if row is not None and part == row.part else None  # the class takes its part from them
         of_saved, of_source = saved.get(part), source.get(part, flat)
         if isinstance(of_saved, dict) and isinstance(of_source, Mapping):
             _add_older_names(getattr(config, part), of_saved, of_source)
+
+
+def _are_words(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def _equal_permissions(directory: Path) -> None:

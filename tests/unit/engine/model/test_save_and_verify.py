@@ -190,6 +190,14 @@ def test_older_names_of_a_part_whose_fields_stand_beside_the_others(model_type: 
     assert part["num_hidden_layers"] == tiny_models.BLOCKS - 1
 
 
+def test_kinds_of_blocks_keep_the_words_of_the_original(tmp_path: Path) -> None:
+    """Granite 4's are those that transformers 4, MLX and converters to GGUF know; transformers 5 has others."""
+    older: Fields = {"layer_types": ["mamba", "mamba", "attention", "mamba", "attention", "mamba"]}
+    saved = result_of(tmp_path, "granitemoehybrid", older=older, without="")
+    assert saved["layer_types"] == ["mamba", "attention", "mamba", "attention", "mamba"]
+    assert load_config(tmp_path / "out").layer_types[:2] == ["linear_attention", "full_attention"]
+
+
 @pytest.mark.parametrize("write", [save_whole, save_by_block])
 def test_every_file_has_the_same_permissions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, Path], None]
