@@ -132,6 +132,10 @@ def _add_older_names(config: PreTrainedConfig, saved: dict[str, object], source:
     for older, name in {**config.attribute_map, "torch_dtype": "dtype"}.items():
         if older in source and name in saved:
             saved.setdefault(older, saved[name])
+    for name in [name for name, value in saved.items() if _is_infinite(value)]:
+        del saved[name]  # not a number of JSON: as the source says it, or as the class does where it says nothing
+        if name in source:
+            saved[name] = source[name]
     for name, kinds in source.items():
         if _are_words(kinds) and _are_words(kept := saved.get(name)):
             words = dict(zip(remap_legacy_layer_types(kinds) or (), kinds, strict=True))
@@ -142,6 +146,15 @@ def _add_older_names(config: PreTrainedConfig, saved: dict[str, object], source:
         of_saved, of_source = saved.get(part), source.get(part, flat)
         if isinstance(of_saved, dict) and isinstance(of_source, Mapping):
             _add_older_names(getattr(config, part), of_saved, of_source)
+
+
+def _is_infinite(value: object) -> bool:
+    """Whether it is, or lists, a number that is not finite, as transformers 5 writes it and nothing else reads it."""
+    return (
+        "__float__" in value
+        if isinstance(value, Mapping)
+        else isinstance(value, list) and any(map(_is_infinite, value))
+    )
 
 
 def _are_words(value: object) -> TypeGuard[list[str]]:

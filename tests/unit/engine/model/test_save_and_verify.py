@@ -198,6 +198,15 @@ def test_kinds_of_blocks_keep_the_words_of_the_original(tmp_path: Path) -> None:
     assert load_config(tmp_path / "out").layer_types[:2] == ["linear_attention", "full_attention"]
 
 
+@pytest.mark.parametrize(
+    ("model_type", "older"), [("mamba2", {"time_step_limit": [0.0, float("inf")]}), ("granitemoehybrid", {})]
+)
+def test_a_number_without_end_is_written_as_the_original_has_it(model_type: str, older: Fields, tmp_path: Path) -> None:
+    saved = result_of(tmp_path, model_type, older=older, without="time_step_limit")
+    assert saved.get("time_step_limit") == older.get("time_step_limit")
+    assert load_config(tmp_path / "out").time_step_limit == load_config(tmp_path).time_step_limit
+
+
 @pytest.mark.parametrize("write", [save_whole, save_by_block])
 def test_every_file_has_the_same_permissions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, Path], None]
