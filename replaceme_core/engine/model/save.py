@@ -111,6 +111,9 @@ _ONLY_OTHERS_READ = """
 """
 """Keys that transformers 5 writes into `rope_parameters` alone, or not at all. Others take defaults in their place."""
 
+_PATTERN, _KINDS = "hybrid_override_pattern", "layers_block_type"
+"""Both say the kinds of the blocks of Nemotron-H; its files have the first one."""
+
 
 def _complete(config: PreTrainedConfig, directory: Path, *, source: Path) -> None:
     """Add what the library does not save, from `source`. Raises `UnsafeModel` for a link elsewhere.
@@ -132,6 +135,11 @@ def _add_older_names(config: PreTrainedConfig, saved: dict[str, object], source:
     for older, name in {**config.attribute_map, "torch_dtype": "dtype"}.items():
         if older in source and name in saved:
             saved.setdefault(older, saved[name])
+    for name in source:
+        if name not in saved and _is_own_property(config, name):
+            saved[name] = getattr(config, name)
+    if _PATTERN in saved and _KINDS not in source:
+        saved.pop(_KINDS, None)  # in words that SGLang refuses, though it has the pattern
     for name in [name for name, value in saved.items() if _is_infinite(value)]:
         del saved[name]  # not a number of JSON: as the source says it, or as the class does where it says nothing
         if name in source:
@@ -155,6 +163,10 @@ def _is_infinite(value: object) -> bool:
         if isinstance(value, Mapping)
         else isinstance(value, list) and any(map(_is_infinite, value))
     )
+
+
+def _is_own_property(config: PreTrainedConfig, name: str) -> bool:
+    return isinstance(getattr(type(config), name, None), property) and not hasattr(PreTrainedConfig, name)
 
 
 def _are_words(value: object) -> TypeGuard[list[str]]:

@@ -207,6 +207,15 @@ def test_a_number_without_end_is_written_as_the_original_has_it(model_type: str,
     assert load_config(tmp_path / "out").time_step_limit == load_config(tmp_path).time_step_limit
 
 
+def test_a_nemotron_has_its_pattern_and_the_number_of_its_blocks(tmp_path: Path) -> None:
+    """Both are properties of its class, which are not saved; SGLang and llama.cpp read nothing else."""
+    older: Fields = {"hybrid_override_pattern": "MM*E-*", "num_hidden_layers": 6}
+    saved = result_of(tmp_path, "nemotron_h", older=older, without="layers_block_type")
+    assert (saved["hybrid_override_pattern"], saved["num_hidden_layers"]) == ("M*E-*", 5)
+    assert "layers_block_type" not in saved
+    assert len(load_config(tmp_path / "out").layers_block_type) == 5
+
+
 @pytest.mark.parametrize("write", [save_whole, save_by_block])
 def test_every_file_has_the_same_permissions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, Path], None]
