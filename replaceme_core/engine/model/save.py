@@ -130,8 +130,13 @@ def _complete(config: PreTrainedConfig, directory: Path, *, source: Path) -> Non
 
 def _add_older_names(config: PreTrainedConfig, saved: dict[str, object], source: Mapping[str, object]) -> None:
     for name in _ONLY_OTHERS_READ.split():
-        if source.get(name) is not None:
+        if name in source:
             saved.setdefault(name, source[name])
+    if source.get("moe_layer_freq") == 1:  # says the same of every block
+        saved.setdefault("moe_layer_freq", 1)
+    kinds = saved.get("mlp_layer_types", [])
+    if source.get("first_k_dense_replace") is not None and _are_words(kinds) and kinds == sorted(kinds):
+        saved.setdefault("first_k_dense_replace", kinds.count("dense"))
     for older, name in {**config.attribute_map, "torch_dtype": "dtype"}.items():
         if older in source and name in saved:
             saved.setdefault(older, saved[name])

@@ -216,6 +216,26 @@ def test_a_nemotron_has_its_pattern_and_the_number_of_its_blocks(tmp_path: Path)
     assert len(load_config(tmp_path / "out").layers_block_type) == 5
 
 
+@pytest.mark.parametrize(
+    ("model_type", "kinds", "first"),
+    [
+        ("glm4_moe_lite", ["dense", "dense", "sparse", "sparse", "sparse", "sparse"], 1),
+        ("glm4_moe_lite", ["dense", "dense", "sparse", "dense", "sparse", "sparse"], None),
+        ("solar_open", None, 0),
+        ("deepseek_v3", None, 1),
+    ],
+)
+def test_where_experts_begin_is_said_as_in_the_original(
+    model_type: str, kinds: object, first: int | None, tmp_path: Path
+) -> None:
+    """vLLM, SGLang and MLX ask for these. Where dense blocks are not the first ones, no number says so."""
+    older: Fields = {"moe_layer_freq": 1, "first_k_dense_replace": 2 * (first or 0), "rope_scaling": None}
+    changes: Fields = {} if kinds is None else {"mlp_layer_types": kinds}
+    saved = result_of(tmp_path, model_type, older=older, without="", **changes)
+    assert saved.get("first_k_dense_replace") == first
+    assert (saved["moe_layer_freq"], saved["rope_scaling"]) == (1, None)
+
+
 @pytest.mark.parametrize("write", [save_whole, save_by_block])
 def test_every_file_has_the_same_permissions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, Path], None]
