@@ -221,7 +221,7 @@ def panel_of(model: PreTrainedModel, tokens: TokenSet) -> tuple[Panel, Losses]:
     return Panel(batches=batches, names=tokens.sources), losses
 
 
-def choose_weights(resolved: ResolvedModel, weights: HealedWeights, *, cuts: Sequence[int]) -> None:
+def choose_weights(resolved: ResolvedModel, weights: HealedWeights | None, *, cuts: Sequence[int]) -> None:
     """Have only the weights that are trained take gradients. They are matrices: the values of a norm may differ by
     thousands, and no step suits them all.
 

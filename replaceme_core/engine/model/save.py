@@ -113,6 +113,8 @@ _ONLY_OTHERS_READ = """
 
 _PATTERN, _KINDS = "hybrid_override_pattern", "layers_block_type"
 """Both say the kinds of the blocks of Nemotron-H; its files have the first one."""
+_FIRST = "first_k_dense_replace"
+"""How many blocks without experts there are before those that have some."""
 
 
 def _complete(config: PreTrainedConfig, directory: Path, *, source: Path) -> None:
@@ -134,9 +136,12 @@ def _add_older_names(config: PreTrainedConfig, saved: dict[str, object], source:
             saved.setdefault(name, source[name])
     if source.get("moe_layer_freq") == 1:  # says the same of every block
         saved.setdefault("moe_layer_freq", 1)
-    kinds = saved.get("mlp_layer_types", [])
-    if source.get("first_k_dense_replace") is not None and _are_words(kinds) and kinds == sorted(kinds):
-        saved.setdefault("first_k_dense_replace", kinds.count("dense"))
+    kinds = saved.get("mlp_layer_types")
+    if _are_words(kinds):
+        if (_FIRST in source or _FIRST in saved) and kinds == sorted(kinds):
+            saved[_FIRST] = kinds.count("dense")  # the library goes by the list, others by the number
+    elif source.get(_FIRST) == 0:
+        saved.setdefault(_FIRST, 0)
     for older, name in {**config.attribute_map, "torch_dtype": "dtype"}.items():
         if older in source and name in saved:
             saved.setdefault(older, saved[name])

@@ -221,6 +221,7 @@ def test_a_nemotron_has_its_pattern_and_the_number_of_its_blocks(tmp_path: Path)
     [
         ("glm4_moe_lite", ["dense", "dense", "sparse", "sparse", "sparse", "sparse"], 1),
         ("glm4_moe_lite", ["dense", "dense", "sparse", "dense", "sparse", "sparse"], None),
+        ("exaone_moe", ["dense", "dense", "sparse", "sparse", "sparse", "sparse"], 1),
         ("solar_open", None, 0),
         ("deepseek_v3", None, 1),
     ],
