@@ -12,10 +12,10 @@ import os
 import resource
 import signal
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from types import FrameType
 
@@ -37,7 +37,6 @@ TRIAL_SECONDS = 30.0
 TRIAL_WALL_SECONDS = 600.0
 TRIAL_BYTES = 4 * 2**30
 """More than the process has."""
-_POLL_SECONDS = 0.01
 _ADVICE = "fix the template, or set calibration.template to plain and calibration.self_generated to 0"
 """Of both: the built-in general text, and what the model writes itself, go through the template whatever it is."""
 _STATM = Path("/proc/self/statm")
@@ -120,16 +119,14 @@ def ends_badly(call: Callable[[], object]) -> str | None:
     An exception is no bad end: it comes again where the call is made in earnest.
     """
     gc.collect()  # so that the fork has little to copy
+    process = get_context("fork").Process(target=_limited, args=(call,))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # threads: the fork uses none of them, and ends at once
-        process = os.fork()
-    if process == 0:
-        try:
-            _limit()
-            call()
-        finally:
-            os._exit(0)  # whatever was raised
-    status = _wait(process, until=time.monotonic() + TRIAL_WALL_SECONDS)
+        process.start()
+    process.join(TRIAL_WALL_SECONDS)
+    status = process.exitcode
+    process.kill()
+    process.join()
     if status is None or status == -signal.SIGPROF:
         return f"took more than {TRIAL_SECONDS:g} seconds"
     if status < 0:
@@ -137,7 +134,7 @@ def ends_badly(call: Callable[[], object]) -> str | None:
     return None
 
 
-def _limit() -> None:
+def _limited(call: Callable[[], object]) -> None:
     faulthandler.disable()  # how it ends is said in one line
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the threads that a library had are not in the fork
     devnull = os.open(os.devnull, os.O_RDWR)
@@ -147,16 +144,4 @@ def _limit() -> None:
     signal.setitimer(signal.ITIMER_PROF, TRIAL_SECONDS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit_memory(TRIAL_BYTES)
-
-
-def _wait(process: int, *, until: float) -> int | None:
-    """The exit status, negative for a signal; `None` if it had to be killed."""
-    while True:
-        ended, status = os.waitpid(process, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > until:
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-            return None
-        time.sleep(_POLL_SECONDS)
+    call()
