@@ -23,7 +23,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from replaceme_core.engine.model.load import private_view
 from replaceme_core.engine.text.drawing import READ_FOR_EACH, Pictures, TokenSet
-from replaceme_core.engine.text.rows import json_rows, rows_of
+from replaceme_core.engine.text.rows import rows_of
 from replaceme_core.engine.text.tokens import FEWEST_SAMPLES
 from replaceme_core.errors import BrokenModel, CalibrationTooSmall, InvalidInput
 from replaceme_core.hub.data_files import local_data_files
@@ -172,12 +172,9 @@ def _content(file: Path) -> bytes:
 
 
 def _captions(home: Path) -> dict[str, str]:
-    file = home / CAPTIONS
-    if not file.is_file():
-        return {}
-    with file.open(encoding="utf-8-sig") as stream:
-        rows = [(row.get("file_name"), _first(row, _CAPTION_COLUMNS)) for row in json_rows(stream, file)]
-    return {name: caption for name, caption in rows if isinstance(name, str) and caption is not None}
+    rows = rows_of(home / CAPTIONS, ()) if (home / CAPTIONS).is_file() else ()
+    named = ((row.get("file_name"), _first(row, _CAPTION_COLUMNS)) for row in rows)
+    return {name: caption for name, caption in named if isinstance(name, str) and caption is not None}
 
 
 def _of_rows(source: MixedSource, path: Path) -> Iterator[_Found]:

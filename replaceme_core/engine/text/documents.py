@@ -10,7 +10,7 @@ from importlib import resources
 from itertools import islice
 from pathlib import Path
 
-from replaceme_core.engine.text.rows import Row, json_rows, lines_of, rows_of
+from replaceme_core.engine.text.rows import Row, lines_of, rows_of
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.data_files import local_data_files
 from replaceme_core.request.calibration import CalibrationSource
@@ -85,9 +85,7 @@ def documents(source: CalibrationSource, path: Path | None) -> Iterator[Document
     """
     if path is None:
         return builtin_documents(source.name)
-    if path.is_dir():
-        return _limited(_snapshot(source, path))
-    return _limited(_jsonl(path, source.column) if path.suffix == ".jsonl" else _text(path))
+    return _limited(_of_rows(source, path) if path.is_dir() or path.suffix == ".jsonl" else _text(path))
 
 
 def _limited(found: Iterator[Document | None]) -> Iterator[Document]:
@@ -130,26 +128,18 @@ def _text(path: Path) -> Iterator[str]:
             yield "".join(paragraph)
 
 
-def _jsonl(path: Path, column: str | None) -> Iterator[Document | None]:
-    with path.open(encoding="utf-8-sig") as stream:
-        yield from _in_rows(json_rows(stream, path), path, column)
-
-
-def _snapshot(source: CalibrationSource, path: Path) -> Iterator[Document | None]:
-    """The rows of the files of config and split, in the order of their names."""
-    wanted = _wanted(source.column)
-    for file in local_data_files(path, config=source.config, split=source.split):
-        yield from _in_rows(rows_of(file, (*wanted, _INSTRUCTION, _INPUT, _ANSWER)), file, source.column)
-
-
-def _in_rows(rows: Iterator[Row], file: Path, column: str | None) -> Iterator[Document | None]:
-    for number, row in enumerate(rows, start=1):
-        try:
-            document = _document(row, column)
-        except InvalidInput as error:
-            place = f"row {number} of {file.name}"
-            raise InvalidInput(f"{place}: {error}", field=error.field, value=error.value) from None
-        yield document
+def _of_rows(source: CalibrationSource, path: Path) -> Iterator[Document | None]:
+    """Those in the rows of one file, or of the files of config and split in a snapshot, in the order of their names."""
+    files = local_data_files(path, config=source.config, split=source.split) if path.is_dir() else [path]
+    for file in files:
+        rows = rows_of(file, (*_wanted(source.column), _INSTRUCTION, _INPUT, _ANSWER))
+        for number, row in enumerate(rows, start=1):
+            try:
+                document = _document(row, source.column)
+            except InvalidInput as error:
+                place = f"row {number} of {file.name}"
+                raise InvalidInput(f"{place}: {error}", field=error.field, value=error.value) from None
+            yield document
 
 
 def _wanted(column: str | None) -> tuple[str, ...]:

@@ -48,10 +48,10 @@ def rows_of(file: Path, columns: Sequence[str]) -> Iterator[Row]:
                 for line in lines_of(stream, file):
                     yield {"text": line.rstrip("\n")}
             case _:
-                yield from json_rows(stream, file)
+                yield from _json_rows(stream, file)
 
 
-def json_rows(stream: TextIO, file: Path) -> Iterator[Row]:
+def _json_rows(stream: TextIO, file: Path) -> Iterator[Row]:
     """Objects on a line each; in a .json file they may also be those of one list."""
     if format_of(file.name) == ".json":
         with _readable(file):
