@@ -9,16 +9,20 @@ Meant for tiny models with random weights in float32, where nothing holds by cha
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 import torch
 from torch import nn
+from torch.func import functional_call
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from replaceme_core.engine.model.block_runner import Hook, record_values, replace_forward, replace_output, returning
 from replaceme_core.families.layout import Inputs, Layout, Weight, Write
 from replaceme_core.families.resolve import along, as_returned, embeddings, first_tensor, implied_bias, kind
 
@@ -38,105 +42,85 @@ class NotFound(Exception):
 def discover(model: PreTrainedModel, config: PreTrainedConfig, given: torch.Tensor) -> Layout:
     """The layout of `model`, without what the `config` of the compressed tower says of blocks.
 
-    `given` are tokens (sequences, positions), or images (images, channels, height, width). The model's weights are as
-    before afterwards. Raises `NotFound`.
+    `given` are tokens (sequences, positions), or images (images, channels, height, width). The weights of a language
+    model are as before afterwards; in a model of images, those that its blocks multiply their writes by are ones.
+    Raises `NotFound`.
     """
     inputs = Inputs.TEXT if given.dim() == 2 else Inputs.IMAGES
-    if inputs is Inputs.TEXT:
-        return _discover(model, config, given)
-    with _gains_of_one(model, width=config.hidden_size) as gains:
-        row = _discover(model, config, given, gains=gains)
-        positions = _positions(model, row.blocks, given)
-    return replace(row, inputs=inputs, beside_patches=positions - row.positions(config.to_dict()))
-
-
-def _discover(
-    model: PreTrainedModel, config: PreTrainedConfig, given: torch.Tensor, *, gains: Sequence[nn.Module] = ()
-) -> Layout:
+    gains = _gains(model, width=config.hidden_size) if inputs is Inputs.IMAGES else ()
     reasons = ["it runs no list of blocks one after the other"]
     for path, calls, rest in _lists(model, given, count=config.num_hidden_layers):
         try:
-            blocks = [_Block(call, width=config.hidden_size) for call in calls]
+            blocks = [_Block(call, width=config.hidden_size, gains=gains) for call in calls]
             if any(not torch.equal(one.after, other.before) for one, other in itertools.pairwise(blocks)):
                 raise NotFound("it changes the stream between its blocks")
-            found = {kind(block.module): block for block in reversed(blocks)}
-            changes_stream = any(not _summands(block) for block in found.values())
-            kinds = {
-                shape: _with_gains(block, _writes(block, config, last=changes_stream), gains)
-                for shape, block in found.items()
-            }
-            return Layout(
+            found = list({kind(block.module): block for block in reversed(blocks)}.values())
+            changes_stream = any(not _summands(block) for block in found)
+            row = Layout(
                 model_type=config.model_type,
+                inputs=inputs,
                 blocks=path,
-                kinds=merged_kinds(kinds.values()),
-                final_norm=_final_norm(model, rest, blocks[-1]),
+                kinds=merged_kinds([_writes(block, config, last=changes_stream) for block in found]),
+                final_norm=_final_norm(rest, blocks[-1]),
                 changes_stream=changes_stream,
-                added_in_place=any(block.adds_in_place for block in found.values()),
+                added_in_place=any(block.adds_in_place for block in found),
                 block_returns=len(calls[0].output) if isinstance(calls[0].output, tuple) else 0,
-                learned_positions=any(_looks_up_positions(call, given.shape[1]) for call in rest.values()),
+                learned_positions=any(_looks_up_positions(call, given.shape[1]) for call in rest),
             )
+            if inputs is Inputs.TEXT:
+                return row
+            return replace(row, beside_patches=blocks[0].shape[1] - row.positions(config.to_dict()))
         except NotFound as error:
             reasons.append(str(error))
     raise NotFound(reasons[-1])
 
 
-def _positions(model: PreTrainedModel, blocks: str, images: torch.Tensor) -> int:
-    """How many positions of the stream an image takes."""
-    first = f"{blocks}.0"
-    with _recorded({first: model.get_submodule(first)}) as calls, torch.no_grad():
-        embeddings(model, images)
-    assert calls[0].value is not None
-    return int(calls[0].value.shape[1])
-
-
-@contextmanager
-def _gains_of_one(model: PreTrainedModel, *, width: int) -> Iterator[list[nn.Module]]:
-    """While the context is open, modules that multiply what they are given by their one weight (d,) have ones there."""
+@torch.no_grad()
+def _gains(model: PreTrainedModel, *, width: int) -> Collection[nn.Module]:
+    """The modules that multiply what they are given by their one weight (d,), and do nothing else. It becomes 1."""
     given = torch.randn(1, 1, width, generator=torch.Generator().manual_seed(4))
-    found: dict[nn.Module, torch.Tensor] = {}
+    found = set[nn.Module]()
     for module in model.modules():
         weights = list(module.parameters())
-        if len(weights) == 1 and weights[0].shape == (width,):
-            with torch.no_grad():
-                output = first_tensor(module(given))
-            if output is not None and _close(output, given * weights[0].detach(), SAME):
-                found[module], weights[0].data = weights[0].data, torch.ones(width)
-    try:
-        yield list(found)
-    finally:
-        for module, values in found.items():
-            next(module.parameters()).data = values
+        fits = len(weights) == 1 and weights[0].shape == (width,)
+        if fits and _close(first_tensor(module(given)), given * weights[0]):
+            weights[0].fill_(1)
+            found.add(module)
+    return found
 
 
 def merged_kinds(kinds: Iterable[tuple[Write, ...]]) -> tuple[tuple[Write, ...], ...]:
     """Each kind once, those with more modules and weights first: a block is of the first one whose paths it has."""
-    paths = {
-        one: {
-            path
-            for write in one
-            for path in (
-                write.module,
-                write.projection and write.projection.module,
-                *(weight.path for weight in (*write.folds, *write.reads)),
-            )
-        }
-        for one in kinds
-    }
-    return tuple(sorted(paths, key=lambda one: (-len(paths[one]), str(one))))
+    return tuple(sorted({*kinds}, key=lambda one: (-len({*_paths(one)}), str(one))))
 
 
-@dataclass(kw_only=True)
+def _paths(writes: Iterable[Write]) -> Iterator[str | None]:
+    for write in writes:
+        yield from (write.module, write.projection and write.projection.module)
+        yield from (weight.path for weight in (*write.folds, *write.reads))
+
+
+@dataclass(eq=False)
 class _Call:
-    """One call of a module: what it was given and what it returned, and when."""
+    """One call of a module: what it was given, what it returned, and when."""
 
     path: str
     module: nn.Module
     args: tuple[object, ...]
-    kwargs: Mapping[str, object]
-    order: int = 0
-    output: object = None
-    value: torch.Tensor | None = None
+    kwargs: dict[str, object]
+    order: int
+    output: object
+    value: torch.Tensor | None
     """A copy of the output's first tensor, as it was returned; later additions in place are not in it."""
+
+    @property
+    def is_linear(self) -> bool:
+        return isinstance(self.module, nn.Linear | Conv1D)
+
+    @property
+    def owns(self) -> dict[str, nn.Parameter]:
+        """The parameters of the module itself, by their paths in the block."""
+        return {f"{self.path}.{name}": each for name, each in self.module.named_parameters(recurse=False)}
 
     def inputs(self, width: int) -> list[torch.Tensor]:
         """The tensors among the arguments that are `width` wide, as (tokens, width)."""
@@ -145,139 +129,87 @@ class _Call:
 
 
 @contextmanager
-def _recorded(modules: Mapping[str, nn.Module]) -> Iterator[list[_Call]]:
-    """Yields the calls of `modules` in the order in which they returned, while the context is open."""
-    calls: list[_Call] = []
-    started: dict[str, list[_Call]] = {}
+def _recorded(root: nn.Module) -> Iterator[list[_Call]]:
+    """Yields the calls of `root` and all its modules in the order in which they returned, while the context is open."""
+    paths, calls = {module: path for path, module in root.named_modules()}, list[_Call]()
 
-    def start(path: str, module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-        copies = tuple(_copy(one) for one in args)
-        named = {name: _copy(one) for name, one in kwargs.items()}
-        started.setdefault(path, []).append(_Call(path=path, module=module, args=copies, kwargs=named))
+    def record(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
+        if module in paths:
+            args, kwargs, value = tree_map_only(torch.Tensor, torch.clone, (args, kwargs, first_tensor(output)))
+            calls.append(_Call(paths[module], module, args, kwargs, len(calls), output, value))
 
-    def end(path: str, output: object) -> None:
-        call, first = started[path].pop(), first_tensor(output)
-        call.output, call.order, call.value = output, len(calls), None if first is None else first.clone()
-        calls.append(call)
-
-    with ExitStack() as stack:
-        for path, module in modules.items():
-            before = module.register_forward_pre_hook(
-                lambda module, args, kwargs, path=path: start(path, module, args, kwargs), with_kwargs=True
-            )
-            stack.enter_context(before)
-            stack.enter_context(module.register_forward_hook(lambda _m, _i, output, path=path: end(path, output)))
+    with register_module_forward_hook(record, with_kwargs=True):
         yield calls
 
 
 def _lists(
     model: PreTrainedModel, given: torch.Tensor, *, count: int
-) -> Iterator[tuple[str, list[_Call], dict[str, _Call]]]:
+) -> Iterator[tuple[str, list[_Call], list[_Call]]]:
     """Lists of `count` modules that are called once each, in order: path, calls, and calls of what is in no block."""
-    for path, blocks in list(model.named_modules()):
-        if not isinstance(blocks, nn.ModuleList) or len(blocks) != count:
-            continue
-        inside = {f"{path}.{index}": block for index, block in enumerate(blocks)}
-        rest = {name: each for name, each in model.named_modules() if name and not f"{name}.".startswith(f"{path}.")}
-        with _recorded({**rest, **inside}) as calls, torch.no_grad():
-            model(input_ids=given, use_cache=False) if given.dim() == 2 else embeddings(model, given)
+    with _recorded(model) as calls, torch.no_grad():
+        model(input_ids=given, use_cache=False) if given.dim() == 2 else embeddings(model, given)
+    for path, blocks in model.named_modules():
+        inside = [f"{path}.{index}" for index in range(count)]
         called = [call for call in calls if call.path in inside]
-        if [call.path for call in called] == list(inside):
-            yield path, called, {call.path: call for call in calls if call.path in rest}
+        if isinstance(blocks, nn.ModuleList) and len(blocks) == count and [call.path for call in called] == inside:
+            yield path, called, [call for call in calls if call.path and not call.path.startswith(f"{path}.")]
 
 
 class _Block:
-    """One block with what the model gave it, to be run by itself."""
+    """One block with what the model gave it, to be run by itself. Of the model's `gains` it has those that it calls."""
 
-    def __init__(self, call: _Call, *, width: int) -> None:
+    def __init__(self, call: _Call, *, width: int, gains: Collection[nn.Module] = ()) -> None:
         self.module, self.width, self._call = call.module, width, call
-        given = [call.args[0]] if call.args else [one for one in call.kwargs.values() if _is_wide(one, width)]
-        stream, after = given[0] if given else None, call.value
-        if not isinstance(stream, torch.Tensor) or after is None or stream.shape != after.shape:
+        given = call.inputs(width)
+        if not given or call.value is None or given[0].numel() != call.value.numel():
             raise NotFound("its blocks do not take and return one stream of the width of the model")
-        self.before, self.after, self.shape = _flat(stream), _flat(after), stream.shape
+        self.before, self.after, self.shape = given[0], _flat(call.value), call.value.shape
         self.change = self.after - self.before
         self.parameters = dict(self.module.named_parameters())
         self.adds_in_place = False
-        modules = {path: module for path, module in self.module.named_modules() if path}
-        with _recorded(modules) as calls:
+        with _recorded(self.module) as calls:
             self.run()
-        once = {path: [call for call in calls if call.path == path] for path in modules}
+        paths = [path for path, _ in self.module.named_modules() if path]
+        once = {path: [call for call in calls if call.path == path] for path in paths}
         self.calls = {path: found[0] for path, found in once.items() if len(found) == 1}
+        wide = [call for call in self.calls.values() if _is_wide(call.value, width)]
+        self.values = {call.path: _flat(call.value) for call in wide if call.value.numel() == self.before.numel()}
+        self.gains = [path for call in self.calls.values() if call.module in gains for path in call.owns]
 
-    def run(self) -> torch.Tensor:
-        """The stream after it (tokens, d)."""
+    def run(self, changes: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """The stream after it (tokens, d), while some parameters have other values."""
+        args, kwargs = tree_map_only(torch.Tensor, torch.clone, (self._call.args, dict(self._call.kwargs)))
         with torch.no_grad():
-            kwargs = {name: _copy(one) for name, one in self._call.kwargs.items()}
-            output = first_tensor(self.module(*(_copy(one) for one in self._call.args), **kwargs))
+            output = first_tensor(functional_call(self.module, dict(changes or {}), args, kwargs))
         assert output is not None
         return _flat(output)
 
-    def value(self, path: str) -> torch.Tensor | None:
-        """What the module at `path` returned (tokens, d); `None` for another shape."""
-        found = self.calls[path].value if path in self.calls else None
-        fits = found is not None and _is_wide(found, self.width) and found.numel() == self.before.numel()
-        return _flat(found) if fits and found is not None else None
-
     def value_with(self, path: str, changes: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The same while some parameters have other values."""
-        with self.changed(changes), _recorded({path: self.module.get_submodule(path)}) as calls:
-            self.run()
-        found = calls[0].value
-        assert found is not None
-        return _flat(found)
-
-    @contextmanager
-    def changed(self, changes: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        own = {path: self.parameters[path].data for path in changes}
-        for path, values in changes.items():
-            self.parameters[path].data = values
-        try:
-            yield
-        finally:
-            for path, values in own.items():
-                self.parameters[path].data = values
-
-
-def _with_gains(block: _Block, writes: tuple[Write, ...], gains: Sequence[nn.Module]) -> tuple[Write, ...]:
-    """The writes, each with the weight of one of the modules `gains` that multiplies its output."""
-    found = {
-        f"{path}.{name}": block.value(path)
-        for path, call in block.calls.items()
-        if call.module in gains
-        for name, _ in call.module.named_parameters()
-    }
-    outputs = [block.value(write.module) for write in writes]
-    return tuple(
-        replace(
-            write,
-            gain=next((path for path, value in found.items() if output is not None and _same(value, output)), None),
-        )
-        for write, output in zip(writes, outputs, strict=True)
-    )
+        """What the module at `path` returns (tokens, d) while some parameters have other values."""
+        with record_values(Hook(module=self.module.get_submodule(path), copy=True)) as values:
+            self.run(changes)
+        return _flat(values[0])
 
 
 def _writes(block: _Block, config: object, *, last: bool) -> tuple[Write, ...]:
     """The writes of a block in the order of their computation, or the `last` one alone. Raises `NotFound`."""
     found, since = list[Write](), -1
     for path, factor in [_last_addition(block)] if last else _summands(block):
-        module, value = block.module.get_submodule(path), block.value(path)
-        assert value is not None
+        value, call = block.values[path], block.calls[path]
         folds = next((some for offset in (None, 0.0, 1.0) if (some := _folds(block, path, value, offset=offset))), ())
-        call = block.calls[path]
-        output = first_tensor(call.output)
-        if output is not None and call.value is not None:
-            block.adds_in_place |= not torch.equal(output, call.value)
-        projection = path if isinstance(module, nn.Linear | Conv1D) else _before_norm(block, call, folds)
+        block.adds_in_place |= not _close(first_tensor(call.output), call.value, 0)
+        projection = path if call.is_linear else _before_norm(block, call, folds)
         unit, returns = _unit(block, projection or path, path)
-        reads = _reads(block, since=since, until=call.order, writes={weight.path for weight in folds})
         found.append(
             Write(
                 module=path,
                 scale=_field(config, factor),
-                projection=None if projection is None else _weight_of(block, projection),
+                projection=None if projection is None else _weight_of(block.calls[projection]),
                 folds=folds,
-                reads=reads,
+                reads=_reads(block, since=since, until=call.order, writes={weight.path for weight in folds}),
+                gain=next(
+                    (gain for gain in block.gains if _close(block.values.get(gain.rpartition(".")[0]), value)), None
+                ),
                 unit=unit,
                 returns=returns,
             )
@@ -294,18 +226,17 @@ def _summands(block: _Block) -> list[tuple[str, float]]:
     None if there are no such modules.
     """
     groups: list[tuple[torch.Tensor, list[str]]] = []
-    for path in block.calls:
-        value = block.value(path)
-        if value is None or not float(value.norm()) or _close(value, block.before, SAME):
+    for path, value in block.values.items():
+        if not float(value.norm()) or _close(value, block.before):
             continue
-        if _close(value, block.after, SAME) and not _close(value, block.change, SAME):
+        if _close(value, block.after) and not _close(value, block.change):
             continue
-        same = next((paths for other, paths in groups if _close(value, other, SAME)), None)
+        same = next((paths for other, paths in groups if _close(value, other)), None)
         if same is None:
             groups.append((value, [path]))
         else:
             same.append(path)
-    paths = [max(paths, key=lambda path: (_owns(block, path), path.count("."))) for _, paths in groups]
+    paths = [max(paths, key=lambda path: (bool(block.calls[path].owns), path.count("."))) for _, paths in groups]
     values = torch.stack([value.flatten() for value, _ in groups]).double() if groups else torch.zeros(0, 1)
     wanted = block.change.flatten().double()
     for number in range(1, MOST_WRITES + 1):
@@ -314,10 +245,11 @@ def _summands(block: _Block) -> list[tuple[str, float]]:
             chosen = values[list(some)]
             factors = torch.linalg.lstsq(chosen.T, wanted.unsqueeze(1)).solution.flatten()
             if bool((factors > 0).all()) and _close(factors @ chosen, wanted, TOLERANCE):
-                plain = sum(isinstance(block.module.get_submodule(paths[one]), nn.Linear | Conv1D) for one in some)
+                plain = sum(block.calls[paths[one]].is_linear for one in some)
                 unscaled = int(((factors - 1).abs() < TOLERANCE).sum())
-                chosen_paths = [paths[one] for one in some]
-                fitting.append((plain, unscaled, list(zip(chosen_paths, factors.tolist(), strict=True))))
+                fitting.append(
+                    (plain, unscaled, list(zip([paths[one] for one in some], factors.tolist(), strict=True)))
+                )
         if fitting:
             best = max(fitting, key=lambda one: one[:2])[2]
             return sorted(best, key=lambda one: block.calls[one[0]].order)
@@ -330,16 +262,15 @@ def _last_addition(block: _Block) -> tuple[str, float]:
     Another output in its place changes the stream after the block by the difference. Raises `NotFound`.
     """
     turn = _random(block.width, seed=3)
-    for call in sorted(block.calls.values(), key=lambda call: call.order, reverse=True):
-        value = block.value(call.path)
-        if value is None or not isinstance(call.output, torch.Tensor) or not _owns(block, call.path):
+    for path in sorted(block.values, key=lambda path: block.calls[path].order, reverse=True):
+        call, value = block.calls[path], block.values[path]
+        if not isinstance(call.output, torch.Tensor) or not call.owns:
             continue
-        turned = (value @ turn).reshape(block.shape)
-        with call.module.register_forward_hook(lambda _m, _i, output, turned=turned: turned.reshape(output.shape)):
+        with replace_output(call.module, value @ turn):
             change, wanted = block.run() - block.after, value @ turn - value
         factor = float((change * wanted).sum() / wanted.square().sum())
         if factor > 0 and _close(change, wanted * factor, TOLERANCE):
-            return call.path, factor
+            return path, factor
     raise NotFound("what its blocks add to the stream last is not what one of their modules returns")
 
 
@@ -356,7 +287,7 @@ def _folds(block: _Block, path: str, value: torch.Tensor, *, offset: float | Non
             continue
         own, shift = block.parameters[weight.path].data, weight.offset or 0.0
         part = value - block.value_with(path, {weight.path: torch.full_like(own, -shift)})
-        if _close(value - part, value, SAME):
+        if _close(value - part, value):
             continue
         turned = along(own + shift, turn, axis=weight.axis) - shift
         if _close(block.value_with(path, {weight.path: turned}) - value, part @ turn - part, TOLERANCE):
@@ -369,36 +300,29 @@ def _folds(block: _Block, path: str, value: torch.Tensor, *, offset: float | Non
     return tuple(one for one in found if one.path not in biases)
 
 
-def _weight_of(block: _Block, path: str, *, reads: bool = False) -> Weight:
+def _weight_of(call: _Call, *, reads: bool = False) -> Weight:
     """The weight of a linear module, with the axis of its output, or of what it `reads`."""
-    return Weight(f"{path}.weight", int(isinstance(block.module.get_submodule(path), Conv1D) != reads))
+    return Weight(f"{call.path}.weight", int(isinstance(call.module, Conv1D) != reads))
 
 
 def _along_stream(
     parameters: Mapping[str, nn.Parameter], width: int, *, offset: float | None = None
 ) -> Iterator[Weight]:
-    """Every axis that is as long as the stream is wide; those of vectors with the `offset`."""
+    """Every axis that is as long as the stream is wide; those of vectors that are no biases with the `offset`."""
     for path, parameter in parameters.items():
         for axis, size in enumerate(parameter.shape):
             if size == width:
-                yield Weight(path, axis, offset if parameter.dim() == 1 else None)
+                is_vector = parameter.dim() == 1 and not path.endswith("bias")
+                yield Weight(path, axis, offset if is_vector else None)
 
 
 def _before_norm(block: _Block, call: _Call, folds: tuple[Weight, ...]) -> str | None:
     """The linear module whose output the norm of `call` normalises; `None` if it is no such norm, or has a bias."""
     if len(folds) != 1 or folds[0].offset is None or implied_bias(folds[0].path) in block.parameters:
         return None
-    given = call.inputs(block.width)
-    for path, other in block.calls.items():
-        value = block.value(path)
-        if (
-            isinstance(other.module, nn.Linear | Conv1D)
-            and value is not None
-            and given
-            and _close(value, given[0], SAME)
-        ):
-            return str(path)
-    return None
+    given = next(iter(call.inputs(block.width)), None)
+    found = (path for path, value in block.values.items() if block.calls[path].is_linear and _close(value, given))
+    return next(found, None)
 
 
 def _unit(block: _Block, path: str, write: str) -> tuple[str | None, int]:
@@ -407,160 +331,111 @@ def _unit(block: _Block, path: str, write: str) -> tuple[str | None, int]:
     The block is run with what the child and the module at `write` returned in place of their computation.
     """
     child = path.partition(".")[0]
-    call, written = block.calls.get(child), block.value(write)
-    if call is None or child == path or written is None:
+    call = block.calls.get(child)
+    if call is None or child == path:
         return None, 0
     returns = len(call.output) if isinstance(call.output, tuple) else 0
-    value = written.reshape(block.shape)
-    module, own = block.module.get_submodule(child), vars(block.module.get_submodule(child)).get("forward")
-    vars(module)["forward"] = lambda *_args, **_kwargs: as_returned(value, returns)
-    last = block.module.get_submodule(write)
+    known = block.values[write].reshape(block.shape)
+    forward, last = returning(as_returned(known, returns)), block.module.get_submodule(write)
     try:
-        with last.register_forward_hook(lambda _m, _i, output: value.reshape(output.shape)):
-            same = _close(block.run(), block.after, SAME)
+        with replace_forward(call.module, forward), replace_output(last, known):
+            return (child, returns) if _close(block.run(), block.after) else (None, 0)
     except (TypeError, AttributeError, RuntimeError):  # the block needs what was left out
-        same = False
-    finally:
-        vars(module).pop("forward")
-        if own is not None:
-            vars(module)["forward"] = own
-    return (child, returns) if same else (None, 0)
+        return None, 0
 
 
 def _reads(block: _Block, *, since: int, until: int, writes: set[str]) -> tuple[Weight, ...]:
     """The weights that multiply the first value of the stream's width that is read between two writes.
 
-    Proven by a random map of that value, at the module that returns it or else where it is given to modules, which the
-    inverse map undoes in the weights.
+    Proven by a random map of that value, wherever modules return it or are given it, which the inverse map undoes in
+    the weights.
     """
     turn = torch.eye(block.width) + 0.3 * _random(block.width, seed=2)
     back = torch.linalg.inv(turn).T
-    readers = {
-        path: call.inputs(block.width)
-        for path, call in block.calls.items()
-        if any(each.dim() > 1 for each in call.module.parameters(recurse=False))
-    }
-    inside = [path for path in readers if since < block.calls[path].order <= until]
-    inside.sort(key=lambda path: block.calls[path].order)
+    readers = {call: axes for call in block.calls.values() if (axes := _axes(block, call, writes))}
+    inside = sorted((call for call in readers if since < call.order <= until), key=lambda call: call.order)
     values: list[torch.Tensor] = []
-    for value in itertools.chain.from_iterable(readers[path] for path in inside):
-        if value.shape == block.before.shape and not any(_close(value, other, SAME) for other in values):
+    for value in itertools.chain.from_iterable(call.inputs(block.width) for call in inside):
+        if value.shape == block.before.shape and not any(_close(value, other) for other in values):
             values.append(value)
     for value in values:
-        sure = [path for path, given in readers.items() if any(_close(one, value, SAME) for one in given)]
-        beside = [path for path in inside if path not in sure]
-        for paths in (sure, [*sure, *beside]):
-            choices = [_axes(block, path, writes) for path in paths]
-            for guess in itertools.islice(itertools.product(*itertools.chain.from_iterable(choices)), MOST_GUESSES):
+        sure = [call for call in readers if any(_close(one, value) for one in call.inputs(block.width))]
+        for calls in (sure, [*sure, *(call for call in inside if call not in sure)]):
+            choices = itertools.chain.from_iterable(readers[call] for call in calls)
+            for guess in itertools.islice(itertools.product(*choices), MOST_GUESSES):
                 weights = [weight for weight in guess if weight is not None]
-                own = tuple(one for one in weights if one.path.rpartition(".")[0] in inside)
-                with (
-                    _turned(block, value, turn),
-                    block.changed(
-                        {one.path: along(block.parameters[one.path].data, back, axis=one.axis) for one in weights}
-                    ),
-                ):
-                    if own and _close(block.run(), block.after, TOLERANCE):
+                own = tuple(one for one in weights if any(one.module == call.path for call in inside))
+                changes = {one.path: along(block.parameters[one.path].data, back, axis=one.axis) for one in weights}
+                with _turned(block, value, turn):
+                    if own and _close(block.run(changes), block.after, TOLERANCE):
                         return own
     return ()
 
 
-def _axes(block: _Block, path: str, writes: set[str]) -> list[list[Weight | None]]:
-    """For each parameter of the module at `path`, the axes at which it may read the stream, and last: at none."""
-    module = block.module.get_submodule(path)
-    if isinstance(module, nn.Linear | Conv1D):
-        weight = _weight_of(block, path, reads=True)
-        reads = weight.path not in writes and module.weight.shape[weight.axis] == block.width
-        return [[weight, None]] if reads else []
-    own = {f"{path}.{name}": each for name, each in module.named_parameters(recurse=False)}
-    matrices = {name: each for name, each in own.items() if each.dim() > 1 and name not in writes}
-    return [
-        [*_along_stream({name: each}, block.width), None]
-        for name, each in matrices.items()
-        if block.width in each.shape
-    ]
+def _axes(block: _Block, call: _Call, writes: set[str]) -> list[list[Weight | None]]:
+    """For each parameter of a module, the axes at which it may read the stream, and last: at none."""
+    matrices = {path: each for path, each in call.owns.items() if each.dim() > 1 and path not in writes}
+    found = [[*_along_stream({path: each}, block.width)] for path, each in matrices.items()]
+    if call.is_linear:
+        found = [[one for one in axes if one == _weight_of(call, reads=True)] for axes in found]
+    return [[*axes, None] for axes in found if axes]
 
 
 @contextmanager
 def _turned(block: _Block, value: torch.Tensor, turn: torch.Tensor) -> Iterator[None]:
-    """Wherever modules of the block read `value` (tokens, d), they read `value @ turn`."""
+    """Wherever modules of the block return or read `value` (tokens, d), it is `value @ turn`."""
 
-    def turned(one: object) -> object:
-        if _is_wide(one, block.width) and one.numel() == value.numel() and _close(_flat(one), value, SAME):
-            return one @ turn
-        return one
+    def turned(one: torch.Tensor) -> torch.Tensor:
+        same = _is_wide(one, block.width) and one.numel() == value.numel() and _close(_flat(one), value)
+        return one @ turn if same else one
 
-    def given(
-        _module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
-    ) -> tuple[tuple[object, ...], dict[str, object]]:
-        return tuple(turned(one) for one in args), {name: turned(one) for name, one in kwargs.items()}
-
-    source = next((path for path in block.calls if _same(block.value(path), value)), None)
     with ExitStack() as stack:
-        if source is not None:
-            module = block.module.get_submodule(source)
-            stack.enter_context(module.register_forward_hook(lambda _m, _i, output: turned(output)))
-        else:  # once a module was given the turned value, those inside are not given the other one
-            for call in block.calls.values():
-                stack.enter_context(call.module.register_forward_pre_hook(given, with_kwargs=True))
+        for call in block.calls.values():  # once one was given the turned value, those inside are not given the other
+            module = call.module
+            stack.enter_context(
+                module.register_forward_pre_hook(
+                    lambda _m, args, kwargs: tree_map_only(torch.Tensor, turned, (args, kwargs)), with_kwargs=True
+                )
+            )
+            stack.enter_context(
+                module.register_forward_hook(lambda _m, _i, output: tree_map_only(torch.Tensor, turned, output))
+            )
         yield
 
 
-def _final_norm(model: PreTrainedModel, rest: Mapping[str, _Call], last: _Block) -> Weight | None:
+def _final_norm(rest: Iterable[_Call], last: _Block) -> Weight | None:
     """The norm that reads the stream after the last block; `None` where it has no weight, or is not found."""
-    for path, call in rest.items():
-        given = call.inputs(last.width)
-        own = {name: each.detach() for name, each in call.module.named_parameters(recurse=False)}
-        weight = own.get("weight")
-        if not given or not _same(given[0], last.after) or weight is None or weight.shape != (last.width,):
-            continue
-        assert call.value is not None
-        for offset in (0.0, 1.0):
-            shift = own.get("bias", 0.0)
-            with torch.no_grad():
-                values = weight.clone()
-                weight.fill_(-offset)
-                empty = first_tensor(call.module(*call.args, **call.kwargs))
-                weight.copy_(values)
-            if empty is not None and float((empty - shift).norm()) <= SAME * float(call.value.norm()):
-                return Weight(f"{path}.weight", 0, offset)
+    for call in rest:
+        given = next(iter(call.inputs(last.width)), None)
+        if _close(given, last.after) and call.value is not None and call.value.shape == last.shape:
+            norm = _Block(call, width=last.width)
+            for offset in (0.0, 1.0):
+                for weight in _folds(norm, "", norm.after, offset=offset):
+                    return weight._replace(path=f"{call.path}.{weight.path}")
     return None
 
 
 def _looks_up_positions(call: _Call, length: int) -> bool:
     """Whether it is a table of positions."""
-    if not isinstance(call.module, nn.Embedding) and "position" not in type(call.module).__name__.lower():
-        return False
-    for one in (*call.args, *call.kwargs.values()):
-        if isinstance(one, torch.Tensor) and not one.is_floating_point() and one.shape[-1:] == (length,):
-            steps = one.reshape(-1, length).diff(dim=-1)
-            if bool((steps == 1).all()) and any(True for _ in call.module.parameters()):
-                return True
-    return False
+    given = (one for one in (*call.args, *call.kwargs.values()) if isinstance(one, torch.Tensor))
+    return isinstance(call.module, nn.Embedding) and any(
+        one.shape[-1:] == (length,) and bool((one.diff() == 1).all()) for one in given
+    )
 
 
 def _field(config: object, factor: float) -> str | None:
     """The config's field with this factor; `None` for 1. Raises `NotFound` if there is none."""
     if abs(factor - 1) < TOLERANCE:
         return None
-    values = {name: value for name, value in vars(config).items() if isinstance(value, float)}
-    names = [name for name, value in values.items() if abs(value - factor) < TOLERANCE * factor]
-    if not names:
-        raise NotFound(f"it multiplies what its blocks add by {factor:.3g}, which no field of its config says")
-    return names[0]
-
-
-def _owns(block: _Block, path: str) -> bool:
-    return any(True for _ in block.module.get_submodule(path).parameters(recurse=False))
+    for name, value in vars(config).items():
+        if isinstance(value, float) and abs(value - factor) < TOLERANCE * factor:
+            return name
+    raise NotFound(f"it multiplies what its blocks add by {factor:.3g}, which no field of its config says")
 
 
 def _random(width: int, *, seed: int) -> torch.Tensor:
     """A matrix (d, d) that changes no length by much."""
     return torch.randn(width, width, generator=torch.Generator().manual_seed(seed)) / math.sqrt(width)
-
-
-def _copy(value: object) -> object:
-    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _flat(values: torch.Tensor) -> torch.Tensor:
@@ -571,9 +446,7 @@ def _is_wide(value: object, width: int) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape[-1:] == (width,)
 
 
-def _close(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> bool:
-    return one.shape == other.shape and float((one - other).norm()) <= tolerance * float(other.norm())
-
-
-def _same(one: torch.Tensor | None, other: torch.Tensor) -> bool:
-    return one is not None and _close(one, other, SAME)
+def _close(one: torch.Tensor | None, other: torch.Tensor | None, tolerance: float = SAME) -> bool:
+    if one is None or other is None or one.shape != other.shape:
+        return False
+    return float((one - other).norm()) <= tolerance * float(other.norm())
