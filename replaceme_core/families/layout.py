@@ -6,6 +6,7 @@ block is are kept up to date here, and compared with what others compute from th
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -193,11 +194,8 @@ class Layout:
         paths = tuple(filter(None, (self.blocks, self.blocks.partition(".")[2], *self.stored_blocks)))
         if self.inputs is Inputs.IMAGES and self.part is None and not name.startswith(paths):
             name = name.partition(".")[2]
-        for path in paths:
-            if name.startswith(f"{path}."):
-                number = name[len(path) + 1 :].partition(".")[0]
-                return int(number) if number.isascii() and number.isdigit() and len(number) < 8 else None
-        return None
+        found = re.match(rf"(?:{'|'.join(map(re.escape, paths))})\.([0-9]{{1,7}})(?:\.|\Z)", name)
+        return None if found is None else int(found[1])
 
     def part_of(self, config: Mapping[str, object]) -> Mapping[str, object]:
         """What the content of a `config.json` says of the compressed tower, and the sizes that its class adds.
