@@ -1,11 +1,12 @@
 """A row of the table bound to a live model: its blocks and their writes, checked before any expensive work."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -95,10 +96,8 @@ class ResolvedModel:
             module = block.get_submodule(write.projection.module)
             if not isinstance(module, nn.Linear | Conv1D):
                 raise AttributeError(f"{write.projection.module} is a {type(module).__name__}, not a linear module")
-        for weight in write.folds:
-            self._check_weight(block, weight, transposed_axis=2)
-        for weight in write.reads:
-            self._check_weight(block, weight, transposed_axis=1)
+        for weight in (*write.folds, *write.reads):
+            self._check_weight(block, weight, transposed_axis=2 if weight in write.folds else 1)
         biases = with_biases(block, write.folds)[len(write.folds) :]
         if biases and any(weight.offset is not None for weight in write.folds):
             raise AttributeError(f"{biases[0].path} is the bias of a norm, which cannot absorb a map")
@@ -156,11 +155,8 @@ def with_biases(block: nn.Module, weights: Sequence[Weight]) -> list[Weight]:
 
 
 def first_tensor(value: object) -> torch.Tensor | None:
-    """`value`, or the first of its elements that is a tensor."""
-    if isinstance(value, torch.Tensor):
-        return value
-    elements = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
-    return next((one for one in elements if isinstance(one, torch.Tensor)), None)
+    """`value`, or the first tensor in it."""
+    return next((one for one in tree_leaves(value) if isinstance(one, torch.Tensor)), None)
 
 
 def as_returned(value: object, count: int) -> object:
