@@ -234,13 +234,8 @@ def kind(block: nn.Module) -> tuple[object, ...]:
     Made of the classes and names of their modules, the shapes of their parameters, and the plain attributes of their
     modules (whether attention is sliding, how many experts ...), apart from their place in the model.
     """
-    modules = tuple((path, type(module).__name__, _plain(module)) for path, module in block.named_modules())
-    return modules, tuple((name, tuple(parameter.shape)) for name, parameter in block.named_parameters())
-
-
-def _plain(module: nn.Module) -> tuple[tuple[str, object], ...]:
-    return tuple(
-        (name, value)
-        for name, value in sorted(vars(module).items())
-        if isinstance(value, bool | int | float | str | None) and name not in _PLACES
-    )
+    found: list[object] = [(name, parameter.shape) for name, parameter in block.named_parameters()]
+    for path, module in block.named_modules():
+        plain = [one for one in sorted(vars(module).items()) if isinstance(one[1], bool | int | float | str | None)]
+        found.append((path, type(module).__name__, *(one for one in plain if one[0] not in _PLACES)))
+    return tuple(found)
