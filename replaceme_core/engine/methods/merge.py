@@ -8,8 +8,8 @@ from replaceme_core.engine.activations.capture import Activations, Losses, captu
 from replaceme_core.engine.methods.candidates import allowed_windows, blocks_of, store_streams
 from replaceme_core.engine.methods.panel import Panel, report_result, variant_losses
 from replaceme_core.engine.methods.task import Candidate, Pruning, Task
-from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import Cut, Variant, WeightChange, runs, try_changes
+from replaceme_core.engine.model.lazy_model import load_block
 from replaceme_core.engine.numerics.sums import SOLVE_DTYPE
 from replaceme_core.errors import InvalidInput
 from replaceme_core.families.resolve import kind
@@ -25,7 +25,7 @@ def merge(task: Task) -> Pruning:
     task.begin(Stage.SOLVE)
     return Pruning(
         removed=blocks_of(cuts),
-        changes=[change for cut in cuts for change in merge_changes(task.block_runner, cut)],
+        changes=[change for cut in cuts for change in merge_changes(task.block_runner.blocks, cut)],
         candidates=candidates,
     )
 
@@ -81,15 +81,15 @@ def mergeable(blocks: nn.ModuleList, cut: Cut) -> bool:
     return all(kind(blocks[block]) == kind(blocks[cut.anchor]) for block in cut.blocks)
 
 
-def merge_changes(block_runner: BlockRunner, cut: Cut) -> list[WeightChange]:
+def merge_changes(blocks: nn.ModuleList, cut: Cut) -> list[WeightChange]:
     """The sum of `theta_j - theta_anchor` over the blocks j of `cut`, for every floating-point parameter."""
     changes = {
         name: parameter.detach().to(SOLVE_DTYPE) * -len(cut.blocks)
-        for name, parameter in block_runner.load_block(cut.anchor).named_parameters()
+        for name, parameter in load_block(blocks[cut.anchor]).named_parameters()
         if parameter.is_floating_point()
     }
     for block in cut.blocks:
-        parameters = dict(block_runner.load_block(block).named_parameters())
+        parameters = dict(load_block(blocks[block]).named_parameters())
         for name, change in changes.items():
             change += parameters[name].detach()
     return [WeightChange(block=cut.anchor, parameter=name, change=change) for name, change in changes.items()]
@@ -97,9 +97,9 @@ def merge_changes(block_runner: BlockRunner, cut: Cut) -> list[WeightChange]:
 
 def merged_losses(activations: Activations, cuts: Sequence[Cut]) -> Losses:
     """The held-out losses once `cuts` are merged; the live blocks are as before afterwards, to the bit."""
-    block_runner = activations.block_runner
-    changes = [change for cut in cuts for change in merge_changes(block_runner, cut)]
-    with try_changes(block_runner.blocks) as put:
+    blocks = activations.block_runner.blocks
+    changes = [change for cut in cuts for change in merge_changes(blocks, cut)]
+    with try_changes(blocks) as put:
         for one in changes:
             put(one)
         merged = Variant(removed=frozenset(blocks_of(cuts)), changed=frozenset(cut.anchor for cut in cuts))

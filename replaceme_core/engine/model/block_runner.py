@@ -204,17 +204,13 @@ class BlockRunner:
         self.references = found.new_zeros(len(self.pixels), found.shape[1])
         self.references[numbers] = found
 
-    def load_block(self, block: int) -> nn.Module:
-        """The block with its weights in memory, until another block is run or asked for."""
-        return load_block(self.blocks[block])
-
     def run(self, block: int, stream: torch.Tensor, *, written: Written = ()) -> torch.Tensor:
         """The stream after `block`.
 
         Here and below, `written` are the first of the block's writes, as `run_write` returns them; they are not
         computed again.
         """
-        (after,) = self._values(block, stream, [self._after(block)], written=written)
+        (after,) = self._values(block, stream, [Hook(module=self.blocks[block])], written=written)
         return after
 
     def _values(
@@ -276,7 +272,8 @@ class BlockRunner:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The stream after `block`, and the write that absorbs a map, with its scale; both (batch, positions, d)."""
         last = self.writes(block)[-1]
-        write, after = self._values(block, stream, [self._hook(block, last), self._after(block)], written=written)
+        hooks = [self._hook(block, last), Hook(module=self.blocks[block])]
+        write, after = self._values(block, stream, hooks, written=written)
         return after, self._scaled(write, last).reshape(after.shape)
 
     def run_write(self, block: int, stream: torch.Tensor, number: int, *, written: Written = ()) -> torch.Tensor:
@@ -286,7 +283,7 @@ class BlockRunner:
 
     def project(self, block: int, projection: Weight, inputs: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
         """The output of the `projection` of a write for `inputs` (tokens, f), in the shape of the stream `like`."""
-        output: torch.Tensor = self.load_block(block).get_submodule(projection.module)(inputs)
+        output: torch.Tensor = load_block(self.blocks[block]).get_submodule(projection.module)(inputs)
         return output.reshape(like.shape)
 
     def run_with_projection(
@@ -302,7 +299,7 @@ class BlockRunner:
         projection = self.blocks[block].get_submodule(write.projection.module)
         hooks = [Hook(module=projection, on_input=True), Hook(module=projection), self._hook(block, write)]
         if number == len(writes) - 1:
-            hooks.append(self._after(block))
+            hooks.append(Hook(module=self.blocks[block]))
         inputs, output, added, *last = self._values(block, stream, hooks, written=written)
         scaled = self._scaled(added, write).reshape(stream.shape)
         after = last[0] if last else self.with_writes(block, stream, [*written, added])
@@ -327,13 +324,9 @@ class BlockRunner:
     def run_with_writes(self, block: int, stream: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The stream after `block` (batch, positions, d), and all its writes, (tokens, d) each."""
         writes = self.writes(block)
-        hooks = [*(self._hook(block, write) for write in writes), self._after(block)]
+        hooks = [*(self._hook(block, write) for write in writes), Hook(module=self.blocks[block])]
         *seen, after = self._values(block, stream, hooks, written=())
         return after, [flat(self._scaled(output, write)) for output, write in zip(seen, writes, strict=True)]
-
-    def _after(self, block: int) -> Hook:
-        """On the stream after `block`."""
-        return Hook(module=self.blocks[block])
 
     def _hook(self, block: int, write: Write) -> Hook:
         module = self.blocks[block].get_submodule(write.module)
