@@ -80,13 +80,9 @@ def lines_of(stream: TextIO, file: Path) -> Iterator[str]:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[TextIO]:
-    with _readable(file):
-        if file.suffix == ".gz":
-            with gzip.open(file, "rt", encoding="utf-8-sig") as unpacked:
-                yield cast(TextIO, unpacked)
-        else:
-            with file.open(encoding="utf-8-sig") as stream:
-                yield stream
+    unpacked = gzip.open if file.suffix == ".gz" else open
+    with _readable(file), unpacked(file, "rt", encoding="utf-8-sig") as stream:
+        yield cast(TextIO, stream)
 
 
 @contextmanager
