@@ -48,7 +48,7 @@ def discover(model: PreTrainedModel, config: PreTrainedConfig, given: torch.Tens
     """
     inputs = Inputs.TEXT if given.dim() == 2 else Inputs.IMAGES
     gains = _gains(model, width=config.hidden_size) if inputs is Inputs.IMAGES else ()
-    reasons = ["it runs no list of blocks one after the other"]
+    reason = "it runs no list of blocks one after the other"
     for path, calls, rest in _lists(model, given, count=config.num_hidden_layers):
         try:
             blocks = [_Block(call, width=config.hidden_size, gains=gains) for call in calls]
@@ -71,8 +71,8 @@ def discover(model: PreTrainedModel, config: PreTrainedConfig, given: torch.Tens
                 return row
             return replace(row, beside_patches=blocks[0].shape[1] - row.positions(config.to_dict()))
         except NotFound as error:
-            reasons.append(str(error))
-    raise NotFound(reasons[-1])
+            reason = str(error)
+    raise NotFound(reason)
 
 
 @torch.no_grad()
@@ -225,23 +225,22 @@ def _summands(block: _Block) -> list[tuple[str, float]]:
 
     None if there are no such modules.
     """
-    groups: list[tuple[torch.Tensor, list[str]]] = []
+    groups: list[list[str]] = []
     for path, value in block.values.items():
-        if not float(value.norm()) or _close(value, block.before):
+        handed_on = _close(value, block.after) and not _close(value, block.change)
+        if handed_on or not float(value.norm()) or _close(value, block.before):
             continue
-        if _close(value, block.after) and not _close(value, block.change):
-            continue
-        same = next((paths for other, paths in groups if _close(value, other)), None)
+        same = next((paths for paths in groups if _close(value, block.values[paths[0]])), None)
         if same is None:
-            groups.append((value, [path]))
+            groups.append([path])
         else:
             same.append(path)
-    paths = [max(paths, key=lambda path: (bool(block.calls[path].owns), path.count("."))) for _, paths in groups]
-    values = torch.stack([value.flatten() for value, _ in groups]).double() if groups else torch.zeros(0, 1)
+    paths = [max(paths, key=lambda path: (bool(block.calls[path].owns), path.count("."))) for paths in groups]
+    values = torch.stack([block.values[path].flatten() for path in paths]).double() if paths else torch.zeros(0, 1)
     wanted = block.change.flatten().double()
     for number in range(1, MOST_WRITES + 1):
         fitting = []
-        for some in itertools.combinations(range(len(groups)), number):
+        for some in itertools.combinations(range(len(paths)), number):
             chosen = values[list(some)]
             factors = torch.linalg.lstsq(chosen.T, wanted.unsqueeze(1)).solution.flatten()
             if bool((factors > 0).all()) and _close(factors @ chosen, wanted, TOLERANCE):
@@ -282,17 +281,17 @@ def _folds(block: _Block, path: str, value: torch.Tensor, *, offset: float | Non
     turn = _random(block.width, seed=1)
     turn = turn if offset is None else turn.diagonal().diag()
     total, found = torch.zeros_like(value), dict[Weight, torch.Tensor]()
-    for weight in _along_stream(block.parameters, block.width, offset=offset):
-        if any(one.path == weight.path for one in found):
-            continue
-        own, shift = block.parameters[weight.path].data, weight.offset or 0.0
-        part = value - block.value_with(path, {weight.path: torch.full_like(own, -shift)})
-        if _close(value - part, value):
-            continue
-        turned = along(own + shift, turn, axis=weight.axis) - shift
-        if _close(block.value_with(path, {weight.path: turned}) - value, part @ turn - part, TOLERANCE):
-            found[weight] = turned
-            total += part
+    for name, parameter in block.parameters.items():
+        since = offset if parameter.dim() == 1 and not name.endswith("bias") else None
+        own, shift = parameter.data, since or 0.0
+        for axis in _axes_of(parameter, block.width):
+            part = value - block.value_with(path, {name: torch.full_like(own, -shift)})
+            turned = along(own + shift, turn, axis=axis) - shift
+            moved = block.value_with(path, {name: turned}) - value
+            if not _close(value - part, value) and _close(moved, part @ turn - part, TOLERANCE):
+                found[Weight(name, axis, since)] = turned
+                total += part
+                break
     changes = {weight.path: turned for weight, turned in found.items()}
     if not _close(total, value, TOLERANCE) or not _close(block.value_with(path, changes), value @ turn, TOLERANCE):
         return ()
@@ -305,15 +304,9 @@ def _weight_of(call: _Call, *, reads: bool = False) -> Weight:
     return Weight(f"{call.path}.weight", int(isinstance(call.module, Conv1D) != reads))
 
 
-def _along_stream(
-    parameters: Mapping[str, nn.Parameter], width: int, *, offset: float | None = None
-) -> Iterator[Weight]:
-    """Every axis that is as long as the stream is wide; those of vectors that are no biases with the `offset`."""
-    for path, parameter in parameters.items():
-        for axis, size in enumerate(parameter.shape):
-            if size == width:
-                is_vector = parameter.dim() == 1 and not path.endswith("bias")
-                yield Weight(path, axis, offset if is_vector else None)
+def _axes_of(parameter: nn.Parameter, width: int) -> list[int]:
+    """Every axis that is as long as the stream is wide."""
+    return [axis for axis, size in enumerate(parameter.shape) if size == width]
 
 
 def _before_norm(block: _Block, call: _Call, folds: tuple[Weight, ...]) -> str | None:
@@ -375,7 +368,7 @@ def _reads(block: _Block, *, since: int, until: int, writes: set[str]) -> tuple[
 def _axes(block: _Block, call: _Call, writes: set[str]) -> list[list[Weight | None]]:
     """For each parameter of a module, the axes at which it may read the stream, and last: at none."""
     matrices = {path: each for path, each in call.owns.items() if each.dim() > 1 and path not in writes}
-    found = [[*_along_stream({path: each}, block.width)] for path, each in matrices.items()]
+    found = [[Weight(path, axis) for axis in _axes_of(each, block.width)] for path, each in matrices.items()]
     if call.is_linear:
         found = [[one for one in axes if one == _weight_of(call, reads=True)] for axes in found]
     return [[*axes, None] for axes in found if axes]
