@@ -40,8 +40,10 @@ def in_full_precision(directory: Path, *, beside: Path, writes: bool = True) -> 
     with TemporaryDirectory(dir=beside.parent, prefix=f".{beside.name}.source-") as place:
         copy = Path(place)
         copy_files(side_files(directory), directory, copy)
-        plain = {name: value for name, value in config.items() if name not in (KEY, "torch_dtype", "dtype")}
-        (copy / CONFIG).write_text(json.dumps({**plain, "dtype": "bfloat16"}), encoding="utf-8")
+        plain = {name: value for name, value in config.items() if name != KEY} | {"dtype": "bfloat16"}
+        if "torch_dtype" in config:  # its older name, which a result has where its original does
+            plain["torch_dtype"] = "bfloat16"
+        (copy / CONFIG).write_text(json.dumps(plain), encoding="utf-8")
         writer = WeightsWriter(directory=copy, limit=FILE_BYTES)
         for one in unpacked(stored, scheme):
             if isinstance(one, Packed):

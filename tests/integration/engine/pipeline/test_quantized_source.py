@@ -19,12 +19,14 @@ from tests.fixtures.models.quantized import save_fp8, save_mxfp4
 @pytest.mark.parametrize(("save", "loading"), [(save_mxfp4, "whole"), (save_fp8, "blockwise")], ids=["mxfp4", "fp8"])
 def test_a_quantized_model_becomes_shallower(save, loading: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     source = save(tmp_path / "source")
+    published = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(published | {"torch_dtype": "float16"}))
     compute = {"threads": 1, "dtype": "bfloat16", "loading": loading}
     calibration = {"dataset": "file:text.txt", "samples": 16, "max_length": 64}
     gate = {"size_ratio": {"max": 1}}
     finished, _, out = run(request(source, compute=compute, calibration=calibration, gate=gate))
     report = json.loads((out / "replaceme.json").read_text())
-    scheme = json.loads((source / "config.json").read_text())["quantization_config"]["quant_method"]
+    scheme = published["quantization_config"]["quant_method"]
     warnings = {one["code"]: one["message"] for one in report["warnings"]}
     assert f"stored as {scheme}" in warnings["dequantized"]
     assert report["model"]["model.safetensors"] == sha256_of(source / "model.safetensors"), "what reproduce compares"
@@ -34,6 +36,7 @@ def test_a_quantized_model_becomes_shallower(save, loading: str, tmp_path: Path)
     assert report["gate"]["criteria"][0]["value"] == sizes[1] / sizes[0]
     config = json.loads((out / "config.json").read_text())
     assert "quantization_config" not in config
+    assert config["dtype"] == config["torch_dtype"] == "bfloat16", "older releases of transformers read the second"
     model = AutoModelForCausalLM.from_pretrained(out)
     assert model.config.num_hidden_layers == len(finished.kept_blocks) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source", "text.txt"]
