@@ -26,6 +26,7 @@ def finished(client: TestClient, ledger: Ledger) -> str:
     return job_id
 
 
+@pytest.mark.usefixtures("brief_reports")
 def test_who_wants_html_gets_a_page(client: TestClient, finished: str) -> None:
     page = client.get(f"/jobs/{finished}/report", headers=HTML)
     assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -41,6 +42,7 @@ def test_who_wants_html_gets_a_page(client: TestClient, finished: str) -> None:
     assert_problem(client.get(f"/jobs/{queued}/report", headers=HTML), status=404, code="not_found")
 
 
+@pytest.mark.usefixtures("brief_reports")
 def test_the_dashboard_shows_its_plots_and_links_to_it(client: TestClient, finished: str) -> None:
     job = client.get(f"/ui/jobs/{finished}").text
     assert f'href="/ui/jobs/{finished}/report"' in job

@@ -290,6 +290,7 @@ def test_a_standard_output_that_is_full_is_bad_input(
     assert (ended.value.code, capsys.readouterr().err) == (2, "error: the output: No space left on device\n")
 
 
+@pytest.mark.usefixtures("brief_reports")
 def test_a_report_is_opened(
     service: StubService, result: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,6 +128,7 @@ def test_the_beginning_of_an_id_leads_to_the_job(client: TestClient) -> None:
     assert client.get("/jobs", params={"id_prefix": "%"}).status_code == 422
 
 
+@pytest.mark.usefixtures("brief_reports")
 def test_a_plot_is_sent_once_and_the_report_leads_back(client: TestClient, sqlite_database: Database) -> None:
     job = submit(client)
     layers = [{"block": number, "distance": 0.1} for number in range(4)]

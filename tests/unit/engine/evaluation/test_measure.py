@@ -101,6 +101,7 @@ def test_a_perplexity_that_is_not_finite_is_a_failure_that_names_the_model(direc
         measure([Subject(name="the pruned model", model=model, directory=directory)], token_ids(1, 16))
 
 
+@pytest.mark.usefixtures("brief_reports")
 def test_models_beside_each_other_on_a_text(tmp_path: Path, directory: Path) -> None:
     other = save_tiny(tmp_path / "other", seed=1, num_hidden_layers=2)
     text = tmp_path / "text.txt"
@@ -139,6 +140,7 @@ def test_too_little_text(
         evaluated(directory, text_path=str(text))
 
 
+@pytest.mark.usefixtures("brief_reports")
 def test_sequences_end_where_the_shortest_table_of_positions_does(tmp_path: Path, directory: Path) -> None:
     table = save_tiny(tmp_path / "table", variant=BY_NAME["gpt2"], max_position_embeddings=32)
     text = {"builtin": "builtin:code", "samples": 2, "others": (str(table),)}
