@@ -217,6 +217,7 @@ def there() -> Iterator[Receiver]:
 
 HERE = TargetRules(allow_http=True, networks=(ipaddress.ip_network("127.0.0.0/8"),))
 BODY = '{"n":1}'
+USUAL_AUTHORITIES = create_ssl_context()
 
 
 def send(
@@ -224,11 +225,11 @@ def send(
     *,
     rules: TargetRules = HERE,
     resolve: Resolve = lambda host, port: ["127.0.0.1"],
-    ssl_context: ssl.SSLContext | None = None,
+    ssl_context: ssl.SSLContext = USUAL_AUTHORITIES,
     seconds: float = 2.0,
     body: str = BODY,
 ) -> Outcome:
-    sender = Sender(rules=rules, seconds=seconds, resolve=resolve, ssl_context=ssl_context or create_ssl_context())
+    sender = Sender(rules=rules, seconds=seconds, resolve=resolve, ssl_context=ssl_context)
     began = time.monotonic()
     outcome = sender.send(url, body=body, headers={"webhook-id": "evt_x-1"})
     assert time.monotonic() - began < 2 * seconds + 2

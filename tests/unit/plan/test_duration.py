@@ -79,7 +79,7 @@ class Machine:
         return sum(seconds for _, seconds in stages.values())
 
 
-@pytest.mark.parametrize("speed", [0.4, 1.0, 3.0])
+@pytest.mark.parametrize("speed", [0.4, 3.0])
 def test_the_second_to_the_twentieth_job_of_mixed_sizes(speed: float) -> None:
     plans: list[tuple[Duration, float]] = []
     for seed in range(3):
