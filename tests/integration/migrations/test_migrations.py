@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -22,6 +23,7 @@ from benchmarks.harness.checkout import ROOT
 from benchmarks.harness.jobs import events_of, job_of, metrics_of, report_of
 from benchmarks.harness.servers import PostgresServer
 from benchmarks.harness.specs import a_spec
+from replaceme_core.errors import ReplaceMeError
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.database import Database, make_engine
 from replaceme_core.ledger.migrate import alembic_config, upgrade
@@ -91,18 +93,18 @@ def test_check_detects_a_difference(sqlite_url: str) -> None:
         command.check(alembic_config(sqlite_url))
 
 
-def test_several_processes_at_once(empty_database_url: str) -> None:
+def test_two_processes_at_once(empty_database_url: str) -> None:
     program = f"from replaceme_core.ledger.migrate import upgrade; input(); upgrade({empty_database_url!r})"
     processes = [
         subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(4)
+        for _ in range(2)
     ]
-    for process in processes:  # all have started and wait for input
+    for process in processes:  # both have started and wait for input
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
     errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0, 0], errors
+    assert [process.returncode for process in processes] == [0, 0], errors
     assert revision(empty_database_url) == head()
     write_one_of_each(empty_database_url)
 
@@ -286,21 +288,24 @@ def downgrade():
 
 
 @pytest.mark.parametrize(
-    ("applied", "exit_code", "words"),
+    ("applied", "refusal"),
     [
-        ("9999", 0, "a later release has migrated the database, to 9999"),
-        ("0009", 1, "at migration 0009, from which"),
-        ("c48cb773bb87", 1, "migrations of another program, such as c48cb773bb87"),
+        ("9999", None),
+        ("0009", "at migration 0009, from which"),
+        ("c48cb773bb87", "migrations of another program, such as c48cb773bb87"),
     ],
 )
-def test_a_version_that_this_release_does_not_know(database_url: str, applied: str, exit_code: int, words: str) -> None:
+def test_a_version_that_this_release_does_not_know(
+    database_url: str, applied: str, refusal: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
     """After a rollback the service starts as before; a database that is too old is named."""
     upgrade(database_url)
     engine = make_engine(database_url, pooled=False)
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = :applied"), {"applied": applied})
-    done = run("-m", "migrations", url=database_url)
-    assert (done.returncode, words in done.stderr, "Traceback" in done.stderr) == (exit_code, True, False), done.stderr
+    with nullcontext() if refusal is None else pytest.raises(ReplaceMeError, match=refusal):
+        upgrade(database_url)
+    assert ("a later release has migrated the database, to 9999" in caplog.text) is (refusal is None)
     assert revision(database_url) == applied
 
 

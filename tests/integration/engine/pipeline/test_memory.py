@@ -20,13 +20,14 @@ LARGE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 20,
 ALLOWANCE = 48 * 2**20  # bytes of address space; the weights are 84 MB
 
 CHILD = """
-import os, resource, sys
+import gc, os, resource, sys
 from pathlib import Path
 sys.modules["matplotlib"] = None  # pictures take most of the time of a run of a tiny model
 from replaceme_core.engine.pipeline import compress
 from replaceme_core.runner.messages import RunnerRequest
 from tests.fixtures.models.recorder import Recorder
 
+gc.freeze()  # as the runner does: else each of fifty collections visits all that is imported
 small, large = (RunnerRequest.model_validate_json(line) for line in sys.stdin)
 compress(small, Recorder())  # what is imported on the way counts as imports
 size = next(int(row.split()[1]) * 1024 for row in Path("/proc/self/status").read_text().splitlines() if "VmSize" in row)
