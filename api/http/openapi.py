@@ -85,6 +85,8 @@ def _with_plain_names(document: dict[str, Any]) -> dict[str, Any]:
             assert plain not in document["components"]["schemas"], plain
             text = text.replace(f'"{name}"', f'"{plain}"').replace(f'{_SCHEMAS}{name}"', f'{_SCHEMAS}{plain}"')
     renamed: dict[str, Any] = json.loads(text)
+    for name, schema in renamed["components"]["schemas"].items():
+        schema["title"] = name  # generators name their classes after it
     return renamed
 
 

@@ -58,6 +58,11 @@ def test_ids_of_operations_are_names_of_their_own(document: dict[str, Any]) -> N
     assert {"submit_job", "get_job", "list_jobs", "cancel_job", "retry_job", "make_plan", "create_key"} <= set(ids)
 
 
+def test_a_schema_is_titled_as_it_is_named(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    assert {name: schema["title"] for name, schema in schemas.items()} == {name: name for name in schemas}
+
+
 def test_bodies_paths_and_errors_have_examples_that_are_valid(document: dict[str, Any]) -> None:
     explained = (ROOT / "docs" / "reference" / "error-codes.md").read_text(encoding="utf-8")
     for name, operation in operations(document):
