@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, TypedDict, TypeVar, Unpack
 from urllib.parse import quote, urlsplit
@@ -77,9 +78,10 @@ class Connection:
         try:
             is_local = urlsplit(url).hostname in ("127.0.0.1", "::1", "localhost")
             # a proxy from the environment must not receive requests to a service on this machine
-            self._http = httpx2.Client(
-                base_url=url.rstrip("/"), timeout=timeout, transport=transport, trust_env=not is_local
+            self._make = partial(
+                httpx2.Client, base_url=url.rstrip("/"), timeout=timeout, transport=transport, trust_env=not is_local
             )
+            self._http, self._process = self._make(), os.getpid()
         except (httpx2.InvalidURL, ValueError) as error:
             reason = f": {error}" if self.url == url.rstrip("/") else ""  # else it may name a part of the password
             raise InvalidAddress(f"{self.url!r} is not an address{reason}") from error
@@ -160,6 +162,8 @@ class Connection:
 
     def _sent(self, method: str, path: str, **parts: Unpack[Parts]) -> httpx2.Response:
         key = {} if self._key is None else {"Authorization": f"Bearer {self._key}"}
+        if self._process != os.getpid():  # forked: on connections of its parent it would read answers to others
+            self._http, self._process = self._make(), os.getpid()
         request = self._http.build_request(
             method,
             path,

@@ -2,10 +2,14 @@
 
 import json
 import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx2
 import pytest
@@ -274,3 +278,43 @@ def test_a_stream_that_was_kept_alive_tolerates_an_outage(monkeypatch: pytest.Mo
 
     with Client(transport=httpx2.MockTransport(answer)) as client:
         assert [event.seq for event in client.stream(JOB_ID)] == [1]
+
+
+FORKS = """
+import os, sys
+from api.client.client import Client
+with Client(sys.argv[1]) as client:
+    client.workers()
+    child = os.fork()
+    client.workers()
+    if child:
+        sys.exit(os.waitpid(child, 0)[1])
+"""
+
+
+def test_after_a_fork_both_processes_have_connections_of_their_own() -> None:
+    """On a connection in common one would read answers to the other."""
+    ports: list[int] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # connections are kept
+
+        def do_GET(self) -> None:
+            ports.append(self.client_address[1])
+            body = b'{"items": [], "next_cursor": null}'
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        done = subprocess.run([sys.executable, "-c", FORKS, url], capture_output=True, text=True, check=False)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert len(ports) == 3
+    assert len(set(ports)) == 2
