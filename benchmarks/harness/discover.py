@@ -9,9 +9,10 @@ Meant for tiny models with random weights in float32, where nothing holds by cha
 
 import itertools
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeGuard
 
 import torch
@@ -47,11 +48,12 @@ def discover(model: PreTrainedModel, config: PreTrainedConfig, given: torch.Tens
     Raises `NotFound`.
     """
     inputs = Inputs.TEXT if given.dim() == 2 else Inputs.IMAGES
-    gains = _gains(model, width=config.hidden_size) if inputs is Inputs.IMAGES else ()
+    if inputs is Inputs.IMAGES:
+        _fill_gains(model, width=config.hidden_size)
     reason = "it runs no list of blocks one after the other"
     for path, calls, rest in _lists(model, given, count=config.num_hidden_layers):
         try:
-            blocks = [_Block(call, width=config.hidden_size, gains=gains) for call in calls]
+            blocks = [_Block(call, width=config.hidden_size) for call in calls]
             if any(not torch.equal(one.after, other.before) for one, other in itertools.pairwise(blocks)):
                 raise NotFound("it changes the stream between its blocks")
             found = list({kind(block.module): block for block in reversed(blocks)}.values())
@@ -76,17 +78,14 @@ def discover(model: PreTrainedModel, config: PreTrainedConfig, given: torch.Tens
 
 
 @torch.no_grad()
-def _gains(model: PreTrainedModel, *, width: int) -> Collection[nn.Module]:
-    """The modules that multiply what they are given by their one weight (d,), and do nothing else. It becomes 1."""
+def _fill_gains(model: PreTrainedModel, *, width: int) -> None:
+    """Of modules that multiply what they are given by their one weight (d,), and do nothing else, it becomes 1."""
     given = torch.randn(1, 1, width, generator=torch.Generator().manual_seed(4))
-    found = set[nn.Module]()
     for module in model.modules():
         weights = list(module.parameters())
         fits = len(weights) == 1 and weights[0].shape == (width,)
         if fits and _close(first_tensor(module(given)), given * weights[0]):
             weights[0].fill_(1)
-            found.add(module)
-    return found
 
 
 def merged_kinds(kinds: Iterable[tuple[Write, ...]]) -> tuple[tuple[Write, ...], ...]:
@@ -156,9 +155,9 @@ def _lists(
 
 
 class _Block:
-    """One block with what the model gave it, to be run by itself. Of the model's `gains` it has those that it calls."""
+    """One block with what the model gave it, to be run by itself."""
 
-    def __init__(self, call: _Call, *, width: int, gains: Collection[nn.Module] = ()) -> None:
+    def __init__(self, call: _Call, *, width: int) -> None:
         self.module, self.width, self._call = call.module, width, call
         given = call.inputs(width)
         if not given or call.value is None or given[0].numel() != call.value.numel():
@@ -174,20 +173,12 @@ class _Block:
         self.calls = {path: found[0] for path, found in once.items() if len(found) == 1}
         wide = [call for call in self.calls.values() if _is_wide(call.value, width)]
         self.values = {call.path: _flat(call.value) for call in wide if call.value.numel() == self.before.numel()}
-        self.gains = [path for call in self.calls.values() if call.module in gains for path in call.owns]
 
-    def run(self, changes: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
-        """The stream after it (tokens, d), while some parameters have other values."""
+    def run(self, changes: Mapping[str, torch.Tensor] | None = None, *, path: str = "") -> torch.Tensor:
+        """What the module at `path` returns (tokens, d), by default the block, while parameters have other values."""
         args, kwargs = tree_map_only(torch.Tensor, torch.clone, (self._call.args, dict(self._call.kwargs)))
-        with torch.no_grad():
-            output = first_tensor(functional_call(self.module, dict(changes or {}), args, kwargs))
-        assert output is not None
-        return _flat(output)
-
-    def value_with(self, path: str, changes: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What the module at `path` returns (tokens, d) while some parameters have other values."""
-        with record_values(Hook(module=self.module.get_submodule(path), copy=True)) as values:
-            self.run(changes)
+        with torch.no_grad(), record_values(Hook(module=self.module.get_submodule(path), copy=True)) as values:
+            functional_call(self.module, dict(changes or {}), args, kwargs)
         return _flat(values[0])
 
 
@@ -207,9 +198,7 @@ def _writes(block: _Block, config: object, *, last: bool) -> tuple[Write, ...]:
                 projection=None if projection is None else _weight_of(block.calls[projection]),
                 folds=folds,
                 reads=_reads(block, since=since, until=call.order, writes={weight.path for weight in folds}),
-                gain=next(
-                    (gain for gain in block.gains if _close(block.values.get(gain.rpartition(".")[0]), value)), None
-                ),
+                gain=_gain(block, value),
                 unit=unit,
                 returns=returns,
             )
@@ -225,30 +214,23 @@ def _summands(block: _Block) -> list[tuple[str, float]]:
 
     None if there are no such modules.
     """
-    groups: list[list[str]] = []
-    for path, value in block.values.items():
+    paths, wanted = list[str](), block.change.flatten().double()
+    # of modules that return the same, one with parameters of its own, else the innermost
+    for path in sorted(block.values, key=lambda path: (bool(block.calls[path].owns), path.count(".")), reverse=True):
+        value = block.values[path]
         handed_on = _close(value, block.after) and not _close(value, block.change)
-        if handed_on or not float(value.norm()) or _close(value, block.before):
-            continue
-        same = next((paths for paths in groups if _close(value, block.values[paths[0]])), None)
-        if same is None:
-            groups.append([path])
-        else:
-            same.append(path)
-    paths = [max(paths, key=lambda path: (bool(block.calls[path].owns), path.count("."))) for paths in groups]
-    values = torch.stack([block.values[path].flatten() for path in paths]).double() if paths else torch.zeros(0, 1)
-    wanted = block.change.flatten().double()
+        known = (block.before, *(block.values[other] for other in paths))
+        if not (handed_on or not float(value.norm()) or any(_close(value, other) for other in known)):
+            paths.append(path)
     for number in range(1, MOST_WRITES + 1):
         fitting = []
-        for some in itertools.combinations(range(len(paths)), number):
-            chosen = values[list(some)]
+        for some in itertools.combinations(paths, number):
+            chosen = torch.stack([block.values[path].flatten() for path in some]).double()
             factors = torch.linalg.lstsq(chosen.T, wanted.unsqueeze(1)).solution.flatten()
             if bool((factors > 0).all()) and _close(factors @ chosen, wanted, TOLERANCE):
-                plain = sum(block.calls[paths[one]].is_linear for one in some)
+                plain = sum(block.calls[path].is_linear for path in some)
                 unscaled = int(((factors - 1).abs() < TOLERANCE).sum())
-                fitting.append(
-                    (plain, unscaled, list(zip([paths[one] for one in some], factors.tolist(), strict=True)))
-                )
+                fitting.append((plain, unscaled, list(zip(some, factors.tolist(), strict=True))))
         if fitting:
             best = max(fitting, key=lambda one: one[:2])[2]
             return sorted(best, key=lambda one: block.calls[one[0]].order)
@@ -285,15 +267,15 @@ def _folds(block: _Block, path: str, value: torch.Tensor, *, offset: float | Non
         since = offset if parameter.dim() == 1 and not name.endswith("bias") else None
         own, shift = parameter.data, since or 0.0
         for axis in _axes_of(parameter, block.width):
-            part = value - block.value_with(path, {name: torch.full_like(own, -shift)})
+            part = value - block.run({name: torch.full_like(own, -shift)}, path=path)
             turned = along(own + shift, turn, axis=axis) - shift
-            moved = block.value_with(path, {name: turned}) - value
+            moved = block.run({name: turned}, path=path) - value
             if not _close(value - part, value) and _close(moved, part @ turn - part, TOLERANCE):
                 found[Weight(name, axis, since)] = turned
                 total += part
                 break
     changes = {weight.path: turned for weight, turned in found.items()}
-    if not _close(total, value, TOLERANCE) or not _close(block.value_with(path, changes), value @ turn, TOLERANCE):
+    if not _close(total, value, TOLERANCE) or not _close(block.run(changes, path=path), value @ turn, TOLERANCE):
         return ()
     biases = {implied_bias(one.path) for one in found}
     return tuple(one for one in found if one.path not in biases)
@@ -347,21 +329,20 @@ def _reads(block: _Block, *, since: int, until: int, writes: set[str]) -> tuple[
     back = torch.linalg.inv(turn).T
     readers = {call: axes for call in block.calls.values() if (axes := _axes(block, call, writes))}
     inside = sorted((call for call in readers if since < call.order <= until), key=lambda call: call.order)
-    values: list[torch.Tensor] = []
     for value in itertools.chain.from_iterable(call.inputs(block.width) for call in inside):
-        if value.shape == block.before.shape and not any(_close(value, other) for other in values):
-            values.append(value)
-    for value in values:
+        if value.shape != block.before.shape:
+            continue
         sure = [call for call in readers if any(_close(one, value) for one in call.inputs(block.width))]
-        for calls in (sure, [*sure, *(call for call in inside if call not in sure)]):
-            choices = itertools.chain.from_iterable(readers[call] for call in calls)
-            for guess in itertools.islice(itertools.product(*choices), MOST_GUESSES):
-                weights = [weight for weight in guess if weight is not None]
-                own = tuple(one for one in weights if any(one.module == call.path for call in inside))
-                changes = {one.path: along(block.parameters[one.path].data, back, axis=one.axis) for one in weights}
-                with _turned(block, value, turn):
-                    if own and _close(block.run(changes), block.after, TOLERANCE):
-                        return own
+        # of others, such as experts that get some of the tokens, each may read it or not
+        calls = [*sure, *(call for call in inside if call not in sure)]
+        choices = itertools.chain.from_iterable(readers[call] for call in calls)
+        for guess in itertools.islice(itertools.product(*choices), MOST_GUESSES):
+            weights = [weight for weight in guess if weight is not None]
+            own = tuple(one for one in weights if any(one.module == call.path for call in inside))
+            changes = {one.path: along(block.parameters[one.path].data, back, axis=one.axis) for one in weights}
+            with _turned(block, value, turn):
+                if own and _close(block.run(changes), block.after, TOLERANCE):
+                    return own
     return ()
 
 
@@ -382,17 +363,12 @@ def _turned(block: _Block, value: torch.Tensor, turn: torch.Tensor) -> Iterator[
         same = _is_wide(one, block.width) and one.numel() == value.numel() and _close(_flat(one), value)
         return one @ turn if same else one
 
+    everywhere = partial(tree_map_only, torch.Tensor, turned)
     with ExitStack() as stack:
         for call in block.calls.values():  # once one was given the turned value, those inside are not given the other
-            module = call.module
-            stack.enter_context(
-                module.register_forward_pre_hook(
-                    lambda _m, args, kwargs: tree_map_only(torch.Tensor, turned, (args, kwargs)), with_kwargs=True
-                )
-            )
-            stack.enter_context(
-                module.register_forward_hook(lambda _m, _i, output: tree_map_only(torch.Tensor, turned, output))
-            )
+            hook, module = stack.enter_context, call.module
+            hook(module.register_forward_pre_hook(lambda _, *given: everywhere(given), with_kwargs=True))
+            hook(module.register_forward_hook(lambda _module, _given, output: everywhere(output)))
         yield
 
 
@@ -414,6 +390,16 @@ def _looks_up_positions(call: _Call, length: int) -> bool:
     return isinstance(call.module, nn.Embedding) and any(
         one.shape[-1:] == (length,) and bool((one.diff() == 1).all()) for one in given
     )
+
+
+def _gain(block: _Block, value: torch.Tensor) -> str | None:
+    """The weight of ones that `value` is multiplied by last."""
+    for call in block.calls.values():
+        if _close(next(iter(call.inputs(block.width)), None), value) and _close(block.values.get(call.path), value):
+            for name, weight in call.owns.items():
+                if bool((weight == 1).all()):
+                    return name
+    return None
 
 
 def _field(config: object, factor: float) -> str | None:
