@@ -30,7 +30,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from replaceme_core.engine.activations.cache import file_digest
-from replaceme_core.engine.activations.capture import Batch, Losses
+from replaceme_core.engine.activations.capture import Losses, schedule
 from replaceme_core.engine.activations.verified_file import content_digest
 from replaceme_core.engine.healing.targets import (
     HealingText,
@@ -148,15 +148,12 @@ def heal(
     found = {
         "is_kept": problem is None,
         "problem": problem,
-        "ended_early": course.ended_early,
         "tokens": course.judged[-1]["tokens"] if course.judged else 0,
         "sequences": len(targets),
         "parameters": parameters,
         "weights": str(asked.weights),
         "learning_rate": asked.learning_rate,
-        "tokens_per_second": course.tokens_per_second,
-        "losses": course.losses,
-        "judged": course.judged,
+        **vars(course),
         "panel": [
             {"name": name, "original": original[name], "closed_form": loss, "healed": by_source.get(name)}
             for name, loss in panel.by_source(before)
@@ -205,19 +202,13 @@ def _save_best(run: Run, output: Path, healed: Path, *, best: Path) -> None:
 @torch.inference_mode()
 def panel_of(model: PreTrainedModel, tokens: TokenSet) -> tuple[Panel, Losses]:
     """The panel of the held-out sequences of `tokens`, each a batch of its own, and the losses of `model` on it."""
-    scored = tokens.held_out_scored
-    batches, losses = {}, {}
-    for number, row in enumerate(tokens.held_out):
-        batch = Batch(
-            tokens=row.unsqueeze(0),
-            held_out=True,
-            source=int(tokens.held_out_sources[number]),
-            scored=None if scored is None else scored[number].unsqueeze(0),
-        )
+    batches, losses = dict(enumerate(batch for batch in schedule(tokens, 1) if batch.held_out)), dict[int, float]()
+    for number, batch in batches.items():
+        assert batch.scored is not None
         logits = model(input_ids=batch.tokens.to(model.device), use_cache=False).logits[0, :-1]
-        known = nn.functional.cross_entropy(logits.float(), row[1:].to(logits.device), reduction="none").cpu()
-        counts = torch.ones_like(known) if batch.scored is None else batch.scored[0, 1:]
-        batches[number], losses[number] = batch, float((known.double() * counts).sum())
+        wanted, counts = batch.tokens[0, 1:].to(logits.device), batch.scored[0, 1:]
+        known = nn.functional.cross_entropy(logits.float(), wanted, reduction="none").cpu()
+        losses[number] = float(known.double()[counts].sum())
     return Panel(batches=batches, names=tokens.sources), losses
 
 
@@ -429,17 +420,13 @@ def _optimizer(model: PreTrainedModel, learning_rate: float) -> torch.optim.Opti
 
 
 def _last_checkpoint(place: Path) -> tuple[str | None, TrainerState]:
-    """The newest complete checkpoint, and its state. Others are removed.
+    """The newest complete checkpoint, and its state. What is newer is removed.
 
     The last file of a checkpoint is its state. The library removes the checkpoint before it only then.
     """
-    known, state = None, TrainerState()
     found = place.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        if known is None:
-            with suppress(OSError, ValueError):
-                state = TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
-                known = str(path)
-                continue
+        with suppress(OSError, ValueError):
+            return str(path), TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
         shutil.rmtree(path)
-    return known, state
+    return None, TrainerState()
