@@ -58,6 +58,18 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(trained: Path) -> dict[str, torch.Tensor]:
+    """The weights of a training that nothing ends early."""
+    return weights(run(asked(trained, out="undisturbed"))[2])
+
+
+@pytest.fixture(scope="module")
+def plain(trained: Path) -> dict[str, torch.Tensor]:
+    """The weights without training."""
+    return weights(run(asked(trained, out="plain", heal=None))[2])
+
+
 def test_a_healed_model_is_better_and_says_that_it_was_trained(source: Path) -> None:
     finished, progress, out = run(asked(source, evaluation={"samples": 4}))
     assert progress.stages[-4:] == [Stage.FOLD, Stage.HEAL, Stage.SAVE, Stage.EVALUATE]
@@ -121,7 +133,9 @@ def test_how_large_the_weights_of_a_model_are_does_not_matter(source: Path) -> N
     assert losses[1] == pytest.approx(losses[0], rel=0.2), "with one rate for all weights it is three times as large"
 
 
-def test_an_earlier_result_in_several_files_is_healed_into_one(source: Path) -> None:
+def test_an_earlier_result_in_several_files_is_healed_into_one(
+    source: Path, undisturbed: dict[str, torch.Tensor]
+) -> None:
     finished, _, plain = run(asked(source, out="plain", heal=None))
     split = source.parent / "split"
     AutoModelForCausalLM.from_pretrained(plain).save_pretrained(split, max_shard_size="20KB")
@@ -135,8 +149,7 @@ def test_an_earlier_result_in_several_files_is_healed_into_one(source: Path) -> 
     assert again.report["chosen_method"] == "refit", "what made it, not what this request says"
     assert [path.name for path in out.glob("*.safetensors*")] == ["model.safetensors"]
     assert (out / template.relative_to(split)).read_text() == "{{ documents }}"
-    _, _, at_once = run(asked(source, out="at once"))
-    assert same(weights(out), weights(at_once))
+    assert same(weights(out), undisturbed)
 
 
 class Killed(BaseException):
@@ -176,7 +189,9 @@ def test_killed_twice_it_gives_the_same_bytes(
     assert finished.kept_blocks
 
 
-def test_half_a_checkpoint_is_not_used(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_checkpoint_is_not_used(
+    source: Path, undisturbed: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     place = {"checkpoint_directory": str(source.parent / "checkpoints")}
     with pytest.raises(Killed):
@@ -184,8 +199,7 @@ def test_half_a_checkpoint_is_not_used(source: Path, monkeypatch: pytest.MonkeyP
     (checkpoint,) = (source.parent / "checkpoints").glob("heal-*/checkpoint-*")
     (checkpoint / "trainer_state.json").write_text('{"epoch": 0.')
     _, _, out = run(asked(source).model_copy(update=place))
-    _, _, undisturbed = run(asked(source, out="undisturbed"))
-    assert same(weights(out), weights(undisturbed))
+    assert same(weights(out), undisturbed)
 
 
 def test_killed_while_an_old_checkpoint_is_removed_it_goes_on_from_the_new_one(
@@ -244,12 +258,6 @@ def test_a_training_that_ended_early_is_not_gone_on_with(source: Path, monkeypat
     assert [row["mean"] for row in again["judged"]] == [row["mean"] for row in once["judged"]]
 
 
-@pytest.fixture
-def plain(source: Path) -> dict[str, torch.Tensor]:
-    """The weights without training."""
-    return weights(run(asked(source, out="plain", heal=None))[2])
-
-
 def unhealed(source: Path, plain: dict[str, torch.Tensor], heal: object = HEAL) -> str:
     """Why nothing came of a training; the result is the model without it."""
     finished, _, out = run(asked(source, heal=heal))
@@ -293,10 +301,10 @@ def test_a_training_that_fails_changes_nothing(
 
 
 def test_a_budget_of_time_ends_the_training(source: Path) -> None:
-    finished, _, _ = run(asked(source, heal={"tokens": 32 * 2000, "time_budget_seconds": 1.0, "learning_rate": 6e-4}))
+    finished, _, _ = run(asked(source, heal={"tokens": 32 * 1000, "time_budget_seconds": 1.0, "learning_rate": 6e-4}))
     healing = finished.report["healing"]
     assert isinstance(healing, dict)
-    assert 0 < healing["tokens"] < 32 * 2000
+    assert 0 < healing["tokens"] < 32 * 1000
     assert "time budget of 1 seconds" in healing["ended_early"]
 
 
