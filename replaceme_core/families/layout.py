@@ -12,6 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.resources import files
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
@@ -367,9 +368,7 @@ def irregular_lists(config: Config, *, layout: Layout) -> tuple[str, ...]:
 
 def first_blocks(config: Config, *, layout: Layout) -> int:
     """How many of the first blocks must stay, by the whole config of a model."""
-    entries = config
-    for name in () if layout.first_stay is None else layout.first_stay.split("."):
-        entries = getattr(entries, name)
+    entries = None if layout.first_stay is None else attrgetter(layout.first_stay)(config)
     return len(entries) if isinstance(entries, list | tuple) else 0
 
 
