@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -89,9 +89,8 @@ def heal(
     """Train the pruned model in `output`, without the blocks `removed`; what is better takes its place there.
 
     Returns what healing came to, for the report: `is_kept` if the trained model is the result, else `problem` says why
-    it is not. `tokens` were trained on, of `sequences`; `parameters` is the number of values that were trained,
-    `weights` says which. `losses`, `judged`, `ended_early` and `tokens_per_second` are those of the `Course`; `panel`
-    has the loss of the three models on each source of the panel, in nats.
+    it is not. `tokens` were trained on, of `sequences`, and `weights` says which values. The fields of the `Course` are
+    there, too; `panel` has the loss of the three models on each source of the panel, in nats.
     """
     asked, progress = run.spec.heal, run.clock.progress
     assert asked is not None
@@ -117,9 +116,11 @@ def heal(
             write_whole(known, json.dumps(dict(panel.by_source(losses))))
         original = json.loads(known.read_text())
         run.release()
-        course, parameters, problem = Course(), 0, None
+        course, problem = Course(), None
         try:
-            course, parameters = _train(run, output, tokens, targets, removed=removed, place=place)
+            course = Training(
+                run=run, output=output, removed=removed, targets=targets, tokens=tokens, place=place
+            ).train()
             release_memory()
             if course.best > 0:
                 _save_best(run, output, healed, best=place / BEST)
@@ -150,7 +151,6 @@ def heal(
         "problem": problem,
         "tokens": course.judged[-1]["tokens"] if course.judged else 0,
         "sequences": len(targets),
-        "parameters": parameters,
         "weights": str(asked.weights),
         "learning_rate": asked.learning_rate,
         **vars(course),
@@ -167,26 +167,6 @@ def _disk_bytes(run: Run, output: Path, text: HealingText) -> int:
     weights = sum(path.stat().st_size for path in weight_files(output))
     values = weights // run.stored.dtype.itemsize
     return text.count * text.length * TARGET_BYTES + 2 * HEALED_BYTES * values + weights
-
-
-def _train(
-    run: Run, output: Path, tokens: TokenSet, targets: Targets, *, removed: Sequence[int], place: Path
-) -> tuple["Course", int]:
-    """Train the model in `output`; also the number of values that are trained."""
-    asked, progress = run.spec.heal, run.clock.progress
-    assert asked is not None
-    model = run.load(output, dtype=torch.float32)
-    cuts = [first - sum(block < first for block in removed) for first, _ in runs_of(removed)]
-    choose_weights(resolve(model), asked.weights, cuts=cuts)
-    training = Training(
-        run=run,
-        model=model,
-        targets=targets,
-        tokens=tokens,
-        place=place,
-        advance=lambda part: progress.advance(TARGETS_PART + TRAINING_PART * part),
-    )
-    return training.train(), sum(one.numel() for one in model.parameters() if one.requires_grad)
 
 
 def _save_best(run: Run, output: Path, healed: Path, *, best: Path) -> None:
@@ -239,22 +219,24 @@ class Course:
     Each of `losses` has the `tokens` so far and the mean `loss` since the one before. Each of `judged` is the panel
     after `tokens` and `seconds` of training: the `mean` loss in nats, and that on each of `sources` by name.
     `ended_early` says why it ended before all tokens were read, as the end of a sentence. `tokens_per_second` is that
-    of this attempt; `None` where an earlier one has done all.
+    of this attempt; `None` where an earlier one has done all. `parameters` is the number of values that were trained.
     """
 
     losses: Sequence[Mapping[str, float]] = ()
     judged: Sequence[Mapping[str, Any]] = ()
     ended_early: str | None = None
     tokens_per_second: float | None = None
+    parameters: int = 0
 
     @classmethod
-    def of(cls, state: TrainerState) -> "Course":
+    def of(cls, state: TrainerState, *, parameters: int = 0) -> "Course":
         """That of the training in this state."""
 
         def noted(name: str) -> list[Any]:
             return [row[name] for row in state.log_history if name in row]
 
-        return cls(losses=noted(_LOSS), judged=noted(_JUDGED), ended_early=next(iter(noted(_ENDED)), None))
+        ended = next(iter(noted(_ENDED)), None)
+        return cls(losses=noted(_LOSS), judged=noted(_JUDGED), ended_early=ended, parameters=parameters)
 
     @property
     def best(self) -> int:
@@ -264,27 +246,32 @@ class Course:
 
 @dataclass(kw_only=True, eq=False)
 class Training(TrainerCallback):
-    """Trains what takes gradients in `model` (float32) on `targets`. Checkpoints, and the best state, are in `place`.
+    """Trains the model in `output`, in float32, on `targets`. Checkpoints, and the best state, are in `place`.
 
-    The panel of `tokens` judges the model; a training that does not help ends. `advance` gets the part that is done.
+    It is without the blocks `removed`. The panel of `tokens` judges it; a training that does not help ends.
     """
 
     run: Run
-    model: PreTrainedModel
+    output: Path
+    removed: Sequence[int]
     targets: Targets
     tokens: TokenSet
     place: Path
-    advance: Callable[[float], None]
 
     def train(self) -> Course:
         """Train, from the last checkpoint if there is one; one that has ended is not gone on with.
 
         It is judged before the first step, too: where nothing is better, no best state is kept.
         """
-        spec, device = self.run.spec, self.model.device
+        spec = self.run.spec
         assert spec.heal is not None
+        self.model = self.run.load(self.output, dtype=torch.float32)
+        cuts = [first - sum(block < first for block in self.removed) for first, _ in runs_of(self.removed)]
+        choose_weights(resolve(self.model), spec.heal.weights, cuts=cuts)
+        parameters = sum(one.numel() for one in self.model.parameters() if one.requires_grad)
         checkpoint, state = _last_checkpoint(self.place)
-        course, first, steps = Course.of(state), state.global_step, math.ceil(len(self.targets) / HEAL_BATCH)
+        device, course = self.model.device, Course.of(state, parameters=parameters)
+        first, steps = state.global_step, math.ceil(len(self.targets) / HEAL_BATCH)
         if course.ended_early is not None or first >= steps:
             return course
         self._budget, self._before = spec.heal.time_budget_seconds, course.judged[-1]["seconds"] if first else 0.0
@@ -339,7 +326,8 @@ class Training(TrainerCallback):
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=checkpoint)
         done = self._tokens(trainer.state.global_step) - self._tokens(first)
-        return replace(Course.of(trainer.state), tokens_per_second=done / self._stepping)
+        course = Course.of(trainer.state, parameters=parameters)
+        return replace(course, tokens_per_second=done / self._stepping)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -352,7 +340,8 @@ class Training(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self._stepping = time.monotonic() - self._began - self._judging  # until the last step: not what is saved then
-        self.advance(state.global_step / state.max_steps)
+        part = state.global_step / state.max_steps
+        self.run.clock.progress.advance(TARGETS_PART + TRAINING_PART * part)
         is_over = self._budget is not None and self._seconds >= self._budget
         if is_over and not control.should_training_stop:
             self._end(state, control, f"its time budget of {self._budget:g} seconds was used up")
