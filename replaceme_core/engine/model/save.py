@@ -106,10 +106,11 @@ def _clean(model: PreTrainedModel) -> None:
 
 
 _ONLY_OTHERS_READ = """
-    global_rope_theta local_rope_theta n_ctx partial_rotary_factor rope_local_base_freq rope_scaling rope_theta
-    rotary_emb_base rotary_pct scoring_func topk_method
+    global_rope_theta local_rope_theta mlp_bias n_ctx n_group partial_rotary_factor post_norm qk_norm
+    rope_local_base_freq rope_scaling rope_theta rotary_emb_base rotary_pct route_norm score_func scoring_func
+    topk_group topk_method
 """
-"""Keys that transformers 5 writes into `rope_parameters` alone, or not at all. Others take defaults in their place."""
+"""Keys that transformers 5 writes into `rope_parameters` alone, or not at all. Others take defaults, or need them."""
 
 _PATTERN, _KINDS = "hybrid_override_pattern", "layers_block_type"
 """Both say the kinds of the blocks of Nemotron-H; its files have the first one."""
