@@ -106,11 +106,19 @@ def _clean(model: PreTrainedModel) -> None:
 
 
 _ONLY_OTHERS_READ = """
-    global_rope_theta local_rope_theta mlp_bias n_ctx n_group partial_rotary_factor post_norm qk_norm
-    rope_local_base_freq rope_scaling rope_theta rotary_emb_base rotary_pct route_norm score_func scoring_func
-    topk_group topk_method
+    add_full_attention_sink_bias add_swa_attention_sink_bias global_rope_theta layernorm_epsilon local_rope_theta
+    mlp_bias n_ctx n_group n_shared_experts partial_rotary_factor post_norm qk_norm rope_local_base_freq rope_scaling
+    rope_theta rotary_emb_base rotary_pct route_norm score_func scoring_func swa_head_dim swa_num_attention_heads
+    swa_num_key_value_heads swa_rope_theta swa_v_head_dim topk_group topk_method
 """
 """Keys that transformers 5 writes into `rope_parameters` alone, or not at all. Others take defaults, or need them."""
+
+_FLAGS = {
+    "hybrid_layer_pattern": ("layer_types", "sliding_attention"),
+    "is_moe_layer": ("mlp_layer_types", "sparse"),
+    "moe_layer_freq": ("mlp_layer_types", "sparse"),
+}
+"""Lists of MiMo, EXAONE MoE and MiniMax M3 that say of each block whether it is of a kind: of which, in which list."""
 
 _PATTERN, _KINDS = "hybrid_override_pattern", "layers_block_type"
 """Both say the kinds of the blocks of Nemotron-H; its files have the first one."""
@@ -137,6 +145,10 @@ def _add_older_names(config: PreTrainedConfig, saved: dict[str, object], source:
             saved.setdefault(name, source[name])
     if source.get("moe_layer_freq") == 1:  # says the same of every block
         saved.setdefault("moe_layer_freq", 1)
+    for older, (name, word) in _FLAGS.items():
+        flags, kinds = source.get(older), saved.get(name)
+        if isinstance(flags, list) and flags and isinstance(flags[0], int) and _are_words(kinds):
+            saved[older] = [type(flags[0])(kind == word) for kind in kinds]  # numbers or booleans, as the source has
     kinds = saved.get("mlp_layer_types")
     if _are_words(kinds):
         if (_FIRST in source or _FIRST in saved) and kinds == sorted(kinds):

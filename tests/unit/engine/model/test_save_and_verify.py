@@ -188,6 +188,24 @@ def test_keys_without_which_others_load_no_model(model_type: str, older: Fields,
     assert older.items() <= result_of(tmp_path, model_type, older=older, without="").items()
 
 
+@pytest.mark.parametrize(
+    ("model_type", "older", "without"),
+    [
+        ("mimo_v2_flash", {"hybrid_layer_pattern": [0, 1, 1, 1, 1, 0]}, "layer_types"),
+        ("mimo_v2_flash", {"moe_layer_freq": [0, 1, 1, 1, 1, 1], "swa_rope_theta": 500.0}, "mlp_layer_types"),
+        ("exaone_moe", {"is_moe_layer": [False, False, True, True, True, True]}, ""),
+        ("minimax_m3_vl_text", {"moe_layer_freq": [1, 1, 1, 1, 1, 1]}, "mlp_layer_types"),
+    ],
+)
+def test_flags_of_blocks_are_cut_as_the_list_of_their_kinds(
+    model_type: str, older: Fields, without: str, tmp_path: Path
+) -> None:
+    """vLLM, SGLang and MLX read these, and no words."""
+    saved = result_of(tmp_path, model_type, older=older, without=without)
+    for name, value in older.items():
+        assert saved.get(name) == ([*value[:1], *value[2:]] if isinstance(value, list) else value)
+
+
 _MROPE = {"type": "mrope", "mrope_section": [2, 2, 2]}
 
 
