@@ -28,8 +28,6 @@ _WEIGHTS: Mapping[Stage, float] = {
 }
 USUAL_BLOCKS = 32
 """Of a model of which nothing is known yet."""
-ETA_FROM = 0.03  # of the whole; before that an estimate is a guess
-ETA_AFTER_SECONDS = 2.0
 DOUBT = 0.5
 """How far the speed so far is doubted, as a part of the plan."""
 PART_OF_SILENCE = 0.25
@@ -165,15 +163,15 @@ class Course:
             self._measured_from = now, self._done
 
     def eta_seconds(self, now: float) -> float | None:
-        """Seconds until the end at the speed so far; `None` while too little is done for an estimate.
+        """Seconds until the end, between the plan and the speed so far; `None` until `expect` gives the plan: how long
+        a download took says nothing about the rest.
 
         In a stage that reports nothing it falls until the end of that stage is due, and grows from then on.
         """
+        if not self._doubt:
+            return None
         elapsed = now - self.started
         began, done = self._measured_from
-        is_early = self.overall < ETA_FROM or elapsed < ETA_AFTER_SECONDS or self._done <= done
-        if is_early and not self._doubt:
-            return None
         factor = (self._moved_at - began + self._doubt) / (self._done - done + self._doubt)
         left = sum(self.weights.values()) - self._done
         of_stage = min(self.weights.get(self.stage, 0.0) * (1 - self.fraction), left)

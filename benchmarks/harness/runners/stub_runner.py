@@ -42,7 +42,7 @@ def compress(request: RunnerRequest, progress: Progress) -> Finished:
     spec = request.spec.model_copy(update={"compute": compute})
     if "stub.redirects" in labels:
         spec = spec.model_copy(update={"output": OutputSpec(repo_id="acme/elsewhere")})
-    progress.resolved(spec, expected={})
+    progress.resolved(spec, expected=dict.fromkeys(Stage, 1.0))
     enter(Stage.CALIBRATE, request, progress)
     partial = Path(request.output_directory + ".partial")
     partial.mkdir(parents=True)
