@@ -89,8 +89,11 @@ def _fill_gains(model: PreTrainedModel, *, width: int) -> None:
 
 
 def merged_kinds(kinds: Iterable[tuple[Write, ...]]) -> tuple[tuple[Write, ...], ...]:
-    """Each kind once, those with more modules and weights first: a block is of the first one whose paths it has."""
-    return tuple(sorted({*kinds}, key=lambda one: (-len({*_paths(one)}), str(one))))
+    """Each kind once, those with more modules and weights first: a block is of the first one whose paths it has.
+
+    Among equals those first of which each write has its projection: a block with experts beside it has that, too.
+    """
+    return tuple(sorted({*kinds}, key=lambda one: (-len({*_paths(one)}), None in _paths(one), str(one))))
 
 
 def _paths(writes: Iterable[Write]) -> Iterator[str | None]:
