@@ -202,6 +202,10 @@ class Site:
         )
         return sorted(names) + sorted(f"{CHECKPOINTS}/{job_id}" for job_id in jobs_with_checkpoints(root))
 
+    def wait_for_empty_workspace(self) -> None:
+        """The worker removes the checkpoints of a job after it has written that the job has ended."""
+        wait_until(lambda: not self.workspaces(), what="an empty workspace")
+
     def publications(self) -> list[Mapping[str, object]]:
         """Commits to the output repository, oldest first."""
         log = self.hub_directory / ".commits" / "models" / "acme" / "smaller" / "commits.jsonl"

@@ -30,7 +30,7 @@ def assert_retried(site: Site, job_id: str) -> None:
     assert site.event_types(job_id).count("lease_lapsed") == 1
     assert len(site.publications()) == 1
     wait_until(lambda: not site.runners(), seconds=5, what="the end of all runners")
-    wait_until(lambda: not site.workspaces(), seconds=5, what="removal of abandoned workspaces")
+    site.wait_for_empty_workspace()
 
 
 def test_a_worker_whose_whole_tree_is_killed(embedded_site: Site) -> None:
@@ -59,7 +59,7 @@ def test_a_runner_that_is_ended_alone(embedded_site: Site, number: signal.Signal
     assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 2)
     assert site.event_types(job_id).count("released") == 1
     assert site.runners() == []
-    assert site.workspaces() == []
+    site.wait_for_empty_workspace()
 
 
 @pytest.mark.matrix
@@ -70,7 +70,7 @@ def test_a_lease_that_another_worker_holds_stops_the_runner(site: Site) -> None:
     with site.database.session() as session:
         session.execute(update(JobRow).where(JobRow.id == job_id).values(lease_token="someone-else"))
     wait_until(lambda: not runner.is_running(), seconds=5, what="the end of the runner")
-    wait_until(lambda: not site.workspaces(), seconds=5, what="removal of the workspace")
+    site.wait_for_empty_workspace()
     job = site.job(job_id)
     assert (job.status, job.attempt, job.error) == (JobStatus.RUNNING, 1, None)
     assert site.publications() == []

@@ -56,7 +56,7 @@ def test_a_job_runs_from_message_to_publication(site: Site) -> None:
     assert str(report["cache_directory"]).endswith("/cache/statistics")
     assert report["hub"] is None, "a directory has no pages to link to"
     assert stages == ["resolve", "download", "calibrate", "select", "solve", "fold", "save", "publish"]
-    assert site.workspaces() == []
+    site.wait_for_empty_workspace()
     assert site.runners() == []
 
 
@@ -84,7 +84,7 @@ def test_cancel_ends_a_running_job_within_five_seconds(working_site: Site, how: 
     assert POLL_SECONDS + site.settings.cancel_grace_seconds < 5, "all that is waited for"
     assert (job.status, job.result) == (JobStatus.CANCELLED, None)
     assert site.runners() == []
-    assert site.workspaces() == []
+    site.wait_for_empty_workspace()
     assert site.publications() == before
 
 
@@ -288,7 +288,7 @@ def test_another_worker_goes_on_at_once(server_site: Site) -> None:
     assert len(set(claims)) == 2
     assert len(site.publications()) == 1
     assert site.runners() == []
-    wait_until(lambda: not site.workspaces(), what="an empty workspace")
+    site.wait_for_empty_workspace()
     assert second.process.poll() is None
 
 
