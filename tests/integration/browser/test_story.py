@@ -340,6 +340,9 @@ def test_a_report_is_for_every_screen_and_for_paper_whatever_strangers_wrote(bro
     report["texts"][0]["name"] = report["tasks"][0]["name"] = LONG
     report["answers"][0] |= {"prompt": HOSTILE, "before": HOSTILE, "after": LONG}
     report["versions"] = {LONG: HOSTILE}
+    of_default = ("builtin:pydoc-topics", "self-generated", "builtin:general", "repeated passages", "questions")
+    for candidate in report["candidates"]:
+        candidate["source_losses"] = dict.fromkeys(of_default, 2.3955)
     path = tmp_path / "page.html"
     path.write_text(render_page(report), encoding="utf-8")
     for dark in (False, True):
@@ -355,6 +358,8 @@ def test_a_report_is_for_every_screen_and_for_paper_whatever_strangers_wrote(bro
         assert findings(page) == []
         assert widths_that_overflow(page) == []
         assert cut_off_on_a_phone(page, ".scroll:has(table)") == []
+        table = page.get_by_role("region", name=re.compile("candidates$"))
+        assert not table.evaluate("(one) => one.scrollWidth > one.clientWidth")
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         assert page.evaluate("() => document.activeElement.id") == "main"
