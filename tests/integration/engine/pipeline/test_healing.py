@@ -22,7 +22,7 @@ from replaceme_core.engine.pipeline import compress
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.report.page import plots_of
 from replaceme_core.request.defaults import HEAL_BATCH
-from replaceme_core.runner.messages import RunnerRequest, Stage
+from replaceme_core.runner.messages import Finished, RunnerRequest, Stage
 from tests.fixtures.models import tiny
 from tests.fixtures.models.pipeline import TEXT, request, run
 from tests.fixtures.models.recorder import Recorder
@@ -30,6 +30,7 @@ from tests.fixtures.models.tiny import save_trained
 
 SEQUENCES = 78  # the last step has half of its sequences
 HEAL = {"tokens": 32 * SEQUENCES, "learning_rate": 6e-4}
+Run = tuple[Finished, Recorder, Path]
 
 
 @pytest.fixture(scope="module")
@@ -54,23 +55,24 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "model.safetensors")
 
 
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(one[name], other[name]) for name in one)
+def same(one: Path, other: Path) -> bool:
+    found, expected = weights(one), weights(other)
+    return all(torch.equal(found[name], expected[name]) for name in found)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(trained: Path) -> dict[str, torch.Tensor]:
-    """The weights of a training that nothing ends early."""
-    return weights(run(asked(trained, out="undisturbed"))[2])
+def undisturbed(trained: Path) -> Run:
+    """A training that nothing ends early."""
+    return run(asked(trained, out="undisturbed"))
 
 
 @pytest.fixture(scope="module")
-def plain(trained: Path) -> dict[str, torch.Tensor]:
-    """The weights without training."""
-    return weights(run(asked(trained, out="plain", heal=None))[2])
+def plain(trained: Path) -> Run:
+    """Without training."""
+    return run(asked(trained, out="plain", heal=None))
 
 
-def test_a_healed_model_is_better_and_says_that_it_was_trained(source: Path) -> None:
+def test_a_healed_model_is_better_and_says_that_it_was_trained(source: Path, undisturbed: Run, plain: Run) -> None:
     finished, progress, out = run(asked(source, evaluation={"samples": 4}))
     assert progress.stages[-4:] == [Stage.FOLD, Stage.HEAL, Stage.SAVE, Stage.EVALUATE]
     healing = finished.report["healing"]
@@ -97,13 +99,11 @@ def test_a_healed_model_is_better_and_says_that_it_was_trained(source: Path) -> 
         assert "raining-free" not in text
         assert "othing was trained" not in text
     assert "Untrained" in page
-    _, _, unmeasured = run(asked(source, out="unmeasured"))
-    assert same(weights(unmeasured), weights(out)), "the evaluation decides nothing"
-    _, _, plain = run(asked(source, out="plain", heal=None))
-    assert (plain / "config.json").read_text() == (out / "config.json").read_text()
-    assert "nothing was trained" in (plain / "README.md").read_text()
+    assert same(undisturbed[2], out), "the evaluation decides nothing"
+    assert (plain[2] / "config.json").read_text() == (out / "config.json").read_text()
+    assert "nothing was trained" in (plain[2] / "README.md").read_text()
     embeddings = "model.embed_tokens.weight"
-    assert torch.equal(weights(out)[embeddings], weights(plain)[embeddings])
+    assert torch.equal(weights(out)[embeddings], weights(plain[2])[embeddings])
 
 
 def test_what_a_class_keeps_in_float32_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,38 +120,36 @@ def test_what_a_class_keeps_in_float32_stays_so(tmp_path: Path, monkeypatch: pyt
     assert found["self_attn.o_proj.weight"] == torch.bfloat16
 
 
-def test_how_large_the_weights_of_a_model_are_does_not_matter(source: Path) -> None:
+def first_losses(finished: Finished) -> list[float]:
+    """Of the first steps of the training."""
+    return [row["loss"] for row in finished.report["healing"]["losses"][:5]]  # type: ignore[index]
+
+
+def test_how_large_the_weights_of_a_model_are_does_not_matter(source: Path, undisturbed: Run) -> None:
     """The same function, with one projection of each MLP 16 times as large and the next one as much smaller."""
-    losses = []
-    for out in ("as it was", "scaled"):
-        finished, _, _ = run(asked(source, out=out))
-        healing = finished.report["healing"]
-        assert isinstance(healing, dict)
-        losses.append([row["loss"] for row in healing["losses"][:5]])
-        found = weights(source)
-        for name, values in found.items():
-            values *= 16.0 if ".up_proj." in name else 1 / 16 if ".down_proj." in name else 1.0
-        save_file(found, source / "model.safetensors", metadata={"format": "pt"})
-    assert losses[1] == pytest.approx(losses[0], rel=0.2), "with one rate for all weights it is three times as large"
+    found = weights(source)
+    for name, values in found.items():
+        values *= 16.0 if ".up_proj." in name else 1 / 16 if ".down_proj." in name else 1.0
+    save_file(found, source / "model.safetensors", metadata={"format": "pt"})
+    scaled, _, _ = run(asked(source))
+    as_it_was = pytest.approx(first_losses(undisturbed[0]), rel=0.2)
+    assert first_losses(scaled) == as_it_was, "with one rate for all weights it is three times as large"
 
 
-def test_an_earlier_result_in_several_files_is_healed_into_one(
-    source: Path, undisturbed: dict[str, torch.Tensor]
-) -> None:
-    finished, _, plain = run(asked(source, out="plain", heal=None))
+def test_an_earlier_result_in_several_files_is_healed_into_one(source: Path, undisturbed: Run, plain: Run) -> None:
     split = source.parent / "split"
-    AutoModelForCausalLM.from_pretrained(plain).save_pretrained(split, max_shard_size="20KB")
+    AutoModelForCausalLM.from_pretrained(plain[2]).save_pretrained(split, max_shard_size="20KB")
     assert len(list(split.glob("*.safetensors"))) > 1
     template = split / "additional_chat_templates" / "rag.jinja"
     template.parent.mkdir()
     template.write_text("{{ documents }}")
     given = {"pruned_directory": str(split), "pruned_by": "refit"}
-    again, _, out = run(asked(source, drop=finished.removed_blocks).model_copy(update=given))
+    again, _, out = run(asked(source, drop=plain[0].removed_blocks).model_copy(update=given))
     assert again.report["healing"]["is_kept"]  # type: ignore[index]
     assert again.report["chosen_method"] == "refit", "what made it, not what this request says"
     assert [path.name for path in out.glob("*.safetensors*")] == ["model.safetensors"]
     assert (out / template.relative_to(split)).read_text() == "{{ documents }}"
-    assert same(weights(out), undisturbed)
+    assert same(out, undisturbed[2])
 
 
 class Killed(BaseException):
@@ -171,15 +169,14 @@ class Mortal(Recorder):
             raise Killed
 
 
-@pytest.mark.parametrize("deaths", [(0.1, 0.6), (0.55, 0.7)], ids=["while the original runs", "while it trains"])
-def test_killed_twice_it_gives_the_same_bytes(
-    source: Path, deaths: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+def test_killed_while_the_original_runs_and_twice_in_training_it_gives_the_same_bytes(
+    source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     mixed = {"calibration": {"dataset": "file:text.txt", "samples": 48, "max_length": 32, "self_generated": 0.25}}
     _, _, undisturbed = run(asked(source, out="undisturbed", **mixed))
     place = {"checkpoint_directory": str(source.parent / "checkpoints")}
-    for life, end in enumerate(deaths):
+    for life, end in enumerate((0.1, 0.55, 0.7)):
         with pytest.raises(Killed):
             compress(asked(source, out=f"killed-{life}", **mixed).model_copy(update=place), Mortal(end))
     finished, _, out = run(asked(source, **mixed).model_copy(update=place))
@@ -191,9 +188,7 @@ def test_killed_twice_it_gives_the_same_bytes(
     assert finished.kept_blocks
 
 
-def test_half_a_checkpoint_is_not_used(
-    source: Path, undisturbed: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_a_checkpoint_is_not_used(source: Path, undisturbed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     place = {"checkpoint_directory": str(source.parent / "checkpoints")}
     with pytest.raises(Killed):
@@ -201,7 +196,7 @@ def test_half_a_checkpoint_is_not_used(
     (checkpoint,) = (source.parent / "checkpoints").glob("heal-*/checkpoint-*")
     (checkpoint / "trainer_state.json").write_text('{"epoch": 0.')
     _, _, out = run(asked(source).model_copy(update=place))
-    assert same(weights(out), undisturbed)
+    assert same(out, undisturbed[2])
 
 
 def test_killed_while_an_old_checkpoint_is_removed_it_goes_on_from_the_new_one(
@@ -260,10 +255,10 @@ def test_a_training_that_ended_early_is_not_gone_on_with(source: Path, monkeypat
     assert [row["mean"] for row in again["judged"]] == [row["mean"] for row in once["judged"]]
 
 
-def unhealed(source: Path, plain: dict[str, torch.Tensor], heal: object = HEAL) -> str:
+def unhealed(source: Path, plain: Run, heal: object = HEAL) -> str:
     """Why nothing came of a training; the result is the model without it."""
     finished, _, out = run(asked(source, heal=heal))
-    assert same(weights(out), plain)
+    assert same(out, plain[2])
     healing, (warning,) = finished.report["healing"], finished.report["warnings"]  # type: ignore[misc]
     assert isinstance(healing, dict)
     assert healing["is_kept"] is False
@@ -275,7 +270,7 @@ def unhealed(source: Path, plain: dict[str, torch.Tensor], heal: object = HEAL) 
     return f"{healing['problem']} {healing['ended_early']}"
 
 
-def test_a_training_that_makes_it_worse_changes_nothing(source: Path, plain: dict[str, torch.Tensor]) -> None:
+def test_a_training_that_makes_it_worse_changes_nothing(source: Path, plain: Run) -> None:
     assert "no state of the training was better" in unhealed(source, plain, {**HEAL, "learning_rate": 1.0})
 
 
@@ -289,7 +284,7 @@ def test_a_training_that_makes_it_worse_changes_nothing(source: Path, plain: dic
     ids=["memory", "disk", "NaN"],
 )
 def test_a_training_that_fails_changes_nothing(
-    source: Path, plain: dict[str, torch.Tensor], error: Exception | None, why: str, monkeypatch: pytest.MonkeyPatch
+    source: Path, plain: Run, error: Exception | None, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = training.loss_of
 
