@@ -29,8 +29,8 @@ from worker.lease import POLL_SECONDS
 from worker.workspace import TEMPORARY
 
 
-def test_a_job_runs_from_message_to_publication(site: Site) -> None:
-    site.start_worker()
+def test_a_job_runs_from_message_to_publication(working_site: Site) -> None:
+    site, before = working_site, working_site.publications()
     job_id = site.add()
     job = site.wait_for_end(job_id)
     assert job.status is JobStatus.SUCCEEDED, job.error
@@ -42,7 +42,7 @@ def test_a_job_runs_from_message_to_publication(site: Site) -> None:
     assert job.spec.compute.device == "cpu"
     assert job.spec.model.revision is not None
     assert len(job.spec.model.revision) == 40
-    [commit] = site.publications()
+    [commit] = site.publications()[len(before) :]
     assert commit["revision"] == job.result.revision
     assert commit["trailer"] == f"ReplaceMe-Job: {job_id}"
     assert (site.hub_directory / "acme" / "smaller" / "model.safetensors").read_bytes() == b"weights"
@@ -292,24 +292,30 @@ def test_another_worker_goes_on_at_once(server_site: Site) -> None:
     assert second.process.poll() is None
 
 
-def test_a_job_that_ends_within_the_grace_is_finished(embedded_site: Site) -> None:
+def test_within_the_grace_jobs_are_finished_or_cancelled_and_none_begins(embedded_site: Site) -> None:
     site = embedded_site
-    site.extra = {"REPLACEME_DRAIN_SECONDS": "600"}
-    worker = site.start_worker()
-    job_id = site.add(enqueue=False)
+    site.extra = {"REPLACEME_DRAIN_SECONDS": "600", "REPLACEME_LOG_FORMAT": "text"}
+    worker = site.start_worker(concurrency=2)
+    job_id, cancelled_id = site.add(enqueue=False), site.add(enqueue=False, stub_seconds="600")
     set_gate(site.data, job_id, "calibrate")
-    site.enqueue(job_id)
+    for each in (job_id, cancelled_id):
+        site.enqueue(each)
     wait_until(lambda: is_held(site.data, job_id, "calibrate"), what="a runner at the gate")
+    site.wait_for_runner(cancelled_id)
     next_id = site.add()
     worker.process.terminate()
     wait_until(lambda: "Warm shutdown" in worker.log.read_text(), what="the signal")
+    site.cancel(cancelled_id)
+    assert site.wait_for_end(cancelled_id).status is JobStatus.CANCELLED
     open_gates(site.data)
     assert worker.process.wait(timeout=WAIT_SECONDS) == 0, "it does not wait when there is nothing left to do"
     job = site.job(job_id)
     assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 1)
     assert site.job(next_id).status is JobStatus.QUEUED, "no new job"
-    site.start_worker(name="w2")
-    assert site.wait_for_end(next_id).status is JobStatus.SUCCEEDED
+    text = worker.log.read_text()  # as text, as the setting says
+    assert f"job {cancelled_id}: attempt 1 has ended: cancelled" in text
+    assert f"job_id={cancelled_id}" in text
+    assert not any(line.startswith("{") for line in text.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -333,22 +339,6 @@ def test_a_job_is_released_after_the_grace_and_at_sigquit_without(
     assert (claim.attempt, claim.counted) == (2, 1)
     assert site.runners() == []
     assert site.workspaces() == []
-
-
-def test_a_cancel_during_the_grace_is_a_cancel(embedded_site: Site) -> None:
-    site = embedded_site
-    site.extra = {"REPLACEME_DRAIN_SECONDS": "600", "REPLACEME_LOG_FORMAT": "text"}
-    worker = site.start_worker()
-    job_id = site.add(stub_seconds="600")
-    site.wait_for_runner(job_id)
-    worker.process.terminate()
-    site.cancel(job_id)
-    assert site.wait_for_end(job_id).status is JobStatus.CANCELLED
-    assert worker.process.wait(timeout=WAIT_SECONDS) == 0
-    text = worker.log.read_text()  # as text, as the setting says
-    assert f"job {job_id}: attempt 1 has ended: cancelled" in text
-    assert f"job_id={job_id}" in text
-    assert not any(line.startswith("{") for line in text.splitlines())
 
 
 def names_in(directory: Path) -> list[str]:
