@@ -45,21 +45,21 @@ def test_a_worker_whose_whole_tree_is_killed(embedded_site: Site) -> None:
     assert_retried(site, job_id)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_runner_that_is_ended_alone(embedded_site: Site, number: signal.Signals) -> None:
+def test_a_runner_that_is_ended_alone(embedded_site: Site) -> None:
     """Killed, it is retried once, whether the kernel's counts show that memory had not run out or show nothing.
 
     SIGTERM is what a host that shuts down sends to all processes at the same time.
     """
     site = embedded_site
     site.start_worker()
-    job_id = site.add(stub_seconds="3", stub_child="yes")
-    site.wait_for_runner(job_id).send_signal(number)
-    job = site.wait_for_end(job_id)
-    assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 2)
-    assert site.event_types(job_id).count("released") == 1
-    assert site.runners() == []
-    site.wait_for_empty_workspace()
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        job_id = site.add(stub_seconds="3", stub_child="yes")
+        site.wait_for_runner(job_id).send_signal(number)
+        job = site.wait_for_end(job_id)
+        assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 2)
+        assert site.event_types(job_id).count("released") == 1
+        assert site.runners() == []
+        site.wait_for_empty_workspace()
 
 
 @pytest.mark.matrix

@@ -18,24 +18,17 @@ from api.client.client import Client
 from benchmarks.harness.processes import WAIT_SECONDS, wait_until
 from benchmarks.harness.site import MODEL
 from tests.fixtures.cli.local import run_here
-from tests.fixtures.service.serve import REPLACEME, Serve, add_model, assert_gone, environment, served
+from tests.fixtures.service.serve import REPLACEME, add_model, assert_gone, environment, served
 
 LONG_JOB = {"model": MODEL, "ratio": 0.25, "calibration": "builtin:pydoc-topics", "labels": {"stub.seconds": "600"}}
 
 
-def run_into_a_job(serve: Serve) -> str:
-    """Start a long job; returns its id once its runner works."""
-    with Client(serve.url) as client:
-        job_id = client.submit(LONG_JOB).id
-        wait_until(lambda: client.job(job_id).stage == "calibrate", what="a runner at work")
-    return job_id
-
-
-def test_sigterm_in_the_middle_of_a_job(tmp_path: Path) -> None:
-    with served(tmp_path) as serve:
+def test_sigterm_and_then_kill_9_in_the_middle_of_a_job(tmp_path: Path) -> None:
+    with served(tmp_path) as serve, Client(serve.url) as client:
         assert (serve.data / "hub").is_dir(), "the embedded default has a directory as the Hub"
         add_model(serve.data / "hub")
-        job_id = run_into_a_job(serve)
+        job_id = client.submit(LONG_JOB).id
+        wait_until(lambda: client.job(job_id).stage == "calibrate", what="a runner at work")
         family = serve.family()
         assert any("stub_runner" in " ".join(each.cmdline()) for each in family)
         assert serve.stop() == 0
@@ -46,9 +39,12 @@ def test_sigterm_in_the_middle_of_a_job(tmp_path: Path) -> None:
         job = client.job(job_id)
         assert job.status in ("queued", "running"), "the ledger persists"
         wait_until(lambda: client.job(job_id).attempt == 2, what="a second attempt")
+        wait_until(lambda: client.job(job_id).stage == "calibrate", what="a runner at work")
         assert "released" in [event.type for event in client.history(job_id)], "the job was released immediately"
-        client.cancel(job_id)
-        assert client.wait(job_id, timeout=WAIT_SECONDS).status == "cancelled"
+        family = serve.family()
+        serve.process.kill()
+        serve.process.wait()
+        assert_gone(family)
 
 
 def test_sigint_on_postgresql_and_redis_and_every_address(tmp_path: Path, postgres_url: str, redis_url: str) -> None:
@@ -76,16 +72,6 @@ def test_sigint_on_postgresql_and_redis_and_every_address(tmp_path: Path, postgr
         assert_gone(family)
         assert not (serve.data / "replaceme.sqlite3").exists()
         assert not (serve.data / "hub").exists()
-
-
-def test_kill_9_leaves_no_process(tmp_path: Path) -> None:
-    with served(tmp_path) as serve:
-        add_model(serve.data / "hub")
-        run_into_a_job(serve)
-        family = serve.family()
-        serve.process.kill()
-        serve.process.wait()
-        assert_gone(family)
 
 
 @pytest.mark.parametrize(
