@@ -1,6 +1,6 @@
 """Sizes that keep a room readable, lines of a file and files of a folder; and who may import whom in tests."""
 
-import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,16 +36,16 @@ def test_packages_import_nothing_by_themselves() -> None:
     assert [str(path.relative_to(ROOT)) for path in found if path.stat().st_size] == []
 
 
+IMPORT = re.compile(r"^ *(?:from ([\w.]+) )?import (\([^)]*\)|.*)", re.MULTILINE)
+"""Of a whole file in a tenth of the time that its syntax tree takes."""
+
+
 def imports_of(path: Path) -> Iterator[str]:
     """The dotted names that a file may import: modules, and names in modules, which may be modules themselves."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.module is not None, "imports are absolute"
-            assert not node.level, "imports are absolute"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    for module, names in IMPORT.findall(path.read_text(encoding="utf-8")):
+        assert not module.startswith("."), "imports are absolute"
+        yield module
+        yield from (f"{module}.{name}".removeprefix(".") for name in re.findall(r"[\w.]+", names))
 
 
 def test_no_module_of_tests_is_imported_by_another() -> None:
