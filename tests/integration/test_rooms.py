@@ -78,10 +78,7 @@ def modules_of(room: str) -> list[str]:
         ("api.client.client", (*MODEL_LIBRARIES, "worker", "fastapi", "sqlalchemy", "typer")),
         ("worker.app", (*MODEL_LIBRARIES, "opentelemetry.sdk", "opentelemetry.exporter")),
         ("worker.supervisor", MODEL_LIBRARIES),
-        ("replaceme_core.ledger.reading", MODEL_LIBRARIES),
         ("replaceme_core.settings", (*MODEL_LIBRARIES, "huggingface_hub")),
-        ("replaceme_core.request.spec", ("worker",)),
-        ("replaceme_core.engine.numerics.solve", ("worker",)),
     ],
 )
 def test_does_not_load(module: str, unwanted: tuple[str, ...]) -> None:
