@@ -16,6 +16,8 @@ from benchmarks.harness.site import MODEL, Site
 from replaceme_core.ledger import reading
 from replaceme_core.report.page import render_page
 from tests.fixtures.browser.chromium import context_of, cut_off_on_a_phone, findings, widths_that_overflow
+from tests.fixtures.jobs.ledger import succeed
+from tests.fixtures.jobs.measured import REPORTED, run
 from tests.fixtures.reports.real_run import finished_run
 
 MARK = "() => { window.stillTheSame = true; }"
@@ -23,6 +25,7 @@ IS_SAME = "() => window.stillTheSame === true"
 READ_LOAD = "() => { htmx.ajax('GET', '/ui/workers', {target: '#load', select: '#load > *'}).catch(() => {}); }"
 LOADED = "() => [...document.images].every((one) => one.complete && one.naturalWidth > 0)"
 PLOT_LOADED = "number => document.querySelectorAll('.plots img')[number].naturalWidth > 0"
+NAMES = "links => links.map((one) => one.pathname.split('/').at(-1))"
 TYPE = "(field, text) => { field.value = text; field.dispatchEvent(new Event('input', {bubbles: true})); }"
 SHIFTS = """() => {
   window.shifted = 0;
@@ -138,6 +141,26 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     check(other)
     cancelled = other.url.rpartition("/")[2]
 
+    # two ratios at once: a page of their own, with a chart
+    other.get_by_role("link", name="New job").click()
+    other.get_by_label("Model", exact=True).fill("acme/real")
+    other.get_by_label("Fraction of the blocks").fill("0.2, 0.4")
+    expect(other.locator("#planned")).to_contain_text("2 jobs; this is the plan of the one that removes the most")
+    other.get_by_role("button", name="Submit the job").click()
+    expect(other.locator("#rows")).to_contain_text("A chart of quality against size appears once")
+    for one, size in zip(other.locator("#rows th a").evaluate_all(NAMES), (80, 60), strict=True):
+        sides = {"before": {**REPORTED["before"], "bytes": 100}, "after": {**REPORTED["after"], "bytes": size}}
+        run(keyed_site.database, one, partial(succeed, report={**REPORTED, **sides}))
+    expect(other.locator("#rows .status.succeeded")).to_have_count(2)
+    expect(other.locator("#rows .chart circle").first).to_be_visible()
+    check(other)
+    other.get_by_label("Greatest loss that passes").fill("1000000")
+    other.get_by_role("button", name="Mark the smallest").click()
+    expect(other.locator("tr.chosen")).to_contain_text("0.4 of the blocks")
+    with other.expect_download() as file:
+        other.get_by_role("link", name="Figures as CSV").click()
+    assert len(file.value.path().read_text().splitlines()) == 3
+
     # one whose gate cannot be passed
     body = {"model": "acme/real", "ratio": 0.25, "method": "drop", "gate": {"size_ratio": {"max": 0.1}}}
     body["calibration"] = {"dataset": "builtin:general", "samples": 16, "max_length": 32}
@@ -226,27 +249,6 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     expect(other.get_by_role("row").filter(has_text="Status")).to_contain_text("succeeded")
     expect(other.get_by_role("row").filter(has_text="Status")).to_contain_text("cancelled")
     check(other)
-
-    # two ratios at once: a page of their own, with a chart
-    other.get_by_role("link", name="New job").click()
-    other.get_by_label("Model", exact=True).fill("acme/real")
-    other.get_by_label("Fraction of the blocks").fill("0.2, 0.4")
-    expect(other.locator("#planned")).to_contain_text("2 jobs; this is the plan of the one that removes the most")
-    other.get_by_label("Method").select_option("drop")
-    other.get_by_text("More options").click()
-    other.get_by_label("Calibration sequences").fill("16")
-    other.get_by_label("Tokens in each").fill("32")
-    other.get_by_role("button", name="Submit the job").click()
-    expect(other.locator("#rows")).to_contain_text("A chart of quality against size appears once")
-    expect(other.locator("#rows .status.succeeded")).to_have_count(2)
-    expect(other.locator("#rows .chart circle").first).to_be_visible()
-    check(other)
-    other.get_by_label("Greatest loss that passes").fill("1000000")
-    other.get_by_role("button", name="Mark the smallest").click()
-    expect(other.locator("tr.chosen")).to_contain_text("0.4 of the blocks")
-    with other.expect_download() as file:
-        other.get_by_role("link", name="Figures as CSV").click()
-    assert len(file.value.path().read_text().splitlines()) == 3
 
     # keys and webhooks
     other.get_by_role("link", name="Webhooks").click()
