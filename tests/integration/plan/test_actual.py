@@ -1,8 +1,6 @@
 """What a run takes, beside its plan: memory within 25 %, bytes within 1 %; and what a report says of both."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +8,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from benchmarks.harness.checkout import ROOT
 from replaceme_core.plan.resources import planned_host_bytes
 from replaceme_core.request.method import Method
 from replaceme_core.runner.messages import PastJob, RunnerRequest, Stage
+from tests.fixtures.cli.local import BRIEF_RUNNER, run_here
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import byte_tokenizer, save_tiny
 
@@ -43,15 +41,8 @@ def tied() -> PreTrainedModel:
     return GPT2LMHeadModel(config)
 
 
-def compress(model: Path, out: Path, *options: str) -> dict[str, object]:
-    """The report of a run in float32 on one thread, on 1,024 tokens of calibration."""
-    command = [sys.executable, "-m", "api.cli", "compress", str(model), "--out", str(out), "--dtype", "float32"]
-    command += ["--samples", "8", "--max-length", "128", "--threads", "1", "--self-generated", "0"]
-    command += ["--calibration", "builtin:general", "--device", "cpu", "--json", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    report: dict[str, object] = json.loads((out / "replaceme.json").read_text())
-    return report
+SIZE = ("--samples", "8", "--max-length", "128", "--threads", "1", "--device", "cpu", "--dtype", "float32")
+TEXT = ("--calibration", "builtin:general", "--self-generated", "0")
 
 
 def check_plan(report: dict[str, object], model: Path) -> None:
@@ -83,17 +74,24 @@ def check_plan(report: dict[str, object], model: Path) -> None:
     ],
     ids=["sums", "refit", "evaluation", "blockwise"],
 )
-def test_random_models(make: Callable[[], PreTrainedModel], options: tuple[str, ...], tmp_path: Path) -> None:
+def test_random_models(
+    make: Callable[[], PreTrainedModel], options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run in float32 on one thread, on 1,024 tokens of calibration, in a process of its own."""
     torch.manual_seed(0)
     model = tmp_path / "model"
     make().save_pretrained(model)
     byte_tokenizer().save_pretrained(model)
-    check_plan(compress(model, tmp_path / "out", *options), model)
+    command, brief = ("compress", model, "--out", "out", *SIZE, *TEXT, *options), json.dumps(BRIEF_RUNNER)
+    done = run_here(monkeypatch, tmp_path, *command, REPLACEME_RUNNER_COMMAND=brief)
+    assert done.exit_code == 0, done.stderr
+    check_plan(json.loads((tmp_path / "out" / "replaceme.json").read_text()), model)
 
 
 EARLIER = PastJob(method=Method.LEAST_SQUARES, inputs="", stages=dict.fromkeys(Stage, (10.0, 30.0)))
 
 
+@pytest.mark.usefixtures("brief_reports")
 def test_the_plan_is_beside_what_the_run_took(tmp_path: Path) -> None:
     """And the worker learns at once what is expected, and what the model says without earlier jobs."""
     one = request(save_tiny(tmp_path / "model"), drop=[3])
