@@ -1,9 +1,7 @@
 """API, PostgreSQL, Redis protocol, worker and the real pipeline together, on a tiny model."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +14,40 @@ from api.client.client import Client
 from api.client.errors import Refused
 from api.client.models import Job
 from benchmarks.harness.site import Site
-from replaceme_core.runner.process import RUNNER_COMMAND
+from tests.fixtures.cli.local import BRIEF_RUNNER, run_here
 from tests.fixtures.models.images import make_images, saved_tower
 from tests.fixtures.models.tiny import save_tiny
+from tests.fixtures.servers.broker import delete_messages
 
+BRIEF = json.dumps(BRIEF_RUNNER)
 REPOSITORY = "acme/real"
 SIZE = {"samples": 16, "max_length": 32}
 COMPUTE = {"device": "cpu", "dtype": "float32", "batch_size": 4, "threads": 1}
 
 
+@pytest.fixture(scope="module")
+def real_site(tmp_path_factory: pytest.TempPathFactory, postgres_url: str, redis_server: str) -> Iterator[Site]:
+    """With a worker, the API, a language model and a tower for images."""
+    place = tmp_path_factory.mktemp("site")
+    extra = {"REPLACEME_RUNNER_COMMAND": BRIEF, "REPLACEME_CALIBRATION_ROOT": str(place / "texts")}
+    site = Site(data=place / "data", database_url=postgres_url, broker_url=redis_server, extra=extra)
+    save_tiny(site.hub_directory / REPOSITORY, dtype=torch.bfloat16)
+    saved_tower(site.hub_directory / "acme" / "eyes", "clip")
+    make_images(place / "texts" / "photos", 60)
+    delete_messages(redis_server)
+    site.start_worker()
+    site.start_api()
+    yield site
+    site.close()
+    delete_messages(redis_server)
+
+
 @pytest.fixture
-def real_site(server_site: Site) -> Site:
-    server_site.extra["REPLACEME_RUNNER_COMMAND"] = json.dumps(RUNNER_COMMAND)
-    save_tiny(server_site.hub_directory / REPOSITORY, dtype=torch.bfloat16)
-    return server_site
+def client(real_site: Site) -> Iterator[Client]:
+    url = real_site.started[-1].url
+    assert url is not None
+    with Client(url) as client:
+        yield client
 
 
 def submit(client: Client, **fields: object) -> Job:
@@ -51,23 +69,20 @@ def wait_for_end(client: Client, job: Job) -> Job:
     return job
 
 
-def test_the_service_gives_the_tensors_of_the_command(real_site: Site, tmp_path: Path) -> None:
-    real_site.start_worker()
-    url = real_site.start_api().url
-    assert url is not None
-    with Client(url) as client:
-        job = wait_for_end(client, submit(client))
-        assert job.status == "succeeded", job.error
-        report = client.report(job.id)
-        names = {(metric.stage, metric.name) for metric in client.metrics(job.id)}
+def test_the_service_gives_the_tensors_of_the_command(
+    real_site: Site, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = wait_for_end(client, submit(client))
+    assert job.status == "succeeded", job.error
+    report = client.report(job.id)
+    names = {(metric.stage, metric.name) for metric in client.metrics(job.id)}
     assert names >= {("calibrate", "seconds"), ("save", "peak_memory"), ("evaluate", "after.perplexity")}
     published = real_site.hub_directory / "acme" / "result"
-    command = [sys.executable, "-m", "api.cli", "compress", str(real_site.hub_directory / REPOSITORY)]
-    command += ["--out", str(tmp_path / "out"), "--ratio", "0.34", "--calibration", "builtin:pydoc-topics", "--json"]
-    command += ["--samples", "16", "--max-length", "32", "--device", "cpu", "--dtype", "float32"]
-    command += ["--batch-size", "4", "--threads", "1"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("REPLACEME_")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    command = ["compress", str(real_site.hub_directory / REPOSITORY), "--out", "out", "--json"]
+    command += ["--ratio", "0.34", "--calibration", "builtin:pydoc-topics", "--samples", "16", "--max-length", "32"]
+    command += ["--device", "cpu", "--dtype", "float32", "--batch-size", "4", "--threads", "1"]
+    done = run_here(monkeypatch, tmp_path, *command, REPLACEME_RUNNER_COMMAND=BRIEF)
+    assert done.exit_code == 0, done.stderr
     here, there = load_file(tmp_path / "out" / "model.safetensors"), load_file(published / "model.safetensors")
     assert here.keys() == there.keys()
     assert all(torch.equal(here[name], there[name]) for name in here)
@@ -78,30 +93,23 @@ def test_the_service_gives_the_tensors_of_the_command(real_site: Site, tmp_path:
         assert local["spec"][part] == report["spec"][part]
 
 
-def test_a_tower_for_images_from_the_request_to_its_repository(real_site: Site, tmp_path: Path) -> None:
-    saved_tower(real_site.hub_directory / "acme" / "eyes", "clip")
-    make_images(tmp_path / "texts" / "photos", 60)
-    real_site.extra["REPLACEME_CALIBRATION_ROOT"] = str(tmp_path / "texts")
-    real_site.start_worker()
-    url = real_site.start_api().url
-    assert url is not None
-    asked = {"model": "acme/eyes", "calibration": "file:photos/", "evaluation": {"samples": 1}}
-    with Client(url) as client:
-        for wrong, field in (
-            ({"calibration": "builtin:general"}, "calibration"),
-            ({"gate": {"perplexity_ratio": {"max": 2}}}, "gate.perplexity_ratio"),
-            ({"evaluation": {"tasks": ["piqa"]}}, "evaluation.tasks"),
-            ({"model": REPOSITORY}, "calibration"),
-        ):
-            with pytest.raises(Refused) as caught:
-                submit(client, **{**asked, **wrong})
-            assert [one.field for one in caught.value.problem.errors or ()] == [field]
-        planned = client.plan({**asked, "ratio": 0.34, "compute": COMPUTE})
-        assert (planned.model.family, planned.model.supported) == ("clip", True)
-        job = wait_for_end(client, submit(client, **asked, gate={"embedding_distance": {"max": 0.9}}))
-        assert job.status == "succeeded", job.error
-        metrics = {metric.name: metric.value for metric in client.metrics(job.id)}
+def test_a_tower_for_images_from_the_request_to_its_repository(real_site: Site, client: Client) -> None:
+    asked = {"model": "acme/eyes", "calibration": "file:photos/", "evaluation": {"samples": 1}, "output": "acme/fewer"}
+    for wrong, field in (
+        ({"calibration": "builtin:general"}, "calibration"),
+        ({"gate": {"perplexity_ratio": {"max": 2}}}, "gate.perplexity_ratio"),
+        ({"evaluation": {"tasks": ["piqa"]}}, "evaluation.tasks"),
+        ({"model": REPOSITORY}, "calibration"),
+    ):
+        with pytest.raises(Refused) as caught:
+            submit(client, **{**asked, **wrong})
+        assert [one.field for one in caught.value.problem.errors or ()] == [field]
+    planned = client.plan({**asked, "ratio": 0.34, "compute": COMPUTE})
+    assert (planned.model.family, planned.model.supported) == ("clip", True)
+    job = wait_for_end(client, submit(client, **asked, gate={"embedding_distance": {"max": 0.9}}))
+    assert job.status == "succeeded", job.error
+    metrics = {metric.name: metric.value for metric in client.metrics(job.id)}
     assert 0 <= metrics["embedding_distance"] <= 0.9
     assert metrics["after.images_per_second"] > 0
-    published: Any = AutoModel.from_pretrained(real_site.hub_directory / "acme" / "result")
+    published: Any = AutoModel.from_pretrained(real_site.hub_directory / "acme" / "fewer")
     assert len(published.vision_model.encoder.layers) == 4
