@@ -23,10 +23,10 @@ from replaceme_core.local.compress import compress
 from replaceme_core.local.evaluate import evaluate
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.settings import Settings
-from tests.fixtures.cli.local import runner
+from tests.fixtures.cli.local import BRIEF_RUNNER, runner
 from tests.fixtures.evaluation.local_tasks import offline
 from tests.fixtures.models.images import image_request, make_images, saved_tower
-from tests.fixtures.models.pipeline import TEXT, run
+from tests.fixtures.models.pipeline import TEXT, request, run
 from tests.fixtures.models.tiny import BLOCKS, save_tiny, save_trained
 
 HOW_TO = ROOT / "docs" / "how-to"
@@ -90,7 +90,7 @@ def test_a_model_and_a_text_of_the_hub(fake_hub: FakeHub, model: Path, tmp_path:
     commit = fake_hub.add_model("acme/tiny", {path.name: path.read_bytes() for path in model.iterdir()}).oid
     data = fake_hub.add_dataset("acme/text", {"train.jsonl": rows.encode(), "test.jsonl": rows.encode()}).oid
     given = {"data": tmp_path / "data", "hub": fake_hub.url, "hub_read_token": READ_TOKEN}
-    settings = Settings.model_validate(given)
+    settings = Settings.model_validate({**given, "runner_command": BRIEF_RUNNER})
     text = {"dataset": "acme/text", "samples": 16, "max_length": 32, "self_generated": 0.0}
     outcome = compress(
         "acme/tiny", ratio=0.34, calibration=text, compute=COMPUTE, out=tmp_path / "out", settings=settings
@@ -147,23 +147,22 @@ def test_models_are_asked_beside_each_other(model: Path, tmp_path: Path, capsys:
     assert CliRunner().invoke(app, ["ask", str(tmp_path), "Why?"]).exit_code == 2
 
 
-def test_a_result_is_healed_without_removing_anything_again(tmp_path: Path) -> None:
+def test_a_result_is_healed_without_removing_anything_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the real runner, with the original and the text in files, and another text to train on.
 
     The result was made block by block, which no training could be.
     """
-    original, (small, healed) = save_trained(tmp_path / "original", TEXT), (tmp_path / "small", tmp_path / "healed")
-    (text := tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    original, healed, text = save_trained(tmp_path / "original", TEXT), tmp_path / "healed", tmp_path / "text.txt"
     (other := tmp_path / "other.txt").write_text(TEXT[len(TEXT) // 2 :] + TEXT, encoding="utf-8")
-    calibration = {"dataset": str(text), "samples": 64, "max_length": 32, "self_generated": 0.0}
+    calibration = {"dataset": "file:text.txt", "samples": 64, "max_length": 32}
     compute = {**COMPUTE, "loading": "blockwise"}
     strengths = {"name": "least_squares", "structure": "diagonal", "ridge": 0.5}
     method = {**strengths, "groups": 2}
-    before = compress(
-        original, ratio=0.34, calibration=calibration, method=method, compute=compute, out=small, evaluation=OFF
-    )
+    asked = request(original, calibration=calibration, method=method, compute=compute, evaluation=OFF)
+    before, _, small = run(asked)
     assert before.report["spec"]["compute"]["loading"] == "blockwise"  # type: ignore[index]
     options = ["--out", healed, "--teacher", original, "--text", text, "--heal-tokens", "6400", "--heal-dataset", other]
+    monkeypatch.setenv("REPLACEME_RUNNER_COMMAND", json.dumps(BRIEF_RUNNER))
     words = ["heal", small, *options, "--heal-learning-rate", "0.003", "--json"]
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.stderr
@@ -175,7 +174,7 @@ def test_a_result_is_healed_without_removing_anything_again(tmp_path: Path) -> N
     assert [one["name"] for one in report["calibration_texts"]] == ["file:text.txt", "file:other.txt"]
     assert "were trained afterwards" in (healed / "README.md").read_text()
     recorded = CompressionSpec.model_validate(report["spec"])  # as it is read to be made again
-    assert recorded.drop == before.removed_blocks
+    assert list(recorded.drop or ()) == before.removed_blocks
     assert recorded.method.model_dump(mode="json").items() >= {**strengths, "groups": 1}.items()
     again = ["heal", healed, "--out", tmp_path / "twice", *options[2:]]
     refused = CliRunner().invoke(app, [str(word) for word in again])

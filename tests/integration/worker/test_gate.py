@@ -12,7 +12,7 @@ from replaceme_core.ledger import changes
 from replaceme_core.ledger.records import Job
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.request.gate import GateSpec, Limits
-from replaceme_core.runner.process import RUNNER_COMMAND
+from tests.fixtures.cli.local import BRIEF_RUNNER
 from tests.fixtures.models.tiny import save_tiny
 from tests.fixtures.worker.supervisor import OUTPUT, Bench, commits
 from worker.workspace import jobs_with_checkpoints
@@ -51,7 +51,7 @@ def test_the_runner_gets_the_directory_of_the_tasks(hub_bench: Bench, tmp_path: 
 def test_the_deepest_cut_by_a_real_runner(hub_bench: Bench, fake_hub: FakeHub, tmp_path: Path) -> None:
     """One commit for what passes; a search that finds nothing leaves every trial, and nothing on the Hub."""
     fake_hub.add_model("acme/real", save_tiny(tmp_path / "model", dtype=torch.bfloat16))
-    hub_bench.settings = hub_bench.settings.model_copy(update={"runner_command": RUNNER_COMMAND})
+    hub_bench.settings = hub_bench.settings.model_copy(update={"runner_command": BRIEF_RUNNER})
 
     def searched(limit: float) -> tuple[Job, dict[str, float]]:
         spec = a_spec(
