@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from replaceme_core.plan.resources import planned_host_bytes
 from replaceme_core.request.method import Method
 from replaceme_core.runner.messages import PastJob, RunnerRequest, Stage
-from tests.fixtures.cli.local import BRIEF_RUNNER, run_here
+from tests.fixtures.cli.local import run_here
 from tests.fixtures.models.pipeline import request, run
 from tests.fixtures.models.tiny import byte_tokenizer, save_tiny
 
@@ -82,8 +82,7 @@ def test_random_models(
     model = tmp_path / "model"
     make().save_pretrained(model)
     byte_tokenizer().save_pretrained(model)
-    command, brief = ("compress", model, "--out", "out", *SIZE, *TEXT, *options), json.dumps(BRIEF_RUNNER)
-    done = run_here(monkeypatch, tmp_path, *command, REPLACEME_RUNNER_COMMAND=brief)
+    done = run_here(monkeypatch, tmp_path, "compress", model, "--out", "out", *SIZE, *TEXT, *options)
     assert done.exit_code == 0, done.stderr
     check_plan(json.loads((tmp_path / "out" / "replaceme.json").read_text()), model)
 
