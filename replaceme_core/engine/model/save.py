@@ -283,10 +283,14 @@ def _logits(model: PreTrainedModel, start: torch.Tensor, *, new_tokens: int) -> 
         start,
         attention_mask=torch.ones_like(start),
         generation_config=GenerationConfig(
-            do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens, pad_token_id=0, use_cache=True
+            do_sample=False,
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            output_logits=True,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            use_cache=True,
         ),
-        output_logits=True,
-        return_dict_in_generate=True,
     )
     whole = model(input_ids=output.sequences[:, :-1], use_cache=False).logits[0, -new_tokens:]
     return torch.cat(output.logits).float(), whole.float()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import stat
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceTrainer
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
+from transformers.utils import logging as transformers_logging
 
 from benchmarks.harness import tiny_models
 from benchmarks.harness.tiny_models import Fields
@@ -299,6 +301,15 @@ def test_a_wrong_number_of_blocks_and_a_value_that_is_not_a_number(tmp_path: Pat
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(VerificationFailed, match=r"saved model cannot be used: .*\.3\.mlp\.up_proj\.weight in .* NaN"):
         verify_saved(directory, dtype=torch.float32, blocks=BLOCKS, prompt=PROMPT, device="cpu")
+
+
+def test_a_model_that_works_is_verified_without_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    transformers_logging.warning_once.cache_clear()  # it may have warned in an earlier test
+    verify_saved(save_tiny(tmp_path / "model"), dtype=torch.float32, blocks=BLOCKS, prompt=PROMPT, device="cpu")
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(
