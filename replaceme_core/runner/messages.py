@@ -294,7 +294,7 @@ def describe(error: BaseException) -> Failed:
         if is_out_of_memory(each):
             return Failed(code=OutOfMemory.code, message=f"out of memory{_amount(each)}")
         if is_out_of_space(each):
-            return Failed(code=OutOfSpace.code, message="no space left on the device of the worker")
+            return Failed(code=OutOfSpace.code, message="no space left on the disk where this ran")
     kind = type(error).__name__
     return Failed(code=ReplaceMeError.code, message=f"a mistake of the service ({kind}); the worker's log says more")
 

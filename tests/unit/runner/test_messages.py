@@ -18,7 +18,7 @@ class OutOfMemoryError(RuntimeError):
 
 ALLOCATOR = "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a capacity of 79.1 GiB"
-FULL = "no space left on the device of the worker"
+FULL = "no space left on the disk where this ran"
 
 
 def while_handling(context: Exception, error: Exception) -> Exception:
