@@ -7,7 +7,7 @@ from typing import IO
 import httpx2
 import pytest
 
-from benchmarks.harness.processes import WAIT_SECONDS
+from benchmarks.harness.processes import WAIT_SECONDS, wait_until
 from benchmarks.harness.site import Site
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.runner.process import Runner
@@ -36,9 +36,13 @@ def test_a_real_worker_in_its_sandbox(embedded_site: Site) -> None:
     assert job.status is JobStatus.SUCCEEDED, job.error
     assert f"sandbox of runners: {mode}" in worker.log.read_text()
     assert re.search(r"memory limit of runners: \S+", worker.log.read_text())
-    assert httpx2.get(f"{api.url}/ready", timeout=WAIT_SECONDS, trust_env=False).json()["sandboxes"] == [mode]
+
+    def sandboxes() -> object:
+        return httpx2.get(f"{api.url}/ready", timeout=WAIT_SECONDS, trust_env=False).json()["sandboxes"]
+
+    wait_until(lambda: sandboxes() == [mode], what="the first report of the worker")
     worker.stop()
-    assert httpx2.get(f"{api.url}/ready", timeout=WAIT_SECONDS, trust_env=False).json()["sandboxes"] == []
+    assert sandboxes() == []
 
 
 def test_a_worker_refuses_to_start_without_its_sandbox(embedded_site: Site) -> None:
