@@ -164,6 +164,7 @@ def test_a_worker_is_listed_with_its_job_until_it_ends(embedded_site: Site) -> N
     assert workers(site) == ()
 
 
+WAITS = "without a message: no job can start"
 TRACE_IDS = {"succeeded": "4bf92f3577b34da6a3ce929d0e0e4736", "failed": "4bf92f3577b34da6a3ce929d0e0e4737"}
 CALLER = "00f067aa0ba902b7"
 BODY = {"model": MODEL, "ratio": 0.25, "calibration": "builtin:pydoc-topics", "evaluation": {"enabled": False}}
@@ -200,7 +201,7 @@ def test_the_ids_of_a_request_reach_the_logs_and_one_trace(server_site: Site) ->
     """From the request through the message and the database to the attempt, its runner and its stages."""
     site, answers = server_site, {}
     with collector() as there:
-        site.extra["OTEL_EXPORTER_OTLP_ENDPOINT"] = there.url
+        site.extra |= {"OTEL_EXPORTER_OTLP_ENDPOINT": there.url, "REPLACEME_SWEEP_SECONDS": "3600"}  # messages alone
         worker, api = site.start_worker(), site.start_api()
         assert api.url is not None
         for ends, trace_id in TRACE_IDS.items():
@@ -210,6 +211,8 @@ def test_the_ids_of_a_request_reach_the_logs_and_one_trace(server_site: Site) ->
             answers[ends] = httpx2.post(f"{api.url}/jobs", json=body, headers=sent, timeout=WAIT_SECONDS)
             assert answers[ends].status_code == 202, answers[ends].text
             assert site.wait_for_end(answers[ends].json()["id"]).status.value == ends
+            # until then it takes the next job without a message
+            wait_until(lambda: worker.log.read_text().count(WAITS) == len(answers), what="the end of the message")
         assert (
             httpx2.get(f"{api.url}/jobs", params={"label": "planted=in-a-query"}, timeout=WAIT_SECONDS).status_code
             == 200
