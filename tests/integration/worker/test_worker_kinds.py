@@ -12,6 +12,7 @@ import psutil
 
 from benchmarks.harness.jobs import report_of
 from benchmarks.harness.processes import WAIT_SECONDS, Started, wait_until
+from benchmarks.harness.runners.gates import is_held, open_gates, set_gate
 from benchmarks.harness.site import Site
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.states import JobStatus
@@ -102,7 +103,13 @@ def test_a_worker_for_each_gpu_that_sees_its_own(server_site: Site) -> None:
         started, line = start(site, "--gpus", "1,3")
         assert line == "ready gpu1 gpu3"
         family = started.children()
-        jobs = [site.add(worker_kind=WorkerKind.GPU, stub_seconds="2") for _ in range(2)]
+        jobs = [site.add(worker_kind=WorkerKind.GPU, enqueue=False) for _ in range(2)]
+        for job_id in jobs:
+            set_gate(site.data, job_id, "calibrate")
+            site.enqueue(job_id, worker_kind=WorkerKind.GPU)
+        for job_id in jobs:  # at the same time
+            wait_until(lambda job_id=job_id: is_held(site.data, job_id, "calibrate"), what="its runner")  # type: ignore[misc]
+        open_gates(site.data)
         for job_id in jobs:
             assert site.wait_for_end(job_id).status is JobStatus.SUCCEEDED
         assert {visible_to_runner(site, job_id) for job_id in jobs} == {"1", "3"}
