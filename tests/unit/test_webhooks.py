@@ -230,10 +230,7 @@ def send(
     body: str = BODY,
 ) -> Outcome:
     sender = Sender(rules=rules, seconds=seconds, resolve=resolve, ssl_context=ssl_context)
-    began = time.monotonic()
-    outcome = sender.send(url, body=body, headers={"webhook-id": "evt_x-1"})
-    assert time.monotonic() - began < 2 * seconds + 2
-    return outcome
+    return sender.send(url, body=body, headers={"webhook-id": "evt_x-1"})
 
 
 def test_it_is_sent_as_a_post_with_the_name_as_host(there: Receiver) -> None:
