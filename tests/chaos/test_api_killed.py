@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from benchmarks.harness.fake_hub.faults import Fault
-from benchmarks.harness.processes import Started, wait_until
+from benchmarks.harness.processes import WAIT_SECONDS, Started, wait_until
 from benchmarks.harness.site import MODEL
 from replaceme_core.ledger import reading
 from replaceme_core.ledger.keys import DEFAULT_OWNER
@@ -34,7 +34,7 @@ class Client:
         headers = {"Content-Type": "application/json", "Idempotency-Key": self.key}
         request = urllib.request.Request(f"{api.url}/jobs", json.dumps(body).encode(), headers)
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=WAIT_SECONDS) as response:
                 self.answers.append(json.load(response))
         except (urllib.error.URLError, ConnectionError, OSError):
             pass  # the API was killed
@@ -82,7 +82,7 @@ def test_before_the_row(cluster: Cluster, api: Callable[[], Started]) -> None:
     client, first = Client(), api()
     rule = cluster.hub.fail(Fault.HOLD, f"^/api/models/{MODEL}", method="GET")
     with client.sending(first):
-        wait_until(rule.reached.is_set, seconds=20, what="the request at the Hub")
+        wait_until(rule.reached.is_set, what="the request at the Hub")
         first.kill_tree()
     rule.release(carry_out=False)
     assert jobs_for(cluster, client.output) == []
@@ -100,7 +100,7 @@ def test_between_the_row_and_its_message(cluster: Cluster, api: Callable[[], Sta
     broker.suspend()
     try:
         with client.sending(first):
-            wait_until(lambda: jobs_for(cluster, client.output), seconds=20, what="the row")
+            wait_until(lambda: jobs_for(cluster, client.output), what="the row")
             first.kill_tree()
     finally:
         broker.resume()
@@ -113,7 +113,7 @@ def test_while_the_job_runs(cluster: Cluster, api: Callable[[], Started]) -> Non
     client, first = Client(), api()
     client.send(first)
     [job_id] = jobs_for(cluster, client.output)
-    wait_until(lambda: cluster.job(job_id).worker, seconds=20, what="a worker")
+    wait_until(lambda: cluster.job(job_id).worker, what="a worker")
     first.kill_tree()
     second = api()
     client.send(second)
@@ -125,7 +125,7 @@ def test_the_api_and_a_worker_at_once(cluster: Cluster, api: Callable[[], Starte
     client, first = Client(), api()
     rule = cluster.hub.fail(Fault.HOLD_REPLY, f"^/api/models/{client.output}/commit/", method="POST")
     client.send(first)
-    wait_until(rule.reached.is_set, seconds=60, what="the commit")
+    wait_until(rule.reached.is_set, what="the commit")
     first.kill_tree()
     [job_id] = jobs_for(cluster, client.output)
     cluster.holder(job_id)[0].kill_tree()

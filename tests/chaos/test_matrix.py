@@ -54,7 +54,7 @@ def test_a_commit_that_arrives_after_its_successor(cluster: Cluster) -> None:
         ended = cluster.assert_succeeds(job)
         assert ended.attempt >= 2
     refused = rf"^/api/models/{job.spec.output.repo_id}/commit/"
-    wait_until(lambda: cluster.hub.count("POST", refused) == 2, seconds=5, what="the late request")
+    wait_until(lambda: cluster.hub.count("POST", refused) == 2, what="the late request")
     cluster.assert_published_once(ended)
     assert cluster.job(job.id) == ended
     cluster.assert_clean()
@@ -69,7 +69,6 @@ def test_the_same_job_is_killed_repeatedly(cluster: Cluster, target: Target) -> 
     for kills in range(2):
         wait_until(
             lambda kills=kills: cluster.job(job.id).attempt > first + kills and cluster.runners(),  # type: ignore[misc]
-            seconds=60,
             what="the next attempt",
         )
         kill(cluster, target, job.id)

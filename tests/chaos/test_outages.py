@@ -12,6 +12,7 @@ from sqlalchemy import select
 
 from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import DatabaseUnreachable
+from replaceme_core.ledger.records import Job
 from replaceme_core.runner.messages import Stage
 from tests.fixtures.chaos import points
 from tests.fixtures.chaos.cluster import LEASE_SECONDS, Cluster
@@ -47,7 +48,7 @@ def test_postgresql_is_down_for_a_while(cluster: Cluster, point: Point, seconds:
             time.sleep(seconds)
         finally:
             cluster.postgres.start()
-        wait_until(lambda: _answers(cluster), seconds=20, what="the database")
+        wait_until(lambda: _answers(cluster), what="the database")
     cluster.assert_succeeds(job)
     cluster.assert_clean()
 
@@ -112,11 +113,11 @@ def test_a_worker_freezes_while_it_downloads(cluster: Cluster, suspended: list[p
         _, supervisor = cluster.holder(job.id)
         supervisor.suspend()
         suspended.append(supervisor)
-        wait_until(lambda: cluster.job(job.id).stage is Stage.DOWNLOAD, seconds=30, what="a download")
-        wait_until(lambda: cluster.job(job.id).attempt == 2, seconds=30, what="the second attempt")
+        wait_until(lambda: cluster.job(job.id).stage is Stage.DOWNLOAD, what="a download")
+        wait_until(lambda: cluster.job(job.id).attempt == 2, what="the second attempt")
         time.sleep(LEASE_SECONDS)
         supervisor.resume()
-    assert cluster.assert_succeeds(job).attempt == 2
+    assert_only_lapsed(cluster, job)
     cluster.assert_clean()
 
 
@@ -130,10 +131,15 @@ def test_messages_come_twice_reordered_and_for_unknown_jobs(cluster: Cluster) ->
     for job_id in messages:
         cluster.enqueue(job_id)
     for job in jobs:
-        ended = cluster.assert_succeeds(job)
-        lapsed = cluster.event_types(job.id).count("lease_lapsed")  # on a busy machine
-        assert ended.attempt == 1 + lapsed, cluster.describe(job.id)
+        assert_only_lapsed(cluster, job)
     cluster.assert_clean()
+
+
+def assert_only_lapsed(cluster: Cluster, job: Job) -> None:
+    """It has succeeded, and no attempt before that has failed: on a busy machine a lease may lapse once more."""
+    ended = cluster.assert_succeeds(job)
+    lapsed = cluster.event_types(job.id).count("lease_lapsed")
+    assert ended.attempt == 1 + lapsed, cluster.describe(job.id)
 
 
 def _answers(cluster: Cluster) -> bool:

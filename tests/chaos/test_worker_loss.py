@@ -24,12 +24,12 @@ def pool_process(worker: Started) -> psutil.Process:
 
 
 def assert_retried(site: Site, job_id: str) -> None:
-    job = site.wait_for_end(job_id, seconds=40)
+    job = site.wait_for_end(job_id)
     assert job.status is JobStatus.SUCCEEDED, job.error
     assert job.attempt == 2
     assert site.event_types(job_id).count("lease_lapsed") == 1
     assert len(site.publications()) == 1
-    wait_until(lambda: not site.runners(), seconds=5, what="the end of all runners")
+    wait_until(lambda: not site.runners(), what="the end of all runners")
     site.wait_for_empty_workspace()
 
 
@@ -65,11 +65,11 @@ def test_a_runner_that_is_ended_alone(embedded_site: Site) -> None:
 @pytest.mark.matrix
 def test_a_lease_that_another_worker_holds_stops_the_runner(site: Site) -> None:
     site.start_worker()
-    job_id = site.add(stub_seconds="60")
+    job_id = site.add(stub_seconds="600")
     runner = site.wait_for_runner(job_id)
     with site.database.session() as session:
         session.execute(update(JobRow).where(JobRow.id == job_id).values(lease_token="someone-else"))
-    wait_until(lambda: not runner.is_running(), seconds=5, what="the end of the runner")
+    wait_until(lambda: not runner.is_running(), what="the end of the runner")
     site.wait_for_empty_workspace()
     job = site.job(job_id)
     assert (job.status, job.attempt, job.error) == (JobStatus.RUNNING, 1, None)
@@ -80,7 +80,7 @@ def test_attempts_are_used_up(embedded_site: Site) -> None:
     site = embedded_site
     site.extra = {"REPLACEME_MAX_ATTEMPTS": "1", "REPLACEME_LEASE_SECONDS": "5"}
     worker = site.start_worker()
-    job_id = site.add(stub_seconds="60")
+    job_id = site.add(stub_seconds="600")
     site.wait_for_runner(job_id)
     pool_process(worker).kill()
     job = site.wait_for_end(job_id)
