@@ -147,9 +147,8 @@ def test_a_worker_is_listed_with_its_job_until_it_ends(embedded_site: Site) -> N
     site = embedded_site
     worker = site.start_worker(queues="replaceme,cpu")
     job_id = site.add(stub_seconds="600")
-    wait_until(lambda: [each.jobs for each in workers(site)] == [(job_id,)], what="its job")
+    wait_until(lambda: [(each.jobs, each.alive) for each in workers(site)] == [((job_id,), True)], what="its job")
     (listed,) = workers(site)
-    assert listed.alive
     assert listed.kinds == (WorkerKind.CPU,)
     assert "CPU" in listed.device
     wait_until(lambda: counts_the_runner(site, listed), what="memory with the runner's")
