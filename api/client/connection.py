@@ -4,6 +4,7 @@ A request that was refused for its rate has done nothing, so it is repeated when
 response or a 5xx may have done its work, so it is repeated only if that makes no difference.
 """
 
+import logging
 import math
 import os
 import re
@@ -40,9 +41,12 @@ DOWN_SECONDS = 30.0
 LEAST_SECONDS = 5.0
 """What a request gets whose caller has less time left than this: one answer is worth waiting for."""
 POLL_SECONDS = 0.5
+NOTICED_SECONDS = 5.0
+"""A pause that a person would take for a program that hangs is logged."""
 KEY_VARIABLE: Final = "REPLACEME_API_KEY"
 KEY_FILE: Final = "api-key"
 _SECONDS = re.compile("[0-9]{1,9}")
+logger = logging.getLogger(__name__)
 _HEADER_TEXT = re.compile("[!-~]+")  # visible ASCII
 _TOO_MANY_JOBS = "too_many_jobs"
 
@@ -114,7 +118,7 @@ class Connection:
                 seconds = _pause_before_repetition(error, least=pause, is_repeatable=is_repeatable)
                 if seconds is None:
                     raise
-                time.sleep(seconds)
+                rest(seconds, error)
         return self.send_once(method, path, **parts)
 
     def send_while_down(self, path: str, *, until: float = math.inf, **parts: Unpack[Parts]) -> httpx2.Response:
@@ -125,7 +129,7 @@ class Connection:
                 parts["seconds"] = max(LEAST_SECONDS, until - time.monotonic())
                 return self.send_once("GET", path, **parts)
             except ServiceError as error:
-                time.sleep(pause_while_down(error, down_since=began, until=until))
+                rest(pause_while_down(error, down_since=began, until=until), error)
 
     def send_once(self, method: str, path: str, **parts: Unpack[Parts]) -> httpx2.Response:
         with self.opened(method, path, **parts) as response:
@@ -205,6 +209,13 @@ def retry_after(response: httpx2.Response) -> float | None:
     """Whole seconds, as the service sends them; `None` for anything else."""
     text = response.headers.get("retry-after", "")
     return float(text) if _SECONDS.fullmatch(text) else None
+
+
+def rest(seconds: float, error: ServiceError) -> None:
+    """Wait before another try, for the reason in `error`."""
+    if seconds >= NOTICED_SECONDS:
+        logger.warning("trying again in %.0f s: %s", seconds, error)
+    time.sleep(seconds)
 
 
 def pause_while_down(error: ServiceError, *, down_since: float, until: float = math.inf) -> float:

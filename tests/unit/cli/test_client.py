@@ -172,18 +172,23 @@ def test_what_is_repeated_and_when(
     service: StubService,
     client: Client,
     pauses: list[float],
+    caplog: pytest.LogCaptureFixture,
     call: Callable[[Client], object],
     answers: list[tuple[int, object]],
     asked: str | None,
     waited: list[float],
     outcome: type[Exception] | None,
 ) -> None:
-    """What does nothing the second time, and what was refused for its rate; after as long as the service asks."""
+    """What does nothing the second time, and what was refused for its rate; after as long as the service asks.
+
+    A long pause is logged, else it looks as if the program hung.
+    """
     service.otherwise = [*answers]
     service.headers |= {} if asked is None else {"Retry-After": asked}
     with nullcontext() if outcome is None else pytest.raises(outcome):
         call(client)
     assert pauses == waited
+    assert caplog.messages == [f"trying again in {pause:.0f} s: what happened" for pause in waited if pause >= 5]
     assert service.received == [service.received[0]] * (len(waited) + 1)
     assert {*service.keys} == ({"k"} if call is submit_with_key else {None})
 
