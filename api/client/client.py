@@ -19,7 +19,7 @@ from typing import Self
 import httpx2
 from pydantic import ValidationError
 
-from api.client.connection import POLL_SECONDS, Connection, T, given, path_of, pause_while_down, retry_after
+from api.client.connection import POLL_SECONDS, Connection, T, given, path_of, pause_while_down, rest, retry_after
 from api.client.errors import NotTheService, ServiceError
 from api.client.models import TERMINAL, Job, JobEvent, Webhook
 from replaceme_core.shapes import (
@@ -192,10 +192,10 @@ class Client:
                     finally:
                         if response.num_bytes_downloaded:  # comments too, which are no messages
                             seen_at = time.monotonic()
-                pause = POLL_SECONDS
             except ServiceError as error:
-                pause = pause_while_down(error, down_since=seen_at)
-            time.sleep(max(pause, least))
+                rest(max(pause_while_down(error, down_since=seen_at), least), error)
+            else:
+                time.sleep(max(POLL_SECONDS, least))
 
     def log(self, job_id: str) -> Iterator[LogLine]:
         """The last lines that the runners of a job have written, oldest first."""

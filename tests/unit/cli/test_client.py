@@ -252,6 +252,16 @@ def test_a_stream_that_is_cut_before_its_first_event_resumes_where_it_began(
     assert streaming.known == [None, "7"]
 
 
+def test_a_long_pause_of_a_stream_is_logged(
+    streaming: StubService, client: Client, pauses: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    streaming.headers["Retry-After"] = "7"
+    streaming.answers[STREAM] = [(503, a_problem(503)), (200, sse(an_event(1, "failed")))]
+    assert [event.seq for event in client.stream(JOB_ID)] == [1]
+    assert pauses == [7.0]
+    assert caplog.messages == ["trying again in 7 s: what happened"]
+
+
 def test_a_stream_that_fails(streaming: StubService, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.client.connection.DOWN_SECONDS", 0.2)
     for answer, kind in (((200, b"data: hello\n\n"), NotTheService), ((503, a_problem(503)), ServiceBroken)):
