@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.brief_runner import BRIEF
 from worker.workspace import locked_directory, remove_abandoned
 
 gc.disable()  # until all tests are imported: a tenth of the time of that, twice in a run
@@ -76,14 +77,7 @@ def _as_at_the_start(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 def brief_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No plots, as where matplotlib is not installed, one run for speed, and answers of few words.
-
-    They take most of the time of a tiny model.
-    """
-    for module in ("page", "card"):
-        monkeypatch.setattr(f"replaceme_core.report.{module}.can_draw", lambda: False)
-    if "torch" in sys.modules:
-        evaluation = "replaceme_core.engine.evaluation"
-        monkeypatch.setattr(f"{evaluation}.speed.RUNS", 1)
-        monkeypatch.setattr(f"{evaluation}.speed.NEW_TOKENS", 4)
-        monkeypatch.setattr(f"{evaluation}.compare.NEW_TOKENS", 4)
+    """Reports without what takes most of the time of a tiny model."""
+    for module, name, value in BRIEF:
+        if ".engine." not in module or "torch" in sys.modules:
+            monkeypatch.setattr(f"{module}.{name}", value)
