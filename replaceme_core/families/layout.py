@@ -42,6 +42,8 @@ IMAGE_MODEL = "AutoModel"
 """Builds and loads a model of images without a head."""
 IMAGE_CLASSIFIER = "AutoModelForImageClassification"
 """Builds and loads a model of images that was saved with its head."""
+_OTHER_HEADS = ("Classification", "QuestionAnswering")
+"""Ends of the names of classes that put another head on a language model: `LANGUAGE_MODEL` would leave it out."""
 
 
 class Weight(NamedTuple):
@@ -181,10 +183,12 @@ class Layout:
 
     def loads_with(self, architectures: object) -> str | None:
         """The class that loads all of a model whose config names these `architectures`; `None` if none does."""
-        name = architectures[0] if isinstance(architectures, list | tuple) and architectures else "Model"
-        if self.inputs is Inputs.TEXT or str(name).endswith("Model"):
+        name = str(architectures[0] if isinstance(architectures, list | tuple) and architectures else "Model")
+        if self.inputs is Inputs.TEXT:
+            return None if name.endswith(_OTHER_HEADS) else self.auto_class
+        if name.endswith("Model"):
             return self.auto_class
-        return IMAGE_CLASSIFIER if str(name).endswith("ForImageClassification") and self.part is None else None
+        return IMAGE_CLASSIFIER if name.endswith("ForImageClassification") and self.part is None else None
 
     def block_number(self, name: str) -> int | None:
         """The block that a stored tensor belongs to, by the tensor's name; `None` if to none.

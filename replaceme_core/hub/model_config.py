@@ -78,9 +78,10 @@ def admit_config(config: Mapping[str, object]) -> ModelOutline:
         )
     auto_class = row.loads_with(config.get("architectures"))
     if auto_class is None:
+        known = "that classifies images" if row.inputs is Inputs.IMAGES else "of a language model"
         raise UnsupportedFamily(
             f"this {model_type} model has a head that would be lost; use one that was saved without a head, or with "
-            "one that classifies images",
+            f"one {known}",
             value=config["architectures"],
         )
     text = row.part_of(config)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.harness import tiny_models
 from replaceme_core.engine.model.safetensors_io import tensors_of
+from replaceme_core.errors import UnsupportedFamily
 from replaceme_core.hub.model_config import admit_config
 from replaceme_core.hub.model_files import read_config
 from replaceme_core.plan.resources import shape_of
@@ -67,3 +68,13 @@ def test_blocks_that_predict_tokens_further_ahead_are_left_out(model_type: str, 
     assert read_config(result).get("num_nextn_predict_layers", 0) == 0
     left = {name.split(".")[2] for name in load_file(result / WEIGHTS) if name.startswith("model.layers.")}
     assert left == {"0", "1", "2", "3"}
+
+
+@pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
+def test_a_language_model_with_another_head_is_refused(head: str) -> None:
+    """The result would be a language model, without what was trained."""
+    config = tiny_models.tiny_config("llama", tie_word_embeddings=True).to_dict()
+    with pytest.raises(UnsupportedFamily, match="has a head that would be lost"):
+        admit_config({**config, "architectures": [f"LlamaFor{head}"]})
+    for kept in (["LlamaModel"], ["LlamaForCausalLM"], None):
+        assert admit_config({**config, "architectures": kept}).auto_class == "AutoModelForCausalLM"
