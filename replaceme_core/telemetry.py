@@ -11,7 +11,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -271,8 +271,20 @@ def _configure_structlog(form: LogFormat, service: str, stream: Callable[[], Any
         processors=[*_common(service), *_rendering(form)],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         # looked up for each logger: it may be redirected. A line is one write, since other loggers write there too
-        logger_factory=lambda *_: structlog.WriteLogger(stream()),
+        logger_factory=lambda *_: _Lines(stream()),
     )
+
+
+class _Lines(structlog.WriteLogger):
+    """Leaves out a line that cannot be written, as loggers of the standard library do: a request or a thread must not
+    fail because the disk of the log is full, or nobody reads it any more.
+    """
+
+    def msg(self, message: str) -> None:
+        with suppress(OSError):
+            super().msg(message)
+
+    debug = info = warning = error = critical = msg
 
 
 def _common(service: str) -> list[Processor]:

@@ -94,8 +94,9 @@ class ChildProcess:
             for line in log:
                 if self._ready_line is not None and self._ready_line.search(line):
                     self.is_ready = True
-                sys.stderr.buffer.write(line if line.startswith(_JSON) else prefix + line)
-                sys.stderr.buffer.flush()
+                with contextlib.suppress(OSError):  # a full disk: the child would wait for who reads its log
+                    sys.stderr.buffer.write(line if line.startswith(_JSON) else prefix + line)
+                    sys.stderr.buffer.flush()
 
 
 # The guard: a parent process for one child

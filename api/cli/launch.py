@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -209,7 +209,8 @@ class Supervisor:
             if now - child.started_at > LONGEST_PAUSE_SECONDS:
                 child.pause = FIRST_PAUSE_SECONDS
             child.restart_at = now + child.pause
-            print_note(f"the worker {name} ended with exit status {status}; restarting it in {child.pause:.0f} s")
+            with suppress(OSError):  # a full disk must not end the others
+                print_note(f"the worker {name} ended with exit status {status}; restarting it in {child.pause:.0f} s")
             child.pause = min(2 * child.pause, LONGEST_PAUSE_SECONDS)
         elif now >= child.restart_at:
             child.process.stop()  # it has ended: this closes its pipe

@@ -95,6 +95,24 @@ def test_as_text_for_people() -> None:
     assert len(begun) == 4 + 4 * len(STRANGE)
 
 
+UNWRITABLE = """
+import logging, sys
+import structlog
+from replaceme_core import telemetry
+telemetry.configure_logs(telemetry.LogFormat.JSON, service="tests")
+for _ in range(3):
+    structlog.get_logger("a").warning("native")
+    logging.getLogger("b").warning("standard")
+print("done", flush=True)
+"""
+
+
+def test_a_log_that_cannot_be_written_stops_nothing() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", UNWRITABLE], stdout=subprocess.PIPE, stderr=full, check=False)
+    assert done.stdout == b"done\n"
+
+
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 

@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -53,6 +55,24 @@ def test_the_guard_of_a_child_outlives_its_terminal() -> None:
         child.stop()
     wait_until(lambda: child.status() is not None, seconds=10, what="the end of the child")
     assert child.status() == 128 + signal.SIGTERM, "the guard ended the child, as it is meant to"
+
+
+def test_a_child_whose_log_cannot_be_copied_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        child = ChildProcess(
+            "child",
+            [sys.executable, "-c", "for _ in range(5000): print('x' * 50)\nprint('up', flush=True)"],
+            environment=os.environ,
+            grace_seconds=5,
+            ready_line=re.compile(b"up"),
+        )
+        wait_until(lambda: child.status() is not None, seconds=30, what="the end of the child")
+        child.stop()
+        assert (child.status(), child.is_ready) == (0, True)
+        monkeypatch.undo()
+        with suppress(OSError):  # what is left in its buffer
+            full.close()
 
 
 class SlowToStop(ChildProcess):
