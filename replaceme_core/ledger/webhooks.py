@@ -361,6 +361,9 @@ def record(
     Without `error` it is delivered, else sent again after `retry_in` seconds; `None`: it has failed. `is_gone` disables
     the webhook.
     """
+    if is_gone:  # locked before its deliveries, as elsewhere: two messages may be answered at the same time
+        webhook = select(WebhookRow.number).where(WebhookRow.id == claimed.webhook_id)
+        session.execute(webhook.with_for_update(key_share=True))
     values: dict[str, object] = {"claim_token": None, "claimed_until": None}
     if error is not None and retry_in is not None and not is_gone:
         values |= {"next_try_at": now(plus_seconds=retry_in)}

@@ -387,3 +387,18 @@ def test_a_webhook_that_is_disabled_at_the_same_time_ends_the_message(postgres_d
     assert outbox.get(webhook.id).disabled_by is DisabledBy.OWNER
     assert [delivery.state for delivery in outbox.deliveries(webhook.id)] == [DeliveryState.FAILED]
     assert outbox.claim() is None
+
+
+def test_two_messages_whose_receiver_is_gone_at_the_same_time_do_not_block_each_other(
+    postgres_database: Database,
+) -> None:
+    database = postgres_database
+    outbox = Outbox(database, owner="racer")
+    for _ in range(10):
+        webhook = outbox.add(events=(EventType.CREATED,))
+        for _ in range(MOST_TO_ONE):
+            Ledger(database).add(owner="racer")
+        gone = [partial(outbox.record, claim(outbox), error="status", is_gone=True) for _ in range(MOST_TO_ONE)]
+        assert True in at_once(*gone)
+        assert outbox.get(webhook.id).disabled_by is DisabledBy.RECEIVER
+        assert {delivery.state for delivery in outbox.deliveries(webhook.id)} == {DeliveryState.FAILED}
