@@ -8,7 +8,7 @@ the broker, where they would pile up. Where nothing can be claimed it ends with 
 import signal
 
 if __name__ == "__main__":  # the first process of a container loses a signal for which it has no handler yet
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 import argparse
 import logging
@@ -33,6 +33,8 @@ from worker.app import (
     use_own_temporary_directory,
 )
 
+ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,8 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--queues", type=WorkerKind, choices=list(WorkerKind), help="kind of jobs; default: all")
     named = parser.parse_args(arguments).queues
     settings = read_settings()
-    signal.signal(signal.SIGTERM, lambda *_: drain.begin(seconds=settings.drain_seconds))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    is_kept = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # where nohup has it outlive its terminal
+    for number in ENDS:
+        if not (is_kept and number is signal.SIGHUP):
+            signal.signal(number, lambda *_: drain.begin(seconds=settings.drain_seconds))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
     telemetry.configure_logs(settings.log_format, service="worker")
     telemetry.configure_spans(os.environ, service="worker")
     try:

@@ -56,13 +56,14 @@ def test_what_a_lost_one_left_is_requeued_by_the_next(embedded_site: Site) -> No
     assert site.event_types(job_id)[-1] == "lease_lapsed"
 
 
-def test_it_releases_its_job_at_sigterm(embedded_site: Site) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_it_releases_its_job_at_a_signal(embedded_site: Site, number: signal.Signals) -> None:
     site = embedded_site
     site.extra = {"REPLACEME_DRAIN_SECONDS": "0.5"}
     job_id = site.add(stub_seconds="600")
     once = site.start_once()
     site.wait_for_runner(job_id)
-    once.process.send_signal(signal.SIGTERM)
+    once.process.send_signal(number)
     assert once.process.wait(timeout=WAIT_SECONDS) == 0, once.log.read_text()
     assert site.job(job_id).status is JobStatus.QUEUED
     assert site.event_types(job_id)[-1] == "released"
