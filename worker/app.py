@@ -9,6 +9,7 @@ import logging
 import math
 import mmap
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -180,6 +181,19 @@ def choose_sandbox(**_: object) -> None:
     level = logging.WARNING if found.sandbox.mode is SandboxMode.NONE else logging.INFO
     logger.log(level, "sandbox of runners: %s", found.sandbox.describe())
     logger.info("memory limit of runners: %s", "none" if found.memory is None else found.memory.describe())
+
+
+@celeryd_after_setup.connect  # type: ignore[untyped-decorator]
+def drain_at_sighup(**_: object) -> None:
+    """Stop as at SIGTERM. Celery would start itself again, after the running job and all those that follow it, and so
+    never while there are jobs; and it cannot where it was started with `python -m celery`.
+    """
+    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # where nohup has the worker outlive its terminal
+
+    def handle(**_: object) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if is_ignored else signal.getsignal(signal.SIGTERM))
+
+    worker_ready.connect(handle, weak=False)  # once Celery has set its own
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]

@@ -322,7 +322,12 @@ def test_within_the_grace_jobs_are_finished_or_cancelled_and_none_begins(embedde
 
 @pytest.mark.parametrize(
     ("pool", "how", "drain_seconds"),
-    [("solo", signal.SIGTERM, 0.5), ("threads", signal.SIGTERM, 0.5), ("prefork", signal.SIGQUIT, 60)],
+    [
+        ("solo", signal.SIGTERM, 0.5),
+        ("threads", signal.SIGTERM, 0.5),
+        ("prefork", signal.SIGHUP, 0.5),
+        ("prefork", signal.SIGQUIT, 60),
+    ],
 )
 def test_a_job_is_released_after_the_grace_and_at_sigquit_without(
     embedded_site: Site, pool: str, how: signal.Signals, drain_seconds: float
