@@ -20,6 +20,7 @@ from replaceme_core.ledger.records import IdempotencyKey, Job, stored_spec, to_j
 from replaceme_core.ledger.states import ACTIVE, TERMINAL, EventType, JobStatus
 from replaceme_core.ledger.tables import IdempotencyKeyRow, JobLabelRow, JobRow
 from replaceme_core.ledger.transitions import find_job, finished, transition, update_job, write_events
+from replaceme_core.ledger.watching import has_unnumbered, number_events
 from replaceme_core.request.fields import ending_of
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.shapes import CancelledJob, CancelledJobs
@@ -171,6 +172,8 @@ def delete_job(session: Session, job_id: str, *, owner: str) -> None:
         raise StaleTransition(
             f"job {job_id} is {row.status}; only a job that has finished can be deleted, so cancel it"
         )
+    if has_unnumbered(session, job_id=job_id):  # else they would never be counted
+        number_events(session, job_id=job_id)
     session.execute(delete(JobRow).where(JobRow.number == row.number))
 
 

@@ -46,22 +46,28 @@ class FeedEvent:
     event: JobEvent
 
 
-def has_unnumbered(session: Session) -> bool:
-    """Whether an event has no position yet."""
-    return session.scalars(select(JobEventRow.seq).where(JobEventRow.position.is_(None)).limit(1)).first() is not None
+def has_unnumbered(session: Session, *, job_id: str | None = None) -> bool:
+    """Whether an event, of this job or of any, has no position yet."""
+    return session.scalars(select(JobEventRow.seq).where(*_unnumbered(job_id)).limit(1)).first() is not None
 
 
-def number_events(session: Session) -> int:
+def _unnumbered(job_id: str | None) -> tuple[ColumnElement[bool], ...]:
+    of_job = () if job_id is None else (JobEventRow.job_id == job_id,)
+    return (JobEventRow.position.is_(None), *of_job)
+
+
+def number_events(session: Session, *, job_id: str | None = None) -> int:
     """Give positions to events that have none, at most `MOST_AT_ONCE`, and count them; returns how many there were.
 
-    None if another process is doing it. Needs a transaction that writes.
+    None if another process is doing it; with a `job_id`, whose events alone it is for, it waits for the other process.
+    Needs a transaction that writes.
     """
-    feed = session.scalars(select(EventFeedRow).with_for_update(skip_locked=True)).one_or_none()
+    feed = session.scalars(select(EventFeedRow).with_for_update(skip_locked=job_id is None)).one_or_none()
     if feed is None:
         return 0
     found = session.execute(
         select(JobEventRow.seq, JobEventRow.at, JobEventRow.job_id, JobEventRow.type, JobEventRow.data)
-        .where(JobEventRow.position.is_(None))
+        .where(*_unnumbered(job_id))
         .order_by(JobEventRow.seq, JobEventRow.at)  # no event of a job before an earlier one that the limit cuts off
         .limit(MOST_AT_ONCE)
     ).all()

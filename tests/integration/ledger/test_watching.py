@@ -1,10 +1,13 @@
 """The order of all events, the log, the workers and the deletion of old jobs, on both databases."""
 
 import threading
+from collections import Counter
+from functools import partial
 
 import pytest
 from sqlalchemy import select, update
 
+from benchmarks.harness.jobs import owner_of
 from replaceme_core.errors import JobNotFound, LeaseLost, StaleTransition
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import changes, reading
@@ -25,7 +28,7 @@ from replaceme_core.ledger.watching import (
 )
 from replaceme_core.runner.messages import Stage
 from replaceme_core.runner.sandbox import SandboxMode
-from tests.fixtures.jobs.ledger import Ledger
+from tests.fixtures.jobs.ledger import Ledger, at_once
 
 
 def test_positions_rise_for_readers_while_many_write_and_number(ledger_on_both: Ledger) -> None:
@@ -124,6 +127,25 @@ def test_jobs_are_deleted_by_age_when_they_have_finished(ledger: Ledger) -> None
             changes.delete_job(session, running, owner="someone")
         with pytest.raises(JobNotFound):
             changes.delete_job(session, young, owner="somebody else")
+
+
+def test_a_job_that_is_deleted_right_after_its_end_counts(ledger_on_both: Ledger) -> None:
+    """Its events may have no positions yet, or another process gives them at the same moment."""
+    ledger = ledger_on_both
+    with ledger.database.session(read_only=True) as session:
+        before = Counter(event_totals(session))
+    for _ in range(10):
+        job_id = ledger.add()
+        ledger.cancel(job_id)
+
+        def delete(job_id: str = job_id) -> None:
+            with ledger.database.session() as session:
+                changes.delete_job(session, job_id, owner=owner_of(session, job_id))
+
+        at_once(delete, partial(number_all, ledger.database))
+    with ledger.database.session(read_only=True) as session:
+        counted = Counter(event_totals(session)) - before
+    assert counted == {("created", ""): 10, ("cancelled", ""): 10}
 
 
 def test_stages_are_counted_once_by_how_long_they_took(ledger_on_both: Ledger) -> None:
