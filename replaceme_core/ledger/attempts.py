@@ -339,7 +339,7 @@ def _finish(
     )
     if row is not None:
         return
-    present = _present_row(session, claim)
-    if present.lease_token == claim.token and present.status in TERMINAL:
+    present = read_job(session, claim.job_id)  # None: it has ended without this claim, and was deleted
+    if present is not None and present.lease_token == claim.token and present.status in TERMINAL:
         raise StaleTransition(f"job {claim.job_id} is already {present.status}")
     raise _lost(claim)
