@@ -88,6 +88,8 @@ _COMMON: dict[str, object] = {
     "broker_connection_timeout": _CONNECT_SECONDS,
     "broker_connection_retry_on_startup": True,
     "broker_connection_max_retries": None,
+    # else a worker ends with what a Redis answers that a failover has made a replica: UNBLOCKED, READONLY
+    "broker_channel_error_retry": True,
 }
 
 

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import psutil
 import pytest
+from redis import Redis
 from sqlalchemy import select
 
 from benchmarks.harness.processes import wait_until
@@ -66,6 +67,21 @@ def test_redis_is_down_for_a_while(cluster: Cluster, point: Point) -> None:
         cluster.valkey.start()
     for each in (job, second, third):
         cluster.assert_succeeds(each)
+    cluster.assert_clean()
+
+
+def test_redis_is_a_replica_for_a_while(cluster: Cluster) -> None:
+    """As after a failover: it takes no message, and ends the wait of the workers for one."""
+    if cluster.valkey is None:
+        pytest.skip("the server is not ours to demote")
+    with Redis.from_url(cluster.valkey.url) as client:
+        client.replicaof("127.0.0.1", 1)  # where no server is
+        try:
+            time.sleep(LONG)
+        finally:
+            client.replicaof("NO", "ONE")
+    assert [worker.process.poll() for worker in cluster.workers.values()] == [None, None]
+    cluster.assert_succeeds(cluster.submit())
     cluster.assert_clean()
 
 
