@@ -15,6 +15,12 @@ from replaceme_core.ledger.migrate import upgrade
 SECRET = "never-to-be-seen"
 
 
+@pytest.fixture
+def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Python that has none, and need not import it."""
+    monkeypatch.setattr("replaceme_core.hardware.sys.executable", "/usr/bin/false")
+
+
 def found(*options: str) -> tuple[int, dict[str, list[tuple[str, str]]], str]:
     """The exit code, state and text of what was found by name, and all that was printed."""
     done = CliRunner().invoke(app, ["doctor", "--json", *options])
@@ -35,12 +41,10 @@ def test_a_service_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert list(rows) == ["software", "torch", "memory", "disk", "sandbox", "hub", "database", "broker"]
     assert str(torch.__version__) in rows["torch"][0][1]
     assert {one[0] for name in ("memory", "hub", "database", "broker") for one in rows[name]} == {"ok"}
-    table = CliRunner().invoke(app, ["doctor", "--data", str(data)])
-    assert table.exit_code == 0 and "takes messages" in table.stdout
 
 
+@pytest.mark.usefixtures("without_torch")
 def test_parts_that_do_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("replaceme_core.hardware.sys.executable", "/usr/bin/false")  # a Python without torch
     for name, value in (
         ("DATABASE_URL", f"postgresql+psycopg://user:{SECRET}@127.0.0.1:1/x"),
         ("BROKER_URL", f"redis://:{SECRET}@127.0.0.1:1/0"),
@@ -56,9 +60,9 @@ def test_parts_that_do_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert SECRET not in printed and str(tmp_path) not in printed
 
 
+@pytest.mark.usefixtures("without_torch")
 def test_places_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A data directory that is a file, and a broker of an unknown kind."""
-    monkeypatch.setattr("replaceme_core.hardware.sys.executable", "/usr/bin/false")  # a Python without torch
     data = tmp_path / "data"
     data.touch()
     monkeypatch.setenv("REPLACEME_HUB", f"dir:{data / 'hub'}")
@@ -68,6 +72,8 @@ def test_places_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert rows["disk"] == [("problem", f"the data directory {data} is a file; choose another with --data")]
     assert rows["hub"] == [("problem", f"{data / 'hub'}: Not a directory")]
     assert rows["broker"] == [("problem", "the broker's URL must be redis://HOST:PORT/NUMBER or filesystem://")]
+    table = CliRunner().invoke(app, ["doctor", "--data", str(data)])
+    assert table.exit_code == 2 and "Not a directory" in table.stdout
 
 
 @pytest.mark.parametrize(
@@ -83,6 +89,7 @@ def test_places_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ),
     ],
 )
+@pytest.mark.usefixtures("without_torch")
 def test_tokens_that_the_hub_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_hub: FakeHub, read: str, write: str, state: str, says: str
 ) -> None:
