@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from benchmarks.windows import Bench
-from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tasks import OWN_TEXT, carry_out, make_task, mean_loss, operate
 from tests.fixtures.models.tiny import tiny_model, token_ids
 
-FIT, HELD_OUT = sampled(tiny_model(), 16, 24, seed=1), sampled(tiny_model(), 8, 24, seed=2)
+FIT, HELD_OUT = OWN_TEXT[:16], OWN_TEXT[48:]
 
 
 @pytest.mark.parametrize("method", ["least_squares", "refit"])

@@ -15,10 +15,10 @@ from replaceme_core.request.defaults import RACE_PART, RACING
 from replaceme_core.request.method import Method
 from replaceme_core.request.removal import block_ranges
 from tests.fixtures.models.recorder import Recorder
-from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tasks import OWN_TEXT, carry_out, make_task, mean_loss, operate
 from tests.fixtures.models.tiny import tiny_model
 
-FIT, HELD_OUT = sampled(tiny_model(), 32, 24, seed=1), sampled(tiny_model(), 8, 24, seed=2)
+FIT, HELD_OUT = OWN_TEXT[:32], OWN_TEXT[48:]
 
 
 def task_of(method: dict[str, object], **fields: object) -> tuple[Task, Recorder]:

@@ -22,10 +22,10 @@ from replaceme_core.engine.methods.panel import variant_losses
 from replaceme_core.engine.methods.task import Task
 from replaceme_core.engine.model.changes import Cut, Variant, runs, windows
 from tests.fixtures.models.recorder import Recorder
-from tests.fixtures.models.tasks import carry_out, make_task, sampled
+from tests.fixtures.models.tasks import OWN_TEXT, carry_out, make_task
 from tests.fixtures.models.tiny import BLOCKS, WIDTH, tiny_model
 
-FIT, HELD_OUT = sampled(tiny_model(), 16, 24, seed=1), sampled(tiny_model(), 8, 24, seed=2)
+FIT, HELD_OUT = OWN_TEXT[:16], OWN_TEXT[48:]
 METHOD = {"name": "refit", "ridge": 1e-2, "ridge_later": 0.1}
 
 

@@ -11,7 +11,7 @@ from replaceme_core.engine.methods.task import Task
 from replaceme_core.engine.model.changes import Cut, FittedCut, run_pruned
 from replaceme_core.engine.numerics.cosine import CosineFit, annealed, cosine_tokens
 from tests.fixtures.models.activations import dense_pass
-from tests.fixtures.models.tasks import carry_out, make_task, sampled
+from tests.fixtures.models.tasks import OWN_TEXT, carry_out, make_task
 from tests.fixtures.models.tiny import WIDTH, tiny_model
 
 CUT = Cut(start=3, end=4)
@@ -19,7 +19,7 @@ START = FittedCut(cut=CUT, delta=torch.zeros(WIDTH, WIDTH, dtype=torch.float64))
 DONE = [FittedCut(cut=Cut(start=1, end=1), delta=torch.eye(WIDTH, dtype=torch.float64) * 0.2)]
 
 
-FIT, HELD_OUT = sampled(tiny_model(), 24, 24, seed=1), sampled(tiny_model(), 16, 24, seed=2)
+FIT, HELD_OUT = OWN_TEXT[:24], OWN_TEXT[40:]
 
 
 def make(*, keep: bool = False, **fields: object) -> Task:

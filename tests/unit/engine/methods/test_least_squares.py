@@ -13,19 +13,14 @@ from replaceme_core.engine.methods.task import Pruning, Task
 from replaceme_core.engine.model.changes import windows
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput, NumericalFailure
 from tests.fixtures.models.activations import dense_pass
-from tests.fixtures.models.tasks import carry_out, make_task, mean_loss, operate, sampled
+from tests.fixtures.models.tasks import OWN_TEXT, carry_out, make_task, mean_loss, operate, sampled
 from tests.fixtures.models.tiny import BLOCKS, BY_NAME, WIDTH, tiny_model, token_ids
 
-
-@cache
-def texts(name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fit and held-out tokens that the model itself has written."""
-    model = tiny_model(BY_NAME[name])
-    return sampled(model, 24, 24, seed=1), sampled(model, 32, 24, seed=2)
+OWN_FIT, OWN_HELD_OUT = OWN_TEXT[:24], OWN_TEXT[24:]
 
 
 def test_the_chosen_window_is_accepted_as_well() -> None:
-    fit, held_out = texts("llama")
+    fit, held_out = OWN_FIT, OWN_HELD_OUT
     pruning = carry_out(make_task(tiny_model(), fit=fit, held_out=held_out)[0])
     (row,) = (one for one in pruning.candidates if one.chosen)
     plain = mean_loss(operate(tiny_model(), Pruning(removed=pruning.removed)), held_out)
@@ -36,7 +31,7 @@ def test_the_chosen_window_is_accepted_as_well() -> None:
 
 @pytest.mark.parametrize(("factor", "is_taken"), [(1.0, True), (-1.0, False)])
 def test_maps_that_hurt_are_dropped(factor: float, is_taken: bool) -> None:
-    fit, held_out = texts("llama")
+    fit, held_out = OWN_FIT, OWN_HELD_OUT
     task, _ = make_task(tiny_model(), fit=fit, held_out=held_out, drop=[1, 3, 4])
     fitted = list[CutFit]()
 
@@ -68,7 +63,7 @@ def test_a_ridge_that_was_asked_for_is_taken_as_it_is() -> None:
 
 @pytest.mark.parametrize("method", ["least_squares", "cosine"])
 def test_a_diagonal_map_may_be_asked_for(method: str) -> None:
-    fit, held_out = texts("llama")
+    fit, held_out = OWN_FIT, OWN_HELD_OUT
     asked = {"name": method, "structure": "diagonal", "ridge": 0.1}
     for fields in ({"drop": [2, 3]}, {}):
         task, _ = make_task(tiny_model(), fit=fit, held_out=held_out, method=asked, **fields)
@@ -96,7 +91,7 @@ def test_a_full_map_needs_a_token_for_each_channel() -> None:
 
 
 def test_every_window_has_a_row_from_a_part_and_the_chosen_one_a_map_from_all() -> None:
-    fit, held_out = texts("llama")
+    fit, held_out = OWN_FIT, OWN_HELD_OUT
     task, _ = make_task(tiny_model(), fit=fit, held_out=held_out, method={"replays": 2})
     table = carry_out(task).candidates
     assert [row.cut for row in table] == windows(BLOCKS, 2)
@@ -110,14 +105,20 @@ def test_every_window_has_a_row_from_a_part_and_the_chosen_one_a_map_from_all() 
 
 
 DEEP = 8
-DEEP_FIT, DEEP_HELD_OUT = (sampled(tiny_model(num_hidden_layers=DEEP), count, 24, seed=count) for count in (24, 16))
+
+
+@cache
+def deep_text() -> dict[str, torch.Tensor]:
+    """Fit and held-out tokens that the deeper model itself has written."""
+    fit, held_out = sampled(tiny_model(num_hidden_layers=DEEP), 40, 24).split([24, 16])
+    return {"fit": fit, "held_out": held_out}
 
 
 @pytest.mark.parametrize(("method", "keep"), [("least_squares", False), ("cosine", True)])
 def test_groups_are_chosen_and_fitted_in_order(method: str, keep: bool) -> None:
     model = tiny_model(num_hidden_layers=DEEP)
     asked = {"name": method, "groups": 2, "ridge": 0.1}
-    task, recorder = make_task(model, remove=4, fit=DEEP_FIT, held_out=DEEP_HELD_OUT, keep=keep, method=asked)
+    task, recorder = make_task(model, remove=4, keep=keep, method=asked, **deep_text())
     pruning = carry_out(task)
     first, second = pruning.folds
     assert first.cut.end < second.cut.anchor
@@ -136,17 +137,17 @@ def test_groups_are_chosen_and_fitted_in_order(method: str, keep: bool) -> None:
 
 
 def test_the_set_of_least_loss_wins_and_is_never_worse_than_plain_removal() -> None:
-    task, _ = make_task(
-        tiny_model(num_hidden_layers=DEEP), remove=4, fit=DEEP_FIT, held_out=DEEP_HELD_OUT, method={"groups": 2}
-    )
+    task, _ = make_task(tiny_model(num_hidden_layers=DEEP), remove=4, method={"groups": 2}, **deep_text())
     pruning = carry_out(task)
     losses = {row.group: row.held_out_loss for row in pruning.candidates if row.group is not None}
     chosen = {row.cut for row in pruning.candidates if row.chosen}
     winners = [n for n in losses if {row.cut for row in pruning.candidates if row.group == n} == chosen]
     assert len(winners) == 1
     assert losses[winners[0]] == min(losses.values())
-    loss = mean_loss(operate(tiny_model(num_hidden_layers=DEEP), pruning), DEEP_HELD_OUT)
-    plain = mean_loss(operate(tiny_model(num_hidden_layers=DEEP), Pruning(removed=pruning.removed)), DEEP_HELD_OUT)
+    loss, plain = (
+        mean_loss(operate(tiny_model(num_hidden_layers=DEEP), one), deep_text()["held_out"])
+        for one in (pruning, Pruning(removed=pruning.removed))
+    )
     assert loss <= plain * 1.0001
 
 
