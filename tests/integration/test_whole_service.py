@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM
 
 from api.client.client import Client
 from api.client.errors import Refused
@@ -16,7 +16,7 @@ from api.client.models import Job
 from benchmarks.harness.site import Site
 from tests.fixtures.cli.local import BRIEF_RUNNER, run_here
 from tests.fixtures.models.images import make_images, saved_tower
-from tests.fixtures.models.tiny import save_tiny
+from tests.fixtures.models.tiny import BLOCKS, save_tiny
 from tests.fixtures.servers.broker import delete_messages
 
 BRIEF = json.dumps(BRIEF_RUNNER)
@@ -78,16 +78,24 @@ def test_the_service_gives_the_tensors_of_the_command(
     names = {(metric.stage, metric.name) for metric in client.metrics(job.id)}
     assert names >= {("calibrate", "seconds"), ("save", "peak_memory"), ("evaluate", "after.perplexity")}
     published = real_site.hub_directory / "acme" / "result"
-    command = ["compress", str(real_site.hub_directory / REPOSITORY), "--out", "out", "--json"]
+    command = ["compress", str(real_site.hub_directory / REPOSITORY), "--out", "deep/out", "--json"]
     command += ["--ratio", "0.34", "--calibration", "builtin:pydoc-topics", "--samples", "16", "--max-length", "32"]
     command += ["--device", "cpu", "--dtype", "float32", "--batch-size", "4", "--threads", "1"]
-    done = run_here(monkeypatch, tmp_path, *command, REPLACEME_RUNNER_COMMAND=BRIEF)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    done = run_here(monkeypatch, tmp_path, *command, REPLACEME_RUNNER_COMMAND=BRIEF, TMPDIR=str(tmp_path / "tmp"))
     assert done.exit_code == 0, done.stderr
-    here, there = load_file(tmp_path / "out" / "model.safetensors"), load_file(published / "model.safetensors")
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.parent.name != "out") == ["deep", "out", "tmp"]
+    out = tmp_path / "deep" / "out"
+    here, there = load_file(out / "model.safetensors"), load_file(published / "model.safetensors")
     assert here.keys() == there.keys()
     assert all(torch.equal(here[name], there[name]) for name in here)
-    local = json.loads((tmp_path / "out" / "replaceme.json").read_text())
-    assert json.loads(done.stdout)["removed_blocks"] == report["removed_blocks"]
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == BLOCKS - 2
+    local, answer = json.loads((out / "replaceme.json").read_text()), json.loads(done.stdout)
+    assert answer["removed_blocks"] == report["removed_blocks"]
+    assert sorted(answer["removed_blocks"] + answer["kept_blocks"]) == list(range(BLOCKS))
+    assert (answer["method"], answer["after"]["blocks"]) == ("auto", BLOCKS - 2)
+    assert local["spec"]["model"]["repo_id"] == "local/real"
     assert isinstance(report["spec"], dict)
     for part in ("calibration", "compute", "method", "evaluation", "ratio", "drop"):
         assert local["spec"][part] == report["spec"][part]
