@@ -110,7 +110,7 @@ def test_a_damaged_entry_is_made_anew(source: Path, harm: str) -> None:
 
 def test_damage_found_while_weights_are_changed_on_trial_leads_to_the_same_bytes(tmp_path: Path) -> None:
     """`stream-4` is read once block 1 is changed on trial."""
-    source, refit = save_trained(tmp_path / "source", TEXT), {"method": {"name": "refit"}, "drop": [2]}
+    source, refit = save_trained(tmp_path / "source", TEXT, steps=100), {"method": {"name": "refit"}, "drop": [2]}
     _, _, out = run(cached(source, "first", **refit))
     (entry,) = entries(source)
     flip(entry / "stream-4")
