@@ -152,7 +152,8 @@ def test_a_result_is_healed_without_removing_anything_again(tmp_path: Path, monk
 
     The result was made block by block, which no training could be.
     """
-    original, healed, text = save_trained(tmp_path / "original", TEXT), tmp_path / "healed", tmp_path / "text.txt"
+    original = save_trained(tmp_path / "original", TEXT, steps=100)
+    healed, text = tmp_path / "healed", tmp_path / "text.txt"
     (other := tmp_path / "other.txt").write_text(TEXT[len(TEXT) // 2 :] + TEXT, encoding="utf-8")
     calibration = {"dataset": "file:text.txt", "samples": 64, "max_length": 32}
     compute = {**COMPUTE, "loading": "blockwise"}
