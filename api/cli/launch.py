@@ -24,7 +24,6 @@ from typing import NoReturn
 from api.cli.child_processes import ChildProcess
 from api.cli.exit_codes import handled
 from api.cli.output.console import print_line, print_note
-from api.http.callers import check_exposure
 from api.queue import Queue
 from replaceme_core.broker import FILES, REDIS
 from replaceme_core.errors import InvalidInput, ReplaceMeError
@@ -59,6 +58,8 @@ def serve(*, host: str, port: int, settings: Settings, environ: Mapping[str, str
     prepare(settings.resolved_data)
     port = claim_port(host, port)
     upgrade(settings.resolved_database_url)
+    from api.http.callers import check_exposure  # needs the extra `api`, which `worker` and `doctor` do without
+
     check_exposure(host, settings)
     if settings.uses_embedded_default:
         provide_api_key(settings)

@@ -60,8 +60,11 @@ def test_what_needs_no_extra_works_without(of_extras: dict[str, str], tmp_path: 
         done = without_extras(of_extras, "main()", "submit", *job, "--url", service.url, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["id"] == JOB_ID
-    done = without_extras(of_extras, "main()", "keys", "create", "first", REPLACEME_DATA=str(tmp_path / "data"))
+    data = str(tmp_path / "data")
+    done = without_extras(of_extras, "main()", "keys", "create", "first", REPLACEME_DATA=data)
     assert done.returncode == 0, done.stderr
+    done = without_extras(of_extras, "main()", "doctor", "--json", REPLACEME_DATA=data)
+    assert {"torch", "broker"} <= {one["name"] for one in json.loads(done.stdout)["findings"]}, done.stderr
 
 
 @pytest.mark.parametrize(
