@@ -146,8 +146,7 @@ _WRITINGS = {
         str,
         "RATIO[,...]|max:RATIO",
         parse_ratio,
-        "submit takes 0.25,0.5: a job each. max:0.5 is the deepest cut that passes the gate, of at most half of the "
-        "blocks.",
+        "Such as 0.25 or max:0.5; submit also takes 0.25,0.5: a job each.",
     ),
     "drop": Writing(str, "BLOCKS", parse_drop, "Such as 5,12-19."),
     "calibration": Writing(list[str], "NAME[=SHARE]", parse_sources, SEVERAL),
@@ -158,7 +157,7 @@ _WRITINGS = {
         "NAME<=LIMIT",
         read_criteria,
         "The exit code is then 4. perplexity_ratio<=1.6, worst_perplexity_ratio<=2, divergence<=0.5, agreement>=0.7, "
-        "size_ratio<=0.8, accuracy_kept>=0.9 or tasks.NAME>=0.95. Repeatable.",
+        "size_ratio<=0.8, embedding_distance<=0.05, accuracy_kept>=0.9 or tasks.NAME>=0.95. Repeatable.",
     ),
     "labels": Writing(list[str], "NAME=VALUE", parse_labels, "Repeatable."),
     "webhook.events": Writing(list[str], "", list, "Repeatable. Default: succeeded, failed and cancelled."),

@@ -36,6 +36,9 @@ CacheDirectory = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="Device such as cpu, cuda or cuda:1. Default: the fastest available.")]
+DeviceAgain = Annotated[
+    str | None, typer.Option("--device", help="Device such as cpu or cuda. Default: that of the result.")
+]
 TasksDirectory = Annotated[
     Path | None,
     typer.Option(
@@ -225,7 +228,7 @@ def heal(
     ] = None,
     text: TextFiles = None,
     revision: ResultRevision = None,
-    device: Device = None,
+    device: DeviceAgain = None,
     as_json: JsonFlag = False,
     **options: Any,
 ) -> None:
@@ -253,7 +256,7 @@ def reproduce(
     ] = None,
     text: TextFiles = None,
     revision: ResultRevision = None,
-    device: Device = None,
+    device: DeviceAgain = None,
     as_json: JsonFlag = False,
 ) -> None:
     with shown_run() as show:

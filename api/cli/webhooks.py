@@ -16,10 +16,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 WebhookId = Annotated[str, typer.Argument(metavar="ID", help="ID of the webhook.")]
 Event = Annotated[
     list[str] | None,
-    typer.Option("--event", help="Type of event. Repeatable. Default: succeeded, failed and cancelled."),
+    typer.Option("--event", help="Type of event. Repeatable. Of a new webhook: succeeded, failed and cancelled."),
 ]
 Full = Annotated[
-    bool | None, typer.Option("--full/--thin", help="Whether messages contain the whole job. Default: --thin.")
+    bool | None,
+    typer.Option("--full/--thin", help="Whether messages contain the whole job. Those of a new webhook do not."),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Maximum number of entries.")]
 

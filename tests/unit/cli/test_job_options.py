@@ -13,6 +13,7 @@ from typer.testing import Result
 
 from api.cli.main import app
 from replaceme_core.request.calibration import CalibrationSource
+from replaceme_core.request.gate import GateSpec
 from tests.fixtures.cli.stub_service import StubService, a_job, run_at
 
 
@@ -229,12 +230,28 @@ def test_a_file_that_is_no_job(service: StubService, tmp_path: Path, text: str |
     assert service.received == []
 
 
-@pytest.mark.parametrize("name", ["compress", "submit"])
-def test_the_help_names_only_options_that_exist(name: str) -> None:
+def command_of(name: str) -> Any:
     group = get_command(app)
     assert isinstance(group, TyperGroup)
-    _, command, _ = group.resolve_command(typer.Context(group), [name])
-    assert command is not None
+    return group.resolve_command(typer.Context(group), [name])[1]
+
+
+def help_of(name: str, option: str) -> str:
+    return next(str(one.help) for one in command_of(name).params if option in one.opts)
+
+
+def test_the_help_says_what_is_true_of_its_command() -> None:
+    assert all(name in help_of("submit", "--gate") for name in GateSpec.model_fields)
+    assert help_of("submit", "--ratio").count("the deepest cut") == 1
+    for name in ("heal", "reproduce"):  # neither takes the fastest device: both repeat what was recorded
+        assert help_of(name, "--device").endswith("Default: that of the result.")
+    update = command_of("webhooks").commands["update"]  # changes what is named, and nothing else
+    assert not [one.name for one in update.params if "Default: " in (one.help or "") and one.name != "api_key"]
+
+
+@pytest.mark.parametrize("name", ["compress", "submit"])
+def test_the_help_names_only_options_that_exist(name: str) -> None:
+    command = command_of(name)
     known = {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
     named = {option for one in command.params for option in re.findall(r"--[a-z-]+", getattr(one, "help", None) or "")}
     assert named - known == set()
