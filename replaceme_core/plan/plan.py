@@ -237,7 +237,7 @@ class Planner:
             )
             found.append(Notice(code="gated", message=message, field="model"))
         if not (model.outline.reads_images or _has_chat_template(snapshot, self.hub)):
-            message = "the model has no chat template, so text is used plain and the result is shown openings of texts"
+            message = "the model has no chat template: conversations are plain text, and its answers continue texts"
             found.append(Notice(code="no_chat_template", message=message, field="model"))
         return found
 

@@ -188,6 +188,8 @@ def test_from_the_sign_in_to_a_result(browser: Browser, keyed_site: Site, key: s
     assert seen == sorted(seen)
     expect(row.get_by_role("checkbox")).to_be_checked()
     check(page)
+    # answers of a random model have no spaces
+    assert page.locator("#answers").evaluate("(one) => one.scrollWidth <= one.clientWidth")
 
     # what was measured is what the database has
     expect(page.locator(".headlines li").first).to_contain_text("Perplexity")
