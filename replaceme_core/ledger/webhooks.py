@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, case, delete, func, insert, select, update
 from sqlalchemy.orm import Session, aliased
 
 from replaceme_core import shapes
@@ -227,11 +227,11 @@ def remove(session: Session, webhook_id: str, *, owner: str) -> None:
 
 
 def _end_pending(session: Session, webhook_id: str) -> None:
-    """End what is still to be sent as failed: the webhook gets nothing more."""
+    """End what is still to be sent as failed: the webhook gets nothing more. What is on the way keeps its claim."""
     session.execute(
         update(DeliveryRow)
         .where(DeliveryRow.webhook_id == webhook_id, DeliveryRow.state == DeliveryState.PENDING)
-        .values(state=DeliveryState.FAILED, next_try_at=None, finished_at=now(), claim_token=None, claimed_until=None)
+        .values(state=DeliveryState.FAILED, next_try_at=None, finished_at=now(), claimed_until=None)
     )
 
 
@@ -366,7 +366,8 @@ def record(
         session.execute(webhook.with_for_update(key_share=True))
     values: dict[str, object] = {"claim_token": None, "claimed_until": None}
     if error is not None and retry_in is not None and not is_gone:
-        values |= {"next_try_at": now(plus_seconds=retry_in)}
+        is_pending = DeliveryRow.state == DeliveryState.PENDING  # else its webhook was disabled meanwhile
+        values |= {"next_try_at": case((is_pending, now(plus_seconds=retry_in)))}
     else:
         state = DeliveryState.DELIVERED if error is None else DeliveryState.FAILED
         values |= {"state": state, "next_try_at": None, "finished_at": now()}

@@ -402,3 +402,21 @@ def test_two_messages_whose_receiver_is_gone_at_the_same_time_do_not_block_each_
         assert True in at_once(*gone)
         assert outbox.get(webhook.id).disabled_by is DisabledBy.RECEIVER
         assert {delivery.state for delivery in outbox.deliveries(webhook.id)} == {DeliveryState.FAILED}
+
+
+@pytest.mark.parametrize(
+    ("error", "state"), [(None, DeliveryState.DELIVERED), ("timeout", DeliveryState.FAILED)], ids=["received", "failed"]
+)
+def test_the_log_has_the_try_of_a_message_that_was_on_the_way_when_its_webhook_was_disabled(
+    database: Database, error: str | None, state: DeliveryState
+) -> None:
+    outbox = Outbox(database)
+    webhook = outbox.add(events=(EventType.CREATED,))
+    for _ in range(MOST_TO_ONE):
+        Ledger(database).add()
+    first, on_the_way = (claim(outbox) for _ in range(MOST_TO_ONE))
+    outbox.record(first, error="status", is_gone=True)
+    assert outbox.record(on_the_way, error=error, retry_in=0)
+    logged = {one.id: one for one in outbox.deliveries(webhook.id)}[on_the_way.message_id]
+    assert (logged.state, [one.error for one in logged.tries]) == (state, [error])
+    assert outbox.claim() is None
