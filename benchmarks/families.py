@@ -199,7 +199,8 @@ def _find(model_type: str) -> Layout:
             if other.blocks != row.blocks or other.final_norm not in (None, row.final_norm):
                 raise NotFound("its modules are elsewhere")
             prove(wider, config)
-            prove(wider, base)
+            if wider != row:
+                prove(wider, base)
             row = wider
         except NotFound as error:
             value = getattr(text, field)

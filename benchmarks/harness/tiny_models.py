@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -199,7 +200,7 @@ def built(config: PreTrainedConfig) -> PreTrainedModel:
 
 def on_meta(config: PreTrainedConfig) -> PreTrainedModel:
     """The same without weights."""
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         model: PreTrainedModel = class_for(config).from_config(deepcopy(config), attn_implementation="eager")
     return model
 
