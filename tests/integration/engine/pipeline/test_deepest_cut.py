@@ -72,6 +72,7 @@ def divergences(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """By depth, from trials of all depths."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "bisect_left", each_depth)
+        patch.setattr(Original, "finish", lambda _self, found, _after: found)
         place = tmp_path_factory.mktemp("all") / "out"
         found = verdict_of(run(at(source, place, ratio=SEARCH, gate={"divergence": {"max": 100}}))[0])
     values = {one.blocks: one.measured["divergence"] for one in found.trials}
