@@ -6,9 +6,9 @@ import sys
 
 from benchmarks.harness.checkout import ROOT
 
-OWN_TEXT = {"dataset": "file:text.txt", "samples": 16, "max_length": 32, "self_generated": 0.25}
+OWN_TEXT = {"dataset": "file:text.txt", "samples": 8, "max_length": 16, "self_generated": 0.25}
 JOBS = [
-    {"method": {"name": "auto"}, "calibration": OWN_TEXT, "evaluation": {"samples": 4}},
+    {"method": {"name": "auto"}, "calibration": OWN_TEXT, "evaluation": {"samples": 2}},
     {"method": {"name": "least_squares"}, "drop": [2], "compute": {"loading": "blockwise"}},
     {"method": {"name": "cosine"}, "drop": [2]},
     {"method": {"name": "merge"}},
