@@ -70,7 +70,8 @@ def _as_at_the_start(request: pytest.FixtureRequest) -> None:
     """A run in this process sets the number of threads, and leaves objects that each later collection would visit."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    if "engine" in request.path.parts:  # a test imports classes of models, and a run collects ten times
+    runs = "engine" in request.path.parts or "brief_reports" in request.fixturenames
+    if runs:  # a test imports classes of models, and a run collects ten times
         gc.collect()
         gc.freeze()
 
