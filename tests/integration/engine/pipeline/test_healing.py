@@ -111,7 +111,7 @@ def test_what_a_class_keeps_in_float32_stays_so(tmp_path: Path, monkeypatch: pyt
     small = {"num_hidden_layers": 4, "first_k_dense_replace": 1, "n_routed_experts": 2, "num_experts_per_tok": 1}
     config = tiny_models.tiny_config("glm4_moe", vocab_size=260, **small)
     monkeypatch.setattr(tiny, "tiny_config", lambda: config)
-    source = save_trained(tmp_path / "source", TEXT, steps=100)
+    source = save_trained(tmp_path / "source", TEXT, steps=40)
     AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(source)
     finished, _, out = run(asked(source, drop=[1, 2]))
     assert finished.report["healing"]["is_kept"]  # type: ignore[index]
