@@ -51,7 +51,7 @@ class Queue:
                 raise _unreachable(error) from error
 
     def ping(self) -> None:
-        """Check that the broker accepts messages. Raises `QueueUnreachable`."""
+        """Check that the broker answers, and that a directory of messages can be written. Raises `QueueUnreachable`."""
         try:
             with self._app.connection_for_write() as connection:
                 connection.default_channel  # noqa: B018  # opens a connection and a channel, which sends a ping
