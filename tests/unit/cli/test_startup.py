@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from api.cli.launch import answered_hosts, check_broker, check_exposure, plan_workers, provide_api_key, work, work_once
+from api.cli.launch import answered_hosts, check_broker, plan_workers, provide_api_key, work, work_once
+from api.http.callers import check_exposure
 from replaceme_core.errors import InvalidInput
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.keys import Keys, NewKey, Scope, hash_of, new_key
