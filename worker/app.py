@@ -39,6 +39,7 @@ from replaceme_core.ledger.database import Database
 from replaceme_core.runner.process import Confinement
 from replaceme_core.runner.sandbox import SandboxMode
 from replaceme_core.settings import RUN_JOB_TASK, Settings, read_settings
+from replaceme_core.signals import outlives_terminal
 from replaceme_core.telemetry import bound, from_message, message_headers
 from worker.supervisor import Supervisor, UnfitMachine
 from worker.sweep import Sweep
@@ -188,12 +189,12 @@ def drain_at_sighup(**_: object) -> None:
     """Stop as at SIGTERM. Celery would start itself again, after the running job and all those that follow it, and so
     never while there are jobs; and it cannot where it was started with `python -m celery`.
     """
-    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # where nohup has the worker outlive its terminal
+    is_ignored = outlives_terminal()
 
-    def handle(**_: object) -> None:
+    def set_handler(**_: object) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN if is_ignored else signal.getsignal(signal.SIGTERM))
 
-    worker_ready.connect(handle, weak=False)  # once Celery has set its own
+    worker_ready.connect(set_handler, weak=False)  # once Celery has set its own
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]

@@ -22,6 +22,7 @@ from replaceme_core.broker import QUEUE
 from replaceme_core.errors import InvalidInput, ReplaceMeError
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.settings import read_settings
+from replaceme_core.signals import handle
 from worker.app import (
     app,
     choose_sandbox,
@@ -33,8 +34,6 @@ from worker.app import (
     use_own_temporary_directory,
 )
 
-ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
 logger = logging.getLogger(__name__)
 
 
@@ -44,11 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--queues", type=WorkerKind, choices=list(WorkerKind), help="kind of jobs; default: all")
     named = parser.parse_args(arguments).queues
     settings = read_settings()
-    is_kept = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # where nohup has it outlive its terminal
-    for number in ENDS:
-        if not (is_kept and number is signal.SIGHUP):
-            signal.signal(number, lambda *_: drain.begin(seconds=settings.drain_seconds))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
+    ends = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    handle(lambda *_: drain.begin(seconds=settings.drain_seconds), *ends)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
     telemetry.configure_logs(settings.log_format, service="worker")
     telemetry.configure_spans(os.environ, service="worker")
     try:

@@ -2,11 +2,11 @@
 
 import errno
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from types import FrameType, MappingProxyType
+from types import MappingProxyType
 from typing import Final, Self
 
 import typer
@@ -16,14 +16,14 @@ from api.client.errors import NotAllowed, Refused, ServiceBroken, ServiceError
 from api.client.models import FieldError, Job
 from replaceme_core import errors
 from replaceme_core.errors import InvalidInput, ReplaceMeError
+from replaceme_core.signals import Handler, handle
 from replaceme_core.wording import shorten
 
 
 @contextmanager
-def handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
+def handled(handler: Handler, *numbers: signal.Signals) -> Iterator[None]:
     """Handle these signals with `handler`. Where `nohup` has the command outlive its terminal, SIGHUP stays ignored."""
-    is_kept = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    before = {one: signal.signal(one, handler) for one in numbers if not (is_kept and one is signal.SIGHUP)}
+    before = handle(handler, *numbers)
     try:
         yield
     finally:

@@ -36,8 +36,8 @@ CacheDirectory = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="Device such as cpu, cuda or cuda:1. Default: the fastest available.")]
-DeviceAgain = Annotated[
-    str | None, typer.Option("--device", help="Device such as cpu or cuda. Default: that of the result.")
+RecordedDevice = Annotated[
+    str | None, typer.Option(help="Device such as cpu, cuda or cuda:1. Default: that of the result.")
 ]
 TasksDirectory = Annotated[
     Path | None,
@@ -228,7 +228,7 @@ def heal(
     ] = None,
     text: TextFiles = None,
     revision: ResultRevision = None,
-    device: DeviceAgain = None,
+    device: RecordedDevice = None,
     as_json: JsonFlag = False,
     **options: Any,
 ) -> None:
@@ -256,7 +256,7 @@ def reproduce(
     ] = None,
     text: TextFiles = None,
     revision: ResultRevision = None,
-    device: DeviceAgain = None,
+    device: RecordedDevice = None,
     as_json: JsonFlag = False,
 ) -> None:
     with shown_run() as show:

@@ -31,6 +31,7 @@ NEED_NO_TORCH = {
     "secrets_box",
     "settings",
     "shapes",
+    "signals",
     "telemetry",
     "validation",
     "webhooks",

@@ -38,15 +38,15 @@ def test_what_nohup_ignores_stays_ignored(is_kept: bool) -> None:
     assert signal.getsignal(signal.SIGHUP) is before
 
 
+def a_child(program: str) -> ChildProcess:
+    """One that is ready once it has printed "up"."""
+    command = [sys.executable, "-c", program]
+    return ChildProcess("child", command, environment=os.environ, grace_seconds=5, ready_line=re.compile(b"up"))
+
+
 def test_the_guard_of_a_child_outlives_its_terminal() -> None:
     others = psutil.Process().children()
-    child = ChildProcess(
-        "child",
-        [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"],
-        environment=os.environ,
-        grace_seconds=5,
-        ready_line=re.compile(b"up"),
-    )
+    child = a_child("import time; print('up', flush=True); time.sleep(60)")
     try:
         wait_until(lambda: child.is_ready, seconds=30, what="a child that runs")
         (guard,) = set(psutil.Process().children()) - set(others)
@@ -60,13 +60,7 @@ def test_the_guard_of_a_child_outlives_its_terminal() -> None:
 def test_a_child_whose_log_cannot_be_copied_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stderr", full)
-        child = ChildProcess(
-            "child",
-            [sys.executable, "-c", "for _ in range(5000): print('x' * 50)\nprint('up', flush=True)"],
-            environment=os.environ,
-            grace_seconds=5,
-            ready_line=re.compile(b"up"),
-        )
+        child = a_child("for _ in range(5000): print('x' * 50)\nprint('up', flush=True)")
         wait_until(lambda: child.status() is not None, seconds=30, what="the end of the child")
         child.stop()
         assert (child.status(), child.is_ready) == (0, True)
