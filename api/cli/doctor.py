@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich import box
 from rich.table import Table
+from sqlalchemy.engine import make_url
 
 from api.cli.launch import check_broker
 from api.cli.output.console import make_console, print_json
@@ -123,7 +124,7 @@ def _hub(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, str]
 
 def _database(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, str]]:
     kind = settings.resolved_database_url.partition(":")[0].partition("+")[0]
-    if kind == "sqlite" and not Path(settings.resolved_database_url.removeprefix("sqlite:///")).exists():
+    if kind == "sqlite" and not Path(make_url(settings.resolved_database_url).database or "").exists():
         yield State.WARNING, "SQLite, not made yet: `replaceme serve` does that"
         return
     with closing(Database(settings.resolved_database_url)) as database, database.session(read_only=True) as session:

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import WorkerKind
+from replaceme_core.ledger.database import parse_url
 from replaceme_core.settings import Settings, read_settings
 
 
@@ -74,3 +75,9 @@ def test_a_wrong_setting_is_named_once_with_what_is_expected(
     message = refused.value.message
     assert message.startswith(f"REPLACEME_{name}: {words}")
     assert [part for part in ("hun", "ter", "two") if part in message] == []
+
+
+@pytest.mark.parametrize("name", ["a?b=c", "a#b", "100%41", "a b@c:d", "\xe4"])
+def test_the_embedded_database_lies_in_data_whatever_its_name(name: str, tmp_path: Path) -> None:
+    data = tmp_path / name
+    assert parse_url(Settings(data=data).resolved_database_url).database == str(data.resolve() / "replaceme.sqlite3")

@@ -11,6 +11,7 @@ from api.cli.main import app
 from benchmarks.harness.fake_hub.access import READ_TOKEN, WRITE_TOKEN
 from benchmarks.harness.fake_hub.server import FakeHub
 from replaceme_core.ledger.migrate import upgrade
+from replaceme_core.settings import Settings
 
 SECRET = "never-to-be-seen"
 
@@ -33,9 +34,9 @@ def found(*options: str) -> tuple[int, dict[str, list[tuple[str, str]]], str]:
 def test_a_service_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DATABASE_URL", "BROKER_URL", "HUB"):
         monkeypatch.delenv(f"REPLACEME_{name}", raising=False)
-    data = tmp_path / "data"
+    data = tmp_path / "100% of data?"
     data.mkdir()
-    upgrade(f"sqlite:///{data / 'replaceme.sqlite3'}")
+    upgrade(Settings(data=data).resolved_database_url)
     code, rows, _ = found("--data", str(data))
     assert code == 0, rows
     assert list(rows) == ["software", "torch", "memory", "disk", "sandbox", "hub", "database", "broker"]
