@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -175,30 +176,30 @@ def _csv(stream: TextIO, file: Path) -> Iterator[Row]:
 
 def _parquet(file: Path, columns: Sequence[str]) -> Iterator[Row]:
     command = [sys.executable, "-P", "-m", "replaceme_core.engine.text.parquet_rows", str(file), *columns]
-    reader = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
-    )
-    assert reader.stdout is not None
-    assert reader.stderr is not None
-    try:
-        names: Sequence[str] = ()
-        for number, line in enumerate(lines_of(cast(TextIO, reader.stdout), file)):
-            row = _parsed(line, f"row {number}", file)
-            if number == 0:
-                names = tuple(row)
-            else:
-                yield {**dict.fromkeys(names), **row}
-        if reader.wait() != 0:
-            raise _refused(file, f"cannot be read as parquet: {_end_of(reader, reader.stderr)}")
-    finally:
-        reader.kill()
-        reader.wait()
-        reader.stdout.close()
-        reader.stderr.close()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:  # in a pipe a long one would wait
+        reader = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8"
+        )
+        assert reader.stdout is not None
+        try:
+            names: Sequence[str] = ()
+            for number, line in enumerate(lines_of(cast(TextIO, reader.stdout), file)):
+                row = _parsed(line, f"row {number}", file)
+                if number == 0:
+                    names = tuple(row)
+                else:
+                    yield {**dict.fromkeys(names), **row}
+            if reader.wait() != 0:
+                raise _refused(file, f"cannot be read as parquet: {_end_of(reader, errors)}")
+        finally:
+            reader.kill()
+            reader.wait()
+            reader.stdout.close()
 
 
 def _end_of(reader: "subprocess.Popen[str]", errors: IO[str]) -> str:
     """Why the process has ended, in one line."""
+    errors.seek(0)
     said = errors.read(LONGEST_ROW).strip().splitlines()
     if reader.returncode < 0:
         return f"the reader ended with signal {-reader.returncode}"

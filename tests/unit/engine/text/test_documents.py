@@ -374,3 +374,11 @@ def test_a_native_reader_that_crashes_is_an_error_of_the_file(tmp_path: Path, mo
             read(path)
     finally:
         resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
+
+
+def test_a_long_error_of_the_native_reader_is_an_error_of_the_file(tmp_path: Path) -> None:
+    """The reader ends, although nobody reads its error meanwhile: of this one, the name of a time zone."""
+    times = pyarrow.array([1], pyarrow.timestamp("us", tz="x" * 300_000))
+    pyarrow.parquet.write_table(pyarrow.table({"text": times}), tmp_path / "a.parquet")
+    with pytest.raises(InvalidInput, match=r"a\.parquet cannot be read as parquet: .*x{50}"):
+        read(tmp_path / "a.parquet")
