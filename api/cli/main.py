@@ -4,6 +4,7 @@ The module of a subcommand is imported when that subcommand is called, so that h
 """
 
 import io
+import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
@@ -143,6 +144,9 @@ for _name, (_panel, _, _help) in COMMANDS.items():
 
 def main() -> None:
     """Entry point of the command."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as by `2>&-`: the next file would get its number, and errors in it
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, errors="backslashreplace"))
     if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error is: a terminal may know fewer characters
         sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="replaceme")

@@ -50,6 +50,19 @@ def test_help_and_version_import_the_command_line_only(argument: str) -> None:
         assert all(panel in shown for panel, _, _ in COMMANDS.values())
 
 
+def test_no_file_gets_the_number_of_a_closed_standard_stream() -> None:
+    """As a service is started whose terminal may close: `replaceme serve <&- 2>&-`."""
+    program = """if True:
+        import atexit, os, sys
+        from api.cli.main import main
+        same = lambda: [os.path.samestat(os.fstat(number), os.stat(os.devnull)) for number in (0, 2)]
+        atexit.register(lambda: print(same(), sys.stdin.read(), sys.stderr.write("\xe4"), sys.stderr.isatty()))
+        main()"""
+    command = ["sh", "-c", 'exec "$@" <&- 2>&-', "sh", sys.executable, "-c", program, "--version"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[1:] == ["[True, True]  1 False"]
+
+
 @pytest.mark.parametrize(
     ("name", "said"), [(f"acme/tiny-3of4-{NEW_ID[:8]}", "a new repository"), ("acme/mine", "as that of the job")]
 )
