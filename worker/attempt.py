@@ -209,6 +209,9 @@ class Attempt:
             last = self._run_pipeline(request)
         except (RunnerKilled, PerhapsOutOfMemory) as killed:
             return outcome_after_sigkill(killed, self.lease.claim, max_attempts=self.settings.max_attempts)
+        except RunnerBroke:
+            self._fetch(spec, files)  # SIGBUS ends it when a file is truncated that a library has mapped
+            raise
         if isinstance(last, Failed):
             return self._failure(last)
         rejection = None if spec.gate is None else rejection_in(last.report)

@@ -86,13 +86,14 @@ def test_a_branch_that_moves_during_the_download(hub_bench: Bench, fake_hub: Fak
     assert commits(fake_hub) == 1
 
 
-def test_a_model_in_a_directory_that_is_changed_during_the_run(bench: Bench) -> None:
-    """The runner has read one version of some files and another one of others."""
-    job_id, data = bench.add(), bench.settings.data
+@pytest.mark.parametrize("labels", [{}, {"stub_fail": "exit"}], ids=["unnoticed", "noticed"])
+def test_a_model_in_a_directory_that_is_changed_during_the_run(bench: Bench, labels: dict[str, str]) -> None:
+    """The runner has read one version of some files and another one of others, or ends at the change."""
+    job_id, data = bench.add(**labels), bench.settings.data
     data.mkdir()
-    set_gate(data, job_id, "fold")
+    set_gate(data, job_id, "calibrate")
     with bench.running(job_id):
-        wait_until(lambda: is_held(data, job_id, "fold"), what="the fold")
+        wait_until(lambda: is_held(data, job_id, "calibrate"), what="the calibration")
         (bench.hub_directory / "acme" / "tiny" / "config.json").write_text('{"model_type": "mamba"}')
         open_gates(data)
     job = bench.job(job_id)
