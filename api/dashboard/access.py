@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.bodies import KeyId, KeyRequest, KeyRotationRequest, PageQuery
 from api.dashboard.middleware import FormDep, ticked
-from api.dashboard.new_job import labels_of
+from api.dashboard.new_job import read_labels
 from api.dashboard.rendering import page, see
 from api.request_bodies import Asked, checked
 from api.routes.deps import CallerDep, KeysDep, ReadingSessionDep, Services, ServicesDep, SessionDep
@@ -103,15 +103,18 @@ def show_webhooks(
 @router.post("/ui/webhooks")
 async def add_webhook(form: FormDep, services: ServicesDep, caller: CallerDep, request: Request) -> Response:
     body = {name: form.get(name, "").strip() for name in ("url", "payload")}
-    whole: dict[str, object] = {**body, "labels": labels_of(form.get("labels", "")), "events": ticked(form, "events")}
+    labels, unread = read_labels(form.get("labels", ""))
+    whole: dict[str, object] = {**body, "labels": labels, "events": ticked(form, "events")}
     asked, errors = read(NewWebhookRequest, whole)
+    if unread:
+        errors["labels"] = unread
     if asked is not None:
         try:
             made = await create_webhook(asked, services, caller, request, Response())
             return await run_in_threadpool(_webhook, services, made.id, caller, request, secret=made.secret)
         except InvalidInput as error:  # a name that has no public address; no key to encrypt its secret
             errors = {"url": error.message}
-    return await run_in_threadpool(_webhooks, services, caller, request, errors=errors, given={**form, **whole})
+    return await run_in_threadpool(_webhooks, services, caller, request, errors=errors, given={**whole, **form})
 
 
 def _webhooks(

@@ -86,9 +86,10 @@ def read_request(body: Mapping[str, object], errors: FormErrors) -> JobRequest |
     request, found = checked(JobRequest, body)
     for one in found:
         errors.add(one["field"], one["message"])
-    unread = body.get("gate")
-    if request is None and isinstance(unread, str):
-        errors.by_field["gate"] = _gate(unread)[1]
+    for name, read in (("gate", _gate), ("labels", read_labels)):
+        unread = body.get(name)
+        if request is None and isinstance(unread, str):
+            errors.by_field[name] = read(unread)[1]
     return request
 
 
@@ -100,16 +101,21 @@ def _gate(text: str) -> tuple[object, str]:
         return text, str(error)
 
 
-def labels_of(text: str) -> dict[str, str]:
-    """The labels; of a name with several values all of them, which the validation then refuses.
+def read_labels(text: str) -> tuple[object, str]:
+    """The labels; where one of them cannot be read, the text itself, and what is wrong.
 
-    >>> labels_of("team=search, run=1, run=2")
-    {'team': 'search', 'run': '1, 2'}
+    Of a name with several values there are all of them, which the validation then refuses.
+
+    >>> read_labels("team=search, run=1, run=2")
+    ({'team': 'search', 'run': '1, 2'}, '')
     """
     found: dict[str, list[str]] = {}
-    for name, _, value in (part.partition("=") for part in _parts(text)):
+    for part in _parts(text):
+        name, sign, value = part.partition("=")
+        if not sign:
+            return text, f"expected NAME=VALUE, got {part!r}"
         found.setdefault(name.strip(), []).append(value.strip())
-    return {name: ", ".join(dict.fromkeys(values)) for name, values in found.items()}
+    return {name: ", ".join(dict.fromkeys(values)) for name, values in found.items()}, ""
 
 
 def _parts(text: str) -> list[str]:
@@ -148,7 +154,7 @@ _PLACES: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "tasks": ("evaluation.tasks", _parts),
     "gate": ("gate", lambda text: _gate(text)[0]),
     "priority": ("priority", _number),
-    "labels": ("labels", labels_of),
+    "labels": ("labels", lambda text: read_labels(text)[0]),
     "webhook": ("webhook.url", str),
     "credential": ("credential", str),
     "max_runtime_seconds": ("max_runtime_seconds", _number),

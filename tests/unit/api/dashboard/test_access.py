@@ -119,6 +119,7 @@ def test_a_webhook_with_a_mistake_is_not_made(client: TestClient, settings: Sett
         page = client.post("/ui/webhooks", data={**form, **fields})
         assert page.status_code == 422
         assert re.search(rf'<p class="error" id="{beside}-error">[^<]+</p>', page.text), text_of(page)
+    assert "expected NAME=VALUE, got 'team'" in text_of(page)
     assert "There are no webhooks" in text_of(client.get("/ui/webhooks"))
 
 

@@ -66,7 +66,7 @@ WRONG: tuple[tuple[dict[str, str], str, str], ...] = (
     ({"repeated": "2"}, "repeated", "from 0 to 1"),
     ({"method": "magic"}, "method", "expected one of"),
     ({"priority": "10"}, "priority", "from 0 to 9"),
-    ({"labels": "team"}, "labels", "expected"),
+    ({"labels": "run=1, team"}, "labels", "expected NAME=VALUE, got &#39;team&#39;"),
     ({"labels": "run=1, run=2"}, "labels", "1, 2"),
     ({"device": "CPU!"}, "device", "expected"),
     ({"credential": "none"}, "credential", "none"),
