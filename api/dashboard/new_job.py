@@ -321,7 +321,9 @@ def _rounded(request: JobRequest, found: EstimateBody) -> str | None:
     exact, removed = (ratio or 0.0) * blocks.before, blocks.before - blocks.after
     if ratio is None or abs(exact - removed) < _SAME:
         return None
-    return f"{ratio:g} of {blocks.before} blocks is {exact:.3g}: {removed} go, {removed / blocks.before:.3f} of them."
+    most = "at most " if found.trials else ""
+    share = removed / blocks.before
+    return f"{ratio:g} of {blocks.before} blocks is {exact:.3g}: {most}{removed} go, {share:.3f} of them."
 
 
 def _form(request: Request, values: Mapping[str, str], errors: FormErrors, *, models: Sequence[str] = ()) -> Response:

@@ -46,6 +46,9 @@ def test_the_plan_is_that_of_the_api(client: TestClient) -> None:
     for shown in (f"{plan['parameters']['before']:,}", plan["method"], plan["dtype"], "No worker that would take"):
         assert shown in text
     assert errors_of(page) == {}
+    text = text_of(send(client, "/ui/plan", deepest="on", gate="size_ratio<=0.9"))
+    for shown in ("At most 8 of 30 blocks go, in", "is 7.5: at most 8 go", "Trials at most 4,"):
+        assert shown in text
     page = send(client, "/ui/plan", model="")
     assert ("Name a model" in text_of(page), errors_of(page)) == (True, {}), "an empty form is no mistake"
     assert client.get("/jobs").json()["items"] == []
