@@ -302,7 +302,7 @@ def _compared(database: Database, jobs: Sequence[JobBody], owner: str) -> list[C
 
 
 def _best(label: str, found: Sequence[Compared]) -> list[int]:
-    """The numbers of the jobs whose result is best in this quantity; none where all are alike.
+    """The numbers of the jobs whose result is best in this quantity; none where all are alike or it differs by chance.
 
     A perplexity says nothing beside one on other tokens, so none is best where the originals have not the same one.
     """
@@ -315,7 +315,7 @@ def _best(label: str, found: Sequence[Compared]) -> list[int]:
         if not all(math.isclose(one, originals[0], rel_tol=1e-2) for one in originals):
             return []
     best = (max if label in _MORE_IS_BETTER else min)(known.values())
-    return [number for number, value in known.items() if value == best]
+    return [number for number, value in known.items() if value == best and cells[number][2] != view.NOT_SIGNIFICANT]
 
 
 def _quantities(report: Report) -> dict[str, list[view.Cell]]:

@@ -30,6 +30,7 @@ from replaceme_core.wording import counted, markdown
 
 MOST_CANDIDATES, SHOWN_CANDIDATES, MOST_SOURCES, MOST_ANSWERS, MOST_STAGES = 4000, 24, 6, 20, 20
 Cell = tuple[Piece, ...]
+NOT_SIGNIFICANT: Cell = ("not significant",)
 _Row = TypeVar("_Row")
 SIDES: tuple[Step, Step] = ("before", "after")
 
@@ -150,7 +151,7 @@ class Quantity:
     def change(self, report: Report) -> Cell:
         """By which part the result differs from the original."""
         if self.speed and report.at("speed_changes", self.speed, "told_apart") is False:
-            return ("not significant",)
+            return NOT_SIGNIFICANT
         return (report.change(("before", *self.path), ("after", *self.path)),)
 
 
