@@ -655,8 +655,8 @@ def _in_markdown(piece: Piece) -> str:
 
 def wanted_removal(spec: Report) -> str:
     """
-    >>> wanted_removal(Report({"ratio": {"max": 0.5}})), wanted_removal(Report({"drop": [1, 2, 3]}))
-    ('at most 0.5 of the blocks', 'blocks 1-3')
+    >>> [wanted_removal(Report(spec)) for spec in ({"ratio": {"max": 0.5}}, {"drop": [1, 2, 3]}, {"drop": [2]})]
+    ['at most 0.5 of the blocks', 'blocks 1-3', 'block 2']
     """
     fixed, most = spec.number("ratio"), spec.number("ratio", "max")
     if fixed is not None:
@@ -664,7 +664,7 @@ def wanted_removal(spec: Report) -> str:
     if most is not None:
         return f"at most {most:.4g} of the blocks"
     drop = spec.blocks("drop")
-    return f"blocks {block_ranges(drop)}" if drop else ""
+    return f"block{'s' if len(drop) > 1 else ''} {block_ranges(drop)}" if drop else ""
 
 
 def wanted_text(spec: Report) -> str:
