@@ -217,7 +217,7 @@ def _explain(console: Console, candidates: Sequence[Mapping[str, object]]) -> No
             "held-out text, each kind of it apart, alone and in sets that remove as many blocks. The best set was "
             "removed. The losses of a set are in the line of its first run."
         )
-    console.print(f"Why these blocks: {why} A loss with ~ is an estimate from a part of the held-out text.")
+    console.print(f"Why these blocks: {why}")
 
 
 def _compare(console: Console, report: Mapping[str, object], plain: Mapping[str, object]) -> None:
