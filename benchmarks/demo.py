@@ -264,7 +264,8 @@ def _show_loading(console: Console, result: Path) -> None:
 def show_service(console: Console, url: str, *, job_id: str) -> None:
     """What can be done with the service; the address of its dashboard comes last."""
     console.print(f"{url}/docs is the interactive reference")
-    console.print(f"replaceme status {job_id} --url {url}", soft_wrap=True)
+    command = os.path.relpath(Path(sys.executable).with_name("replaceme"))
+    console.print(f"{command} status {job_id} --url {url}", soft_wrap=True)
     console.print("Press Ctrl-C to stop it. Jobs in your browser, without signing in:")
     console.print(f"{url}/")
 

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import subprocess
 from pathlib import Path
 
 from rich.console import Console
@@ -39,3 +40,10 @@ def test_the_demo_says_what_happened(tmp_path: Path) -> None:
         expected += [f"{text['after']:,.2f}", f"{removal['ratio']:,.2f}"]
     assert [words for words in expected if words not in shown] == []
     assert re.search(r"succeeded after .+: .*(calibrate|evaluate) \d+ s, .*rest \d+ s", shown)
+
+
+def test_the_command_that_the_demo_names_can_be_pasted() -> None:
+    shown = io.StringIO()
+    demo.show_service(Console(file=shown), "http://127.0.0.1:9", job_id="some")
+    command = next(line for line in shown.getvalue().splitlines() if " status some " in line).split()[0]
+    assert subprocess.run([command, "--version"], capture_output=True, check=False).returncode == 0
