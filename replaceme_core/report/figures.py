@@ -103,6 +103,15 @@ EXACT: Form = "{:.6g}".format
 """Of a value that is compared with a limit."""
 
 
+def rate(value: float) -> str:
+    """Of what is counted per second: whole numbers, and below 10 with the decimal that tells two of them apart.
+
+    >>> rate(1234.5), rate(9.97), rate(3.64)
+    ('1,234', '10', '3.6')
+    """
+    return f"{value:,.{0 if value >= 9.95 else 1}f}"
+
+
 def percent(share: float, decimals: int = 0) -> str:
     """
     >>> percent(0.456), percent(1.0), percent(0.123456, 1)

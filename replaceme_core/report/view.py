@@ -21,6 +21,7 @@ from replaceme_core.report.figures import (
     duration,
     number,
     percent,
+    rate,
     size,
 )
 from replaceme_core.report.reading import Piece, Place, Report, Step
@@ -162,10 +163,10 @@ QUANTITIES = (
     Quantity("perplexity", "Perplexity", "ratio", PERPLEXITY, ("perplexity",)),
     Quantity("word_perplexity", "Perplexity per word", "ratio", PERPLEXITY, ("word_perplexity",)),
     Quantity("byte_perplexity", "Perplexity per byte", "ratio", RATIO, ("byte_perplexity",)),
-    Quantity("tokens_per_second", "Tokens per second with all logits", "tokens/s", WHOLE, ("tokens_per_second",)),
-    Quantity("prefill_tokens_per_second", "Tokens read per second", "tokens/s", WHOLE, ("speed", "prefill", "median")),
-    Quantity("decode_tokens_per_second", "Tokens written per second", "tokens/s", WHOLE, ("speed", "decode", "median")),
-    Quantity("images_per_second", "Images per second", "images/s", WHOLE, ("speed", "images", "median")),
+    Quantity("tokens_per_second", "Tokens per second with all logits", "tokens/s", rate, ("tokens_per_second",)),
+    Quantity("prefill_tokens_per_second", "Tokens read per second", "tokens/s", rate, ("speed", "prefill", "median")),
+    Quantity("decode_tokens_per_second", "Tokens written per second", "tokens/s", rate, ("speed", "decode", "median")),
+    Quantity("images_per_second", "Images per second", "images/s", rate, ("speed", "images", "median")),
     Quantity("cache_bytes_per_token", "KV cache per token", "bytes", size, ("speed", "cache_bytes_per_token")),
     Quantity("peak_bytes", "Peak memory of weights and tensors", "bytes", size, ("speed", "peak_bytes")),
     Quantity("looping_answers", "Answers that end in a repetition", "answers", WHOLE, ("looping_answers",)),
