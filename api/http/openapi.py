@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from api.http.guard import scopes_of
+from api.http.guard import PROBES, scopes_of
 from api.http.problems import PROBLEM_JSON, problem_of, problem_response
 from replaceme_core import errors as core
 from replaceme_core.ledger.states import TYPE_PREFIX, EventType
@@ -184,10 +184,12 @@ def error_responses(method: str, path: str, *, needs_key: bool, has_body: bool) 
     """Status to response, for all errors of an operation. Internal errors are mistakes, so they are not among them."""
     names = ["BadRequest", "Misdirected", "Invalid"]
     if needs_key:
-        names += ["Unauthenticated", "Forbidden", "Unavailable"]
+        names.append("Forbidden")
+    if path not in PROBES:  # a key that is sent is looked at, also where none is needed
+        names += ["Unauthenticated", "Unavailable"]
     elif path == "/ready":
         names.append("Unavailable")
-    if needs_key and not path.endswith("/cancel"):
+    if path not in PROBES and not path.endswith("/cancel"):
         names.append("TooMany")
     if has_body:
         names += ["ContentTooLarge", "UnsupportedMediaType"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from api.cli.main import app
@@ -88,6 +89,15 @@ def test_bodies_paths_and_errors_have_examples_that_are_valid(document: dict[str
             assert content["example"]["status"] == int(status)
             assert content["example"]["type"] == f"urn:replaceme:problem:{code}"
             assert f"### `{code}`\n" in explained
+
+
+def test_a_wrong_key_is_refused_as_described_where_none_is_needed(client: TestClient, document: dict[str, Any]) -> None:
+    refused = client.get("/families", headers={"Authorization": "Bearer wrong"})
+    described = document["paths"]["/families"]["get"]["responses"]
+    assert refused.status_code == 401
+    assert {"401", "429", "503"} <= described.keys()
+    assert "403" not in described
+    assert "401" not in document["paths"]["/health"]["get"]["responses"]
 
 
 def test_links_lead_from_what_is_made_to_what_follows(document: dict[str, Any]) -> None:
