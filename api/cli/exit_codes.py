@@ -116,7 +116,7 @@ class Failure:
             case OSError(errno=errno.EACCES | errno.ENAMETOOLONG | errno.ENOSPC):
                 message = f"{shorten(str(error.filename or 'the output'))}: {error.strerror}"
                 return cls(exit_code=ExitCode.BAD_INPUT, code=InvalidInput.code, message=message)
-            case typer.BadParameter():
+            case typer.TyperException():  # of arguments: also an unknown option, or one too many
                 return cls(exit_code=ExitCode.BAD_INPUT, code=InvalidInput.code, message=error.format_message())
             case ServiceError():
                 return cls(exit_code=exit_code, code="service_unreachable", message=str(error))

@@ -90,8 +90,8 @@ class _Group(TyperGroup):
             from api.cli.exit_codes import Failure
 
             failure = Failure.of(error)
-            if failure is None or (isinstance(error, typer.BadParameter) and not as_json):
-                raise  # typer shows what is wrong with an option below the usage of the command
+            if failure is None or (isinstance(error, typer.TyperException) and not as_json):
+                raise  # typer shows what is wrong with the arguments below the usage of the command
             failure.show(as_json=as_json)
             raise typer.Exit(int(failure.exit_code)) from error
 

@@ -222,13 +222,22 @@ def test_an_error_is_printed_once(service: StubService) -> None:
     assert run_at(service, "status", JOB_ID).stderr == "error: what happened\n"
 
 
-def test_a_wrong_option_is_an_error_in_json_too(service: StubService) -> None:
-    wrong = ("list", "--label", "x")
-    done = run_at(service, *wrong, "--json")
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("list --label x", "expected NAME=VALUE"),
+        ("list --nothing", "No such option: --nothing"),
+        ("status a b", "Got unexpected extra argument"),
+        ("nothing", "No such command 'nothing'"),
+        ("keys nothing", "No such command 'nothing'"),
+    ],
+)
+def test_wrong_arguments_are_an_error_in_json_too(service: StubService, wrong: str, words: str) -> None:
+    done = run_at(service, *wrong.split(), "--json")
     error = json.loads(done.stdout)["error"]
-    assert (done.exit_code, error["code"], "expected NAME=VALUE" in error["message"]) == (2, "invalid_input", True)
-    done = run_at(service, *wrong)
-    assert (done.exit_code, done.stdout, "expected NAME=VALUE" in done.stderr) == (2, "", True)
+    assert (done.exit_code, error["code"], words in error["message"]) == (2, "invalid_input", True)
+    done = run_at(service, *wrong.split())
+    assert (done.exit_code, done.stdout, words in done.stderr) == (2, "", True)
 
 
 @pytest.mark.parametrize(
