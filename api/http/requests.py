@@ -5,6 +5,7 @@ Bodies are read strictly: size, content type, and unambiguous JSON of bounded de
 
 import json
 import re
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -118,8 +119,9 @@ def parse(body: bytes) -> object:
         ) from None
     except RecursionError:
         raise MalformedBody(_TOO_DEEP) from None
-    except ValueError as error:  # Python's limit on the digits of a whole number
-        raise MalformedBody(f"the body contains a number that is too long: {error}") from None
+    except ValueError:
+        most = sys.get_int_max_str_digits()
+        raise MalformedBody(f"the body contains a whole number of more than {most:,} digits") from None
     if not isinstance(value, dict):
         raise MalformedBody("expected a JSON object", value=value)
     _check_bounds(value)
