@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -46,4 +47,5 @@ def test_the_command_that_the_demo_names_can_be_pasted() -> None:
     shown = io.StringIO()
     demo.show_service(Console(file=shown), "http://127.0.0.1:9", job_id="some")
     command = next(line for line in shown.getvalue().splitlines() if " status some " in line).split()[0]
-    assert subprocess.run([command, "--version"], capture_output=True, check=False).returncode == 0
+    not_activated = {**os.environ, "PATH": os.defpath}
+    assert subprocess.run([command, "--version"], env=not_activated, capture_output=True, check=False).returncode == 0
