@@ -14,14 +14,13 @@ from pathlib import Path
 
 from rich import box
 from rich.table import Table
-from sqlalchemy.engine import make_url
 
 from api.cli.launch import check_broker
 from api.cli.output.console import make_console, print_json
 from replaceme_core.errors import AccessDenied, InvalidInput, ReplaceMeError, RepositoryNotFound
 from replaceme_core.hardware import has_native_bfloat16, look_at_torch, total_memory
 from replaceme_core.hub.port import DIRECTORY_PREFIX, RepositoryKind
-from replaceme_core.ledger.database import Database
+from replaceme_core.ledger.database import Database, parse_url
 from replaceme_core.ledger.migrate import check_migrated
 from replaceme_core.ledger.watching import Workers
 from replaceme_core.library_errors import free_space
@@ -123,8 +122,9 @@ def _hub(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, str]
 
 
 def _database(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, str]]:
-    kind = settings.resolved_database_url.partition(":")[0].partition("+")[0]
-    if kind == "sqlite" and not Path(make_url(settings.resolved_database_url).database or "").exists():
+    url = parse_url(settings.resolved_database_url)
+    kind = url.get_backend_name()
+    if kind == "sqlite" and not Path(url.database or "").exists():
         yield State.WARNING, "SQLite, not made yet: `replaceme serve` does that"
         return
     with closing(Database(settings.resolved_database_url)) as database, database.session(read_only=True) as session:

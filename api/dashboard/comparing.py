@@ -302,7 +302,7 @@ def _compared(database: Database, jobs: Sequence[JobBody], owner: str) -> list[C
 
 
 def _best(label: str, found: Sequence[Compared]) -> list[int]:
-    """The numbers of the jobs whose result is best in this quantity; none where all are alike or it differs by chance.
+    """The numbers of the jobs whose result is best in this quantity; none where all are alike or it is not significant.
 
     A perplexity says nothing beside one on other tokens, so none is best where the originals have not the same one.
     """

@@ -15,6 +15,7 @@ from opentelemetry.trace import INVALID_SPAN, Span, SpanKind
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.http.guard import PROBES
 from api.http.problems import internal_error
 from replaceme_core import telemetry
 from replaceme_core.telemetry import Origin, bound, origin, parse_request_id, parse_traceparent
@@ -40,7 +41,6 @@ HEAD = "replaceme.head"
 ROUTE = "replaceme.route"
 """In the scope of a response that is made before a route has the request: the template of its path."""
 _ID_HEADER, _TRACE_HEADER = "X-Request-ID", "traceparent"
-_PROBES = ("/health", "/ready", "/metrics")
 
 _log = structlog.get_logger(__name__)
 
@@ -81,7 +81,7 @@ class RequestLog:
 
         # the method as metrics and spans name it: clients can make up others
         method, path = scope["method"] if scope["method"] in METHODS else OTHER, scope["path"]
-        traced = nullcontext(INVALID_SPAN) if path in _PROBES else telemetry.span(method, kind=SpanKind.SERVER)
+        traced = nullcontext(INVALID_SPAN) if path in PROBES else telemetry.span(method, kind=SpanKind.SERVER)
         with bound(found), traced as span:
             found = origin()  # within the span
             shared = {**scope, **({"method": "GET", HEAD: True} if method == "HEAD" else {})}
@@ -97,7 +97,7 @@ class RequestLog:
                 _describe(span, method=method, route=route, status=status)
                 answered = seconds if begun_after is None else begun_after
                 self._record(method=method, route=route, status=status, seconds=answered)
-                if path not in _PROBES or status >= 400:
+                if path not in PROBES or status >= 400:
                     _log.info("request", method=method, path=path[:200], status=status, seconds=round(seconds, 4))
 
 

@@ -234,7 +234,7 @@ def _load(view: Path, directory: Path, dtype: torch.dtype) -> tuple[PreTrainedMo
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
-                use_kernels=False,  # transformers 5.25 takes code from the Hub in place of layers unless told so
+                use_kernels=False,  # by default transformers 5.25 replaces layers by code from the Hub
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported in one sentence instead of a page
                 **options,
