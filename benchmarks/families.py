@@ -68,6 +68,7 @@ from replaceme_core.engine.model.block_runner import BlockRunner
 from replaceme_core.engine.model.changes import Cut, FittedCut, fold, remove_blocks, run_pruned
 from replaceme_core.errors import NumericalFailure, UnsupportedFamily
 from replaceme_core.families.layout import (
+    LAYER_TYPES,
     OWN_FIELDS,
     Inputs,
     Known,
@@ -278,9 +279,6 @@ def followed(config: PreTrainedConfig, row: Layout, kept: Sequence[int]) -> PreT
     except Exception as error:  # whatever the class raises
         raise NotFound(f"a config without some blocks is not admitted: {first_line(error)}") from None
 
-
-LAYER_TYPES = "layer_types"
-"""transformers checks in any config that has this list that it has one entry for each block."""
 
 REMOVALS = ([1], [2], [5], [4, 5], [2, 3], [1, 3], [2, 3, 4])
 

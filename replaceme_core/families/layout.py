@@ -281,6 +281,10 @@ def limits(row: Layout) -> str | None:
 ATTENTION = frozenset({"attention", "full_attention", "sliding_attention", "chunked_attention"})
 """What lists call blocks that keep keys and values; all others keep states of another kind."""
 
+LAYER_TYPES = "layer_types"
+"""The list that caches of transformers go by, whether a file has it or the class computes it. In any config that has
+it, transformers checks that there is one entry for each block."""
+
 OWN_FIELDS = "per_layer_config"
 """The field of a config with the fields that single blocks have otherwise, by the index of the block."""
 
@@ -385,7 +389,7 @@ def must_stay(config: Config, *, layout: Layout, removed: Sequence[int], first: 
         )
     if layout.keeps_last and blocks - 1 in gone:
         return f"the last block of a {layout.model_type} model must stay: its class forces the kind of the last block"
-    for name in (*layout.per_layer_lists, *layout.computed_lists):
+    for name in dict.fromkeys((*layout.per_layer_lists, *layout.computed_lists, LAYER_TYPES)):
         values = getattr(config, name, None)
         if not isinstance(values, list | tuple) or not ATTENTION.intersection(map(str, values)):
             continue

@@ -147,10 +147,11 @@ def test_which_removals_keep_the_pattern(name: str, removed: list[int], kept: bo
     assert config.num_hidden_layers == BLOCKS, "the config itself is left alone"
 
 
-@pytest.mark.parametrize(("model_type", "attends"), [("recurrent_gemma", [2, 5]), ("lfm2", [2, 4])])
+@pytest.mark.parametrize(("model_type", "attends"), [("recurrent_gemma", [2, 5]), ("lfm2", [2, 4]), ("bamba", [1, 4])])
 def test_blocks_with_attention_and_others_must_stay(model_type: str, attends: list[int]) -> None:
-    """The list of kinds is computed from the index in the first, and given in the second."""
-    config, row = tiny_models.tiny_config(model_type, full_attn_idxs=attends), FAMILIES[model_type]
+    """The list of kinds is computed from the index in the first, and given in the second; the third lists indices."""
+    fields = {"full_attn_idxs": attends, "attn_layer_indices": attends}
+    config, row = tiny_models.tiny_config(model_type, **fields), FAMILIES[model_type]
     others = [block for block in range(BLOCKS) if block not in attends]
     for removed in (attends, others):
         assert "needs blocks with attention and others" in str(must_stay(config, layout=row, removed=removed))
