@@ -12,15 +12,15 @@ from replaceme_core.errors import NumericalFailure
 def solve_delta(moments: Moments, *, ridge: float, diagonal: bool = False) -> torch.Tensor:
     """D (d, d) in float64 that minimises |M D - E|^2 + a |D|^2, with a = `ridge` x the mean diagonal of M'M.
 
-    The map is I + D; an infinite ridge is plain removal, D = 0. Relative to the mean diagonal, the strength does not
-    depend on the number of tokens. With `diagonal` it is the minimum among diagonal D: one
-    regression for each channel. Raises `NumericalFailure` when the sums are not finite or M'M + aI has no
-    Cholesky factor, which with a ridge of zero means fewer independent tokens than unknowns.
+    The map is I + D; an infinite ridge is plain removal, D = 0, and so is what is solved from zeros alone. Relative to
+    the mean diagonal, the strength does not depend on the number of tokens. With `diagonal` it is the minimum among
+    diagonal D: one regression for each channel. Raises `NumericalFailure` when the sums are not finite or M'M + aI has
+    no Cholesky factor, which with a ridge of zero means fewer independent tokens than unknowns.
     """
     gram, cross = moments.gram, moments.cross
     if not (torch.isfinite(gram).all() and torch.isfinite(cross).all()):
         raise NumericalFailure("the calibration statistics are not finite: the model produced NaN or infinity")
-    if math.isinf(ridge):
+    if math.isinf(ridge) or not gram.any():
         return torch.zeros_like(cross)
     strength = ridge * float(gram.diagonal().mean())
     if diagonal:

@@ -63,6 +63,14 @@ def test_a_channel_that_is_never_written_to_is_left_alone() -> None:
     assert torch.isfinite(delta).all()
 
 
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+def test_where_nothing_is_written_there_is_no_map(ridge: float) -> None:
+    dead = moments()
+    dead.gram.zero_()
+    dead.cross.zero_()
+    assert not solve_delta(dead, ridge=ridge).any()
+
+
 def test_the_ridge_pulls_toward_plain_removal_whatever_the_number_of_tokens() -> None:
     sizes = [float(solve_delta(moments(), ridge=ridge).norm()) for ridge in (0.0, 0.1, 10.0, 1e6)]
     assert sizes == sorted(sizes, reverse=True)
