@@ -30,7 +30,7 @@ from replaceme_core.families.layout import FAMILIES
 from replaceme_core.families.resolve import resolve
 from replaceme_core.hub.model_files import CARRIED_FILES
 from replaceme_core.request.spec import Loading
-from tests.fixtures.models.tiny import BLOCKS, BY_NAME, save_tiny, token_ids
+from tests.fixtures.models.tiny import BLOCKS, BY_NAME, save_tiny, tiny_model, token_ids
 
 PROMPT = token_ids(1, 16)[0]
 
@@ -301,6 +301,14 @@ def test_a_wrong_number_of_blocks_and_a_value_that_is_not_a_number(tmp_path: Pat
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(VerificationFailed, match=r"saved model cannot be used: .*\.3\.mlp\.up_proj\.weight in .* NaN"):
         verify_saved(directory, dtype=torch.float32, blocks=BLOCKS, prompt=PROMPT, device="cpu")
+
+
+def test_a_model_that_finds_every_token_as_likely(tmp_path: Path) -> None:
+    model = tiny_model()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    save_tiny(tmp_path)
+    model.save_pretrained(tmp_path)
+    assert verify_saved(tmp_path, dtype=torch.float32, blocks=BLOCKS, prompt=PROMPT, device="cpu") == 0
 
 
 def test_a_model_that_works_is_verified_without_a_warning(
