@@ -90,6 +90,22 @@ def test_a_job_from_images_to_a_model_that_loads(model_type: str, method: str, t
     assert {unit for _, name, _, unit, *_ in recorder.metrics if name.endswith("held_out_loss")} <= {"1 - cosine"}
 
 
+@pytest.mark.parametrize("model_type", ["clip"])
+def test_a_model_that_is_read_block_by_block_gives_the_same(model_type: str, tmp_path: Path) -> None:
+    source, images = saved_tower(tmp_path / "source", model_type), make_images(tmp_path / "images", 60)
+    found = []
+    for loading in ("whole", "blockwise"):
+        compute = {"threads": 1, "dtype": "float32", "loading": loading}
+        finished, _, result = run(image_request(source, images, method={"name": "refit"}, compute=compute))
+        files = sorted(path.name for path in result.iterdir())
+        found.append((finished.removed_blocks, files, load_file(result / "model.safetensors")))
+        shutil.rmtree(result)
+    (*whole, weights), (*lazy, others) = found
+    assert whole == lazy
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
 def test_chance_of_retrieval_knows_captions_that_several_images_have(tmp_path: Path) -> None:
     source, images = saved_tower(tmp_path / "source", "clip"), make_images(tmp_path / "images", 60)
     names = sorted(str(path.relative_to(images)) for path in images.rglob("*.png"))

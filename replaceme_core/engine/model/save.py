@@ -88,7 +88,8 @@ def save_block_by_block(
     model.config.dtype = str(model.dtype).removeprefix("torch.")
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(directory)
-    model.generation_config.save_pretrained(directory)
+    if model.can_generate():
+        model.generation_config.save_pretrained(directory)
     _complete(model.config, directory, source=source)
 
 
