@@ -1,6 +1,6 @@
 """A row of the table bound to a live model: its blocks and their writes, checked before any expensive work."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -186,12 +186,15 @@ def resolve(model: PreTrainedModel) -> ResolvedModel:
 
 
 @torch.no_grad()
-def absorb_gains(resolved: ResolvedModel) -> None:
-    """Multiply what computes the output of each write by its gain, which is one then, so that a full map fits."""
-    for block in resolved.blocks:
+def absorb_gains(resolved: ResolvedModel, blocks: Iterable[nn.Module] | None = None) -> None:
+    """Multiply what computes the output of each write by its gain, which is one then, so that a full map fits.
+
+    Of all blocks, or of those in `blocks`; one that is not in memory is left for when it is read.
+    """
+    for block in resolved.blocks if blocks is None else blocks:
         for write in resolved.writes(block):
             gain = None if write.gain is None else block.get_parameter(write.gain)
-            if gain is not None and bool((gain != 1).any()):
+            if gain is not None and not gain.is_meta and bool((gain != 1).any()):
                 for weight in with_biases(block, write.folds):
                     parameter = block.get_parameter(weight.path)
                     parameter.copy_(along(parameter.double(), gain.double().diag(), axis=weight.axis))

@@ -90,7 +90,7 @@ def test_a_job_from_images_to_a_model_that_loads(model_type: str, method: str, t
     assert {unit for _, name, _, unit, *_ in recorder.metrics if name.endswith("held_out_loss")} <= {"1 - cosine"}
 
 
-@pytest.mark.parametrize("model_type", ["clip"])
+@pytest.mark.parametrize("model_type", ["clip", "dinov2"])
 def test_a_model_that_is_read_block_by_block_gives_the_same(model_type: str, tmp_path: Path) -> None:
     source, images = saved_tower(tmp_path / "source", model_type), make_images(tmp_path / "images", 60)
     found = []

@@ -9,7 +9,7 @@ Names and layouts in files may differ from those of the live model (experts are 
 are loaded): transformers' own conversion is used wherever more than a name changes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,6 +42,7 @@ from replaceme_core.engine.model.load import (
 from replaceme_core.engine.model.safetensors_io import StoredTensor, tensors_of
 from replaceme_core.errors import BrokenModel
 from replaceme_core.families.layout import FAMILIES
+from replaceme_core.families.resolve import ResolvedModel, absorb_gains
 from replaceme_core.hub.model_files import weight_files
 from replaceme_core.library_errors import library_errors
 from replaceme_core.request.resolve import ResolvedCompute
@@ -94,7 +95,7 @@ def load_lazily(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrain
     files = tensors_of(weight_files(directory))
     blocks = model.get_submodule(row.blocks)
     assert isinstance(blocks, nn.ModuleList)
-    source = ModelFiles(model=model, files=files, device=device, blocks=row.blocks)
+    source = ModelFiles(model=model, files=files, device=device, blocks=row.blocks, modules=list(blocks))
     source.load_rest()
     for index, block in enumerate(blocks):
         vars(block)[_FILES] = source, index
@@ -115,6 +116,8 @@ class ModelFiles:
     files: list[StoredTensor]
     device: str
     blocks: str
+    modules: Sequence[nn.Module]
+    """All blocks, whichever are removed."""
     resident: int | None = None
     changes: dict[int, list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]]] = field(default_factory=dict)
     """By block: the changes to its parameters whenever it is read, in this order."""
@@ -131,10 +134,12 @@ class ModelFiles:
     ahead: tuple[int, Future[dict[str, torch.Tensor]]] | None = None
     """The block that is being read while another one is in use."""
     reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="read-ahead"))
+    resolved: ResolvedModel = field(init=False)
     owners: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
     """By live name: the module that has the value, and its attribute there. Names change when blocks are removed."""
 
     def __post_init__(self) -> None:
+        self.resolved = ResolvedModel(model=self.model, layout=FAMILIES[self.model.config.model_type])
         self.conversions = get_model_conversion_mapping(self.model)
         renamings = [one for one in self.conversions if isinstance(one, WeightRenaming)]
         converters = [one for one in self.conversions if isinstance(one, WeightConverter)]
@@ -188,6 +193,7 @@ class ModelFiles:
             self.forget(self.resident)
         ahead, self.ahead = self.ahead, None
         self._load(block, ahead[1].result() if ahead is not None and ahead[0] == block else None)
+        absorb_gains(self.resolved, [self.modules[block]])
         for parameter, change in self.changes.get(block, ()):
             module, leaf = self.owners[f"{self.blocks}.{block}.{parameter}"]
             weight = module.get_parameter(leaf)
