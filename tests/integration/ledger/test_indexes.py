@@ -158,6 +158,21 @@ def test_a_claim_does_not_read_the_whole_queue(database: Database) -> None:
         assert "ix_jobs_queued" not in plan, plan
 
 
+def test_a_claim_reads_no_jobs_of_other_worker_kinds(database: Database) -> None:
+    """Jobs for any worker are looked up in the index that begins with the kind, also where only a GPU is waited for."""
+    rows.fill(database, 2000)
+    with database.session() as session:
+        session.execute(update(JobRow).where(JobRow.status == JobStatus.QUEUED).values(worker_kind=WorkerKind.GPU))
+        session.execute(text("ANALYZE"))
+    on_cpu = rows.plans(
+        database,
+        lambda session: attempts.claim_next(session, worker="w", lease_seconds=60, worker_kinds=[WorkerKind.CPU]),
+    )
+    assert any("ix_jobs_route_turn" in plan for plan in on_cpu)
+    for plan in on_cpu:
+        assert "ix_jobs_turn" not in plan, plan
+
+
 def test_no_statement_reads_a_whole_table(database: Database) -> None:
     fill(database)
     for name, call in CALLS.items():
