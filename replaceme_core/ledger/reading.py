@@ -78,6 +78,7 @@ _MICROSECONDS = 1_000_000
 
 
 _MOST_LOOKED_AT = 500
+_FIRST_ID, _LAST_ID = ("xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx".replace("x", digit) for digit in "0f")
 
 
 class Sort(StrEnum):
@@ -126,6 +127,9 @@ class JobFilters:
             found.append(JobRow.id.in_(self.ids))
         if self.id_prefix is not None:
             found.append(JobRow.id.startswith(self.id_prefix, autoescape=True))
+            # a range of the index in the order of any language, since all ids have hyphens at the same places
+            first, last = (self.id_prefix + end[len(self.id_prefix) :] for end in (_FIRST_ID, _LAST_ID))
+            found.append(JobRow.id.between(first, last))
         for name, value in self.labels.items():
             labelled = select(JobLabelRow.job_id).where(JobLabelRow.name == name, JobLabelRow.value == value)
             found.append(JobRow.id.in_(labelled))
