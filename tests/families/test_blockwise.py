@@ -14,6 +14,7 @@ from replaceme_core.engine.model.lazy_model import load_lazily
 from replaceme_core.engine.model.load import load_model
 from replaceme_core.engine.model.save import save_block_by_block, save_model
 from replaceme_core.families.resolve import ResolvedModel, resolve
+from tests.fixtures.models.quantized import GPT_OSS
 from tests.fixtures.models.tiny import BLOCKS, VARIANTS, WIDTH, Variant, save_tiny, token_ids
 
 CUT = FittedCut(cut=Cut(start=2, end=3), delta=torch.diag(torch.linspace(-0.4, 0.3, WIDTH, dtype=torch.float64)))
@@ -59,6 +60,24 @@ def test_the_same_is_saved(variant: Variant, tmp_path: Path) -> None:
     for name in names:
         if name != "model.safetensors":
             assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("variant", "dtype"),
+    [
+        (Variant(name="gptj", model_type="gptj", config={"rotary_dim": 4}), torch.bfloat16),  # a table of positions
+        (GPT_OSS, torch.float16),  # norms that stay in float32
+    ],
+    ids=["gptj", "gpt-oss"],
+)
+@torch.inference_mode()
+def test_it_computes_the_same_in_16_bits(variant: Variant, dtype: torch.dtype, tmp_path: Path) -> None:
+    source = save_tiny(tmp_path / "source", variant=variant)
+    whole, lazy = (load(source, dtype=dtype, device="cpu") for load in (load_model, load_lazily))
+    dtypes = [{name: one.dtype for name, one in model.named_parameters()} for model in (whole, lazy)]
+    assert dtypes[0] == dtypes[1]
+    tokens = token_ids(2, 240)
+    assert torch.equal(whole(input_ids=tokens).logits, lazy(input_ids=tokens).logits)
 
 
 def test_a_model_that_is_no_longer_used_is_gone(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ Names and layouts in files may differ from those of the live model (experts are 
 are loaded): transformers' own conversion is used wherever more than a name changes.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from transformers.core_model_loading import (
     convert_and_load_state_dict_in_model,
     rename_source_key,
 )
+from transformers.initialization import no_init_weights
 from transformers.modeling_utils import LoadStateDictConfig
 
 from replaceme_core.engine.model.known_keys import GENERATION_CONFIG
@@ -83,8 +85,17 @@ def load_lazily(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrain
     """As `load_model`, with the blocks left in their files until they are called. Raises `BrokenModel`."""
     config = load_config(directory)
     row = FAMILIES[config.model_type]  # unsupported types are refused before
-    with library_errors("config.json does not describe a model that can be built"), _parameters_on_meta():
+    with (
+        library_errors("config.json does not describe a model that can be built"),
+        _parameters_on_meta(),
+        no_init_weights(),
+    ):
         model: PreTrainedModel = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
+    model.initialize_weights()  # only now: made in 16 bits, tables of positions would have the wrong angles
+    kept = [re.compile(pattern.replace("*", ".*")) for pattern in model._get_dtype_plan(dtype)]
+    for name, values in model.state_dict(keep_vars=True).items():
+        if any(pattern.search(name) for pattern in kept):
+            values.data = values.float()  # as `from_pretrained` keeps them, whatever `dtype` is
     for module in model.modules():
         for leaf, buffer in module._buffers.items():
             module._buffers[leaf] = None if buffer is None else buffer.to(device)
