@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from replaceme_core.engine.model.block_runner import without_side_outputs
 
@@ -15,12 +15,18 @@ CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 @dataclass(kw_only=True)
 class Decoding:
-    """Sequences that `model` reads step by step; it makes the `cache` itself unless it is given one."""
+    """Sequences that `model` reads step by step, with the positions and by default the `cache` that `generate` takes.
+
+    Without them, some models count from 0 in each step, or keep nothing. Those with a class of their own make it.
+    """
 
     model: PreTrainedModel
     cache: object | None = None
+    length: int = 0
+    """Tokens of each sequence that have been read."""
     _options: dict[str, object] = field(init=False)
     _name: str = field(init=False)
+    _takes_positions: bool = field(init=False)
 
     def __post_init__(self) -> None:
         parameters = inspect.signature(self.model.forward).parameters
@@ -28,10 +34,27 @@ class Decoding:
         if "logits_to_keep" in parameters:
             self._options["logits_to_keep"] = 1
         self._name = next((name for name in CACHE_NAMES if name in parameters), CACHE_NAMES[0])
+        self._takes_positions = "position_ids" in parameters
+        if self.cache is None:
+            self.cache = DynamicCache(config=self.model.config)
 
     def read(self, tokens: torch.Tensor) -> torch.Tensor:
         """The logits (sequences, vocabulary) after `tokens` (sequences, positions), which come after those before."""
+        try:
+            logits = self._run(tokens)
+        except ValueError:  # some models take a cache of their own class only, and say so at once
+            if self.length:
+                raise
+            self.cache = None
+            logits = self._run(tokens)
+        self.length += tokens.shape[1]
+        return logits
+
+    def _run(self, tokens: torch.Tensor) -> torch.Tensor:
         given = {} if self.cache is None else {self._name: self.cache}
+        if self._takes_positions:
+            positions = torch.arange(self.length, self.length + tokens.shape[1], device=tokens.device)
+            given["position_ids"] = positions.expand(tokens.shape)
         output = self.model(input_ids=tokens, use_cache=True, **given, **self._options)
         made = (getattr(output, name, None) for name in CACHE_NAMES)
         self.cache = next((one for one in made if one is not None), self.cache)

@@ -143,13 +143,7 @@ class _GrowingCache:
     def read(self, tokens: torch.Tensor, *, positions: int) -> torch.Tensor:
         """The logits (rows, vocabulary) after `tokens` (rows, new), with which there are `positions` in all."""
         self._hold(positions)
-        try:
-            return self._decoding.read(tokens)
-        except ValueError:  # some models take a cache of their own class only, and say so at once
-            if positions > tokens.shape[1]:
-                raise
-            self._decoding, self._layers = Decoding(model=self._decoding.model), []
-            return self._decoding.read(tokens)
+        return self._decoding.read(tokens)
 
     def _hold(self, positions: int) -> None:
         """Make room for `positions`; a layer with a sliding window never has more than its window."""
