@@ -236,7 +236,8 @@ def _end_pending(session: Session, webhook_id: str) -> None:
 
 
 def delete_old(session: Session, *, older_than_seconds: float, limit: int) -> int:
-    """Delete finished deliveries, and webhooks of finished jobs that have none left; returns how many deliveries.
+    """Delete up to `limit` finished deliveries, and as many webhooks of finished jobs that have none left; returns how
+    many of both.
 
     Expired secrets are deleted as well: what is not there cannot be revealed.
     """
@@ -246,15 +247,14 @@ def delete_old(session: Session, *, older_than_seconds: float, limit: int) -> in
     left = select(DeliveryRow.number).where(DeliveryRow.webhook_id == WebhookRow.id)
     signed = aliased(WebhookRow)  # by an earlier release; they would be deleted with it
     signs = select(signed.number).where(signed.signed_by == WebhookRow.id)
-    session.execute(
-        delete(WebhookRow).where(
-            WebhookRow.job_id.is_not(None),
-            WebhookRow.created_at < old,
-            ~active.exists(),
-            ~left.exists(),
-            ~signs.exists(),
-        )
+    unused = (
+        select(WebhookRow.number)
+        .where(WebhookRow.job_id.is_not(None), WebhookRow.created_at < old)
+        .where(~active.exists(), ~left.exists(), ~signs.exists())
+        .limit(limit)
     )
+    removed = delete(WebhookRow).where(WebhookRow.number.in_(unused)).returning(WebhookRow.number)
+    deleted += len(session.scalars(removed).all())
     session.execute(
         update(WebhookRow)
         .where(WebhookRow.previous_secret.is_not(None), WebhookRow.previous_expires_at <= now())

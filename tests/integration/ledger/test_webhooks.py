@@ -327,10 +327,21 @@ def test_what_is_old_is_deleted(sqlite_database: Database, ledger: Ledger, outbo
         assert webhooks.delete_old(session, older_than_seconds=60, limit=1) == 1
     assert outbox.get(of_active.id)
     with sqlite_database.session() as session:
-        assert webhooks.delete_old(session, older_than_seconds=60, limit=10) == 1
+        assert webhooks.delete_old(session, older_than_seconds=60, limit=10) == 2  # and its webhook
     assert outbox.get(standing.id)
     with pytest.raises(NotFound):
         outbox.get(of_ended.id)
+
+
+def test_no_more_is_deleted_at_once_than_asked_for(sqlite_database: Database, ledger: Ledger, outbox: Outbox) -> None:
+    """Nothing else can write meanwhile."""
+    for job_id in [ledger.add() for _ in range(5)]:
+        outbox.add(events=(), job_id=job_id)
+        ledger.cancel(job_id)
+    with sqlite_database.session() as session:
+        session.execute(update(WebhookRow).values(created_at=now(plus_seconds=-100)))
+        deleted = [webhooks.delete_old(session, older_than_seconds=60, limit=2) for _ in range(4)]
+    assert deleted == [2, 2, 1, 0]
 
 
 def test_a_list_is_read_in_pages_and_has_a_limit(sqlite_database: Database, outbox: Outbox) -> None:
