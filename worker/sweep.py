@@ -28,6 +28,7 @@ from replaceme_core.ledger.sweep import (
     delete_expired_keys,
     delete_finished,
     fail_overdue,
+    refresh_statistics,
     requeue_expired,
     statuses,
 )
@@ -165,6 +166,7 @@ class Sweep(threading.Thread):
             "old idempotency keys": self._delete_expired_keys,
             "old jobs": self._delete_old_jobs,
             "positions of events": partial(number_all, most=NUMBERINGS_LIMIT),
+            "statistics": refresh_statistics,
             "checkpoints": self._remove_checkpoints,
             "wake-up messages": self._enqueue_due,
         }

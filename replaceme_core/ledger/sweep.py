@@ -7,12 +7,12 @@ second waits for the first and then finds nothing left to do.
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from replaceme_core.errors import OutOfTime, WorkerLost
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.database import delete_oldest, now
+from replaceme_core.ledger.database import Database, delete_oldest, now
 from replaceme_core.ledger.scheduling import QUEUED, is_below_limit, is_due, is_served, keys_at_limit
 from replaceme_core.ledger.states import EventType, JobStatus
 from replaceme_core.ledger.tables import IdempotencyKeyRow, JobRow
@@ -124,6 +124,17 @@ def delete_finished(session: Session, *, older_than_seconds: float, limit: int) 
     """Delete up to `limit` jobs that finished longer ago than that, the oldest first; returns how many."""
     until = now(plus_seconds=-older_than_seconds)
     return delete_oldest(session, JobRow.number, JobRow.finished_at, until=until, limit=limit)
+
+
+def refresh_statistics(database: Database) -> None:
+    """Have SQLite look at tables that are ten times as large as when it did so last; PostgreSQL does this by itself.
+
+    Without it, SQLite assumes that each owner has ten jobs, and reads all of them for what another index would find.
+    """
+    with database.session() as session:
+        if session.get_bind().dialect.name == "sqlite":
+            session.execute(text("PRAGMA analysis_limit = 1000"))  # rows of an index
+            session.execute(text("PRAGMA optimize = 0x10002"))
 
 
 def statuses(session: Session, job_ids: Collection[str]) -> dict[str, JobStatus]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,6 +22,7 @@ from replaceme_core.ledger.sweep import (
     delete_expired_keys,
     delete_finished,
     fail_overdue,
+    refresh_statistics,
     requeue_expired,
 )
 from replaceme_core.ledger.tables import (
@@ -182,6 +184,24 @@ def test_the_beginning_of_an_id_is_looked_up_in_the_index(database: Database) ->
     with database.session(read_only=True) as session:
         found = reading.page(session, limit=20, owner="owner-0", filters=filters).items
     assert {one.id for one in found} == {rows.job_id(number) for number in (1001, *range(0x3E0, 0x3F0, 2))}
+
+
+def test_sqlite_learns_how_many_jobs_an_owner_has(sqlite_url: str) -> None:
+    """Else it reads all jobs of the only owner for the next events."""
+
+    def plan() -> str:
+        with closing(Database(sqlite_url)) as database:
+            return "".join(rows.plans(database, lambda session: events_after(session, 10, limit=100, owner=ONE)))
+
+    with closing(Database(sqlite_url)) as database:
+        rows.fill(database, 500)
+        with database.session() as session:
+            session.execute(update(JobRow).values(owner=ONE))
+            session.execute(text("DELETE FROM sqlite_stat1"))
+    assert "ix_job_events_position" not in plan()
+    with closing(Database(sqlite_url)) as database:
+        refresh_statistics(database)
+    assert "ix_job_events_position" in plan()
 
 
 def test_no_statement_reads_a_whole_table(database: Database) -> None:
