@@ -454,7 +454,8 @@ def prove(row: Layout, config: PreTrainedConfig) -> None:
 
 def _resolved(row: Layout, config: PreTrainedConfig) -> ResolvedModel:
     resolved = ResolvedModel(model=built(config), layout=row)
-    absorb_gains(resolved)
+    for block in resolved.blocks:
+        absorb_gains(resolved, block)
     return resolved
 
 

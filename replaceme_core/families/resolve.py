@@ -1,6 +1,6 @@
 """A row of the table bound to a live model: its blocks and their writes, checked before any expensive work."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -176,7 +176,8 @@ def resolve(model: PreTrainedModel) -> ResolvedModel:
         blocks = resolved.root.get_submodule(row.blocks)
         if not isinstance(blocks, nn.ModuleList) or len(blocks) != resolved.config.num_hidden_layers:
             raise AttributeError(f"{row.blocks} is not a list of {resolved.config.num_hidden_layers} blocks")
-        absorb_gains(resolved)  # finds the writes of every block
+        for block in blocks:
+            absorb_gains(resolved, block)  # finds its writes
         _ = resolved.final_norm
     except AttributeError as error:
         raise UnsupportedFamily(
@@ -186,19 +187,18 @@ def resolve(model: PreTrainedModel) -> ResolvedModel:
 
 
 @torch.no_grad()
-def absorb_gains(resolved: ResolvedModel, blocks: Iterable[nn.Module] | None = None) -> None:
+def absorb_gains(resolved: ResolvedModel, block: nn.Module) -> None:
     """Multiply what computes the output of each write by its gain, which is one then, so that a full map fits.
 
-    Of all blocks, or of those in `blocks`; one that is not in memory is left for when it is read.
+    A block that is not in memory is left for when it is read.
     """
-    for block in resolved.blocks if blocks is None else blocks:
-        for write in resolved.writes(block):
-            gain = None if write.gain is None else block.get_parameter(write.gain)
-            if gain is not None and not gain.is_meta and bool((gain != 1).any()):
-                for weight in with_biases(block, write.folds):
-                    parameter = block.get_parameter(weight.path)
-                    parameter.copy_(along(parameter.double(), gain.double().diag(), axis=weight.axis))
-                gain.fill_(1)
+    for write in resolved.writes(block):
+        gain = None if write.gain is None else block.get_parameter(write.gain)
+        if gain is not None and not gain.is_meta and bool((gain != 1).any()):
+            for weight in with_biases(block, write.folds):
+                parameter = block.get_parameter(weight.path)
+                parameter.copy_(along(parameter.double(), gain.double().diag(), axis=weight.axis))
+            gain.fill_(1)
 
 
 def check_residual(*, block: int, before: torch.Tensor, after: torch.Tensor, writes: Sequence[torch.Tensor]) -> float:

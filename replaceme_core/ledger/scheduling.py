@@ -104,7 +104,7 @@ def _lock_first(session: Session, worker_kinds: Sequence[WorkerKind] | None, all
                 select(JobRow)
                 .where(QUEUED, *subqueues[index], JobRow.priority == priority, JobRow.owner == owner)
                 .where(is_due(), *allowed)
-                .order_by(*_in(subqueues[index]), JobRow.number)
+                .order_by(*_kind_first(subqueues[index]), JobRow.number)
                 .limit(1)
                 .with_for_update(skip_locked=True, key_share=True)
             ).one_or_none()
@@ -132,9 +132,9 @@ def _subqueues(worker_kinds: Sequence[WorkerKind] | None) -> list[Subqueue]:
     )
 
 
-def _in(subqueue: Subqueue) -> tuple[ColumnElement[WorkerKind | None], ...]:
-    """What an ORDER BY begins with that names the index of a subqueue: by `IS NULL` alone PostgreSQL would read another
-    one, with the jobs of all kinds."""
+def _kind_first(subqueue: Subqueue) -> tuple[ColumnElement[WorkerKind | None], ...]:
+    """The first column of an ORDER BY, for the index that begins with the worker kind: where the kind is only compared
+    with NULL, PostgreSQL would read another index, with the jobs of all kinds."""
     return (JobRow.worker_kind.expression,) if subqueue else ()
 
 
@@ -147,7 +147,7 @@ def _priorities(session: Session, subqueues: Sequence[Subqueue]) -> list[int]:
     waiting = (
         select(JobRow.owner)
         .where(QUEUED, *subqueue, JobRow.priority == each.c.priority)
-        .order_by(*_in(subqueue), JobRow.owner)
+        .order_by(*_kind_first(subqueue), JobRow.owner)
         .limit(1)
         .scalar_subquery()
         for subqueue in subqueues
@@ -180,7 +180,7 @@ def _owners_in(
     waiting = (QUEUED, *subqueue, JobRow.priority == priority)
 
     def first(*where: ColumnElement[bool]) -> ScalarSelect[str]:
-        found = select(JobRow.owner).where(*waiting, *where).order_by(*_in(subqueue), JobRow.owner)
+        found = select(JobRow.owner).where(*waiting, *where).order_by(*_kind_first(subqueue), JobRow.owner)
         return found.limit(1).scalar_subquery()
 
     # a recursive query from owner to owner through the index, instead of over all their jobs
@@ -190,7 +190,7 @@ def _owners_in(
     oldest = (
         select(JobRow.number)
         .where(*waiting, JobRow.owner == owners.c.owner, is_due(), *allowed)
-        .order_by(*_in(subqueue), JobRow.number)
+        .order_by(*_kind_first(subqueue), JobRow.number)
         .limit(1)
         .scalar_subquery()
     )

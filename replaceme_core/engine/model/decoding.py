@@ -22,7 +22,7 @@ class Decoding:
 
     model: PreTrainedModel
     cache: object | None = None
-    length: int = 0
+    _length: int = field(default=0, init=False)
     """Tokens of each sequence that have been read."""
     _options: dict[str, object] = field(init=False)
     _name: str = field(init=False)
@@ -42,18 +42,18 @@ class Decoding:
         """The logits (sequences, vocabulary) after `tokens` (sequences, positions), which come after those before."""
         try:
             logits = self._run(tokens)
-        except ValueError:  # some models take a cache of their own class only, and say so at once
-            if self.length:
+        except ValueError:  # some models take a cache of their own class only, and refuse this one at once
+            if self._length:
                 raise
             self.cache = None
             logits = self._run(tokens)
-        self.length += tokens.shape[1]
+        self._length += tokens.shape[1]
         return logits
 
     def _run(self, tokens: torch.Tensor) -> torch.Tensor:
         given = {} if self.cache is None else {self._name: self.cache}
         if self._takes_positions:
-            positions = torch.arange(self.length, self.length + tokens.shape[1], device=tokens.device)
+            positions = torch.arange(self._length, self._length + tokens.shape[1], device=tokens.device)
             given["position_ids"] = positions.expand(tokens.shape)
         output = self.model(input_ids=tokens, use_cache=True, **given, **self._options)
         made = (getattr(output, name, None) for name in CACHE_NAMES)

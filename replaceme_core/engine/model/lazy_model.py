@@ -10,7 +10,7 @@ are loaded): transformers' own conversion is used wherever more than a name chan
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -58,7 +58,7 @@ def load_block(block: nn.Module) -> nn.Module:
     """`block`, with its weights in memory until another block is called or loaded."""
     if (found := files_of(block)) is not None:
         files, index = found
-        files.load(index)
+        files.load(index, block)
     return block
 
 
@@ -92,9 +92,9 @@ def load_lazily(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrain
     ):
         model: PreTrainedModel = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
     model.initialize_weights()  # only now: made in 16 bits, tables of positions would have the wrong angles
-    kept = [re.compile(pattern.replace("*", ".*")) for pattern in model._get_dtype_plan(dtype)]
+    in_float32 = [re.compile(pattern.replace("*", ".*")) for pattern in model._get_dtype_plan(dtype)]
     for name, values in model.state_dict(keep_vars=True).items():
-        if any(pattern.search(name) for pattern in kept):
+        if any(pattern.search(name) for pattern in in_float32):
             values.data = values.float()  # as `from_pretrained` keeps them, whatever `dtype` is
     for module in model.modules():
         for leaf, buffer in module._buffers.items():
@@ -106,7 +106,7 @@ def load_lazily(directory: Path, *, dtype: torch.dtype, device: str) -> PreTrain
     files = tensors_of(weight_files(directory))
     blocks = model.get_submodule(row.blocks)
     assert isinstance(blocks, nn.ModuleList)
-    source = ModelFiles(model=model, files=files, device=device, blocks=row.blocks, modules=list(blocks))
+    source = ModelFiles(model=model, files=files, device=device, blocks=row.blocks)
     source.load_rest()
     for index, block in enumerate(blocks):
         vars(block)[_FILES] = source, index
@@ -127,8 +127,6 @@ class ModelFiles:
     files: list[StoredTensor]
     device: str
     blocks: str
-    modules: Sequence[nn.Module]
-    """All blocks, whichever are removed."""
     resident: int | None = None
     changes: dict[int, list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]]] = field(default_factory=dict)
     """By block: the changes to its parameters whenever it is read, in this order."""
@@ -196,7 +194,7 @@ class ModelFiles:
         if lost:
             raise does_not_fit("missing", lost)
 
-    def load(self, block: int) -> None:
+    def load(self, block: int, into: nn.Module) -> None:
         if block == self.resident:
             return
         if self.resident is not None:
@@ -204,7 +202,7 @@ class ModelFiles:
             self.forget(self.resident)
         ahead, self.ahead = self.ahead, None
         self._load(block, ahead[1].result() if ahead is not None and ahead[0] == block else None)
-        absorb_gains(self.resolved, [self.modules[block]])
+        absorb_gains(self.resolved, into)
         for parameter, change in self.changes.get(block, ()):
             module, leaf = self.owners[f"{self.blocks}.{block}.{parameter}"]
             weight = module.get_parameter(leaf)
