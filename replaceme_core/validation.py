@@ -130,13 +130,14 @@ def describe(schema: Schema) -> str:
         case {"const": value}:
             return str(value)
         case {"anyOf": choices}:
+            choices = sorted(choices, key=lambda choice: choice.get("type") == "array")  # else it seems to go on
             return " or ".join(dict.fromkeys(describe(choice) for choice in choices if choice != {"type": "null"}))
         case {"type": "number" | "integer" as kind}:
             return " ".join(["a number" if kind == "number" else "a whole number", *_bounds(schema)])
-        case {"type": "array", "minItems": least, "maxItems": most}:
-            return f"a list of {least} to {most}, each {describe(schema.get('items', {}))}"
         case {"type": "array"}:
-            return f"a list of {describe(schema.get('items', {})).removeprefix('a ').replace('number', 'numbers', 1)}"
+            least, most = schema.get("minItems"), schema.get("maxItems")
+            size = f" of {least} to {most}" if least and most else ""
+            return f"a list{size}, each {describe(schema.get('items', {}))}"
         case {"type": "string", "maxLength": most}:
             form = f" matching {schema['pattern']}" if "pattern" in schema else ""
             return f"a string of {schema.get('minLength', 0)} to {most} characters{form}"

@@ -154,12 +154,13 @@ def test_a_message_names_what_is_expected(client: TestClient) -> None:
         "method.structure": "expected one of full, diagonal, got 'round'",
         "method.loss": "expected one of exact, light, got 5",
     }
-    body = json.dumps({**SMALLEST, "ratio": "0.25", "colour": "red", "method": 5, "labels": []})
+    body = json.dumps({"model": "a/b", "ratio": "0.25", "colour": "red", "method": 5, "labels": []})
     errors = client.post("/jobs", content=body, headers=JSON).json()["errors"]
     assert {error["field"]: error["message"] for error in errors} == {
         "ratio": 'expected a number greater than 0 and less than 1, got "0.25"',
         "method": "expected a string or an object, got 5",
         "labels": "expected an object, got []",
+        "calibration": "required: a string or an object or a list, each a string or an object",
         "colour": "unknown field; the known ones are model, ratio, drop, calibration, method, heal, evaluation, "
         "gate, output, compute, labels, priority, max_queue_seconds, max_runtime_seconds, credential, webhook, "
         "validate_only",
