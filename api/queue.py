@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from celery import Celery
 from kombu.exceptions import KombuError
 
-from replaceme_core.broker import broker_config, queue_of
+from replaceme_core.broker import QUEUE, broker_config, queue_of
 from replaceme_core.errors import QueueUnreachable
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.settings import RUN_JOB_TASK, Settings
@@ -51,15 +51,19 @@ class Queue:
                 raise _unreachable(error) from error
 
     def ping(self) -> None:
-        """Check that the broker answers, and that a directory of messages can be written. Raises `QueueUnreachable`."""
+        """Check that the broker answers and takes messages. Raises `QueueUnreachable`."""
+        connection = self._app.connection_for_write()
         try:
-            with self._app.connection_for_write() as connection:
-                connection.default_channel  # noqa: B018  # opens a connection and a channel, which sends a ping
-            folder = self._app.conf[_TRANSPORT_KEY].get("data_folder_out")
-            if folder is not None:
-                with tempfile.TemporaryFile(dir=folder):
-                    pass
-        except (KombuError, OSError) as error:
+            with connection:
+                channel = connection.default_channel  # opens a connection and a channel, which sends a ping
+                folder = self._app.conf[_TRANSPORT_KEY].get("data_folder_out")
+                if folder is not None:
+                    with tempfile.TemporaryFile(dir=folder):
+                        pass
+                elif connection.transport.driver_type == "redis":
+                    # refused by a replica and by a full server, as a message is; no message is empty: nothing changes
+                    channel.client.linsert(QUEUE, "before", "", "")
+        except (KombuError, OSError, *connection.channel_errors) as error:
             raise _unreachable(error) from error
 
     def close(self) -> None:

@@ -42,7 +42,7 @@ class ReadyBody(Shape):
     database: Literal["ok"] = "ok"
     """It answers, and its tables are those of this release."""
     broker: Literal["ok"] = "ok"
-    """It answers."""
+    """It answers, and takes messages."""
     workers: dict[WorkerKind, int] = Field(description="live workers that serve each kind of job")
     sandboxes: tuple[SandboxMode, ...] = Field(description="the sandbox in force of each live worker")
 
@@ -65,7 +65,7 @@ async def health() -> HealthBody:
 
 @router.get("/ready", response_model=ReadyBody, responses={HTTPStatus.SERVICE_UNAVAILABLE: {}})
 def ready(services: ServicesDep) -> Response | ReadyBody:
-    """200 when the database has all migrations of this release and the broker responds, otherwise 503.
+    """200 when the database has all migrations of this release and the broker takes messages, otherwise 503.
 
     Reports live workers by kind, and the sandbox of each.
     """

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from redis import Redis
 from sqlalchemy import make_url, text
 from starlette.testclient import TestClient
 
@@ -152,3 +153,25 @@ def test_jobs_are_accepted_at_once_while_the_broker_is_frozen_or_down(tmp_path: 
                     end()
         finally:
             proxy.stop()
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        pytest.param("CONFIG SET maxmemory 1", "CONFIG SET maxmemory 0", id="full"),
+        pytest.param("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE", id="replica"),
+    ],
+)
+def test_not_ready_while_the_broker_answers_and_takes_no_messages(
+    tmp_path: Path, sqlite_url: str, begin: str, end: str
+) -> None:
+    with start_valkey() as valkey, Redis.from_url(valkey.url) as server:
+        settings = settings_for(tmp_path, database_url=sqlite_url, broker_url=valkey.url)
+        with TestClient(create_app(settings)) as client:
+            assert client.get("/ready").status_code == 200
+            server.execute_command(*begin.split())
+            assert client.post("/jobs", json=SMALLEST).status_code == 202
+            assert_problem(client.get("/ready"), status=503, code="queue_unreachable")
+            server.execute_command(*end.split())
+            assert client.get("/ready").status_code == 200
+            assert server.dbsize() == 0, "what was asked has left nothing"
