@@ -4,7 +4,8 @@
 
 Exit status 2: the settings forbid this address, or are not valid, or the database does not say whether there are keys.
 
-Limited are how many connections there are, of whom, how large the head of a request may be, and how long it may take.
+Limited are how many connections there are, of whom, how large the head of a request may be, how long it may take, and
+how many requests one connection may send before they are answered.
 Whatever a client holds open is a connection: a stream of events, a response that is waited for, half a body, half a
 head, or nothing at all. So connections are what is counted, for each key and, where no key is known yet, for each
 address. One caller has at most half of them. When all are in use, the caller who holds most loses one to the next that
@@ -41,13 +42,14 @@ HEAD_FIELDS = 100
 HEAD_SECONDS = 10.0
 MESSAGE_BYTES = 1024 * 1024  # as sent: a body within its limit is smaller, even in chunks of one byte each
 KEEP_ALIVE_SECONDS = 5
+MOST_WAITING = 16  # requests of a connection behind the one that is being answered: each is parsed, and takes memory
 _PIECE_BYTES = 8 * 1024  # how much the parser gets at once, since it keeps all of an incomplete header
 _REPORT_SECONDS = 60.0
 _PROXIES = "proxies"
 _log = structlog.get_logger(__name__)
 
 
-class HeadTooLarge(Exception):
+class LimitExceeded(Exception):
     """Raised within the parser to end it."""
 
 
@@ -177,6 +179,8 @@ class LimitedProtocol(HttpToolsProtocol):
                 self.transport.abort()
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= MOST_WAITING:
+            raise LimitExceeded
         super().on_message_begin()
         self.scope[HOLD] = partial(self.open_connections.hold, self)  # type: ignore[literal-required]
         self._in_head = True
@@ -186,7 +190,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields += 1
         if self._fields > HEAD_FIELDS:
-            raise HeadTooLarge
+            raise LimitExceeded
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -204,13 +208,16 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what cannot be read, and close the connection."""
+        """Refuse what cannot be read, and close the connection.
+
+        Without a response where requests wait: a client would take it for that to an earlier one.
+        """
         if self._fields > HEAD_FIELDS or self._message_bytes > HEAD_BYTES:
             status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             detail = f"expected at most {HEAD_BYTES} bytes of headers in at most {HEAD_FIELDS} lines"
         else:
             status, detail = HTTPStatus.BAD_REQUEST, "the request is not valid HTTP"
-        if self.is_idle or not self.cycle.response_started:
+        if self.is_idle or not (self.pipeline or self.cycle.response_started):
             self._respond(problem_response(status=status, detail=detail))
         self.transport.close()
 

@@ -20,7 +20,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from api.http import server as http_server
-from api.http.server import HEAD_BYTES, HEAD_FIELDS, limited_to
+from api.http.server import HEAD_BYTES, HEAD_FIELDS, MOST_WAITING, limited_to
 from benchmarks.harness.processes import WAIT_SECONDS, wait_until
 from benchmarks.harness.servers import free_port
 from replaceme_core.ledger.database import Database
@@ -184,6 +184,16 @@ def test_headers_of_many_do_not_fill_the_memory(api: Api) -> None:
         peak = max(peak, api.process.memory_info().rss)
     assert peak - before < 100e6
     assert api.is_healthy()
+
+
+def test_requests_that_nobody_waits_for_do_not_fill_the_memory(api: Api) -> None:
+    """A client that sends 200,000 requests before it has its responses; uvicorn alone would parse them all first."""
+    before = api.process.memory_info().rss
+    with open_connection(api.port) as client, suppress(OSError):  # the server closes it
+        for _ in range(100):
+            client.sendall((GET + b"\r\n") * 2000)
+    assert api.is_healthy()
+    assert api.process.memory_info().rss - before < 20e6
 
 
 def events(key: str) -> bytes:
@@ -357,6 +367,13 @@ def test_larger_heads_and_what_is_no_head_are_refused(port: int) -> None:
     answer = talk(port, b"\x16\x03\x01\x02\x00\x01\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b'"code":"bad_request"' in answer
+
+
+def test_requests_behind_each_other_are_answered_up_to_the_limit(port: int) -> None:
+    post = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n"
+    last = post + b"connection: close\r\n\r\na"
+    assert talk(port, (post + b"\r\na") * MOST_WAITING + last).count(b"HTTP/1.1 200 ") == MOST_WAITING + 1
+    assert talk(port, (post + b"\r\na") * (MOST_WAITING + 1) + last) == b"", "no error in place of a response"
 
 
 def test_trailers_without_end_are_cut_off(port: int) -> None:
