@@ -18,7 +18,7 @@ import asyncio
 import resource
 import sys
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from functools import partial
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 import structlog
 import uvicorn
 from fastapi import Response
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from api.http.callers import check_exposure
 from api.http.guard import HOLD
@@ -126,11 +126,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self._message_bytes = 0  # received for the present request
         self._fields = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._unanswered: deque[RequestResponseCycle] = deque()
+        """The request that is being answered, and those that wait behind it; the last one may have begun to arrive."""
 
     @property
     def is_idle(self) -> bool:
         """Whether no request is being answered; one may have begun to arrive."""
-        return self.cycle is None or self.cycle.response_complete
+        return not self._unanswered
 
     @property
     def waits_for_client(self) -> bool:
@@ -140,7 +142,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def shed(self) -> None:
         """Close it to make room for another. A client that has sent a request, or a part of one, gets 503."""
         is_begun = self._in_head and self._message_bytes > 0 if self.is_idle else not self.cycle.response_started
-        if is_begun and not self.pipeline:
+        if is_begun and len(self._unanswered) < 2:
             excess = Unavailable(
                 "you hold too many connections, and this one was closed for another; check whether the request took "
                 "effect before you retry"
@@ -149,8 +151,13 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
         else:
             self.transport.abort()
-        if self.cycle is not None:
-            self.cycle.disconnected = True  # what the application sends now has nowhere to go
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        """What the application sends now has nowhere to go. Uvicorn says so for the last request only."""
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -160,6 +167,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         self.open_connections.remove(self)
+        self._disconnect()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -179,7 +187,7 @@ class LimitedProtocol(HttpToolsProtocol):
                 self.transport.abort()
 
     def on_message_begin(self) -> None:
-        if len(self.pipeline) >= MOST_WAITING:
+        if len(self._unanswered) > MOST_WAITING:
             raise LimitExceeded
         super().on_message_begin()
         self.scope[HOLD] = partial(self.open_connections.hold, self)  # type: ignore[literal-required]
@@ -197,6 +205,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._stop_timer()
         super().on_headers_complete()
+        self._unanswered.append(self.cycle)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -204,6 +213,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._message_bytes = 0
 
     def on_response_complete(self) -> None:
+        self._unanswered.popleft()
         self.open_connections.hold(self, self.holder)  # now the last of those that wait
         super().on_response_complete()
 
@@ -217,9 +227,10 @@ class LimitedProtocol(HttpToolsProtocol):
             detail = f"expected at most {HEAD_BYTES} bytes of headers in at most {HEAD_FIELDS} lines"
         else:
             status, detail = HTTPStatus.BAD_REQUEST, "the request is not valid HTTP"
-        if self.is_idle or not (self.pipeline or self.cycle.response_started):
+        if self.is_idle or not (len(self._unanswered) > 1 or self.cycle.response_started):
             self._respond(problem_response(status=status, detail=detail))
         self.transport.close()
+        self._disconnect()
 
     def _respond(self, response: Response) -> None:
         """Send a response of the server itself, the last one on this connection."""

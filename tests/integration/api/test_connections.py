@@ -194,6 +194,15 @@ def test_requests_that_nobody_waits_for_do_not_fill_the_memory(api: Api) -> None
             client.sendall((GET + b"\r\n") * 2000)
     assert api.is_healthy()
     assert api.process.memory_info().rss - before < 20e6
+    assert "Traceback" not in api.log.read_text()
+
+
+def test_a_stream_ends_with_its_client_also_where_a_request_waits_behind_it(small_api: Api, keys: list[str]) -> None:
+    """Uvicorn tells only the last request that the connection is gone."""
+    with small_api.connect(events(keys[0]) + GET + b"\r\n") as client:
+        assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+    wait_until(lambda: '"path": "/events"' in small_api.log.read_text(), what="the end of the stream")
+    assert "Traceback" not in small_api.log.read_text()
 
 
 def events(key: str) -> bytes:
