@@ -2,9 +2,10 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
-from anyio import create_task_group, wait_all_tasks_blocked
+from anyio import create_task_group, to_thread, wait_all_tasks_blocked
 from starlette.testclient import TestClient
 
 from api.routes import deps
@@ -91,6 +92,25 @@ def test_a_page_is_drawn_once_and_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
     asyncio.run(read())
 
 
+def test_all_are_drawn_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where others take threads meanwhile: the memory of each one that draws is never given back."""
+    threads: set[int] = set()
+
+    def render(report: dict[str, object], *, back: str) -> str:
+        threads.add(threading.get_ident())
+        return "page"
+
+    monkeypatch.setattr(deps, "render_page", render)
+
+    async def read() -> None:
+        pages = ReportPages()
+        for number in range(4):
+            await asyncio.gather(pages.page({"a": number}), to_thread.run_sync(time.sleep, 0.05))
+
+    asyncio.run(read())
+    assert len(threads) == 1
+
+
 def test_who_gives_up_loses_nothing_and_a_queue_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     goes_on, drawn = threading.Event(), []
 
@@ -112,8 +132,7 @@ def test_who_gives_up_loses_nothing_and_a_queue_has_an_end(monkeypatch: pytest.M
                 await pages.page({"a": 3})
             requests.cancel_scope.cancel()
             goes_on.set()
-        assert drawn == [{"a": 1}], "who waits and gives up has nothing drawn"
         assert await pages.page({"a": 1}) == b"page"
-        assert drawn == [{"a": 1}], "what has begun is kept"
+        assert drawn == [{"a": 1}], "who waits and gives up has nothing drawn, and what has begun is kept"
 
     asyncio.run(read())
