@@ -197,6 +197,16 @@ TOKEN = "hf_plantedplantedplanted"
 ALL = ["jobs:read", "jobs:write"]
 
 
+@pytest.mark.parametrize("wrong", ["hf_two words", "hf_planted\r\nX-More: 1", "hf_plant\u00e9d", " \n"])
+def test_a_text_that_can_be_no_token_is_refused(client: TestClient, wrong: str) -> None:
+    """Every job that names it would be refused, and one that is blank used the Hub without a token."""
+    answer = client.put("/credentials/mine", json={"token": wrong})
+    assert fields(answer) == {"token": "***"}
+    assert "expected a token such as hf_" in answer.text and wrong.strip() not in answer.json()["detail"].split()
+    assert client.get("/credentials").json()["items"] == []
+    assert client.put("/credentials/mine", json={"token": f"{TOKEN}\n"}).status_code == 200
+
+
 def test_a_token_is_stored_and_never_shown(
     client: TestClient,
     settings: Settings,
