@@ -93,7 +93,7 @@ def test_a_page_is_drawn_once_and_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_all_are_drawn_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where others take threads meanwhile: the memory of each one that draws is never given back."""
+    """Also where others take threads meanwhile: the memory of each one that draws is never released."""
     threads: set[int] = set()
 
     def render(report: dict[str, object], *, back: str) -> str:
