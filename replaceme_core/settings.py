@@ -17,7 +17,7 @@ from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.cache import CACHE_BYTES as HUB_CACHE_BYTES
 from replaceme_core.hub.directory import DirectoryHub
-from replaceme_core.hub.port import DIRECTORY_PREFIX, TOKEN, Hub
+from replaceme_core.hub.port import DIRECTORY_PREFIX, Hub, check_token
 from replaceme_core.request.admission import OutputRules, check_namespaces
 from replaceme_core.runner.memory_limit import MemoryLimit
 from replaceme_core.runner.messages import CACHE_BYTES
@@ -117,10 +117,7 @@ def _check_keys(keys: SecretStr | None) -> SecretStr | None:
 
 
 def _check_token(token: SecretStr | None) -> SecretStr | None:
-    given = "" if token is None else token.get_secret_value().strip()  # files of secrets end with a line end
-    if given and not TOKEN.fullmatch(given):
-        raise ValueError("expected a token such as hf_..., in ASCII and in one line")
-    return token
+    return check_token(token) if token is not None and token.get_secret_value().strip() else token
 
 
 def _check_metrics_key(key: SecretStr | None) -> SecretStr | None:

@@ -127,7 +127,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._fields = 0
         self._timer: asyncio.TimerHandle | None = None
         self._unanswered: deque[RequestResponseCycle] = deque()
-        """The request that is being answered, and those that wait behind it; the last one may have begun to arrive."""
+        """The request that is being answered, and those that wait behind it; the last one may still be arriving."""
 
     @property
     def is_idle(self) -> bool:
@@ -227,7 +227,7 @@ class LimitedProtocol(HttpToolsProtocol):
             detail = f"expected at most {HEAD_BYTES} bytes of headers in at most {HEAD_FIELDS} lines"
         else:
             status, detail = HTTPStatus.BAD_REQUEST, "the request is not valid HTTP"
-        if self.is_idle or not (len(self._unanswered) > 1 or self.cycle.response_started):
+        if self.is_idle or (len(self._unanswered) == 1 and not self.cycle.response_started):
             self._respond(problem_response(status=status, detail=detail))
         self.transport.close()
         self._disconnect()

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache, partial
 from typing import Annotated, TypeVar
 
-from anyio import CapacityLimiter
+from anyio import CancelScope, CapacityLimiter
 from fastapi import Depends, Request
 
 from api.http import deadline
@@ -69,7 +69,10 @@ class ReportPages:
         if self._one_at_a_time.statistics().tasks_waiting >= MOST_WAITING:
             raise Unavailable("too many reports are being drawn; try again in a minute")
         async with self._one_at_a_time:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, make, json.dumps(report))
+            drawing = asyncio.get_running_loop().run_in_executor(self._thread, make, json.dumps(report))
+            with CancelScope(shield=True):  # what has begun goes on, and the next one waits for it
+                await drawing
+            return drawing.result()
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)

@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import SecretStr
+
 from replaceme_core.errors import BrokenModel, InvalidInput, RepositoryNotFound
 from replaceme_core.hub.files import JSON_LIMIT, read_json_file
 
@@ -118,6 +120,13 @@ class ExistingOutput:
     is_empty: bool
     stays_public: bool
     job_id: str | None
+
+
+def check_token(token: SecretStr) -> SecretStr:
+    """The token, which may end with a line end, as files of secrets do. Raises `ValueError` for what can be none."""
+    if not TOKEN.fullmatch(token.get_secret_value().strip()):
+        raise ValueError("expected a token such as hf_..., in ASCII and in one line")
+    return token
 
 
 def job_of(message: str) -> str | None:
