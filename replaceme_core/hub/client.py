@@ -49,32 +49,43 @@ REQUEST_SECONDS = 60.0
 SLOW_SECONDS = 60.0
 SLOW_BYTES = 64 * 1024
 """A reply that brings fewer bytes in `SLOW_SECONDS` is given up: a byte now and then would hold a worker for days."""
+LARGEST_REPLY = 32 * 2**20
+"""Bytes, unpacked, of a reply that is no file: the list of the files of the largest repositories has a few million."""
+AS_IT_IS = {"Accept-Encoding": "identity"}
+"""Headers with which the content of files is asked for, and nothing else: the size of other replies is limited."""
 CHUNK = 1024 * 1024
 """Bytes that a download that breaks off may lose; the library's own 10 MB take minutes on a slow line."""
 
 
 class _Watched(httpx2.SyncByteStream):
-    """The body of a reply. Raises `HubUnreachable` where it comes too slowly; the library does not retry that."""
+    """The body of a reply, unpacked unless it is a file.
 
-    def __init__(self, body: httpx2.SyncByteStream, host: str) -> None:
-        self._body = body
-        self._host = host
+    Raises `HubUnreachable` where it comes too slowly or is too large to be read at once; the library does not retry
+    that.
+    """
+
+    def __init__(self, reply: httpx2.Response, *, is_file: bool) -> None:
+        self._reply = reply
+        self._is_file = is_file
 
     def __iter__(self) -> Iterator[bytes]:
-        began, received = time.monotonic(), 0
-        for part in self._body:
+        host, began, received, total = self._reply.request.url.host, time.monotonic(), 0, 0
+        for part in self._reply.iter_raw() if self._is_file else self._reply.iter_bytes():
             received += len(part)
+            total += len(part)
+            if total > LARGEST_REPLY and not self._is_file:
+                raise HubUnreachable(f"{host} sent more than {LARGEST_REPLY:,} bytes in a reply that is no file")
             yield part
             now = time.monotonic()
             if now - began >= SLOW_SECONDS:
                 if received < SLOW_BYTES:
                     raise HubUnreachable(
-                        f"{self._host} sent {received:,} bytes in {now - began:.0f} s, which is too slow to go on"
+                        f"{host} sent {received:,} bytes in {now - began:.0f} s, which is too slow to go on"
                     )
                 began, received = now, 0
 
     def close(self) -> None:
-        self._body.close()
+        self._reply.close()
 
 
 def _bound(request: httpx2.Request) -> None:
@@ -85,8 +96,12 @@ def _bound(request: httpx2.Request) -> None:
 
 
 def _watch(response: httpx2.Response) -> None:
-    assert isinstance(response.stream, httpx2.SyncByteStream)
-    response.stream = _Watched(response.stream, response.request.url.host)
+    request, headers = response.request, response.headers
+    is_file = response.is_success and request.headers.get("Accept-Encoding") == AS_IT_IS["Accept-Encoding"]
+    received = httpx2.Response(response.status_code, headers=headers, stream=response.stream, request=request)
+    response.stream = _Watched(received, is_file=is_file)
+    if not is_file:
+        headers.pop("Content-Encoding", None)
 
 
 def _refuse_limited(response: httpx2.Response) -> None:

@@ -43,7 +43,7 @@ from replaceme_core.errors import (
     RepositoryNotFound,
 )
 from replaceme_core.hub.cache import CACHE_BYTES, PARTIAL, Cache, Place, received_bytes
-from replaceme_core.hub.client import REQUEST_SECONDS, commit_of, files_of, hub_errors, matching
+from replaceme_core.hub.client import AS_IT_IS, REQUEST_SECONDS, commit_of, files_of, hub_errors, matching
 from replaceme_core.hub.files import walk
 from replaceme_core.hub.port import (
     NAME,
@@ -113,7 +113,7 @@ class HuggingFaceHub:
     def read_range(self, snapshot: Snapshot, path: str, *, start: int, end: int) -> bytes:
         """See `Hub.read_range`. A server that ignores the range and sends the whole file is read up to `end`."""
         url, token = self._url(snapshot, snapshot.file(path).path), build_hf_headers(token=self._read_token)
-        headers = {**token, "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        headers = {**token, **AS_IT_IS, "Range": f"bytes={start}-{end - 1}"}
         # the token does not follow a redirect to the storage, which is another host
         stream = get_session().stream("GET", url, headers=headers, follow_redirects=True)
         with hub_errors(f"reading {path} of {snapshot.kind} {snapshot.repo_id}"), stream as reply:
@@ -391,7 +391,7 @@ class _Fetching:
                         there = stream.seek(stream.truncate(0))
                     if there != file.size:
                         target = cast(BinaryIO, _Bounded(stream, file, self.stopping))
-                        headers = build_hf_headers(token=self.token)
+                        headers = build_hf_headers(token=self.token) | AS_IT_IS
                         http_get(
                             self.url(file.path), target, resume_size=there, headers=headers, tqdm_class=silent_tqdm
                         )

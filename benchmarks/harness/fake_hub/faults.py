@@ -1,5 +1,6 @@
 """Network faults for the fake Hub: which request fails, and how."""
 
+import gzip
 import json
 import re
 import threading
@@ -22,6 +23,7 @@ class Fault(StrEnum):
     RESET = "reset"  # the same; then the connection is reset, after half a second
     CORRUPT = "corrupt"  # the reply's body has another last byte
     DRIP = "drip"  # the reply's body is sent a byte at a time, `value` seconds apart
+    INFLATE = "inflate"  # the reply's body is packed by gzip, with `value` blanks before it
     WRONG_ETAG = "wrong_etag"  # the reply names another ETag than that of its body
     LIMIT = "limit"  # not carried out, and answered with 429 and `value` as Retry-After
     AWAY = "away"  # the same with 503
@@ -90,6 +92,13 @@ def falsified(reply: Reply, fault: Fault) -> Reply:
         return replace(reply, headers={**reply.headers, "ETag": f'"{"0" * 64}"', "X-Linked-Etag": f'"{"0" * 64}"'})
     body = reply.body.read_bytes() if isinstance(reply.body, Path) else reply.body
     return replace(reply, body=body[:-1] + bytes([body[-1] ^ 255])) if body else reply
+
+
+def inflated(reply: Reply, blanks: int) -> Reply:
+    """The reply with blanks before its body, which mean nothing in JSON, packed by gzip."""
+    assert isinstance(reply.body, bytes)
+    packed = gzip.compress(b" " * blanks + reply.body)
+    return replace(reply, headers={**reply.headers, "Content-Encoding": "gzip"}, body=packed)
 
 
 def rewritten(reply: Reply, change: Callable[[Any], object]) -> Reply:

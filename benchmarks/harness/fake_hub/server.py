@@ -23,7 +23,7 @@ from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 from benchmarks.harness.fake_hub.access import ANONYMOUS, caller_of
-from benchmarks.harness.fake_hub.faults import Fault, Faults, Rule, falsified, rewritten
+from benchmarks.harness.fake_hub.faults import Fault, Faults, Rule, falsified, inflated, rewritten
 from benchmarks.harness.fake_hub.messages import Reply, Request, as_json, refusal
 from benchmarks.harness.fake_hub.routes import dispatch
 from benchmarks.harness.fake_hub.store import Commit, Missing, Rejected, Store
@@ -197,6 +197,8 @@ class _Handler(BaseHTTPRequestHandler):
             reply = refusal(int(rule.value), "a fault that the test asked for")
         if rule is not None and rule.fault in (Fault.WRONG_ETAG, Fault.CORRUPT):
             reply = falsified(reply, rule.fault)
+        if rule is not None and rule.fault is Fault.INFLATE:
+            reply = inflated(reply, int(rule.value))
         if rule is not None and rule.fault is Fault.REWRITE:
             reply = rewritten(reply, rule.change)
         if rule is not None and rule.fault is Fault.DRIP:

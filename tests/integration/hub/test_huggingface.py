@@ -386,6 +386,19 @@ def test_a_byte_now_and_then_is_given_up(
     assert hub.download(hub.resolve("acme/tiny", kind=MODEL), ("model.safetensors",)).is_dir()
 
 
+def test_a_reply_without_end_is_given_up(
+    hub: HuggingFaceHub, fake: FakeHub, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed, 32 MB fill the memory of an API process. Files, which are received in parts, may be large."""
+    fake.fail(Fault.INFLATE, "^/api/models/", value=client.LARGEST_REPLY)
+    with pytest.raises(HubUnreachable, match="sent more than 33,554,432 bytes in a reply that is no file"):
+        hub.resolve("acme/tiny", kind=MODEL)
+    fake.fail(Fault.INFLATE, "^/api/models/", value=1_000_000)
+    assert hub.resolve("acme/tiny", kind=MODEL) == snapshot
+    monkeypatch.setattr(client, "LARGEST_REPLY", len(WEIGHTS) - 1)
+    hub.download(snapshot, ("model.safetensors",))
+
+
 def test_a_limit_says_when_to_come_back(hub: HuggingFaceHub, fake: FakeHub, snapshot: Snapshot) -> None:
     """At once: the client library sleeps for as long as the Hub says, and a cancel would wait for it."""
     for path in (STORAGE, "^/api/models/"):
