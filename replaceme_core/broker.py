@@ -22,6 +22,8 @@ from replaceme_core.hub.files import locked
 from replaceme_core.settings import Settings
 
 _TABLES_LOCK = "tables.lock"
+POLL_SECONDS = 0.2
+"""Between two looks for a message among the files."""
 
 
 class Channel(filesystem.Channel):
@@ -56,6 +58,14 @@ class Channel(filesystem.Channel):
 
 class Transport(filesystem.Transport):
     Channel = Channel
+
+    def drain_events(self, connection: object, timeout: float | None = None) -> None:  # type: ignore[override]
+        """Wait for a message, as long as this takes or `timeout` in seconds allows, but no longer than `POLL_SECONDS`.
+
+        Celery waits for two seconds at a time, and only in between it stops at a signal.
+        """
+        shorter = None if timeout is None else min(timeout, POLL_SECONDS)
+        super().drain_events(connection, timeout=shorter)  # type: ignore[no-untyped-call]
 
 
 QUEUE = "replaceme"
@@ -105,8 +115,9 @@ def broker_config(settings: Settings) -> dict[str, object]:
                 "data_folder_in": str(messages),
                 "data_folder_out": str(messages),
                 "control_folder": str(control),
-                "polling_interval": 0.2,  # seconds
+                "polling_interval": POLL_SECONDS,
             },
+            "worker_timer_precision": POLL_SECONDS,  # its thread looks as often whether it shall end
             # commands to workers are files, which would stay forever if a worker has ended
             "worker_enable_remote_control": False,
         }

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
 from kombu import Connection, Queue
 
 from benchmarks.harness.processes import wait_until
@@ -53,3 +55,17 @@ def test_a_table_that_its_writer_left_empty_is_written_anew(tmp_path: Path) -> N
     table.touch()
     subprocess.run([sys.executable, "-c", SEND, str(tmp_path), "one", "1"], check=True)
     assert len(list((tmp_path / "broker" / "messages").glob("*.replaceme.msg"))) == 1
+
+
+def test_a_worker_that_waits_for_messages_can_soon_stop(tmp_path: Path) -> None:
+    """Celery looks whether it shall stop after each time that it has waited, which is two seconds by itself."""
+    options = broker_config(Settings(data=tmp_path))["broker_transport_options"]
+    queue = Queue("replaceme", routing_key="replaceme")
+    with (
+        Connection("filesystem://", transport=FILESYSTEM_TRANSPORT, transport_options=options) as connection,
+        connection.Consumer(queue),
+    ):
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=30)
+        assert time.monotonic() - began < 10
