@@ -351,10 +351,7 @@ def healing(report: Report) -> Table | None:
     base = ("healing",)
     if report.at(*base) is None:
         return None
-    trained = [
-        plain((report.figure(*base, name, as_=WHOLE), f" {what}"))
-        for name, what in (("tokens", "tokens"), ("parameters", "parameters"))
-    ]
+    trained = [plain((report.figure(*base, name, as_=WHOLE), f" {name}")) for name in ("tokens", "parameters")]
     kept = "" if report.is_true(*base, "is_kept") else " The trained model is not the result."
     return table_of(
         "Loss before and after training, in nats",
