@@ -68,7 +68,7 @@ def create(
         "limits": limits,
     }
     with _keys(service) as keys:
-        _print_created(service, keys.create(request | ({"scopes": scope} if scope else {})))
+        _print_created(service, keys, keys.create(request | ({"scopes": scope} if scope else {})))
 
 
 @app.command("list")
@@ -103,8 +103,7 @@ def rotate(
 ) -> None:
     """Replace a key by a new one with the same rights, and print it."""
     with _keys(service) as keys:
-        created = keys.rotate(key_id, overlap_seconds=round(overlap_days * DAY_SECONDS))
-    _print_created(service, created)
+        _print_created(service, keys, keys.rotate(key_id, overlap_seconds=round(overlap_days * DAY_SECONDS)))
 
 
 @app.command("outputs")
@@ -134,10 +133,16 @@ def _keys(service: Service) -> "Iterator[KeysClient | DirectKeys]":
         yield direct
 
 
-def _print_created(service: Service, created: CreatedApiKey) -> None:
-    service.show(created, f"key {created.id} of {created.owner}, {', '.join(created.scopes)}; it is shown only now:")
-    if not service.as_json:
-        print_line(created.key)
+def _print_created(service: Service, keys: "KeysClient | DirectKeys", created: CreatedApiKey) -> None:
+    try:
+        service.show(
+            created, f"key {created.id} of {created.owner}, {', '.join(created.scopes)}; it is shown only now:"
+        )
+        if not service.as_json:
+            print_line(created.key)
+    except OSError:  # a full disk, or a pipe that is closed: nobody has seen the key
+        keys.revoke(created.id)
+        raise
 
 
 def keys_table(keys: Sequence[ApiKey]) -> Table:

@@ -1,5 +1,6 @@
 """`keys` on the database of the settings, and the key that the client sends."""
 
+import io
 import json
 from pathlib import Path
 
@@ -43,6 +44,25 @@ def test_the_life_of_a_key_in_the_database(here: Path) -> None:
     assert [key["is_live"] for key in json.loads(listed)["items"]] == [False, False]
     assert text not in listed and rotated["key"] not in listed
     assert json.loads(keys("outputs", "team", "a", "b", "--json").stdout)["output_namespaces"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_key_that_could_not_be_printed_is_revoked(
+    here: Path, monkeypatch: pytest.MonkeyPatch, as_json: list[str]
+) -> None:
+    seen = json.loads(keys("create", "seen", "--json").stdout)["id"]
+    for arguments in (["create", "unseen"], ["rotate", seen]):
+        with (
+            io.TextIOWrapper(Path("/dev/full").open("wb", buffering=0), write_through=True) as full,
+            monkeypatch.context() as patched,
+        ):
+            patched.setattr("sys.stdout", full)
+            with pytest.raises(SystemExit) as ended:
+                app(["keys", *arguments, *as_json])
+        assert ended.value.code == 2
+    listed = json.loads(keys("list", "--json").stdout)["items"]
+    assert {key["id"] for key in listed if key["is_live"]} == {seen}
+    assert len(listed) == 3
 
 
 @pytest.mark.parametrize(
