@@ -197,12 +197,18 @@ def make_engine(url: str, *, foreign_keys: bool = True, pooled: bool = True, aut
         engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=not autocommit, **_QUIET, **pool, **mode)
 
         @event.listens_for(engine, "connect")
-        def limit(connection: psycopg.Connection, _: ConnectionPoolEntry) -> None:
+        def set_up(connection: psycopg.Connection, _: ConnectionPoolEntry) -> None:
+            chosen = {
+                # without it, a process that is frozen within a transaction would keep its rows locked forever
+                "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s",
+                # not what the server, the database or the role has: psycopg reads no times of another form, and a
+                # statement that has waited for a row needs to see it as it is then
+                "datestyle": "ISO",
+                "default_transaction_isolation": "read committed",
+                **({"default_transaction_read_only": "on"} if autocommit else {}),
+            }
             connection.autocommit = True
-            # without it, a process that is frozen within a transaction would keep its rows locked forever
-            connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
-            if autocommit:
-                connection.execute("SET default_transaction_read_only = on")
+            connection.execute("; ".join(f"SET {name} = '{value}'" for name, value in chosen.items()))
             connection.autocommit = autocommit
 
         return engine

@@ -115,6 +115,20 @@ def test_an_autocommit_session_opens_no_transaction_and_writes_nothing(postgres_
     assert Ledger(database).status(job_id) is JobStatus.QUEUED
 
 
+def test_settings_of_the_server_change_no_statement(postgres_database: Database, postgres_url: str) -> None:
+    name = make_url(postgres_url).database
+    with postgres_database.session() as session:
+        for setting in ("datestyle = 'SQL, DMY'", "default_transaction_isolation = 'serializable'"):
+            session.execute(text(f'ALTER DATABASE "{name}" SET {setting}'))
+    database = Database(postgres_url)
+    job_id = Ledger(database).add()
+    for autocommit in (False, True):
+        with database.session(autocommit=autocommit) as session:
+            assert reading.get(session, job_id, owner="someone").id == job_id
+            assert session.execute(text("SHOW transaction_isolation")).scalar() == "read committed"
+    database.close()
+
+
 def test_a_server_that_takes_no_writes_is_waited_for(postgres_database: Database, postgres_url: str) -> None:
     """Of a failover, for one."""
     read_only = {"options": "-c default_transaction_read_only=on"}
