@@ -134,8 +134,7 @@ def named_texts(
     given += [] if healing is None else [healing]
     sources = [one if isinstance(one, Mapping) else {"dataset": one} for one in given]
     texts = [one.get("dataset") for one in sources]
-    files = [find_text_file(text) if isinstance(text, str | Path) else None for text in texts]
-    paths = [None if file is None else file.resolve() for file in files]
+    paths = [find_text_file(text) if isinstance(text, str | Path) else None for text in texts]
     known = {path for path in paths if path is not None}
     depth = next(depth for depth in count(1) if len({_tail(path, depth) for path in known}) == len(known))
     names = {path: f"{FILE_PREFIX}{_tail(path, depth)}{'/' if path.is_dir() else ''}" for path in known}
@@ -152,13 +151,16 @@ def _tail(path: Path, depth: int) -> str:
 
 
 def find_text_file(name: str | Path) -> Path | None:
-    """The file that `name` names; `None` for a built-in text and a data set. Raises `InvalidInput`."""
+    """The absolute path of the file that `name` names; `None` for a built-in text and a data set.
+
+    That of a link where it is one: its name says the format, and what it leads to may have any. Raises `InvalidInput`.
+    """
     text = str(name)
     if text.startswith(BUILTIN_PREFIX):
         return None
     path = Path(text.removeprefix(FILE_PREFIX)).expanduser()
     if path.is_dir() and image_files(path):
-        return path
+        return path.resolve()
     named_as_file = isinstance(name, Path) or text.startswith(FILE_PREFIX) or path.suffix in TEXT_SUFFIXES
     if not named_as_file and not path.is_file() and REPOSITORY.fullmatch(text):
         return None
@@ -176,4 +178,4 @@ def find_text_file(name: str | Path) -> Path | None:
             pass
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}", field="calibration", value=str(path)) from error
-    return path
+    return path.parent.resolve() / path.name

@@ -299,7 +299,10 @@ def _resolve_source(source: MixedSource, hub: Callable[[], Hub], find_file: Call
 
 
 def find_text(dataset: str, root: Path | None) -> Path:
-    """The path of the text `file:NAME` under `root`. Raises `InvalidInput`, which reveals no other file there."""
+    """The path of the text `file:NAME` under `root`, which may be a link: its name says the format.
+
+    Raises `InvalidInput`, which reveals no other file there.
+    """
     if root is None:
         raise InvalidInput(
             "this service has no directory for file: texts; its operator can set one with REPLACEME_CALIBRATION_ROOT",
@@ -311,7 +314,8 @@ def find_text(dataset: str, root: Path | None) -> Path:
     )
     try:
         home = root.expanduser().resolve(strict=True)
-        path = (home / dataset.removeprefix(FILE_PREFIX)).resolve(strict=True)
+        named = home / dataset.removeprefix(FILE_PREFIX)
+        path = named.resolve(strict=True)
         is_folder = dataset.endswith("/")
         if not path.is_relative_to(home) or not (path.is_dir() if is_folder else path.is_file()):
             raise missing
@@ -320,7 +324,7 @@ def find_text(dataset: str, root: Path | None) -> Path:
         raise missing from None
     if size == 0:
         raise CalibrationTooSmall(f"{dataset} is empty", field="calibration", value=dataset)
-    return path
+    return named
 
 
 def _name_output(

@@ -77,6 +77,19 @@ def test_compress_sends_a_mix_of_sources(replaceme: Run, model: Path, text: Path
     ]
 
 
+def test_the_name_of_a_link_says_the_format_of_a_text(replaceme: Run, base: Base, text: Path, tmp_path: Path) -> None:
+    """As in a cache of the Hub, whose files are links to names without a suffix."""
+    link = text.rename(tmp_path / "0123abcd").with_name(text.name)
+    link.symlink_to("0123abcd")
+    done = replaceme(*base)
+    assert done.exit_code == 0, done.stderr
+    request = sent(tmp_path / "out")
+    assert (request["calibration_paths"], request["spec"]["calibration"]["dataset"]) == (
+        [str(link)],
+        f"file:{link.name}",
+    )
+
+
 def test_a_result_that_misses_its_gate_is_kept(replaceme: Run, base: Base, tmp_path: Path) -> None:
     done = replaceme(*base, "--gate", "perplexity_ratio<=1.4", "--gate", "agreement >= 0.5")
     assert done.exit_code == 4, done.stderr

@@ -148,6 +148,13 @@ def test_texts_under_the_root_are_found(root: Path, texts: Path, name: str) -> N
     assert resolve(root, texts=texts, calibration=f"file:{name}").calibration.dataset == f"file:{name}"
 
 
+def test_the_name_of_a_link_says_the_format(texts: Path) -> None:
+    """As in a cache of the Hub, whose files are links to names without a suffix."""
+    (texts / "0123abcd").write_text('{"text": "words"}')
+    (texts / "rows.jsonl").symlink_to("0123abcd")
+    assert find_text("file:rows.jsonl", texts).name == "rows.jsonl"
+
+
 @pytest.mark.parametrize(
     "name",
     [
