@@ -10,7 +10,7 @@ from importlib import resources
 from itertools import islice
 from pathlib import Path
 
-from replaceme_core.engine.text.rows import Row, lines_of, rows_of
+from replaceme_core.engine.text.rows import Row, lines_of, opened, rows_of
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.data_files import local_data_files
 from replaceme_core.request.calibration import CalibrationSource
@@ -115,7 +115,7 @@ def _text(path: Path) -> Iterator[str]:
 
     A long one is divided at the end of a line.
     """
-    with path.open(encoding="utf-8-sig") as stream:
+    with opened(path) as stream:
         paragraph: list[str] = []
         size = 0
         for line in lines_of(stream, path):

@@ -41,7 +41,7 @@ def rows_of(file: Path, columns: Sequence[str]) -> Iterator[Row]:
     if suffix == ".parquet":
         yield from _parquet(file, columns)
         return
-    with _opened(file) as stream:
+    with opened(file) as stream:
         match suffix:
             case ".csv":
                 yield from _csv(stream, file)
@@ -80,7 +80,8 @@ def lines_of(stream: TextIO, file: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[TextIO]:
+def opened(file: Path) -> Iterator[TextIO]:
+    """The text of a file, unpacked. Raises `InvalidInput` for one that cannot be read."""
     unpacked = gzip.open if file.suffix == ".gz" else open
     with _readable(file), unpacked(file, "rt", encoding="utf-8-sig") as stream:
         yield cast(TextIO, stream)

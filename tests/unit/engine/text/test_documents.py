@@ -217,6 +217,13 @@ def test_a_row_without_an_answer_is_passed_over(tmp_path: Path) -> None:
     assert found[1] == {"role": "assistant", "content": "Hello."}
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_file_that_cannot_be_opened(tmp_path: Path, name: str) -> None:
+    """It was there when the job was admitted, by a process that need not open it."""
+    with pytest.raises(InvalidInput, match=rf"^{name} cannot be read: No such file"):
+        list(documents(spec(), tmp_path / name))
+
+
 def test_bytes_are_no_text(tmp_path: Path) -> None:
     parquet(tmp_path / "train.parquet", text=[b"some text"])
     with pytest.raises(InvalidInput, match="column 'text' has "):
