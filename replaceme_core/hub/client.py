@@ -49,8 +49,8 @@ REQUEST_SECONDS = 60.0
 SLOW_SECONDS = 60.0
 SLOW_BYTES = 64 * 1024
 """A reply that brings fewer bytes in `SLOW_SECONDS` is given up: a byte now and then would hold a worker for days."""
-LARGEST_REPLY = 32 * 2**20
-"""Bytes, unpacked, of a reply that is no file: the list of the files of the largest repositories has a few million."""
+LARGEST_REPLY = 64 * 2**20
+"""Bytes, unpacked, of a reply that is no file: the list of 100,000 files, which a repository may have, takes 30 MB."""
 AS_IT_IS = {"Accept-Encoding": "identity"}
 """Headers with which the content of files is asked for, and nothing else: the size of other replies is limited."""
 CHUNK = 1024 * 1024

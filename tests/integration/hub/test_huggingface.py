@@ -389,9 +389,9 @@ def test_a_byte_now_and_then_is_given_up(
 def test_a_reply_without_end_is_given_up(
     hub: HuggingFaceHub, fake: FakeHub, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Packed, 32 MB fill the memory of an API process. Files, which are received in parts, may be large."""
+    """Packed, a few MB fill the memory of an API process. Files, which are received in parts, may be large."""
     fake.fail(Fault.INFLATE, "^/api/models/", value=client.LARGEST_REPLY)
-    with pytest.raises(HubUnreachable, match="sent more than 33,554,432 bytes in a reply that is no file"):
+    with pytest.raises(HubUnreachable, match="sent more than 67,108,864 bytes in a reply that is no file"):
         hub.resolve("acme/tiny", kind=MODEL)
     fake.fail(Fault.INFLATE, "^/api/models/", value=1_000_000)
     assert hub.resolve("acme/tiny", kind=MODEL) == snapshot
