@@ -23,7 +23,7 @@ from replaceme_core.settings import Settings
 
 _TABLES_LOCK = "tables.lock"
 POLL_SECONDS = 0.2
-"""Between two looks for a message among the files."""
+"""Between two checks of the directory of messages."""
 
 
 class Channel(filesystem.Channel):
@@ -62,7 +62,7 @@ class Transport(filesystem.Transport):
     def drain_events(self, connection: object, timeout: float | None = None) -> None:  # type: ignore[override]
         """Wait for a message, as long as this takes or `timeout` in seconds allows, but no longer than `POLL_SECONDS`.
 
-        Celery waits for two seconds at a time, and only in between it stops at a signal.
+        Celery waits two seconds at a time, and checks only in between whether a signal asks it to stop.
         """
         shorter = None if timeout is None else min(timeout, POLL_SECONDS)
         super().drain_events(connection, timeout=shorter)  # type: ignore[no-untyped-call]
@@ -117,7 +117,7 @@ def broker_config(settings: Settings) -> dict[str, object]:
                 "control_folder": str(control),
                 "polling_interval": POLL_SECONDS,
             },
-            "worker_timer_precision": POLL_SECONDS,  # its thread looks as often whether it shall end
+            "worker_timer_precision": POLL_SECONDS,  # as often its thread checks whether to stop
             # commands to workers are files, which would stay forever if a worker has ended
             "worker_enable_remote_control": False,
         }

@@ -58,7 +58,7 @@ def test_a_table_that_its_writer_left_empty_is_written_anew(tmp_path: Path) -> N
 
 
 def test_a_worker_that_waits_for_messages_can_soon_stop(tmp_path: Path) -> None:
-    """Celery looks whether it shall stop after each time that it has waited, which is two seconds by itself."""
+    """Celery checks whether to stop after each wait, which is two seconds by default."""
     options = broker_config(Settings(data=tmp_path))["broker_transport_options"]
     queue = Queue("replaceme", routing_key="replaceme")
     with (
