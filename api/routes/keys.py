@@ -14,7 +14,7 @@ from api.http.hosts import root_of
 from api.http.requests import StrictRoute
 from api.http.responses import NO_STORE, UNCHANGED, listed
 from api.routes.deps import CallerDep, KeysDep, ReadingSessionDep, ServicesDep, SessionDep
-from replaceme_core.hub.port import check_token
+from replaceme_core.hub.port import TOKEN, check_token
 from replaceme_core.ledger.keys import ApiKey, CreatedKey, Keys, Owners
 from replaceme_core.request.fields import CREDENTIAL_NAME, Frozen
 from replaceme_core.shapes import Credential, OwnerSettings, Page
@@ -33,7 +33,9 @@ CredentialPath = Annotated[str, StringConstraints(min_length=1, max_length=63, p
 class CredentialRequest(Frozen):
     """A token for the Hub. It is stored encrypted and never shown again."""
 
-    token: Annotated[SecretStr, AfterValidator(check_token)] = Field(min_length=1, max_length=500)
+    token: Annotated[SecretStr, AfterValidator(check_token)] = Field(
+        min_length=1, max_length=500, json_schema_extra={"pattern": rf"^\s*{TOKEN.pattern}\s*$"}
+    )
     """The token, as the Hub shows it."""
 
 

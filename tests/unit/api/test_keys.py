@@ -1,6 +1,7 @@
 """API keys and their owners, and credentials."""
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,9 @@ def test_a_text_that_can_be_no_token_is_refused(client: TestClient, wrong: str) 
     assert "expected a token such as hf_" in answer.text and wrong.strip() not in answer.json()["detail"].split()
     assert client.get("/credentials").json()["items"] == []
     assert client.put("/credentials/mine", json={"token": f"{TOKEN}\n"}).status_code == 200
+    described = client.get("/openapi.json").json()["components"]["schemas"]["CredentialRequest"]["properties"]["token"]
+    assert not re.search(described["pattern"], wrong)
+    assert re.search(described["pattern"], f"{TOKEN}\n")
 
 
 def test_a_token_is_stored_and_never_shown(
