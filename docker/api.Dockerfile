@@ -1,11 +1,13 @@
 # The API and the one-shot migration. No torch: of models, the API reads only config files and lists of files.
 # With the command line, for `replaceme keys`.
-#   --build-arg BASE=...    another image of Debian with Python, pip and venv
+#   --build-arg BASE=...    another image of Debian with Python
+#   --build-arg BUILD_PACKAGES='binutils python3-pip python3-venv'    where it has no pip and venv
 ARG BASE=python:3.11-slim-trixie
 
 FROM ${BASE} AS build
-# hadolint ignore=DL3008
-RUN apt-get update && apt-get install --yes --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
+ARG BUILD_PACKAGES=binutils
+# hadolint ignore=DL3008,SC2086
+RUN apt-get update && apt-get install --yes --no-install-recommends ${BUILD_PACKAGES} && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
 # in steps of their own, so that a change of the sources does not download what they need again
 COPY docker/locks/build.txt docker/locks/api.txt ./
@@ -23,6 +25,7 @@ COPY worker ./worker
 RUN /build/bin/python -m pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
     && python -m pip --python /opt/replaceme/bin/python install --no-compile --no-deps /wheels/replaceme-*.whl \
     && python -m pip --python /opt/replaceme/bin/python check \
+    && python -m pip --python /opt/replaceme/bin/python uninstall --yes hf-xet \
     && sh slim.sh /opt/replaceme api.main api.cli.main migrations.__main__ \
     && /build/bin/cyclonedx-py environment --output-reproducible --output-file /opt/replaceme/sbom.cdx.json /opt/replaceme/bin/python
 

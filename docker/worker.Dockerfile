@@ -2,18 +2,20 @@
 #   --build-arg TORCH_INDEX=https://pypi.org/simple    torch for NVIDIA GPUs (on x86-64 Linux)
 #   --build-arg TORCH=torch==2.13.0                    a release of it
 #   --build-arg LOCK=worker-quantized                bitsandbytes too, for compute.quantization
-#   --build-arg BASE=...    another image of Debian with Python, pip and venv
+#   --build-arg BASE=...    another image of Debian with Python
+#   --build-arg BUILD_PACKAGES='binutils python3-pip python3-venv'    where it has no pip and venv
 ARG BASE=python:3.11-slim-trixie
 
 FROM ${BASE} AS build
+ARG BUILD_PACKAGES=binutils
+# hadolint ignore=DL3008,SC2086
+RUN apt-get update && apt-get install --yes --no-install-recommends ${BUILD_PACKAGES} && rm -rf /var/lib/apt/lists/*
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG TORCH=torch>=2.9
 # in a step of its own, so that a change of the sources does not download torch again
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/replaceme \
     && python -m pip --python /opt/replaceme/bin/python install --no-compile --index-url "${TORCH_INDEX}" "${TORCH}"
-# hadolint ignore=DL3008
-RUN apt-get update && apt-get install --yes --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
 # in steps of their own, so that a change of the sources does not download what they need again
 COPY docker/locks/*.txt ./
@@ -31,7 +33,7 @@ COPY worker ./worker
 RUN /build/bin/python -m pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
     && python -m pip --python /opt/replaceme/bin/python install --no-compile --no-deps /wheels/replaceme-*.whl \
     && python -m pip --python /opt/replaceme/bin/python check \
-    && sh slim.sh /opt/replaceme worker.app worker.once worker.runner \
+    && sh slim.sh /opt/replaceme worker.app worker.once worker.runner replaceme_core.engine.pipeline \
     && /build/bin/cyclonedx-py environment --output-reproducible --output-file /opt/replaceme/sbom.cdx.json /opt/replaceme/bin/python
 
 FROM ${BASE}

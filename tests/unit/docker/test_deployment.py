@@ -160,7 +160,7 @@ def test_an_image_installs_what_its_lock_names_and_that_of_the_api_has_no_torch(
     assert [Requirement(each).name for each in extras["quantized"]] == list(locked("quantized"))
     assert not {name for name, version in locked("api").items() if locked("worker").get(name, version) != version}
     for image in (API, WORKER):
-        installs = [one for run in image.all("RUN") for one in run.split("&&") if "install" in one and "pip" in one]
+        installs = [one for run in image.all("RUN") for one in run.split("&&") if " install " in one and "pip" in one]
         assert all("--require-hashes" in one or "--no-deps /wheels/" in one or "${TORCH}" in one for one in installs)
     assert "torch" not in str(API.instructions)
     (installed,) = re.findall(r"^TORCH=(.+)$", "\n".join(WORKER.all("ARG")), flags=re.MULTILINE)
@@ -221,3 +221,9 @@ def test_a_linter_has_nothing_to_say() -> None:
         [hadolint, "--no-color", *DOCKERFILES], capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.stdout + done.stderr, done.returncode) == ("", 0)
+
+
+def test_what_a_job_imports_is_compiled_where_the_file_system_is_read_only() -> None:
+    """Each job starts a process, which would compile torch and transformers in memory: 12.6 s instead of 5.0 s."""
+    (compiled,) = [one.split() for run in WORKER.all("RUN") for one in run.split("&&") if "slim.sh" in one]
+    assert "replaceme_core.engine.pipeline" in compiled
