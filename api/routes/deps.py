@@ -28,7 +28,7 @@ from replaceme_core.errors import Unavailable
 from replaceme_core.ledger.database import Database, LedgerSession
 from replaceme_core.ledger.keys import Keys
 from replaceme_core.report.page import plots_of, render_page
-from replaceme_core.report.plots import Format, can_draw, rendered
+from replaceme_core.report.plots import Format, Plot, can_draw, rendered
 from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
 
@@ -54,8 +54,8 @@ class ReportPages:
         self._one_at_a_time = CapacityLimiter(1)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reports")
         # of the report as JSON: one that changes is another one
-        self._page = lru_cache(most_kept)(lambda text, back: render_page(json.loads(text), back=back).encode())
         self._plot = lru_cache(most_kept)(_drawn)
+        self._page = lru_cache(most_kept)(self._rendered)
 
     async def page(self, report: Mapping[str, object], *, back: str = "") -> bytes:
         """The HTML of a report, the content of `replaceme.json`; `back` is the address of the page of its job."""
@@ -73,6 +73,14 @@ class ReportPages:
             with CancelScope(shield=True):  # what has begun goes on, and the next one waits for it
                 await drawing
             return drawing.result()
+
+    def _rendered(self, text: str, back: str) -> bytes:
+        """A page with the plots that the page of the job has shown before."""
+
+        def draw(plot: Plot) -> bytes:
+            return self._plot(text, name=plot.name, kind="svg") or b""
+
+        return render_page(json.loads(text), back=back, draw=draw).encode()
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)

@@ -191,10 +191,15 @@ def plots_of(content: Mapping[str, object]) -> list[Plot]:
     return [part for section in sections_of(Report(content)) for part in section.parts if isinstance(part, Plot)]
 
 
-def render_page(content: Mapping[str, object], *, back: str = "") -> str:
+def drawn(plot: Plot) -> bytes:
+    """The picture in a page."""
+    return rendered(plot, "svg")
+
+
+def render_page(content: Mapping[str, object], *, back: str = "", draw: Callable[[Plot], bytes] = drawn) -> str:
     """The page of a report, the content of `replaceme.json`; without matplotlib it has no pictures and says so.
 
-    `back` is an address to go back to.
+    `back` is an address to go back to; `draw` gives the picture of a plot as SVG.
     """
     report = Report(content)
     removed, kept = len(report.blocks("removed_blocks")), len(report.blocks("kept_blocks"))
@@ -207,7 +212,7 @@ def render_page(content: Mapping[str, object], *, back: str = "") -> str:
         is_rejected=report.at("gate", "passed") is False,
         sections=sections_of(report),
         draws=can_draw(),
-        data_of=data_of,
+        data_of=lambda plot: data_of(draw(plot)),
         style=Markup(_style()),  # ours, and the policy has its digest
         policy=policy(),
     )
@@ -225,9 +230,9 @@ def policy(*, header: bool = False) -> str:
     return "; ".join([*parts, "frame-ancestors 'none'"] if header else parts)
 
 
-def data_of(plot: Plot) -> str:
-    """The picture as an address that has the whole of it."""
-    return "data:image/svg+xml;base64," + base64.b64encode(rendered(plot, "svg")).decode()
+def data_of(picture: bytes) -> str:
+    """An SVG as an address that has the whole of it."""
+    return "data:image/svg+xml;base64," + base64.b64encode(picture).decode()
 
 
 @cache

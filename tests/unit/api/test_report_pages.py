@@ -1,6 +1,7 @@
 """The page of a report: over the API, in the dashboard, and how seldom it is drawn."""
 
 import asyncio
+import re
 import threading
 import time
 
@@ -11,7 +12,7 @@ from starlette.testclient import TestClient
 from api.routes import deps
 from api.routes.deps import ReportPages
 from replaceme_core.errors import Unavailable
-from replaceme_core.report.page import policy, render_page
+from replaceme_core.report.page import data_of, policy, render_page
 from tests.fixtures.api.requests import assert_problem, submit
 from tests.fixtures.jobs.ledger import Ledger
 from tests.fixtures.reports.shown import PLOTS, SMALL
@@ -66,10 +67,27 @@ def test_a_plot_is_a_picture_with_a_policy_of_its_own(client: TestClient, finish
         assert client.get(f"/ui/jobs/{finished}/plots/{wrong}").status_code in (404, 422)
 
 
+def test_a_plot_is_drawn_once_for_both_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(deps, "rendered", lambda plot, _kind: drawn.append(plot.name) or plot.name.encode())
+
+    async def read() -> list[bytes]:
+        pages = ReportPages()
+        for name in PLOTS:
+            assert await pages.plot(SMALL, name, "svg") == name.encode()
+        found = [await pages.page(SMALL), await pages.page(SMALL, back="../job")]
+        pages.close()
+        return found
+
+    for page in asyncio.run(read()):
+        assert [data_of(name.encode()) for name in PLOTS] == re.findall('<img src="([^"]+)"', page.decode())
+    assert drawn == list(PLOTS)
+
+
 def test_a_page_is_drawn_once_and_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[object] = []
 
-    def render(report: dict[str, object], *, back: str) -> str:
+    def render(report: dict[str, object], *, back: str, draw: object) -> str:
         drawn.append(report)
         return f"page {report}"
 
@@ -96,7 +114,7 @@ def test_all_are_drawn_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where others take threads meanwhile: the memory of each one that draws is never released."""
     threads: set[int] = set()
 
-    def render(report: dict[str, object], *, back: str) -> str:
+    def render(report: dict[str, object], *, back: str, draw: object) -> str:
         threads.add(threading.get_ident())
         return "page"
 
@@ -114,7 +132,7 @@ def test_all_are_drawn_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_gives_up_loses_nothing_and_a_queue_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     goes_on, drawn = threading.Event(), []
 
-    def render(report: dict[str, object], *, back: str) -> str:
+    def render(report: dict[str, object], *, back: str, draw: object) -> str:
         assert goes_on.wait(30)
         drawn.append(report)
         return "page"
