@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE # tests start hundreds of processes, and compiling takes half of a start
-SIDE_BY_SIDE := --numprocesses 3 --dist worksteal # much of a test is waiting for servers and processes
+SIDE_BY_SIDE := --numprocesses 4 --dist worksteal # much of a test is waiting for servers and processes
 
 .PHONY: setup demo test check chaos families lock images images-test gpu-check bench clean
 
