@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE # tests start hundreds of processes, and compiling takes half of a start
 SIDE_BY_SIDE := --numprocesses 4 --dist worksteal # much of a test is waiting for servers and processes
 
-.PHONY: setup demo test check chaos families lock images images-test gpu-check bench clean
+.PHONY: setup demo test check lowest chaos families lock images images-test gpu-check bench
 
 setup: $(STAMP)
 
@@ -30,6 +30,11 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python docs/check_words.py
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/unit
+
+lowest: $(STAMP)
+	$(BIN)/uv venv --quiet --seed --clear --python $(BIN)/python .venv-lowest
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	.venv-lowest/bin/python -m pytest $(SIDE_BY_SIDE) tests/unit
 
 chaos: $(STAMP)
 	$(BIN)/python -m pytest tests/chaos -m 'not gpu' -o addopts=''

@@ -11,7 +11,7 @@ ARG BUILD_PACKAGES=binutils
 # hadolint ignore=DL3008,SC2086
 RUN apt-get update && apt-get install --yes --no-install-recommends ${BUILD_PACKAGES} && rm -rf /var/lib/apt/lists/*
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-ARG TORCH=torch>=2.9
+ARG TORCH=torch>=2.10
 # in a step of its own, so that a change of the sources does not download torch again
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/replaceme \
