@@ -1,6 +1,6 @@
 # The API and the one-shot migration. No torch: of models, the API reads only config files and lists of files.
 # With the command line, for `replaceme keys`.
-#   --build-arg BASE=...    another image of Debian with Python
+#   --build-arg BASE=...    another image of Debian 13 or later with Python; binutils of 12 breaks numpy
 #   --build-arg BUILD_PACKAGES='binutils python3-pip python3-venv'    where it has no pip and venv
 ARG BASE=python:3.11-slim-trixie
 
@@ -22,6 +22,7 @@ COPY api ./api
 COPY migrations ./migrations
 COPY replaceme_core ./replaceme_core
 COPY worker ./worker
+# hf-xet is for files of models, of which the API reads none
 RUN /build/bin/python -m pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
     && python -m pip --python /opt/replaceme/bin/python install --no-compile --no-deps /wheels/replaceme-*.whl \
     && python -m pip --python /opt/replaceme/bin/python check \

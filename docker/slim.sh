@@ -5,7 +5,7 @@ venv=$1
 shift
 cd "$venv"/lib/python3*/site-packages
 rm -rf torch/include torch/test torch/bin/protoc* sqlalchemy/testing alembic/testing
-rm -rf pyarrow/include pyarrow/*arrow*_flight* pyarrow/_flight* pyarrow/libarrow_s3* pyarrow/_s3fs* # servers of others
+rm -rf pyarrow/include pyarrow/*arrow*_flight* pyarrow/_flight* pyarrow/libarrow_s3* pyarrow/_s3fs* # clients of other servers
 rm -rf PIL/_avif.* pillow.libs/libavif-* # PNG, JPEG and WebP are read
 # plots are SVG and PNG in DejaVu Sans; of fontTools, which is for PDF and PostScript, the names of glyphs are read
 rm -rf matplotlib/mpl-data/sample_data matplotlib/mpl-data/fonts/afm matplotlib/mpl-data/fonts/pdfcorefonts

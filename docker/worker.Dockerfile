@@ -2,7 +2,7 @@
 #   --build-arg TORCH_INDEX=https://pypi.org/simple    torch for NVIDIA GPUs (on x86-64 Linux)
 #   --build-arg TORCH=torch==2.13.0                    a release of it
 #   --build-arg LOCK=worker-quantized                bitsandbytes too, for compute.quantization
-#   --build-arg BASE=...    another image of Debian with Python
+#   --build-arg BASE=...    another image of Debian 13 or later with Python; binutils of 12 breaks numpy
 #   --build-arg BUILD_PACKAGES='binutils python3-pip python3-venv'    where it has no pip and venv
 ARG BASE=python:3.11-slim-trixie
 
