@@ -1,11 +1,12 @@
 """Real servers from wheels that can be stopped and started again: PostgreSQL, and Valkey for the Redis protocol."""
 
+import secrets
 import shutil
 import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -128,8 +129,13 @@ def start_valkey(*, port: int | None = None) -> Iterator[RestartableValkey]:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that is free at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A TCP port of this machine that is free at the moment.
+
+    It lies below those from which Linux gives outgoing connections theirs. One of those could take it before its server
+    starts: also the connection that waits for this server, which then has itself for a peer.
+    """
+    while True:
+        port = 20000 + secrets.randbelow(12000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

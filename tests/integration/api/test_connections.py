@@ -108,7 +108,8 @@ def started(tmp_path: Path, **more: str) -> Iterator[Api]:
         )
     found = Api(process=psutil.Process(process.pid), port=port, log=log)
     try:
-        wait_until(found.is_healthy, what=f"start of the API: {log.read_text()}")
+        wait_until(lambda: process.poll() is not None or found.is_healthy(), what="start of the API")
+        assert process.poll() is None, log.read_text()
         yield found
     finally:
         process.terminate()
