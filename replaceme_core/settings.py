@@ -2,6 +2,8 @@
 
 import ipaddress
 import json
+import logging
+import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote, urlsplit
 
+from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -32,6 +35,10 @@ RUN_JOB_TASK = "replaceme.run_job"  # name of the Celery task; its one argument 
 _ENDPOINT = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[A-Za-z0-9._~-]+)*/?")
 _SHORTEST_KEY = 16
 SECRETS_DIRECTORY = Path("/run/secrets")
+_PREFIX = "REPLACEME_"
+_OF_CLIENTS = ("REPLACEME_URL", "REPLACEME_API_KEY")
+
+logger = logging.getLogger(__name__)
 
 
 def _matching(pattern: str, expected: str) -> AfterValidator:
@@ -138,7 +145,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="REPLACEME_",
+        env_prefix=_PREFIX,
         env_file=".env",
         env_ignore_empty=True,  # `NAME=` is no URL, and no path: it would be the working directory
         extra="ignore",
@@ -319,3 +326,17 @@ def read_settings(**given: object) -> Settings:
         first = error.errors()[0]
         name = str(first["loc"][0]).upper().removeprefix("REPLACEME_")  # two have their whole name as their alias
         raise InvalidInput(f"REPLACEME_{name}: {in_plain_words(first['msg'])}") from error
+
+
+def unknown_settings() -> list[str]:
+    """Variables of the environment and of `.env` that have our prefix and are no setting, such as misspelt ones."""
+    of_services = (str(field.validation_alias or _PREFIX + name) for name, field in Settings.model_fields.items())
+    known = {*_OF_CLIENTS, *map(str.upper, of_services)}
+    given = {name.upper() for name in (*dotenv_values(".env"), *os.environ)}
+    return sorted(name for name in given - known if name.startswith(_PREFIX))
+
+
+def warn_of_unknown_settings() -> None:
+    """No error: while releases are exchanged, both have the same environment."""
+    for name in unknown_settings():
+        logger.warning("%s is no setting of this release, and is ignored", name)

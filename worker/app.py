@@ -38,7 +38,7 @@ from replaceme_core.hardware import WorkerKind, local_worker_kinds
 from replaceme_core.ledger.database import Database
 from replaceme_core.runner.process import Confinement
 from replaceme_core.runner.sandbox import SandboxMode
-from replaceme_core.settings import RUN_JOB_TASK, Settings, read_settings
+from replaceme_core.settings import RUN_JOB_TASK, Settings, read_settings, warn_of_unknown_settings
 from replaceme_core.signals import outlives_terminal
 from replaceme_core.telemetry import bound, from_message, message_headers
 from worker.supervisor import Supervisor, UnfitMachine
@@ -178,6 +178,7 @@ def choose_sandbox(**_: object) -> None:
         found = Settings().confinement()
     except InvalidInput as error:
         raise SystemExit(f"this worker cannot start: {error}") from error
+    warn_of_unknown_settings()
     confinements[:] = [found]
     level = logging.WARNING if found.sandbox.mode is SandboxMode.NONE else logging.INFO
     logger.log(level, "sandbox of runners: %s", found.sandbox.describe())

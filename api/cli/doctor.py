@@ -26,7 +26,7 @@ from replaceme_core.ledger.watching import Workers
 from replaceme_core.library_errors import free_space
 from replaceme_core.report.figures import size
 from replaceme_core.runner.sandbox import SandboxMode
-from replaceme_core.settings import Settings
+from replaceme_core.settings import Settings, unknown_settings
 from replaceme_core.wording import counted
 
 _NOBODY = "replaceme/no-such-model"
@@ -84,6 +84,11 @@ def _torch(_: Settings, environ: Mapping[str, str]) -> Iterator[tuple[State, str
         yield State.OK if native else State.WARNING, text
 
 
+def _settings(_: Settings, __: Mapping[str, str]) -> Iterator[tuple[State, str]]:
+    for name in unknown_settings():
+        yield State.WARNING, f"{name} is no setting of this release, and is ignored"
+
+
 def _memory(_: Settings, __: Mapping[str, str]) -> Iterator[tuple[State, str]]:
     yield State.OK, f"{size(total_memory())} for processes, {counted(os.cpu_count() or 1, 'cores')}"
 
@@ -139,7 +144,7 @@ def _broker(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, s
     yield State.OK, "takes messages"
 
 
-_LOOKS = (_software, _torch, _memory, _disk, _sandbox, _hub, _database, _broker)
+_LOOKS = (_software, _settings, _torch, _memory, _disk, _sandbox, _hub, _database, _broker)
 """What is looked at, in this order; each is called as its function is."""
 
 

@@ -35,7 +35,7 @@ from api.http.problems import problem_of, problem_response
 from api.http.request_log import FOR_BROWSERS
 from replaceme_core import telemetry
 from replaceme_core.errors import ReplaceMeError, Unavailable
-from replaceme_core.settings import read_settings
+from replaceme_core.settings import read_settings, warn_of_unknown_settings
 
 HEAD_BYTES = 16 * 1024  # of a request line and its headers together
 HEAD_FIELDS = 100
@@ -299,6 +299,7 @@ def main() -> int:
         sys.stderr.write(f"error: {error.message}\n")
         return 2
     telemetry.configure_logs(settings.log_format, service="api")
+    warn_of_unknown_settings()
     most = most_connections(settings.max_connections, raise_descriptor_limit())
     uvicorn.run(
         "api.main:app",

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger.database import parse_url
-from replaceme_core.settings import Settings, read_settings
+from replaceme_core.settings import Settings, read_settings, unknown_settings
 
 
 @pytest.mark.parametrize("place", ["environment", ".env", "files"])
@@ -81,3 +81,17 @@ def test_a_wrong_setting_is_named_once_with_what_is_expected(
 def test_the_embedded_database_lies_in_data_whatever_its_name(name: str, tmp_path: Path) -> None:
     data = tmp_path / name
     assert parse_url(Settings(data=data).resolved_database_url).database == str(data.resolve() / "replaceme.sqlite3")
+
+
+def test_what_is_no_setting_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two settings have other names in the environment than in the code, and two variables are for clients."""
+    monkeypatch.chdir(tmp_path)
+    before = unknown_settings()
+    for name in ("URL", "API_KEY", "DATA", "ROUTES", "DEFAULT_ROUTE", "REQUIRE_KEYS", "WORKER_KINDS"):
+        monkeypatch.setenv(f"REPLACEME_{name}", "1")
+    (tmp_path / ".env").write_text("REPLACEME_HUB=x\nREPLACEME_SHARDS=2\nSHARDS=2\n")
+    assert set(unknown_settings()) - set(before) == {
+        "REPLACEME_REQUIRE_KEYS",
+        "REPLACEME_SHARDS",
+        "REPLACEME_WORKER_KINDS",
+    }

@@ -28,14 +28,18 @@ def test_a_stage_that_takes_too_long_fails_the_job(bench: Bench) -> None:
 
 
 def test_a_real_worker_in_its_sandbox(embedded_site: Site) -> None:
-    """The stub runner runs a job in the sandbox that works here; the log and `/ready` name it."""
+    """The stub runner runs a job in the sandbox that works here; the log and `/ready` name it.
+
+    The logs of both processes name a setting that is misspelt.
+    """
     mode = choose_sandbox(SandboxMode.AUTO, user=None, own_command=False).mode
-    embedded_site.extra["REPLACEME_SANDBOX"] = mode
+    embedded_site.extra |= {"REPLACEME_SANDBOX": mode, "REPLACEME_REQUIRE_KEYS": "true"}
     worker, api = embedded_site.start_worker(), embedded_site.start_api()
     job = embedded_site.wait_for_end(embedded_site.add())
     assert job.status is JobStatus.SUCCEEDED, job.error
     assert f"sandbox of runners: {mode}" in worker.log.read_text()
     assert re.search(r"memory limit of runners: \S+", worker.log.read_text())
+    assert all("REPLACEME_REQUIRE_KEYS is no setting" in one.log.read_text() for one in (worker, api))
 
     def sandboxes() -> object:
         return httpx2.get(f"{api.url}/ready", timeout=WAIT_SECONDS, trust_env=False).json()["sandboxes"]
