@@ -208,7 +208,8 @@ class Client:
             # before the lines, so that the last ones are not missed
             response = self._connection.send_while_down(path_of("jobs", job_id))
             path = path_of("jobs", job_id, "logs")
-            page = self._connection.ask(Page[LogLine], "GET", path, query=[("after", after)])
+            found = self._connection.send_while_down(path, query=[("after", after)])
+            page = self._connection.read(Page[LogLine], found)
             for line in page.items:
                 after = line.number
                 yield line

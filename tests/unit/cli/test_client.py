@@ -218,6 +218,18 @@ def test_waiting_asks_as_often_as_the_service_wants(service: StubService, client
     assert client.wait(JOB_ID).status == "succeeded"
 
 
+def test_a_log_is_followed_over_a_restart(service: StubService, client: Client, pauses: list[float]) -> None:
+    """Whichever of its requests the service does not answer."""
+    line = {"number": 1, "attempt": 1, "at": "2026-11-25T00:00:00Z", "text": "done"}
+    down = [(503, a_problem(503))] * 6
+    service.answers |= {
+        HERE: [*down, (200, a_job(status="succeeded"))],
+        f"{HERE}/logs": [*down, (200, {"items": [line], "next_cursor": None})],
+    }
+    assert [found.text for found in client.follow_log(JOB_ID)] == ["done"]
+    assert len(pauses) == 2 * len(down)
+
+
 def sse(*events: dict[str, object], rest: bytes = b"") -> bytes:
     lines = (f"event: {one['type']}\ndata: {json.dumps(one)}\nid: {one['seq']}\n\n" for one in events)
     return b"retry: 1\n\n: nothing\n\n" + "".join(lines).encode() + rest
