@@ -164,8 +164,8 @@ class Sweep(threading.Thread):
             "expired leases": self._requeue_expired,
             "overdue jobs": self._fail_overdue,
             "old idempotency keys": self._delete_expired_keys,
-            "old jobs": self._delete_old_jobs,
             "positions of events": partial(number_all, most=NUMBERINGS_LIMIT),
+            "old jobs": self._delete_old_jobs,  # after it: an event that is deleted without a position counts nowhere
             "statistics": refresh_statistics,
             "checkpoints": self._remove_checkpoints,
             "wake-up messages": self._enqueue_due,

@@ -16,7 +16,7 @@ from replaceme_core.ledger.database import now
 from replaceme_core.ledger.records import IdempotencyKey
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.ledger.tables import IdempotencyKeyRow, JobRow
-from replaceme_core.ledger.watching import Workers
+from replaceme_core.ledger.watching import Workers, event_totals
 from replaceme_core.settings import Settings
 from tests.fixtures.jobs.ledger import Ledger
 from worker.sweep import Sweep
@@ -114,6 +114,18 @@ def test_it_deletes_old_idempotency_keys(settings: Settings, ledger: Ledger) -> 
     sweep_of(settings, free=False).sweep()
     with ledger.database.session(read_only=True) as session:
         assert session.scalars(select(IdempotencyKeyRow.key)).all() == ["new"]
+
+
+def test_old_jobs_that_it_deletes_have_been_counted(settings: Settings, ledger: Ledger) -> None:
+    """They may have ended right before the last worker did, so that no sweep has seen their ends."""
+    job_id = ledger.add()
+    ledger.cancel(job_id)
+    with ledger.database.session() as session:
+        session.execute(update(JobRow).values(finished_at=now(plus_seconds=-100)))
+    sweep_of(settings.model_copy(update={"retention_seconds": 60})).sweep()
+    with ledger.database.session(read_only=True) as session:
+        assert session.scalars(select(JobRow.id)).all() == []
+        assert event_totals(session) == {("created", ""): 1, ("cancelled", ""): 1}
 
 
 def test_it_removes_abandoned_directories_while_the_database_is_unreachable(tmp_path: Path) -> None:
