@@ -29,6 +29,7 @@ from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import Advanced, Measured, Message, Resolved, Stage, StageStarted, without_paths
 from replaceme_core.settings import Settings
 from replaceme_core.telemetry import mark_failed, start_span
+from replaceme_core.wording import printable
 
 logger = logging.getLogger(__name__)
 runner_log = logging.getLogger("runner")
@@ -54,7 +55,7 @@ _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def redacted(line: str, *, known: Sequence[str]) -> str:
-    """What a client may see of a line; "" if nothing is left. `known` are secrets, the longest first.
+    """What a client may see of a line, printable; "" if nothing is left. `known` are secrets, the longest first.
 
     >>> redacted("reading /srv/models/config.json with token=abc123", known=())
     'reading config.json with token=[hidden]'
@@ -65,7 +66,7 @@ def redacted(line: str, *, known: Sequence[str]) -> str:
         text = text.replace(secret, HIDDEN)
     text = _SECRETS.sub(HIDDEN, text)
     text = _NAMED.sub(lambda found: f"{found[1]}{found[2]}{HIDDEN}", text)
-    return without_paths(text).rstrip()
+    return printable(without_paths(text)).rstrip()
 
 
 def secrets_of(settings: Settings) -> list[str]:

@@ -68,6 +68,7 @@ RUNNER_COMMAND = (sys.executable, "-P", "-m", "worker.runner")
 """`-P`: a module named `worker` in the working directory is not imported in place of ours."""
 LONGEST_MESSAGE = 16 * 2**20  # bytes; a report with a line per candidate stays far below
 STDERR_LINES = 200
+_PIECE = 4096  # bytes of a longer line
 _POLL_SECONDS = 0.5
 _SETTLE_SECONDS = 1.0
 _KILLED_SECONDS = 60.0
@@ -110,7 +111,7 @@ class Runner:
     ) -> None:
         """Start `command`, which `messages` sends `request`. Raises `OSError`.
 
-        `on_line` gets each line that it writes on standard error, printable, in a thread that reads them.
+        `on_line` gets each line that it writes on standard error, as it is, in a thread that reads them.
 
         The working directory is `scratch`, which is created and which the caller removes. So the runner finds neither
         the worker's `.env` nor modules of the directory in which the worker was started.
@@ -225,12 +226,21 @@ class Runner:
         self.close()
 
     def _keep_tail(self, stream: IO[bytes]) -> None:
+        rest = b""
         with stream:
-            while line := stream.readline(4096):
-                text = line.decode(errors="replace").rstrip()
-                text = printable(text.rpartition("\r")[2])  # a progress bar writes over itself
-                self.stderr_tail.append(text)
-                self._on_line(text)
+            while read := os.read(stream.fileno(), _PIECE):
+                *lines, rest = (rest + read).split(b"\n")
+                rest = rest[rest.rfind(b"\r", 0, -1) + 1 :]  # however long a progress bar writes over itself
+                if len(rest) >= _PIECE:
+                    lines, rest = [*lines, rest], b""
+                self._keep(lines)
+        self._keep([rest] if rest else [])
+
+    def _keep(self, lines: Sequence[bytes]) -> None:
+        for line in lines:
+            text = line.decode(errors="replace").rstrip().rpartition("\r")[2]
+            self.stderr_tail.append(printable(text))
+            self._on_line(text)
 
     def _lines(self) -> Iterator[bytes]:
         """Whole lines of its standard output, until end of file, or until it has ended and writes nothing more.

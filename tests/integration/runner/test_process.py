@@ -201,20 +201,35 @@ print(child.pid, file=sys.stderr, flush=True)
     wait_until(lambda: not psutil.pid_exists(child), what="the end of its child")
 
 
-def test_its_lines_are_printable_and_the_last_are_kept(tmp_path: Path) -> None:
-    """They reach the log of the worker, that of the job and the terminal of who runs a command."""
+def lines_of(code: str, scratch: Path) -> tuple[list[str], list[str]]:
+    """What a program writes on standard error: the lines that are passed on, and the last ones."""
+    lines: list[str] = []
+    with Runner(python(code), REQUEST, scratch=scratch, on_line=lines.append) as runner:
+        with pytest.raises(RunnerBroke):
+            list(runner.messages())
+        return lines, list(runner.end_of_log())
+
+
+def test_its_lines_are_passed_on_and_the_last_are_kept_printable(tmp_path: Path) -> None:
+    """The latter reach the log of the worker and the terminal of who runs a command."""
     texts = [*map(str, range(50_000)), *TEXTS.values(), "\x1b[2J", " 50%|#\r100%|##"]
     (tmp_path / "texts").write_text(repr(texts))
     code = "import sys\nfor text in eval(open('texts').read()): sys.stderr.write(text + chr(10))"
-    lines: list[str] = []
-    with Runner(python(code), REQUEST, scratch=tmp_path, on_line=lines.append) as runner:
-        with pytest.raises(RunnerBroke):
-            list(runner.messages())
-        runner.close()
-    assert lines[-2:] == ["\\u001b[2J", "100%|##"]
-    assert lines == [printable(line) for line in lines]
-    assert list(runner.stderr_tail) == lines[-200:]
+    lines, tail = lines_of(code, tmp_path)
+    assert lines[-2:] == ["\x1b[2J", "100%|##"]
+    assert tail == [printable(line) for line in lines[-200:]]
     assert len(lines) > 50_000
+
+
+def test_a_progress_bar_is_one_line_however_often_it_moves(tmp_path: Path) -> None:
+    code = "import sys\nfor step in range(5000): sys.stderr.write(f'\\rstep {step}')\nsys.stderr.write('\\r\\nend')"
+    assert lines_of(code, tmp_path)[0] == ["step 4999", "end"]
+
+
+def test_a_long_line_is_passed_on_in_pieces(tmp_path: Path) -> None:
+    lines, _ = lines_of("import sys\nsys.stderr.write('x' * 1_000_000)", tmp_path)
+    assert "".join(lines) == "x" * 1_000_000
+    assert max(map(len, lines)) < 8192
 
 
 def test_the_environment_is_an_allow_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

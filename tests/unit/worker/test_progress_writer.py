@@ -88,6 +88,8 @@ SETTINGS = Settings(
         ("tokens 32768 of 65536", "tokens 32768 of 65536"),
         (" 10%|#   |\r 90%|####|\r100%|####|", "100%|####|"),
         ("\x1b[31mwarning\x1b[0m: slow", "warning: slow"),
+        ("\x1b[31mhf_abcdefghijklmnop\x1b[0m", HIDDEN),
+        ("\u202etxt.exe", "\\u202etxt.exe"),
         ("read /srv/data/models/config.json", "read config.json"),
         ("hf_abcdefghijklmnop is no token", f"{HIDDEN} is no token"),
         ("sent a-token-without-a-prefix", f"sent {HIDDEN}"),
