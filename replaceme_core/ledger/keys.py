@@ -28,7 +28,7 @@ from replaceme_core.errors import (
     SecretUnreadable,
 )
 from replaceme_core.hub.port import Hub
-from replaceme_core.ledger.database import Database, change_or_insert, now
+from replaceme_core.ledger.database import Database, change_or_insert, lock_until_commit, now
 from replaceme_core.ledger.records import Page, after_place, page_of, to_place
 from replaceme_core.ledger.tables import ApiKeyRow, CredentialRow, EndedSessionRow, OwnerRow, WebhookRow, is_uuid
 from replaceme_core.secrets_box import SecretsBox
@@ -280,6 +280,7 @@ class Owners:
         Raises `InvalidInput`, also where the box has no key.
         """
         sealed = box.seal(json.dumps([owner, name, token]), field="token")
+        lock_until_commit(self._session, f"credentials of {owner}")  # each of several at once counts
         there = [one.name for one in self.credentials(owner)]
         if name not in there and len(there) >= MOST_CREDENTIALS:
             raise InvalidInput(f"expected at most {MOST_CREDENTIALS} credentials; delete one first", field="name")

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session, aliased
 
 from replaceme_core import shapes
 from replaceme_core.errors import Conflict, InvalidInput, NotFound
-from replaceme_core.ledger.database import delete_oldest, now
+from replaceme_core.ledger.database import delete_oldest, lock_until_commit, now
 from replaceme_core.ledger.keys import OF_WEBHOOKS, Keys
 from replaceme_core.ledger.records import JobEvent, Page, after_place, page_of, to_place
 from replaceme_core.ledger.states import (
@@ -110,6 +110,7 @@ _PREVIOUS = ("previous_secret", "previous_expires_at")
 def add(session: Session, new: NewWebhook, *, owner: str, job_id: str | None = None) -> Webhook:
     """Insert a webhook. Raises `Conflict` above the limit, and as `check_signer` does."""
     if job_id is None:
+        lock_until_commit(session, f"webhooks of {owner}")  # each of several at once counts
         counted = select(func.count()).where(WebhookRow.owner == owner, WebhookRow.job_id.is_(None))
         if session.scalars(counted).one() >= MOST_STANDING:
             raise Conflict(f"there are {MOST_STANDING} webhooks, which is the limit; delete one that is not needed")

@@ -355,6 +355,20 @@ def test_a_list_is_read_in_pages_and_has_a_limit(sqlite_database: Database, outb
     assert last.next_cursor is None
 
 
+def test_several_at_once_stay_within_the_limit(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("replaceme_core.ledger.webhooks.MOST_STANDING", 2)
+    outbox = Outbox(database, owner="who adds many at once")
+
+    def add() -> bool:
+        try:
+            outbox.add()
+        except Conflict:
+            return False
+        return True
+
+    assert sum(at_once(*[add] * 8)) == 2
+
+
 def test_a_webhook_that_is_deleted_at_the_same_time_fails_no_job(postgres_database: Database) -> None:
     """The event waits for the deletion, and then has no message for it."""
     database = postgres_database
