@@ -328,9 +328,10 @@ def metrics(session: Session, job_id: str, *, owner: str) -> list[Metric]:
 def report(session: Session, job_id: str, *, owner: str) -> dict[str, object]:
     """The content of `replaceme.json`. Raises `JobNotFound`, or `NotFound` while there is none."""
     row = find_job(session, job_id, owner=owner)
-    if row.report is None:
+    found = session.scalars(select(JobRow.report).where(JobRow.number == row.number)).one_or_none()
+    if found is None:  # or the job was deleted meanwhile
         raise NotFound(f"job {job_id!r} has no report: it is {row.status}")
-    return row.report
+    return found
 
 
 def has_made(session: Session, job_id: str, repo_id: str, *, owner: str) -> bool:

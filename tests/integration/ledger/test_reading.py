@@ -8,12 +8,14 @@ from functools import partial
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from benchmarks.harness.jobs import metrics_of
 from benchmarks.harness.specs import a_spec
-from replaceme_core.errors import LeaseLost
+from replaceme_core.errors import LeaseLost, NotFound
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger import reading
+from replaceme_core.ledger import changes, reading
+from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.states import EventType
 from replaceme_core.ledger.tables import JobEventRow, JobRow
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, ModelRef
@@ -36,6 +38,24 @@ def test_jobs_that_arrive_meanwhile_neither_shift_nor_repeat_a_page(ledger: Ledg
         ledger.add()
         ledger.cancel(old[0])  # a change of status does not change the order either
     assert seen == old[::-1]
+
+
+def test_a_report_whose_job_is_deleted_meanwhile_is_not_found(
+    postgres_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(postgres_database)
+    job_id, find = ledger.add(), reading.find_job
+    ledger.succeed(job_id)
+
+    def find_and_delete(session: Session, job_id: str, *, owner: str) -> JobRow:
+        row = find(session, job_id, owner=owner)
+        with ledger.database.session() as other:
+            changes.delete_job(other, job_id, owner=owner)
+        return row
+
+    monkeypatch.setattr(reading, "find_job", find_and_delete)
+    with ledger.database.session(read_only=True) as session, pytest.raises(NotFound):
+        reading.report(session, job_id, owner="someone")
 
 
 def test_seq_has_no_gaps_when_many_write(ledger_on_both: Ledger) -> None:
