@@ -3,7 +3,6 @@
 import ipaddress
 import json
 import logging
-import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,9 +11,8 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote, urlsplit
 
-from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hardware import WorkerKind
@@ -37,6 +35,8 @@ _SHORTEST_KEY = 16
 SECRETS_DIRECTORY = Path("/run/secrets")
 _PREFIX = "REPLACEME_"
 _OF_CLIENTS = ("REPLACEME_URL", "REPLACEME_API_KEY")
+_OF_KUBERNETES = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT.*|PORT|PORT_\d+_(TCP|UDP|SCTP).*)")
+"""What a container of Kubernetes has for each Service of its namespace, such as one named `replaceme-api`."""
 
 logger = logging.getLogger(__name__)
 
@@ -332,8 +332,10 @@ def unknown_settings() -> list[str]:
     """Variables of the environment and of `.env` that have our prefix and are no setting, such as misspelt ones."""
     of_services = (str(field.validation_alias or _PREFIX + name) for name, field in Settings.model_fields.items())
     known = {*_OF_CLIENTS, *map(str.upper, of_services)}
-    given = {name.upper() for name in (*dotenv_values(".env"), *os.environ)}
-    return sorted(name for name in given - known if name.startswith(_PREFIX))
+    sources = (EnvSettingsSource(Settings), DotEnvSettingsSource(Settings))
+    given = {name.upper() for source in sources for name in source.env_vars}
+    unknown = sorted(name for name in given - known if name.startswith(_PREFIX))
+    return [name for name in unknown if not _OF_KUBERNETES.fullmatch(name)]
 
 
 def warn_of_unknown_settings() -> None:

@@ -84,10 +84,12 @@ def test_the_embedded_database_lies_in_data_whatever_its_name(name: str, tmp_pat
 
 
 def test_what_is_no_setting_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two settings have other names in the environment than in the code, and two variables are for clients."""
+    """Two settings have other names in the environment than in the code; others have variables with our prefix too."""
     monkeypatch.chdir(tmp_path)
     before = unknown_settings()
-    for name in ("URL", "API_KEY", "DATA", "ROUTES", "DEFAULT_ROUTE", "REQUIRE_KEYS", "WORKER_KINDS"):
+    of_a_service = ("API_SERVICE_HOST", "API_SERVICE_PORT_HTTP", "API_PORT", "API_PORT_8000_TCP_ADDR")
+    of_ours = ("URL", "API_KEY", "DATA", "ROUTES", "DEFAULT_ROUTE")
+    for name in (*of_a_service, *of_ours, "REQUIRE_KEYS", "WORKER_KINDS"):
         monkeypatch.setenv(f"REPLACEME_{name}", "1")
     (tmp_path / ".env").write_text("REPLACEME_HUB=x\nREPLACEME_SHARDS=2\nSHARDS=2\n")
     assert set(unknown_settings()) - set(before) == {
