@@ -10,7 +10,7 @@ rm -rf PIL/_avif.* pillow.libs/libavif-* # PNG, JPEG and WebP are read
 # plots are SVG and PNG in DejaVu Sans; of fontTools, which is for PDF and PostScript, the names of glyphs are read
 rm -rf matplotlib/mpl-data/sample_data matplotlib/mpl-data/fonts/afm matplotlib/mpl-data/fonts/pdfcorefonts
 rm -rf matplotlib/mpl-data/fonts/ttf/DejaVuSerif* matplotlib/mpl-data/images matplotlib/backends/web_backend
-find . -mindepth 2 -maxdepth 2 -type d -path './fontTools/*' -not -name misc -exec rm -rf {} +
+find fontTools -mindepth 1 -maxdepth 1 -type d -not -name misc -exec rm -rf {} +
 find . -depth -type d \( -name tests -o -name test \) -not -path './torch/*' -exec rm -rf {} +
 find . -type f \( -name '*.pyi' -o -name '*.a' -o -name '*.h' -o -name '*.c' -o -name '*.pyx' -o -name '*.pxd' \) -delete
 find . -type f -name '*.so*' \( -not -path './torch/*' -o -name libtorch_cpu.so \) -exec strip --strip-unneeded {} + 2>/dev/null || true

@@ -34,6 +34,7 @@ RUN /build/bin/python -m pip wheel --no-deps --no-build-isolation --wheel-dir /w
     && python -m pip --python /opt/replaceme/bin/python install --no-compile --no-deps /wheels/replaceme-*.whl \
     && python -m pip --python /opt/replaceme/bin/python check \
     && sh slim.sh /opt/replaceme worker.app worker.once worker.runner replaceme_core.engine.pipeline \
+        matplotlib.backends.backend_agg matplotlib.backends.backend_svg lm_eval.evaluator lm_eval.models.huggingface \
     && /build/bin/cyclonedx-py environment --output-reproducible --output-file /opt/replaceme/sbom.cdx.json /opt/replaceme/bin/python
 
 FROM ${BASE}
