@@ -33,6 +33,7 @@ RUN_JOB_TASK = "replaceme.run_job"  # name of the Celery task; its one argument 
 _ENDPOINT = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[A-Za-z0-9._~-]+)*/?")
 _SHORTEST_KEY = 16
 SECRETS_DIRECTORY = Path("/run/secrets")
+NO_SETTING = "%s is no setting of this release, and is ignored"
 _PREFIX = "REPLACEME_"
 _OF_CLIENTS = ("REPLACEME_URL", "REPLACEME_API_KEY")
 _OF_KUBERNETES = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT.*|PORT|PORT_\d+_(TCP|UDP|SCTP).*)")
@@ -324,8 +325,8 @@ def read_settings(**given: object) -> Settings:
         return Settings.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0]).upper().removeprefix("REPLACEME_")  # two have their whole name as their alias
-        raise InvalidInput(f"REPLACEME_{name}: {in_plain_words(first['msg'])}") from error
+        name = str(first["loc"][0]).upper().removeprefix(_PREFIX)  # two have their whole name as their alias
+        raise InvalidInput(f"{_PREFIX}{name}: {in_plain_words(first['msg'])}") from error
 
 
 def unknown_settings() -> list[str]:
@@ -334,11 +335,11 @@ def unknown_settings() -> list[str]:
     known = {*_OF_CLIENTS, *map(str.upper, of_services)}
     sources = (EnvSettingsSource(Settings), DotEnvSettingsSource(Settings))
     given = {name.upper() for source in sources for name in source.env_vars}
-    unknown = sorted(name for name in given - known if name.startswith(_PREFIX))
-    return [name for name in unknown if not _OF_KUBERNETES.fullmatch(name)]
+    unknown = (name for name in given - known if name.startswith(_PREFIX))
+    return sorted(name for name in unknown if not _OF_KUBERNETES.fullmatch(name))
 
 
 def warn_of_unknown_settings() -> None:
     """No error: while releases are exchanged, both have the same environment."""
     for name in unknown_settings():
-        logger.warning("%s is no setting of this release, and is ignored", name)
+        logger.warning(NO_SETTING, name)

@@ -26,7 +26,7 @@ from replaceme_core.ledger.watching import Workers
 from replaceme_core.library_errors import free_space
 from replaceme_core.report.figures import size
 from replaceme_core.runner.sandbox import SandboxMode
-from replaceme_core.settings import Settings, unknown_settings
+from replaceme_core.settings import NO_SETTING, Settings, unknown_settings
 from replaceme_core.wording import counted
 
 _NOBODY = "replaceme/no-such-model"
@@ -86,7 +86,7 @@ def _torch(_: Settings, environ: Mapping[str, str]) -> Iterator[tuple[State, str
 
 def _settings(_: Settings, __: Mapping[str, str]) -> Iterator[tuple[State, str]]:
     for name in unknown_settings():
-        yield State.WARNING, f"{name} is no setting of this release, and is ignored"
+        yield State.WARNING, NO_SETTING % name
 
 
 def _memory(_: Settings, __: Mapping[str, str]) -> Iterator[tuple[State, str]]:
