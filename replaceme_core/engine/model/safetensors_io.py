@@ -18,7 +18,6 @@ from replaceme_core.errors import BrokenModel
 from replaceme_core.hub.safetensors_header import TensorPlace, damaged, read_headers
 
 _NAMES = {dtype: name for name, dtype in str_to_torch_dtype.items()}
-_COPY_BYTES = 16 * 2**20
 
 
 @dataclass(kw_only=True, eq=False, slots=True)
@@ -127,7 +126,7 @@ class WeightsWriter:
             raw += b" " * (-len(raw) % 8)
             with (self.directory / name).open("xb") as target, self._data(number).open("rb") as source:
                 target.write(struct.pack("<Q", len(raw)) + raw)
-                shutil.copyfileobj(source, target, _COPY_BYTES)
+                shutil.copyfileobj(source, target)
             self._data(number).unlink()
             weight_map.update(dict.fromkeys(header, name))
         if count > 1:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
-from transformers.cache_utils import StaticLayer
+from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
 from replaceme_core.engine.model.decoding import Decoding
 from replaceme_core.engine.text.limits import render
@@ -130,14 +130,15 @@ def generate_sequences(
 class _GrowingCache:
     """A static cache for `model` that grows up to `length` positions; of models with other caches, their own.
 
-    A static cache has no gaps between rows and no copy for each token, but attention reads all its positions.
+    A static cache has no gaps between rows and no copy for each token, but attention reads all its positions. Only one
+    of keys and values alone can grow: not the states of a recurrence, nor the keys by which sparse attention chooses.
     """
 
     def __init__(self, model: PreTrainedModel, *, length: int) -> None:
-        cache = None if model._is_stateful else StaticCache(config=model.config, max_cache_len=length)
-        layers = [] if cache is None else cache.layers
-        self._decoding = Decoding(model=model, cache=cache)
-        self._layers = [(layer, layer.max_cache_len) for layer in layers if isinstance(layer, StaticLayer)]
+        cache = StaticCache(config=model.config, max_cache_len=length)
+        grows = all(type(layer) in (StaticLayer, StaticSlidingWindowLayer) for layer in cache.layers)
+        self._decoding = Decoding(model=model, cache=cache if grows else None)
+        self._layers = [(layer, layer.max_cache_len) for layer in cache.layers] if grows else []
         self._size = 0
 
     def read(self, tokens: torch.Tensor, *, positions: int) -> torch.Tensor:

@@ -132,7 +132,7 @@ def test_how_large_the_weights_of_a_model_are_does_not_matter(source: Path, undi
         values *= 16.0 if ".up_proj." in name else 1 / 16 if ".down_proj." in name else 1.0
     save_file(found, source / "model.safetensors", metadata={"format": "pt"})
     scaled, _, _ = run(asked(source))
-    as_it_was = pytest.approx(first_losses(undisturbed[0]), rel=0.2)
+    as_it_was = pytest.approx(first_losses(undisturbed[0]), rel=0.5)
     assert first_losses(scaled) == as_it_was, "with one rate for all weights it is three times as large"
 
 

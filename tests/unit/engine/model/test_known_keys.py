@@ -129,6 +129,8 @@ def content(config: PreTrainedConfig) -> dict[str, object]:
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_strange_keys_are_dropped_and_the_others_kept(variant: Variant, tmp_path: Path) -> None:
     plain = tiny_config(variant).to_dict()
+    if variant.model_type == "falcon":
+        plain.pop("num_key_value_heads")  # its class has another name for it, and computes this one
     clean = content(AutoConfig.from_pretrained(write(tmp_path / "clean", plain)))
     loaded = load_config(write(tmp_path / "strange", {**plain, **STRANGE}))
     unused = clean.keys() - content(loaded).keys()

@@ -14,10 +14,19 @@ import torch
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.harness import tiny_models
+from replaceme_core.engine.model.decoding import Decoding
 from replaceme_core.engine.model.load import load_tokenizer
 from replaceme_core.engine.text import limits
 from replaceme_core.engine.text.limits import ends_badly, render
-from replaceme_core.engine.text.self_generated import FEWEST_DIFFERENT, _Row, generate_sequences, openings
+from replaceme_core.engine.text.self_generated import (
+    CACHE_STEP,
+    FEWEST_DIFFERENT,
+    _GrowingCache,
+    _Row,
+    generate_sequences,
+    openings,
+)
 from replaceme_core.errors import BrokenModel
 from tests.fixtures.models.tiny import byte_tokenizer, save_tiny, tiny_model
 
@@ -60,6 +69,17 @@ def test_they_are_what_the_model_generates() -> None:
     before = (probability * (probability > chosen + 1e-6)).sum(-1)
     given = torch.isin(written, torch.tensor(tokenizer.eos_token_id))[:, :-1]  # an empty document follows an end
     assert bool((before[~given] <= 0.95 + 1e-3).all())
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "deepseek_v32", "qwen3_next", "lfm2"])
+def test_it_reads_the_same_with_whatever_cache_a_model_keeps(model_type: str) -> None:
+    """Keys and values, of a window too; an index beside them; states of a recurrence, of a convolution."""
+    model = tiny_models.built(tiny_models.tiny_config(model_type, **tiny_models.fitting_sizes(model_type)))
+    ids = torch.randint(5, 90, (2, CACHE_STEP + 8), generator=torch.Generator().manual_seed(0))
+    growing, own = _GrowingCache(model, length=ids.shape[1]), Decoding(model=model)
+    with torch.inference_mode():
+        for position, tokens in enumerate(ids.split(1, dim=1), start=1):
+            assert torch.allclose(growing.read(tokens, positions=position), own.read(tokens), atol=1e-3)
 
 
 def text_of(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
