@@ -136,9 +136,11 @@ class _GrowingCache:
 
     def __init__(self, model: PreTrainedModel, *, length: int) -> None:
         cache = StaticCache(config=model.config, max_cache_len=length)
-        grows = all(type(layer) in (StaticLayer, StaticSlidingWindowLayer) for layer in cache.layers)
+        plain = (StaticLayer, StaticSlidingWindowLayer)
+        growing = [layer for layer in cache.layers if isinstance(layer, StaticLayer) and type(layer) in plain]
+        grows = len(growing) == len(cache.layers)
         self._decoding = Decoding(model=model, cache=cache if grows else None)
-        self._layers = [(layer, layer.max_cache_len) for layer in cache.layers] if grows else []
+        self._layers = [(layer, layer.max_cache_len) for layer in growing] if grows else []
         self._size = 0
 
     def read(self, tokens: torch.Tensor, *, positions: int) -> torch.Tensor:
