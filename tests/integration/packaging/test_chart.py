@@ -189,6 +189,9 @@ def test_secrets_cannot_be_values() -> None:
     for name in ("REPLACEME_HUB_READ_TOKEN", "REPLACEME_DATABASE_URL", "REPLACEME_ENCRYPTION_KEY", "PATH"):
         with pytest.raises(HelmError, match="invalid propertyName"):
             rendered({"settings": {name: "x"}})
+    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "REPLACEME_DATABASE_URL", "REPLACEME_HUB"):
+        with pytest.raises(HelmError, match="invalid propertyName"):
+            rendered({"env": {name: "x"}})
     with pytest.raises(HelmError, match="not allowed"):
         rendered({"drain": 10})
     with pytest.raises(HelmError, match=r"api\.hosts"):
@@ -358,6 +361,12 @@ def test_settings_of_the_operator_are_kept() -> None:
     assert [files.count(f"{name}:") for name in own] == [1, 1], "of two with one name, the last would count"
 
 
+def test_other_environment_reaches_every_pod() -> None:
+    env = {"HTTPS_PROXY": "http://proxy:3128", "no_proxy": "postgres.db", "HF_HUB_DISABLE_XET": "1"}
+    (found,) = of_kind("ConfigMap", {"env": env})
+    assert {**env, "REPLACEME_HUB": "https://huggingface.co"}.items() <= found["data"].items()
+
+
 def test_workers_of_one_kind_also_take_jobs_for_any() -> None:
     (worker,) = of_kind("ScaledJob", {"workers": {"cpu": {"enabled": False}, "gpu": {"enabled": True}}})
     assert "route = 'gpu' OR route IS NULL" in worker["spec"]["triggers"][0]["metadata"]["query"]
@@ -365,7 +374,7 @@ def test_workers_of_one_kind_also_take_jobs_for_any() -> None:
 
 def leaves(values: Values, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
     for name, value in values.items():
-        if isinstance(value, Mapping) and value and name not in ("settings", "requests", "limits", "dashboardLabels"):
+        if isinstance(value, Mapping) and value and name not in ("settings", "env", "requests", "limits", "dashboardLabels"):
             yield from leaves(value, (*path, name))
         else:
             yield (*path, name), value
@@ -386,7 +395,7 @@ def another(name: str, value: object) -> object:
         case list():
             return [{"ports": [{"port": 99}]}] if name == "egress" else [{"name": "other", "key": "other"}][:1]
         case Mapping():
-            return {**value, "memory": "3Gi"} if name in ("requests", "limits") else {**value, "REPLACEME_EXTRA": "1"}
+            return {**value, "memory": "3Gi"} if name in ("requests", "limits") else {**value, f"{'REPLACEME' if name == 'settings' else 'MY'}_EXTRA": "1"}
     raise AssertionError(name)
 
 
