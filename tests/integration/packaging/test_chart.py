@@ -374,7 +374,11 @@ def test_workers_of_one_kind_also_take_jobs_for_any() -> None:
 
 def leaves(values: Values, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
     for name, value in values.items():
-        if isinstance(value, Mapping) and value and name not in ("settings", "env", "requests", "limits", "dashboardLabels"):
+        if (
+            isinstance(value, Mapping)
+            and value
+            and name not in ("settings", "env", "requests", "limits", "dashboardLabels")
+        ):
             yield from leaves(value, (*path, name))
         else:
             yield (*path, name), value
@@ -395,7 +399,11 @@ def another(name: str, value: object) -> object:
         case list():
             return [{"ports": [{"port": 99}]}] if name == "egress" else [{"name": "other", "key": "other"}][:1]
         case Mapping():
-            return {**value, "memory": "3Gi"} if name in ("requests", "limits") else {**value, f"{'REPLACEME' if name == 'settings' else 'MY'}_EXTRA": "1"}
+            return (
+                {**value, "memory": "3Gi"}
+                if name in ("requests", "limits")
+                else {**value, f"{'REPLACEME' if name == 'settings' else 'MY'}_EXTRA": "1"}
+            )
     raise AssertionError(name)
 
 
