@@ -37,7 +37,6 @@ def hub_environment(url: str) -> dict[str, str]:
         "REPLACEME_HUB_WRITE_TOKEN": WRITE_TOKEN,
         "REPLACEME_OUTPUT_NAMESPACES": "tester, acme",
         "HF_HUB_DISABLE_XET": "1",  # the fake Hub does not have the Xet protocol
-        "HF_HUB_DISABLE_TELEMETRY": "1",
     }
 
 

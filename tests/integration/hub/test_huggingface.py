@@ -3,6 +3,8 @@
 import hashlib
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -69,7 +71,39 @@ def with_tokens(fake: FakeHub, cache: Path, read: str | None = None, write: str 
     return HuggingFaceHub(fake.url, read_token=read, write_token=write, cache=cache)
 
 
+ASKED = """
+import sys
+from pathlib import Path
+from replaceme_core.hub.huggingface import HuggingFaceHub
+from replaceme_core.hub.port import RepositoryKind, read_hub_json
+
+def note(event, arguments):
+    if event == "socket.getaddrinfo":
+        print(arguments[0])
+        if arguments[0] != "127.0.0.1":
+            raise OSError("another host")
+
+sys.addaudithook(note)
+hub = HuggingFaceHub(sys.argv[1], read_token=None, write_token=None, cache=Path(sys.argv[2]))
+read_hub_json(hub, hub.resolve("acme/tiny", kind=RepositoryKind.MODEL), "config.json")
+"""
+
+
 # Reading
+
+
+def test_no_other_host_is_asked(fake: FakeHub, tmp_path: Path) -> None:
+    """The client library asks huggingface.co for a list of agents, where it may send telemetry."""
+    fake.add_model("acme/tiny", FILES)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    asked = subprocess.run(
+        [sys.executable, "-c", ASKED, fake.url, str(tmp_path)],
+        env=environment | {"HF_HOME": str(tmp_path / "home")},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    assert set(asked.stdout.split()) == {"127.0.0.1"}
 
 
 def test_an_older_commit_can_be_read(hub: HuggingFaceHub, fake: FakeHub) -> None:
