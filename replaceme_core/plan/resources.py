@@ -37,7 +37,7 @@ from replaceme_core.request.spec import CompressionSpec, HealedWeights, Loading
 from replaceme_core.request.tasks import expanded, task_tokens
 from replaceme_core.runner.messages import EvaluateRequest, ModelRequest, RunnerRequest, Stage
 
-RUNNER_BYTES, GPU_BUILD_BYTES = 400 * 2**20, 780 * 2**20
+RUNNER_BYTES, GPU_BUILD_BYTES = 400 * 2**20, 920 * 2**20
 """Measured: resident memory of a runner on a CPU with the interpreter and all libraries, before a model is loaded; with
 a torch that was built for CUDA, such as the one of PyPI, much of that is the library's."""
 GPU_RUNNER_BYTES = 3 * 2**30

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -172,9 +173,9 @@ def test_a_job_that_fails(
     monkeypatch.setattr("worker.supervisor.REST_SECONDS", 0)
     match how:
         case "message":
-            changes["runner_command"] = ("python", "-c", FAILS)
+            changes["runner_command"] = (sys.executable, "-c", FAILS)
         case "end":
-            changes["runner_command"] = ("python", "-c", ENDS)
+            changes["runner_command"] = (sys.executable, "-c", ENDS)
         case "command":
             broken = tmp_path / "planted-runner"
             broken.write_text("#!/planted/python\n")
