@@ -138,7 +138,7 @@ def _client() -> httpx2.Client:
 
 
 constants.DOWNLOAD_CHUNK_SIZE = CHUNK
-constants.HF_HUB_DISABLE_TELEMETRY = True  # the list of agents it needs is asked of huggingface.co, whichever the Hub
+constants.HF_HUB_DISABLE_TELEMETRY = True  # for it, huggingface.co is asked first, whichever Hub is set
 set_client_factory(_client)
 disable_progress_bars()  # a service has no terminal
 

@@ -93,7 +93,7 @@ read_hub_json(hub, hub.resolve("acme/tiny", kind=RepositoryKind.MODEL), "config.
 
 
 def test_no_other_host_is_asked(fake: FakeHub, tmp_path: Path) -> None:
-    """The client library asks huggingface.co for a list of agents, where it may send telemetry."""
+    """Where it may send telemetry, the client library first asks huggingface.co, whichever Hub is set."""
     fake.add_model("acme/tiny", FILES)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     asked = subprocess.run(
