@@ -7,6 +7,7 @@ import pytest
 from typer.testing import Result
 
 from api.client.client import Client
+from benchmarks.harness.processes import wait_until
 from tests.fixtures.cli.local import Run, run_here
 from tests.fixtures.service.serve import Serve, add_model, served
 
@@ -16,6 +17,8 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     settings = {"REPLACEME_WEBHOOK_NETWORKS": "127.0.0.0/8", "REPLACEME_WEBHOOK_ALLOW_HTTP": "true"}
     with served(tmp_path_factory.mktemp("cli"), **settings) as serve:
         add_model(serve.data / "hub")
+        with Client(serve.url, api_key=serve.key) as client:
+            wait_until(client.workers, what="the first report of the worker")
         yield serve
 
 

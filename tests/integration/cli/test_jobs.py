@@ -57,7 +57,6 @@ def test_a_job_from_a_file_and_what_follows(command: Run, tmp_path: Path) -> Non
     assert {one["name"] for one in in_json("metrics", job["id"])["items"]} >= {"tokens"}
     log = in_json("logs", job["id"], "--follow")["items"]
     assert any("a library writes something" in one["text"] for one in log)
-    wait_until(lambda: in_json("workers")["items"], what="the first report of the worker")
     (worker,) = in_json("workers")["items"]
     assert worker["alive"]
 
