@@ -22,9 +22,9 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -673,8 +673,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     types = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *IMAGE_TYPES}
     names = options.types or sorted(name for name in types if name in CONFIG_MAPPING)
     outcomes = []
-    with ProcessPoolExecutor(options.workers, initializer=quiet) as pool:
-        for outcome in pool.map(find, names):
+    # each type in a process of its own, so that none finds what another one has left in the library
+    with get_context("fork").Pool(options.workers, initializer=quiet, maxtasksperchild=1) as pool:
+        for outcome in pool.imap(find, names):
             outcomes.append(outcome)
             print(f"{outcome.model_type}: {'found' if outcome.row else outcome.reason}", file=sys.stderr, flush=True)
     if options.types:
