@@ -55,7 +55,7 @@ EVERYTHING: Values = {
     "cache": {"claimName": "cache"},
     "calibration": {"claimName": "texts"},
     "networkPolicies": {"apiFrom": [{"podSelector": {"matchLabels": {"app": "gateway"}}}]},
-    "monitoring": {"serviceMonitor": True, "dashboard": True},
+    "monitoring": {"serviceMonitor": True, "alerts": True, "dashboard": True, "labels": {"release": "prometheus"}},
 }
 KINDS_OF_OTHERS: Mapping[str, Thing] = {
     # of KEDA and of the Prometheus operator: the fields that this chart sets, as their documentation has them
@@ -83,6 +83,9 @@ KINDS_OF_OTHERS: Mapping[str, Thing] = {
         "jobLabel": {"type": "string"},
         "selector": {"required": ["matchLabels"]},
         "endpoints": {"items": {"required": ["port", "path"]}},
+    },
+    "PrometheusRule": {
+        "groups": {"items": {"required": ["name", "rules"], "properties": {"rules": {"type": "array"}}}},
     },
 }
 
@@ -215,7 +218,11 @@ def test_the_job_of_prometheus_is_that_of_the_alerts() -> None:
     (monitor,) = of_kind("ServiceMonitor", EVERYTHING)
     (service,) = of_kind("Service", EVERYTHING)
     job = service["metadata"]["labels"][monitor["spec"]["jobLabel"]]
-    assert f'up{{job="{job}"}}' in (ROOT / "docker/monitoring/alerts.yml").read_text()
+    alerts = (ROOT / "docker/monitoring/alerts.yml").read_text()
+    assert f'up{{job="{job}"}}' in alerts
+    (rule,) = of_kind("PrometheusRule", EVERYTHING)
+    assert rule["spec"] == yaml.safe_load(alerts)
+    assert {one["metadata"]["labels"]["release"] for one in (monitor, rule)} == {"prometheus"}
 
 
 def test_a_worker_ends_after_its_drain_and_nothing_reaches_it() -> None:
