@@ -57,7 +57,7 @@ def findings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding
             for state, text in look_at(settings, environ):
                 yield Finding(name, state, text)
         except ReplaceMeError as error:
-            yield Finding(name, State.PROBLEM, error.message)
+            yield Finding(name, State.PROBLEM, error.explained)
         except OSError as error:  # of a place that the settings name
             yield Finding(name, State.PROBLEM, f"{error.filename}: {error.strerror}")
 

@@ -205,7 +205,9 @@ def _translated(error: BaseException, doing: str) -> ReplaceMeError | None:
         if isinstance(cause, HfHubHTTPError):
             return _http_error(cause, doing)
         if isinstance(cause, (httpx2.HTTPError, httpx2.InvalidURL, ConnectionError, TimeoutError)):
-            return HubUnreachable(f"the Hub cannot be reached while {doing} ({type(cause).__name__})")
+            return HubUnreachable(f"the Hub cannot be reached while {doing} ({type(cause).__name__})").because(
+                _innermost(cause)  # such as a certificate that is not trusted
+            )
         if is_out_of_space(cause):
             return OutOfSpace(f"no space left on the device while {doing}")
         if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:

@@ -12,6 +12,7 @@ import argparse
 import re
 import signal
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Mapping
@@ -42,24 +43,31 @@ class Seen:
 
 
 class FakeHub:
-    """A Hub served by threads of this process, with its files under `root`. `stop` closes every connection."""
+    """A Hub served by threads of this process, with its files under `root`. `stop` closes every connection.
 
-    def __init__(self, root: Path, *, port: int = 0) -> None:
+    It answers over HTTPS where it has a certificate (`tls`).
+    """
+
+    def __init__(self, root: Path, *, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.store = Store(root)
         self.faults = Faults()
         self.seen: list[Seen] = []
         self.stopping = threading.Event()
         self._server = _Server(("127.0.0.1", port), _Handler)
+        self._scheme = "http" if tls is None else "https"
+        if tls is not None:
+            # each connection is negotiated in its own thread
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self._server.hub = self
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_port}"
 
     @property
     def storage_url(self) -> str:
-        return f"http://localhost:{self._server.server_port}"
+        return f"{self._scheme}://localhost:{self._server.server_port}"
 
     def start(self) -> Self:
         self._thread.start()

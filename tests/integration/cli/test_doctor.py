@@ -1,10 +1,13 @@
 """What `replaceme doctor` finds: on a service that works, and on one whose parts do not answer."""
 
 import json
+import ssl
 from pathlib import Path
 
 import pytest
 import torch
+import trustme
+from huggingface_hub import close_session
 from typer.testing import CliRunner
 
 from api.cli.main import app
@@ -61,7 +64,9 @@ def test_parts_that_do_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert {name for name, one in states.items() if "problem" in one} == {"sandbox", "hub", "database", "broker"}
     assert ("warning", "REPLACEME_REQUIRE_KEYS is no setting of this release, and is ignored") in rows["settings"]
     assert states["torch"] == ["warning"] and "can run the API, but no worker" in rows["torch"][0][1]
-    assert SECRET not in printed and str(tmp_path) not in printed
+    assert SECRET not in printed
+    assert str(tmp_path / "none") in rows["hub"][0][1]
+    assert "Connection refused" in rows["database"][0][1], "whoever runs this may read the reason"
 
 
 @pytest.mark.usefixtures("without_torch")
@@ -103,3 +108,19 @@ def test_tokens_that_the_hub_refuses(
     assert [text for each, text in rows["hub"] if each == state and says in text], rows["hub"]
     assert (code == 2) is (state == "problem")
     assert read not in printed and write not in printed
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_a_hub_whose_certificate_is_of_a_private_authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    with FakeHub(tmp_path / "hub", tls=tls) as hub:
+        monkeypatch.setenv("REPLACEME_HUB", hub.url)
+        for trusted, says in ((None, "unable to get local issuer certificate"), ("authority.pem", "answers")):
+            if trusted is not None:
+                monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / trusted))
+            close_session()  # the client reads the variable when it is made
+            _, rows, _ = found("--data", str(tmp_path / "data"))
+            assert says in rows["hub"][0][1]
+    close_session()

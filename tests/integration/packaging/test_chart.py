@@ -54,6 +54,7 @@ EVERYTHING: Values = {
     },
     "cache": {"claimName": "cache"},
     "calibration": {"claimName": "texts"},
+    "authorities": {"configMapName": "trusted"},
     "networkPolicies": {"apiFrom": [{"podSelector": {"matchLabels": {"app": "gateway"}}}]},
     "monitoring": {"serviceMonitor": True, "alerts": True, "dashboard": True, "labels": {"release": "prometheus"}},
 }
@@ -169,7 +170,8 @@ def test_pods_are_confined_and_hold_no_secret(values: Values) -> None:
         kept = [one for volume in pod["volumes"] for one in _keys(volume)]
         assert "replaceme_database_url" in kept and "keda_connection" not in kept
     for one in (one for one in things if one["kind"] == "ConfigMap" and "REPLACEME_ROUTES" in one["data"]):
-        settings = {name.removeprefix("REPLACEME_").lower(): value for name, value in one["data"].items()}
+        given = {name: value for name, value in one["data"].items() if name.startswith("REPLACEME_")}
+        settings = {name.removeprefix("REPLACEME_").lower(): value for name, value in given.items()}
         routes = settings.pop("routes")
         assert Settings(_env_file=None, **settings).require_key  # type: ignore[arg-type]
         assert set(json.loads(routes)) <= set(WorkerKind)
@@ -223,6 +225,17 @@ def test_the_job_of_prometheus_is_that_of_the_alerts() -> None:
     (rule,) = of_kind("PrometheusRule", EVERYTHING)
     assert rule["spec"] == yaml.safe_load(alerts)
     assert {one["metadata"]["labels"]["release"] for one in (monitor, rule)} == {"prometheus"}
+
+
+def test_authorities_are_where_the_environment_says() -> None:
+    (file,) = (
+        one["data"]["SSL_CERT_FILE"] for one in of_kind("ConfigMap", EVERYTHING) if "SSL_CERT_FILE" in one["data"]
+    )
+    for _, pod in pods(of_kind("Deployment", EVERYTHING) + of_kind("ScaledJob", EVERYTHING)):
+        (volume,) = (one["configMap"] for one in pod["volumes"] if one["name"] == "authorities")
+        (mount,) = (one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "authorities")
+        assert volume["name"] == "trusted"
+        assert [f"{mount['mountPath']}/{item['path']}" for item in volume["items"]] == [file]
 
 
 def test_a_worker_ends_after_its_drain_and_nothing_reaches_it() -> None:

@@ -51,6 +51,9 @@ envFrom:
 {{- if .Values.calibration.claimName }}
 - {name: calibration, mountPath: /calibration, readOnly: true}
 {{- end }}
+{{- if .Values.authorities.configMapName }}
+- {name: authorities, mountPath: /authorities, readOnly: true}
+{{- end }}
 {{- end -}}
 
 {{- define "replaceme.volumes" -}}
@@ -76,6 +79,15 @@ envFrom:
 {{- with .Values.calibration.claimName }}
 - name: calibration
   persistentVolumeClaim: {claimName: {{ . }}, readOnly: true}
+{{- end }}
+{{- with .Values.authorities }}
+{{- if .configMapName }}
+- name: authorities
+  configMap:
+    name: {{ .configMapName }}
+    items:
+      - {key: {{ .key }}, path: all.crt}
+{{- end }}
 {{- end }}
 {{- end -}}
 
