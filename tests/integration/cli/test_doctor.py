@@ -66,7 +66,7 @@ def test_parts_that_do_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert states["torch"] == ["warning"] and "can run the API, but no worker" in rows["torch"][0][1]
     assert SECRET not in printed
     assert str(tmp_path / "none") in rows["hub"][0][1]
-    assert "Connection refused" in rows["database"][0][1], "whoever runs this may read the reason"
+    assert "Connection refused" in rows["database"][0][1], "the operator may read the reason"
 
 
 @pytest.mark.usefixtures("without_torch")
