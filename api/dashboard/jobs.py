@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from api.bodies import JobBody, Parameters
 from api.dashboard.middleware import FormDep, key_of, ticked
 from api.dashboard.rendering import page, see
-from api.http.responses import CHECKED, is_known, known_tags, not_modified, tag_of
+from api.http.responses import tagged
 from api.routes.deps import CallerDep, ReadingSessionDep, ServicesDep, SessionDep
 from api.routes.jobs import JobsQuery, job_body, page_response, read_report, whole_body
 from replaceme_core.errors import InvalidInput, JobNotFound, NotFound, StaleTransition
@@ -254,8 +254,4 @@ async def show_plot(
     plot = await services.report_pages.plot(report, name, kind)
     if plot is None:
         raise NotFound(f"the report of job {job_id!r} has no plot {name!r}")
-    tag = tag_of(plot)
-    if is_known(tag, known_tags(request)):
-        return not_modified(tag)
-    headers = {"Content-Security-Policy": _POLICY, "ETag": tag, "Cache-Control": CHECKED}
-    return Response(plot, media_type=_TYPES[kind], headers=headers)
+    return tagged(plot, request=request, headers={"Content-Security-Policy": _POLICY}, media_type=_TYPES[kind])

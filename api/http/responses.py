@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Container, Mapping
-from functools import cache
 from http import HTTPStatus
 from importlib import metadata
 from typing import Any
@@ -13,21 +12,17 @@ from fastapi import Request, Response
 from api.http.hosts import path_of, root_of
 from replaceme_core.shapes import Page
 
-UNCHANGED: Mapping[int | str, dict[str, Any]] = {
+UNCHANGED: dict[int | str, dict[str, Any]] = {
     HTTPStatus.NOT_MODIFIED.value: {"description": "What `If-None-Match` names is the present version"}
 }
-"""`responses` of a route that answers with `json_response`."""
+"""`responses` of a route that answers with `tagged`."""
 CHECKED = "private, no-cache"
 """`Cache-Control`: for its owner only, and to be checked before each use."""
 NO_STORE = "no-store"
 """The same of a response with a secret: nobody keeps it."""
 _TAG_BYTES = 12
 _WEAK = "W/"
-
-
-@cache
-def _release() -> str:
-    return metadata.version("replaceme")
+_RELEASE = metadata.version("replaceme")
 
 
 def tag_of(*parts: object) -> str:
@@ -35,7 +30,7 @@ def tag_of(*parts: object) -> str:
 
     It is weak, since a strong tag names bytes, and those of a body with gzip are others.
     """
-    digest = hashlib.blake2b(repr((_release(), parts)).encode(errors="replace"), digest_size=_TAG_BYTES)
+    digest = hashlib.blake2b(repr((_RELEASE, parts)).encode(errors="replace"), digest_size=_TAG_BYTES)
     return f'{_WEAK}"{digest.hexdigest()}"'
 
 
@@ -58,25 +53,31 @@ def not_modified(tag: str, *, headers: Mapping[str, str] | None = None) -> Respo
     )
 
 
-def json_response(
-    body: str | bytes, *, request: Request, tag: str | None = None, headers: Mapping[str, str] | None = None
+def tagged(
+    body: str | bytes,
+    *,
+    request: Request,
+    tag: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    media_type: str = "application/json",
 ) -> Response:
     """200 with a tag, by default that of the bytes, or 304 for a client that knows it."""
     tag = tag or tag_of(body)
     if is_known(tag, known_tags(request)):
         return not_modified(tag, headers=headers)
-    return Response(
-        body, headers={"ETag": tag, "Cache-Control": CHECKED, **(headers or {})}, media_type="application/json"
-    )
+    return Response(body, headers={"ETag": tag, "Cache-Control": CHECKED, **(headers or {})}, media_type=media_type)
 
 
-def next_page(request: Request, *, cursor: str, name: str = "cursor") -> str:
-    """A value of the header `Link` (RFC 8288): the same request for the next page."""
+def link_to_next(cursor: str | None, *, request: Request, name: str = "cursor") -> Mapping[str, str]:
+    """The header `Link` (RFC 8288): the same request for the next page, if there is one."""
+    if cursor is None:
+        return {}
     query = [(key, value) for key, value in request.query_params.multi_items() if key != name]
-    return f'<{root_of(request.scope)}{path_of(request.scope)}?{urlencode([*query, (name, cursor)])}>; rel="next"'
+    there = f"{root_of(request.scope)}{path_of(request.scope)}?{urlencode([*query, (name, cursor)])}"
+    return {"Link": f'<{there}>; rel="next"'}
 
 
 def listed(page: Page[Any], *, request: Request, name: str = "cursor") -> Response:
     """A page of a list. `name` is the parameter that its `next_cursor` is for."""
-    headers = {} if page.next_cursor is None else {"Link": next_page(request, cursor=page.next_cursor, name=name)}
-    return json_response(page.model_dump_json(), request=request, headers=headers)
+    headers = link_to_next(page.next_cursor, request=request, name=name)
+    return tagged(page.model_dump_json(), request=request, headers=headers)

@@ -35,12 +35,12 @@ from api.http.responses import (
     NO_STORE,
     UNCHANGED,
     is_known,
-    json_response,
     known_tags,
+    link_to_next,
     listed,
-    next_page,
     not_modified,
     tag_of,
+    tagged,
 )
 from api.request_bodies import SWEEP, JobRequest
 from api.routes.deps import CallerDep, IdempotencyKeyDep, ReadingSessionDep, Services, ServicesDep, SessionDep
@@ -281,7 +281,7 @@ async def submit_job(
     if body.validate_only:
         plans = await services.submitter.validate(body, caller=caller_of(request.scope))
         shown = tuple(map(PlanBody.from_plan, plans))
-        return json_response((Page(items=shown) if body.is_sweep else shown[0]).model_dump_json(), request=request)
+        return tagged((Page(items=shown) if body.is_sweep else shown[0]).model_dump_json(), request=request)
     submitted = await services.submitter.submit(body, key=key, scope=request.scope)
     if not body.is_sweep:
         return await accepted(submitted[0], request=request, services=services)
@@ -294,7 +294,7 @@ async def submit_job(
     )
 
 
-@router.get("/jobs", response_model=Page[JobPartBody], responses={**UNCHANGED})
+@router.get("/jobs", response_model=Page[JobPartBody], responses=UNCHANGED)
 def list_jobs(
     query: Annotated[JobsQuery, Query()], session: ReadingSessionDep, caller: CallerDep, request: Request
 ) -> Response:
@@ -302,7 +302,7 @@ def list_jobs(
     page = reading.page(
         session, owner=caller, filters=query.filters(), sort=query.sort, limit=query.limit, cursor=query.cursor
     )
-    headers = {} if page.next_cursor is None else {"Link": next_page(request, cursor=page.next_cursor)}
+    headers = link_to_next(page.next_cursor, request=request)
     # before the records are made, which takes most of the time
     tag = tag_of(*((snapshot.id, snapshot.version) for snapshot in page.items), query.shown(), page.next_cursor)
     if is_known(tag, known_tags(request)):
@@ -314,7 +314,7 @@ def list_jobs(
     if shown is not None:
         items: IncEx = {"__all__": set(shown)}
         include = {"items": items, "next_cursor": True}
-    return json_response(body.model_dump_json(include=include), request=request, tag=tag, headers=headers)
+    return tagged(body.model_dump_json(include=include), request=request, tag=tag, headers=headers)
 
 
 @router.api_route("/jobs/cancel", methods=_NOT_OF_A_CANCEL, include_in_schema=False)
@@ -336,7 +336,7 @@ def cancel_jobs(
     return CancelledJobsBody.of(done)
 
 
-@router.get("/jobs/{job_id}", response_model=WholeJobBody, responses={**UNCHANGED})
+@router.get("/jobs/{job_id}", response_model=WholeJobBody, responses=UNCHANGED)
 async def get_job(job_id: str, services: ServicesDep, caller: CallerDep, request: Request) -> Response:
     """A job with its stages, its attempts and, while it is queued, its queue position."""
     known = known_tags(request)
@@ -345,7 +345,7 @@ async def get_job(job_id: str, services: ServicesDep, caller: CallerDep, request
     if found.seen is None or is_known(found.tag, known):
         return not_modified(found.tag, headers=headers)
     whole = whole_body(found.seen, request)
-    return json_response(whole.model_dump_json(), request=request, tag=found.tag, headers=headers)
+    return tagged(whole.model_dump_json(), request=request, tag=found.tag, headers=headers)
 
 
 @router.post("/jobs/{job_id}/cancel", responses={HTTPStatus.ACCEPTED: {"model": JobBody}})
@@ -376,7 +376,7 @@ def delete_job(job_id: str, session: SessionDep, caller: CallerDep) -> None:
     changes.delete_job(session, job_id, owner=caller)
 
 
-@history.get("/jobs/{job_id}/logs", response_model=Page[LogLine], responses={**UNCHANGED})
+@history.get("/jobs/{job_id}/logs", response_model=Page[LogLine], responses=UNCHANGED)
 def list_log_lines(
     job_id: str, query: Annotated[LogsQuery, Query()], session: ReadingSessionDep, caller: CallerDep, request: Request
 ) -> Response:
@@ -385,7 +385,7 @@ def list_log_lines(
     return listed(Page[LogLine].of(page), request=request, name="after")
 
 
-@history.get("/jobs/{job_id}/metrics", response_model=Page[MetricBody], responses={**UNCHANGED})
+@history.get("/jobs/{job_id}/metrics", response_model=Page[MetricBody], responses=UNCHANGED)
 def list_metrics(job_id: str, session: ReadingSessionDep, caller: CallerDep, request: Request) -> Response:
     """The values that the current attempt measured, oldest first."""
     found = reading.metrics(session, job_id, owner=caller)

@@ -60,7 +60,7 @@ def create_key(
     return created
 
 
-@router.get("/keys", response_model=Page[ApiKey], responses={**UNCHANGED})
+@router.get("/keys", response_model=Page[ApiKey], responses=UNCHANGED)
 def list_keys(query: Annotated[KeysQuery, Query()], session: ReadingSessionDep, request: Request) -> Response:
     """The keys of all owners, newest first, revoked ones included."""
     page = Keys(session).page(limit=query.limit, cursor=query.cursor, owner=query.owner)
@@ -111,7 +111,7 @@ def set_owner(
 # Routes of credentials
 
 
-@credentials.get("/credentials", response_model=Page[Credential], responses={**UNCHANGED})
+@credentials.get("/credentials", response_model=Page[Credential], responses=UNCHANGED)
 def list_credentials(session: ReadingSessionDep, caller: CallerDep, request: Request) -> Response:
     """Your credentials by name, without their tokens."""
     return listed(Page(items=tuple(Owners(session).credentials(caller))), request=request)

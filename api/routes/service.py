@@ -88,13 +88,13 @@ def ready(services: ServicesDep) -> Response | ReadyBody:
     return problem_of(type(down[0])("; ".join(error.message for error in down)))
 
 
-@workers.get("/workers", response_model=Page[Worker], responses={**UNCHANGED})
+@workers.get("/workers", response_model=Page[Worker], responses=UNCHANGED)
 def list_workers(session: ReadingSessionDep, caller: CallerDep, request: Request) -> Response:
     """The workers by name: those that are alive, and those that were lost within the last hour."""
     return listed(Page[Worker](items=Workers(session).list(owner=caller)), request=request)
 
 
-@families.get("/families", response_model=Page[FamilyBody], responses={**UNCHANGED})
+@families.get("/families", response_model=Page[FamilyBody], responses=UNCHANGED)
 def list_families(request: Request) -> Response:
     """The families that can be compressed, and those that are refused with the reason."""
     return listed(Page(items=tuple(map(FamilyBody.of, removal.families()))), request=request)

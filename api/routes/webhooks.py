@@ -143,7 +143,7 @@ async def create_webhook(
     return created
 
 
-@router.get("/webhooks", response_model=Page[WebhookBody], responses={**UNCHANGED})
+@router.get("/webhooks", response_model=Page[WebhookBody], responses=UNCHANGED)
 def list_webhooks(
     query: Annotated[WebhooksQuery, Query()], session: ReadingSessionDep, caller: CallerDep, request: Request
 ) -> Response:
@@ -210,7 +210,7 @@ def rotate_secret(
     return WebhookWithSecretBody.of(rotated, links=_links(rotated, request), secret=secret)
 
 
-@router.get("/webhooks/{webhook_id}/deliveries", response_model=Page[DeliveryBody], responses={**UNCHANGED})
+@router.get("/webhooks/{webhook_id}/deliveries", response_model=Page[DeliveryBody], responses=UNCHANGED)
 def list_deliveries(
     webhook_id: str,
     query: Annotated[DeliveriesQuery, Query()],

@@ -139,6 +139,7 @@ def test_a_plot_is_sent_once_and_the_report_leads_back(client: TestClient, sqlit
     assert (plot.status_code, plot.headers["cache-control"]) == (200, "private, no-cache")
     again = client.get(path, headers={"If-None-Match": plot.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+    assert again.headers["content-security-policy"] == plot.headers["content-security-policy"]
     page = client.get(f"/ui/jobs/{job}/report")
     assert f'<a href="../{job}">Back to the job</a>' in page.text
     assert "Back to the job" not in client.get(f"/jobs/{job}/report", headers={"Accept": "text/html"}).text
