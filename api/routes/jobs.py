@@ -136,14 +136,14 @@ class JobsQuery(_Filters, Parameters):
     def filters(self) -> JobFilters:
         return self._with(statuses=self.status, labels=_labels(self.label), ids=self.id, id_prefix=self.id_prefix)
 
-    def shown(self) -> frozenset[str] | None:
-        """The fields that are wanted; `None`: all."""
+    def shown(self) -> list[str] | None:
+        """The fields that are wanted, sorted, since an entity tag is made of them; `None`: all."""
         names = [name.strip() for part in self.fields for name in part.split(",") if name.strip()]
         for name in names:
             if name not in JobBody.model_fields:
                 known = ", ".join(JobBody.model_fields)
                 raise wrong("fields", f"there is no field {name[:40]!r}; the fields are {known}")
-        return frozenset(names) or None
+        return sorted(set(names)) or None
 
 
 class CancelRequest(_Filters):
@@ -303,13 +303,13 @@ def list_jobs(
         session, owner=caller, filters=query.filters(), sort=query.sort, limit=query.limit, cursor=query.cursor
     )
     headers = link_to_next(page.next_cursor, request=request)
+    shown = query.shown()
     # before the records are made, which takes most of the time
-    tag = tag_of(*((snapshot.id, snapshot.version) for snapshot in page.items), query.shown(), page.next_cursor)
+    tag = tag_of(*((snapshot.id, snapshot.version) for snapshot in page.items), shown, page.next_cursor)
     if is_known(tag, known_tags(request)):
         return not_modified(tag, headers=headers)
     bodies = tuple(job_body(snapshot.job(), request) for snapshot in page.items)
     body = Page[JobBody](items=bodies, next_cursor=page.next_cursor)
-    shown = query.shown()
     include: IncEx | None = None
     if shown is not None:
         items: IncEx = {"__all__": set(shown)}
