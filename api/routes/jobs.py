@@ -269,7 +269,6 @@ async def submit_job(
     body: Annotated[JobRequest, Body(examples=[_ONE_TEXT, _SEVERAL_SOURCES, _DEEPEST, _SWEEP, _WITH_WEBHOOK])],
     key: IdempotencyKeyDep,
     services: ServicesDep,
-    caller: CallerDep,
     request: Request,
 ) -> Response:
     """Submit a job that compresses a model. With an `Idempotency-Key`, a repeated request creates no second job.
@@ -357,14 +356,13 @@ def cancel_job(job_id: str, session: SessionDep, caller: CallerDep, request: Req
     return job_body(job, request)
 
 
-@router.post("/jobs/{job_id}/retry", status_code=HTTPStatus.ACCEPTED, response_model=SubmittedJobBody)
-async def retry_job(
-    job_id: str,
-    key: IdempotencyKeyDep,
-    services: ServicesDep,
-    caller: CallerDep,
-    request: Request,
-) -> Response:
+@router.post(
+    "/jobs/{job_id}/retry",
+    status_code=HTTPStatus.ACCEPTED,
+    response_model=SubmittedJobBody,
+    openapi_extra={"parameters": [_PREFER]},
+)
+async def retry_job(job_id: str, key: IdempotencyKeyDep, services: ServicesDep, request: Request) -> Response:
     """Submit a new job with the stored specification of one that has finished. Each names the other."""
     submitted = await services.submitter.retry(job_id, key=key, scope=request.scope)
     return await accepted(submitted, request=request, services=services)

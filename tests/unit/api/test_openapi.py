@@ -117,6 +117,11 @@ def test_links_lead_from_what_is_made_to_what_follows(document: dict[str, Any]) 
     assert {"get_key", "revoke_key", "rotate_key"} <= linked["create_key"]
 
 
+def test_what_submits_says_that_its_answer_may_be_held(document: dict[str, Any]) -> None:
+    holding = {name for name, one in operations(document) if "Prefer" in str(one.get("parameters"))}
+    assert holding == {"POST /jobs", "POST /jobs/{job_id}/retry"}
+
+
 def test_every_property_is_described(document: dict[str, Any]) -> None:
     silent = [
         f"{name}.{field}"
