@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache, partial
 from typing import Annotated, TypeVar
 
-from anyio import CancelScope, CapacityLimiter
 from fastapi import Depends, Request
 
 from api.http import deadline
@@ -44,14 +43,14 @@ far fewer than threads."""
 class ReportPages:
     """Pages and plots of reports: drawn outside of the event loop, and kept for those who come back.
 
-    One at a time, because drawing takes a second of a processor; those who wait occupy no thread. In a thread of its
-    own: the allocator keeps what was freed for each thread that has drawn, about 10 MB.
+    In one thread, because drawing takes a second of a processor, and the allocator keeps what was freed for each thread
+    that has drawn, about 10 MB. What has begun goes on where nobody waits for it any more.
 
     Raises `Unavailable` where too many are waiting.
     """
 
     def __init__(self, *, most_kept: int = MOST_KEPT) -> None:
-        self._one_at_a_time = CapacityLimiter(1)
+        self._asking = 0  # those who wait, and the one for whom something is being drawn
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reports")
         # of the report as JSON: one that changes is another one
         self._plot = lru_cache(most_kept)(_drawn)
@@ -66,13 +65,13 @@ class ReportPages:
         return await self._made(report, partial(self._plot, name=name, kind=kind))
 
     async def _made(self, report: Mapping[str, object], make: Callable[[str], _Made]) -> _Made:
-        if self._one_at_a_time.statistics().tasks_waiting >= MOST_WAITING:
+        if self._asking > MOST_WAITING:
             raise Unavailable("too many reports are being drawn; try again in a minute")
-        async with self._one_at_a_time:
-            drawing = asyncio.get_running_loop().run_in_executor(self._thread, make, json.dumps(report))
-            with CancelScope(shield=True):  # what has begun goes on, and the next one waits for it
-                await drawing
-            return drawing.result()
+        self._asking += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, make, json.dumps(report))
+        finally:
+            self._asking -= 1
 
     def _rendered(self, text: str, back: str) -> bytes:
         """A page with the plots that the page of the job has shown before."""
