@@ -28,6 +28,8 @@ from replaceme_core.validation import Problem, problems
 from replaceme_core.webhooks import LONGEST_URL
 from replaceme_core.wording import json_safe, shorten
 
+MOST_BYTES = 64 * 1024
+"""Of the body of any request."""
 Asked = TypeVar("Asked", bound=BaseModel)
 
 

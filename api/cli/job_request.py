@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from api.cli.output.console import set_parameters
 from api.client.errors import Invalid
 from api.client.models import FieldError, Problem
-from api.request_bodies import JobRequest, checked
+from api.request_bodies import MOST_BYTES, JobRequest, checked
 from replaceme_core.errors import InvalidInput
 from replaceme_core.request.calibration import SELF_GENERATED, CalibrationSource
 from replaceme_core.request.gate import read_criteria
@@ -30,8 +30,6 @@ from replaceme_core.request.removal import read_blocks
 from replaceme_core.validation import MOST_PROBLEMS
 from replaceme_core.wording import distinct
 
-MOST_BYTES = 64 * 1024
-"""What the service reads of a body."""
 STANDARD_INPUT = "-"
 SEVERAL = (
     f"Repeatable, as NAME or NAME=SHARE; {SELF_GENERATED}=SHARE is text that the model generates itself. A source with "

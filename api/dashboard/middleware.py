@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.dashboard.rendering import STATIC, page
 from api.http.callers import COOKIE, SESSION, SESSION_SECONDS, Session, Sessions, session_of
-from api.http.hosts import path_of, root_of
+from api.http.hosts import READING, path_of, root_of
 from api.http.problems import AS_PAGE, MalformedBody
 
 PREFIX = "/ui/"
@@ -27,7 +27,6 @@ SIGN_IN = "/ui/sign-in"
 _A_YEAR = "public, max-age=31536000, immutable"
 _HTML = "text/html"
 CSRF_FIELD = "csrf_token"
-_READING = ("GET", "HEAD")
 _FORM = "application/x-www-form-urlencoded"
 _MOST_FIELDS = 100
 
@@ -94,7 +93,7 @@ async def form(request: Request) -> Mapping[str, str]:
 
     Raises `HTTPException`, also without the token of the session, and as `parse` does.
     """
-    if request.method in _READING:
+    if request.method in READING:
         return {}
     found = parse(request.headers.get("content-type", ""), await request.body())
     session, given = session_of(request.scope), found.get(CSRF_FIELD, "")

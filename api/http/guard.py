@@ -17,8 +17,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from api.http.callers import CALLER, Caller, Callers, Unknown
-from api.http.hosts import network_of, path_of
+from api.http.callers import CALLER, Caller, Callers, Unknown, limit_of
+from api.http.hosts import READING, network_of, path_of
 from api.http.problems import problem_of, problem_response
 from replaceme_core.errors import MissingScope, TooManyRequests, Unavailable
 from replaceme_core.ledger.keys import OF_WEBHOOKS, Scope
@@ -30,7 +30,6 @@ _PUBLIC_PAGES = ("/", "/ui", "/ui/", "/ui/sign-in", "/ui/sign-out")
 PUBLIC = frozenset({*PROBES, *_PUBLIC_PAGES, "/families", "/docs", "/openapi.json"})
 """They say nothing about any caller, and probes and browsers have no key."""
 _PUBLIC_FILES = ("/static-offline-docs/", "/ui/static/")
-_READING = (HTTPMethod.GET, HTTPMethod.HEAD, HTTPMethod.OPTIONS)
 _CHOSEN = "/chosen/compare"
 """Of a form, and only leads on to the page of the comparison."""
 _OF_ADMINS = frozenset({"keys", "owners"})
@@ -51,7 +50,7 @@ def scopes_of(method: str, path: str) -> tuple[Scope, ...]:
     resource = path.split("/", 2)[1] if path.startswith("/") else ""
     if resource in _OF_ADMINS:
         return (Scope.ADMIN,)
-    if method in _READING or path == _CHOSEN:
+    if method in READING or path == _CHOSEN:
         return (Scope.JOBS_READ,)
     return (Scope.WEBHOOKS_WRITE, OF_WEBHOOKS) if resource == "webhooks" else (Scope.JOBS_WRITE,)
 
@@ -90,14 +89,12 @@ class RateLimits:
 
     async def count(self, caller: Caller) -> Usage | None:
         """Count a request; `None` where there is no limit."""
-        own = caller.limits.requests_per_minute
-        limit = self._default if own is None else own
-        if limit == 0:
+        limit = limit_of(caller.limits.requests_per_minute, self._default)
+        if limit is None:
             return None
         window = RateLimitItemPerMinute(limit)
-        name = caller.name
-        is_within = await self._windows.hit(window, name)
-        stats = await self._windows.get_window_stats(window, name)
+        is_within = await self._windows.hit(window, caller.name)
+        stats = await self._windows.get_window_stats(window, caller.name)
         reset_seconds = min(max(math.ceil(stats.reset_time - time.time()), 1), _WINDOW_SECONDS)
         return Usage(is_within=is_within, limit=limit, remaining=stats.remaining, reset_seconds=reset_seconds)
 

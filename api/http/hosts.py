@@ -27,7 +27,7 @@ from replaceme_core.wording import shorten
 
 FOREIGN_ORIGIN = "foreign_origin"
 ANY_HOST = ANY_PROXY = "*"
-_READING = ("GET", "HEAD", "OPTIONS")
+READING = ("GET", "HEAD", "OPTIONS")
 _NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
 _AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::(\d{0,5}))?")
 _PORTS = {"http": 80, "https": 443}
@@ -131,7 +131,7 @@ class Hosts:
                 f"this service does not answer to the host {shorten(host, _LONGEST)!r}; if it should, its operator can "
                 "add the host to REPLACEME_ALLOWED_HOSTS",
             )
-        if scope["method"] in _READING:
+        if scope["method"] in READING:
             return None
         origins = headers.getlist("origin")
         if len(origins) == 1 and origins[0] in self._origins:

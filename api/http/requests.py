@@ -18,9 +18,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.problems import MalformedBody, problem_response
+from api.request_bodies import MOST_BYTES
 from replaceme_core.errors import InvalidInput
 
-MOST_BYTES = 64 * 1024
 MOST_DEPTH = 16  # objects and lists within each other; ours have five
 _MOST_EXACT = 2**53
 MOST_CHARACTERS = 8 * 1024  # of one string

@@ -44,7 +44,7 @@ from api.http.responses import (
 )
 from api.request_bodies import SWEEP, JobRequest
 from api.routes.deps import CallerDep, IdempotencyKeyDep, ReadingSessionDep, Services, ServicesDep, SessionDep
-from api.routes.plans import PlanBody
+from api.routes.plans import DEEPEST, ONE_TEXT, PlanBody
 from api.routes.reading import JobSeen, headers_of, retry_after
 from api.routes.submission import Submitted
 from api.routes.webhooks import WebhookLinks, WebhookWithSecretBody
@@ -228,18 +228,16 @@ class MetricBody(shapes.Metric):
 
 # Routes
 
-_ONE_TEXT = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "ratio": 0.25, "calibration": "builtin:general"}
 _SEVERAL_SOURCES = {
-    **_ONE_TEXT,
+    **ONE_TEXT,
     "calibration": [
         {"dataset": "Salesforce/wikitext", "config": "wikitext-2-raw-v1", "share": 0.5},
         {"dataset": "builtin:dialogue", "share": 0.25},
         {"self_generated": True, "share": 0.25},
     ],
 }
-_DEEPEST = {**_ONE_TEXT, "ratio": {"max": 0.5}, "gate": {"perplexity_ratio": {"max": 1.6}}}
-_SWEEP = {**_ONE_TEXT, "ratio": [0.125, 0.25, 0.375, 0.5], "labels": {"sweep": "smollm2-depth"}}
-_WITH_WEBHOOK = {**_ONE_TEXT, "webhook": {"url": "https://hooks.example.com/replaceme", "events": ["succeeded"]}}
+_SWEEP = {**ONE_TEXT, "ratio": [0.125, 0.25, 0.375, 0.5], "labels": {"sweep": "smollm2-depth"}}
+_WITH_WEBHOOK = {**ONE_TEXT, "webhook": {"url": "https://hooks.example.com/replaceme", "events": ["succeeded"]}}
 _REPORT: dict[int | str, dict[str, Any]] = {
     HTTPStatus.OK.value: {
         "description": "The content of `replaceme.json`; with `Accept: text/html` a page that shows it",
@@ -266,7 +264,7 @@ MOST_CANCELLED, CANCEL_SECONDS = 500, 5.0
     openapi_extra={"parameters": [_PREFER]},
 )
 async def submit_job(
-    body: Annotated[JobRequest, Body(examples=[_ONE_TEXT, _SEVERAL_SOURCES, _DEEPEST, _SWEEP, _WITH_WEBHOOK])],
+    body: Annotated[JobRequest, Body(examples=[ONE_TEXT, _SEVERAL_SOURCES, DEEPEST, _SWEEP, _WITH_WEBHOOK])],
     key: IdempotencyKeyDep,
     services: ServicesDep,
     request: Request,

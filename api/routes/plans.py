@@ -90,13 +90,13 @@ class PlanBody(shapes.Plan):
 
 # Routes
 
-_EXAMPLE = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "ratio": 0.25, "calibration": "builtin:general"}
-_DEEPEST = {**_EXAMPLE, "ratio": {"max": 0.5}, "gate": {"perplexity_ratio": {"max": 1.6}}}
+ONE_TEXT = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "ratio": 0.25, "calibration": "builtin:general"}
+DEEPEST = {**ONE_TEXT, "ratio": {"max": 0.5}, "gate": {"perplexity_ratio": {"max": 1.6}}}
 
 
 @router.post("/plans")
 async def make_plan(
-    body: Annotated[CompressionRequest, Body(examples=[_EXAMPLE, _DEEPEST])], services: ServicesDep, request: Request
+    body: Annotated[CompressionRequest, Body(examples=[ONE_TEXT, DEEPEST])], services: ServicesDep, request: Request
 ) -> PlanBody:
     """What a job with this body would take. Reads the model's config and headers only, and queues nothing.
 

@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from api.http.problems import HTTP_ERRORS, http_error_of
-from api.http.requests import MOST_BYTES
 from api.main import create_app
+from api.request_bodies import MOST_BYTES
 from replaceme_core import errors as core
 from replaceme_core.settings import Settings
 from tests.fixtures.api.requests import SMALLEST, assert_problem, fields
