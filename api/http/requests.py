@@ -27,8 +27,6 @@ MOST_CHARACTERS = 8 * 1024  # of one string
 LONGEST_WAIT_SECONDS = 60
 _WAIT = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=[,;]|$)', re.IGNORECASE)
 _KEY_HEADER = "Idempotency-Key"
-_KNOWN: dict[int, frozenset[str]] = {}
-"""By the id of a route, which lives as long as the application."""
 
 
 # Bodies
@@ -175,12 +173,8 @@ async def refuse_unknown(request: Request) -> None:
     """A dependency of all routes. Raises `InvalidInput` for the first parameter that the route does not know."""
     if not request.scope["query_string"]:
         return
-    route = request.scope.get("route")
-    if not isinstance(route, APIRoute):
-        return
-    known = _KNOWN.get(id(route))
-    if known is None:
-        known = _KNOWN[id(route)] = frozenset(_parameters(route.dependant))
+    route: APIRoute = request.scope["route"]
+    known = set(_parameters(route.dependant))
     for name, value in request.query_params.multi_items():
         if name not in known:
             names = ", ".join(sorted(known))
