@@ -5,12 +5,12 @@ Nothing secret is in its output: it can be attached to an issue.
 
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 from rich import box
 from rich.table import Table
@@ -40,8 +40,7 @@ class State(StrEnum):
     PROBLEM = "problem"
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """`text` is one sentence about the thing called `name`."""
 
     name: str
@@ -49,12 +48,12 @@ class Finding:
     text: str
 
 
-def findings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
+def findings(settings: Settings) -> Iterator[Finding]:
     """What is found, one after the other. Errors that are expected are problems."""
     for look_at in _LOOKS:
         name = look_at.__name__.removeprefix("_")
         try:
-            for state, text in look_at(settings, environ):
+            for state, text in look_at(settings):
                 yield Finding(name, state, text)
         except ReplaceMeError as error:
             yield Finding(name, State.PROBLEM, error.explained)
@@ -62,13 +61,13 @@ def findings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding
             yield Finding(name, State.PROBLEM, f"{error.filename}: {error.strerror}")
 
 
-def _software(_: Settings, __: Mapping[str, str]) -> Iterator[tuple[State, str]]:
+def _software(_: Settings) -> Iterator[tuple[State, str]]:
     yield State.OK, f"replaceme {version('replaceme')}, Python {platform.python_version()}, {platform.platform()}"
 
 
-def _torch(_: Settings, environ: Mapping[str, str]) -> Iterator[tuple[State, str]]:
+def _torch(_: Settings) -> Iterator[tuple[State, str]]:
     try:
-        found = look_at_torch(environ)
+        found = look_at_torch(os.environ)
     except InvalidInput as error:
         yield State.WARNING, f"this machine can run the API, but no worker: {error.message}"
         return
@@ -84,16 +83,16 @@ def _torch(_: Settings, environ: Mapping[str, str]) -> Iterator[tuple[State, str
         yield State.OK if native else State.WARNING, text
 
 
-def _settings(_: Settings, __: Mapping[str, str]) -> Iterator[tuple[State, str]]:
+def _settings(_: Settings) -> Iterator[tuple[State, str]]:
     for name in unknown_settings():
         yield State.WARNING, NO_SETTING % name
 
 
-def _memory(_: Settings, __: Mapping[str, str]) -> Iterator[tuple[State, str]]:
+def _memory(_: Settings) -> Iterator[tuple[State, str]]:
     yield State.OK, f"{size(total_memory())} for processes, {counted(os.cpu_count() or 1, 'cores')}"
 
 
-def _disk(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, str]]:
+def _disk(settings: Settings) -> Iterator[tuple[State, str]]:
     if settings.resolved_data.is_file():
         raise InvalidInput(f"the data directory {settings.resolved_data} is a file; choose another with --data")
     try:
@@ -103,14 +102,14 @@ def _disk(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, str
     yield State.OK if free >= _LEAST_FREE else State.WARNING, f"{size(free)} free for the data directory"
 
 
-def _sandbox(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, str]]:
+def _sandbox(settings: Settings) -> Iterator[tuple[State, str]]:
     found = settings.confinement()
     yield State.WARNING if found.sandbox.mode is SandboxMode.NONE else State.OK, found.sandbox.describe()
     memory = "no limit of memory" if found.memory is None else f"memory limit {found.memory.describe()}"
     yield State.OK, memory
 
 
-def _hub(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, str]]:
+def _hub(settings: Settings) -> Iterator[tuple[State, str]]:
     where = "a directory" if settings.hub_address is None else settings.hub_address
     hub = settings.open_hub()
     try:
@@ -126,7 +125,7 @@ def _hub(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, str]
         hub.namespace()
 
 
-def _database(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, str]]:
+def _database(settings: Settings) -> Iterator[tuple[State, str]]:
     url = parse_url(settings.resolved_database_url)
     kind = url.get_backend_name()
     if kind == "sqlite" and not Path(url.database or "").exists():
@@ -139,7 +138,7 @@ def _database(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State,
     yield State.OK, f"{kind} answers and has all migrations; live workers: {workers}"
 
 
-def _broker(settings: Settings, _: Mapping[str, str]) -> Iterator[tuple[State, str]]:
+def _broker(settings: Settings) -> Iterator[tuple[State, str]]:
     check_broker(settings)
     yield State.OK, "takes messages"
 
@@ -148,16 +147,16 @@ _LOOKS = (_software, _settings, _torch, _memory, _disk, _sandbox, _hub, _databas
 """What is looked at, in this order; each is called as its function is."""
 
 
-def look(settings: Settings, environ: Mapping[str, str], *, as_json: bool) -> bool:
+def look(settings: Settings, *, as_json: bool) -> bool:
     """Print what is found; whether there is no problem."""
     if (hub := settings.embedded_hub) is not None:
         settings = settings.model_copy(update={"hub": f"{DIRECTORY_PREFIX}{hub}"})
-    found = list(findings(settings, environ))
+    found = list(findings(settings))
     is_well = all(one.state is not State.PROBLEM for one in found)
     if as_json:
-        print_json({"ok": is_well, "findings": [asdict(one) for one in found]})
+        print_json({"ok": is_well, "findings": [one._asdict() for one in found]})
     else:
-        print_findings([(one.name, one.state, one.text) for one in found])
+        print_findings(found)
     return is_well
 
 

@@ -56,7 +56,7 @@ def doctor(
     settings = _prepare("doctor", data=data)
     from api.cli.doctor import look
 
-    if not look(settings, os.environ, as_json=as_json):
+    if not look(settings, as_json=as_json):
         raise typer.Exit(int(ExitCode.BAD_INPUT))
 
 
