@@ -94,6 +94,7 @@ class Planning:
         request, device = self.limited(request), request.compute.device
         with self._database.session(read_only=True) as session:
             namespaces = Owners(session).output_namespaces(caller.owner)
+            counts = Workers(session).count_alive()
         plan = self.planner(request, caller=caller, namespaces=namespaces).plan(request)
         try:
             check_worker_kind(device, self._settings)
@@ -101,8 +102,6 @@ class Planning:
             plan = replace(plan, refusals=[error, *plan.refusals])
         kind = worker_kind_of(device) or self._settings.default_worker_kind
         estimated_for = self._kinds(device)[0]
-        with self._database.session(read_only=True) as session:
-            counts = Workers(session).count_alive()
         alive = any(counts.values()) if kind is None else counts[kind] > 0
         return replace(plan, worker=WorkerPlan(route=kind, estimated_for=estimated_for, alive=alive))
 
