@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from types import MappingProxyType
-from typing import Final, Self
+from typing import Self
 
 import typer
 
@@ -45,29 +44,27 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
-_BY_CLASS: Final[Mapping[type[Exception], ExitCode]] = MappingProxyType(
-    {
-        errors.InvalidInput: ExitCode.BAD_INPUT,
-        errors.NotFound: ExitCode.BAD_INPUT,
-        errors.Conflict: ExitCode.BAD_INPUT,
-        errors.AccessDenied: ExitCode.NOT_ALLOWED,
-        errors.MissingScope: ExitCode.NOT_ALLOWED,
-        errors.TooManyRequests: ExitCode.BAD_INPUT,
-        errors.Unavailable: ExitCode.SERVICE_UNREACHABLE,
-        errors.OutOfSpace: ExitCode.JOB_FAILED,
-        errors.OutOfMemory: ExitCode.JOB_FAILED,
-        errors.OutOfTime: ExitCode.JOB_FAILED,
-        errors.NumericalFailure: ExitCode.JOB_FAILED,
-        errors.VerificationFailed: ExitCode.JOB_FAILED,
-        errors.GateRejected: ExitCode.GATE_REJECTED,
-        errors.Cancelled: ExitCode.CANCELLED,
-        errors.WorkerLost: ExitCode.JOB_FAILED,
-        NotAllowed: ExitCode.NOT_ALLOWED,
-        ServiceBroken: ExitCode.SERVICE_UNREACHABLE,
-        Refused: ExitCode.BAD_INPUT,
-        ServiceError: ExitCode.SERVICE_UNREACHABLE,
-    }
-)
+_BY_CLASS: Mapping[type[Exception], ExitCode] = {
+    errors.InvalidInput: ExitCode.BAD_INPUT,
+    errors.NotFound: ExitCode.BAD_INPUT,
+    errors.Conflict: ExitCode.BAD_INPUT,
+    errors.AccessDenied: ExitCode.NOT_ALLOWED,
+    errors.MissingScope: ExitCode.NOT_ALLOWED,
+    errors.TooManyRequests: ExitCode.BAD_INPUT,
+    errors.Unavailable: ExitCode.SERVICE_UNREACHABLE,
+    errors.OutOfSpace: ExitCode.JOB_FAILED,
+    errors.OutOfMemory: ExitCode.JOB_FAILED,
+    errors.OutOfTime: ExitCode.JOB_FAILED,
+    errors.NumericalFailure: ExitCode.JOB_FAILED,
+    errors.VerificationFailed: ExitCode.JOB_FAILED,
+    errors.GateRejected: ExitCode.GATE_REJECTED,
+    errors.Cancelled: ExitCode.CANCELLED,
+    errors.WorkerLost: ExitCode.JOB_FAILED,
+    NotAllowed: ExitCode.NOT_ALLOWED,
+    ServiceBroken: ExitCode.SERVICE_UNREACHABLE,
+    Refused: ExitCode.BAD_INPUT,
+    ServiceError: ExitCode.SERVICE_UNREACHABLE,
+}
 """A subclass has the exit code of its nearest parent here."""
 
 

@@ -8,8 +8,7 @@ import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
-from types import MappingProxyType
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -17,59 +16,53 @@ from typer.main import get_command
 
 _RUN, _USE, _HERE = "Run the service", "Use the service", "Work on this machine, without a service"
 
-COMMANDS: Final = MappingProxyType(
-    {
-        "serve": (_RUN, "serve.serve", "Run the API and a worker together until interrupted."),
-        "worker": (_RUN, "serve.worker", "Run workers only, one per GPU or one on the CPU, until interrupted."),
-        "openapi": (_RUN, "serve.openapi", "Print the OpenAPI 3.1 document of this version as JSON."),
-        "doctor": (_RUN, "serve.doctor", "Look at this machine, and at what the settings name: does it answer?"),
-        "keys": (_RUN, "keys.app", "Create, list, revoke and rotate API keys."),
-        "plan": (_USE, "jobs.plan", "Show what a job would take: blocks, memory, disk, time. Nothing is queued."),
-        "submit": (_USE, "jobs.submit", "Submit a job to the service: from a file, from options, or from both."),
-        "status": (_USE, "jobs.status", "Show a job."),
-        "list": (_USE, "jobs.list_jobs", "List jobs, newest first."),
-        "cancel": (
-            _USE,
-            "jobs.cancel",
-            "Cancel a job, or all that match the options. A running job stops within seconds.",
-        ),
-        "retry": (
-            _USE,
-            "jobs.retry",
-            "Submit a new job like one that has ended. Its result is new, or goes where it was named.",
-        ),
-        "delete": (
-            _USE,
-            "jobs.delete",
-            "Delete jobs that have ended, with events, metrics, log and report. Their results stay on the Hub.",
-        ),
-        "report": (_USE, "report.report", "Show what was removed, why, and what the result is worth."),
-        "metrics": (_USE, "jobs.metrics", "Show what the present attempt of a job has measured."),
-        "events": (_USE, "jobs.events", "Show the events of a job."),
-        "logs": (_USE, "jobs.logs", "Show the last lines that the runners of a job wrote."),
-        "workers": (
-            _USE,
-            "jobs.workers",
-            "List the workers: those that are alive, and those that were lost within the last hour.",
-        ),
-        "families": (_USE, "jobs.families", "List the model families, and why some are not supported."),
-        "webhooks": (_USE, "webhooks.app", "Send the events of jobs to a URL."),
-        "credentials": (_USE, "keys.credentials_app", "Keep tokens for the Hub in a service."),
-        "compress": (_HERE, "local.compress", "Compress a model."),
-        "evaluate": (
-            _HERE,
-            "local.evaluate",
-            "Measure perplexity, size and speed of one model, or of several beside each other.",
-        ),
-        "ask": (_HERE, "local.ask", "Ask a model, or several beside each other, and print what they answer."),
-        "heal": (_HERE, "local.heal", "Train a result toward its original; nothing is removed again."),
-        "reproduce": (
-            _HERE,
-            "local.reproduce",
-            "Make a result again and compare the tensors: exit code 0 for the same bytes, 9 if any differ.",
-        ),
-    }
-)
+COMMANDS = {
+    "serve": (_RUN, "serve.serve", "Run the API and a worker together until interrupted."),
+    "worker": (_RUN, "serve.worker", "Run workers only, one per GPU or one on the CPU, until interrupted."),
+    "openapi": (_RUN, "serve.openapi", "Print the OpenAPI 3.1 document of this version as JSON."),
+    "doctor": (_RUN, "serve.doctor", "Look at this machine, and at what the settings name: does it answer?"),
+    "keys": (_RUN, "keys.app", "Create, list, revoke and rotate API keys."),
+    "plan": (_USE, "jobs.plan", "Show what a job would take: blocks, memory, disk, time. Nothing is queued."),
+    "submit": (_USE, "jobs.submit", "Submit a job to the service: from a file, from options, or from both."),
+    "status": (_USE, "jobs.status", "Show a job."),
+    "list": (_USE, "jobs.list_jobs", "List jobs, newest first."),
+    "cancel": (_USE, "jobs.cancel", "Cancel a job, or all that match the options. A running job stops within seconds."),
+    "retry": (
+        _USE,
+        "jobs.retry",
+        "Submit a new job like one that has ended. Its result is new, or goes where it was named.",
+    ),
+    "delete": (
+        _USE,
+        "jobs.delete",
+        "Delete jobs that have ended, with events, metrics, log and report. Their results stay on the Hub.",
+    ),
+    "report": (_USE, "report.report", "Show what was removed, why, and what the result is worth."),
+    "metrics": (_USE, "jobs.metrics", "Show what the present attempt of a job has measured."),
+    "events": (_USE, "jobs.events", "Show the events of a job."),
+    "logs": (_USE, "jobs.logs", "Show the last lines that the runners of a job wrote."),
+    "workers": (
+        _USE,
+        "jobs.workers",
+        "List the workers: those that are alive, and those that were lost within the last hour.",
+    ),
+    "families": (_USE, "jobs.families", "List the model families, and why some are not supported."),
+    "webhooks": (_USE, "webhooks.app", "Send the events of jobs to a URL."),
+    "credentials": (_USE, "keys.credentials_app", "Keep tokens for the Hub in a service."),
+    "compress": (_HERE, "local.compress", "Compress a model."),
+    "evaluate": (
+        _HERE,
+        "local.evaluate",
+        "Measure perplexity, size and speed of one model, or of several beside each other.",
+    ),
+    "ask": (_HERE, "local.ask", "Ask a model, or several beside each other, and print what they answer."),
+    "heal": (_HERE, "local.heal", "Train a result toward its original; nothing is removed again."),
+    "reproduce": (
+        _HERE,
+        "local.reproduce",
+        "Make a result again and compare the tensors: exit code 0 for the same bytes, 9 if any differ.",
+    ),
+}
 """Of each subcommand: its panel in the help, its function or application below `api.cli`, its help."""
 
 
