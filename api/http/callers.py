@@ -19,6 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import structlog
 from starlette.datastructures import Headers
@@ -148,6 +149,7 @@ def session_of(scope: AsgiScope) -> Session | None:
 CACHE_SECONDS = 5.0
 MOST_ENTRIES = 10_000
 _ANY_ISSUED = ""  # no hash of a key
+T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 
@@ -155,7 +157,7 @@ _log = structlog.get_logger(__name__)
 class _Entry:
     """A read, finished or not, and until when its result is used (seconds of the monotonic clock)."""
 
-    read: "asyncio.Future[ApiKey | bool | None]"
+    read: asyncio.Future[Any]
     expires_at: float
 
 
@@ -213,7 +215,6 @@ class Callers:
 
     async def _holder(self, key_hash: str, *, session_id: str = "") -> Caller | Unknown:
         key = await self._find(key_hash + session_id, lambda keys: keys.find_live(key_hash, session_id))
-        assert not isinstance(key, bool)
         if key is None and session_id:
             return Unknown(detail="you have signed out, or your key is revoked or has expired")
         if key is None:
@@ -229,7 +230,7 @@ class Callers:
             return _needs_key("this service requires an API key, since some have been created")
         return WITHOUT_KEY
 
-    async def _find(self, name: str, read: Callable[[Keys], ApiKey | bool | None]) -> ApiKey | bool | None:
+    async def _find(self, name: str, read: Callable[[Keys], T]) -> T:
         entry = self._entries.get(name)
         if entry is None or time.monotonic() >= entry.expires_at:
             future = asyncio.get_running_loop().run_in_executor(self._reading, self._read, read)
@@ -238,16 +239,15 @@ class Callers:
             self._entries[name] = entry
             while len(self._entries) > MOST_ENTRIES:
                 del self._entries[next(iter(self._entries))]  # the oldest
-        if entry.read.done() and entry.read.exception() is None:
-            return entry.read.result()
         try:
-            return await asyncio.shield(entry.read)  # a client that disconnects must not end the read of others
+            found: T = await asyncio.shield(entry.read)  # a client that disconnects must not end the read of others
         except Exception:
             if self._entries.get(name) is entry:
                 del self._entries[name]
             raise
+        return found
 
-    def _read(self, read: Callable[[Keys], ApiKey | bool | None]) -> ApiKey | bool | None:
+    def _read(self, read: Callable[[Keys], T]) -> T:
         with self._database.session(read_only=True) as session:
             found = read(Keys(session))
         if isinstance(found, ApiKey):
