@@ -36,7 +36,7 @@ from api.cli.service import (
     watch,
 )
 from api.cli.webhooks import print_secret
-from api.client.client import is_idempotency_key
+from api.client.client import is_idempotency_key, with_zone
 from replaceme_core.report.reading import Report
 from replaceme_core.request.fields import ending_of
 from replaceme_core.request.removal import families as families_here
@@ -206,8 +206,8 @@ def cancel(
         "status": with_status,
         "labels": parse_labels(label or []),
         "model": model,
-        "created_after": None if created_after is None else created_after.astimezone().isoformat(),
-        "created_before": None if created_before is None else created_before.astimezone().isoformat(),
+        "created_after": with_zone(created_after),
+        "created_before": with_zone(created_before),
         "all": every,
     }
     given = {name: value for name, value in filters.items() if value}
@@ -217,8 +217,9 @@ def cancel(
         cancelled = service.client.cancel_matching(given)
         if service.as_json:
             print_json({"items": [one.model_dump(mode="json") for one in cancelled], "more": False})
-        for one in () if service.as_json else cancelled:
-            print_line(f"{one.id}  {one.status}")
+        else:
+            for one in cancelled:
+                print_line(f"{one.id}  {one.status}")
         print_note(f"cancelled or being stopped: {counted(len(cancelled), 'jobs')}")
         return
     job = service.client.cancel(job_id)

@@ -129,8 +129,8 @@ class Client:
             *(("status", one) for one in ([status] if isinstance(status, str) else status)),
             ("model", model),
             ("id_prefix", id_prefix),
-            ("created_after", _with_zone(created_after)),
-            ("created_before", _with_zone(created_before)),
+            ("created_after", with_zone(created_after)),
+            ("created_before", with_zone(created_before)),
             ("sort", sort),
             ("limit", limit),
             ("cursor", cursor),
@@ -283,7 +283,8 @@ def _check_kind(request: Mapping[str, object], *, is_sweep: bool) -> None:
         raise ValueError("`ratio` is a list for submit_sweep, and no list for submit and validate")
 
 
-def _with_zone(at: datetime | None) -> str | None:
+def with_zone(at: datetime | None) -> str | None:
+    """As the service reads it; a time without a zone is local."""
     return None if at is None else at.astimezone().isoformat()
 
 
