@@ -183,12 +183,10 @@ class EventFeed:
 
     async def wait_for_end(self, job_id: str, *, owner: str, seconds: float) -> None:
         """Return when the job has ended, or after `seconds`."""
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 async for _ in self.of_job(job_id, owner=owner, after=0):
                     pass
-        except TimeoutError:
-            pass
 
     async def close(self) -> None:
         """End the task. Open streams end with their connections."""

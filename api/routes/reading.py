@@ -125,9 +125,7 @@ class BatchedReader:
             pending, self._pending = self._pending, {}
             outcomes: dict[OwnedId, Outcome]
             try:
-                outcomes = await asyncio.get_running_loop().run_in_executor(
-                    self._job_thread, self._read_batch, {wanted: tuple(each) for wanted, each in pending.items()}
-                )
+                outcomes = await asyncio.get_running_loop().run_in_executor(self._job_thread, self._read_batch, pending)
             except RuntimeError as error:  # the reader was closed
                 outcomes = dict.fromkeys(pending, error)
             for wanted, requests in pending.items():
