@@ -124,43 +124,32 @@ class Guard:
         if scope["type"] != "http" or path_of(scope) in PROBES:
             await self._app(scope, receive, send)
             return
+        refusal, usage = await self._judge(scope)
+        await (refusal or self._app)(scope, receive, send if usage is None else _with_usage(usage, send))
+
+    async def _judge(self, scope: AsgiScope) -> tuple[ASGIApp | None, Usage | None]:
+        """What refuses a request, if it is refused, and what its caller has used of a limit, if there is one."""
         path = path_of(scope)
         needed = scopes_of(scope["method"], path)
         if not needed and "authorization" not in Headers(scope=scope):
-            excess = _excess(scope, None)
-            await (self._app if excess is None else _refuse_excess(excess))(scope, receive, send)
-            return
+            return _refuse_excess(scope, None), None
         try:
             caller = await self._callers().identify(scope)
         except Unavailable as error:
-            await problem_of(error)(scope, receive, send)
-            return
+            return problem_of(error), None
         if isinstance(caller, Unknown):
-            await _refuse_unknown(caller)(scope, receive, send)
-            return
-        excess = _excess(scope, caller.key_id)
+            return _refuse_unknown(caller), None
+        excess, usage = _refuse_excess(scope, caller.key_id), None
         if scope["method"] != HTTPMethod.POST or not path.endswith("/cancel"):  # never limited: it ends work
             usage = await self._limits().count(caller)
-            if usage is not None:
-                send = _with_usage(usage, send)
-                if not usage.is_within:
-                    await _refuse_usage(usage)(scope, receive, send)
-                    return
+            if usage is not None and not usage.is_within:
+                return _refuse_usage(usage), usage
             if excess is not None:
-                await _refuse_excess(excess)(scope, receive, send)
-                return
+                return excess, usage
         scope[CALLER] = caller  # also for the page that refuses
         if not caller.scopes.issuperset(needed):
-            await _refuse_scope(needed, caller.scopes)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-
-def _excess(scope: AsgiScope, key_id: str | None) -> int | None:
-    """The limit of connections, if the caller holds more: its key or, without one, its address."""
-    hold: Callable[[str], int | None] | None = scope.get(HOLD)
-    client = scope.get("client")
-    return None if hold is None else hold(key_id or network_of(client[0] if client else ""))
+            return _refuse_scope(needed, caller.scopes), usage
+        return None, usage
 
 
 def _refuse_unknown(unknown: Unknown) -> ASGIApp:
@@ -182,7 +171,13 @@ def _refuse_usage(usage: Usage) -> ASGIApp:
     return problem_of(TooManyRequests(detail), headers={"Retry-After": str(usage.reset_seconds)})
 
 
-def _refuse_excess(limit: int) -> ASGIApp:
+def _refuse_excess(scope: AsgiScope, key_id: str | None) -> ASGIApp | None:
+    """For a caller that holds too many connections: its key or, without one, its address."""
+    hold: Callable[[str], int | None] | None = scope.get(HOLD)
+    client = scope.get("client")
+    limit = None if hold is None else hold(key_id or network_of(client[0] if client else ""))
+    if limit is None:
+        return None
     detail = f"you hold {limit:,} connections already, streams of events and held responses included; close some"
     return problem_of(TooManyRequests(detail), headers={"Connection": "close"})
 
