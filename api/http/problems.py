@@ -223,11 +223,10 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
 def _allowed_methods(request: Request) -> list[str]:
     """The methods of all routes with this path; the framework reports those of the first one only."""
     routes: Sequence[BaseRoute] = request.app.router.routes
-    scope = {key: request.scope[key] for key in ("type", "path", "root_path", "headers", "app") if key in request.scope}
     return [
         method
         for method in _METHODS
-        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
     ]
 
 
