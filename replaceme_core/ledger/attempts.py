@@ -315,23 +315,14 @@ def release(session: Session, claim: Claim, *, reason: str, counts: bool = True,
         events=[(EventType.RELEASED, {"reason": storable(reason)})],
     )
     if row is None:
-        requested = JobRow.cancel_requested_at.is_not(None)
-        _finish(session, claim, JobStatus.CANCELLED, requested, values={}, event=(EventType.CANCELLED, {}))
+        finish_cancelled(session, claim)
 
 
-def _finish(
-    session: Session,
-    claim: Claim,
-    new: JobStatus,
-    *where: ColumnElement[bool],
-    values: Mapping[str, object],
-    event: Event,
-) -> None:
+def _finish(session: Session, claim: Claim, new: JobStatus, *, values: Mapping[str, object], event: Event) -> None:
     row = transition(
         session,
         claim.job_id,
         _has_token(claim),
-        *where,
         old=JobStatus.RUNNING,
         new=new,
         values={**finished(), **values},
