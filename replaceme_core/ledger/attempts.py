@@ -20,10 +20,8 @@ from replaceme_core.ledger.scheduling import lock_next_job
 from replaceme_core.ledger.states import TERMINAL, EventType, JobStatus
 from replaceme_core.ledger.tables import JobEventRow, JobLogRow, JobRow, MetricRow
 from replaceme_core.ledger.transitions import (
-    NO_LEASE,
-    NO_PROGRESS,
     Event,
-    finished,
+    failure,
     no_such_job,
     read_job,
     storable,
@@ -58,14 +56,12 @@ def start_attempt(session: Session, job: JobRow, *, worker: str, lease_seconds: 
         old=JobStatus.QUEUED,
         new=JobStatus.RUNNING,
         values={
-            **NO_PROGRESS,
             "attempt": JobRow.attempt + 1,
             "lease_token": token,
             "lease_expires_at": now(plus_seconds=lease_seconds),
             "worker": worker,
             "started_at": func.coalesce(JobRow.started_at, now()),
             "deadline_at": case((JobRow.started_at.is_(None), deadline), else_=JobRow.deadline_at),
-            "not_before": None,
         },
         events=[(EventType.CLAIMED, {"worker": worker})],
     )
@@ -278,14 +274,8 @@ def fail(
 
     Raises as `succeed` does.
     """
-    error = {"code": code, "message": storable(message)}
-    _finish(
-        session,
-        claim,
-        JobStatus.FAILED,
-        values={"error_code": code, "error_message": error["message"], **(_of_report(report) if report else {})},
-        event=(EventType.FAILED, error),
-    )
+    values, event = failure(code, message)
+    _finish(session, claim, JobStatus.FAILED, values=values | (_of_report(report) if report else {}), event=event)
 
 
 def finish_cancelled(session: Session, claim: Claim) -> None:
@@ -306,9 +296,6 @@ def release(session: Session, claim: Claim, *, reason: str, counts: bool = True,
         old=JobStatus.RUNNING,
         new=JobStatus.QUEUED,
         values={
-            **NO_PROGRESS,
-            **NO_LEASE,
-            "enqueued_at": None,
             "not_before": now(plus_seconds=pause_seconds) if pause_seconds else None,
             "uncounted_attempts": JobRow.uncounted_attempts + (0 if counts else 1),
         },
@@ -320,13 +307,7 @@ def release(session: Session, claim: Claim, *, reason: str, counts: bool = True,
 
 def _finish(session: Session, claim: Claim, new: JobStatus, *, values: Mapping[str, object], event: Event) -> None:
     row = transition(
-        session,
-        claim.job_id,
-        _has_token(claim),
-        old=JobStatus.RUNNING,
-        new=new,
-        values={**finished(), **values},
-        events=[event],
+        session, claim.job_id, _has_token(claim), old=JobStatus.RUNNING, new=new, values=values, events=[event]
     )
     if row is not None:
         return

@@ -19,7 +19,7 @@ from replaceme_core.ledger.reading import JobFilters
 from replaceme_core.ledger.records import IdempotencyKey, Job, stored_spec, to_job, to_spec
 from replaceme_core.ledger.states import ACTIVE, TERMINAL, EventType, JobStatus
 from replaceme_core.ledger.tables import IdempotencyKeyRow, JobLabelRow, JobRow
-from replaceme_core.ledger.transitions import find_job, finished, transition, update_job, write_events
+from replaceme_core.ledger.transitions import find_job, transition, update_job, write_events
 from replaceme_core.ledger.watching import has_unnumbered, number_events
 from replaceme_core.request.fields import ending_of
 from replaceme_core.request.spec import CompressionSpec
@@ -197,7 +197,7 @@ def _cancel(session: Session, row: JobRow) -> None:
                 row.id,
                 old=JobStatus.QUEUED,
                 new=JobStatus.CANCELLED,
-                values={**finished(), "cancel_requested_at": now()},
+                values={"cancel_requested_at": now()},
                 events=[(EventType.CANCEL_REQUESTED, {}), (EventType.CANCELLED, {})],
             )
         case JobStatus.RUNNING:

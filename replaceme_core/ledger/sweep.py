@@ -16,7 +16,7 @@ from replaceme_core.ledger.database import Database, delete_oldest, now
 from replaceme_core.ledger.scheduling import QUEUED, is_below_limit, is_due, is_served, keys_at_limit
 from replaceme_core.ledger.states import EventType, JobStatus
 from replaceme_core.ledger.tables import IdempotencyKeyRow, JobRow
-from replaceme_core.ledger.transitions import NO_LEASE, NO_PROGRESS, Event, finished, transition, update_job
+from replaceme_core.ledger.transitions import NO_LEASE, Event, failure, transition, update_job
 
 MAX_DOUBLINGS = 6
 
@@ -65,14 +65,8 @@ def fail_overdue(session: Session, *, limit: int) -> list[str]:
             message = f"not started within {row.max_queue_seconds:g} s (max_queue_seconds)"
         else:
             message = f"not done within {row.max_runtime_seconds:g} s of its first start (max_runtime_seconds)"
-        transition(
-            session,
-            row.id,
-            old=JobStatus.QUEUED,
-            new=JobStatus.FAILED,
-            values={**finished(), "error_code": OutOfTime.code, "error_message": message},
-            events=[(EventType.FAILED, {"code": OutOfTime.code, "message": message})],
-        )
+        values, event = failure(OutOfTime.code, message)
+        transition(session, row.id, old=JobStatus.QUEUED, new=JobStatus.FAILED, values=values, events=[event])
     return [row.id for row in overdue]
 
 
@@ -91,19 +85,19 @@ def requeue_expired(session: Session, *, max_attempts: int, limit: int, backoff_
 
 def _end_attempt(session: Session, row: JobRow, max_attempts: int, backoff_seconds: float) -> JobStatus:
     events: list[Event] = [(EventType.LEASE_LAPSED, {"worker": row.worker})]
-    values: dict[str, object]
+    values = dict(NO_LEASE)
     if row.cancel_requested_at is not None:
-        new, values = JobStatus.CANCELLED, {**finished(), **NO_LEASE}
+        new = JobStatus.CANCELLED
         events.append((EventType.CANCELLED, {}))
     elif row.attempt - row.uncounted_attempts >= max_attempts:
         attempts = f"attempt {row.attempt} of {max_attempts + row.uncounted_attempts}"
-        message = f"the worker of {attempts} missed its heartbeat: its lease expired"
         new = JobStatus.FAILED
-        values = {**finished(), **NO_LEASE, "error_code": WorkerLost.code, "error_message": message}
-        events.append((EventType.FAILED, {"code": WorkerLost.code, "message": message}))
+        error, event = failure(WorkerLost.code, f"the worker of {attempts} missed its heartbeat: its lease expired")
+        values |= error
+        events.append(event)
     else:
         pause = pause_after(row.attempt - row.uncounted_attempts, backoff_seconds)
-        new, values = JobStatus.QUEUED, {**NO_PROGRESS, **NO_LEASE, "enqueued_at": None}
+        new = JobStatus.QUEUED
         values["not_before"] = now(plus_seconds=pause) if pause > 0 else None
     same_claim = JobRow.lease_token == row.lease_token
     transition(session, row.id, same_claim, old=JobStatus.RUNNING, new=new, values=values, events=events)

@@ -21,13 +21,25 @@ Event = tuple[EventType, Mapping[str, object]]
 MESSAGE_LENGTH = 4000
 
 _NO_ESTIMATE: Mapping[str, object] = {"eta_seconds": None, "eta_error_seconds": None}
-NO_PROGRESS: Mapping[str, object] = {"stage": None, "overall": 0.0, "stage_fraction": 0.0, **_NO_ESTIMATE}
+_NO_PROGRESS: Mapping[str, object] = {"stage": None, "overall": 0.0, "stage_fraction": 0.0, **_NO_ESTIMATE}
 NO_LEASE: Mapping[str, object] = {"lease_token": None, "lease_expires_at": None, "worker": None}
 
 
-def finished() -> dict[str, object]:
-    """The values that every terminal status sets. The token stays, so that a claim which finishes twice is detected."""
+def _of_status(status: JobStatus) -> Mapping[str, object]:
+    """The values that a row gets with this status."""
+    match status:
+        case JobStatus.QUEUED:
+            return {**_NO_PROGRESS, **NO_LEASE, "enqueued_at": None}
+        case JobStatus.RUNNING:
+            return {**_NO_PROGRESS, "not_before": None}
+    # the token stays, so that a claim which finishes twice is detected
     return {"finished_at": now(), "lease_expires_at": None, **_NO_ESTIMATE}
+
+
+def failure(code: str, message: str) -> tuple[dict[str, object], Event]:
+    """The values and the event of a job that fails with a code of `replaceme_core.errors`."""
+    message = storable(message)
+    return {"error_code": code, "error_message": message}, (EventType.FAILED, {"code": code, "message": message})
 
 
 def no_such_job(job_id: str) -> JobNotFound:
@@ -73,8 +85,9 @@ def transition(
     values: Mapping[str, object],
     events: Sequence[Event],
 ) -> JobRow | None:
-    """Change the status from `old` to `new` as `update_job` does."""
-    return update_job(session, job_id, JobRow.status == old, *where, values={**values, "status": new}, events=events)
+    """Change the status from `old` to `new` as `update_job` does; `values` are set beside those of the status."""
+    every = {**_of_status(new), **values, "status": new}
+    return update_job(session, job_id, JobRow.status == old, *where, values=every, events=events)
 
 
 _EVENTS = cast(Table, JobEventRow.__table__)
