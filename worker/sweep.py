@@ -21,7 +21,7 @@ import psutil
 from replaceme_core.errors import Unavailable
 from replaceme_core.hardware import Accelerator, WorkerKind, find_accelerator, gpu_memory, total_memory
 from replaceme_core.ledger.database import Database
-from replaceme_core.ledger.records import WorkerMemory, WorkerReport
+from replaceme_core.ledger.records import WorkerReport
 from replaceme_core.ledger.states import ACTIVE
 from replaceme_core.ledger.sweep import (
     collect_wake_ups,
@@ -184,12 +184,6 @@ class Sweep(threading.Thread):
             return
         gpu = None if self._device.uuid is None else gpu_memory(self._device.uuid)
         gpu_total, gpu_used = gpu or (None, None)  # of all processes on it, those of others too
-        memory = WorkerMemory(
-            total_bytes=total_memory(),
-            used_bytes=sum(_resident_bytes()),
-            gpu_total_bytes=gpu_total,
-            gpu_used_bytes=gpu_used,
-        )
         report = WorkerReport(
             name=self._worker,
             host=socket.gethostname(),
@@ -197,7 +191,10 @@ class Sweep(threading.Thread):
             device=self._device.name,
             sandbox=self._sandbox,
             processes=tuple(self._process_ids()),
-            memory=memory,
+            total_bytes=total_memory(),
+            used_bytes=sum(_resident_bytes()),
+            gpu_total_bytes=gpu_total,
+            gpu_used_bytes=gpu_used,
         )
         with database.session() as session:
             workers = Workers(session)

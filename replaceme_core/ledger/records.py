@@ -94,18 +94,11 @@ class IdempotencyKey:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerMemory:
-    """Bytes that the processes of a worker may use and use, and the same of its GPU; `None`: not known, or no GPU."""
-
-    total_bytes: int | None = None
-    used_bytes: int | None = None
-    gpu_total_bytes: int | None = None
-    gpu_used_bytes: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class WorkerReport:
-    """What a worker says of itself. `processes` are the process ids that its jobs name, as `HOST:PID`."""
+    """What a worker says of itself. `processes` are the process ids that its jobs name, as `HOST:PID`.
+
+    The bytes are those that its processes may use and use, and the same of its GPU; `None`: not known, or no GPU.
+    """
 
     name: str
     host: str
@@ -113,7 +106,10 @@ class WorkerReport:
     device: str
     sandbox: SandboxMode
     processes: tuple[int, ...]
-    memory: WorkerMemory = WorkerMemory()
+    total_bytes: int | None = None
+    used_bytes: int | None = None
+    gpu_total_bytes: int | None = None
+    gpu_used_bytes: int | None = None
 
 
 class Worker(shapes.Worker):

@@ -209,7 +209,7 @@ class Workers:
         """Store a heartbeat: without another one within `alive_seconds`, the worker counts as lost."""
         values = asdict(report)
         key = {"name": values.pop("name")}
-        values |= values.pop("memory") | {"heartbeat_at": now(), "expires_at": now(plus_seconds=alive_seconds)}
+        values |= {"heartbeat_at": now(), "expires_at": now(plus_seconds=alive_seconds)}
         change_or_insert(self._session, WorkerRow, key, change=values, new={**values, "started_at": now()})
 
     def remove(self, name: str) -> None:

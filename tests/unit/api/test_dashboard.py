@@ -14,7 +14,6 @@ from prometheus_client.samples import Sample
 from api.routes.deps import Services
 from benchmarks.harness.checkout import ROOT
 from replaceme_core.hardware import WorkerKind
-from replaceme_core.ledger.records import WorkerMemory
 from replaceme_core.runner.messages import Stage
 from tests.fixtures.api.service import METRICS_KEY, Service
 from tests.fixtures.jobs.ledger import Ledger
@@ -30,8 +29,8 @@ def samples(service: Service) -> list[Sample]:
     """Those of a service that has seen everything once."""
     service.reset()
     ledger = Ledger(service.database)
-    gpu = WorkerMemory(total_bytes=100, used_bytes=40, gpu_total_bytes=80, gpu_used_bytes=9)
-    ledger.report_worker("h:1", *WorkerKind, memory=gpu)
+    memory = {"total_bytes": 100, "used_bytes": 40, "gpu_total_bytes": 80, "gpu_used_bytes": 9}
+    ledger.report_worker("h:1", *WorkerKind, **memory)
     ledger.add()
     ledger.fail(ledger.add(), code="internal_error")
     done = ledger.claim(ledger.add())

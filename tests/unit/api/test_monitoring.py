@@ -11,7 +11,6 @@ from api.main import create_app
 from benchmarks.harness.jobs import owner_of
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.ledger import changes, reading
-from replaceme_core.ledger.records import WorkerMemory
 from replaceme_core.runner.messages import Stage
 from replaceme_core.settings import Settings
 from tests.fixtures.api.keys import hold_key
@@ -128,10 +127,10 @@ def test_how_long_stages_took(client: TestClient, ledger: Ledger) -> None:
 
 
 def test_workers_and_their_memory(client: TestClient, ledger: Ledger) -> None:
-    gpu = WorkerMemory(total_bytes=100, used_bytes=40, gpu_total_bytes=80, gpu_used_bytes=9)
-    ledger.report_worker("h:1", *WorkerKind, memory=gpu)
-    ledger.report_worker("h:2", WorkerKind.CPU, memory=WorkerMemory(used_bytes=7))
-    ledger.report_worker("lost:3", WorkerKind.CPU, memory=gpu, alive_seconds=-1)
+    memory = {"total_bytes": 100, "used_bytes": 40, "gpu_total_bytes": 80, "gpu_used_bytes": 9}
+    ledger.report_worker("h:1", *WorkerKind, **memory)
+    ledger.report_worker("h:2", WorkerKind.CPU, used_bytes=7)
+    ledger.report_worker("lost:3", WorkerKind.CPU, **memory, alive_seconds=-1)
     samples = scrape(client)
     assert [value(samples, "replaceme_workers", kind=kind) for kind in ("cpu", "gpu")] == [2, 1]
     found = {key: number for key, number in samples.items() if key[0].startswith("replaceme_worker_")}
