@@ -19,13 +19,12 @@ from sqlalchemy.orm import Session
 from replaceme_core.errors import (
     BrokenModel,
     Cancelled,
-    DatabaseUnreachable,
     GateRejected,
-    HubUnreachable,
     RateLimited,
     ReplaceMeError,
     RepositoryNotFound,
     StaleParent,
+    Unavailable,
     WorkerLost,
 )
 from replaceme_core.hardware import WorkerKind
@@ -163,8 +162,7 @@ class Attempt:
                 job_id=self.job.id,
                 rules=self.rules,
                 tasks_directory=self.settings.tasks_path,
-            ),
-            retry_on=(HubUnreachable, DatabaseUnreachable),
+            )
         )
         if spec != self.job.spec:
             self.progress.note(Resolved(spec=spec))
@@ -302,8 +300,8 @@ class Attempt:
                 raise
 
         # as long as the result took: after that it is no cheaper to wait than to compute it again
-        took, retry_on = time.monotonic() - self.began, (HubUnreachable, StaleParent, DatabaseUnreachable)
-        revision = self._retry(publish, retry_on=retry_on, at_least=took)
+        took = time.monotonic() - self.began
+        revision = self._retry(publish, retry_on=(Unavailable, StaleParent), at_least=took)
         claim, report = self.lease.claim, finished.report
         return partial(attempts.succeed, claim=claim, repo_id=repo_id, revision=revision, report=report)
 
@@ -340,10 +338,10 @@ class Attempt:
         self,
         call: Callable[[], T],
         *,
-        retry_on: Sequence[type[ReplaceMeError]] = (HubUnreachable,),
+        retry_on: tuple[type[ReplaceMeError], ...] = (Unavailable,),
         at_least: float = 0.0,
         done: Callable[[], float] = lambda: 0.0,
     ) -> T:
         """`retry_under_lease` for as long as the settings say, or for `at_least` these seconds."""
         seconds = max(self.settings.hub_patience_seconds, at_least)
-        return retry_under_lease(self.lease, call, seconds=seconds, retry_on=tuple(retry_on), done=done)
+        return retry_under_lease(self.lease, call, seconds=seconds, retry_on=retry_on, done=done)

@@ -21,7 +21,6 @@ from typing import Self, TypeVar
 from replaceme_core.errors import (
     Cancelled,
     DatabaseUnreachable,
-    HubUnreachable,
     LeaseLost,
     OutOfTime,
     ReplaceMeError,
@@ -270,7 +269,7 @@ def retry_under_lease(
     call: Callable[[], T],
     *,
     seconds: float,
-    retry_on: tuple[type[ReplaceMeError], ...] = (HubUnreachable,),
+    retry_on: tuple[type[ReplaceMeError], ...] = (Unavailable,),
     done: Callable[[], float] = lambda: 0.0,
 ) -> T:
     """The result of `call`, which is retried for at most `seconds` after the first error in `retry_on`.

@@ -246,10 +246,7 @@ class Supervisor:
             place = locked_directory(self.settings.workspace, name=f"{job.id}-{claim.attempt}")
             with lease, place as directory:
                 hub, rules = retry_under_lease(
-                    lease,
-                    partial(self._hub_and_rules, job),
-                    seconds=self.settings.hub_patience_seconds,
-                    retry_on=(DatabaseUnreachable,),
+                    lease, partial(self._hub_and_rules, job), seconds=self.settings.hub_patience_seconds
                 )
                 return Attempt(
                     job=job,
