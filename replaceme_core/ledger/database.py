@@ -6,6 +6,7 @@ The errors of the drivers become errors of the product here.
 
 import logging
 import os
+import re
 import sqlite3
 import stat
 import time
@@ -151,7 +152,7 @@ _TRANSIENT_SQLSTATES = ("08", "53", "57", "40", "55P03", "25P03", "25006")
 _DISK_FULL_SQLSTATE = "53100"
 _DENIED_SQLSTATE = "42501"
 _NO_SUCH_SQLSTATES = ("42P01", "42703", "3F000")  # table, column, schema
-_NO_SUCH = ("no such table", "no such column")
+_NO_SUCH = re.compile("no such (table|column)|.*has no column named")  # what SQLite says of them
 
 
 def parse_url(url: str) -> URL:
@@ -276,41 +277,26 @@ def explain(error: SQLAlchemyError) -> ReplaceMeError | None:
     if not isinstance(error, DBAPIError):
         return None
     cause = error.orig
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # 0 on PostgreSQL
+    state = getattr(cause, "sqlstate", None) or ""  # empty on SQLite, and where the server says no more
     sentence = str(cause).strip().partition("\n")[0]
-    if isinstance(cause, sqlite3.Error):
-        primary = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-        if primary == sqlite3.SQLITE_FULL:
-            return DatabaseFull("no space left on the device that holds the database")
-        if primary in _SQLITE_DAMAGED:
-            damaged = "the file of the database is damaged; restore it from a backup"
-            return DatabaseUnreachable(damaged).because(sentence)
-        if primary in _SQLITE_DENIED:
-            return _denied().because(sentence)
-        if primary == sqlite3.SQLITE_CANTOPEN:  # that of another user, for one
-            return DatabaseUnreachable("the file of the database cannot be opened").because(sentence)
-        if primary in _SQLITE_BUSY:
-            return DatabaseUnreachable("the database does not answer").because(sentence)
-        if sentence.startswith(_NO_SUCH) or "has no column named" in sentence:
-            return _outdated().because(sentence)
-    elif isinstance(cause, psycopg.Error):
-        if cause.sqlstate == _DISK_FULL_SQLSTATE:
-            return DatabaseFull("no space left on the device that holds the database")
-        if cause.sqlstate == _DENIED_SQLSTATE:
-            return _denied().because(sentence)
-        if cause.sqlstate in _NO_SUCH_SQLSTATES:
-            return _outdated().because(sentence)
-        lost = cause.sqlstate is None and isinstance(cause, psycopg.OperationalError)
-        if lost or error.connection_invalidated or (cause.sqlstate or "").startswith(_TRANSIENT_SQLSTATES):
-            return DatabaseUnreachable("the database does not answer").because(sentence)
-    return None
-
-
-def _denied() -> DatabaseUnreachable:
-    return DatabaseUnreachable("this process has too few rights in the database")
-
-
-def _outdated() -> DatabaseOutdated:
-    return DatabaseOutdated("the database lacks tables of this release; its operator must run the migrations")
+    is_lost = error.connection_invalidated or (isinstance(cause, psycopg.OperationalError) and not state)
+    known: ReplaceMeError
+    if code == sqlite3.SQLITE_FULL or state == _DISK_FULL_SQLSTATE:
+        known = DatabaseFull("no space left on the device that holds the database")
+    elif code in _SQLITE_DAMAGED:
+        known = DatabaseUnreachable("the file of the database is damaged; restore it from a backup")
+    elif code in _SQLITE_DENIED or state == _DENIED_SQLSTATE:
+        known = DatabaseUnreachable("this process has too few rights in the database")
+    elif code == sqlite3.SQLITE_CANTOPEN:  # that of another user, for one
+        known = DatabaseUnreachable("the file of the database cannot be opened")
+    elif state in _NO_SUCH_SQLSTATES or _NO_SUCH.match(sentence):
+        known = DatabaseOutdated("the database lacks tables of this release; its operator must run the migrations")
+    elif code in _SQLITE_BUSY or is_lost or state.startswith(_TRANSIENT_SQLSTATES):
+        known = DatabaseUnreachable("the database does not answer")
+    else:
+        return None
+    return known.because(sentence)
 
 
 class LedgerSession(Session):
