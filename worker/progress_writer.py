@@ -167,7 +167,7 @@ class ProgressWriter:
             with self._collecting:
                 self._refresh()
                 spec, steps, metrics = self._spec, tuple(self._steps), tuple(self._metrics)
-                lines = tuple(self._lines)
+                lines, logged = tuple(self._lines), self._logged
             if spec is None and not steps and not metrics and not lines and then is None:
                 return
             with self.database.session() as session:
@@ -182,8 +182,8 @@ class ProgressWriter:
                 if then is not None:
                     then(session)
             with self._collecting:
-                written = set(map(id, lines))
-                self._lines = deque((line for line in self._lines if id(line) not in written), maxlen=KEPT_LINES)
+                while len(self._lines) > self._logged - logged:  # what came meanwhile is not written yet
+                    self._lines.popleft()
                 self._spec = None if self._spec is spec else self._spec
                 self._steps = [step for step in self._steps if step not in steps]
                 del self._metrics[: len(metrics)]

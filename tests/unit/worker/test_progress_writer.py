@@ -61,6 +61,19 @@ def test_from_the_second_attempt_on_the_history_says_what_was_resumed_from(ledge
     assert ledger.events(job_id)[-1].data == {"stage": "solve", "resumed_from": "solve"}
 
 
+def test_a_line_that_comes_while_an_equal_one_is_written_is_kept(ledger: Ledger) -> None:
+    job_id = ledger.add()
+    claim, course = ledger.claim(job_id), Course(weights=weights_of(ledger.get(job_id).spec), started=0.0)
+    writer = ProgressWriter(ledger.database, claim, course)
+    writer.log("{")
+    writer.log("}")
+    writer.flush(lambda _: writer.log("}"))
+    writer.flush()
+    with ledger.database.session(read_only=True) as session:
+        lines = reading.log(session, job_id, owner="someone").items
+    assert [line.text for line in lines] == ["{", "}", "}"]
+
+
 def test_a_runner_cannot_fill_the_database_with_metrics(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.progress_writer.MOST_METRICS", 3)
     job_id = ledger.add()
