@@ -217,7 +217,7 @@ class JobEventRow(Base):
     attempt: Mapped[int]
     data: Mapped[JsonObject]
     position: Mapped[Large | None]
-    """The place among the events of all jobs, given after the commit (`watching/feed.py`); null: not given yet."""
+    """The place among the events of all jobs, given after the commit (`watching.py`); null: not given yet."""
 
     __table_args__ = (
         CheckConstraint("seq >= 1", name="seq"),
