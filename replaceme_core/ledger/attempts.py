@@ -115,20 +115,16 @@ def update_claimed(
 
 def job_of(session: Session, claim: Claim) -> Job:
     """The job as it is now, also after another worker has claimed it. Raises `JobNotFound` if it has been deleted."""
-    return to_job(_present_row(session, claim))
+    row = read_job(session, claim.job_id)
+    if row is None:
+        raise no_such_job(claim.job_id)
+    return to_job(row)
 
 
 def history(session: Session, claim: Claim) -> tuple[JobEvent, ...]:
     """All events of the job, the oldest first."""
     rows = session.scalars(select(JobEventRow).where(JobEventRow.job_id == claim.job_id).order_by(JobEventRow.seq))
     return tuple(JobEvent.of(row) for row in rows)
-
-
-def _present_row(session: Session, claim: Claim) -> JobRow:
-    row = read_job(session, claim.job_id)
-    if row is None:
-        raise no_such_job(claim.job_id)
-    return row
 
 
 def _has_token(claim: Claim) -> ColumnElement[bool]:
