@@ -127,14 +127,9 @@ def history(session: Session, claim: Claim) -> tuple[JobEvent, ...]:
     return tuple(JobEvent.of(row) for row in rows)
 
 
-def _has_token(claim: Claim) -> ColumnElement[bool]:
-    """The present or, in a finished job, the last claim is this one."""
-    return JobRow.lease_token == claim.token
-
-
 def _is_claimed(claim: Claim) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     """The job is running under this claim, whether the lease has expired or not."""
-    return JobRow.status == JobStatus.RUNNING, _has_token(claim)
+    return JobRow.status == JobStatus.RUNNING, JobRow.lease_token == claim.token
 
 
 def _lost(claim: Claim) -> LeaseLost:
@@ -287,7 +282,7 @@ def release(session: Session, claim: Claim, *, reason: str, counts: bool = True,
     row = transition(
         session,
         claim.job_id,
-        _has_token(claim),
+        *_is_claimed(claim),
         JobRow.cancel_requested_at.is_(None),
         old=JobStatus.RUNNING,
         new=JobStatus.QUEUED,
@@ -303,7 +298,7 @@ def release(session: Session, claim: Claim, *, reason: str, counts: bool = True,
 
 def _finish(session: Session, claim: Claim, new: JobStatus, *, values: Mapping[str, object], event: Event) -> None:
     row = transition(
-        session, claim.job_id, _has_token(claim), old=JobStatus.RUNNING, new=new, values=values, events=[event]
+        session, claim.job_id, *_is_claimed(claim), old=JobStatus.RUNNING, new=new, values=values, events=[event]
     )
     if row is not None:
         return
