@@ -6,7 +6,6 @@ A copy of the database alone then opens nothing. The keys are in the settings, o
 import base64
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
@@ -17,22 +16,15 @@ KEY_BYTES = 32
 _TO_URLSAFE = str.maketrans("+/", "-_")
 
 
-def parse_keys(text: str) -> tuple[str, ...]:
-    """The keys in `text`, separated by commas: each 32 bytes in base64. Raises `ValueError`, which names no key."""
-    keys = tuple(part.strip() for part in text.split(",") if part.strip())
-    for key in keys:
-        try:
-            Fernet(key.translate(_TO_URLSAFE))
-        except ValueError:
-            raise ValueError("expected 32 random bytes in base64, as `openssl rand -base64 32` prints them") from None
-    return keys
-
-
 class SecretsBox:
     """Seals texts with the first of `keys` and opens what any of them has sealed. Without keys it does neither."""
 
-    def __init__(self, keys: Sequence[str]) -> None:
-        boxes = [Fernet(key.translate(_TO_URLSAFE)) for key in keys]
+    def __init__(self, keys: str) -> None:
+        """Keys are separated by commas, each 32 bytes in base64. Raises `ValueError`, which names no key."""
+        try:
+            boxes = [Fernet(key.strip().translate(_TO_URLSAFE)) for key in keys.split(",") if key.strip()]
+        except ValueError:
+            raise ValueError("expected 32 random bytes in base64, as `openssl rand -base64 32` prints them") from None
         self._box = MultiFernet(boxes) if boxes else None
 
     @property

@@ -24,7 +24,7 @@ from replaceme_core.runner.memory_limit import MemoryLimit
 from replaceme_core.runner.messages import CACHE_BYTES
 from replaceme_core.runner.process import Confinement
 from replaceme_core.runner.sandbox import SandboxMode, choose_sandbox
-from replaceme_core.secrets_box import SecretsBox, key_in_file, parse_keys
+from replaceme_core.secrets_box import SecretsBox, key_in_file
 from replaceme_core.telemetry import LogFormat
 from replaceme_core.validation import in_plain_words
 
@@ -121,7 +121,7 @@ def _decoded(value: object) -> object:
 
 
 def _check_keys(keys: SecretStr | None) -> SecretStr | None:
-    return keys if keys is not None and parse_keys(keys.get_secret_value()) else None
+    return keys if keys is not None and SecretsBox(keys.get_secret_value()).has_keys else None
 
 
 def _check_token(token: SecretStr | None) -> SecretStr | None:
@@ -261,10 +261,10 @@ class Settings(BaseSettings):
     def secrets_box(self) -> SecretsBox:
         """The box with the keys of the settings or, for a database that is a file here, one in a file in `data`."""
         if self.encryption_key is not None:
-            return SecretsBox(parse_keys(self.encryption_key.get_secret_value()))
+            return SecretsBox(self.encryption_key.get_secret_value())
         if self.resolved_database_url.startswith("sqlite"):
-            return SecretsBox([key_in_file(self.resolved_data / "encryption-key")])
-        return SecretsBox([])
+            return SecretsBox(key_in_file(self.resolved_data / "encryption-key"))
+        return SecretsBox("")
 
     @property
     def resolved_data(self) -> Path:

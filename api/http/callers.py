@@ -119,7 +119,7 @@ class Sessions:
 
     def __init__(self, box: SecretsBox) -> None:
         own = base64.b64encode(os.urandom(KEY_BYTES)).decode()
-        self._box = box if box.has_keys else SecretsBox([own])
+        self._box = box if box.has_keys else SecretsBox(own)
 
     def seal(self, session: Session) -> str:
         """The value of the cookie."""

@@ -14,7 +14,7 @@ from tests.fixtures.jobs.ledger import at_once
 
 def test_several_credentials_at_once_stay_within_the_limit(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("replaceme_core.ledger.keys.MOST_CREDENTIALS", 2)
-    box = SecretsBox([base64.b64encode(bytes(32)).decode()])
+    box = SecretsBox(base64.b64encode(bytes(32)).decode())
 
     def put(name: str) -> bool:
         try:

@@ -122,7 +122,7 @@ def test_sessions_that_were_ended_are_forgotten_when_they_would_have_expired(sql
 
 
 def test_sessions_expire_and_other_secrets_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    box = SecretsBox([])
+    box = SecretsBox("")
     sessions = Sessions(box)
     session = Session.start("hash")
     assert sessions.open(sessions.seal(session)) == session
