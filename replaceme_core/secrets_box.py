@@ -3,7 +3,6 @@
 A copy of the database alone then opens nothing. The keys are in the settings, or in a file beside an embedded database.
 """
 
-import base64
 import os
 import tempfile
 from pathlib import Path
@@ -12,7 +11,6 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from replaceme_core.errors import InvalidInput, SecretUnreadable
 
-KEY_BYTES = 32
 _TO_URLSAFE = str.maketrans("+/", "-_")
 
 
@@ -57,7 +55,7 @@ def key_in_file(path: Path) -> str:
     if not path.exists():
         descriptor, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         with os.fdopen(descriptor, "wb") as file:
-            file.write(base64.urlsafe_b64encode(os.urandom(KEY_BYTES)))
+            file.write(Fernet.generate_key())
         try:
             os.link(fresh, path)  # whole or not at all, and never over the key of another process or thread
         except FileExistsError:

@@ -8,10 +8,8 @@ it. The database has the sessions that were ended by signing out. Only pages hav
 """
 
 import asyncio
-import base64
 import ipaddress
 import json
-import os
 import secrets
 import socket
 import time
@@ -22,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
+from cryptography.fernet import Fernet
 from starlette.datastructures import Headers
 from starlette.types import Scope as AsgiScope
 
@@ -36,7 +35,7 @@ from replaceme_core.ledger.keys import (
     hash_of,
     is_key,
 )
-from replaceme_core.secrets_box import KEY_BYTES, SecretsBox
+from replaceme_core.secrets_box import SecretsBox
 from replaceme_core.settings import Settings
 from replaceme_core.shapes import KeyLimits
 
@@ -118,8 +117,7 @@ class Sessions:
     """Seals sessions and opens them. Without a key of the service it makes one, which ends with this process."""
 
     def __init__(self, box: SecretsBox) -> None:
-        own = base64.b64encode(os.urandom(KEY_BYTES)).decode()
-        self._box = box if box.has_keys else SecretsBox(own)
+        self._box = box if box.has_keys else SecretsBox(Fernet.generate_key().decode())
 
     def seal(self, session: Session) -> str:
         """The value of the cookie."""
