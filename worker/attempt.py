@@ -29,7 +29,7 @@ from replaceme_core.errors import (
 )
 from replaceme_core.hardware import WorkerKind
 from replaceme_core.hub.model_config import read_outline
-from replaceme_core.hub.port import JOB_TRAILER, REPORT, Hub, Publication, RepositoryKind, read_hub_json
+from replaceme_core.hub.port import REPORT, Hub, Publication, RepositoryKind, read_hub_json
 from replaceme_core.ledger import attempts
 from replaceme_core.ledger.records import Claim, Job
 from replaceme_core.ledger.states import EventType
@@ -140,10 +140,6 @@ class Attempt:
     rules: OutputRules
     history: Sequence[PastJob]
     began: float = field(default_factory=time.monotonic)
-
-    @property
-    def _trailer(self) -> str:
-        return f"{JOB_TRAILER}{self.job.id}"
 
     def run(self) -> Write:
         """Returns the write that ends the attempt. Raises `LeaseLost`, `Cancelled`, or an error that fails the job."""
@@ -284,7 +280,7 @@ class Attempt:
             private=spec.output.private,
             title=f"Remove {counted(len(finished.removed_blocks), 'blocks')} of {spec.model.repo_id}",
             spec_digest=spec.fingerprint(),
-            trailer=self._trailer,
+            job_id=self.job.id,
             create_pr=spec.output.create_pr,
         )
 
@@ -312,7 +308,7 @@ class Attempt:
             return None
 
         def find() -> Write | None:
-            revision = self.hub.find_publication(repo_id, self._trailer, create_pr=self.job.spec.output.create_pr)
+            revision = self.hub.find_publication(repo_id, self.job.id, create_pr=self.job.spec.output.create_pr)
             if revision is None:
                 return None
             hub = self.hub.as_writer()  # it may be private

@@ -250,13 +250,13 @@ class DirectoryHub:
     def namespace(self) -> str:
         return NAMESPACE
 
-    def find_publication(self, repo_id: str, trailer: str, *, create_pr: bool = False) -> str | None:
+    def find_publication(self, repo_id: str, job_id: str, *, create_pr: bool = False) -> str | None:
         with _os_errors(repo_id):
             target, journal = self._place(repo_id, RepositoryKind.MODEL)
             if not journal.exists:
                 return None
             with journal.reading():
-                return _published(journal, trailer) if target.is_dir() else None
+                return _published(journal, job_id) if target.is_dir() else None
 
     def find_output(self, repo_id: str) -> ExistingOutput | None:
         try:
@@ -279,7 +279,7 @@ class DirectoryHub:
         with _os_errors(repo_id):
             target, journal = self._place(repo_id, RepositoryKind.MODEL)
             with journal.writing():
-                earlier = _published(journal, publication.trailer) if target.is_dir() else None
+                earlier = _published(journal, publication.job_id) if target.is_dir() else None
                 if earlier is not None:
                     return earlier
                 parent = self._snapshot(repo_id, RepositoryKind.MODEL)
@@ -354,8 +354,8 @@ class DirectoryHub:
         )
 
 
-def _published(journal: Journal, trailer: str) -> str | None:
-    return next((commit.revision for commit in journal.commits() if commit.trailer == trailer), None)
+def _published(journal: Journal, job_id: str) -> str | None:
+    return next((commit.revision for commit in journal.commits() if job_of(commit.trailer) == job_id), None)
 
 
 def _copy(folder: Path, to: Path) -> None:

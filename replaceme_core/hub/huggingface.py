@@ -156,10 +156,10 @@ class HuggingFaceHub:
             self._owner = owner
         return self._owner
 
-    def find_publication(self, repo_id: str, trailer: str, *, create_pr: bool = False) -> str | None:
+    def find_publication(self, repo_id: str, job_id: str, *, create_pr: bool = False) -> str | None:
         try:
             revisions = self._own_pull_requests(repo_id) if create_pr else ["main"]
-            found = (_published(self._commits(repo_id, revision), trailer) for revision in revisions)
+            found = (_published(self._commits(repo_id, revision), job_id) for revision in revisions)
             return next((commit for commit in found if commit is not None), None)
         except RepositoryNotFound:
             return None
@@ -201,9 +201,9 @@ class HuggingFaceHub:
                 )
         commits = self._commits(repo_id)
         if publication.create_pr:
-            earlier = self.find_publication(repo_id, publication.trailer, create_pr=True)
+            earlier = self.find_publication(repo_id, publication.job_id, create_pr=True)
         else:
-            earlier = _published(commits, publication.trailer)
+            earlier = _published(commits, publication.job_id)
         if earlier is not None:
             return earlier
         parent = commits[0].commit_id if commits else None
@@ -243,7 +243,7 @@ class HuggingFaceHub:
         except ReplaceMeError as refusal:
             # the commit may have been made and only its reply lost; then it must not be made again
             try:
-                made = self.find_publication(repo_id, publication.trailer, create_pr=publication.create_pr)
+                made = self.find_publication(repo_id, publication.job_id, create_pr=publication.create_pr)
             except ReplaceMeError:
                 raise refusal from None  # the first error is more useful
             if made is None:
@@ -322,8 +322,8 @@ def _existing(snapshot: Snapshot, commits: list[GitCommitInfo]) -> ExistingOutpu
     )
 
 
-def _published(commits: list[GitCommitInfo], trailer: str) -> str | None:
-    return next((commit.commit_id for commit in commits if trailer in commit.message.splitlines()), None)
+def _published(commits: list[GitCommitInfo], job_id: str) -> str | None:
+    return next((commit.commit_id for commit in commits if job_of(commit.message) == job_id), None)
 
 
 AT_ONCE = 4

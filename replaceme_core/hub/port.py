@@ -28,7 +28,7 @@ DIRECTORY_PREFIX = "dir:"
 
 REPORT = "replaceme.json"
 """The file of a result that says how it was made, and by which job."""
-JOB_TRAILER = "ReplaceMe-Job: "
+_JOB = "ReplaceMe-Job: "
 """Begins the line of a commit message that names the job."""
 
 
@@ -88,18 +88,22 @@ class Snapshot:
 class Publication:
     """One commit: everything under `folder` becomes the content of `repo_id`.
 
-    `trailer` ("ReplaceMe-Job: ID") is the last line of the commit message, by which a retry finds its own commit.
-    `spec_digest` identifies what was asked for; it is in the line before. With `create_pr` the commit is not on the
-    main branch but in a pull request.
+    The last line of the commit message (`trailer`) names the job, by which a retry finds its own commit. `spec_digest`
+    identifies what was asked for; it is in the line before. With `create_pr` the commit is not on the main branch but
+    in a pull request.
     """
 
     folder: Path
     repo_id: str
     private: bool
     title: str
-    trailer: str
+    job_id: str
     spec_digest: str | None = None
     create_pr: bool = False
+
+    @property
+    def trailer(self) -> str:
+        return f"{_JOB}{self.job_id}"
 
     @property
     def description(self) -> str:
@@ -132,7 +136,7 @@ def check_token(token: SecretStr) -> SecretStr:
 def job_of(message: str) -> str | None:
     """The job that a commit message names."""
     lines = message.splitlines()
-    return next((line.removeprefix(JOB_TRAILER) for line in lines if line.startswith(JOB_TRAILER)), None)
+    return next((line.removeprefix(_JOB) for line in lines if line.startswith(_JOB)), None)
 
 
 def replace_nothing(existing: ExistingOutput) -> None:
@@ -168,8 +172,8 @@ class Hub(Protocol):
     def namespace(self) -> str:
         """The owner of results that name no output repository: the owner of the write token."""
 
-    def find_publication(self, repo_id: str, trailer: str, *, create_pr: bool = False) -> str | None:
-        """The revision of the commit that carries this trailer, if it is among the recent ones.
+    def find_publication(self, repo_id: str, job_id: str, *, create_pr: bool = False) -> str | None:
+        """The revision of the commit that this job has made, if it is among the recent ones.
 
         With `create_pr` among those of pull requests that the owner of the write token has made.
         """
@@ -189,7 +193,7 @@ class Hub(Protocol):
         `may_replace` is called for a repository that is there, before the upload, and may raise to leave it as it is;
         the commit replaces only what it was shown.
         `before_commit` is called right before the commit and may raise to stop it; large files have been uploaded by
-        then, but nothing is visible. A publication whose trailer already exists is not made again.
+        then, but nothing is visible. What the job has published before is not published again.
         """
 
 

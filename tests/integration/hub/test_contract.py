@@ -23,7 +23,7 @@ MODEL, DATASET = RepositoryKind.MODEL, RepositoryKind.DATASET
 CONFIG = b'{"model_type": "llama", "num_hidden_layers": 4}'
 WEIGHTS = bytes(range(256)) * 700
 FILES = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "tokenizer.json": b"{}", "extra/notes.txt": b"notes"}
-TRAILER = "ReplaceMe-Job: 6f1c"
+JOB = "6f1c"
 THEIRS = {"config.json": b'{"theirs": 1}', "model.safetensors": b"their weights", "LICENSE": b"theirs"}
 
 Publish = Callable[..., Publication]
@@ -40,9 +40,9 @@ def tiny(hub: Hub, hub_side: HubSide) -> Snapshot:
 def result(hub: Hub, tmp_path: Path) -> Publish:
     """A publication of some files by a job."""
 
-    def build(files: dict[str, bytes] | None = None, *, trailer: str = TRAILER) -> Publication:
+    def build(files: dict[str, bytes] | None = None, *, job_id: str = JOB) -> Publication:
         found = files or {"config.json": b"{}", "model.safetensors": WEIGHTS}
-        made = publication(tmp_path / trailer.split()[-1], found, trailer=trailer)
+        made = publication(tmp_path / job_id, found, job_id=job_id)
         return replace(made, repo_id=f"{hub.namespace()}/small")
 
     return build
@@ -135,17 +135,17 @@ def test_publish_makes_a_repository_with_one_commit(hub: Hub, hub_side: HubSide,
     calls: list[str] = []
     files = {"config.json": b"{}", "model.safetensors": WEIGHTS, "empty.txt": b"", "a/b.txt": b"x"}
     mine = result(files)
-    assert hub.find_publication(mine.repo_id, TRAILER) is None
+    assert hub.find_publication(mine.repo_id, JOB) is None
     assert hub.find_output(mine.repo_id) is None
     hub_side.add_dataset(mine.repo_id, {"a.txt": b"a data set has a name of its own"})
     assert hub.find_output(mine.repo_id) is None
     revision = hub.publish(mine, before_commit=lambda: calls.append("asked"))
     assert calls == ["asked"]
     snapshot = hub.resolve(mine.repo_id, kind=MODEL)
-    assert snapshot.revision == hub.find_publication(mine.repo_id, TRAILER) == revision
+    assert snapshot.revision == hub.find_publication(mine.repo_id, JOB) == revision
     assert snapshot.private
-    assert hub.find_publication(mine.repo_id, TRAILER[:-1]) is None
-    assert hub.find_publication(f"{hub.namespace()}/other", TRAILER) is None
+    assert hub.find_publication(mine.repo_id, JOB[:-1]) is None
+    assert hub.find_publication(f"{hub.namespace()}/other", JOB) is None
     assert hub_side.files(mine.repo_id) == files
     assert hub_side.publications(mine.repo_id) == 1
     found = ExistingOutput(repo_id=mine.repo_id, is_empty=False, stays_public=False, job_id="6f1c")
@@ -155,13 +155,13 @@ def test_publish_makes_a_repository_with_one_commit(hub: Hub, hub_side: HubSide,
 def test_a_second_result_replaces_the_first_whole(hub: Hub, hub_side: HubSide, result: Publish) -> None:
     shards = {f"model-0000{n}-of-00002.safetensors": WEIGHTS + bytes([n]) for n in (1, 2)}
     first = hub.publish(result({"config.json": b"{}", **shards}), before_commit=nothing)
-    one = result({"config.json": b'{"a": 1}', "model.safetensors": WEIGHTS}, trailer="ReplaceMe-Job: 77aa")
+    one = result({"config.json": b'{"a": 1}', "model.safetensors": WEIGHTS}, job_id="77aa")
     second = hub.publish(one, before_commit=nothing, may_replace=anything)
     assert first != second
     assert hub_side.files(one.repo_id) == {"config.json": b'{"a": 1}', "model.safetensors": WEIGHTS}
     assert hub_side.publications(one.repo_id) == 2
-    assert hub.find_publication(one.repo_id, TRAILER) == first
-    assert hub.find_publication(one.repo_id, "ReplaceMe-Job: 77aa") == second
+    assert hub.find_publication(one.repo_id, JOB) == first
+    assert hub.find_publication(one.repo_id, "77aa") == second
 
 
 @pytest.mark.parametrize("there_before", [False, True])
@@ -170,7 +170,7 @@ def test_a_stopped_publication_leaves_nothing_to_see(
 ) -> None:
     mine = result()
     if there_before:
-        hub.publish(result({"old.txt": b"old"}, trailer="ReplaceMe-Job: 0000"), before_commit=nothing)
+        hub.publish(result({"old.txt": b"old"}, job_id="0000"), before_commit=nothing)
 
     def lost() -> None:
         raise LeaseLost("another worker has this job")
@@ -178,7 +178,7 @@ def test_a_stopped_publication_leaves_nothing_to_see(
     with pytest.raises(LeaseLost):
         hub.publish(mine, before_commit=lost, may_replace=anything)
     assert hub_side.publications(mine.repo_id) == int(there_before)
-    assert hub.find_publication(mine.repo_id, TRAILER) is None
+    assert hub.find_publication(mine.repo_id, JOB) is None
     if there_before:
         assert hub_side.files(mine.repo_id) == {"old.txt": b"old"}
     (mine.folder / "config.json").write_bytes(b'{"tried": "again"}')
@@ -191,7 +191,7 @@ def test_a_stopped_publication_leaves_nothing_to_see(
 
 def test_a_target_that_moved_on_is_not_overwritten(hub: Hub, hub_side: HubSide, result: Publish) -> None:
     """By another job where there was nothing, and by somebody after what was there had been shown."""
-    mine, theirs = result(), result({"replaceme.json": b'{"job_id": "theirs"}'}, trailer="ReplaceMe-Job: 9999")
+    mine, theirs = result(), result({"replaceme.json": b'{"job_id": "theirs"}'}, job_id="9999")
 
     def filled(existing: ExistingOutput) -> None:
         assert existing.job_id == "9999"
@@ -203,7 +203,7 @@ def test_a_target_that_moved_on_is_not_overwritten(hub: Hub, hub_side: HubSide, 
     with pytest.raises(StaleParent, match="changed by another writer"):
         hub.publish(mine, before_commit=nothing, may_replace=filled)
     assert hub_side.files(mine.repo_id).items() >= THEIRS.items()
-    assert hub.find_publication(mine.repo_id, TRAILER) is None
+    assert hub.find_publication(mine.repo_id, JOB) is None
 
 
 def test_an_empty_result_is_refused(hub: Hub, result: Publish, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_what_exists_is_shown_and_left_byte_for_byte(hub: Hub, hub_side: HubSide
 
 def test_a_result_that_was_changed_since_is_no_jobs_own(hub: Hub, hub_side: HubSide, result: Publish) -> None:
     report = {"replaceme.json": b'{"job_id": "6f1c"}', "model.safetensors": WEIGHTS}
-    mine, again = result(report), result(report, trailer="ReplaceMe-Job: 77aa")
+    mine, again = result(report), result(report, job_id="77aa")
     hub.publish(mine, before_commit=nothing)
     hub_side.add_model(mine.repo_id, {"notes.md": b"somebody's"})
     shown: list[ExistingOutput] = []

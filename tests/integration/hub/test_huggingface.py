@@ -41,7 +41,7 @@ from tests.fixtures.servers.hub import SocketSide, anything, nothing, publicatio
 MODEL = RepositoryKind.MODEL
 WEIGHTS = os.urandom(3_000_000)
 FILES = {"config.json": b"{}", "model.safetensors": WEIGHTS, "tokenizer.json": b'{"a": 1}'}
-TRAILER = "ReplaceMe-Job: 6f1c"
+JOB = "6f1c"
 STORAGE, COMMIT = "^/storage/", r"/commit/main$"
 
 
@@ -488,7 +488,11 @@ def test_what_is_published(hub: HuggingFaceHub, fake: FakeHub, result: Publicati
     assert seen == [(1, 0)]
     assert (fake.count("PUT"), fake.count("POST", COMMIT)) == (1, 1)
     commit = fake.commits("tester/out")[-1]
-    assert (commit.oid, commit.title, commit.message.splitlines()[-1]) == (revision, "Remove block 3", TRAILER)
+    assert (commit.oid, commit.title, commit.message.splitlines()[-1]) == (
+        revision,
+        "Remove block 3",
+        f"ReplaceMe-Job: {JOB}",
+    )
     assert ".gitattributes" in commit.tree  # the Hub's own file stays
     hub.publish(replace(result, repo_id="tester/open", private=False), before_commit=nothing)
     assert [fake.store.repository("model", f"tester/{name}").private for name in ("out", "open")] == [True, False]
@@ -570,11 +574,13 @@ def test_a_failed_look_after_a_failed_commit_tells_of_the_commit(
         hub.publish(result, before_commit=then_all_fails)
 
 
-def test_a_trailer_is_found_behind_many_later_commits(hub: HuggingFaceHub, fake: FakeHub, result: Publication) -> None:
+def test_a_publication_is_found_behind_many_later_commits(
+    hub: HuggingFaceHub, fake: FakeHub, result: Publication
+) -> None:
     revision = hub.publish(result, before_commit=nothing)
     for number in range(60):
         fake.add_model("tester/out", {"README.md": str(number).encode()})
-    assert hub.find_publication("tester/out", TRAILER) == revision
+    assert hub.find_publication("tester/out", JOB) == revision
 
 
 @pytest.mark.parametrize("fault", [None, Fault.LOSE_REPLY])
@@ -591,6 +597,6 @@ def test_a_pull_request_is_made_once_and_changes_nothing(
     assert fake.commits("tester/out") == before
     (proposed,) = fake.store.repository("model", "tester/out").proposed
     assert (proposed.oid, proposed.tree.keys() - {".gitattributes"}) == (revision, FILES.keys())
-    assert proposed.message.splitlines()[-1] == TRAILER
-    assert hub.find_publication("tester/out", TRAILER) is None
-    assert hub.find_publication("tester/out", TRAILER, create_pr=True) == revision
+    assert proposed.message.splitlines()[-1] == f"ReplaceMe-Job: {JOB}"
+    assert hub.find_publication("tester/out", JOB) is None
+    assert hub.find_publication("tester/out", JOB, create_pr=True) == revision

@@ -74,9 +74,7 @@ def published(socket_side: SocketSide, tmp_path: Path) -> Published:
         job_id="6f1c",
     )
     compress(request, Recorder())
-    publication = Publication(
-        folder=folder, repo_id=RESULT, private=True, title="Remove blocks", trailer="ReplaceMe-Job: 6f1c"
-    )
+    publication = Publication(folder=folder, repo_id=RESULT, private=True, title="Remove blocks", job_id="6f1c")
     hub.publish(publication, before_commit=nothing)
     return Published(fake=socket_side.fake, folder=folder)
 

@@ -31,7 +31,7 @@ def test_a_result_that_an_earlier_attempt_published_is_used(bench: Bench, tmp_pa
     report = {"removed_blocks": [1], "kept_blocks": [0, 2, 3], "seconds": 5}
     (result / "replaceme.json").write_text(json.dumps(report))
     revision = bench.hub.publish(
-        Publication(folder=result, repo_id=OUTPUT, private=True, title="t", trailer=f"ReplaceMe-Job: {job_id}"),
+        Publication(folder=result, repo_id=OUTPUT, private=True, title="t", job_id=job_id),
         before_commit=lambda: None,
     )
     job = bench.run(job_id, runner_command=("/bin/false",))

@@ -139,9 +139,7 @@ def test_a_job_that_cannot_fit_is_refused_with_the_numbers(small_workers: TestCl
 
 
 def test_what_comes_from_a_private_source_stays_private(settings: Settings, hub_root: Path) -> None:
-    publication = Publication(
-        folder=hub_root / "org/name", repo_id="local/secret", private=True, title="t", trailer="ReplaceMe-Job: 1"
-    )
+    publication = Publication(folder=hub_root / "org/name", repo_id="local/secret", private=True, title="t", job_id="1")
     DirectoryHub(hub_root).publish(publication, before_commit=lambda: None)
     public = {**SMALLEST, "model": "local/secret", "output": {"private": False}}
     with TestClient(create_app(settings)) as client:

@@ -55,7 +55,7 @@ def before_commit():
 
 hub = DirectoryHub(pathlib.Path(sys.argv[1]))
 hub.publish(
-    Publication(folder=pathlib.Path(sys.argv[2]), repo_id=sys.argv[4], private=True, title="t", trailer="Job: new"),
+    Publication(folder=pathlib.Path(sys.argv[2]), repo_id=sys.argv[4], private=True, title="t", job_id="new"),
     before_commit=before_commit,
     may_replace=lambda existing: None,
 )
@@ -63,12 +63,12 @@ hub.publish(
 
 
 RESULT = {"config.json": b"{}", "model.safetensors": b"w" * 1000}
-OUT, NEW = "tester/out", "Job: new"
+OUT, NEW = "tester/out", "new"
 
 
 @pytest.fixture
 def result(tmp_path: Path) -> Publication:
-    return publication(tmp_path / "result", RESULT, trailer=NEW)
+    return publication(tmp_path / "result", RESULT, job_id=NEW)
 
 
 def staged_directories(side: DirectorySide) -> list[str]:
@@ -187,7 +187,7 @@ def test_a_link_inside_the_repository_is_a_file(directory_side: DirectorySide) -
 def test_asking_for_what_is_not_there_leaves_no_trace(directory_side: DirectorySide) -> None:
     with pytest.raises(RepositoryNotFound):
         directory_side.hub.resolve("acme/none", kind=MODEL)
-    assert directory_side.hub.find_publication("acme/none", "Job: 1") is None
+    assert directory_side.hub.find_publication("acme/none", "1") is None
     assert list(directory_side.root.iterdir()) == []
 
 
@@ -223,7 +223,7 @@ def test_a_killed_publisher_leaves_the_old_or_the_new(
 ) -> None:
     hub = directory_side.hub
     if there_before:
-        hub.publish(publication(tmp_path / "old", {"old.txt": b"old"}, trailer="Job: old"), before_commit=nothing)
+        hub.publish(publication(tmp_path / "old", {"old.txt": b"old"}, job_id="old"), before_commit=nothing)
     ended = publish_and_crash(directory_side, result, crash, OUT)
     if ended.returncode == 0:  # with nothing to move aside there is no second rename
         assert (crash, there_before) == ("rename:2", False)
@@ -240,7 +240,7 @@ def test_a_killed_publisher_leaves_the_old_or_the_new(
     assert again == (found or hub.resolve(OUT, kind=MODEL).revision)
     assert directory_side.publications(OUT) == 1 + there_before
     assert directory_side.files(OUT) == RESULT
-    hub.publish(replace(result, trailer="Job: next"), before_commit=nothing, may_replace=anything)
+    hub.publish(replace(result, job_id="next"), before_commit=nothing, may_replace=anything)
     assert staged_directories(directory_side) == []
 
 
@@ -248,19 +248,19 @@ def test_a_line_of_the_log_that_was_cut_short(directory_side: DirectorySide, res
     """By a full disk: the commit is still pending. By a power loss: it may be gone, and the others are not."""
     hub, records = directory_side.hub, directory_side.root / ".commits/models" / OUT
     first = hub.publish(result, before_commit=nothing)
-    second = hub.publish(replace(result, trailer="Job: next"), before_commit=nothing, may_replace=anything)
+    second = hub.publish(replace(result, job_id="next"), before_commit=nothing, may_replace=anything)
     log = records / "commits.jsonl"
     whole = log.read_text()
     log.write_text(whole[:-20])
     assert hub.resolve(OUT, kind=MODEL).revision == second
-    assert [hub.find_publication(OUT, trailer) for trailer in (NEW, "Job: next")] == [first, None]
+    assert [hub.find_publication(OUT, job) for job in (NEW, "next")] == [first, None]
     (records / "pending.json").write_text(whole.splitlines()[-1])
-    assert [hub.find_publication(OUT, trailer) for trailer in (NEW, "Job: next")] == [first, second]
+    assert [hub.find_publication(OUT, job) for job in (NEW, "next")] == [first, second]
     assert log.read_text() == whole
 
 
 def test_a_living_publisher_keeps_what_it_prepares(directory_side: DirectorySide, result: Publication) -> None:
-    other = replace(result, trailer="Job: other")
+    other = replace(result, job_id="other")
 
     def lose() -> None:
         raise LeaseLost("another worker has this job")
@@ -320,7 +320,7 @@ def test_a_folder_that_cannot_be_moved_stays_as_it_was(
 ) -> None:
     """As one on which another file system is mounted."""
     hub = directory_side.hub
-    before = hub.publish(publication(tmp_path / "old", {"old.txt": b"old"}, trailer="Job: old"), before_commit=nothing)
+    before = hub.publish(publication(tmp_path / "old", {"old.txt": b"old"}, job_id="old"), before_commit=nothing)
     rename, calls = Path.rename, iter(range(1, 10))
 
     def fail(self: Path, target: Path) -> Path:
@@ -366,7 +366,7 @@ def test_readers_see_whole_results_while_another_publishes(directory_side: Direc
         revisions.append(directory_side.hub.resolve(f"acme/n{number}", kind=MODEL).revision)
 
     def publish(number: int) -> None:
-        one = publication(tmp_path / f"r{number}", contents[number], trailer=f"Job: {number}")
+        one = publication(tmp_path / f"r{number}", contents[number], job_id=f"{number}")
         DirectoryHub(directory_side.root).publish(one, before_commit=nothing, may_replace=anything)
 
     publish(0)

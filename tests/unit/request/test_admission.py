@@ -245,7 +245,7 @@ def test_what_is_allowed(occupied: Path) -> None:
 
 
 def test_an_earlier_result_of_the_caller_is_replaced(occupied: Path, tmp_path: Path) -> None:
-    made = publication(tmp_path / "made", {"config.json": b"{}"}, trailer="ReplaceMe-Job: mine")
+    made = publication(tmp_path / "made", {"config.json": b"{}"}, job_id="mine")
     DirectoryHub(occupied).publish(replace(made, repo_id="local/result"), before_commit=nothing)
     asked: list[tuple[str, str]] = []
 
