@@ -32,14 +32,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from replaceme_core.engine.activations.cache import file_digest
 from replaceme_core.engine.activations.capture import Losses, schedule
 from replaceme_core.engine.activations.verified_file import content_digest
-from replaceme_core.engine.healing.targets import (
-    HealingText,
-    Targets,
-    loss_of,
-    original_of,
-    write_targets,
-    write_whole,
-)
+from replaceme_core.engine.healing.targets import HealingText, Targets, loss_of, original_of, write_targets
 from replaceme_core.engine.methods.panel import Panel
 from replaceme_core.engine.model.allocator import release_memory
 from replaceme_core.engine.model.device import free_bytes
@@ -47,6 +40,7 @@ from replaceme_core.engine.model.save import save_model
 from replaceme_core.engine.run import Run
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.families.resolve import ResolvedModel, resolve
+from replaceme_core.hub.files import write_atomically
 from replaceme_core.hub.model_files import INDEX, weight_files
 from replaceme_core.library_errors import is_out_of_memory, is_out_of_space, require_space
 from replaceme_core.request.defaults import (
@@ -113,7 +107,7 @@ def heal(
         known = place / "original.json"
         if not known.exists():
             panel, losses = panel_of(original_of(run), tokens)
-            write_whole(known, json.dumps(dict(panel.by_source(losses))))
+            write_atomically(known, json.dumps(dict(panel.by_source(losses))))
         original = json.loads(known.read_text())
         run.release()
         course, problem = Course(), None

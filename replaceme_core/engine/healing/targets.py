@@ -25,6 +25,7 @@ from replaceme_core.engine.text.self_generated import generate_sequences
 from replaceme_core.engine.text.tokens import encode, pack
 from replaceme_core.errors import CalibrationTooSmall, InvalidInput
 from replaceme_core.families.resolve import part_config
+from replaceme_core.hub.files import write_atomically
 from replaceme_core.request.calibration import MixedSource, errors_of
 from replaceme_core.request.defaults import HEAL_GENERATED, HEAL_LIKELIEST, LOGITS_AT_ONCE
 from replaceme_core.wording import counted
@@ -204,16 +205,9 @@ def write_targets(place: Path, text: HealingText, run: Run, *, advance: Callable
                 )
             targets.tokens[rows.start : rows.stop] = made.int()
             _write(targets, rows, model, advance=partial(half, 0.5))
-            write_whole(progress, str(rows.stop))
+            write_atomically(progress, str(rows.stop))
         advance(rows.stop / text.count)
     return targets
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is complete wherever it exists."""
-    draft = path.with_suffix(".draft")
-    draft.write_text(text)
-    draft.replace(path)
 
 
 @torch.inference_mode()
