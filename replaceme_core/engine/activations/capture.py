@@ -290,12 +290,14 @@ class Activations:
         return self.block_runner.run_with_last_write(block, before)
 
     def streams_through(self, batch: int, *, last_block: int) -> Iterator[torch.Tensor]:
-        """The streams before blocks 0, 1, ... `last_block`, and the one after it."""
-        stream = self.before(0, batch)
+        """The streams before blocks 0, 1, ... `last_block`, and the one after it; they are not stored for that."""
+        if batch in self.stored:
+            yield from (self._read(stream_key(block), batch) for block in range(last_block + 2))
+            return
+        stream = self.block_runner.enter(self.tokens(batch))
         yield stream
         for block in range(last_block + 1):
-            is_stored = batch in self.stored
-            stream = self.before(block + 1, batch) if is_stored else self.run(stream, since=block, until=block + 1)
+            stream = self.run(stream, since=block, until=block + 1)
             yield stream
 
     def at_cut(self, batch: int, cut: Cut, *, done: Sequence[FittedCut] = ()) -> CutStreams:
@@ -412,6 +414,7 @@ def capture_distances(
     With `last_tokens` over the last one of each sequence. From one pass that stores nothing, or from the batches that
     are stored.
     """
+    activations.prepare()
     angles = {cut: MeanAngle() for cut in cuts}
     last_block = max(cut.end for cut in cuts)
     starts = {cut.start: max(one.end for one in cuts if one.start == cut.start) for cut in cuts}

@@ -1,6 +1,5 @@
 """How far blocks of the dense model turn the stream: pictures for card and report, not for any choice."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +34,8 @@ def layer_angles(activations: Activations) -> LayerAngles | None:
     """
     if activations.block_runner.is_lazy and not activations.complete:
         return None
-    streams, blocks = _streams(activations), len(activations.block_runner.blocks)
+    blocks = len(activations.block_runner.blocks)
+    streams = activations.streams_through(0, last_block=blocks - 1)
     before = Stream(next(streams).flatten(0, 1))
     tokens, width = before.values.shape
     most = max(min(tokens, MOST_TOKENS, MOST_BYTES // (4 * width * (blocks + 1))), 1)
@@ -63,17 +63,3 @@ def layer_angles(activations: Activations) -> LayerAngles | None:
 def _directions(stream: Stream, chosen: torch.Tensor) -> torch.Tensor:
     values = stream.values[chosen].to(torch.float32)
     return torch.nn.functional.normalize(values, dim=1).cpu()
-
-
-def _streams(activations: Activations) -> Iterator[torch.Tensor]:
-    """The streams before each block and after the last one. What is run here does not count as a dense pass."""
-    blocks = len(activations.block_runner.blocks)
-    if activations.complete:
-        for block in range(blocks + 1):
-            yield activations.before(block, 0)
-        return
-    stream = activations.block_runner.enter(activations.tokens(0))
-    yield stream
-    for block in range(blocks):
-        stream = activations.block_runner.run(block, stream)
-        yield stream
