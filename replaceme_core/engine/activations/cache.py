@@ -245,17 +245,12 @@ def entry_key(directory: Path, *, tokens: TokenSet, compute: ResolvedCompute) ->
     """The key of an entry, 64 hex digits. `directory` holds the model."""
     facts = {
         "model": model_digest(directory),
-        "tokens": [
-            None if each is None else tensor_digest(each)
-            for each in (tokens.fit, tokens.held_out, tokens.held_out_sources, tokens.held_out_scored)
-        ],
-        **({} if tokens.pixels is None else {"pixels": tensor_digest(tokens.pixels)}),
         "compute": compute.model_dump(mode="json", exclude={"pattern_safe"}),  # streams are of all blocks
-        "device": device_name(torch.device(compute.device or "cpu")),
+        "device": device_name(torch.device(compute.device)),
         "versions": [str(torch.__version__), transformers.__version__],
         "code": code_digest(),
     }
-    return content_digest(facts, [])
+    return content_digest(facts, tokens.calibrating)
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ the record and of all tensors. Nothing in a file is executed.
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -44,7 +44,7 @@ def write_verified(
     """
     partial = path.with_name(f"{path.name}.{uuid4().hex[:8]}{PARTIAL}")
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"record": json.dumps(record), "digest": content_digest(record, sorted(held.items()))}
+    metadata = {"record": json.dumps(record), "digest": content_digest(record, held)}
     try:
         save_file(held, partial, metadata=metadata)
         found = read(partial)
@@ -66,7 +66,7 @@ def read_contents(path: Path) -> Contents | None:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
             header = file.metadata() or {}
         record = dict(json.loads(header["record"]))
-        if content_digest(record, tensors.items()) != header["digest"]:
+        if content_digest(record, tensors) != header["digest"]:
             raise ValueError("its digest does not match its content")
         return Contents(record=record, tensors=tensors)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -88,10 +88,10 @@ def delete_partial_files(directory: Path) -> None:
         left_over.unlink(missing_ok=True)
 
 
-def content_digest(record: object, tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """SHA-256 of a JSON `record` and of `tensors` on the host, which come in the order of their names."""
+def content_digest(record: object, tensors: Mapping[str, torch.Tensor] | None = None) -> str:
+    """SHA-256 of a JSON `record` and of `tensors` on the host, by name."""
     total = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
-    for name, tensor in tensors:
+    for name, tensor in sorted((tensors or {}).items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()

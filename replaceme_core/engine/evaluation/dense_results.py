@@ -120,7 +120,7 @@ class DenseResults:
 
     def _key(self, name: str, asked: Mapping[str, object]) -> str:
         facts = {**self.facts, "result": name, "asked": asked}
-        return content_digest(facts, [])
+        return content_digest(facts)
 
 
 def _read(cache: ActivationCache, key: str, name: str) -> Contents | None:

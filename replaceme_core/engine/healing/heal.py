@@ -92,9 +92,7 @@ def heal(
         torch.inference_mode(mode=False),
         TemporaryDirectory(prefix=f".{run.output.name}.heal-", dir=output.parent) as scratch,
     ):
-        key = content_digest(
-            [text.key, version("accelerate"), [file_digest(path) for path in weight_files(output)]], []
-        )
+        key = content_digest([text.key, version("accelerate"), [file_digest(path) for path in weight_files(output)]])
         # targets and checkpoints are beside those of the job, if it has any, for its next attempt
         place, healed = (run.checkpoints or Path(scratch)) / f"heal-{key[:16]}", Path(scratch) / "healed"
         try:

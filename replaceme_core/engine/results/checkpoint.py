@@ -60,11 +60,10 @@ def checkpoint_key(task: Task) -> str:
     facts = {
         "spec": task.spec.model_dump(mode="json", exclude=_NOT_DECIDING),
         "remove": task.remove,
-        "tokens": [content_digest({}, [("tokens", each)]) for each in (task.tokens.fit, task.tokens.held_out)],
         "code": code_digest(),
         "versions": [version("replaceme"), str(torch.__version__), version("transformers")],
     }
-    return content_digest(facts, [])
+    return content_digest(facts, task.tokens.calibrating)
 
 
 def _keep(pruning: Pruning, path: Path) -> Pruning:

@@ -65,6 +65,12 @@ class TokenSet:
     def pixels(self) -> torch.Tensor | None:
         return None if self.pictures is None else self.pictures.pixels
 
+    @property
+    def calibrating(self) -> dict[str, torch.Tensor]:
+        """All that decides which streams a model has and by which of them candidates are judged, by name."""
+        names = ("fit", "held_out", "held_out_sources", "held_out_scored", "pixels")
+        return {name: values for name in names if (values := getattr(self, name)) is not None}
+
     def __post_init__(self) -> None:
         for tokens, sources in (
             (self.fit, self.fit_sources),

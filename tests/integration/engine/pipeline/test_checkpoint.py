@@ -1,6 +1,7 @@
 """What a method decided outlives the process that decided it, and gives the same weights."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from replaceme_core.engine.results import checkpoint
 from replaceme_core.families.layout import Weight
 from replaceme_core.request.method import Method
 from replaceme_core.runner.messages import RunnerRequest, Stage
+from tests.fixtures.models.images import image_request, make_images, saved_tower
 from tests.fixtures.models.pipeline import request
 from tests.fixtures.models.recorder import Recorder
 from tests.fixtures.models.tiny import save_tiny
@@ -124,6 +126,16 @@ def test_another_text_or_another_code_is_another_key(source: Path, monkeypatch: 
     text.write_text(before)
     monkeypatch.setattr(checkpoint, "code_digest", lambda: "a later release")
     assert run(one, "other-code")[0].resumed == []
+
+
+def test_other_images_of_the_same_name_are_another_key(tmp_path: Path) -> None:
+    source, images = saved_tower(tmp_path / "source", "vit"), make_images(tmp_path / "images", 40)
+    one = image_request(source, images).model_copy(update={"checkpoint_directory": str(tmp_path / "checkpoints")})
+    run(one, "killed", dies_at=Stage.FOLD)
+    assert run(one, "same-images")[0].resumed != []
+    shutil.rmtree(images)
+    make_images(images, 40, seed=1)
+    assert run(one, "other-images")[0].resumed == []
 
 
 def test_a_damaged_one_is_not_used(source: Path) -> None:
