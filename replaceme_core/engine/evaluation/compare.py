@@ -297,10 +297,9 @@ class Original:
         """
         of_texts = 1.0 if self.tasks is None else TEXTS_PART  # of the progress
         of_first = FIRST_PART * of_texts
-        home, texts = self.tokens.measure_of_first_text(), _other_texts(self.tokens)
-        name = self.tokens.sources[int(self.tokens.measure_sources[0])]
+        (name, home), *others = self.tokens.measured_texts.items()
         (before, pruned), result = self._measure(name, home, after, advance=lambda part: advance(of_first * part))
-        found = [result]
+        found, texts = [result], dict(others)
         if not {GENERAL, *PARTS_OF_GENERAL}.intersection((*self.tokens.sources, *self.trained_on)):
             with self._on_text(GENERAL):
                 texts[GENERAL] = self._general_text()
@@ -341,7 +340,7 @@ class Original:
         """`found` with the speed of both, in turn, and with their answers, where models are asked."""
         if not self.generates:
             return found
-        home = self.tokens.measure_of_first_text()
+        home, *_ = self.tokens.measured_texts.values()
         with self.unmeasured.part("the speed"):
             old_speed, new_speed = measure_speed([self.subject.model, after.model], [home[0], home[0]])
             before, pruned = replace(found.before, speed=old_speed), replace(found.after, speed=new_speed)
@@ -441,16 +440,6 @@ def _chosen_experts(model: PreTrainedModel, sequences: torch.Tensor) -> dict[int
         if stacked:
             model(input_ids=sequences.to(model.device), use_cache=False, **without_side_outputs(model))
     return {block: torch.cat(parts) for block, parts in found.items()}
-
-
-def _other_texts(tokens: TokenSet) -> dict[str, torch.Tensor]:
-    """The texts of the calibration after the first one, by name."""
-    first = int(tokens.measure_sources[0])
-    return {
-        tokens.sources[source]: tokens.measure[tokens.measure_sources == source]
-        for source in tokens.measure_sources.unique().tolist()
-        if source != first
-    }
 
 
 def ratio_interval(before: Sequence[float], after: Sequence[float], *, predictions: int) -> tuple[float, float] | None:

@@ -79,9 +79,11 @@ class TokenSet:
         ):
             assert sources.shape == tokens.shape[:1], "each sequence has a source"
 
-    def measure_of_first_text(self) -> torch.Tensor:
-        """The sequences of the first text that measure the result, (sequences, length)."""
-        return self.measure[self.measure_sources == self.measure_sources[:1]]
+    @property
+    def measured_texts(self) -> dict[str, torch.Tensor]:
+        """The sequences that measure the result, (sequences, length), by text; the first one of the mix comes first."""
+        sources = self.measure_sources.unique().tolist()
+        return {self.sources[source]: self.measure[self.measure_sources == source] for source in sources}
 
 
 class Drawn(NamedTuple):

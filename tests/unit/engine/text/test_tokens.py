@@ -167,7 +167,8 @@ def test_sequences_of_several_texts_know_their_source(paths: list[Path]) -> None
         assert sources.dtype == torch.long
         assert sources.bincount(minlength=3).tolist() == counts
         assert letters(part) == ["abc"[int(source)] for source in sources]
-    assert letters(tokens.measure_of_first_text()) == ["a"] * 8
+    measured = {name: letters(part) for name, part in tokens.measured_texts.items()}
+    assert list(measured.items()) == list(zip(tokens.sources, (["a"] * 8, ["b"] * 2, ["c"] * 2), strict=True))
     assert len(set(tokens.fit_sources[:28].tolist())) == 3, "shuffled"
     assert sorted(tokens.held_out_sources[:4].tolist()) == [0, 0, 1, 2], "they alternate"
     again = tokens_of(mixed([0.5, 0.25, 0.25], 64), paths)
