@@ -296,7 +296,6 @@ class _Search:
     most: int
     trials: list[Trial] = field(default_factory=list)
     kept: Tried | None = None
-    _has_passed: bool = False
     error: Exception | None = None
 
     def is_too_deep(self, depth: int) -> bool:
@@ -319,9 +318,8 @@ class _Search:
                 measured={name: value for name, value in values.items() if math.isfinite(value)},
                 seconds=0.0,
             )
-            if not trial.is_too_deep or not self._has_passed:
+            if not trial.is_too_deep or all(one.is_too_deep for one in self.trials):
                 self.kept = tried
-            self._has_passed = self._has_passed or not trial.is_too_deep
         release_memory()
         trial = trial.model_copy(update={"seconds": time.perf_counter() - began})
         self.trials.append(trial)
