@@ -35,6 +35,7 @@ from replaceme_core.request.fields import BUILTIN_PREFIX
 from replaceme_core.request.method import TRAITS, Method
 from replaceme_core.request.removal import block_ranges, ratio_of
 from replaceme_core.request.resolve import OF_TEXT, ResolvedSpec
+from replaceme_core.request.spec import NOT_DECIDING
 from replaceme_core.wording import counted, markdown, markdown_code, printable
 
 PICTURE: Final = "blocks.png"
@@ -51,7 +52,6 @@ _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
 _LINK = re.compile(r"https?://[^\s<>\"']{1,300}|\w[\w.-]{0,99}", re.ASCII)
 _LINE = re.compile(r".{1,200}")
-_NOT_DECIDING = {"labels", "output", "priority", "max_queue_seconds", "max_runtime_seconds"}
 _SHAPE_AND_PLACE = {
     MapStructure.FULL: {"shape": "linear", "place": "output projection"},
     MapStructure.DIAGONAL: {"shape": "diagonal", "place": "last norm"},
@@ -303,7 +303,7 @@ def _fenced(text: str, language: str) -> Markup:
 
 def _request(spec: ResolvedSpec, *, of_images: bool) -> str:
     """The body of `POST /jobs`, without what is at its default or decides nothing; `of_images`: or what is of text."""
-    body = spec.model_dump(mode="json", exclude=_NOT_DECIDING, exclude_none=True, exclude_defaults=True)
+    body = spec.model_dump(mode="json", exclude=NOT_DECIDING, exclude_none=True, exclude_defaults=True)
     for name in OF_TEXT if of_images else ():
         body["calibration"].pop(name, None)
     return json.dumps(body, indent=2)

@@ -33,6 +33,8 @@ from replaceme_core.request.gate import DeepestCut, GateSpec, RatioOrDeepest, ch
 from replaceme_core.request.method import TRAITS, Method, MethodSpec
 from replaceme_core.request.tasks import TaskNames
 
+NOT_DECIDING = {"labels", "output", "priority", "max_queue_seconds", "max_runtime_seconds"}
+"""Fields of a resolved specification that decide nothing about the model that is made."""
 DEFAULT_PRIORITY = 5
 HIGHEST_PRIORITY = 9
 Dtype = Literal["float32", "bfloat16", "float16"]

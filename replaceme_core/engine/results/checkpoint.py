@@ -27,10 +27,10 @@ from replaceme_core.engine.activations.verified_file import (
     write_verified,
 )
 from replaceme_core.engine.methods.task import Pruning, Task, find_method
+from replaceme_core.request.spec import NOT_DECIDING
 from replaceme_core.runner.messages import Stage
 
 _PRUNING: Final = TypeAdapter(Pruning)
-_NOT_DECIDING: Final = {"labels", "output", "evaluation", "priority", "max_queue_seconds", "max_runtime_seconds"}
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def _carry_out(task: Task) -> Pruning:
 def checkpoint_key(task: Task) -> str:
     """64 hex digits of the resolved specification with the model's commit, the tokens, the code and its libraries."""
     facts = {
-        "spec": task.spec.model_dump(mode="json", exclude=_NOT_DECIDING),
+        "spec": task.spec.model_dump(mode="json", exclude={*NOT_DECIDING, "evaluation"}),
         "remove": task.remove,
         "code": code_digest(),
         "versions": [version("replaceme"), str(torch.__version__), version("transformers")],
