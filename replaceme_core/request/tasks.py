@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, StringConstraints
 
 from replaceme_core.errors import InvalidInput
 from replaceme_core.hub.port import REPOSITORY
-from replaceme_core.request.fields import as_tuple
+from replaceme_core.request.fields import as_tuple, length
 
 
 def _different(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -30,7 +30,7 @@ def _different(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 TaskName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-TaskNames = Annotated[tuple[TaskName, ...], BeforeValidator(as_tuple), AfterValidator(_different), Field(max_length=64)]
+TaskNames = Annotated[tuple[TaskName, ...], BeforeValidator(as_tuple), AfterValidator(_different), length(0, 64)]
 PAPER = "replaceme_paper"
 
 

@@ -11,7 +11,7 @@ from replaceme_core.ledger.records import stored_spec
 from replaceme_core.request.fields import BUILTIN_TEXTS
 from replaceme_core.request.method import Method
 from replaceme_core.request.removal import blocks_to_remove
-from replaceme_core.request.spec import CompressionRequest, CompressionSpec
+from replaceme_core.request.spec import CompressionRequest, CompressionSpec, EvaluationSpec
 
 SMALLEST = {"model": "org/name", "ratio": 0.25, "calibration": "org/data"}
 TWO = [{"dataset": "org/a"}, {"dataset": "org/b"}]
@@ -49,6 +49,11 @@ def test_short_forms_stand_for_the_long_ones() -> None:
         assert {"type": "string"} in properties[name]["anyOf"], name
     assert properties["calibration"]["anyOf"][1]["type"] == "array"
     assert properties["drop"]["anyOf"][0]["items"]["type"] == "integer"
+
+
+def test_the_schema_says_how_long_a_list_may_be() -> None:
+    tasks = EvaluationSpec.model_json_schema()["properties"]["tasks"]
+    assert (tasks["minItems"], tasks["maxItems"]) == (0, 64)
 
 
 def test_a_specification_may_name_a_directory_and_a_request_may_not() -> None:
