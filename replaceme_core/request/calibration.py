@@ -40,17 +40,11 @@ def held_out_samples(samples: int) -> int:
     return max(1, samples // HELD_OUT_SHARE)
 
 
-class CalibrationSource(Frozen):
-    """One source of calibration text: `dataset`, or with `self_generated` what the model generates itself.
-
-    `share` is its part of the samples; `None`: an equal part of what the other sources leave; 0: nothing is fitted on
-    it, but candidates are judged on it.
-    """
+class GivenText(Frozen):
+    """A text, and what is read of it."""
 
     dataset: TextSource | None = None
-    """A built-in text, file:NAME, or a Hub data set as org/name; null with `self_generated`."""
-    self_generated: bool = False
-    """Whether it is text that the model itself generates."""
+    """A built-in text, file:NAME, or a Hub data set as org/name; null without one."""
     revision: Name | None = None
     """Branch, tag or commit of the Hub data set. Default: main."""
     config: Name | None = None
@@ -61,6 +55,21 @@ class CalibrationSource(Frozen):
     """Column with the text. Default: the usual names."""
     template: Literal["auto", "chat", "plain"] = "auto"
     """Chat template. Default: auto."""
+
+
+_WHICH_TEXT = ("revision", "config", "split", "column")
+_OPTIONS_OF_A_TEXT = (*_WHICH_TEXT, "template")
+
+
+class CalibrationSource(GivenText):
+    """One source of calibration text: `dataset`, or with `self_generated` what the model generates itself.
+
+    `share` is its part of the samples; `None`: an equal part of what the other sources leave; 0: nothing is fitted on
+    it, but candidates are judged on it.
+    """
+
+    self_generated: bool = False
+    """Whether it is text that the model itself generates."""
     share: float | None = Field(default=None, ge=0, le=1)
     """Its part of the samples; null: an equal part of what the others leave. 0: candidates are only judged on it."""
 
@@ -93,10 +102,6 @@ class CalibrationSource(Frozen):
         return not (self.self_generated or self.name.startswith((BUILTIN_PREFIX, FILE_PREFIX)))
 
 
-_WHICH_TEXT = ("revision", "config", "split", "column")
-_OPTIONS_OF_A_TEXT = (*_WHICH_TEXT, "template")
-
-
 class MixedSource(CalibrationSource):
     """A source as a part of the mix: with its share.
 
@@ -112,33 +117,21 @@ Source = Annotated[CalibrationSource, in_short(str | CalibrationSource, dataset=
 Sources = Annotated[tuple[Source, ...], BeforeValidator(as_tuple), length(1, MOST_SOURCES)]
 
 
-class CalibrationSpec(Frozen):
+class CalibrationSpec(GivenText):
     """The text that activations are captured on: either one `dataset` or several `sources`.
 
     `samples` sequences of `max_length` tokens, packed without padding; the sequences held out for choosing the cut
     are part of that count. What is `None` is decided on the worker; of a short text there are fewer samples.
     """
 
-    dataset: TextSource | None = None
-    """One text: a built-in one, file:NAME, or a Hub data set as org/name."""
     sources: Sources | None = None
     """Several texts, in place of one."""
-    revision: Name | None = None
-    """Branch, tag or commit of the Hub data set. Default: main."""
-    config: Name | None = None
-    """Config of the Hub data set."""
-    split: Name = "train"
-    """Split of the Hub data set. Default: train."""
-    column: Name | None = None
-    """Column with the text. Default: the usual names."""
     samples: int | None = Field(default=None, ge=2, le=1_000_000)
     """Number of calibration sequences. Default: 64 on a CPU, 96 with other text beside one text; 1024 on a GPU."""
     max_length: int | None = Field(default=None, ge=SHORTEST, le=131_072)
     """Tokens per sequence. Default: 512 on a CPU, 1024 on a GPU."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed for the selection of calibration text. Default: 0."""
-    template: Literal["auto", "chat", "plain"] = "auto"
-    """Chat template. Default: auto."""
     self_generated: float | None = Field(default=None, ge=0, le=1)
     """Fraction of the calibration sequences that the model generates itself, 0 to 1, beside one calibration text.
     Default: a quarter; 0 calibrates and judges on the one text alone.
@@ -229,7 +222,7 @@ class CalibrationSpec(Frozen):
                 for source, place in zip(self.sources, places, strict=True)
             )
         generated, general = self.self_generated or 0.0, self.general or 0.0
-        options = {name: getattr(self, name) for name in ("dataset", *_OPTIONS_OF_A_TEXT)}
+        options = {name: getattr(self, name) for name in GivenText.model_fields}
         text = MixedSource.model_construct(**options, share=max(0.0, 1 - generated - general))
         own = (MixedSource(self_generated=True, share=generated),) if generated > 0 else ()
         more = (MixedSource(dataset=GENERAL, share=general),) if general > 0 else ()
