@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from replaceme_core.families.layout import MapStructure
 from replaceme_core.request import defaults
-from replaceme_core.request.fields import LONGEST_SECONDS, Frozen, one_of, wrong
+from replaceme_core.request.fields import Frozen, Seconds, one_of, wrong
 
 
 class Method(StrEnum):
@@ -176,7 +176,7 @@ class MethodSpec(Frozen):
     """Structure of the map (least_squares and cosine only). Default: full where possible, else diagonal."""
     selection: Annotated[Selection, one_of(Selection)] = Selection.ONE_BY_ONE
     """How the method refit selects blocks. Default: one_by_one."""
-    time_budget_seconds: float | None = Field(default=None, ge=1, le=LONGEST_SECONDS)
+    time_budget_seconds: Seconds | None = None
     """Seconds available to the method auto, which skips candidates that would take longer. Default: no limit."""
     ridge_later: float | None = Field(default=None, ge=0, le=1e6)
     """Regularization of the projections after the first removed block toward their old weights (refit and auto only).

@@ -17,7 +17,6 @@ from pydantic import AfterValidator, Field, model_validator
 from replaceme_core.request.calibration import CalibrationSource, CalibrationSpec, MixedSource, Source
 from replaceme_core.request.defaults import HEAL_LEARNING_RATE
 from replaceme_core.request.fields import (
-    LONGEST_SECONDS,
     BlockIndices,
     CredentialName,
     Frozen,
@@ -180,7 +179,7 @@ class HealSpec(Frozen):
     learning_rate: float = Field(default=HEAL_LEARNING_RATE, gt=0, le=1)
     """Highest learning rate, for a weight whose values have the root mean square 0.02; that of others is in proportion
     to theirs. It rises over the first steps, and falls along a cosine."""
-    time_budget_seconds: float | None = Field(default=None, ge=1, le=LONGEST_SECONDS)
+    time_budget_seconds: Seconds | None = None
     """End the training after this many seconds, with the best state so far. Default: no limit."""
     weights: Annotated[HealedWeights, one_of(HealedWeights)] | None = None
     """Which weights are trained. Default: all if they fit into memory with the state of the optimiser, else some."""
