@@ -44,7 +44,8 @@ class GivenText(Frozen):
     """A text, and what is read of it."""
 
     dataset: TextSource | None = None
-    """A built-in text, file:NAME, or a Hub data set as org/name; null without one."""
+    """A built-in text, file:NAME, or a Hub data set as org/name; null with `sources`, and in a source with
+    `self_generated`."""
     revision: Name | None = None
     """Branch, tag or commit of the Hub data set. Default: main."""
     config: Name | None = None
