@@ -56,7 +56,7 @@ from replaceme_core.ledger.reading import CURSOR_PATTERN, JobFilters, Sort
 from replaceme_core.ledger.records import Job
 from replaceme_core.ledger.states import JobStatus
 from replaceme_core.report.page import policy
-from replaceme_core.request.fields import Labels, LabelText, one_of, wrong
+from replaceme_core.request.fields import Labels, LabelText, Name, one_of, wrong
 from replaceme_core.runner.messages import Stage
 from replaceme_core.shapes import BEGINNING_OF_ID, LogLine, Page
 from replaceme_core.wording import json_safe
@@ -91,13 +91,12 @@ def _in_utc(value: datetime) -> datetime:
 
 Time = Annotated[AwareDatetime, BeforeValidator(_written_out), AfterValidator(_in_utc), Field(strict=False)]
 JobId = Annotated[str, Field(pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
-Model = Annotated[str, Field(min_length=1, max_length=200, pattern="^[!-~]+$")]
 
 
 class _Filters(BaseModel):
     """What a list and a bulk cancel filter by in the same way."""
 
-    model: Model | None = Field(default=None, description="the repository of the original model, `org/name`")
+    model: Name | None = Field(default=None, description="the repository of the original model, `org/name`")
     created_after: Time | None = Field(default=None, description="jobs submitted after this time")
     created_before: Time | None = Field(default=None, description="jobs submitted before this time")
 
