@@ -218,7 +218,7 @@ def make_engine(url: str, *, foreign_keys: bool = True, pooled: bool = True, aut
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DatabaseUnreachable("the directory of the database cannot be made").because(error) from error
-    _make_private(Path(parsed.database))
+    _make_private(Path(os.path.realpath(parsed.database)))
     engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS}, **_QUIET, **pool)
 
     @event.listens_for(engine, "connect")
@@ -244,7 +244,8 @@ def _make_private(file: Path) -> None:
     SQLite creates the files beside it with the same mode. A file that cannot be made or changed is left to its error.
     """
     with suppress(OSError):
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        with suppress(FileExistsError):  # never opened here: to close it ends all locks of this process on it
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         for one in (file, *(file.with_name(file.name + end) for end in ("-wal", "-shm"))):
             mode = one.stat().st_mode
             if mode & stat.S_IRWXO:

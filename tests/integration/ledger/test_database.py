@@ -1,7 +1,9 @@
 """Transactions: commits, actions after the commit, a database that is not reachable, and one that is a file."""
 
 import re
-from contextlib import suppress
+import subprocess
+import sys
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -291,6 +293,21 @@ def test_only_its_owner_can_read_the_file_and_those_beside_it(tmp_path: Path, be
         modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()}
     database.close()
     assert modes == dict.fromkeys((file.name, f"{file.name}-wal", f"{file.name}-shm"), "0o600")
+
+
+def test_a_second_pool_for_a_file_leaves_the_locks_of_the_first(tmp_path: Path) -> None:
+    """Without them, another process that ends deletes the log that the first pool goes on to write to."""
+    file = tmp_path / "ledger.sqlite3"
+    upgrade(f"sqlite:///{file}")
+    read = f"import sqlite3; print(sqlite3.connect({str(file)!r}).execute('SELECT owner FROM jobs').fetchall())"
+    with closing(Database(f"sqlite:///{file}")) as first:
+        Ledger(first).add(owner="ada")
+        with closing(Database(f"sqlite:///{file}")):
+            seen = []
+            for _ in range(2):
+                seen.append(subprocess.run([sys.executable, "-c", read], capture_output=True, text=True, check=True))
+                Ledger(first).add(owner="ada")
+    assert [done.stdout for done in seen] == ["[('ada',)]\n", "[('ada',), ('ada',)]\n"]
 
 
 def test_the_database_refuses_inconsistent_rows(database: Database) -> None:
