@@ -71,13 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def take_message(queues: Sequence[str]) -> None:
-    """Take one message off the first of `queues` that has any. A broker that is away has none."""
+    """Take one message off the first of `queues` that has any. A broker that is away, or gives none, has none."""
+    connection = app.connection_for_read()
     try:
-        with app.connection_for_read() as connection:
+        with connection:
             for name in queues:
                 if connection.default_channel.basic_get(str(name), no_ack=True) is not None:
                     return
-    except (OperationalError, OSError) as error:
+    except (OperationalError, OSError, *connection.recoverable_connection_errors) as error:
         # only the class of the error: its text may hold the address of the broker with a password
         logger.warning("no message could be taken off the broker (%s)", type(error).__name__)
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
+from redis import Redis
 from sqlalchemy import update
 
 from benchmarks.harness.processes import WAIT_SECONDS
+from benchmarks.harness.servers import start_valkey
 from benchmarks.harness.site import Site
 from replaceme_core.broker import QUEUES, broker_config
 from replaceme_core.ledger.database import now
@@ -54,6 +56,19 @@ def test_what_a_lost_one_left_is_requeued_by_the_next(embedded_site: Site) -> No
         session.execute(update(JobRow).values(lease_expires_at=now(plus_seconds=-1)))
     assert site.start_once().process.wait(timeout=WAIT_SECONDS) == 0
     assert site.event_types(job_id)[-1] == "lease_lapsed"
+
+
+def test_a_broker_that_gives_no_message_stops_no_job(embedded_site: Site) -> None:
+    """As a Redis that a failover has made a replica."""
+    site = embedded_site
+    with start_valkey() as valkey, Redis.from_url(valkey.url) as server:
+        server.replicaof("127.0.0.1", 1)  # where no server is
+        site.extra = {"REPLACEME_BROKER_URL": valkey.url}
+        job_id = site.add()
+        once = site.start_once()
+        assert once.process.wait(timeout=WAIT_SECONDS) == 0, once.log.read_text()
+    assert site.job(job_id).status is JobStatus.SUCCEEDED
+    assert "no message could be taken off the broker (ReadOnlyError)" in once.log.read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
