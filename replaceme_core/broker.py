@@ -43,6 +43,8 @@ class Channel(filesystem.Channel):
             draft.rename(folder / f"{name}.{queue}.msg")
         except OSError as error:
             raise ChannelError(f"cannot add a message to {folder}: {error}") from error
+        finally:
+            draft.unlink(missing_ok=True)
 
     def get_table(self, exchange: str) -> object:
         with locked(Path(self.control_folder) / _TABLES_LOCK):

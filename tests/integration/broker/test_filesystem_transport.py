@@ -1,12 +1,15 @@
 """The filesystem broker, used by many processes at once."""
 
+import errno
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from kombu import Connection, Queue
+from kombu.exceptions import ChannelError
 
 from benchmarks.harness.processes import wait_until
 from replaceme_core.broker import FILESYSTEM_TRANSPORT, broker_config
@@ -55,6 +58,19 @@ def test_a_table_that_its_writer_left_empty_is_written_anew(tmp_path: Path) -> N
     table.touch()
     subprocess.run([sys.executable, "-c", SEND, str(tmp_path), "one", "1"], check=True)
     assert len(list((tmp_path / "broker" / "messages").glob("*.replaceme.msg"))) == 1
+
+
+def test_a_full_disk_keeps_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would remove those of an outage: each try of each sweep would leave one, and workers list them all."""
+    options = broker_config(Settings(data=tmp_path))["broker_transport_options"]
+    with (
+        Connection("filesystem://", transport=FILESYSTEM_TRANSPORT, transport_options=options) as connection,
+        connection.SimpleQueue(Queue("replaceme", routing_key="replaceme")) as outbox,
+    ):
+        monkeypatch.setattr(Path, "rename", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(ChannelError, match="No space left"):
+            outbox.put({})
+    assert list((tmp_path / "broker" / "messages").iterdir()) == []
 
 
 def test_a_worker_that_waits_for_messages_can_soon_stop(tmp_path: Path) -> None:
