@@ -54,9 +54,11 @@ def key_in_file(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         descriptor, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(Fernet.generate_key())
         try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(Fernet.generate_key())
+                file.flush()
+                os.fsync(descriptor)  # what it seals is on the disk at once
             os.link(fresh, path)  # whole or not at all, and never over the key of another process or thread
         except FileExistsError:
             pass

@@ -1,7 +1,9 @@
 import base64
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from pydantic import SecretStr
@@ -47,6 +49,14 @@ def test_the_key_in_a_file_is_made_once_and_is_private(tmp_path: Path) -> None:
     assert SecretsBox(key).has_keys
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_key_that_is_not_on_the_disk_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut it would be an empty file, and what it has sealed could never be opened again."""
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        key_in_file(tmp_path / "encryption-key")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_settings_name_no_key_that_is_not_right(monkeypatch: pytest.MonkeyPatch) -> None:
