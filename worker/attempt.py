@@ -102,7 +102,7 @@ def outcome_after_sigkill(killed: RunnerKilled | PerhapsOutOfMemory, claim: Clai
         if claim.counted < max_attempts and (not_for_memory or not _killed_before(session, claim)):
             attempts.release(session, claim, reason=REASON)
         elif not_for_memory:
-            message = f"{killed.message} (attempt {claim.attempt} of {max_attempts})"
+            message = f"{killed.message} (attempt {claim.attempt} of {max_attempts + claim.uncounted_attempts})"
             attempts.fail(session, claim, code=WorkerLost.code, message=message)
         else:
             attempts.fail(session, claim, code=killed.code, message=killed.message)

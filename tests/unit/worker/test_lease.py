@@ -211,3 +211,16 @@ def test_after_a_kill_the_job_is_retried(
     error = ledger.get(job_id).error
     assert error is not None
     assert error.code == code
+
+
+def test_attempts_that_do_not_count_are_in_the_number_of_all(ledger: Ledger) -> None:
+    job_id = ledger.add()
+    claim = ledger.claim(job_id)
+    with ledger.database.session() as session:
+        attempts.release(session, claim, reason="the worker was shut down", counts=False)
+    claim = ledger.claim(job_id)
+    with ledger.database.session() as session:
+        outcome_after_sigkill(BY_HAND, claim, max_attempts=1)(session)
+    error = ledger.get(job_id).error
+    assert error is not None
+    assert error.message == "SIGKILL (attempt 2 of 2)"
