@@ -300,6 +300,7 @@ def claim(session: Session, *, claim_seconds: float) -> ClaimedDelivery | None:
     longest. Owners with `MOST_AT_ONCE` on the way are passed over, and webhooks with `MOST_TO_ONE`. So slow receivers
     of some do not hold up others.
     """
+    lock_until_commit(session, "claims of messages")  # each of several at once counts
     claimed = select(DeliveryRow.owner, DeliveryRow.webhook_id).where(DeliveryRow.claimed_until > now())
     under_way = session.execute(claimed).all()
     owners, receivers = (Counter(row[place] for row in under_way) for place in (0, 1))

@@ -160,6 +160,15 @@ def test_a_slow_receiver_does_not_hold_up_others_of_its_owner(database: Database
     assert claim(outbox).webhook_id == slow.id
 
 
+def test_a_receiver_gets_few_at_a_time_from_all_senders_together(database: Database) -> None:
+    ledger, outbox = Ledger(database), Outbox(database, owner="of a receiver")
+    outbox.add(events=(EventType.CREATED,))
+    for _ in range(8):
+        ledger.add(owner=outbox.owner)
+    claims = at_once(*[outbox.claim] * 8)
+    assert sum(claimed is not None for claimed in claims) == MOST_TO_ONE
+
+
 def test_the_owner_with_the_fewest_messages_on_the_way_comes_first(ledger: Ledger, outbox: Outbox) -> None:
     names = {}
     for owner in ("slow", "another-slow", "waiting"):
