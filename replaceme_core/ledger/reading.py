@@ -379,7 +379,9 @@ def past_jobs(session: Session, worker_kind: WorkerKind) -> tuple[PastJob, ...]:
         marks = [(row.started_at, Stage.DOWNLOAD), *entered[row.id], (row.finished_at, Stage.PUBLISH)]
         for (begin, stage), (end, _) in pairwise(marks):
             seconds[Stage.DOWNLOAD if stage is Stage.RESOLVE else stage] += max((end - begin).total_seconds(), 0.0)
-        stages = {stage: (value, seconds[stage]) for stage, value in modelled[row.id].items() if stage in seconds}
+        # a runner may write a metric of this name, too
+        known = {stage: value for stage, value in modelled[row.id].items() if stage in seconds and value >= 0}
+        stages = {stage: (value, seconds[stage]) for stage, value in known.items()}
         try:
             spec = to_spec(row)
         except ValidationError:  # of another release

@@ -138,14 +138,16 @@ def finish(
     stages: Mapping[Stage, float] = STAGES,
     succeed: bool = True,
     lost: bool = False,
+    modelled: float = 10.0,
 ) -> None:
-    """A job whose stages took these seconds, where the model says 10 of each."""
+    """A job whose stages took these seconds, where the model says `modelled` of each."""
     claim = ledger.claim(ledger.add_spec(spec))
     if lost:
         ledger.release(claim)
         claim = ledger.claim(claim.job_id)
     ledger.progress(claim, *stages)
-    ledger.measure(claim, *(Measured(stage=stage, name="modelled_seconds", value=10.0, unit="s") for stage in MODELLED))
+    said = {"name": "modelled_seconds", "value": modelled, "unit": "s"}
+    ledger.measure(claim, *(Measured.model_validate({**said, "stage": stage}) for stage in MODELLED))
     (ledger.succeed if succeed else ledger.fail)(claim)
     with ledger.database.session() as session:
         row = session.scalars(select(JobRow).where(JobRow.id == claim.job_id)).one()
@@ -184,6 +186,12 @@ def test_only_first_attempts_that_succeeded_on_this_kind_of_worker_the_newest_fi
     ledger.succeed(ledger.add_spec(spec_for("cpu")))  # nobody knows what the model said of it
     assert [round(job.stages[Stage.SELECT][1]) for job in past(ledger)] == [20, 10]
     assert [round(job.stages[Stage.SELECT][1]) for job in past(ledger, WorkerKind.GPU)] == [1]
+
+
+def test_a_time_that_no_model_says_is_left_out(ledger: Ledger) -> None:
+    """A runner may write what it likes, and each later job is expected by it."""
+    finish(ledger, spec_for("cpu"), modelled=-5.0)
+    assert past(ledger) == ()
 
 
 def test_jobs_on_the_same_model_and_text_have_the_same_inputs(ledger: Ledger) -> None:
