@@ -178,8 +178,12 @@ def record_progress(session: Session, claim: Claim, step: Step) -> None:
     update_claimed(session, claim, values=values, events=[] if row.stage is step.stage else [(EventType.STAGE, data)])
 
 
+_LONGEST_SECONDS = 3_153_600_000.0
+"""A hundred years: the calendar has no room for more, and a runner says how long it takes."""
+
+
 def _seconds(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else max(value, 0.0)
+    return None if value is None or not math.isfinite(value) else min(max(value, 0.0), _LONGEST_SECONDS)
 
 
 def add_metrics(session: Session, claim: Claim, measured: Sequence[Measured]) -> None:

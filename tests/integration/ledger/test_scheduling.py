@@ -164,6 +164,15 @@ def test_the_start_is_estimated_from_jobs_before(ledger: Ledger) -> None:
     assert_waits(waiting[0], 7200)
 
 
+def test_a_runner_that_never_ends_by_its_own_account_hides_no_position(ledger: Ledger) -> None:
+    run_for(ledger, add(ledger), seconds=100)
+    waiting = add(ledger, priority=1)
+    ledger.progress(ledger.claim(add(ledger)), Stage.SOLVE, eta_seconds=1e300)
+    found = queue_position_of(ledger, waiting)
+    assert found is not None and found.estimated_start_at is not None
+    assert found.position == 1
+
+
 def test_many_workers_at_once(ledger_on_both: Ledger) -> None:
     ledger = ledger_on_both
     jobs = [add(ledger, owner) for owner in "aaaabbbbcccc"]
