@@ -178,7 +178,8 @@ def _output(program: str, environ: Mapping[str, str]) -> str:
             command, env=dict(environ), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True
         )
     except (subprocess.SubprocessError, OSError) as error:
-        *_, reason = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        said = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""  # it has ended, and says why
+        *_, reason = f"{error}\n{said}".strip().splitlines()
         raise InvalidInput(
             f"torch cannot list the GPUs of this machine ({reason}); install it with: pip install 'replaceme[worker]'",
             field="gpus",

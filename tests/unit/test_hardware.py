@@ -1,12 +1,21 @@
 """The accelerator of this machine, asked from a replaced torch and driver's tool."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
-from replaceme_core.hardware import Accelerator, WorkerKind, find_accelerator, gpu_memory, local_worker_kinds
+from replaceme_core.errors import InvalidInput
+from replaceme_core.hardware import (
+    Accelerator,
+    WorkerKind,
+    count_gpus,
+    find_accelerator,
+    gpu_memory,
+    local_worker_kinds,
+)
 
 NVIDIA = [Path("/dev/nvidia0")]
 UUID = "8c6a1f0e-1111-2222-3333-0123456789ab"
@@ -41,6 +50,22 @@ def test_the_accelerator_has_the_uuid_of_the_driver(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="devices are files on Linux")
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("raise ImportError('no CUDA here')", "(ImportError: no CUDA here)"),
+        ("import sys, time; print('old', file=sys.stderr, flush=True); time.sleep(60)", "timed out after 2.0 s"),
+        ("import os, sys; print(file=sys.stderr, flush=True); os._exit(3)", "returned non-zero exit status 3"),
+    ],
+    ids=["error", "hangs", "blank line"],
+)
+def test_why_torch_gives_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, reason: str) -> None:
+    monkeypatch.setattr("replaceme_core.hardware.TIMEOUT_SECONDS", 2.0)
+    (tmp_path / "torch.py").write_text(text)
+    with pytest.raises(InvalidInput, match=re.escape(reason)):
+        count_gpus({**os.environ, "PYTHONPATH": str(tmp_path)})
+
+
 def test_torch_is_not_asked_where_there_is_no_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("replaceme_core.hardware.accelerators", list)
     environ = environment(tmp_path)
