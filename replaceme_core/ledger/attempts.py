@@ -33,6 +33,7 @@ from replaceme_core.request.gate import GateResult
 from replaceme_core.request.spec import CompressionSpec
 from replaceme_core.runner.messages import Measured, Stage
 from replaceme_core.telemetry import Origin
+from replaceme_core.wording import json_safe
 
 
 def claim_next(
@@ -259,7 +260,8 @@ def succeed(
 def _of_report(report: Mapping[str, object]) -> dict[str, object]:
     """The columns that a report fills."""
     gate = GateResult.in_report(report)
-    return {"report": dict(report), "gate": None if gate is None else gate.model_dump(mode="json")}
+    # PostgreSQL refuses NaN, and it may be a file that somebody has changed on the Hub
+    return {"report": json_safe(report, name=str), "gate": None if gate is None else gate.model_dump(mode="json")}
 
 
 def fail(

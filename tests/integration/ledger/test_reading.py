@@ -21,7 +21,7 @@ from replaceme_core.ledger.tables import JobEventRow, JobRow
 from replaceme_core.request.spec import CompressionSpec, ComputeSpec, ModelRef
 from replaceme_core.runner.messages import Measured, PastJob, Stage
 from replaceme_core.shapes import JobProgress
-from tests.fixtures.jobs.ledger import Ledger, at_once
+from tests.fixtures.jobs.ledger import REPORT, Ledger, at_once
 
 
 def test_jobs_that_arrive_meanwhile_neither_shift_nor_repeat_a_page(ledger: Ledger) -> None:
@@ -38,6 +38,14 @@ def test_jobs_that_arrive_meanwhile_neither_shift_nor_repeat_a_page(ledger: Ledg
         ledger.add()
         ledger.cancel(old[0])  # a change of status does not change the order either
     assert seen == old[::-1]
+
+
+def test_numbers_of_a_report_that_are_no_json_are_text(ledger_on_both: Ledger) -> None:
+    ledger = ledger_on_both
+    job_id = ledger.add()
+    ledger.succeed(job_id, report={**REPORT, "loss": math.nan})
+    with ledger.database.session(read_only=True) as session:
+        assert reading.report(session, job_id, owner="someone") == {**REPORT, "loss": "nan"}
 
 
 def test_a_report_whose_job_is_deleted_meanwhile_is_not_found(
