@@ -31,7 +31,7 @@ from replaceme_core.ledger.transitions import (
 from replaceme_core.report.reading import Report
 from replaceme_core.request.gate import GateResult
 from replaceme_core.request.spec import CompressionSpec
-from replaceme_core.runner.messages import Measured, Stage
+from replaceme_core.runner.messages import LONGEST_LINE, Measured, Stage
 from replaceme_core.telemetry import Origin
 from replaceme_core.wording import json_safe
 
@@ -199,7 +199,6 @@ def add_metrics(session: Session, claim: Claim, measured: Sequence[Measured]) ->
 
 KEPT_LINES = 1000
 """Of the log of a job."""
-LONGEST_LINE = 2000
 
 
 def add_log(session: Session, claim: Claim, lines: Sequence[str]) -> None:

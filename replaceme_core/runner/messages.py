@@ -157,6 +157,8 @@ class Progress:
         return Progress(send)
 
 
+LONGEST_LINE = 2000
+"""Characters of a line of a runner's log; a longer one is several."""
 CACHE_BYTES = 20 * 2**30
 """The default limit of the activation cache, in bytes."""
 

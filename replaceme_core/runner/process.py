@@ -12,10 +12,12 @@ On Linux the runner also has the kernel kill it when the *thread* that started i
 long as the runner.
 """
 
+import codecs
 import contextlib
 import logging
 import math
 import os
+import re
 import select
 import signal
 import subprocess
@@ -40,7 +42,7 @@ from replaceme_core.runner.memory_limit import (
     make_group,
     mapped_bytes,
 )
-from replaceme_core.runner.messages import FINAL_MESSAGES, MESSAGE, Message, ModelRequest
+from replaceme_core.runner.messages import FINAL_MESSAGES, LONGEST_LINE, MESSAGE, Message, ModelRequest
 from replaceme_core.runner.sandbox import NO_SANDBOX, Sandbox, runner_environment
 from replaceme_core.telemetry import in_context
 from replaceme_core.wording import printable
@@ -67,7 +69,9 @@ RUNNER_COMMAND = (sys.executable, "-P", "-m", "worker.runner")
 """`-P`: a module named `worker` in the working directory is not imported in place of ours."""
 LONGEST_MESSAGE = 16 * 2**20  # bytes; a report with a line per candidate stays far below
 STDERR_LINES = 200
-_PIECE = 4096  # bytes of a longer line
+_READ_BYTES = 4096
+# after a space, where there is one: neither a word nor a secret, which would be shown, is cut in two
+_PIECE = re.compile(rf".{{1,{LONGEST_LINE - 1}}}(?: |$)|.{{1,{LONGEST_LINE}}}", re.DOTALL)
 _POLL_SECONDS = 0.5
 _SETTLE_SECONDS = 1.0
 _KILLED_SECONDS = 60.0
@@ -223,21 +227,24 @@ class Runner:
         self.close()
 
     def _keep_tail(self, stream: IO[bytes]) -> None:
-        rest = b""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        rest = ""
         with stream:
-            while read := os.read(stream.fileno(), _PIECE):
-                *lines, rest = (rest + read).split(b"\n")
-                rest = rest[rest.rfind(b"\r", 0, -1) + 1 :]  # however long a progress bar writes over itself
-                if len(rest) >= _PIECE:
-                    lines, rest = [*lines, rest], b""
+            while read := os.read(stream.fileno(), _READ_BYTES):
+                *lines, rest = (rest + decoder.decode(read)).split("\n")
+                rest = rest[rest.rfind("\r", 0, -1) + 1 :]  # however long a progress bar writes over itself
+                if len(rest) > LONGEST_LINE:
+                    *pieces, rest = _PIECE.findall(rest)
+                    lines += pieces
                 self._keep(lines)
+        rest += decoder.decode(b"", final=True)
         self._keep([rest] if rest else [])
 
-    def _keep(self, lines: Sequence[bytes]) -> None:
+    def _keep(self, lines: Sequence[str]) -> None:
         for line in lines:
-            text = line.decode(errors="replace").rstrip().rpartition("\r")[2]
-            self.stderr_tail.append(printable(text))
-            self._on_line(text)
+            for text in _PIECE.findall(line.rstrip().rpartition("\r")[2]) or [""]:
+                self.stderr_tail.append(printable(text))
+                self._on_line(text)
 
     def _lines(self) -> Iterator[bytes]:
         """Whole lines of its standard output, until end of file, or until it has ended and writes nothing more.

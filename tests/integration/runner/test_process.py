@@ -15,7 +15,7 @@ from benchmarks.harness.processes import wait_until
 from replaceme_core.errors import OutOfMemory, ReplaceMeError
 from replaceme_core.runner import process as child
 from replaceme_core.runner.memory_limit import OomKills
-from replaceme_core.runner.messages import Advanced, EvaluateRequest, Failed, Finished, Measured, Stage
+from replaceme_core.runner.messages import LONGEST_LINE, Advanced, EvaluateRequest, Failed, Finished, Measured, Stage
 from replaceme_core.runner.process import (
     RUNNER_COMMAND,
     Confinement,
@@ -229,7 +229,14 @@ def test_a_progress_bar_is_one_line_however_often_it_moves(tmp_path: Path) -> No
 def test_a_long_line_is_passed_on_in_pieces(tmp_path: Path) -> None:
     lines, _ = lines_of("import sys\nsys.stderr.write('x' * 1_000_000)", tmp_path)
     assert "".join(lines) == "x" * 1_000_000
-    assert max(map(len, lines)) < 8192
+    assert max(map(len, lines)) == LONGEST_LINE, "what the ledger keeps of a line"
+
+
+def test_words_of_a_long_line_stay_whole(tmp_path: Path) -> None:
+    """A half of a secret would be shown, and half a character is none."""
+    lines, _ = lines_of("import sys\nsys.stderr.buffer.write(' größer'.encode() * 10_000)", tmp_path)
+    assert " ".join(lines).split() == ["größer"] * 10_000
+    assert max(map(len, lines)) <= LONGEST_LINE
 
 
 def test_the_environment_is_an_allow_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
