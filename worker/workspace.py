@@ -79,8 +79,12 @@ def remove_abandoned(root: Path) -> list[str]:
 
 
 def _remove_if_abandoned(directory: Path) -> bool:
-    with try_locked(directory.with_name(directory.name + LOCK_SUFFIX), create=True) as is_free:
-        return is_free and _remove(directory)
+    try:
+        with try_locked(directory.with_name(directory.name + LOCK_SUFFIX), create=True) as is_free:
+            return is_free and _remove(directory)
+    except OSError as error:  # such as a lock of another user; what comes after it is removed all the same
+        logger.warning("cannot remove %s; the next sweep retries: %s", directory, error.strerror)
+        return False
 
 
 def _remove(directory: Path) -> bool:

@@ -65,6 +65,14 @@ def test_locks_and_files_without_a_directory_are_removed(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_that_cannot_be_locked_keeps_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As one of another user, whose lock cannot be opened."""
+    (tmp_path / "a.lock").mkdir()
+    (tmp_path / "b").mkdir()
+    assert remove_abandoned(tmp_path) == ["b"]
+    assert f"cannot remove {tmp_path / 'a'}; the next sweep retries: Is a directory" in caplog.text
+
+
 def test_checkpoints_are_kept_between_attempts(tmp_path: Path) -> None:
     with locked_directory(tmp_path, name="job-1"):
         checkpoints_of(tmp_path, "job").mkdir(parents=True)
