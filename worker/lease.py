@@ -200,7 +200,7 @@ class Lease:
             if end <= now:
                 self._stop(
                     StageTimeout(
-                        f"the stage {stage} was not done within {self._stage_seconds:g} s, the limit that "
+                        f"the stage {stage} was not done within {self._stage_seconds:.15g} s, the limit that "
                         "REPLACEME_STAGE_SECONDS sets"
                     )
                 )

@@ -62,9 +62,9 @@ def fail_overdue(session: Session, *, limit: int) -> list[str]:
     overdue = _lock_some(session, JobStatus.QUEUED, JobRow.deadline_at, limit)
     for row in overdue:
         if row.started_at is None:
-            message = f"not started within {row.max_queue_seconds:g} s (max_queue_seconds)"
+            message = f"not started within {row.max_queue_seconds:.15g} s (max_queue_seconds)"
         else:
-            message = f"not done within {row.max_runtime_seconds:g} s of its first start (max_runtime_seconds)"
+            message = f"not done within {row.max_runtime_seconds:.15g} s of its first start (max_runtime_seconds)"
         values, event = failure(OutOfTime.code, message)
         transition(session, row.id, old=JobStatus.QUEUED, new=JobStatus.FAILED, values=values, events=[event])
     return [row.id for row in overdue]

@@ -132,15 +132,16 @@ def fail_overdue(ledger: Ledger) -> list[str]:
 
 
 def test_a_job_that_waited_too_long(ledger: Ledger) -> None:
-    unlimited, job_id, other = (ledger.add_spec(a_spec(max_queue_seconds=seconds)) for seconds in (None, 60, 90))
+    limits = (None, 1_234_567, 2_000_000)
+    unlimited, job_id, other = (ledger.add_spec(a_spec(max_queue_seconds=seconds)) for seconds in limits)
     assert fail_overdue(ledger) == []
     for each in (job_id, other):
-        advance_time(ledger, each, seconds=61)
+        advance_time(ledger, each, seconds=1_234_568)
     assert fail_overdue(ledger) == [job_id]
     job = ledger.get(job_id)
     assert job.error is not None
     assert (job.status, job.error.code, job.attempt, job.started_at) == (JobStatus.FAILED, "out_of_time", 0, None)
-    assert "60 s" in job.error.message
+    assert "1234567 s" in job.error.message
     assert fail_overdue(ledger) == []
     assert ledger.status(unlimited) is ledger.status(other) is JobStatus.QUEUED
 
