@@ -195,7 +195,9 @@ class Settings(BaseSettings):
     drain_seconds: Seconds = Field(default=10, ge=0)
     cancel_grace_seconds: Seconds = Field(default=2, ge=0)
     hub_patience_seconds: Seconds = Field(default=120, ge=0)
-    runner_command: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_decoded)] = None
+    runner_command: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_decoded)] = Field(
+        default=None, min_length=1
+    )
     sandbox: SandboxMode = SandboxMode.AUTO
     sandbox_user: str | None = Field(default=None, min_length=1)
     runner_memory_bytes: int | None = Field(default=None, ge=0)

@@ -77,6 +77,13 @@ def test_a_wrong_setting_is_named_once_with_what_is_expected(
     assert [part for part in ("hun", "ter", "two") if part in message] == []
 
 
+def test_a_runner_command_is_not_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else our own runner would get no sandbox, as that of an operator gets none."""
+    monkeypatch.setenv("REPLACEME_RUNNER_COMMAND", "[]")
+    with pytest.raises(InvalidInput, match="REPLACEME_RUNNER_COMMAND: expected at least 1 item"):
+        read_settings()
+
+
 @pytest.mark.parametrize("name", ["a?b=c", "a#b", "100%41", "a b@c:d", "\xe4"])
 def test_the_embedded_database_lies_in_data_whatever_its_name(name: str, tmp_path: Path) -> None:
     data = tmp_path / name
