@@ -209,6 +209,8 @@ def main() -> int:
             sys.excepthook(type(error), error, error.__traceback__)  # for the log: the message says little
         elif (explained := error.explained if isinstance(error, ReplaceMeError) else str(error)) != last.message:
             sys.stderr.write(f"{explained}\n")
+    for number in (signal.SIGTERM, signal.SIGINT):  # there is nothing left to stop
+        signal.signal(number, signal.SIG_IGN)
     for stream in (sys.stdout, sys.stderr):  # after the final message the parent may end this process at any moment
         stream.flush()
     writer.send(last)

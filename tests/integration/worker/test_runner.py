@@ -14,11 +14,26 @@ from benchmarks.harness.processes import WAIT_SECONDS, wait_until
 from benchmarks.harness.site import STUB_RUNNER
 from replaceme_core.request.calibration import CalibrationSpec
 from replaceme_core.request.spec import CompressionSpec, ModelRef
-from replaceme_core.runner.messages import Failed, Finished, Message, RunnerRequest
+from replaceme_core.runner.messages import EvaluateRequest, Failed, Finished, Message, RunnerRequest
 from replaceme_core.runner.process import RUNNER_COMMAND, Runner
 from replaceme_core.runner.sandbox import runner_environment
 
 COMMAND = (sys.executable, str(STUB_RUNNER))
+
+SIGTERM_AT_THE_END = """
+import os, signal, sys
+from replaceme_core.runner.messages import Finished
+from worker import runner
+
+class Stream:
+    def flush(self):
+        signal.raise_signal(signal.SIGTERM)
+
+runner.start_orphan_guard()
+runner.evaluate = lambda request: Finished(report={"done": True})
+sys.stderr = Stream()
+os._exit(runner.main())
+"""
 
 NETWORK = """
 import socket
@@ -69,6 +84,13 @@ def test_output_of_libraries_does_not_reach_the_messages(tmp_path: Path) -> None
     assert isinstance(last, Finished)
     assert last.report["loss"] == "nan"
     assert (tmp_path / "output" / "replaceme.json").is_file()
+
+
+def test_a_result_that_is_there_is_sent_after_sigterm(tmp_path: Path) -> None:
+    """Such as when the host shuts down all processes: without a final message the job would fail."""
+    asked = EvaluateRequest(model_directory=str(tmp_path), prompts=("x",))
+    with Runner((sys.executable, "-c", SIGTERM_AT_THE_END), asked, scratch=tmp_path / "scratch") as runner:
+        assert list(runner.messages()) == [Finished(report={"done": True})]
 
 
 def test_an_error_is_a_final_message_with_its_trace_on_standard_error(tmp_path: Path) -> None:
