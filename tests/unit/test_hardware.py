@@ -49,7 +49,6 @@ def test_the_accelerator_has_the_uuid_of_the_driver(tmp_path: Path, monkeypatch:
     assert find_accelerator({**os.environ, "PYTHONPATH": str(tmp_path)}) is None
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="devices are files on Linux")
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -66,6 +65,7 @@ def test_why_torch_gives_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         count_gpus({**os.environ, "PYTHONPATH": str(tmp_path)})
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="devices are files on Linux")
 def test_torch_is_not_asked_where_there_is_no_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("replaceme_core.hardware.accelerators", list)
     environ = environment(tmp_path)
