@@ -84,7 +84,7 @@ def evaluate(
     source, pinned_text = _pin_text(text, machine.hub)
     options = {
         "builtin": source["dataset"] if pinned_text == Pinned() else None,
-        "data_set": source if pinned_text.snapshot is not None else None,
+        "source": source,
         "samples": samples,
         "max_length": max_length,
         "device": device,

@@ -244,7 +244,8 @@ MOST_PROMPTS = 64
 class EvaluateRequest(ModelRequest):
     """The request to measure models on a text. The runner chooses values that are `None`.
 
-    The text is a file, a directory with a snapshot of `data_set`, or a `builtin` one. `others` are further models.
+    The text is a file, a directory with a snapshot, or a `builtin` one, read with the options of `source`. `others` are
+    further models.
     """
 
     others: tuple[AbsolutePath, ...] = ()
@@ -254,7 +255,7 @@ class EvaluateRequest(ModelRequest):
     """Of an answer, at most."""
     text_path: AbsolutePath | None = None
     builtin: TextSource | None = None
-    data_set: CalibrationSource | None = None
+    source: CalibrationSource | None = None
     samples: int = Field(default=16, ge=1, le=100_000)
     max_length: int | None = Field(default=None, ge=8, le=131_072)
     device: str | None = Field(default=None, pattern=r"^[a-z]+(:\d+)?$")

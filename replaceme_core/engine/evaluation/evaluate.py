@@ -153,7 +153,7 @@ def _sequences(directory: Path, request: EvaluateRequest, *, length: int) -> tup
     """The token ids (samples, length) of the text by the tokenizer in `directory`."""
     tokenizer = load_tokenizer(directory)
     path = None if request.text_path is None else Path(request.text_path)
-    source = request.data_set or CalibrationSource(dataset=request.builtin or f"{FILE_PREFIX}text.txt")
+    source = request.source or CalibrationSource(dataset=request.builtin or f"{FILE_PREFIX}text.txt")
     encoded = encode(documents(source, path), tokenizer, template=source.template, running_text=is_running_text(path))
     packed = pack(encoded, tokenizer, length=length, limit=request.samples)
     sequences = packed.sequences

@@ -166,11 +166,26 @@ def test_evaluate_with_a_revision_of_a_model_and_a_text_of_the_hub(
     assert found.models[1].revision not in (first, None)
     request = found.models[0].report["request"]
     assert isinstance(request, dict)
-    assert (request["builtin"], request["data_set"]["revision"]) == (None, commit)
+    assert (request["builtin"], request["source"]["revision"]) == (None, commit)
     assert [path.name for path in Path(request["text_path"]).iterdir()] == ["test.jsonl"]
     assert found.text == "acme/text"
     with pytest.raises(InvalidInput, match="no split 'validation'"):
         evaluate(["acme/tiny"], text={"dataset": "acme/text", "split": "validation"}, settings=make_settings())
+
+
+@pytest.mark.parametrize(("name", "option"), [("rows.jsonl", "column"), ("builtin:instructions", "template")])
+def test_evaluate_reads_a_text_on_this_machine_with_its_options(
+    files: dict[str, bytes], make_settings: Make, tmp_path: Path, name: str, option: str
+) -> None:
+    directory = tmp_path / "tiny"
+    directory.mkdir()
+    for file, content in files.items():
+        (directory / file).write_bytes(content)
+    (tmp_path / "rows.jsonl").write_bytes(ROWS)
+    text = {"dataset": name if name.startswith("builtin:") else tmp_path / name, option: "plain"}
+    request = evaluate([directory], text=text, settings=make_settings()).models[0].report["request"]
+    assert isinstance(request, dict)
+    assert request["source"][option] == "plain"
 
 
 def test_gated_models(fake_hub: FakeHub, files: dict[str, bytes], make_settings: Make, run: Compress) -> None:
