@@ -33,7 +33,7 @@ from replaceme_core.engine.model.block_runner import without_side_outputs
 from replaceme_core.engine.text.documents import builtin_documents
 from replaceme_core.engine.text.drawing import TokenSet
 from replaceme_core.engine.text.limits import render
-from replaceme_core.engine.text.tokens import encode, end_tokens, pack
+from replaceme_core.engine.text.tokens import check_ids, encode, end_tokens, pack
 from replaceme_core.errors import BrokenModel, GateRejected, InvalidInput
 from replaceme_core.families.resolve import resolve
 from replaceme_core.hub.model_config import read_outline
@@ -88,10 +88,11 @@ def answer(
 ) -> list[Answer]:
     """Greedy answers of at most `new_tokens` tokens, by default to questions if the tokenizer has a chat template.
 
-    Raises `InvalidInput` where a prompt and its answer may have more than `longest` tokens.
+    Raises `InvalidInput` where a prompt and its answer may have more than `longest` tokens, and as `check_ids`.
     """
     prompts = prompts or (OPENINGS if tokenizer.chat_template is None else QUESTIONS)
     rows = [_ids(tokenizer, prompt) for prompt in prompts]
+    check_ids(max(map(max, rows)), model.config.get_text_config().vocab_size)
     width = max(map(len, rows))
     if longest is not None and width + new_tokens > longest:
         raise InvalidInput(

@@ -18,6 +18,7 @@ from replaceme_core.engine.evaluation.dense_results import DenseResults
 from replaceme_core.engine.evaluation.speed import ImageSpeed, Speed
 from replaceme_core.engine.model.block_runner import BlockRunner, Hook, Stop, record_values
 from replaceme_core.engine.model.device import synchronise
+from replaceme_core.engine.text.tokens import check_ids
 from replaceme_core.errors import NumericalFailure
 from replaceme_core.families.layout import FAMILIES
 from replaceme_core.families.resolve import part_config, resolve
@@ -273,11 +274,12 @@ def measure(
     Each batch runs on all subjects before the next, so that a machine that slows down affects all alike. Logits are
     made in parts. Speed is the median over batches of whole passes with all logits, after one warm-up pass.
     `divergence` gets the predictions of the first two subjects, `size` is that of the text. What is kept of a subject
-    is used.
+    is used. Raises `InvalidInput` as `check_ids`, and `NumericalFailure`.
     """
-    vocabulary = max(part_config(subject.model.config).vocab_size for subject in subjects)
+    vocabularies = [part_config(subject.model.config).vocab_size for subject in subjects]
+    check_ids(int(sequences.max()), min(vocabularies))
     length = sequences.shape[1]
-    batches = sequences.split(max(1, LOGITS_AT_ONCE // (length * vocabulary)))
+    batches = sequences.split(max(1, LOGITS_AT_ONCE // (length * max(vocabularies))))
     with ExitStack() as stack:
         kept = [stack.enter_context(subject.streams(batches)) for subject in subjects]
         for subject, streams in zip(subjects, kept, strict=True):

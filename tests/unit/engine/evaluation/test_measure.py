@@ -140,6 +140,14 @@ def test_too_little_text(
         evaluated(directory, text_path=str(text))
 
 
+@pytest.mark.parametrize(
+    "more", [{"builtin": "builtin:code"}, {"prompts": ("Why?",)}], ids=lambda more: next(iter(more))
+)
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, more: dict[str, object]) -> None:
+    with pytest.raises(InvalidInput, match="the model has 64 embeddings: tokenizer and model do not belong together"):
+        evaluated(save_tiny(tmp_path / "small", vocab_size=64), **more)
+
+
 @pytest.mark.usefixtures("brief_reports")
 def test_sequences_end_where_the_shortest_table_of_positions_does(tmp_path: Path, directory: Path) -> None:
     table = save_tiny(tmp_path / "table", variant=BY_NAME["gpt2"], max_position_embeddings=32)
