@@ -94,8 +94,9 @@ class ResolvedCalibration(CalibrationSpec):
 
     @property
     def judging(self) -> int:
-        """How many held-out sequences a source has that judges beside the samples: half as many as are held out."""
-        most = min(MOST_JUDGING, JUDGING_TOKENS // self.max_length)
+        """How many held-out sequences a source has that judges beside the samples: half as many as are held out, and
+        one at least, however long."""
+        most = max(1, min(MOST_JUDGING, JUDGING_TOKENS // self.max_length))
         return min(max(FEWEST_JUDGING, held_out_samples(self.samples) // 2), most)
 
     @property

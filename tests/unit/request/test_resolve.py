@@ -77,7 +77,9 @@ HALF_OWN = [("org/text", 28, 8), ("self-generated", 28, 4), (GENERAL, 0, 4)]
         # no more of the general text than it has
         ({"max_length": 8_192}, {}, [("org/text", 61, 12), ("self-generated", 21, 1), (GENERAL, 2, 1)], 21),
         # and none where it has too few of such sequences to judge
-        ({"max_length": 16_384}, {}, [("org/text", 63, 12), ("self-generated", 21, 0)], 21),
+        ({"max_length": 16_384}, {}, [("org/text", 63, 12), ("self-generated", 21, 1)], 21),
+        # a text that is named for judging judges, however long its sequences are
+        ({"sources": ["org/text", OTHER], "max_length": 16_384}, {}, [*ALONE, ("org/other", 0, 1)], 0),
         # several texts
         ({"sources": ["org/text", OWN]}, {}, HALF_OWN, 0),
         ({"sources": ["org/text", OWN], "repeated": 0.25}, {}, HALF_OWN, 14),
