@@ -112,7 +112,7 @@ def heal(
         if not (isinstance(removed, list) and removed) or Report(recorded.report).is_true("healing", "is_kept"):
             raise InvalidInput(f"{result} was trained already, or does not say which blocks are gone", field="result")
         _check_digests(recorded.part("result"), recorded.directory, field="result")
-        before, chosen = recorded.spec, recorded.report.get("chosen_method")
+        before, chosen = recorded.spec.model_copy(update={"heal": None}), recorded.report.get("chosen_method")
         _, found, _ = resolve_texts(before.calibration, asked, machine.hub, find_file=paths.get)
         method = before.method.model_copy(update={"groups": 1})  # of named blocks there are none
         # not how this machine's memory made the result read: where it was block by block, the model may fit here
@@ -131,7 +131,7 @@ def heal(
             out=out,
             show=on_progress,
             check=recorded.check_model,
-            check_texts=recorded.check_texts,
+            check_texts=lambda paths: recorded.check_texts(paths[: len(before.texts)]),
             pruned_directory=recorded.directory,
             pruned_by=chosen if chosen in tuple(Method) else None,
         )

@@ -149,6 +149,24 @@ def test_healing_needs_a_result_that_no_training_has_made_better(
         assert (done.exit_code, words in done.stderr) == (2, True), done.stderr
 
 
+@pytest.mark.parametrize("options", [(), ("--heal-dataset", "other.txt")], ids=["no text", "another text"])
+def test_what_an_earlier_training_has_read_is_not_read_again(
+    replaceme: Run, result: Path, model: Path, text: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    record = json.loads((result / "replaceme.json").read_text())
+    record["spec"] = {**SPEC, "heal": {"tokens": 4096, "dataset": {"dataset": "file:earlier.txt"}}}
+    record["calibration_texts"].append({"name": "file:earlier.txt", "files": {"earlier.txt": "0" * 64}})
+    (result / "replaceme.json").write_text(json.dumps({**record, "healing": {"is_kept": False}}))
+    for file in model.iterdir():
+        (result / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "other.txt").write_text("other words")
+    others = [tmp_path / one if one.endswith(".txt") else one for one in options]
+    named = ("--teacher", model, "--text", text, "--heal-tokens", "8192", *others)
+    done = replaceme("heal", result, "--out", tmp_path / "healed", *named)
+    assert done.exit_code == 0, done.stderr
+    assert sent(tmp_path / "healed")["calibration_paths"] == list(map(str, (text, *others[1:])))
+
+
 def test_what_is_missing_is_asked_for(replaceme: Run, result: Path, model: Path, text: Path, tmp_path: Path) -> None:
     for arguments, words in (
         ((result, "--text", text), "name that directory with --model"),
