@@ -7,6 +7,7 @@ together. A sequence is written once it is complete: an attempt that ends early 
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -22,9 +23,9 @@ from replaceme_core.engine.results.checkpoint import checkpoint_key
 from replaceme_core.engine.run import Run
 from replaceme_core.engine.text.documents import documents, is_running_text
 from replaceme_core.engine.text.panel import REPEATED
-from replaceme_core.engine.text.self_generated import generate_sequences
+from replaceme_core.engine.text.self_generated import generate_sequences, openings
 from replaceme_core.engine.text.tokens import encode, pack
-from replaceme_core.errors import CalibrationTooSmall, InvalidInput
+from replaceme_core.errors import BrokenModel, CalibrationTooSmall, InvalidInput
 from replaceme_core.families.resolve import part_config
 from replaceme_core.hub.files import write_atomically
 from replaceme_core.request.calibration import MixedSource, errors_of
@@ -119,24 +120,29 @@ class HealingText:
         """Read the text that the specification of `task` names, if it does; `paths` has one for each of its texts.
 
         Else the sequences of the calibration that repeat passages, and the sources of its mix by their shares, as far
-        as they go. What shares a `PASSAGE` with text of `task` that judges or measures is left out. Raises
-        `CalibrationTooSmall` where a named text is too short.
+        as they go. What shares a `PASSAGE` with text of `task` that judges or measures is left out; the words with
+        which the chat template begins every conversation are not shared text. Raises `CalibrationTooSmall` where a
+        named text is too short.
         """
         spec, tokens = task.spec, task.tokens
         assert spec.heal is not None
         length, seed = spec.calibration.max_length, spec.calibration.seed
         count, named = max(1, spec.heal.tokens // length), spec.heal.source
+        opening = _opening(tokenizer)
         rows = [*tokens.held_out.tolist(), *tokens.measure.tolist()]
-        taken = {passage for row in rows for passage in _passages(row)}
+        taken = {passage for row in rows for passage in _passages(row, opening)}
+
+        def is_free(ids: Sequence[int]) -> bool:
+            return taken.isdisjoint(_passages(ids, opening))
 
         def read(source: MixedSource, path: Path | None, most: int) -> torch.Tensor:
             """At most that many sequences that have none of the passages `taken`, of about twice as much text."""
             runs = is_running_text(path)
             with errors_of(source):
                 encoded = encode(documents(source, path), tokenizer, template=source.template, running_text=runs)
-                usable = (ids for ids in encoded if runs or taken.isdisjoint(_passages(ids)))
+                usable = (ids for ids in encoded if runs or is_free(ids))
                 found = pack(usable, tokenizer, length=length, limit=READ_FOR_EACH * most).sequences
-            return _shuffled(found[[taken.isdisjoint(_passages(row)) for row in found.tolist()]], seed)[:most]
+            return _shuffled(found[[is_free(row) for row in found.tolist()]], seed)[:most]
 
         if named is not None:
             found = read(named, paths[-1], count)
@@ -167,8 +173,23 @@ def _shuffled(rows: torch.Tensor, seed: int) -> torch.Tensor:
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
 
 
-def _passages(ids: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    return (tuple(ids[start : start + PASSAGE]) for start in range(len(ids) - PASSAGE + 1))
+def _opening(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What the chat template puts before the first words of a conversation; nothing without a usable template."""
+    with suppress(BrokenModel):
+        return next(iter(openings(tokenizer).turns), ())
+    return ()
+
+
+def _passages(ids: Sequence[int], opening: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Those of `ids` without each `opening` in them."""
+    own, place = list[int](), 0
+    while place < len(ids):
+        if opening and tuple(ids[place : place + len(opening)]) == opening:
+            place += len(opening)
+        else:
+            own.append(ids[place])
+            place += 1
+    return (tuple(own[start : start + PASSAGE]) for start in range(len(own) - PASSAGE + 1))
 
 
 def original_of(run: Run) -> PreTrainedModel:

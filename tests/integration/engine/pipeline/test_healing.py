@@ -359,6 +359,23 @@ def test_documents_that_judge_or_measure_are_not_trained_on(source: Path, monkey
     assert judged.isdisjoint(passages(seen[0].read))
 
 
+def test_conversations_share_more_than_how_their_template_begins(source: Path) -> None:
+    """In every one that judges there is the same text of the system, longer than a passage."""
+    (source / "chat_template.jinja").write_text(
+        "<You are a helpful assistant that counts sheep.>"
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    )
+    rows = source.parent / "other.jsonl"
+    asks = [("user", "How many sheep are on farm {}?"), ("assistant", "There are {} of them, all of them white.")]
+    turns = [[{"role": role, "content": words.format(farm)} for role, words in asks] for farm in range(100)]
+    rows.write_text("".join(json.dumps({"messages": one}) + "\n" for one in turns))
+    calibration = {"dataset": "file:text.txt", "samples": 16, "max_length": 128, "judged_on": "builtin:general"}
+    heal = {"tokens": 128 * 8, "dataset": {"dataset": "file:other.jsonl"}}
+    one = asked(source, heal=heal, calibration=calibration)
+    finished, _, _ = run(one.model_copy(update={"calibration_paths": (*one.calibration_paths, None, str(rows))}))
+    assert finished.report["healing"]["sequences"] == 8  # type: ignore[index]
+
+
 def test_without_the_library_that_trains_it_says_what_to_install(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("replaceme_core.engine.healing.targets.find_spec", lambda name: None)
     with pytest.raises(InvalidInput, match=r"pip install 'replaceme\[heal\]'"):
