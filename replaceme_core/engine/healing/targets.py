@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from replaceme_core.engine.activations.verified_file import content_digest
 from replaceme_core.engine.methods.task import Task
 from replaceme_core.engine.model.load import load_config
 from replaceme_core.engine.results.checkpoint import checkpoint_key
@@ -160,7 +161,8 @@ class HealingText:
                 if not source.self_generated and source.share > 0:
                     parts.append(read(source, path, math.ceil(source.share * count)))
             found = _shuffled(torch.cat(parts), seed)[:count]
-        return cls(count=count, length=length, seed=seed, read=found, key=checkpoint_key(task))
+        key = content_digest(checkpoint_key(task), {"read": found})
+        return cls(count=count, length=length, seed=seed, read=found, key=key)
 
     def parts(self) -> Iterator[range]:
         """The numbers of the sequences that are made together, in order: read ones, then generated ones."""

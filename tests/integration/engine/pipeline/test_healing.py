@@ -359,6 +359,18 @@ def test_documents_that_judge_or_measure_are_not_trained_on(source: Path, monkey
     assert judged.isdisjoint(passages(seen[0].read))
 
 
+def test_another_text_under_the_same_name_is_read_anew(source: Path) -> None:
+    """A file was changed between two attempts at a job: what the first one has written is of the other text."""
+    first, path = texts(source, TEXT.replace("sheep", "goats"))
+    place = {"checkpoint_directory": str(source.parent / "checkpoints")}
+    with pytest.raises(Killed):
+        compress(first.model_copy(update=place), Mortal(0.3))
+    path.write_text(TEXT.replace("sheep", "geese"), encoding="utf-8")
+    _, _, out = run(first.model_copy(update=place))
+    _, _, undisturbed = run(first.model_copy(update={"output_directory": str(source.parent / "undisturbed")}))
+    assert same(out, undisturbed)
+
+
 def test_conversations_share_more_than_how_their_template_begins(source: Path) -> None:
     """In every one that judges there is the same text of the system, longer than a passage."""
     (source / "chat_template.jinja").write_text(
