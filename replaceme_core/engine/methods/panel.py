@@ -86,8 +86,9 @@ class Panel:
         return math.sqrt(variance * sum(1 / len(some) for some in differences.values())) / len(differences)
 
     def is_worse(self, losses: Losses, than: Losses) -> bool:
-        """Whether the mean is greater by more than one standard error."""
-        return self.mean(losses) - self.mean(than) > self.error(losses, than)
+        """Whether the mean is greater by more than one standard error, which infinite losses have none of."""
+        apart = self.mean(losses) - self.mean(than)
+        return apart > (self.error(losses, than) if math.isfinite(apart) else 0)
 
     def simplest(self, candidates: Sequence[Losses]) -> int:
         """The first of `candidates`, the simplest ones first, that is not worse than the best of all."""

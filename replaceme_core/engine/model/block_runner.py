@@ -406,11 +406,12 @@ def summed_loss(
 
     Of the tokens that are `scored` (batch, positions), by default of all but the first of each sequence. Final norm and
     head work on each position by itself, and run only where a loss is wanted. Of images, it is the distance of their
-    embeddings to those of the dense model, 1 - cosine.
+    embeddings to those of the dense model, 1 - cosine. Infinite where it is no number: no other loss is less than that.
     """
     if block_runner.references is not None:
         wanted = block_runner.references[tokens[:, 0].cpu()].to(stream.device)
-        return float(embedding_distances(block_runner.leave(stream, tokens), wanted).sum())
+        total = float(embedding_distances(block_runner.leave(stream, tokens), wanted).sum())
+        return math.inf if math.isnan(total) else total
     positions = block_runner.positions_at_once
     before, wanted = stream[:, :-1], tokens[:, 1:]
     if scored is None:
@@ -422,4 +423,4 @@ def summed_loss(
     for part, ids in zip(before.split(positions), wanted.split(positions), strict=True):
         logits = block_runner.leave(part.unsqueeze(0), ids.unsqueeze(0)).flatten(0, 1)
         total += float(torch.nn.functional.cross_entropy(logits.float(), ids, reduction="sum"))
-    return total
+    return math.inf if math.isnan(total) else total

@@ -41,6 +41,8 @@ def of(losses: Sequence[float]) -> dict[int, float]:
         (BEST, BEST, False),
         ([2.0], [1.0], True),  # a single batch decides by itself
         ([1.0], [1.0], False),
+        ([math.inf, 1.0], [1.0, 1.0], True),
+        ([1.0, 1.0], [math.inf, 1.0], False),
     ],
 )
 def test_a_difference_counts_when_it_is_more_than_one_standard_error(

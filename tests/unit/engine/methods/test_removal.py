@@ -1,5 +1,6 @@
 """Methods that remove blocks and compensate for nothing, and the one that merges them."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -124,6 +125,17 @@ def test_each_step_takes_the_block_that_costs_least() -> None:
     assert list(pruning.removed) == sorted(block for block, _ in expected)
     assert not pruning.folds
     assert not pruning.changes
+
+
+def test_a_block_without_which_there_are_no_numbers_stays() -> None:
+    """Block 1 removes what 0 has written; with what 2 writes that would be more than float16 holds."""
+    model = tiny_model(BY_NAME["llama-bias"])
+    for block, value in enumerate((60_000.0, -60_000.0, 60_000.0)):
+        for parameter in model.get_submodule(f"model.layers.{block}.mlp.down_proj").parameters():
+            parameter.data[0] = value if parameter.ndim == 1 else 0
+    pruning = carry_out(make_task(model.half(), fit=FIT, held_out=HELD_OUT, method=GREEDY)[0])
+    assert pruning.candidates[0].held_out_loss == math.inf
+    assert list(pruning.removed) != [1]
 
 
 def test_every_trial_is_in_the_table_and_the_last_round_decides() -> None:
