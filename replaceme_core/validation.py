@@ -13,7 +13,7 @@ from replaceme_core.wording import json_safe, shorten
 
 MOST_PROBLEMS = 20
 _LONGEST_VALUE = 200  # characters, as JSON
-_KINDS = {"string": "a string", "boolean": "true or false", "object": "an object", "null": "null"}
+_KINDS = {"string": "a string", "boolean": "true or false", "null": "null"}
 # pydantic describes these in terms of Python or without the bounds; the schema has both
 _FROM_SCHEMA = (
     *("float_type", "int_type", "bool_type", "string_type", "tuple_type", "dict_type", "finite_number"),
@@ -135,9 +135,10 @@ def describe(schema: Schema) -> str:
         case {"type": "number" | "integer" as kind}:
             return " ".join(["a number" if kind == "number" else "a whole number", *_bounds(schema)])
         case {"type": "array"}:
-            least, most = schema.get("minItems"), schema.get("maxItems")
-            size = f" of {least} to {most}" if least and most else ""
-            return f"a list{size}, each {describe(schema.get('items', {}))}"
+            return f"a list{_size(schema, 'Items')}, each {describe(schema.get('items', {}))}"
+        case {"type": "object"}:
+            size = _size(schema, "Properties")
+            return f"an object{size and f'{size} names'}"
         case {"type": "string", "maxLength": most}:
             form = f" matching {schema['pattern']}" if "pattern" in schema else ""
             return f"a string of {schema.get('minLength', 0)} to {most} characters{form}"
@@ -146,6 +147,12 @@ def describe(schema: Schema) -> str:
         case {"type": str(kind)}:
             return _KINDS.get(kind, kind)
     return "something else"
+
+
+def _size(schema: Schema, of: str) -> str:
+    """How many items or properties there may be, where that has an upper limit."""
+    least, most = schema.get(f"min{of}", 0), schema.get(f"max{of}")
+    return "" if most is None else f" of {least} to {most}"
 
 
 def _bounds(schema: Schema) -> list[str]:
