@@ -190,6 +190,13 @@ def test_a_service_has_a_name_without_dots(values: Values, name: str) -> None:
     assert service["metadata"]["name"] == "my-name-api", "Kubernetes refuses others, in a release Helm does not"
 
 
+def test_a_release_may_be_named_by_a_number() -> None:
+    for one in rendered({**EVERYTHING, "keda": {"enabled": False}}, name="1234"):
+        assert one["metadata"]["labels"]["app.kubernetes.io/instance"] == "1234"
+        if one["kind"] not in KINDS_OF_OTHERS:
+            kubernetes_validate.validate(one, VERSION, strict=True)
+
+
 def test_secrets_cannot_be_values() -> None:
     for name in ("REPLACEME_HUB_READ_TOKEN", "REPLACEME_DATABASE_URL", "REPLACEME_ENCRYPTION_KEY", "PATH"):
         with pytest.raises(HelmError, match="invalid propertyName"):

@@ -4,7 +4,7 @@
 
 {{- define "replaceme.labels" -}}
 app.kubernetes.io/name: replaceme
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
@@ -12,7 +12,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{/* Labels by which pods are found: (dict "root" $ "part" "api") */}}
 {{- define "replaceme.selector" -}}
 app.kubernetes.io/name: replaceme
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .part }}
 {{- end -}}
 
