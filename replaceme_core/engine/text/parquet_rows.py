@@ -50,7 +50,8 @@ def _named(value: object, classes: Sequence[str]) -> object:
 
 
 def _write(row: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps(row, default=_plain) + "\n")
+    line = json.dumps(row, ensure_ascii=False, default=_plain)  # escapes would count as many characters in a limit
+    sys.stdout.buffer.write(f"{line}\n".encode())
 
 
 def _plain(value: object) -> str:

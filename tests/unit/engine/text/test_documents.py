@@ -240,6 +240,13 @@ def test_a_row_with_nothing_in_its_column_is_passed_over(tmp_path: Path, column:
         assert list(documents(spec("org/set", column=column), path)) == ["a", "b"]
 
 
+def test_the_longest_row_is_the_same_in_every_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "LONGEST_ROW", 1000)
+    for text in ("a" * 900, "\u6f22\u0085\u2028" * 300):
+        (found,) = rows_of(parquet(tmp_path / "a.parquet", text=[text]), COLUMNS)
+        assert found["text"] == text
+
+
 def test_an_empty_conversation_is_passed_over(tmp_path: Path) -> None:
     conversations: list[object] = [TURNS, [], None, TURNS]
     rows = jsonl(tmp_path / "a.jsonl", *({"messages": one} for one in conversations))
