@@ -181,7 +181,10 @@ def _instruction(row: Row) -> Document | None:
 
 def _message(turn: Mapping[str, object]) -> dict[str, str]:
     """A message as `{role, content}`, from that form or from ShareGPT's `{from, value}`."""
-    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    role, content = (
+        next((turn[name] for name in names if turn.get(name) is not None), None)
+        for names in (("role", "from"), ("content", "value"))
+    )
     if not isinstance(role, str) or not isinstance(content, str):
         raise InvalidInput(
             "each turn of a conversation needs role and content as text, this one has "

@@ -160,6 +160,11 @@ TURNS = [{"role": "user", "content": "hi"}]
             None,
             [{"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "4"}],
         ),
+        (  # of two sets in one file, in which each row has the fields of both
+            {"conversations": [{"role": None, "content": None, "from": "human", "value": "2 and 2?"}]},
+            None,
+            [{"role": "user", "content": "2 and 2?"}],
+        ),
         (  # as Alpaca has it
             {"instruction": "Add them.", "input": "2 and 2", "output": "4", "text": None},
             None,
