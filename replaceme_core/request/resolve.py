@@ -353,6 +353,8 @@ def resolve_text(
             own, general, repeated = defaults.OWN_SHARE, defaults.GENERAL_SHARE, defaults.REPEATED_SHARE
             if loading is Loading.BLOCKWISE:
                 own, general = 0.0, own + general
+            if own + (asked.general or 0.0) > 1:  # the rest is of the text that is named
+                own = 0.0
             general = min(general, FITTED_TOKENS / (samples * length))
             if asked.dataset in (GENERAL, *PARTS_OF_GENERAL) or is_long:
                 general = 0.0

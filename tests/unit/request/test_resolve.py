@@ -62,6 +62,7 @@ HALF_OWN = [("org/text", 28, 8), ("self-generated", 28, 4), (GENERAL, 0, 4)]
         ({"dataset": "builtin:pydoc-topics"}, {}, [("builtin:pydoc-topics", 32, 12), *USUAL[1:]], 21),
         ({"samples": 48}, {}, [("org/text", 16, 6), ("self-generated", 10, 3), (GENERAL, 16, 3)], 10),
         ({"general": 0.5}, {}, [("org/text", 21, 12), ("self-generated", 21, 6), (GENERAL, 42, 6)], 21),
+        ({"general": 0.875}, {}, [("org/text", 11, 12), (GENERAL, 73, 6)], 21),  # which leaves no quarter
         ({"repeated": 0.0}, {}, USUAL, 0),
         ({"judged_on": "none"}, {}, [("org/text", 32, 6), ("self-generated", 21, 6), (GENERAL, 31, 6)], 21),
         # a share of own text is named: nothing else is added
