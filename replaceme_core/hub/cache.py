@@ -152,8 +152,9 @@ class Cache:
                 return 0
             shutil.rmtree(place.snapshot, ignore_errors=True)
             kept = {blob.name for blob in keep if blob.parent.parent == place.repository}
-            links = (path for path in place.repository.glob("snapshots/**/*") if path.is_symlink())
-            kept |= {link.readlink().name for link in links}
+            for link in place.repository.glob("snapshots/**/*"):
+                with suppress(OSError):  # a folder, or a link that another process renames meanwhile
+                    kept.add(link.readlink().name)
             removed = 0
             for blob in list(place.repository.glob("blobs/*")):
                 if blob.name.removesuffix(PARTIAL) not in kept:

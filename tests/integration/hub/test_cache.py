@@ -167,6 +167,31 @@ def test_a_download_that_goes_on_meanwhile_counts_once(tmp_path: Path, monkeypat
             pass
 
 
+def test_a_link_that_another_process_renames_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Space is made by removing an old snapshot, while a worker links the files of a newer one."""
+    cache = Cache(tmp_path, limit=100)
+    old, new = (cache.place("models--acme--one", letter * 40) for letter in "ab")
+    for place, digest in ((old, "aa"), (new, "bb")):
+        place.snapshot.mkdir(parents=True)
+        place.blob(digest).parent.mkdir(exist_ok=True)
+        place.blob(digest).write_bytes(bytes(40))
+        place.link("model.safetensors", digest)
+    draft = new.snapshot / ".draft"
+    draft.symlink_to("../../blobs/bb")
+    read = Path.readlink
+
+    def renamed(path: Path) -> Path:
+        if path == draft:
+            draft.replace(new.snapshot / "config.json")
+        return read(path)
+
+    monkeypatch.setattr(Path, "readlink", renamed)
+    other = cache.place("models--acme--other", "c" * 40)
+    with cache.hold(new), cache.reserve(other, {"cc": 50}, purpose="another"):
+        assert not draft.exists()
+        assert (old.blob("aa").exists(), new.blob("bb").exists()) == (False, True)
+
+
 def test_a_reservation_ends_with_its_process(tmp_path: Path) -> None:
     script = (
         "import sys, pathlib, os, signal\n"
