@@ -212,7 +212,10 @@ def kept_for_gradients(tokens: int, *, blocks: int, width: int, free: int | None
 def _resolve_images(spec: CompressionSpec, *, on_cpu: bool, positions: int) -> ResolvedCalibration:
     """As many images as fill the tokens that a text would have; nothing beside them."""
     samples, length = defaults.CPU_CALIBRATION if on_cpu else defaults.ACCELERATOR_CALIBRATION
+    first = next(source for source in spec.calibration.mix if not source.self_generated)
     update: dict[str, object] = {
+        "dataset": first.name,
+        "sources": None,  # a plan says what one source takes, and that several are refused (`check_inputs`)
         "samples": spec.calibration.samples or max(held_out_samples(1) + 1, samples * length // positions),
         "max_length": max(SHORTEST, positions),
         "judged_on": NO_OTHER_TEXT,

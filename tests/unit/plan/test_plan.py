@@ -189,6 +189,12 @@ def test_nobody_misses_the_chat_template_of_a_model_of_images(tmp_path: Path) ->
     assert (plan.model.family, plan.warnings) == ("vit", [])
 
 
+def test_a_mix_for_a_model_of_images_is_refused(tmp_path: Path) -> None:
+    saved_tower(tmp_path / "org" / "name", "vit")
+    plan = planner(DirectoryHub(tmp_path)).plan(request(calibration=[{"self_generated": True}, "builtin:general"]))
+    assert [refusal.field for refusal in plan.refusals] == ["calibration.sources"]
+
+
 def test_warnings() -> None:
     hub = HeaderHub(size=SMOLLM2, gated=True)
     plan = planner(hub).plan(request(calibration={"dataset": "builtin:general", "samples": 8, "max_length": 256}))
