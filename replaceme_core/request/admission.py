@@ -319,10 +319,10 @@ def find_text(dataset: str, root: Path | None) -> Path:
         is_folder = dataset.endswith("/")
         if not path.is_relative_to(home) or not (path.is_dir() if is_folder else path.is_file()):
             raise missing
-        size = path.stat().st_size
+        is_empty = not is_folder and path.stat().st_size == 0  # that of a folder is what its file system likes
     except (OSError, RuntimeError, ValueError):  # missing, a loop of links, or an invalid name
         raise missing from None
-    if size == 0:
+    if is_empty:
         raise CalibrationTooSmall(f"{dataset} is empty", field="calibration", value=dataset)
     return named
 

@@ -176,6 +176,12 @@ def test_a_text_that_is_empty_and_a_service_without_texts(texts: Path) -> None:
         find_text("file:a.txt", None)
 
 
+@pytest.mark.skipif(not Path("/proc/sys").is_dir(), reason="a file system whose folders have no size")
+def test_a_folder_without_a_size_is_not_empty() -> None:
+    assert Path("/proc/sys").stat().st_size == 0
+    assert find_text("file:sys/", Path("/proc")) == Path("/proc/sys")
+
+
 def test_images_are_admitted_as_they_are_prepared(hub_side: HubSide) -> None:
     """As DINOv2 is published: it was trained on larger images than it is given."""
     sizes = {"num_hidden_layers": 12, "hidden_size": 8, "image_size": 518, "patch_size": 14}
