@@ -55,18 +55,21 @@ class SizeLimits:
                 value=snapshot.repo_id,
             )
 
-    def check_tokens(self, spec: CompressionSpec) -> None:
+    def check_tokens(self, spec: CompressionSpec, outline: ModelOutline | None = None) -> None:
         """Raises `LimitExceeded` (field `calibration.samples` or `heal.tokens`).
 
-        Where any worker may take the job, that with more tokens counts.
+        Where any worker may take the job, that with more tokens counts. Without the `outline` of its model, this is
+        taken to read text of any length.
         """
         kind = worker_kind_of(spec.compute.device) or self.kind
-        samples, length = usual_size(spec, on_cpu=kind is WorkerKind.CPU)
+        longest, positions = (None, None) if outline is None else (outline.longest, outline.positions)
+        samples, length = usual_size(spec, on_cpu=kind is WorkerKind.CPU, longest=longest, positions=positions)
         tokens = samples * length
         if self.tokens is not None and tokens > self.tokens:
+            shorter = ", or a smaller max_length" if positions is None else ""
             raise LimitExceeded(
                 f"{samples:,} samples are up to {tokens:,} tokens; this caller may use at most {self.tokens:,}: give "
-                "fewer samples, or a smaller max_length",
+                f"fewer samples{shorter}",
                 field="calibration.samples",
                 value=spec.calibration.samples,
             )
@@ -211,10 +214,10 @@ def resolve_request(
     `evaluation.tasks`) and for what is above `limits`, `AccessDenied` and `HubUnreachable`.
     """
     spec = request.to_spec()
-    limits.check_tokens(spec)
     model = admit_model(find_model(spec.model, hub), hub) if model is None else model
-    limits.check_model(model.snapshot)
     outline = model.outline
+    limits.check_tokens(spec, outline)
+    limits.check_model(model.snapshot)
     removed = check_removal(spec, outline)
     check_inputs(spec, outline)
     check_tasks(spec.evaluation.tasks, tasks_directory)

@@ -210,14 +210,14 @@ def kept_for_gradients(tokens: int, *, blocks: int, width: int, free: int | None
 
 
 def _resolve_images(spec: CompressionSpec, *, on_cpu: bool, positions: int) -> ResolvedCalibration:
-    """As many images as fill the tokens that a text would have; nothing beside them."""
-    samples, length = defaults.CPU_CALIBRATION if on_cpu else defaults.ACCELERATOR_CALIBRATION
+    """Nothing beside the images."""
+    samples, length = usual_size(spec, on_cpu=on_cpu, positions=positions)
     first = next(source for source in spec.calibration.mix if not source.self_generated)
     update: dict[str, object] = {
         "dataset": first.name,
         "sources": None,  # a plan says what one source takes, and that several are refused (`check_inputs`)
-        "samples": spec.calibration.samples or max(held_out_samples(1) + 1, samples * length // positions),
-        "max_length": max(SHORTEST, positions),
+        "samples": samples,
+        "max_length": length,
         "judged_on": NO_OTHER_TEXT,
         "self_generated": 0.0,
         "general": 0.0,
@@ -320,9 +320,17 @@ def _resolve_method(spec: CompressionSpec, *, loading: Loading, removed: int) ->
     return ResolvedMethod.model_validate(method.model_dump() | update)
 
 
-def usual_size(spec: CompressionSpec, *, on_cpu: bool, longest: int | None = None) -> tuple[int, int]:
-    """The samples and their length, as given or else the usual ones; these no longer than the model can read."""
+def usual_size(
+    spec: CompressionSpec, *, on_cpu: bool, longest: int | None = None, positions: int | None = None
+) -> tuple[int, int]:
+    """The samples and their length, as given or else the usual ones; these no longer than the model can read.
+
+    Of images, each of which takes this number of `positions`, as many as fill the tokens that a text would have.
+    """
     samples, length = defaults.CPU_CALIBRATION if on_cpu else defaults.ACCELERATOR_CALIBRATION
+    if positions is not None:
+        samples = spec.calibration.samples or max(held_out_samples(1) + 1, samples * length // positions)
+        return samples, max(SHORTEST, positions)
     if on_cpu and spec.mix_is_open:
         samples = defaults.CPU_SAMPLES_OF_OPEN_MIX
     length = max(SHORTEST, min(length, longest or length))

@@ -15,6 +15,7 @@ from replaceme_core.hub.directory import DirectoryHub
 from replaceme_core.hub.huggingface import HuggingFaceHub
 from replaceme_core.hub.port import ExistingOutput
 from replaceme_core.request.admission import (
+    NO_SIZE_LIMITS,
     OutputRules,
     SizeLimits,
     admit_model,
@@ -57,10 +58,17 @@ def texts(tmp_path: Path) -> Path:
 
 
 def resolve(
-    root: Path, *, texts: Path | None = None, rules: OutputRules = STRICT, **changes: object
+    root: Path,
+    *,
+    texts: Path | None = None,
+    rules: OutputRules = STRICT,
+    limits: SizeLimits = NO_SIZE_LIMITS,
+    **changes: object,
 ) -> CompressionSpec:
     request = CompressionRequest.model_validate({**SMALLEST, **changes})
-    return resolve_request(request, DirectoryHub(root), calibration_root=texts, job_id=JOB_ID, rules=rules)
+    return resolve_request(
+        request, DirectoryHub(root), calibration_root=texts, job_id=JOB_ID, rules=rules, limits=limits
+    )
 
 
 def test_revisions_are_pinned(root: Path) -> None:
@@ -192,6 +200,17 @@ def test_images_are_admitted_as_they_are_prepared(hub_side: HubSide) -> None:
     hub_side.add_model("org/eyes", {**contents, "model.safetensors": stub_weights(12)})
     found = admit_model(find_model(ModelRef(repo_id="org/eyes"), hub_side.hub), hub_side.hub)
     assert found.outline.positions == 16 * 16 + 1
+
+
+def test_an_image_counts_as_its_positions(root: Path) -> None:
+    config = {"model_type": "vit", "num_hidden_layers": 12, "hidden_size": 8, "image_size": 224, "patch_size": 16}
+    (root / "org" / "eyes").mkdir()
+    (root / "org" / "eyes" / "config.json").write_text(json.dumps(config))
+    (root / "org" / "eyes" / "model.safetensors").write_bytes(stub_weights(12))
+    images = {"model": "org/eyes", "calibration": {"dataset": "org/data", "samples": 1000}}
+    assert resolve(root, limits=SizeLimits(tokens=197_000), **images).calibration.samples == 1000
+    with pytest.raises(LimitExceeded, match=r"1,000 samples are up to 197,000 tokens; .*: give fewer samples$"):
+        resolve(root, limits=SizeLimits(tokens=196_999), **images)
 
 
 OVERWRITES = OutputRules(allow_overwrite=True)
