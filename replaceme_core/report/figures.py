@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+from replaceme_core.wording import counted
+
 Form = Callable[[float], str]
 """What makes a number a text."""
 
@@ -42,6 +44,8 @@ def time_range(low: float, high: float | None = None) -> str:
     ['3 to 5 minutes', '30 to 50 seconds', 'up to 80 seconds', '1.5 to 3.5 hours', 'about 2.5 minutes']
     >>> [time_range(one) for one in (0.2, 37, 4000, 200_000)]
     ['about 1 second', 'about 35 seconds', 'about 65 minutes', 'about 2.5 days']
+    >>> time_range(0.2, 1.2)
+    'up to 1 second'
     """
     high = low if high is None else high
     unit, name = next((unit, name) for unit, name, until in _UNITS_OF_RANGE if high < until * unit)
@@ -49,8 +53,8 @@ def time_range(low: float, high: float | None = None) -> str:
     step = 0.5 if count < 5 and unit > 1 else 1 if count < 20 else 5
     least, most = round(low / unit / step) * step, max(round(count / step), 1) * step
     if least >= most or low == high:
-        return f"about {most:g} {name if most != 1 else name.removesuffix('s')}"
-    return f"{f'{least:g}' if least else 'up'} to {most:g} {name}"
+        return f"about {counted(most, name)}"
+    return f"{f'{least:g}' if least else 'up'} to {counted(most, name)}"
 
 
 def time_left(seconds: float, error: float | None) -> str:
