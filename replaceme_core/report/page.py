@@ -20,6 +20,7 @@ from replaceme_core.report.figures import NONE, WHOLE
 from replaceme_core.report.plots import Plot, can_draw, rendered
 from replaceme_core.report.reading import Piece, Place, Report, Shown, Step, pointer
 from replaceme_core.report.view import Cell, Column, Table
+from replaceme_core.wording import counted
 
 PAGE: Final = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -93,12 +94,12 @@ def _section(id: str, title: str, *parts: Part | None, note: str = "") -> Sectio
 
 def _summary(report: Report) -> Facts:
     """The model, which blocks are gone, and the first figures."""
-    removed, kept = (_count_of(report, name) for name in ("removed_blocks", "kept_blocks"))
+    removed, kept = (_blocks(report, name) for name in ("removed_blocks", "kept_blocks"))
     ranges = Shown(text=plots.removed_blocks(report), value=None, places=(pointer(["removed_blocks"]),))
     rows: list[tuple[str, Cell]] = [
         ("Model", (report.words("spec", "model", "repo_id"),)),
-        ("Removed", (removed, " blocks: ", ranges, " (counted from zero)")),
-        ("Kept", (kept, " blocks")),
+        ("Removed", (*removed, ": ", ranges, " (counted from zero)")),
+        ("Kept", kept),
         ("Method", _method(report)),
     ]
     rows += [(one.label, (*one.value, " (", *one.note, ")")) for one in view.headlines(report)]
@@ -108,9 +109,10 @@ def _summary(report: Report) -> Facts:
     return Facts(caption="The result in short", rows=rows)
 
 
-def _count_of(report: Report, name: str) -> Piece:
-    found = report.numbers(name)
-    return Shown(text=f"{len(found)}", value=len(found), places=(pointer([name]),))
+def _blocks(report: Report, name: str) -> Cell:
+    count = len(report.numbers(name))
+    number, noun = counted(count, "blocks").split()
+    return (Shown(text=number, value=count, places=(pointer([name]),)), f" {noun}")
 
 
 def _method(report: Report) -> Cell:

@@ -49,6 +49,11 @@ def test_a_rejected_result_says_so_first() -> None:
     assert page.index("Rejected:") < page.index("<nav")
 
 
+def test_one_block_is_no_plural() -> None:
+    page = re.sub("<[^>]+>", "", render_page({**SMALL, "removed_blocks": [2], "kept_blocks": [0]}))
+    assert "1 block: 2 (counted from zero)" in page and "1 blocks" not in page
+
+
 NOTHING = BaseCard()
 OTHER = BaseCard(licence="other", name="some-terms", link="LICENSE", languages=("fr",))
 SEVERAL = BaseCard(licence="other", name="mit-and-apache-2.0")
