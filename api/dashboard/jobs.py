@@ -94,7 +94,8 @@ def list_jobs(filters: FiltersDep, session: ReadingSessionDep, caller: CallerDep
         given=filters.model_dump(),
         errors=errors,
         statuses=list(JobStatus),
-        is_filtered=bool(filters.status or filters.label or filters.model),
+        # an order by end has only jobs that have finished
+        is_filtered=bool(filters.status or filters.label or filters.model or filters.sort.endswith("finished_at")),
         totals=totals,
         sorts=_SORTS,
         form_key=str(uuid4()),

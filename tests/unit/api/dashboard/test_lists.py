@@ -68,6 +68,13 @@ def test_filters(client: TestClient) -> None:
     assert 'é&#34;&lt;script&gt;"' in page.text
 
 
+def test_an_order_by_end_hides_jobs_and_does_not_deny_them(client: TestClient) -> None:
+    submit(client)
+    page = client.get("/ui/jobs?sort=-finished_at")
+    assert ids(page) == []
+    assert "No job matches" in page.text and "There are no jobs yet" not in page.text
+
+
 def test_pages_by_cursor(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.dashboard.jobs.JOBS_ON_A_PAGE", 2)
     added = [submit(client) for _ in range(5)]
