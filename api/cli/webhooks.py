@@ -7,7 +7,7 @@ import typer
 from api.cli.job_request import parse_labels
 from api.cli.output.console import print_note
 from api.cli.output.jobs import deliveries_table, webhook_table, webhooks_table
-from api.cli.service import Cursor, Label, Service, asks_service
+from api.cli.service import Cursor, Label, Service, asks_service, finite
 from api.client.models import Webhook
 from replaceme_core.shapes import Delivery
 
@@ -96,7 +96,9 @@ def rotate(
     *,
     overlap: Annotated[
         float | None,
-        typer.Option(min=0, help="Seconds for which the old secret also signs; 0 revokes it. Default: a day."),
+        typer.Option(
+            min=0, callback=finite, help="Seconds for which the old secret also signs; 0 revokes it. Default: a day."
+        ),
     ] = None,
 ) -> None:
     """Make a new secret, which is shown once."""

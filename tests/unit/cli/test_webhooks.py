@@ -93,6 +93,12 @@ def test_what_each_command_sends_and_prints(
         assert shown.get("secret") == (SECRET if has_secret else None)
 
 
+def test_an_overlap_without_an_end_is_bad_usage(webhooks: StubService) -> None:
+    done = run_at(webhooks, "webhooks", "rotate", ID, "--overlap", "inf")
+    assert (done.exit_code, webhooks.received) == (2, [])
+    assert "expected a number, got inf" in done.stderr
+
+
 def test_all_that_failed_are_sent_again(webhooks: StubService) -> None:
     assert run_at(webhooks, "webhooks", "redeliver", ID, "--failed").exit_code == 0
     assert [request for request, _ in webhooks.received].count(AGAIN) == 2, "of both pages"
