@@ -152,7 +152,7 @@ class Client:
 
     def delete(self, job_id: str) -> None:
         """Delete a job that has ended, with its events, metrics, log and report."""
-        self._connection.send("DELETE", path_of("jobs", job_id))
+        self._connection.send("DELETE", path_of("jobs", job_id), deletes=True)
 
     def events(self, job_id: str, *, after: int = 0, limit: int = _EVENTS_PER_PAGE) -> Page[JobEvent]:
         """Events with a `seq` above `after`, oldest first."""
@@ -336,7 +336,7 @@ class CredentialsClient:
         return self._connection.ask(Page[Credential], "GET", "/credentials").items
 
     def delete(self, name: str) -> None:
-        self._connection.send("DELETE", path_of("credentials", name))
+        self._connection.send("DELETE", path_of("credentials", name), deletes=True)
 
 
 class WebhooksClient:
@@ -380,7 +380,7 @@ class WebhooksClient:
         return self._connection.ask(Webhook, "PATCH", path_of("webhooks", webhook_id), body=body)
 
     def delete(self, webhook_id: str) -> None:
-        self._connection.send("DELETE", path_of("webhooks", webhook_id))
+        self._connection.send("DELETE", path_of("webhooks", webhook_id), deletes=True)
 
     def rotate(self, webhook_id: str, *, overlap_seconds: float | None = None) -> Webhook:
         """A new `secret`, which is in this response only. The old one also signs for `overlap_seconds` (a day)."""

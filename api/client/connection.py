@@ -58,7 +58,8 @@ class Parts(TypedDict, total=False):
     """What a request has beside its method and path. Parameters of the query that are `None` are left out.
 
     `is_repeatable`: a second request does nothing that the first has not done; by default all but `POST`. `seconds`:
-    a shorter time than that of the connection.
+    a shorter time than that of the connection. `deletes`: a repetition that finds nothing is a success, since the
+    request before may have done it; `may_be_gone`: this is such a repetition.
     """
 
     body: Mapping[str, object] | None
@@ -66,6 +67,8 @@ class Parts(TypedDict, total=False):
     headers: Mapping[str, str]
     is_repeatable: bool
     seconds: float
+    deletes: bool
+    may_be_gone: bool
 
 
 class Connection:
@@ -119,6 +122,8 @@ class Connection:
                 if seconds is None:
                     raise
                 rest(seconds, error)
+                if parts.get("deletes") and not isinstance(error, TooMany):
+                    parts["may_be_gone"] = True
         return self.send_once(method, path, **parts)
 
     def send_while_down(self, path: str, *, until: float = math.inf, **parts: Unpack[Parts]) -> httpx2.Response:
@@ -149,7 +154,8 @@ class Connection:
                     self._key, self._is_guess = None, False  # it belongs to another service
                     response.close()
                     response = self._sent(method, path, **parts)
-                if not response.is_success and response.status_code != httpx2.codes.NOT_MODIFIED:
+                is_gone = parts.get("may_be_gone") and response.status_code == httpx2.codes.NOT_FOUND
+                if not (response.is_success or is_gone or response.status_code == httpx2.codes.NOT_MODIFIED):
                     response.read()
                     raise _refusal(response)
                 yield response

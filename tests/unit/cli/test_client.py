@@ -142,7 +142,7 @@ def submit_with_key(client: Client) -> object:
 
 
 RATE, JOBS = (429, a_problem(429)), (429, a_problem(429, code="too_many_jobs"))
-DOWN, PROXY, DONE = (503, a_problem(503)), (502, b"<html>"), (202, a_job())
+DOWN, PROXY, DONE, GONE = (503, a_problem(503)), (502, b"<html>"), (202, a_job()), (404, a_problem(404))
 SHORT = 0.01
 SAFE: list[Callable[[Client], object]] = [
     lambda client: client.job(JOB_ID),
@@ -191,6 +191,25 @@ def test_what_is_repeated_and_when(
     assert caplog.messages == [f"trying again in {pause:.0f} s: what happened" for pause in waited if pause >= 5]
     assert service.received == [service.received[0]] * (len(waited) + 1)
     assert {*service.keys} == ({"k"} if call is submit_with_key else {None})
+
+
+@pytest.mark.parametrize(
+    ("answers", "outcome"),
+    [([DOWN, GONE], None), ([DOWN, RATE, GONE], None), ([RATE, GONE], Missing), ([GONE], Missing)],
+)
+def test_what_a_repeated_deletion_does_not_find_was_deleted_before(
+    service: StubService,
+    client: Client,
+    pauses: list[float],
+    answers: list[tuple[int, object]],
+    outcome: type[Exception] | None,
+) -> None:
+    service.headers |= {"Retry-After": "1"}
+    for delete in (client.delete, client.webhooks.delete, client.credentials.delete):
+        service.otherwise = [*answers]
+        with nullcontext() if outcome is None else pytest.raises(outcome):
+            delete(JOB_ID)
+    assert len(pauses) == 3 * (len(answers) - 1)
 
 
 def test_waiting_for_a_service_that_hangs_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
