@@ -138,11 +138,11 @@ class Ended:
 def write_for_pipeline(ended: Ended, *, junit: Path | None) -> None:
     """Write what the pipeline has asked for. A file that cannot be written is a note: the work is done."""
     summary = os.environ.get(STEP_SUMMARY)
-    try:
-        if junit is not None:
-            junit.write_text(ended.as_junit(), encoding="utf-8")
-        if summary:
-            with Path(summary).open("a", encoding="utf-8") as stream:
-                stream.write(ended.as_markdown())
-    except OSError as error:
-        print_note(f"warning: {error.filename} cannot be written: {error.strerror}")
+    files = ((junit, "w", ended.as_junit), (Path(summary) if summary else None, "a", ended.as_markdown))
+    for path, mode, text in files:
+        try:
+            if path is not None:
+                with path.open(mode, encoding="utf-8") as stream:
+                    stream.write(text())
+        except OSError as error:
+            print_note(f"warning: {path} cannot be written: {error.strerror}")

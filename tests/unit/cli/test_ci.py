@@ -1,8 +1,11 @@
 """What a pipeline reads: JUnit XML and the step summary, of `compress` and of a job."""
 
+from pathlib import Path
 from xml.etree import ElementTree
 
-from api.cli.output.ci import Ended
+import pytest
+
+from api.cli.output.ci import STEP_SUMMARY, Ended, write_for_pipeline
 from api.client.models import Job
 from tests.fixtures.cli.stub_service import a_job
 
@@ -78,3 +81,13 @@ def test_the_summary_has_every_criterion_and_trial_and_no_markup_of_others() -> 
     for row in ("| removed | 2 blocks: 2-3 |", "| Parameters | 2 | 1 | -50.0 % |", "| Perplexity | 20.50 | – |"):
         assert row in text
     assert "Blocks removed" not in text
+
+
+def test_a_file_that_cannot_be_written_is_a_note_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = tmp_path / "summary.md"
+    monkeypatch.setenv(STEP_SUMMARY, str(summary))
+    write_for_pipeline(ended(**REJECTED), junit=Path("/dev/full"))
+    assert "warning: /dev/full cannot be written: No space left on device" in capsys.readouterr().err
+    assert "gate_rejected" in summary.read_text(), "the other one is written all the same"
