@@ -51,7 +51,7 @@ def report(
     try:
         _write(found, html=html, plots=plots, open_page=open_page)
     except OSError as error:
-        raise InvalidInput(f"{error.filename} cannot be written: {error.strerror}") from error
+        raise InvalidInput(f"{error.filename or 'the report'} cannot be written: {error.strerror}") from error
     if service.as_json:
         print_json(found)
     elif html is None and plots is None and not open_page:

@@ -337,6 +337,7 @@ def test_a_report_that_cannot_be_read_or_written_is_bad_input(
     require("an empty name is neither", "")
     require("cannot be written", result, "--html", tmp_path / "none" / "page.html")
     require("cannot be written", result, "--plots", file)
+    require("the report cannot be written: No space left", result, "--html", "/dev/full")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib", None)
         require("pip install 'replaceme[plot]'", result, "--plots", plots)
