@@ -145,8 +145,23 @@ def _print_plan(service: Service, plan: Plan) -> None:
 
 
 Model = Annotated[str | None, typer.Option(help="Only jobs on this original model, org/name.")]
-CreatedAfter = Annotated[datetime | None, typer.Option(help="Only jobs created after this local time.")]
-CreatedBefore = Annotated[datetime | None, typer.Option(help="Only jobs created before this local time.")]
+
+
+def check_time(at: datetime | None) -> datetime | None:
+    """A callback for options: refuses a time that is not within the years 1 to 9999 in every zone."""
+    try:
+        with_zone(at)
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"expected a time within the years 1 to 9999, got {at}") from None
+    return at
+
+
+CreatedAfter = Annotated[
+    datetime | None, typer.Option(callback=check_time, help="Only jobs created after this local time.")
+]
+CreatedBefore = Annotated[
+    datetime | None, typer.Option(callback=check_time, help="Only jobs created before this local time.")
+]
 
 
 @asks_service()

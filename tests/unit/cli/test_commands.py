@@ -194,6 +194,13 @@ def test_a_sweep_that_times_out_is_listed_whole(service: StubService, first: str
     assert "not ended" in done.stderr
 
 
+def test_a_time_beyond_the_calendar_is_bad_usage(service: StubService) -> None:
+    for command in ("list", "cancel"):
+        done = run_at(service, command, "--created-after", "0001-01-01")
+        assert (done.exit_code, service.received) == (2, [])
+        assert "Invalid value for '--created-after'" in done.stderr
+
+
 def test_cancel_all_that_match(service: StubService) -> None:
     one = {"id": JOB_ID, "status": "cancelled"}
     service.answers["POST /jobs/cancel"] = [(200, {"items": [one], "more": True}), (200, {"items": [], "more": False})]
