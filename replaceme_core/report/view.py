@@ -445,7 +445,8 @@ def trials_of(report: Report) -> list[Trial]:
         Trial(
             place=base,
             blocks=int(blocks),
-            loss=report.number(*base, "measured", LOSS_OF[report.of_images]),
+            # whichever there is: what a job has of its report does not say what the model reads
+            loss=next((loss for name in LOSS_OF if (loss := report.number(*base, "measured", name)) is not None), None),
             accuracy=report.number(*base, "measured", "accuracy_kept"),
             has_passed=(has_passed := report.is_true(*base, "passed")),
             is_chosen=has_passed and blocks == len(report.blocks("removed_blocks")),

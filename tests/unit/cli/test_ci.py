@@ -83,6 +83,16 @@ def test_the_summary_has_every_criterion_and_trial_and_no_markup_of_others() -> 
     assert "Blocks removed" not in text
 
 
+def test_the_best_trials_of_a_model_of_images_have_a_star() -> None:
+    trials = [
+        {"blocks": blocks, "passed": blocks < 3, "measured": {"embedding_distance": 0.01 * blocks}, "seconds": 30.0}
+        for blocks in (1, 2, 3)
+    ]
+    gate = {"passed": True, "criteria": [], "trials": trials}
+    text = ended(status="succeeded", gate=gate).as_markdown()
+    assert [line.split(" | ")[0] for line in text.splitlines() if "0.0" in line] == ["| 1 \\*", "| 2 \\*", "| 3"]
+
+
 def test_a_file_that_cannot_be_written_is_a_note_that_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
