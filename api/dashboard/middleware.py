@@ -52,7 +52,7 @@ class Pages:
         async def send_page(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers.setdefault("Cache-Control", _A_YEAR if is_file and message["status"] == 200 else "no-store")
+                headers.setdefault("Cache-Control", _A_YEAR if is_file and message["status"] < 400 else "no-store")
                 is_page = headers.get("content-type", "").startswith(_HTML)
                 if is_new and is_page and "set-cookie" not in headers:
                     headers.append("Set-Cookie", cookie(self._sessions().seal(session), scope))

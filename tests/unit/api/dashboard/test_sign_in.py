@@ -166,6 +166,12 @@ def test_no_page_runs_what_is_not_ours(client: TestClient, holder: Holder) -> No
             file = client.get(name)
             assert file.status_code == 200
             assert "immutable" in file.headers["cache-control"]
+            known = client.get(name, headers={"if-none-match": file.headers["etag"]})
+            part = client.get(name, headers={"range": "bytes=0-9"})
+            assert [(one.status_code, one.headers["cache-control"]) for one in (known, part)] == [
+                (304, file.headers["cache-control"]),  # a browser takes it over for what it has
+                (206, file.headers["cache-control"]),
+            ]
             assert client.get(re.sub(r"static/\w+", "static/other", name)).status_code == 404
 
 
