@@ -12,6 +12,7 @@ idempotency key.
 import math
 import re
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Self
@@ -261,8 +262,7 @@ class Client:
 
     def wait(self, job_id: str, *, timeout: float | None = None) -> Job:
         """The job once it has ended. Raises `TimeoutError`; the job continues."""
-        *_, last = self.watch(job_id, timeout=timeout)
-        return last
+        return deque(self.watch(job_id, timeout=timeout), maxlen=1).pop()  # a job that runs for days changes often
 
 
 def _event(data: str) -> JobEvent:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
@@ -16,6 +17,7 @@ import pytest
 
 from api.cli.exit_codes import ExitCode
 from api.client.client import Client
+from api.client.connection import Connection
 from api.client.errors import (
     Conflicting,
     Invalid,
@@ -27,6 +29,7 @@ from api.client.errors import (
     ServiceUnreachable,
     TooMany,
 )
+from api.client.models import Job
 from tests.fixtures.cli.stub_service import JOB_ID, StubService, a_job, a_problem, an_event, run_at
 
 HERE = f"GET /jobs/{JOB_ID}"
@@ -235,6 +238,27 @@ def test_waiting_asks_as_often_as_the_service_wants(service: StubService, client
     assert service.known == [None, '"v1"', '"v1"', '"v1"']
     service.answers[HERE] = [(503, a_problem(503)), (200, done)]  # the service restarts
     assert client.wait(JOB_ID).status == "succeeded"
+
+
+def test_waiting_keeps_one_job_however_often_it_changes(
+    service: StubService, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that runs for days changes thousands of times, and has all of its specification each time."""
+    seen: list[weakref.ref[Job]] = []
+    most = 0
+
+    def read(self: Connection, shape: type[Job], response: httpx2.Response) -> Job:
+        nonlocal most
+        most = max(most, sum(one() is not None for one in seen))
+        job = shape.model_validate_json(response.content)
+        seen.append(weakref.ref(job))
+        return job
+
+    monkeypatch.setattr(Connection, "read", read)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    service.answers[HERE] = [*[(200, a_job(status="running"))] * 20, (200, a_job(status="succeeded"))]
+    assert client.wait(JOB_ID).status == "succeeded"
+    assert (len(seen), most <= 2) == (21, True)
 
 
 def test_a_log_is_followed_over_a_restart(service: StubService, client: Client, pauses: list[float]) -> None:
