@@ -49,8 +49,8 @@ def static_root() -> str:
 
 
 def between(start: datetime | None, end: datetime | None) -> str:
-    """The time from one moment to another, or to now; nothing before the start."""
-    return NONE if start is None else duration(((end or datetime.now(UTC)) - start).total_seconds())
+    """The time from one moment to another, or to now; nothing before the start, which is by the database's clock."""
+    return NONE if start is None else duration(max(((end or datetime.now(UTC)) - start).total_seconds(), 0))
 
 
 def moment(at: datetime | None) -> str:

@@ -1,12 +1,14 @@
 """The page of a job: what it shows in each status, its figures, its forms."""
 
 import re
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from httpx2 import Response
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
+from api.dashboard.rendering import between
 from replaceme_core.ledger import attempts
 from replaceme_core.ledger.database import Database
 from replaceme_core.ledger.records import Claim
@@ -167,6 +169,11 @@ def test_the_stage_in_which_a_job_failed_is_not_done(client: TestClient, sqlite_
     run(sqlite_database, job, fail)
     rows = {row[0]: row[1] for row in rows_of(client.get(f"/ui/jobs/{job}")) if len(row) == 3}
     assert (rows["select"], rows["evaluate"]) == ("done", "failed")
+
+
+def test_what_began_by_a_clock_that_is_ahead_has_not_taken_less_than_no_time() -> None:
+    """A stage begins by the clock of the database, and has lasted until now by that of this machine."""
+    assert between(datetime.now(UTC) + timedelta(seconds=30), None) == "0.0 s"
 
 
 def test_cancelling(client: TestClient, sqlite_database: Database) -> None:
