@@ -16,7 +16,7 @@ _LONGEST_VALUE = 200  # characters, as JSON
 _KINDS = {"string": "a string", "boolean": "true or false", "null": "null"}
 # pydantic describes these in terms of Python or without the bounds; the schema has both
 _FROM_SCHEMA = (
-    *("float_type", "int_type", "bool_type", "string_type", "tuple_type", "dict_type", "finite_number"),
+    *("float_type", "int_type", "bool_type", "string_type", "tuple_type", "list_type", "dict_type", "finite_number"),
     *("model_type", "model_attributes_type", "is_instance_of"),
     *("greater_than", "greater_than_equal", "less_than", "less_than_equal", "literal_error", "missing"),
     *("string_too_short", "string_too_long", "string_pattern_mismatch", "string_unicode", "too_short", "too_long"),

@@ -108,6 +108,8 @@ def test_jobs_are_cancelled_by_filter(client: TestClient, ledger: Ledger) -> Non
         ({"status": ["done"]}, "status.0"),
     ):
         assert fields(client.post("/jobs/cancel", json=body)).keys() == {field}
+    (error,) = client.post("/jobs/cancel", json={"ids": "one"}).json()["errors"]
+    assert error["message"].startswith("expected a list, each a string matching")
 
 
 def test_cancelling_many_takes_a_bounded_time(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
