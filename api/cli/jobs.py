@@ -87,8 +87,6 @@ def submit(
             _print_plan(service, service.client.validate(request))
             return
         job = service.client.submit(request, idempotency_key=idempotency_key or uuid4().hex)
-        if job.notice is not None:
-            print_note(f"{job.notice} (--idempotency-key)")
         if job.webhook is not None and (waits or not service.as_json):  # a job that has ended comes without it
             print_secret(job.webhook)
         finish(service, job, wait=wait, timeout=timeout, held=held, junit=junit)

@@ -194,6 +194,8 @@ def finish(
 
     What a pipeline reads is written about a job whose end was waited for.
     """
+    if job.notice is not None:  # of a repeated request
+        print_note(f"{job.notice} (--idempotency-key)")
     waits = wait or timeout is not None or held is not None
     if waits:
         job = watch(service, job, timeout=timeout, held=held)

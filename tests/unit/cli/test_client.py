@@ -131,13 +131,15 @@ def test_a_key_that_cannot_be_sent_is_not_a_service_that_is_down(client: Client,
     assert pauses == []
 
 
-def test_submit_says_what_to_do_when_its_key_finds_a_failed_job(service: StubService) -> None:
-    service.answers["POST /jobs"] = [(202, a_job(status="failed", notice="this key made a job that has failed"))]
-    options = ("--model", "acme/tiny", "--ratio", "0.25", "--calibration", "builtin:general", "--idempotency-key", "k")
-    done = run_at(service, "submit", *options, "--json")
-    assert done.exit_code == ExitCode.JOB_FAILED
-    assert service.keys == ["k"]
-    assert "this key made a job that has failed" in done.stderr
+def test_a_command_says_what_to_do_when_its_key_finds_a_failed_job(service: StubService) -> None:
+    found = a_job(status="failed", notice="this key made a job that has failed")
+    service.answers |= {"POST /jobs": [(202, found)], f"POST /jobs/{JOB_ID}/retry": [(202, found)]}
+    job = ("--model", "acme/tiny", "--ratio", "0.25", "--calibration", "builtin:general")
+    for command in (("submit", *job), ("retry", JOB_ID)):
+        done = run_at(service, *command, "--idempotency-key", "k", "--json")
+        assert done.exit_code == ExitCode.JOB_FAILED
+        assert "this key made a job that has failed" in done.stderr
+    assert service.keys == ["k", "k"]
 
 
 def submit_with_key(client: Client) -> object:
