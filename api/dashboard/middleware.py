@@ -6,6 +6,7 @@ Within it a page is a route like any other: the same guard, the same problems (R
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Annotated
@@ -29,6 +30,7 @@ _HTML = "text/html"
 CSRF_FIELD = "csrf_token"
 _FORM = "application/x-www-form-urlencoded"
 _MOST_FIELDS = 100
+_PORT = re.compile(r":(\d+)$", re.ASCII)
 
 
 class Pages:
@@ -45,7 +47,7 @@ class Pages:
             return
         is_new, is_file = False, path.startswith(STATIC)
         if not is_file:
-            known = self._sessions().open(Request(scope).cookies.get(COOKIE, ""))
+            known = self._sessions().open(Request(scope).cookies.get(_name_of(scope), ""))
             is_new, session = known is None, known or Session.start()
             scope.update({SESSION: session, AS_PAGE: page_of_problem})
 
@@ -85,7 +87,13 @@ def cookie(value: str, scope: Scope, *, seconds: int = SESSION_SECONDS) -> str:
     """
     secure = "; Secure" if scope.get("scheme") == "https" else ""
     path = f"{root_of(scope)}/ui"
-    return f"{COOKIE}={value}; Max-Age={seconds}; Path={path}; HttpOnly; SameSite=Lax{secure}"
+    return f"{_name_of(scope)}={value}; Max-Age={seconds}; Path={path}; HttpOnly; SameSite=Lax{secure}"
+
+
+def _name_of(scope: Scope) -> str:
+    """Of the cookie: a browser has one for all ports of a host, and another port may be another service."""
+    port = _PORT.search(Headers(scope=scope).get("host", ""))
+    return COOKIE if port is None else f"{COOKIE}_{port[1]}"
 
 
 async def form(request: Request) -> Mapping[str, str]:

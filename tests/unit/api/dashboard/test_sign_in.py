@@ -90,6 +90,18 @@ def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(
         assert client.get("/ui/jobs", headers=headers, follow_redirects=False).status_code == 303
 
 
+def test_a_service_at_another_port_of_the_host_ends_no_session(client: TestClient, apart: Settings) -> None:
+    """A browser sends the cookies of all ports of a host to each of them."""
+    token = token_of(client.get("/ui/new"))
+    with TestClient(create_app(apart), base_url="http://testserver:8001", cookies=client.cookies) as other:
+        elsewhere = token_of(other.get("/ui/new"))
+        client.cookies.update(other.cookies)
+        sent = client.post("/ui/sign-out", data={"csrf_token": token}, follow_redirects=False)
+        other.cookies.update(client.cookies)
+        there = other.post("/ui/sign-out", data={"csrf_token": elsewhere}, follow_redirects=False)
+    assert (sent.status_code, there.status_code) == (303, 303)
+
+
 def test_signing_out_ends_the_session_and_copies_of_its_cookie(client: TestClient, holder: Holder) -> None:
     sign_in(client, holder.text)
     other = {"cookie": f"{COOKIE}={client.cookies[COOKIE]}"}
