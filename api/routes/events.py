@@ -1,5 +1,6 @@
 """Events: of a job and of all your jobs, as lists and as streams."""
 
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from replaceme_core.shapes import Page
 router = APIRouter(tags=["history"])
 _LARGEST_SEQ = 2**31 - 1
 _HIGHEST_POSITION = 2**63 - 1
+_WEIGHT = re.compile(r"[01](\.[0-9]{0,3})?")
 
 
 class EventsQuery(Parameters):
@@ -105,11 +107,12 @@ async def list_all_events(
 
 def wants_stream(request: Request) -> bool:
     """Whether the client asks for server-sent events, and would not rather have JSON."""
-    weights: dict[str, str] = {}
+    weights: dict[str, float] = {}
     for part in request.headers.get("accept", "").lower().split(","):
         name, *options = (one.strip() for one in part.split(";"))
-        weights[name] = next((one[2:] for one in options if one.startswith("q=")), "1")
-    return weights.get(STREAM, "0") >= max(weights.get("application/json", "0"), "0.001")
+        given = next((one[2:] for one in options if one.startswith("q=")), "")
+        weights[name] = float(given) if _WEIGHT.fullmatch(given) else 1.0
+    return weights.get(STREAM, 0.0) >= max(weights.get("application/json", 0.0), 0.001)
 
 
 async def _encoded(messages: AsyncIterator[EventMessage | int | None], form: str) -> AsyncGenerator[bytes]:

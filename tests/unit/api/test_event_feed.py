@@ -165,7 +165,10 @@ def test_the_stream_over_http(client: TestClient, sqlite_database: Database, led
     for accept, kind in (
         ("application/json, text/event-stream", "text/event-stream"),
         ("application/json;q=0.9, text/event-stream; q=0.1", "application/json"),
+        ("text/event-stream, application/json;q=1.0", "text/event-stream"),
+        ("application/json;q=0.50, text/event-stream;q=0.5", "text/event-stream"),
         ("text/event-stream;q=0", "application/json"),
+        ("text/event-stream;q=0.0", "application/json"),
         ("*/*", "application/json"),
     ):
         assert client.get(here, headers={"accept": accept}).headers["content-type"].startswith(kind), accept
