@@ -33,6 +33,7 @@ from api.cli.service import (
     asks_service,
     finish,
     interrupts,
+    print_notice,
     watch,
 )
 from api.cli.webhooks import print_secret
@@ -103,8 +104,9 @@ def _submit_sweep(
         raise typer.BadParameter("a sweep is not validated; give one ratio", param_hint="--validate-only")
     jobs = service.client.submit_sweep(request, idempotency_key=key)
     print_note(f"{counted(len(jobs), 'jobs')}; see: replaceme list --label sweep={jobs[0].labels['sweep']}")
-    for job in jobs if waits or not service.as_json else ():
-        if job.webhook is not None:
+    for job in jobs:
+        print_notice(job)
+        if job.webhook is not None and (waits or not service.as_json):
             print_secret(job.webhook)
     if waits:
         until = None if timeout is None else time.monotonic() + timeout

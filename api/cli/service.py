@@ -187,6 +187,12 @@ def interrupts(*, wanted: bool) -> Iterator[Interrupts | None]:
         yield found
 
 
+def print_notice(job: Job) -> None:
+    """Print what the service says of the job of a repeated request, where there is something to say."""
+    if job.notice is not None:
+        print_note(f"{job.notice} (--idempotency-key)")
+
+
 def finish(
     service: Service, job: Job, *, wait: bool, timeout: float | None, held: Interrupts | None, junit: Path | None = None
 ) -> None:
@@ -194,8 +200,7 @@ def finish(
 
     What a pipeline reads is written about a job whose end was waited for.
     """
-    if job.notice is not None:  # of a repeated request
-        print_note(f"{job.notice} (--idempotency-key)")
+    print_notice(job)
     waits = wait or timeout is not None or held is not None
     if waits:
         job = watch(service, job, timeout=timeout, held=held)

@@ -139,7 +139,11 @@ def test_a_command_says_what_to_do_when_its_key_finds_a_failed_job(service: Stub
         done = run_at(service, *command, "--idempotency-key", "k", "--json")
         assert done.exit_code == ExitCode.JOB_FAILED
         assert "this key made a job that has failed" in done.stderr
-    assert service.keys == ["k", "k"]
+    sweep = {"items": [{**found, "labels": {"sweep": "ab"}}], "next_cursor": None}
+    service.answers["POST /jobs"] = [(202, sweep)]
+    done = run_at(service, "submit", *job, "--ratio", "0.25,0.5", "--idempotency-key", "k", "--json")
+    assert "this key made a job that has failed" in done.stderr
+    assert service.keys == ["k", "k", "k"]
 
 
 def submit_with_key(client: Client) -> object:
