@@ -151,8 +151,8 @@ def describe(schema: Schema) -> str:
 
 def _size(schema: Schema, of: str) -> str:
     """How many items or properties there may be, where that has an upper limit."""
-    least, most = schema.get(f"min{of}", 0), schema.get(f"max{of}")
-    return "" if most is None else f" of {least} to {most}"
+    least, most = schema.get(f"min{of}"), schema.get(f"max{of}")
+    return "" if most is None else f" of {least} to {most}" if least else f" of up to {most}"
 
 
 def _bounds(schema: Schema) -> list[str]:

@@ -159,7 +159,7 @@ def test_a_message_names_what_is_expected(client: TestClient) -> None:
     assert {error["field"]: error["message"] for error in errors} == {
         "ratio": 'expected a number greater than 0 and less than 1, got "0.25"',
         "method": "expected a string or an object, got 5",
-        "labels": "expected an object of 0 to 32 names, got []",
+        "labels": "expected an object of up to 32 names, got []",
         "calibration": "required: a string or an object or a list, each a string or an object",
         "colour": "unknown field; the known ones are model, ratio, drop, calibration, method, heal, evaluation, "
         "gate, output, compute, labels, priority, max_queue_seconds, max_runtime_seconds, credential, webhook, "
@@ -173,9 +173,9 @@ def test_a_message_names_what_is_expected(client: TestClient) -> None:
         (
             {"evaluation": {"tasks": [f"task{number}" for number in range(65)]}},
             "evaluation.tasks",
-            "a list of 0 to 64,",
+            "a list of up to 64,",
         ),
-        ({"labels": {f"name{number}": "a" for number in range(33)}}, "labels", "an object of 0 to 32 names,"),
+        ({"labels": {f"name{number}": "a" for number in range(33)}}, "labels", "an object of up to 32 names,"),
         ({"gate": {"tasks": {}}}, "gate.tasks", "an object of 1 to 64 names,"),
     ],
 )
